@@ -1,0 +1,1 @@
+"""Pretrained networks, opened up: registry, blocks and nodes, trunk and top, freezing."""

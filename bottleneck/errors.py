@@ -1,0 +1,61 @@
+"""Errors for users: what was wrong, what was got, what was expected or the choices, and the next command.
+
+Every error that this package raises on purpose is a `BottleneckError`; the command line prints its one line
+and exits 1. Anything else is a defect and keeps its traceback.
+"""
+
+
+class BottleneckError(Exception):
+    """A failure that the user can act upon.
+
+    Parameters
+    ----------
+    message : str
+        What was wrong, what was got and what was expected, as one sentence without line breaks.
+    hint : str, optional
+        What to do next: a command, a flag, a place to look.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class SourceError(BottleneckError):
+    """The source of images (folder, manifest, shard, URL) cannot be read as asked."""
+
+
+class ImageError(BottleneckError):
+    """One image cannot be turned into pixels. Listed as a failure; it never ends a run by itself."""
+
+
+class CacheError(BottleneckError):
+    """A file is not a feature cache, is damaged, hostile, locked or incomplete."""
+
+
+class FingerprintError(CacheError):
+    """Two recipes that must agree (cache, head, model) differ; `fields` names where."""
+
+    def __init__(self, message: str, hint: str = "", fields: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint)
+        self.fields = fields
+
+
+class BackboneError(BottleneckError):
+    """A backbone, its weights or one of its nodes cannot be had."""
+
+
+class EngineError(BottleneckError):
+    """An engine cannot run the trunk, or its numbers leave the promised bounds."""
+
+
+class FitError(BottleneckError):
+    """A head or a network cannot be fitted to the data given."""
+
+
+class ArtifactError(BottleneckError):
+    """A head or model file cannot be read, or does not fit what it is used with."""

@@ -1,0 +1,119 @@
+"""What a source says of its samples: which images, which split, which targets. Plain arrays, no torch, no files.
+
+`data` reads such a table from a folder or a manifest, `store` keeps it in the cache; both meet only here.
+
+Shapes: I images, S samples, M images per sample, L labels of a multi-label target, P covariates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from bottleneck.errors import SourceError
+
+SPLITS = ("train", "val", "test")
+UNLABELLED = -1
+KINDS = ("class", "multilabel", "regression")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One question asked of every sample.
+
+    Parameters
+    ----------
+    name : str
+        Column name in a manifest; "label" for a folder.
+    kind : {"class", "multilabel", "regression"}
+    values : ndarray
+        "class": (S,) int64 codes into `class_names`, −1 where unlabelled.
+        "multilabel": (S, L) uint8 of 0 and 1; a row of 255 is unlabelled.
+        "regression": (S,) float64, NaN where unlabelled.
+    class_names : tuple of str
+        Names of the codes ("class") or of the L columns ("multilabel"); empty for "regression".
+    """
+
+    name: str
+    kind: str
+    values: np.ndarray
+    class_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise SourceError(f"Target {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}.")
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """(S,) bool, True where the sample has a label."""
+        if self.kind == "class":
+            return self.values != UNLABELLED
+        if self.kind == "multilabel":
+            return (self.values != 255).all(axis=1)
+        return np.isfinite(self.values)
+
+    def take(self, rows: np.ndarray) -> Target:
+        """The same target for the samples `rows` (indices or a mask)."""
+        return replace(self, values=self.values[rows])
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """Samples that point at images by their row in the image table.
+
+    Parameters
+    ----------
+    key : (S,) object array of str
+        Unique name of each sample; the image's key where a sample is one image.
+    image : (S, M) int64
+        Rows in the image table.
+    split : (S,) object array of str
+        "train", "val" or "test".
+    targets : dict of str to Target
+    covariates : (S, P) float64
+    covariate_names : tuple of P str
+    group : (S,) object array of str, or None
+        Samples of one group stay on one side of every split and fold.
+    """
+
+    key: np.ndarray
+    image: np.ndarray
+    split: np.ndarray
+    targets: dict[str, Target] = field(default_factory=dict)
+    covariates: np.ndarray | None = None
+    covariate_names: tuple[str, ...] = ()
+    group: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.covariates is None:
+            object.__setattr__(self, "covariates", np.zeros((len(self.key), 0)))
+        S = len(self.key)
+        columns = {"image": self.image, "split": self.split, "covariates": self.covariates}
+        columns |= {f"target {name!r}": target.values for name, target in self.targets.items()}
+        if self.group is not None:
+            columns["group"] = self.group
+        for name, values in columns.items():
+            if len(values) != S:
+                raise SourceError(f"The sample table has {S} keys but {len(values)} rows of {name}.")
+        if self.image.ndim != 2:
+            raise SourceError(f"The sample table's images have shape {self.image.shape}; expected (S, M).")
+        if self.covariates.shape != (S, len(self.covariate_names)):
+            raise SourceError(
+                f"The covariates have shape {self.covariates.shape} but {len(self.covariate_names)} names."
+            )
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: np.ndarray) -> SampleTable:
+        """The table of the samples `rows` (indices or a mask), in that order."""
+        return replace(
+            self,
+            key=self.key[rows],
+            image=self.image[rows],
+            split=self.split[rows],
+            targets={name: target.take(rows) for name, target in self.targets.items()},
+            covariates=self.covariates[rows],
+            group=None if self.group is None else self.group[rows],
+        )
