@@ -1,7 +1,7 @@
 """Transfer learning from cached ConvNet features: run the network once, then everything after is nearly free.
 
-The names below load on first use (PEP 562), so that `import bottleneck` costs nothing: pandas and xarray import
-a module of this name when they find one. The version stays 0.x for the same reason; see the README.
+The names below load on first use (PEP 562), so that `import bottleneck` costs nothing: pandas and xarray
+import a module of this name when they find one. The version stays 0.x for the same reason; see the README.
 """
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ _LAZY = {
     "load_backbone": "bottleneck.backbones.registry",
 }
 
-__all__ = ["__version__", *_LAZY]  # noqa: PLE0604
+__all__ = ["__version__", *_LAZY]
 
 
 def __getattr__(name: str):

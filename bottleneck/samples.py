@@ -1,4 +1,4 @@
-"""What a source says of its samples: which images, which split, which targets. Plain arrays, no torch, no files.
+"""What a source says of its samples: images, split, targets. Plain arrays, no torch, no files.
 
 `data` reads such a table from a folder or a manifest, `store` keeps it in the cache; both meet only here.
 
@@ -42,7 +42,9 @@ class Target:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise SourceError(f"Target {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}.")
+            raise SourceError(
+                f"Target {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}."
+            )
 
     @property
     def labelled(self) -> np.ndarray:

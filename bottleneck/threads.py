@@ -1,8 +1,8 @@
 """How the cores are shared. Decided here, once; nobody else sets a thread count.
 
-While images stream, decoding and the network run at the same time. Decoding costs a fraction of the network's
-time on a CPU, so the network's library gets every core and the decoders fill the gaps that its barriers leave;
-on a GPU the decoders get the cores.
+While images stream, decoding and the network run at the same time. Decoding costs a fraction of the
+network's time on a CPU, so the network's library gets every core and the decoders fill the gaps that its
+barriers leave; on a GPU the decoders get the cores.
 """
 
 from __future__ import annotations
