@@ -1,0 +1,104 @@
+"""The `bottleneck` command: a table of lazily loaded subcommands, and the one place where errors become exit codes.
+
+A command lives in the module that the table names, as `command`. Nothing here imports torch, so that
+`bottleneck --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import signal
+import sys
+
+import click
+
+from bottleneck import __version__
+from bottleneck.errors import BottleneckError
+
+COMMANDS = {
+    "demo": ("bottleneck.cli.demo", "Run the whole chain on digits that scikit-learn ships, offline."),
+    "extract": (
+        "bottleneck.cli.extract",
+        "Run the backbone once over images and keep its features in a cache.",
+    ),
+    "fit-head": (
+        "bottleneck.cli.fit_head",
+        "Fit linear heads on cached features, C chosen by cross-validation.",
+    ),
+    "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
+    "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
+    "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
+    "inspect": ("bottleneck.cli.inspect", "Open a backbone up: blocks, shapes, parameters, costs."),
+    "backbones": ("bottleneck.cli.backbones", "List the backbones that can be had."),
+    "cache": ("bottleneck.cli.cache", "Look into caches, verify, export and merge them."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called; its help reads only the table above."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(COMMANDS[name][0]).command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help) for name, (_, help) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bottleneck")
+def group() -> None:
+    """Transfer learning from cached ConvNet features.
+
+    Run a frozen network once over your images, keep its bottleneck features, and fit heads in seconds.
+    Start with `bottleneck demo`, then `bottleneck extract FOLDER`.
+    """
+
+
+def main() -> None:
+    """Entry point of the console command: 0 done, 1 failed, 2 wrong usage, 128 + signal when interrupted."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    try:
+        sys.exit(group.main(standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.Abort) as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        click.echo(
+            "Interrupted. What was committed is kept: run the same command again to continue.", err=True
+        )
+        sys.exit(128 + int(number))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except BottleneckError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        click.echo(
+            f"Error: unexpected {type(error).__name__}: {reason} Run again with --debug to see where.",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _raise_interrupt(number: int, frame: object) -> None:
+    """SIGTERM ends a run as Ctrl-C does: contexts close, committed work stays."""
+    raise KeyboardInterrupt(number)
