@@ -49,3 +49,10 @@ def thread_budget(workers: int | None = None, device: str = "cpu") -> ThreadBudg
     if workers is None:
         workers = max(1, min(cores, 32) // 2) if device == "cpu" else min(cores, 32)
     return ThreadBudget(decode=max(1, workers), network=cores if device == "cpu" else 1)
+
+
+def use_torch_threads(count: int) -> None:
+    """Let torch's CPU kernels use `count` threads from now on, in the whole process."""
+    import torch
+
+    torch.set_num_threads(count)

@@ -1,0 +1,59 @@
+"""Which device the network runs on. Torch is imported only where an accelerator may be present."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from pathlib import Path
+
+from bottleneck.errors import EngineError
+
+
+def resolve_device(device: str = "auto") -> str:
+    """The device to run on: "cpu", "cuda", "cuda:N" or "mps".
+
+    Parameters
+    ----------
+    device : str
+        One of these, or "auto": CUDA, else MPS, else the CPU.
+
+    Raises
+    ------
+    EngineError
+        The device has no meaning here, or is not present.
+    """
+    if device == "cpu" or (device == "auto" and not _accelerator_possible()):
+        return "cpu"
+    kind = device.partition(":")[0]
+    if kind not in ("auto", "cuda", "mps"):
+        raise EngineError(f"Device must be auto, cpu, cuda, cuda:N or mps; got {device!r}.")
+    import torch
+
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if device == "auto":
+        return next((name for name, here in present.items() if here), "cpu")
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError:
+        raise EngineError(f"Device must be auto, cpu, cuda, cuda:N or mps; got {device!r}.") from None
+    if not present[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
+        raise EngineError(f"Device {device} is not present on this machine.", "Use --device cpu or auto.")
+    return device
+
+
+def _accelerator_possible() -> bool:
+    """False where torch cannot find an accelerator, so that it need not be imported to ask it."""
+    if platform.system() == "Darwin":
+        return platform.machine() == "arm64"
+    if platform.system() == "Windows":
+        return _loads("nvcuda.dll")
+    nodes = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvhost-gpu", "/dev/nvgpu")
+    return any(Path(node).exists() for node in nodes) or _loads("libcuda.so.1")
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""The torch engine: CUDA, MPS and any CPU.
+
+Channels-last, inference mode, autocast for bf16 and fp16, float32 without TF32. Pixels are uploaded one pass ahead:
+on CUDA from two pinned buffers on a stream of their own, so that copying overlaps with the network.
+
+Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import nn
+
+from bottleneck.threads import use_torch_threads
+
+_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchEngine:
+    """Run an extractor module on a torch device.
+
+    Parameters
+    ----------
+    extractor : nn.Module
+        uint8 (B, H, W, C) → tuple of float32 tensors. Moved to the device, in eval mode.
+    precision : "fp32", "bf16" or "fp16"
+    device : "cpu", "cuda", "cuda:N" or "mps"
+    threads : int
+        Intra-op threads on the CPU.
+    compiled : bool
+        Compile the module: may pay on long runs, costs a minute and a C++ compiler.
+    """
+
+    calibration = None
+
+    def __init__(
+        self,
+        extractor: nn.Module,
+        precision: str = "fp32",
+        device: str = "cpu",
+        threads: int = 1,
+        compiled: bool = False,
+    ) -> None:
+        use_torch_threads(threads)
+        self.name = "torch-compiled" if compiled else "torch"
+        self.precision = precision
+        self.device = device
+        self.agreement: dict[int, float] = {}
+        self._device = torch.device(device)
+        # Images per pass: on a CPU as many as the caches hold, elsewhere as many as fill the device.
+        self._batch = 16 if self._device.type == "cpu" else 128
+        # A shape seen for the first time costs a compilation, or another choice of kernels: have few of them.
+        self._pad = compiled or self._device.type != "cpu"
+        self._upload = _PinnedUpload(self._device) if self._device.type == "cuda" else self._plain_upload
+        extractor = extractor.eval().to(self._device, memory_format=torch.channels_last)
+        self._forward = torch.compile(extractor, dynamic=False) if compiled else extractor
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows of every node for uint8 pixels (B, H, W, C): float32 arrays (B, …)."""
+        with torch.inference_mode(), self._autocast(), _exact_float32():
+            passes = [
+                [node[:count].float() for node in self._forward(x)] for x, count in self._passes(pixels)
+            ]
+            return tuple(torch.cat(node).cpu().numpy() for node in zip(*passes, strict=True))
+
+    def _passes(self, pixels: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:
+        """Device tensors of one pass each and how many of their rows count; the next is on its way already."""
+        ahead = None
+        for start in range(0, max(1, len(pixels)), self._batch):
+            rows = pixels[start : start + self._batch]
+            uploaded = self._upload(_padded(rows) if self._pad else rows), len(rows)
+            if ahead is not None:
+                yield ahead[0](), ahead[1]
+            ahead = uploaded
+        yield ahead[0](), ahead[1]
+
+    def _plain_upload(self, rows: np.ndarray):
+        tensor = torch.from_numpy(np.require(rows, requirements=["C", "W"])).to(self._device)
+        return lambda: tensor
+
+    def _autocast(self) -> AbstractContextManager:
+        half = self.precision != "fp32"
+        return torch.autocast(
+            self._device.type, dtype=_AUTOCAST[self.precision] if half else None, enabled=half
+        )
+
+
+class _PinnedUpload:
+    """Copies to a CUDA device from two pinned buffers in turn, on a stream of their own."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._slots: list[tuple[torch.Tensor, torch.cuda.Event] | None] = [None, None]
+
+    def __call__(self, rows: np.ndarray):
+        """Start the copy; the callable returned makes the network's stream wait for it and gives the tensor."""
+        slot, self._slots[0] = self._slots[0], self._slots[1]
+        if slot is not None:
+            slot[1].synchronize()
+        if slot is None or slot[0].shape != rows.shape:
+            slot = torch.empty(rows.shape, dtype=torch.uint8, pin_memory=True), torch.cuda.Event()
+        buffer, copied = slot
+        buffer.numpy()[...] = rows
+        with torch.cuda.stream(self._stream):
+            tensor = buffer.to(self._device, non_blocking=True)
+            copied.record(self._stream)
+        self._slots[1] = slot
+
+        def ready() -> torch.Tensor:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(copied)
+            tensor.record_stream(stream)
+            return tensor
+
+        return ready
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+    """Rows repeated up to the next power of two, so that a run meets few batch shapes."""
+    count = 1 << max(0, len(rows) - 1).bit_length()
+    return rows if len(rows) in (0, count) else np.resize(rows, (count, *rows.shape[1:]))
+
+
+def _exact_float32() -> AbstractContextManager:
+    # TF32 keeps 10 bits of the mantissa: outside float32's bound. Deterministic kernels make runs repeat.
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
