@@ -1,7 +1,7 @@
 """How far an engine's numbers may lie from eager float32, and how the distance is measured.
 
-Shapes: an engine gives one array (B, …) per node, B images. Each row is compared as a whole: values near zero are
-judged against the size of their row, and a faint row is not hidden by a strong neighbour.
+Shapes: an engine gives one array (B, …) per node, B images. Each row is compared as a whole: values near
+zero are judged against the size of their row, and a faint row is not hidden by a strong neighbour.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reference that every engine is judged by: the extractor in eager float32 on a few of the user's images."""
+"""What every engine is judged by: the extractor in eager float32 on a few of the user's images."""
 
 from __future__ import annotations
 

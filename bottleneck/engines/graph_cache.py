@@ -1,8 +1,8 @@
 """Exported graphs kept in the user's cache folder, so that later runs start at once and without torch.
 
-One safetensors file per graph (no pickle): the graph's bytes, the probe images, and the rows that eager float32
-gave for them, by which the graph is judged again wherever it is loaded. A file that fails its checksum is taken as
-absent.
+One safetensors file per graph (no pickle): the graph's bytes, the probe images, and the rows that eager
+float32 gave for them, by which the graph is judged again wherever it is loaded. A file that fails its
+checksum counts as absent.
 
 Shapes: probe (B, H, W, C) uint8, reference (B, …) float32 per node.
 """
@@ -29,7 +29,7 @@ _SUFFIX = ".graph"
 
 
 def user_cache() -> Path:
-    """The user's cache folder: $BOTTLENECK_CACHE, else $XDG_CACHE_HOME/bottleneck, else ~/.cache/bottleneck."""
+    """The user's folder: $BOTTLENECK_CACHE, else $XDG_CACHE_HOME/bottleneck, else ~/.cache/bottleneck."""
     if own := os.environ.get("BOTTLENECK_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bottleneck"
@@ -39,7 +39,7 @@ def user_cache() -> Path:
 class KeptGraph:
     """A graph and what it is judged by.
 
-    graph : serialised ONNX. probe : uint8 (B, H, W, C). reference : float32 (B, …) per node, of eager float32.
+    graph : serialised ONNX. probe : uint8 (B, H, W, C). reference : (B, …) per node, of eager float32.
     details : JSON-able description (for int8 its calibration).
     """
 

@@ -54,8 +54,8 @@ class OnnxEngine:
 def float_engine(eager: Eager, key: str, graphs: GraphCache, threads: int) -> OnnxEngine:
     """The float32 engine from the graph kept under `key`, else from a new export, which is then kept.
 
-    Its `agreement` is measured on the probe kept with the graph, so that another machine or version of the library
-    is compared anew. Raises EngineError where the network cannot be exported or the graph not be run.
+    Its `agreement` is measured on the probe kept with the graph: another machine or another version of the
+    library is compared anew. Raises EngineError where the network cannot be exported or the graph not be run.
     """
     if (kept := graphs.load(key, "fp32")) is not None:
         try:

@@ -1,7 +1,7 @@
 """The torch engine: CUDA, MPS and any CPU.
 
-Channels-last, inference mode, autocast for bf16 and fp16, float32 without TF32. Pixels are uploaded one pass ahead:
-on CUDA from two pinned buffers on a stream of their own, so that copying overlaps with the network.
+Channels-last, inference mode, autocast for bf16 and fp16, float32 without TF32. Pixels are uploaded one pass
+ahead: on CUDA from two pinned buffers on a stream of their own, so that copying overlaps with the network.
 
 Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 """
@@ -17,7 +17,7 @@ from torch import nn
 
 from bottleneck.threads import use_torch_threads
 
-_AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -62,13 +62,11 @@ class TorchEngine:
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         """Rows of every node for uint8 pixels (B, H, W, C): float32 arrays (B, …)."""
         with torch.inference_mode(), self._autocast(), _exact_float32():
-            passes = [
-                [node[:count].float() for node in self._forward(x)] for x, count in self._passes(pixels)
-            ]
+            passes = [[rows[:n].float() for rows in self._forward(x)] for x, n in self._passes(pixels)]
             return tuple(torch.cat(node).cpu().numpy() for node in zip(*passes, strict=True))
 
     def _passes(self, pixels: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:
-        """Device tensors of one pass each and how many of their rows count; the next is on its way already."""
+        """Device tensors of one pass each and how many of their rows count; the next is on its way."""
         ahead = None
         for start in range(0, max(1, len(pixels)), self._batch):
             rows = pixels[start : start + self._batch]
@@ -83,10 +81,8 @@ class TorchEngine:
         return lambda: tensor
 
     def _autocast(self) -> AbstractContextManager:
-        half = self.precision != "fp32"
-        return torch.autocast(
-            self._device.type, dtype=_AUTOCAST[self.precision] if half else None, enabled=half
-        )
+        dtype = _HALF.get(self.precision)
+        return torch.autocast(self._device.type, dtype=dtype, enabled=dtype is not None)
 
 
 class _PinnedUpload:
@@ -98,7 +94,7 @@ class _PinnedUpload:
         self._slots: list[tuple[torch.Tensor, torch.cuda.Event] | None] = [None, None]
 
     def __call__(self, rows: np.ndarray):
-        """Start the copy; the callable returned makes the network's stream wait for it and gives the tensor."""
+        """Start the copy; the callable returned makes the network's stream wait and gives the tensor."""
         slot, self._slots[0] = self._slots[0], self._slots[1]
         if slot is not None:
             slot[1].synchronize()
