@@ -1,0 +1,154 @@
+"""Train, validation and test: names that people give them, and fractions set aside from train.
+
+A sample's place is decided by a hash of the seed and its key, so that it does not depend on the order of the
+samples, and adding some moves few of the others.
+
+Shapes: S samples, G groups, T splits (val, test, train).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from bottleneck.errors import SourceError
+from bottleneck.samples import SampleTable
+
+ALIASES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder or a cell names, whatever its case; None where it names none."""
+    return ALIASES.get(name.strip().lower())
+
+
+def set_aside(
+    samples: SampleTable, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0
+) -> np.ndarray:
+    """The (S,) split of each sample after fractions of the train samples are set aside.
+
+    Stratified by the first class target (unlabelled samples are a stratum of their own): each class gives its
+    share to within one sample. Where there are groups, whole groups move, so that each split comes as near to
+    its share of every class as the groups allow.
+
+    Raises
+    ------
+    SourceError
+        A fraction is out of range, the split exists already, or the fraction amounts to no sample.
+    """
+    fractions = {"val": val_fraction, "test": test_fraction}
+    split = samples.split.copy()
+    wanted = {name: fraction for name, fraction in fractions.items() if fraction}
+    if not wanted:
+        return split
+    _check(wanted, split)
+    rows = np.flatnonzero(split == "train")
+    rows = rows[np.argsort([_rank(seed, samples.key[row]) for row in rows], kind="stable")]
+    strata = _strata(samples)[rows]
+    if samples.group is None:
+        chosen = _stratified(strata, list(wanted.values()))
+    else:
+        chosen = _grouped(strata, samples.group[rows], list(wanted.values()), seed)
+    for place, (name, fraction) in enumerate(wanted.items()):
+        if not (chosen == place).any():
+            unit = "samples" if samples.group is None else "samples in whole groups"
+            raise SourceError(
+                f"A {name} fraction of {fraction:g} is impossible: {len(rows)} train {unit} give it none.",
+                f"Use a larger --{name}-fraction or more samples.",
+            )
+        split[rows[chosen == place]] = name
+    if not (split == "train").any():
+        raise SourceError("The fractions for val and test leave no train sample.", "Use smaller fractions.")
+    return split
+
+
+def _check(wanted: dict[str, float], split: np.ndarray) -> None:
+    """Refuse fractions that cannot be meant."""
+    for name, fraction in wanted.items():
+        if not 0 < fraction < 1:
+            raise SourceError(f"--{name}-fraction is {fraction:g}; expected a number between 0 and 1.")
+        if present := int((split == name).sum()):
+            raise SourceError(
+                f"--{name}-fraction is given, but the source has {present} {name} samples of its own.",
+                f"Leave --{name}-fraction out.",
+            )
+    if sum(wanted.values()) >= 1:
+        raise SourceError("--val-fraction and --test-fraction together are 1 or more; expected less.")
+
+
+def _rank(seed: int, key: str) -> bytes:
+    return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
+
+
+def _strata(samples: SampleTable) -> np.ndarray:
+    """(S,) int stratum of each sample: its class in the first class target, or 0 where there is none."""
+    for target in samples.targets.values():
+        if target.kind == "class":
+            return target.values
+    return np.zeros(len(samples), np.int64)
+
+
+def _stratified(strata: np.ndarray, fractions: list[float]) -> np.ndarray:
+    """(S,) index of the fraction that each sample goes to, −1 for none; samples come in random order.
+
+    Largest remainders: every class gets its quota rounded down, and the classes with the largest remainders
+    one more until the total is met.
+    """
+    chosen = np.full(len(strata), -1)
+    classes, code, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    left = sizes.copy()
+    starts = np.zeros(len(classes), np.int64)
+    order = np.argsort(code, kind="stable")
+    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    for place, fraction in enumerate(fractions):
+        quota = sizes * fraction
+        counts = np.minimum(np.floor(quota + 1e-9).astype(np.int64), left)
+        short = round(len(strata) * fraction) - counts.sum()
+        by_remainder = np.argsort(counts - quota, kind="stable")
+        for index in by_remainder[left[by_remainder] - counts[by_remainder] > 1][: max(short, 0)]:
+            counts[index] += 1
+        for index, count in enumerate(counts):
+            begin = first[index] + starts[index]
+            chosen[order[begin : begin + count]] = place
+        starts += counts
+        left -= counts
+    return chosen
+
+
+def _grouped(strata: np.ndarray, groups: Sequence[str], fractions: list[float], seed: int) -> np.ndarray:
+    """(S,) index of the fraction that each sample's group goes to, −1 for none.
+
+    Groups are dealt out from the largest to the smallest (by hash among equals), each to the split where the
+    squared distances of the class counts from their shares, relative to the class sizes, grow least.
+    """
+    classes, code, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    names, member, group_sizes = np.unique(
+        np.asarray(groups, object), return_inverse=True, return_counts=True
+    )
+    shares = np.array([*fractions, 1 - sum(fractions)])
+    goals = shares[:, None] * np.append(sizes, len(strata))  # (T, classes + 1), the last column is the total
+    scale = np.append(sizes, len(strata) / len(classes)).astype(float)
+    have = np.zeros_like(goals)
+    rows_of = np.split(np.argsort(member, kind="stable"), np.cumsum(group_sizes)[:-1])
+    dealt = sorted(range(len(names)), key=lambda index: (-group_sizes[index], _rank(seed, names[index])))
+    chosen = np.empty(len(strata), np.int64)
+    for index in dealt:
+        rows = rows_of[index]
+        columns, counts = np.unique(code[rows], return_counts=True)
+        columns, counts = np.append(columns, len(classes)), np.append(counts, len(rows))
+        growth = (counts * (counts + 2 * (have[:, columns] - goals[:, columns])) / scale[columns]).sum(axis=1)
+        best = int(np.argmin(growth))
+        have[best, columns] += counts
+        chosen[rows] = best if best < len(fractions) else -1
+    return chosen
