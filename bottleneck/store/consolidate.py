@@ -1,0 +1,137 @@
+"""From parts to one plain file: rows are gathered in blocks, the new file is checked and moved into place.
+
+Shapes: I images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bottleneck.errors import CacheError
+from bottleneck.samples import SampleTable
+from bottleneck.store import layout
+from bottleneck.store.cachefile import CacheFile, dataset_paths
+from bottleneck.store.files import as_cache_error, rename
+from bottleneck.store.rows import ABSENT, FeatureRows, FilePool, RowIndex
+from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.tables import Column, Failure, ImageTable, failure_columns, link_name, sample_columns
+
+
+class Gatherer:
+    """Finds rows by digest in any number of files.
+
+    Parameters
+    ----------
+    index : where the rows are
+    pool : opens the files
+    """
+
+    def __init__(self, index: RowIndex, pool: FilePool) -> None:
+        self.index, self.pool = index, pool
+
+    def rows(self, node: NodeSpec, digests: list[bytes], group: str = "features") -> FeatureRows:
+        """The node's rows of `digests`, in that order."""
+        dataset = f"{group}/{link_name(node.name)}"
+        which, row = self.index.locate(digests, dataset)
+        if (which == ABSENT).any():
+            raise CacheError(f"/{dataset} lacks {int((which == ABSENT).sum())} rows that were promised.")
+        shape = node.views_shape if group == "views" else node.shape
+        return FeatureRows(self.pool, self.index.files, dataset, which, row, shape, node.dtype)
+
+
+def write_main(
+    path: Path,
+    spec: CacheSpec,
+    source_root: str,
+    nodes: Iterable[NodeSpec],
+    images: ImageTable,
+    samples: SampleTable,
+    failures: list[Failure],
+    gatherer: Gatherer,
+) -> None:
+    """Write and move into place the main file `path`."""
+
+    def fill(file) -> None:
+        layout.write_root(file, spec, source_root)
+        layout.write_images(file, images)
+        _write_nodes(file, spec, nodes, images, gatherer)
+        layout.write_columns(file, sample_columns(samples))
+        columns = failure_columns(failures)
+        layout.write_columns(
+            file, {f"failures/{name}": Column(values, {}) for name, values in columns.items()}
+        )
+
+    _replace(path, fill)
+
+
+def write_companion(
+    path: Path, spec: CacheSpec, source_root: str, node: NodeSpec, images: ImageTable, gatherer: Gatherer
+) -> None:
+    """Write and move into place the file of one node's map."""
+
+    def fill(file) -> None:
+        layout.write_root(file, spec, source_root, map_name=node.name)
+        layout.write_images(file, images)
+        _write_nodes(file, spec, [node], images, gatherer)
+
+    _replace(path, fill)
+
+
+def unique_images(tables: Iterable[ImageTable]) -> ImageTable:
+    """The first image of each digest."""
+    rows: dict[bytes, tuple[str, bytes, int, int]] = {}
+    for table in tables:
+        for key, digest, size, mtime in zip(
+            table.key, table.digests(), table.size, table.mtime_ns, strict=True
+        ):
+            rows.setdefault(digest, (key, digest, int(size), int(mtime)))
+    return ImageTable.of(list(rows.values()))
+
+
+def require_sound(file: CacheFile, nodes: Iterable[NodeSpec]) -> None:
+    """Compare the features that are about to be copied with their checksums, lest damage gets a new one."""
+    for node in nodes:
+        for path in dataset_paths(node):
+            try:
+                same = layout.checksum(file.file[path]) == file.file[path].attrs["sha256"]
+            except (OSError, RuntimeError, KeyError) as error:
+                raise file.damaged(f"/{path} cannot be read ({error})") from None
+            if not same:
+                raise file.damaged(f"/{path} does not match its checksum")
+
+
+def _write_nodes(file, spec: CacheSpec, nodes, images: ImageTable, gatherer: Gatherer) -> None:
+    digests = images.digests()
+    for node in nodes:
+        rows = gatherer.rows(node, digests)
+        layout.write_rows(file, spec, node, len(images), rows.blocks())
+        if node.views is not None:
+            rows = gatherer.rows(node, digests, "views")
+            layout.write_rows(file, spec, node, len(images), rows.blocks(), views=True)
+
+
+def _replace(path: Path, fill) -> None:
+    fresh = temporary(path)
+    try:
+        with layout.new_file(fresh) as file:
+            fill(file)
+            layout.seal(file)
+        written = CacheFile(fresh)
+        try:
+            require_sound(written, written.nodes.values())
+            _ = written.images, written.samples, written.failures  # each compares its checksums
+        finally:
+            written.close()
+        rename(fresh, path)
+    except OSError as error:
+        layout.remove_quietly(fresh)
+        raise as_cache_error(error, path) from error
+    except BaseException:
+        layout.remove_quietly(fresh)
+        raise
+
+
+def temporary(path: Path) -> Path:
+    """Where the file that will replace `path` is built."""
+    return path.with_name(path.name + ".new")

@@ -1,0 +1,298 @@
+"""What a writer finds and keeps up: the finished file, its companions, and the parts of an interrupted run.
+
+Shapes: I images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.errors import CacheError
+from bottleneck.samples import SampleTable
+from bottleneck.store import consolidate
+from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.files import require_space
+from bottleneck.store.layout import companion_path, parts_folder, remove_quietly
+from bottleneck.store.log import LogState, PartEntry, read_log
+from bottleneck.store.parts import PartsFolder, require_intact
+from bottleneck.store.plan import Record
+from bottleneck.store.rows import FilePool, RowIndex
+from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
+from bottleneck.store.tables import (
+    Failure,
+    ImageTable,
+    failure_columns,
+    same_columns,
+    same_images,
+    sample_columns,
+)
+
+TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space
+
+
+class Existing:
+    """The state of a cache on disk, as its one writer sees it. The caller holds the lock.
+
+    Attributes
+    ----------
+    nodes : dict of name to NodeSpec
+        What every image of the finished cache will have: the nodes asked for and the main file's own.
+    records : dict of key to (digest, size, mtime_ns)
+    failures : dict of key to Failure
+    keys : tuple of the finished file's keys
+    parts : PartsFolder
+    """
+
+    def __init__(self, path: Path, spec: CacheSpec, nodes: Sequence[NodeSpec], source_root: str) -> None:
+        self._path, self._spec, self._source_root = path, spec, source_root
+        self._pool, self._index = FilePool(), RowIndex()
+        self._main: CacheFile | None = None
+        self._companions: dict[str, CacheFile] = {}
+        self.parts: PartsFolder | None = None
+        self.records: dict[str, Record] = {}
+        self.failures: dict[str, Failure] = {}
+        try:
+            self._open_finished()
+            state = self._interrupted()
+            self.nodes = self._effective(nodes, state)
+            self._open_parts()
+        except BaseException:
+            self.close()
+            raise
+        self._name_of = {path: node.name for node in self.nodes.values() for path in dataset_paths(node)}
+
+    def _open_finished(self) -> None:
+        _remove_temporaries(self._path)
+        if self._path.exists():
+            self._main = main = CacheFile(self._path)
+            self._pool.keep(main)
+            if main.map_name is not None:
+                raise CacheError(
+                    f"{self._path} is the map of node {main.map_name!r} of another cache.",
+                    "Name the main file, whose name ends before the last '--'.",
+                )
+            self._require_settings(
+                main.spec,
+                main.source_root,
+                f"The cache {self._path}",
+                "Leave those flags out, or give another file with -o.",
+            )
+            self._register(main)
+            self._remember([main.images], main.failures)
+        self.keys = () if self._main is None else tuple(self._main.images.key)
+        self._companions = find_companions(self._path, self._spec.fingerprint, self._source_root)
+        for companion in self._companions.values():
+            self._pool.keep(companion)
+            self._register(companion)
+
+    def _interrupted(self) -> LogState | None:
+        folder = parts_folder(self._path)
+        state = read_log(folder)
+        if state is not None:
+            hint = f"Repeat that run with its settings, or delete {folder} to give it up."
+            self._require_settings(state.spec, state.source_root, f"The interrupted run in {folder}", hint)
+        return state
+
+    def _require_settings(self, spec: CacheSpec, source_root: str, where: str, hint: str) -> None:
+        cached = spec.to_json() | {"source_root": source_root}
+        asked = self._spec.to_json() | {"source_root": self._source_root}
+        require_equal(cached, asked, where, hint)
+
+    def _effective(self, asked: Sequence[NodeSpec], state: LogState | None) -> dict[str, NodeSpec]:
+        """The main file's nodes and those asked for, compared with what the cache and the parts say of them."""
+        kept = {} if self._main is None else dict(self._main.nodes)
+        cached = kept | {name: file.nodes[name] for name, file in self._companions.items()}
+        interrupted = {} if state is None else {node.name: node for node in state.nodes}
+        effective = kept
+        for node in asked:
+            where = f"Node {node.name!r} of {self._path}"
+            hint = "Leave those flags out, or give another file with -o."
+            if node.name in cached:
+                node = _agreed(cached[node.name], node, where, hint)
+            effective[node.name] = node
+        for name in effective.keys() & interrupted.keys():
+            folder = parts_folder(self._path)
+            hint = f"Repeat that run with its settings, or delete {folder} to give it up."
+            _agreed(
+                interrupted[name], effective[name], f"Node {name!r} of the interrupted run in {folder}", hint
+            )
+        if not effective:
+            raise CacheError("A cache needs at least one node.", "Name one with --node.")
+        return effective
+
+    def _open_parts(self) -> None:
+        self.parts = PartsFolder(parts_folder(self._path), self._spec, self._source_root)
+        self.parts.declare(self.nodes)
+        self._index_parts(self.parts.entries())
+        if self.parts.table is not None:
+            table = self._part(self.parts.table)
+            self._remember([table.images], table.failures)
+
+    def _index_parts(self, entries: Iterable[PartEntry]) -> None:
+        for entry in entries:
+            part = self._part(entry)
+            self._register(part)
+            self._remember([part.images, part.image_group("taken")], part.failures)
+
+    def index_new_parts(self) -> None:
+        """Take in the parts that this run committed."""
+        self._index_parts(self.parts.take_new())
+
+    def _part(self, entry: PartEntry) -> CacheFile:
+        require_intact(self.parts.path, entry, thorough=True)
+        return self._pool.get(self.parts.path / entry.name)
+
+    def _register(self, file: CacheFile) -> None:
+        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
+        self._index.add(file.path, paths, file.images.digests())
+
+    def _remember(self, tables: Sequence[ImageTable], failures: Sequence[Failure]) -> None:
+        """Later tables overrule earlier ones."""
+        for table in tables:
+            sizes, mtimes = table.size.tolist(), table.mtime_ns.tolist()
+            for key, digest, size, mtime in zip(table.key, table.digests(), sizes, mtimes, strict=True):
+                self.records[key] = (digest, size, mtime)
+                self.failures.pop(key, None)
+        for failure in failures:
+            self.failures[failure.key] = failure
+            self.records.pop(failure.key, None)
+
+    def missing(self, digest: bytes) -> tuple[str, ...]:
+        """Names of the nodes that have no row, or no views, of this digest."""
+        paths = self._index.missing(digest, self._name_of)
+        if not paths:
+            return ()
+        names = {self._name_of[path] for path in paths}
+        return tuple(name for name in self.nodes if name in names)
+
+    def require_space(self, images: int, work: Mapping[tuple[str, ...], int]) -> None:
+        """Raise CacheError where the disk has too little room for the parts and the files made of them.
+
+        Parameters
+        ----------
+        images : rows of the finished file
+        work : number of images by the nodes to be computed for them
+        """
+        computed = sum(work.values())
+        if not computed:
+            return
+        need = (images + computed) * TABLE_BYTES
+        need += sum(rows * _row_bytes(self.nodes[name]) for names, rows in work.items() for name in names)
+        for name, node in self.nodes.items():
+            if not node.is_map:
+                need += images * _row_bytes(node)
+                continue
+            fresh = sum(rows for names, rows in work.items() if name in names)
+            held = len(self._companions[name].images) if name in self._companions else 0
+            need += (held + fresh) * _row_bytes(node) if fresh else 0
+        require_space(self._path.parent, need, f"Extracting {computed} images")
+
+    def finish(self, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> None:
+        """Write what has changed, maps first: a main file never lacks the rows of its maps."""
+        gatherer = consolidate.Gatherer(self._index, self._pool)
+        vectors = [node for node in self.nodes.values() if not node.is_map]
+        for node in self.nodes.values():
+            if node.is_map:
+                self._finish_map(node, images, gatherer)
+        if not self._same_main(vectors, images, samples, failures):
+            if self._main is not None:
+                consolidate.require_sound(self._main, self._main.nodes.values())
+            consolidate.write_main(
+                self._path, self._spec, self._source_root, vectors, images, samples, failures, gatherer
+            )
+        self.parts.remove()
+
+    def _finish_map(self, node: NodeSpec, images: ImageTable, gatherer: consolidate.Gatherer) -> None:
+        """Write a map's file where it lacks rows.
+
+        It keeps the rows of the old main file's images: who reads the old main file beside the new map misses none.
+        """
+        companion = self._companions.get(node.name)
+        tables = [images]
+        if companion is not None:
+            held = set(companion.images.digests())
+            if held.issuperset(images.digests()) and companion.nodes[node.name] == node:
+                return
+            consolidate.require_sound(companion, [companion.nodes[node.name]])
+            if self._main is not None:
+                old = self._main.images
+                complete = [not self._lacks(node, digest) for digest in old.digests()]
+                tables.append(old.take(np.array(complete, bool)))
+        consolidate.write_companion(
+            companion_path(self._path, node),
+            self._spec,
+            self._source_root,
+            node,
+            consolidate.unique_images(tables),
+            gatherer,
+        )
+
+    def _lacks(self, node: NodeSpec, digest: bytes) -> bool:
+        return bool(self._index.missing(digest, dataset_paths(node)))
+
+    def finish_in_parts(self, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> None:
+        """End the run with its rows left in the parts."""
+        if self._main is not None or self._companions:
+            raise CacheError(
+                f"{self._path} is one file already, so its new rows cannot stay in parts.",
+                "Leave consolidate as it is, or begin another cache with -o.",
+            )
+        if self.parts.table is not None:
+            table = self._part(self.parts.table)
+            if _same_tables(table, images, samples, failures):
+                return
+        self.parts.commit_table(images, samples, failures)
+
+    def _same_main(
+        self, vectors: list[NodeSpec], images: ImageTable, samples: SampleTable, failures: list[Failure]
+    ) -> bool:
+        return (
+            self._main is not None
+            and self._main.nodes == {node.name: node for node in vectors}
+            and _same_tables(self._main, images, samples, failures)
+        )
+
+    def close(self) -> None:
+        """Close every file."""
+        self._pool.close()
+        if self.parts is not None:
+            self.parts.close()
+
+
+def _agreed(cached: NodeSpec, asked: NodeSpec, where: str, hint: str) -> NodeSpec:
+    """The node as both describe it; views that only one side has are no difference."""
+    views = asked.views if cached.views is None else cached.views
+    ours = replace(cached, views=views)
+    theirs = replace(asked, views=views if asked.views is None else asked.views)
+    require_equal(ours.to_json(), theirs.to_json(), where, hint)
+    return ours
+
+
+def _same_tables(file: CacheFile, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> bool:
+    old, new = failure_columns(file.failures), failure_columns(failures)
+    return (
+        same_images(file.images, images)
+        and same_columns(file.sample_columns, sample_columns(samples))
+        and all(np.array_equal(old[name], new[name]) for name in new)
+    )
+
+
+def _row_bytes(node: NodeSpec) -> int:
+    values = prod(node.shape) + (0 if node.views is None else prod(node.views_shape))
+    return values * np.dtype(node.dtype).itemsize
+
+
+def _remove_temporaries(path: Path) -> None:
+    """Files that an interrupted consolidation left behind; the lock makes them nobody's."""
+    for name in os.listdir(path.parent):
+        ours = name == consolidate.temporary(path).name or (
+            name.startswith(f"{path.stem}--") and name.endswith(f"{path.suffix}.new")
+        )
+        if ours:
+            remove_quietly(path.with_name(name))

@@ -1,0 +1,184 @@
+"""Reading a feature cache: a finished file with its companions, or the committed rows of an unfinished run.
+
+Shapes: I images, S samples, M images per sample, D features, V views, P covariates.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.errors import CacheError
+from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.layout import companion_path, parts_folder
+from bottleneck.store.log import PartEntry
+from bottleneck.store.parts import read_state, require_intact
+from bottleneck.store.rows import ABSENT, FeatureRows, FilePool, RowIndex, SampleRows
+from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.tables import ImageTable, link_name, no_samples
+
+
+class FeatureCache:
+    """A feature cache opened for reading; a context manager.
+
+    Where `path` is a finished file, that is what is read, whatever parts lie beside it; where only its parts folder
+    exists, or the folder itself is named, the rows committed so far are. A file replaced by a writer
+    meanwhile goes on being read as it was.
+
+    Parameters
+    ----------
+    path : str or path-like
+        NAME.h5, or NAME.h5.parts.
+
+    Attributes
+    ----------
+    path : Path
+    spec : CacheSpec
+    fingerprint, source_root, created_with : str
+    nodes : dict of str to NodeSpec
+        By name, NODE or NODE@POOL; maps in companion files included.
+    images : ImageTable of I rows
+    samples : SampleTable of S rows; empty for a companion and for an unfinished run
+    failures : dict of key to reason
+
+    Raises
+    ------
+    CacheError
+        There is no such cache, or it is damaged, hostile or of another version.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self._pool = FilePool()
+        self._index = RowIndex()
+        folder = self.path if self.path.is_dir() else parts_folder(self.path)
+        try:
+            if self.path.is_dir() or (not self.path.exists() and folder.is_dir()):
+                self._open_parts(folder)
+            else:
+                self._open_finished()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_finished(self) -> None:
+        main = CacheFile(self.path)
+        self._pool.keep(main)
+        self._describe(main, dict(main.nodes))
+        self.images, self.samples = main.images, main.samples
+        self.failures = {failure.key: failure.reason for failure in main.failures}
+        self._register(main)
+        if main.map_name is None:
+            for name, companion in find_companions(
+                self.path, self.spec.fingerprint, self.source_root
+            ).items():
+                self._pool.keep(companion)
+                self._register(companion)
+                self.nodes[name] = companion.nodes[name]
+
+    def _open_parts(self, folder: Path) -> None:
+        state = read_state(folder)
+        self.nodes = {node.name: node for node in state.nodes}
+        keyed: dict[str, tuple[str, bytes, int, int]] = {}
+        failures: dict[str, str] = {}
+        entries = [entry for entry in state.parts if (folder / entry.name).exists()]
+        for entry in entries:
+            part = self._open_part(folder, entry)
+            self._register(part)
+            for table in (part.images, part.image_group("taken")):
+                rows = zip(table.key, table.digests(), table.size, table.mtime_ns, strict=True)
+                keyed |= {row[0]: row for row in rows}
+            failures |= {failure.key: failure.reason for failure in part.failures}
+            self._describe(part, self.nodes)
+        if state.table is not None:
+            table = self._open_part(folder, state.table)
+            self._describe(table, self.nodes)
+            self.images, self.samples = table.images, table.samples
+            self.failures = {failure.key: failure.reason for failure in table.failures}
+            return
+        if not entries:
+            raise CacheError(f"{folder} holds no committed rows any more.", "Run `bottleneck extract` again.")
+        wanted = [path for node in self.nodes.values() for path in dataset_paths(node)]
+        complete = [row for row in keyed.values() if not self._index.missing(row[1], wanted)]
+        self.images, self.samples = ImageTable.of(complete), no_samples()
+        self.failures = {key: reason for key, reason in failures.items() if key not in keyed}
+
+    def _open_part(self, folder: Path, entry: PartEntry) -> CacheFile:
+        require_intact(folder, entry, thorough=False)
+        return self._pool.get(folder / entry.name)
+
+    def _describe(self, file: CacheFile, nodes: dict[str, NodeSpec]) -> None:
+        self.spec: CacheSpec = file.spec
+        self.fingerprint, self.source_root = file.spec.fingerprint, file.source_root
+        self.created_with, self.nodes = file.created_with, nodes
+
+    def _register(self, file: CacheFile) -> None:
+        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
+        self._index.add(file.path, paths, file.images.digests())
+
+    def node(self, name: str) -> NodeSpec:
+        """The node `name`; CacheError with the names there are."""
+        if name not in self.nodes:
+            known = ", ".join(sorted(self.nodes)) or "none"
+            raise CacheError(
+                f"{self.path} has no features of node {name!r}; it has: {known}.",
+                f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {name}`.",
+            )
+        return self.nodes[name]
+
+    def features(self, name: str) -> FeatureRows:
+        """Rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.
+
+        Raises CacheError where there is no such node, or a companion lacks rows of some images.
+        """
+        return self._rows(self.node(name), "features")
+
+    def views(self, name: str) -> FeatureRows:
+        """Rows of a node's augmented views, (I, V, …)."""
+        node = self.node(name)
+        if node.views is None:
+            raise CacheError(
+                f"{self.path} has no views of node {name!r}.",
+                f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {name} --views 4`.",
+            )
+        return self._rows(node, "views")
+
+    def sample_rows(self, name: str, rows: np.ndarray | None = None, views: bool = False) -> SampleRows:
+        """Rows of samples for a head: float32 (S, M·D + P), with views (S, V, M·D + P).
+
+        Parameters
+        ----------
+        name : str, a vector node
+        rows : indices or mask of samples; all where left out
+        """
+        if self.node(name).is_map:
+            raise CacheError(
+                f"Node {name!r} is a map of shape {self.nodes[name].shape}; samples' rows need a vector.",
+                f"Add one with `bottleneck extract {self.source_root} -o {self.path} --node {self.nodes[name].node}`.",
+            )
+        return SampleRows(self.views(name) if views else self.features(name), self.samples, rows)
+
+    def _rows(self, node: NodeSpec, group: str) -> FeatureRows:
+        dataset = f"{group}/{link_name(node.name)}"
+        which, row = self._index.locate(self.images.digests(), dataset)
+        absent = np.flatnonzero(which == ABSENT)
+        if len(absent):
+            where = companion_path(self.path, node) if node.is_map else self.path
+            raise CacheError(
+                f"{where} lacks the rows of {len(absent)} of {len(which)} images, {self.images.key[absent[0]]!r} first.",
+                f"Run `bottleneck extract {self.source_root} -o {self.path} --node {node.name}`.",
+            )
+        shape = node.views_shape if group == "views" else node.shape
+        return FeatureRows(self._pool, self._index.files, dataset, which, row, shape, node.dtype)
+
+    def close(self) -> None:
+        """Close every file."""
+        self._pool.close()
+
+    def __enter__(self) -> FeatureCache:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()

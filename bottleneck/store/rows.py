@@ -1,0 +1,210 @@
+"""Rows of features read in any order from one or many files, in bounded memory.
+
+Shapes: I images, D features, V views, S samples, M images per sample, P covariates.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from bottleneck.errors import CacheError
+from bottleneck.samples import SampleTable
+from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.layout import BLOCK_BYTES, chunk_rows
+
+MAX_OPEN = 64
+ABSENT = -1
+
+
+class FilePool:
+    """Files by path, opened when first asked for; at most MAX_OPEN parts are open at a time.
+
+    Files that were handed over open (`keep`) stay so: their path may by now name a newer file.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[Path, CacheFile] = {}
+        self._open: OrderedDict[Path, CacheFile] = OrderedDict()
+
+    def keep(self, file: CacheFile) -> None:
+        """Take over an open file."""
+        self._kept[file.path] = file
+
+    def get(self, path: Path) -> CacheFile:
+        """The open file at `path`."""
+        if path in self._kept:
+            return self._kept[path]
+        if path in self._open:
+            self._open.move_to_end(path)
+            return self._open[path]
+        while len(self._open) >= MAX_OPEN:
+            self._open.popitem(last=False)[1].close()
+        self._open[path] = CacheFile(path)
+        return self._open[path]
+
+    def close(self) -> None:
+        """Close every file."""
+        for file in [*self._kept.values(), *self._open.values()]:
+            file.close()
+        self._kept.clear()
+        self._open.clear()
+
+
+class RowIndex:
+    """Where the row of each digest lies, for each dataset."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+        self._groups: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}
+
+    def add(self, path: Path, datasets: Iterable[str], digests: Sequence[bytes]) -> None:
+        """Row i of each of the file's `datasets` is that of `digests[i]`; rows known before stay where they are."""
+        rows = self._groups.setdefault(frozenset(datasets), {})
+        number = len(self.files)
+        self.files.append(path)
+        for row, digest in enumerate(digests):
+            rows.setdefault(digest, (number, row))
+
+    def missing(self, digest: bytes, datasets: Iterable[str]) -> set[str]:
+        """Those of `datasets` in which the digest has no row."""
+        left = set(datasets)
+        for group, rows in self._groups.items():
+            if not left:
+                break
+            if not left.isdisjoint(group) and digest in rows:
+                left -= group
+        return left
+
+    def locate(self, digests: Sequence[bytes], dataset: str) -> tuple[np.ndarray, np.ndarray]:
+        """File number (N,) int32 and row (N,) int64 of each digest; ABSENT where it has none."""
+        groups = [rows for group, rows in self._groups.items() if dataset in group]
+        which, row = np.full(len(digests), ABSENT, np.int32), np.full(len(digests), ABSENT, np.int64)
+        for at, digest in enumerate(digests):
+            for rows in groups:
+                if digest in rows:
+                    which[at], row[at] = rows[digest]
+                    break
+        return which, row
+
+
+class FeatureRows:
+    """Rows of one dataset in the order of a cache's images, wherever they lie.
+
+    Attributes
+    ----------
+    shape : (I, D), or (I, C, H, W) … for a map, with V after I for views
+    dtype : float16 or float32
+    """
+
+    def __init__(
+        self,
+        pool: FilePool,
+        files: Sequence[Path],
+        dataset: str,
+        which: np.ndarray,
+        row: np.ndarray,
+        row_shape: tuple[int, ...],
+        dtype: str,
+    ) -> None:
+        self._pool, self._files, self._dataset = pool, files, dataset
+        self._which, self._row = which, row
+        self.shape = (len(row), *row_shape)
+        self.dtype = np.dtype(dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop−1, shape (stop − start, …)."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return self._gather(self._which[start:stop], self._row[start:stop])
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The rows `indices` (B,), in that order, repeats allowed; shape (B, …)."""
+        indices = np.asarray(indices, np.int64)
+        return self._gather(self._which[indices], self._row[indices])
+
+    def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
+        """All rows in order, in blocks of bounded size."""
+        row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
+        rows = max(1, block_bytes // row_bytes)
+        rows = max(chunk_rows(row_bytes), rows - rows % chunk_rows(row_bytes))
+        for start in range(0, len(self), rows):
+            yield self.read(start, start + rows)
+
+    def _gather(self, which: np.ndarray, row: np.ndarray) -> np.ndarray:
+        out = np.empty((len(row), *self.shape[1:]), self.dtype)
+        for number in np.unique(which):
+            path = self._files[number]
+            here = np.flatnonzero(which == number)
+            here = here[np.argsort(row[here], kind="stable")]
+            try:
+                _fill(out, here, self._pool.get(path).rows_of(self._dataset), row[here])
+            except (OSError, RuntimeError, ValueError, KeyError) as error:
+                raise CacheError(
+                    f"/{self._dataset} of {path} cannot be read: {' '.join(str(error).split())}.",
+                    f"See `bottleneck cache verify {path}`.",
+                ) from None
+        return out
+
+
+def _fill(out: np.ndarray, where: np.ndarray, dataset: h5py.Dataset, rows: np.ndarray) -> None:
+    """out[where] = dataset[rows] for ascending rows, by runs that lie in the same or neighbouring chunks."""
+    step = dataset.chunks[0]
+    row_bytes = max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize)
+    longest = max(1, BLOCK_BYTES // row_bytes)
+    start = 0
+    while start < len(rows):
+        stop = start + 1
+        while stop < len(rows) and rows[stop] - rows[stop - 1] <= step and rows[stop] - rows[start] < longest:
+            stop += 1
+        first, last = int(rows[start]), int(rows[stop - 1])
+        out[where[start:stop]] = dataset[first : last + 1][rows[start:stop] - first]
+        start = stop
+
+
+class SampleRows:
+    """Rows of samples in float32: the M images' features side by side, then the P covariates as they are.
+
+    Attributes
+    ----------
+    shape : (S, M·D + P), with views (S, V, M·D + P)
+    dtype : float32
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, features: FeatureRows, samples: SampleTable, rows: np.ndarray | None = None) -> None:
+        self._features = features
+        self._image = samples.image if rows is None else samples.image[rows]
+        covariates = samples.covariates if rows is None else samples.covariates[rows]
+        self._covariates = covariates.astype(np.float32)
+        width = self._image.shape[1] * features.shape[-1] + covariates.shape[1]
+        self.shape = (len(self._image), *features.shape[1:-1], width)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows start … stop−1 as float32."""
+        start, stop, _ = slice(start, stop).indices(len(self))
+        return self.take(np.arange(start, stop))
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """The rows `indices` as float32, in that order."""
+        image, covariates = self._image[indices], self._covariates[indices]
+        out = np.empty((len(image), *self.shape[1:]), np.float32)
+        width = self._features.shape[-1]
+        for m in range(image.shape[1]):
+            out[..., m * width : (m + 1) * width] = self._features.take(image[:, m])
+        if covariates.shape[1]:
+            out[..., image.shape[1] * width :] = covariates.reshape(
+                len(image), *(1,) * (out.ndim - 2), covariates.shape[1]
+            )
+        return out

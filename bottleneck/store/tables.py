@@ -1,0 +1,226 @@
+"""The small tables of a cache: images, failures, samples, labels; and their columns as HDF5 stores them.
+
+Shapes: I images, F failures, S samples, M images per sample, L labels of a multi-label target, P covariates.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bottleneck.errors import CacheError
+from bottleneck.samples import KINDS, SampleTable, Target
+
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """One row per image.
+
+    Parameters
+    ----------
+    key : (I,) object array of str
+    digest : (I, 32) uint8
+        sha256 of the file's bytes.
+    size, mtime_ns : (I,) int64
+        Bytes; ns since 1970, −1 where unknown.
+    """
+
+    key: np.ndarray
+    digest: np.ndarray
+    size: np.ndarray
+    mtime_ns: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def take(self, rows: np.ndarray) -> ImageTable:
+        """The table of the images `rows` (indices or a mask), in that order."""
+        return ImageTable(self.key[rows], self.digest[rows], self.size[rows], self.mtime_ns[rows])
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """Columns as stored."""
+        return {
+            "key": encode(self.key),
+            "digest": self.digest,
+            "size": self.size,
+            "mtime_ns": self.mtime_ns,
+        }
+
+    @staticmethod
+    def of(rows: list[tuple[str, bytes, int, int]]) -> ImageTable:
+        """The table of (key, digest, size, mtime_ns) rows."""
+        keys, digests, sizes, mtimes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        return ImageTable(
+            objects(keys),
+            np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
+            np.array(sizes, np.int64),
+            np.array(mtimes, np.int64),
+        )
+
+    def digests(self) -> list[bytes]:
+        """The digests as bytes, one per image."""
+        flat = np.ascontiguousarray(self.digest).tobytes()
+        return [flat[at : at + DIGEST_BYTES] for at in range(0, len(flat), DIGEST_BYTES)]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One input that gave no row; size and mtime_ns (−1 where unknown) tell whether it has changed since."""
+
+    key: str
+    reason: str
+    digest: bytes = bytes(DIGEST_BYTES)
+    size: int = -1
+    mtime_ns: int = -1
+
+
+def failure_columns(failures: list[Failure]) -> dict[str, np.ndarray]:
+    """Columns of /failures as stored."""
+    table = ImageTable.of([(f.key, f.digest, f.size, f.mtime_ns) for f in failures])
+    return {**table.columns(), "reason": encode([failure.reason for failure in failures])}
+
+
+def failures_of(columns: dict[str, np.ndarray]) -> list[Failure]:
+    """The failures that `failure_columns` stored."""
+    keys, reasons = decode(columns["key"]), decode(columns["reason"])
+    digests = [row.tobytes() for row in columns["digest"]]
+    sizes, mtimes = columns["size"].tolist(), columns["mtime_ns"].tolist()
+    return [Failure(*row) for row in zip(keys, reasons, digests, sizes, mtimes, strict=True)]
+
+
+def images_of(columns: dict[str, np.ndarray]) -> ImageTable:
+    """The image table that `ImageTable.columns` stored."""
+    return ImageTable(decode(columns["key"]), columns["digest"], columns["size"], columns["mtime_ns"])
+
+
+@dataclass(frozen=True)
+class Column:
+    """A dataset with its attributes (without its checksum)."""
+
+    values: np.ndarray
+    attributes: dict[str, str]
+
+
+def sample_columns(samples: SampleTable) -> dict[str, Column]:
+    """Paths and contents of the datasets that hold a sample table."""
+    columns = {
+        "samples/key": Column(encode(samples.key), {}),
+        "samples/image": Column(samples.image.astype(np.int64), {}),
+        "samples/split": Column(encode(samples.split), {}),
+    }
+    if samples.group is not None:
+        columns["samples/group"] = Column(encode(samples.group), {})
+    for name, target in samples.targets.items():
+        attributes = {"kind": target.kind, "class_names": _names(target.class_names)}
+        columns[f"labels/{link_name(name)}"] = Column(_label_values(target), attributes)
+    if samples.covariates.shape[1]:
+        names = {"names": _names(samples.covariate_names)}
+        columns["covariates"] = Column(samples.covariates.astype(np.float64), names)
+    return columns
+
+
+def samples_of(columns: dict[str, Column]) -> SampleTable:
+    """The sample table that `sample_columns` stored."""
+    read = {path: column.values for path, column in columns.items()}
+    targets = {}
+    for path, column in columns.items():
+        if path.startswith("labels/"):
+            name = name_of_link(path.removeprefix("labels/"))
+            kind = column.attributes.get("kind")
+            if kind not in KINDS:
+                raise CacheError(
+                    f"The labels {name!r} have kind {kind!r}; expected one of {', '.join(KINDS)}."
+                )
+            class_names = tuple(json.loads(column.attributes["class_names"]))
+            targets[name] = Target(name, kind, column.values, class_names)
+    covariates = columns.get("covariates")
+    return SampleTable(
+        key=decode(read["samples/key"]),
+        image=read["samples/image"],
+        split=decode(read["samples/split"]),
+        targets=targets,
+        covariates=None if covariates is None else covariates.values,
+        covariate_names=() if covariates is None else tuple(json.loads(covariates.attributes["names"])),
+        group=decode(read["samples/group"]) if "samples/group" in read else None,
+    )
+
+
+def no_samples() -> SampleTable:
+    """An empty sample table, for files that hold none."""
+    return SampleTable(objects(()), np.zeros((0, 1), np.int64), objects(()))
+
+
+def without_failed(samples: SampleTable, row_of: np.ndarray) -> SampleTable:
+    """Drop samples that have an image without a row.
+
+    Parameters
+    ----------
+    row_of : (I,) int64
+        New row of each image that `samples.image` points at, −1 where it has none.
+    """
+    if not len(samples):
+        return samples
+    image = row_of[samples.image]
+    kept = (image >= 0).all(axis=1)
+    return replace(samples, image=image).take(kept)
+
+
+def same_columns(a: dict[str, Column], b: dict[str, Column]) -> bool:
+    """True where two sets of datasets would be stored alike."""
+    return a.keys() == b.keys() and all(
+        a[path].attributes == b[path].attributes
+        and a[path].values.dtype == b[path].values.dtype
+        and a[path].values.shape == b[path].values.shape
+        and a[path].values.tobytes() == b[path].values.tobytes()  # bytewise: NaN equals itself
+        for path in a
+    )
+
+
+def same_images(a: ImageTable, b: ImageTable) -> bool:
+    """True where two image tables would be stored alike."""
+    return len(a) == len(b) and all(
+        np.array_equal(x, y) for x, y in zip(a.columns().values(), b.columns().values(), strict=True)
+    )
+
+
+def objects(texts) -> np.ndarray:
+    """An object array of str."""
+    array = np.empty(len(texts), object)
+    array[:] = list(texts)
+    return array
+
+
+def encode(texts) -> np.ndarray:
+    """Strings as fixed-length NUL-padded UTF-8 (FORMAT.md, section 2); a name that is not UTF-8 keeps its bytes."""
+    raw = [text.encode("utf-8", "surrogateescape") for text in texts]
+    if any(b"\0" in item for item in raw):
+        raise CacheError("A name holds a NUL character, which no cache can store.")
+    return np.array(raw, dtype=f"S{max(map(len, raw), default=1) or 1}")
+
+
+def decode(column: np.ndarray) -> np.ndarray:
+    """The object array of str that `encode` stored."""
+    return objects([item.decode("utf-8", "surrogateescape") for item in column.tolist()])
+
+
+def link_name(name: str) -> str:
+    """The HDF5 link (and file name) under which a node or a target is stored."""
+    return "%2E" if name == "." else name.replace("%", "%25").replace("/", "%2F")
+
+
+def name_of_link(link: str) -> str:
+    """The name that `link_name` encoded."""
+    return link.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return json.dumps([str(name) for name in names], separators=(",", ":"), ensure_ascii=False)
+
+
+def _label_values(target: Target) -> np.ndarray:
+    stored = {"class": np.int64, "multilabel": np.uint8, "regression": np.float64}[target.kind]
+    return target.values.astype(stored)
