@@ -1,0 +1,1 @@
+"""Which transfer, and why: scores of cached features, similarity, advice, the Yosinski study, neighbours."""
