@@ -1,4 +1,4 @@
-"""The `bottleneck` command: a table of lazily loaded subcommands, and the one place where errors become exit codes.
+"""The `bottleneck` command: a table of lazily loaded subcommands; errors become exit codes here.
 
 A command lives in the module that the table names, as `command`. Nothing here imports torch, so that
 `bottleneck --help` answers at once.

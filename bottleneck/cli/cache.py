@@ -1,0 +1,97 @@
+"""`bottleneck cache`: look into caches, verify, export and merge them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.errors import CacheError
+
+
+@click.group()
+def command() -> None:
+    """Look into feature caches, verify, export and merge them."""
+
+
+@command.command()
+@click.argument("cache", type=click.Path())
+@shows_results
+def info(terminal: Terminal, cache: str) -> None:
+    """Say what CACHE holds: backbone, nodes, images, samples, targets, failures."""
+    from bottleneck.store.describe import describe
+
+    values = describe(cache)
+    shown = {
+        "backbone": values["backbone"]["name"],
+        "weights": values["backbone"]["weights"],
+        "source": values["source_root"],
+        "images": values["images"],
+        "samples": ", ".join(f"{count:,} {split}" for split, count in values["splits"].items()),
+        "failures": len(values["failures"]),
+        "fingerprint": values["fingerprint"],
+        "created with": values["created_with"],
+    }
+    nodes = [
+        (
+            name,
+            "×".join(map(str, node["shape"])),
+            node["dtype"],
+            node["precision"],
+            node["pool"],
+            node["views"],
+        )
+        for name, node in values["nodes"].items()
+    ]
+    targets = [
+        (name, target["kind"], target["classes"], target["labelled"])
+        for name, target in values["targets"].items()
+    ]
+    terminal.result(
+        values,
+        table(str(cache), ("what", "value"), shown.items()),
+        table("Nodes", ("node", "row", "dtype", "precision", "pool", "views"), nodes),
+        table("Targets", ("target", "kind", "classes", "labelled"), targets),
+    )
+
+
+@command.command()
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=600.0, help="Seconds before a file counts as hung."
+)
+@shows_results
+def verify(terminal: Terminal, cache: str, timeout: float) -> None:
+    """Check every checksum, key, label and count of CACHE in a child process."""
+    from bottleneck.store.verify import verify as verify_cache
+
+    report = verify_cache(Path(cache), timeout=timeout)
+    problems = table("Problems", ("problem",), [(problem,) for problem in report.problems])
+    terminal.result(vars(report), "Sound." if report.ok else problems)
+    if not report.ok:
+        raise CacheError(f"{cache} is damaged: {report.problems[0]}", "Run `bottleneck extract` again.")
+
+
+@command.command()
+@click.argument("cache", type=click.Path())
+@click.option("-o", "--output", type=click.Path(), required=True, help="A .npz or .parquet file.")
+@shows_results
+def export(terminal: Terminal, cache: str, output: str) -> None:
+    """Write the features, keys, labels and splits of CACHE for other tools."""
+    from bottleneck.store.export import export as export_cache
+
+    values = export_cache(Path(cache), Path(output))
+    terminal.result(values, f"Written to {output}")
+
+
+@command.command()
+@click.argument("caches", type=click.Path(), nargs=-1, required=True)
+@click.option("-o", "--output", type=click.Path(), required=True, help="The cache to write.")
+@shows_results
+def merge(terminal: Terminal, caches: tuple[str, ...], output: str) -> None:
+    """Join CACHES that have one fingerprint into a new one."""
+    from bottleneck.store.merge import merge as merge_caches
+
+    values = merge_caches([Path(cache) for cache in caches], Path(output))
+    terminal.result(values, f"Written to {output}")

@@ -1,0 +1,41 @@
+"""`bottleneck demo`: the whole chain on digits that scikit-learn ships."""
+
+from __future__ import annotations
+
+import click
+
+from bottleneck.cli.terminal import Terminal, shows_results, table
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(), default="bottleneck-demo", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@shows_results
+def command(terminal: Terminal, output: str, seed: int) -> None:
+    """Run the whole chain on digits that scikit-learn ships, offline: extract to predict."""
+    from bottleneck.demo import demo
+
+    result = demo(output, seed=seed, progress=terminal.progress)
+    rows = [
+        (
+            head["node"],
+            head["C"],
+            head["cv_accuracy"],
+            head["accuracy"]["test"],
+            "{:.4f} … {:.4f}".format(*head["accuracy_ci95"]["test"]),
+            "chosen" if head["path"] == result["chosen"]["path"] else "",
+        )
+        for head in result["heads"]
+    ]
+    predictions = [(row["image"], row["label"], row["confidence"]) for row in result["predictions"]]
+    terminal.result(
+        result,
+        table(
+            "One head per node; cross-validation on train chooses, test is only reported",
+            ("node", "C", "cv accuracy", "test accuracy", "95 % interval", ""),
+            rows,
+        ),
+        table("Predictions", ("image", "label", "confidence"), predictions),
+        table("Left behind", ("what", "where"), result["files"].items()),
+        f"Done in {result['seconds']:.0f} s. Next: bottleneck extract YOUR_FOLDER",
+    )

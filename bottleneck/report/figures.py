@@ -1,0 +1,58 @@
+"""Pictures of results as PNG files, drawn without a display.
+
+Shapes: C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bottleneck.report.fonts import drawable, families
+
+MOST_CLASSES_NAMED = 40
+
+
+@contextmanager
+def picture(path: str | Path, width: float, height: float, columns: int = 1) -> Iterator[Sequence[Axes]]:
+    """Axes of a new figure of `width` × `height` inches, saved to `path` on leaving.
+
+    Figures are made without pyplot: no global state, no display, safe in threads.
+    """
+    with mpl.rc_context({"font.family": list(families()), "font.size": 10, "axes.titlesize": 11}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(1, columns, squeeze=False)[0]
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+
+
+def confusion_matrix(
+    confusion: np.ndarray, class_names: Sequence[str], path: str | Path, title: str = ""
+) -> Path:
+    """Draw counts of true (rows) against predicted (columns) classes, coloured by the share of the row.
+
+    confusion : (C, C) int, class_names : C names.
+    """
+    confusion = np.asarray(confusion)
+    C = len(confusion)
+    share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(0.42 * C + 2.2, 4.0, 16.0))
+    with picture(path, side + 0.8, side) as (axes,):
+        image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        axes.set(xlabel="predicted", ylabel="true", title=drawable(title, 80))
+        if C <= MOST_CLASSES_NAMED:
+            names = [drawable(name, 24) for name in class_names]
+            axes.set_xticks(range(C), names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(C), names)
+            for (row, column), count in np.ndenumerate(confusion):
+                if count:
+                    colour = "white" if share[row, column] > 0.5 else "black"
+                    axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
+        axes.figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+    return Path(path)

@@ -1,0 +1,225 @@
+"""What one extraction is asked to do, and how that stands to the cache that is there.
+
+Flags left out adopt what the cache has; a flag that differs is refused, all differing fields named at once.
+
+Shapes: B images of a batch, H × W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bottleneck.backbones.recipe import request_differences
+from bottleneck.data.augment import ViewRecipe
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.samples import Source
+from bottleneck.engines.device import resolve_device
+from bottleneck.errors import BottleneckError, CacheError, SourceError
+from bottleneck.store.layout import parts_folder
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
+from bottleneck.trunk import EngineConfig, Trunk
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+DEFAULT_NODE = "bottleneck"
+CALIBRATION_IMAGES = 128
+HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract. None everywhere means: what the cache has, or the default in a new cache.
+
+    backbone : registry name; `efficientnet_lite0` by default.
+    weights : weights id, a file, or "none" for random ones drawn with `seed`.
+    nodes : NODE or NODE@POOL, each becomes a dataset; ("bottleneck",) by default.
+    pool : how the maps of nodes without @POOL become vectors: avg, max, flatten, avg2, avg3, none.
+    dtype : "float16" (default) or "float32", as stored.
+    views : augmented views per image, stored beside the plain features.
+    image_size, crop : override the published preprocessing (`Preprocess.override`).
+    in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is folded.
+    on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
+    keep_parts : leave the parts folder as it is, where one file would be too big.
+    trust_code : allow a backbone named `package.module:function` to be imported.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    nodes: tuple[str, ...] = ()
+    pool: str | None = None
+    dtype: str | None = None
+    views: int = 0
+    image_size: int | None = None
+    crop: float | str | None = None
+    in_channels: int | None = None
+    seed: int | None = None
+    on_error: str = "skip"
+    keep_parts: bool = False
+    trust_code: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        choices = {"dtype": (None, "float16", "float32"), "on_error": ("skip", "fail")}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                expected = " or ".join(choice for choice in allowed if choice)
+                raise BottleneckError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
+        if self.views < 0:
+            raise BottleneckError(f"views is {self.views}; expected 0 or more.")
+
+    def node_names(self) -> tuple[str, ...]:
+        """The nodes asked for, `pool` written into those that name none."""
+        return tuple(f"{node}@{self.pool}" if self.pool and "@" not in node else node for node in self.nodes)
+
+
+class Request:
+    """What is asked for, held against what the cache at `path` has.
+
+    Attributes
+    ----------
+    spec : CacheSpec, nodes : list of NodeSpec
+        For the writer.
+    trunk : Trunk
+        Loads the backbone only when something has to be computed.
+
+    Raises
+    ------
+    FingerprintError
+        A flag differs from what the cache was made with.
+    BackboneError, EngineError, SourceError
+    """
+
+    def __init__(self, config: ExtractConfig, source: Source, path: Path) -> None:
+        self.config, self.source, self.path = config, source, path
+        existing = _open_existing(path)
+        if existing is None:
+            self._begin()
+        else:
+            with existing:
+                self._adopt(existing)
+
+    def _begin(self) -> None:
+        """A new cache: the recipe comes from the flags."""
+        config = self.config
+        self.trunk = Trunk(self._load_requested, None, config.engine)
+        backbone = self.trunk.backbone
+        self.trunk.preprocess_override = backbone.preprocess.override(config.image_size, config.crop)
+        self.spec = CacheSpec(backbone=backbone.recipe, preprocess=self.trunk.preprocess.to_json())
+        self.nodes = self._new_nodes(
+            config.node_names() or (DEFAULT_NODE,), precision=config.engine.precision
+        )
+
+    def _adopt(self, cache: FeatureCache) -> None:
+        """An existing cache: flags left out take its values, a flag that differs is refused."""
+        config = self.config
+        self.spec = cache.spec
+        preprocess = Preprocess.from_json(cache.spec.preprocess)
+        cached = dict(cache.nodes)
+        self._refuse_differences(preprocess, cached)
+        precision = next(node.precision for node in cached.values())
+        self.trunk = Trunk(self._load_recorded, preprocess, replace(config.engine, precision=precision))
+        names = config.node_names() or tuple(cached)
+        added = tuple(name for name in names if name not in cached)
+        self.nodes = [cached[name] for name in names if name in cached]
+        self.nodes += self._new_nodes(added, precision) if added else []
+
+    def _refuse_differences(self, preprocess: Preprocess, cached: dict[str, NodeSpec]) -> None:
+        """Raise FingerprintError where a flag that was given differs from what the cache was made with."""
+        config, recipe = self.config, self.spec.backbone
+        asked = {"dtype": config.dtype, "precision": config.engine.precision}
+        asked = {field: value for field, value in asked.items() if value not in (None, "auto")}
+        there = {field: getattr(next(iter(cached.values())), field) for field in asked}
+        wanted = {
+            "name": config.backbone,
+            "weights": config.weights,
+            "seed": config.seed,
+            "in_channels": config.in_channels,
+        }
+        for dotted in request_differences(recipe, **wanted):
+            name = dotted.removeprefix("backbone.")
+            asked[dotted], there[dotted] = wanted[name], recipe.get(name)
+        require_equal(
+            {"preprocess": preprocess.to_json(), **there},
+            {"preprocess": preprocess.override(config.image_size, config.crop).to_json(), **asked},
+            f"The cache {self.path}",
+            HINT_OTHER_CACHE,
+        )
+
+    def _load_requested(self) -> Backbone:
+        from bottleneck.backbones.registry import load_backbone
+
+        config = self.config
+        return load_backbone(
+            config.backbone or DEFAULT_BACKBONE,
+            weights=config.weights,
+            seed=config.seed or 0,
+            in_channels=config.in_channels or 3,
+            trust_code=config.trust_code,
+        )
+
+    def _load_recorded(self) -> Backbone:
+        from bottleneck.backbones.registry import load_from_recipe
+
+        return load_from_recipe(
+            self.spec.backbone, weights=self.config.weights, trust_code=self.config.trust_code
+        )
+
+    def _new_nodes(self, names: Sequence[str], precision: str) -> list[NodeSpec]:
+        """Descriptions of nodes that the cache lacks. An int8 network is calibrated here, before any row."""
+        config, backbone = self.config, self.trunk.backbone
+        calibration = None
+        if precision not in ("fp32", "auto") or resolve_device(config.engine.device) != "cpu":
+            engine = self.trunk.engine(names, self._example(CALIBRATION_IMAGES))
+            precision, calibration = engine.precision, engine.calibration
+        views = ViewRecipe(config.views, seed=config.seed or 0).to_json() if config.views else None
+        specs = []
+        for name in names:
+            shape, layout = backbone.node_shape(name, self.trunk.preprocess)
+            node, _, pool = name.partition("@")
+            specs.append(
+                NodeSpec(
+                    node=backbone.resolve(node),
+                    pool=pool or backbone.default_pool(node),
+                    shape=shape,
+                    dtype=config.dtype or "float16",
+                    precision="fp32" if precision == "auto" else precision,
+                    layout=layout,
+                    views=views,
+                    calibration=calibration,
+                )
+            )
+        return specs
+
+    def _example(self, count: int) -> np.ndarray:
+        """Pixels (B, H, W, C) of up to `count` readable images, spread evenly over the source."""
+        keys = self.source.images
+        spread = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))]
+        loaded = load_images(self.source, spread, self.trunk.preprocess, workers=1)
+        pixels = [image.pixels for image in loaded if image.pixels is not None]
+        if not pixels:
+            raise SourceError(
+                f"None of {len(spread)} images tried in {self.source.root} can be read.",
+                "Look at one of them with another program.",
+            )
+        return np.stack(pixels)
+
+
+def _open_existing(path: Path) -> FeatureCache | None:
+    """The cache to go on with: a finished file, or the parts of an interrupted run if any was committed."""
+    if path.exists():
+        return FeatureCache(path)
+    if not parts_folder(path).exists():
+        return None
+    try:
+        return FeatureCache(path)
+    except CacheError:  # nothing was committed yet; what cannot be recovered the writer will say
+        return None

@@ -1,0 +1,170 @@
+"""From a recipe to features: the backbone and its engines, loaded only when an image has to be computed.
+
+A run that finds every row in the cache never gets here past construction, so it needs no torch.
+
+Shapes: B images of a batch, H × W pixels, V views.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bottleneck.data.loader import LoadedImage, load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.store.spec import fingerprint
+from bottleneck.threads import thread_budget
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
+    from bottleneck.data.augment import ViewRecipe
+    from bottleneck.data.samples import Source
+    from bottleneck.engines.base import Engine
+
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the trunk is run.
+
+    engine : "auto", "onnxruntime" or "torch".
+    precision : "auto" (fp32 on a CPU), "fp32", "bf16", "fp16" or "int8".
+    device : "auto", "cpu", "cuda", "cuda:1", "mps" …
+    batch_size : images that pass at once; None for the engine's own choice.
+    workers : decoder threads; None shares the cores (`bottleneck.threads`).
+    force : keep an int8 engine although it disagrees with float32 by more than its bound.
+    """
+
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    force: bool = False
+
+
+@dataclass
+class Batch:
+    """Images that passed the network together.
+
+    images : list of B `LoadedImage`.
+    features : one float32 array (B, …) per node.
+    views : one float32 array (B, V, …) per node, or None.
+    """
+
+    images: list[LoadedImage]
+    features: tuple[np.ndarray, ...]
+    views: tuple[np.ndarray, ...] | None = None
+
+
+@dataclass
+class Trunk:
+    """A frozen network that turns pixels into the features of some nodes.
+
+    load : builds the backbone; called once, when it is first needed.
+    preprocess_override : how images become pixels; None takes the backbone's own.
+    startup_seconds : time that loading and engine building took.
+    spent : seconds of work by stage; read and decode are summed over their threads.
+    """
+
+    load: Callable[[], Backbone]
+    preprocess_override: Preprocess | None
+    config: EngineConfig
+    startup_seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
+    _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        started = time.perf_counter()
+        backbone = self.load()
+        self.startup_seconds += time.perf_counter() - started
+        return backbone
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.preprocess_override or self.backbone.preprocess
+
+    @property
+    def engine_name(self) -> str | None:
+        """Name of the engine that ran; None where none was needed."""
+        return next((engine.name for engine in self._engines.values()), None)
+
+    def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
+        """The engine that gives `nodes` in one pass, checked against eager float32 on `example`.
+
+        example : (B, H, W, C) uint8, images of the user's own.
+        """
+        nodes = tuple(nodes)
+        if nodes not in self._engines:
+            from bottleneck.engines.base import build_engine
+
+            key = fingerprint(
+                {"backbone": self.backbone.recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes}
+            )
+            started = time.perf_counter()
+            self._engines[nodes] = build_engine(
+                lambda: self.backbone.extractor(nodes, self.preprocess),
+                example,
+                key=key,
+                engine=self.config.engine,
+                precision=self.config.precision,
+                device=self.config.device,
+                force=self.config.force,
+            )
+            self.startup_seconds += time.perf_counter() - started
+        return self._engines[nodes]
+
+    def stream(
+        self,
+        source: Source,
+        keys: Sequence[str],
+        nodes: Iterable[str],
+        *,
+        known: Container[bytes] = (),
+        views: ViewRecipe | None = None,
+    ) -> Iterator[Batch | LoadedImage]:
+        """Features of the images `keys`, batch by batch while later images are being decoded.
+
+        Yields a `Batch` for images that were computed, and the bare `LoadedImage` for one without pixels:
+        with `error` set it failed; else its digest is in `known` or belongs to an earlier image of this call.
+        """
+        budget = thread_budget(self.config.workers, self.config.device)
+        size = self.config.batch_size or BATCH_SIZE
+        waiting: list[LoadedImage] = []
+        for image in load_images(
+            source, keys, self.preprocess, workers=budget.decode, known=known, views=views
+        ):
+            self.spent["read"] += image.read_seconds
+            self.spent["decode"] += image.decode_seconds
+            if image.pixels is None:
+                yield image
+                continue
+            waiting.append(image)
+            if len(waiting) == size:
+                yield self._compute(waiting, tuple(nodes), size)
+                waiting = []
+        if waiting:
+            yield self._compute(waiting, tuple(nodes), size)
+
+    def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
+        pixels = np.stack([image.pixels for image in images])
+        engine = self.engine(nodes, pixels)
+        started = time.perf_counter()
+        features = engine(pixels)
+        views = None
+        if images[0].views is not None:
+            flat = np.concatenate([image.views for image in images])  # (B·V, H, W, C)
+            parts = [engine(flat[start : start + size]) for start in range(0, len(flat), size)]
+            views = tuple(
+                np.concatenate(rows).reshape(len(images), -1, *rows[0].shape[1:])
+                for rows in zip(*parts, strict=True)
+            )
+        self.spent["network"] += time.perf_counter() - started
+        return Batch(images, features, views)

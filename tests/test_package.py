@@ -1,0 +1,76 @@
+"""The package from outside: light to import, at peace with pandas, honest about its version."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import bottleneck
+
+
+def python(code: str) -> str:
+    """What `code` prints in a fresh interpreter."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_import_no_torch(arguments):
+    code = f"""
+import sys
+sys.argv = ["bottleneck", *{arguments}]
+from bottleneck.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print("heavy:", [name for name in ("torch", "sklearn", "matplotlib", "h5py") if name in sys.modules])
+"""
+    printed = python(code)
+    assert "heavy: []" in printed
+    assert "bottleneck" in printed
+
+
+def test_import_is_light():
+    loaded = python("import sys, bottleneck; print(len([n for n in sys.modules if n.startswith('bottleneck')]))")
+    assert int(loaded) == 1
+
+
+def test_every_lazy_name_exists():
+    for name in bottleneck.__all__:
+        assert getattr(bottleneck, name) is not None
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nansum"):
+        _ = bottleneck.nansum
+
+
+def test_pandas_beside_us_works_and_gives_one_warning():
+    """pandas takes any module named `bottleneck` for PyData's; our 0.x version makes it leave us alone."""
+    code = """
+import json, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import pandas
+    total = pandas.Series([1.0, float("nan"), 2.0]).sum()
+print(json.dumps([total, [[w.category.__name__, str(w.message)] for w in caught]]))
+"""
+    total, caught = json.loads(python(code))
+    assert total == 3.0
+    assert [category for category, _ in caught] == ["UserWarning"]
+    assert "bottleneck" in caught[0][1]
+
+
+def test_wrong_usage_exits_2_and_errors_exit_1(tmp_path):
+    usage = subprocess.run([sys.executable, "-m", "bottleneck", "extract"], capture_output=True, text=True)
+    assert usage.returncode == 2
+    failed = subprocess.run(
+        [sys.executable, "-m", "bottleneck", "extract", str(tmp_path / "absent"), "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert failed.returncode == 1
+    assert failed.stdout == ""
+    assert failed.stderr.startswith("Error: ")
+    assert len(failed.stderr.strip().splitlines()) == 1
