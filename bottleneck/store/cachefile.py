@@ -172,6 +172,12 @@ class CacheFile:
         """Close the file."""
         self.file.close()
 
+    def __enter__(self) -> CacheFile:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
 
 def dataset_paths(node: NodeSpec) -> tuple[str, ...]:
     """The datasets that a node's rows need: its features, and its views where it has a recipe for them."""
@@ -179,23 +185,34 @@ def dataset_paths(node: NodeSpec) -> tuple[str, ...]:
     return (f"features/{link}",) if node.views is None else (f"features/{link}", f"views/{link}")
 
 
-def find_companions(main: Path, fingerprint: str, source_root: str) -> dict[str, CacheFile]:
-    """Open the companions that belong to the main file `main`, by node name.
+def find_companions(
+    main: Path, fingerprint: str, source_root: str
+) -> tuple[dict[str, CacheFile], dict[str, CacheError]]:
+    """Open the companions that belong to the main file `main`.
 
     A file of a fitting name that holds another recipe's map is not one of them, and neither is another cache
     whose own name happens to begin alike.
+
+    Returns
+    -------
+    found : dict of node name to CacheFile
+    broken : dict of file name to the reason why it cannot be opened
     """
     found: dict[str, CacheFile] = {}
+    broken: dict[str, CacheError] = {}
     prefix = f"{main.stem}--"
-    names = sorted(os.listdir(main.parent)) if main.parent.is_dir() else []
-    for name in names:
+    for name in sorted(os.listdir(main.parent)):
         if not (name.startswith(prefix) and name.endswith(main.suffix)):
             continue
-        companion = CacheFile(main.with_name(name))
+        try:
+            companion = CacheFile(main.with_name(name))
+        except CacheError as error:
+            broken[name] = error
+            continue
         node = companion.nodes.get(companion.map_name or "")
         fits = node is not None and layout.companion_path(main, node).name == name
         if fits and (companion.spec.fingerprint, companion.source_root) == (fingerprint, source_root):
             found[node.name] = companion
         else:
             companion.close()
-    return found
+    return found, broken

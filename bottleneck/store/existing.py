@@ -86,7 +86,9 @@ class Existing:
             self._register(main)
             self._remember([main.images], main.failures)
         self.keys = () if self._main is None else tuple(self._main.images.key)
-        self._companions = find_companions(self._path, self._spec.fingerprint, self._source_root)
+        self._companions, self._broken = find_companions(
+            self._path, self._spec.fingerprint, self._source_root
+        )
         for companion in self._companions.values():
             self._pool.keep(companion)
             self._register(companion)
@@ -113,6 +115,8 @@ class Existing:
         for node in asked:
             where = f"Node {node.name!r} of {self._path}"
             hint = "Leave those flags out, or give another file with -o."
+            if node.is_map and companion_path(self._path, node).name in self._broken:
+                raise self._broken[companion_path(self._path, node).name]
             if node.name in cached:
                 node = _agreed(cached[node.name], node, where, hint)
             effective[node.name] = node
@@ -129,23 +133,23 @@ class Existing:
     def _open_parts(self) -> None:
         self.parts = PartsFolder(parts_folder(self._path), self._spec, self._source_root)
         self.parts.declare(self.nodes)
-        self._index_parts(self.parts.entries())
+        self._index_parts(self.parts.entries(), thorough=True)
         if self.parts.table is not None:
             table = self._part(self.parts.table)
             self._remember([table.images], table.failures)
 
-    def _index_parts(self, entries: Iterable[PartEntry]) -> None:
+    def _index_parts(self, entries: Iterable[PartEntry], thorough: bool) -> None:
         for entry in entries:
-            part = self._part(entry)
+            part = self._part(entry, thorough)
             self._register(part)
             self._remember([part.images, part.image_group("taken")], part.failures)
 
     def index_new_parts(self) -> None:
         """Take in the parts that this run committed."""
-        self._index_parts(self.parts.take_new())
+        self._index_parts(self.parts.take_new(), thorough=False)  # read back when written
 
-    def _part(self, entry: PartEntry) -> CacheFile:
-        require_intact(self.parts.path, entry, thorough=True)
+    def _part(self, entry: PartEntry, thorough: bool = True) -> CacheFile:
+        require_intact(self.parts.path, entry, thorough)
         return self._pool.get(self.parts.path / entry.name)
 
     def _register(self, file: CacheFile) -> None:

@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from bottleneck.errors import CacheError
@@ -104,6 +103,15 @@ def sync(descriptor: int) -> None:
     os.fsync(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make the bytes of a closed file durable."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder durable; Windows has no such call and needs none."""
     if os.name == "nt":
@@ -168,11 +176,3 @@ def as_cache_error(error: OSError, path: Path) -> CacheError:
         f"{path} could not be written: {error.strerror or error}.",
         "Run the same command again once that is mended; what was computed is kept.",
     )
-
-
-def guarded(path: Path, action: Callable[[], None]) -> None:
-    """Run `action`, turning an operating-system error into a CacheError about `path`."""
-    try:
-        action()
-    except OSError as error:
-        raise as_cache_error(error, path) from error

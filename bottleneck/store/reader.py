@@ -53,6 +53,7 @@ class FeatureCache:
         self.path = Path(path)
         self._pool = FilePool()
         self._index = RowIndex()
+        self._broken: dict[str, CacheError] = {}
         folder = self.path if self.path.is_dir() else parts_folder(self.path)
         try:
             if self.path.is_dir() or (not self.path.exists() and folder.is_dir()):
@@ -71,9 +72,8 @@ class FeatureCache:
         self.failures = {failure.key: failure.reason for failure in main.failures}
         self._register(main)
         if main.map_name is None:
-            for name, companion in find_companions(
-                self.path, self.spec.fingerprint, self.source_root
-            ).items():
+            found, self._broken = find_companions(self.path, self.fingerprint, self.source_root)
+            for name, companion in found.items():
                 self._pool.keep(companion)
                 self._register(companion)
                 self.nodes[name] = companion.nodes[name]
@@ -122,8 +122,9 @@ class FeatureCache:
         """The node `name`; CacheError with the names there are."""
         if name not in self.nodes:
             known = ", ".join(sorted(self.nodes)) or "none"
+            broken = "".join(f" {error.message}" for error in self._broken.values())
             raise CacheError(
-                f"{self.path} has no features of node {name!r}; it has: {known}.",
+                f"{self.path} has no features of node {name!r}; it has: {known}.{broken}",
                 f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {name}`.",
             )
         return self.nodes[name]

@@ -15,7 +15,7 @@ from typing import Any
 from bottleneck.errors import CacheError, FingerprintError
 
 DTYPES = ("float16", "float32")
-DEFAULT_POOLS = ("avg", "native")  # what NODE without @POOL means: a map's average, a vector as it is
+BOTTLENECK, NATIVE = "bottleneck", "native"  # the one node whose own form, not its average, is the default
 
 
 def canonical_json(value: Any) -> str:
@@ -105,7 +105,8 @@ class NodeSpec:
     @property
     def name(self) -> str:
         """NODE, or NODE@POOL where the pool is not the node's default."""
-        return self.node if self.pool in DEFAULT_POOLS else f"{self.node}@{self.pool}"
+        default = NATIVE if self.node == BOTTLENECK else "avg"
+        return self.node if self.pool == default else f"{self.node}@{self.pool}"
 
     @property
     def is_map(self) -> bool:

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import filelock
 import numpy as np
 
 from bottleneck.errors import CacheError
@@ -25,8 +24,7 @@ from bottleneck.samples import SampleTable
 from bottleneck.store.background import Batch, Committer, Taken
 from bottleneck.store.existing import Existing
 from bottleneck.store.files import as_cache_error
-from bottleneck.store.layout import parts_folder
-from bottleneck.store.parts import PID
+from bottleneck.store.lock import locked
 from bottleneck.store.plan import KnownDigests, Plan, Record, Work, duplicates, sort_images
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, without_failed
@@ -80,7 +78,7 @@ class CacheWriter:
     ) -> None:
         self.path = Path(path)
         self.spec, self.source_root = spec, str(source_root)
-        self._lock = _locked(self.path, lock_timeout)
+        self._lock = locked(self.path, lock_timeout)
         self._existing: Existing | None = None
         try:
             self._existing = Existing(self.path, spec, nodes, self.source_root)
@@ -276,22 +274,3 @@ def _require_shape(name: str, array: np.ndarray | None, expected: tuple[int, ...
     shape = None if array is None else array.shape
     if shape != expected:
         raise CacheError(f"Rows of node {name} have shape {shape}; expected {expected}.")
-
-
-def _locked(path: Path, timeout: float) -> filelock.BaseFileLock:
-    """Hold the cache's lock, or say who does. A lock file that nobody holds is no obstacle."""
-    lock = filelock.FileLock(f"{path}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=timeout)
-    except filelock.Timeout:
-        try:
-            who = f" (process {int((parts_folder(path) / PID).read_text())})"
-        except (OSError, ValueError):
-            who = ""
-        raise CacheError(
-            f"Another writer{who} is at work on {path}.", "Wait until it has finished, or stop it."
-        ) from None
-    except OSError as error:
-        raise as_cache_error(error, path) from error
-    return lock
