@@ -24,9 +24,7 @@ from bottleneck.store.reader import FeatureCache
 PARQUET_ROWS = 4096
 
 
-def export(
-    path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str] | None = None
-) -> dict[str, tuple[int, ...]]:
+def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str] | None = None) -> dict:
     """Write a cache's content for other tools.
 
     Parameters
@@ -40,7 +38,7 @@ def export(
 
     Returns
     -------
-    dict of array or column to its shape
+    dict with path, and arrays: {array or column: its shape}
 
     Raises
     ------
@@ -68,7 +66,7 @@ def export(
         except BaseException:
             remove_quietly(fresh)
             raise
-    return shapes
+    return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}
 
 
 def _write_npz(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:

@@ -20,12 +20,11 @@ from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import locked
 from bottleneck.store.rows import FilePool, RowIndex
-from bottleneck.store.spec import require_equal
+from bottleneck.store.spec import NodeSpec, require_equal
 from bottleneck.store.tables import Failure, ImageTable, objects
-from bottleneck.store.writer import Summary
 
 
-def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> Summary:
+def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
     """Write the union of finished caches to the new file `out`.
 
     Images and samples keep their order, those of the first cache first. Caches of different folders are joined under
@@ -39,7 +38,7 @@ def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> Summary
 
     Returns
     -------
-    Summary, with 0 computed.
+    dict with cache (the path written), images, samples, failed and nodes {name: shape of one row}
 
     Raises
     ------
@@ -72,7 +71,7 @@ def _opened(pool: FilePool, path: Path) -> CacheFile:
     return file
 
 
-def _merge(files: list[CacheFile], out: Path, pool: FilePool) -> Summary:
+def _merge(files: list[CacheFile], out: Path, pool: FilePool) -> dict:
     first = files[0]
     for file in files[1:]:
         where, hint = (
@@ -96,9 +95,15 @@ def _merge(files: list[CacheFile], out: Path, pool: FilePool) -> Summary:
         consolidate.require_sound(file, file.nodes.values())
         _register(index, file)
     gatherer = consolidate.Gatherer(index, pool)
-    _merge_maps(files, out, root, gatherer)
+    maps = _merge_maps(files, out, root, gatherer)
     consolidate.write_main(out, first.spec, root, first.nodes.values(), images, samples, kept, gatherer)
-    return Summary(len(images), 0, len(images), len(kept), 0)
+    return {
+        "cache": str(out),
+        "images": len(images),
+        "samples": len(samples),
+        "failed": len(kept),
+        "nodes": {node.name: list(node.shape) for node in [*first.nodes.values(), *maps]},
+    }
 
 
 def _nodes(file: CacheFile) -> dict:
@@ -110,8 +115,10 @@ def _register(index: RowIndex, file: CacheFile) -> None:
     index.add(file.path, paths, file.images.digests())
 
 
-def _merge_maps(files: list[CacheFile], out: Path, root: str, gatherer: consolidate.Gatherer) -> None:
-    """Write a companion for each map that any of the caches has; it may cover fewer images than the main file."""
+def _merge_maps(
+    files: list[CacheFile], out: Path, root: str, gatherer: consolidate.Gatherer
+) -> list[NodeSpec]:
+    """Write a companion for each map that any cache has; it may cover fewer images than the main file."""
     maps: dict[str, list[CacheFile]] = {}
     for file in files:
         found, broken = find_companions(file.path, file.spec.fingerprint, file.source_root)
@@ -133,6 +140,7 @@ def _merge_maps(files: list[CacheFile], out: Path, root: str, gatherer: consolid
         images = consolidate.unique_images(companion.images for companion in companions)
         path = companion_path(out, node)
         consolidate.write_companion(path, companions[0].spec, root, node, images, gatherer)
+    return [companions[0].nodes[name] for name, companions in maps.items()]
 
 
 def _common_root(roots: list[str]) -> tuple[str, list[str]]:

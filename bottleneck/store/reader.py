@@ -42,6 +42,7 @@ class FeatureCache:
     images : ImageTable of I rows
     samples : SampleTable of S rows; empty for a companion and for an unfinished run
     failures : dict of key to reason
+    finished : bool, False for the committed rows of an unfinished run
 
     Raises
     ------
@@ -65,6 +66,7 @@ class FeatureCache:
             raise
 
     def _open_finished(self) -> None:
+        self.finished = True
         main = CacheFile(self.path)
         self._pool.keep(main)
         self._describe(main, dict(main.nodes))
@@ -80,6 +82,7 @@ class FeatureCache:
 
     def _open_parts(self, folder: Path) -> None:
         state = read_state(folder)
+        self.finished = state.table is not None
         self.nodes = {node.name: node for node in state.nodes}
         keyed: dict[str, tuple[str, bytes, int, int]] = {}
         failures: dict[str, str] = {}
