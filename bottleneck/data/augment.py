@@ -21,8 +21,8 @@ from bottleneck.errors import ArtifactError, BottleneckError
 
 @dataclass(frozen=True)
 class ViewRecipe:
-    """How augmented views are drawn. The defaults are those of torchvision's `RandomResizedCrop`, and the jitter
-    of SimCLR at half strength.
+    """How augmented views are drawn. The defaults are those of torchvision's `RandomResizedCrop`, and
+    the jitter of SimCLR at half strength.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ class ViewRecipe:
         return np.asarray(self._jitter(view, random)).reshape(side, side, preprocess.channels)
 
     def _crop(self, width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
-        """(left, upper, right, lower) of a crop within the image, or of all of it where ten draws do not fit."""
+        """(left, upper, right, lower) of a crop within the image; of all of it where ten draws fail."""
         for _ in range(10):
             area = width * height * random.uniform(*self.scale)
             ratio = math.exp(random.uniform(*map(math.log, self.ratio)))

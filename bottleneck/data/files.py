@@ -8,6 +8,7 @@ nothing is done with what it names but decoding it as an image.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
 import stat
 import time
@@ -87,7 +88,8 @@ class RemoteFiles:
 
     def path(self, key: str) -> str:
         """The file's path within the filesystem."""
-        return key if key.startswith("/") or not self.folder else f"{self.folder}/{key}"
+        path = posixpath.join(self.folder, key)
+        return posixpath.normpath(path) if ".." in path and "://" not in path else path
 
     def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         end = None if size is None else start + size

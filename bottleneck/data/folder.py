@@ -92,17 +92,21 @@ def list_folder(root: str) -> Listing:
                 raise SourceError(f"The folder {root} cannot be listed: {error.strerror}.") from error
             found.absent[printable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
     found.keys.sort()
+    found.absent = dict(sorted(found.absent.items()))
     return found
 
 
 def _take(entry: os.DirEntry, key: str, above: tuple, found: Listing) -> tuple[str, tuple] | None:
     """Add a file to what was found, or return a folder to be listed with its identity among those above."""
-    if entry.is_dir():
-        identity = _identity(entry.path)
-        return None if identity in above else (key + "/", (*above, identity))
     reason = None
-    if not entry.is_file():
-        reason = "is a link that leads nowhere" if entry.is_symlink() else "is not a regular file"
+    try:
+        if entry.is_dir():
+            identity = _identity(entry.path)
+            return None if identity in above else (key + "/", (*above, identity))
+        if not entry.is_file():
+            reason = "is a link that leads nowhere" if entry.is_symlink() else "is not a regular file"
+    except OSError as error:  # a link to itself, or beyond a folder that may not be entered
+        reason = f"cannot be read: {error.strerror}"
     found.add(key, reason)
     return None
 

@@ -14,18 +14,16 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
-from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import numpy as np
 
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.decode import decode_image, pixels_from_bytes
+from bottleneck.data.crew import Budget, Crew, Job
+from bottleneck.data.decode import EncodedImage
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import ImageError
 
@@ -118,13 +116,13 @@ def load_images(
     """
     run = _Run(source, preprocess, known, views, memory)
     ahead = _images_ahead(preprocess, views, max(1, workers), memory)
-    crew = _Crew(run.load, max(1, workers))
-    waiting: deque[_Job] = deque()
+    crew = Crew(run.load, max(1, workers))
+    waiting: deque[Job] = deque()
     upcoming = iter(enumerate(keys))
     try:
         while True:
             for index, key in islice(upcoming, ahead - len(waiting)):
-                waiting.append(_Job(index, key))
+                waiting.append(Job(index, key))
                 crew.jobs.put(waiting[-1])
             if not waiting:
                 return
@@ -147,63 +145,87 @@ def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int
 
 
 class _Run:
-    """What the images of one call share: the source, the recipe, the memory, and who came first with which
-    bytes."""
+    """What the images of one call share: source, recipe, memory, and which bytes have been seen."""
 
-    def __init__(self, source, preprocess, known, views, memory: int) -> None:
+    def __init__(
+        self,
+        source: Readable,
+        preprocess: Preprocess,
+        known: Container[bytes],
+        views: ViewRecipe | None,
+        memory: int,
+    ) -> None:
         self.source = source
         self.preprocess = preprocess
         self.known = known
         self.views = views
-        self.memory = memory
-        self.budget = _Budget(memory)
-        self.first: dict[bytes, int] = {}  # digest -> lowest index that is decoding or has decoded it
-        self.lock = threading.Lock()
-        self.settled: dict[bytes, str | None] = {}  # digest -> error of its first image, in order
+        self.budget = Budget(memory)
+        # digest -> lowest index that has it, among the images in work
+        self.claimed: dict[bytes, int] = {}
+        self.claiming = threading.Lock()
+        # digest -> error of the first image that has it, among those handed over
+        self.settled: dict[bytes, str | None] = {}
 
-    def load(self, job: _Job) -> LoadedImage:
-        """Read and decode one image, in a worker's thread."""
-        start = time.perf_counter()
+    def load(self, job: Job) -> LoadedImage:
+        """Read and decode one image, in a worker."""
+        started = time.perf_counter()
         image = LoadedImage(job.index, job.key)
         try:
             size, mtime_ns = self.source.stat(job.key)
             image = replace(image, size=size, mtime_ns=mtime_ns)
-            if size > self.memory:
-                raise ImageError(f"is a file of {size >> 20} MiB; the limit is {self.memory >> 20}")
-            data = self.source.read(job.key)
+            data = self._read(job.key, size)
         except (ImageError, OSError) as error:
-            return replace(image, error=_reason(error), read_seconds=time.perf_counter() - start)
+            return replace(image, error=_reason(error), read_seconds=time.perf_counter() - started)
         digest = hashlib.sha256(data).digest()
-        image = replace(image, digest=digest, read_seconds=time.perf_counter() - start)
-        if digest in self.known or not self._claim(digest, job.index):
+        read = time.perf_counter()
+        image = replace(image, digest=digest, read_seconds=read - started)
+        if digest in self.known or digest in self.settled or not self._claim(digest, job.index):
             return image
-        start = time.perf_counter()
         try:
-            admit = partial(self.budget.reserve, job)
-            pixels = pixels_from_bytes(data, self.preprocess, admit)
-            views = None
-            if self.views is not None:
-                views = self.views.apply(decode_image(data, self.preprocess.mode), self.preprocess, digest)
+            pixels, views = self._decode(data, digest, job)
         except ImageError as error:
-            return replace(image, error=_reason(error), decode_seconds=time.perf_counter() - start)
-        return replace(image, pixels=pixels, views=views, decode_seconds=time.perf_counter() - start)
+            return replace(image, error=_reason(error), decode_seconds=time.perf_counter() - read)
+        return replace(image, pixels=pixels, views=views, decode_seconds=time.perf_counter() - read)
+
+    def _read(self, key: str, size: int) -> bytes:
+        limit = self.budget.memory
+        if size > limit:
+            raise ImageError(f"is a file of {size >> 20} MiB; the limit is {limit >> 20}")
+        return self.source.read(key)
+
+    def _decode(self, data: bytes, digest: bytes, job: Job) -> tuple[np.ndarray, np.ndarray | None]:
+        encoded = EncodedImage(data)
+        with self.budget.reserve(job, encoded.memory):
+            pixels = encoded.pixels(self.preprocess)
+            if self.views is None:
+                return pixels, None
+            # decoded anew: plain pixels are the same with and without views, and views are always Pillow's
+            image = EncodedImage(data).decode(self.preprocess.mode)
+            return pixels, self.views.apply(image, self.preprocess, digest)
 
     def _claim(self, digest: bytes, index: int) -> bool:
-        """True where no earlier image has these bytes, as far as is known yet."""
-        with self.lock:
-            first = self.first.get(digest, index)
-            self.first[digest] = min(first, index)
-            return index <= first
+        """True where no earlier image is known to have these bytes: its turn to decode them."""
+        with self.claiming:
+            first = min(self.claimed.get(digest, index), index)
+            self.claimed[digest] = first
+            return first == index
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
-        """Settle copies as if images had been decoded one by one: a later image can have overtaken the first
-        of its kind, and the copy of an image that failed has failed as well."""
+        """Settle copies as if images had been loaded one by one.
+
+        A copy may have overtaken the first of its kind and have pixels of its own, which are dropped; and the
+        copy of an image that failed has failed too.
+        """
         digest = image.digest
-        if digest is None or digest in self.known:
+        if digest is None:
             return image
         if digest in self.settled:
             return replace(image, pixels=None, views=None, error=self.settled[digest])
+        if image.pixels is None and image.error is None and digest not in self.known:
+            return replace(image, error="has the same bytes as an image that took too long")
         self.settled[digest] = image.error
+        with self.claiming:
+            self.claimed.pop(digest, None)
         return image
 
 
@@ -212,104 +234,3 @@ def _reason(error: ImageError | OSError) -> str:
     if isinstance(error, ImageError):
         return str(error)
     return f"cannot be read: {error.strerror or error}"
-
-
-class _Budget:
-    """Memory for decoding: each job reserves its share before it takes it, and waits where none is left."""
-
-    def __init__(self, memory: int) -> None:
-        self.memory = memory
-        self.reserved: dict[_Job, int] = {}
-        self.changed = threading.Condition()
-
-    @contextmanager
-    def reserve(self, job: _Job, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes, or all there are where that is less. The job's clock stops while it waits."""
-        amount = min(amount, self.memory)
-        job.since = None
-        with self.changed:
-            self.changed.wait_for(lambda: sum(self.reserved.values()) + amount <= self.memory)
-            self.reserved[job] = amount
-        job.since = time.monotonic()
-        try:
-            yield
-        finally:
-            self.release(job)
-
-    def release(self, job: _Job) -> None:
-        """Give back what the job holds, if anything."""
-        with self.changed:
-            self.reserved.pop(job, None)
-            self.changed.notify_all()
-
-
-class _Job:
-    """One image on its way through a worker."""
-
-    def __init__(self, index: int, key: str) -> None:
-        self.index = index
-        self.key = key
-        self.result: LoadedImage | None = None
-        self.defect: BaseException | None = None
-        self.done = threading.Event()
-        self.thread: threading.Thread | None = None
-        self.since: float | None = None  # when its clock started; None while it queues for a worker or memory
-        self.given_up = False
-
-    def wait(self, limit: float) -> bool:
-        """Wait until done; False once its clock shows more than `limit` seconds."""
-        while not self.done.wait(min(limit, 1.0)):
-            since = self.since
-            if since is not None and time.monotonic() - since > limit:
-                return False
-        return True
-
-    def outcome(self) -> LoadedImage:
-        """The result, or the exception that the worker met."""
-        if self.defect is not None:
-            raise self.defect
-        return self.result
-
-
-class _Crew:
-    """Daemon threads that take jobs in order. One stuck in a job is replaced, as it cannot be stopped."""
-
-    def __init__(self, load: Callable[[_Job], LoadedImage], size: int) -> None:
-        self.load = load
-        self.jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self.threads: set[threading.Thread] = set()
-        for _ in range(size):
-            self._hire()
-
-    def _hire(self) -> None:
-        thread = threading.Thread(target=self._work, name="bottleneck-decode", daemon=True)
-        self.threads.add(thread)
-        thread.start()
-
-    def _work(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job.thread = threading.current_thread()
-            job.since = time.monotonic()
-            try:
-                job.result = self.load(job)
-            except BaseException as error:
-                job.defect = error
-            job.done.set()
-            if job.given_up:
-                return
-        self.jobs.put(None)  # for the next thread
-
-    def give_up(self, job: _Job) -> None:
-        """Leave the thread that is stuck in `job` to itself and hire another."""
-        job.given_up = True
-        self.threads.discard(job.thread)
-        self._hire()
-
-    def dismiss(self) -> None:
-        """Drop the jobs that have not begun and wait a little for the threads to end the others."""
-        with suppress(Empty):
-            while True:
-                self.jobs.get_nowait()
-        self.jobs.put(None)
-        for thread in self.threads:
-            thread.join(timeout=5.0)

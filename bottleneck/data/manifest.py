@@ -1,4 +1,4 @@
-"""Tables of samples: .csv, .jsonl and .parquet files whose columns name images, labels, splits, groups.
+"""Manifests: which columns of a table name images, labels, splits, groups and numbers, and what they say.
 
 Rows are counted from 1, a header not included.
 
@@ -7,26 +7,21 @@ Shapes: S samples, M images per sample, P covariates.
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bottleneck.data.folder import printable
 from bottleneck.data.splits import ALIASES, split_named
-from bottleneck.data.targets import rows_named, target_from_column, to_number
+from bottleneck.data.tables import Table, rows_named, storable
+from bottleneck.data.targets import target_from_column, to_number
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 IMAGE_DEFAULTS = ("image", "file_name")
-
-Table = dict[str, list]  # column name -> S cells; None where a cell is missing
 
 
 @dataclass(frozen=True)
@@ -57,89 +52,6 @@ class Columns:
     def given(self) -> bool:
         """True where any column was named by the user."""
         return self != Columns()
-
-
-def read_table(name: str, data: bytes) -> Table:
-    """Read a manifest.
-
-    Parameters
-    ----------
-    name : str
-        File name; its suffix says the format.
-    data : bytes
-        The file.
-
-    Raises
-    ------
-    SourceError
-        Not such a file; where and why.
-    """
-    if name.lower().endswith(".parquet"):
-        return _read_parquet(name, data)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(f"The manifest {name} is not UTF-8 text (line {line}): {error.reason}.") from error
-    table = _read_csv(name, text) if name.lower().endswith(".csv") else _read_jsonl(name, text)
-    if not table or not next(iter(table.values())):
-        raise SourceError(f"The manifest {name} has no rows.")
-    return table
-
-
-def _read_csv(name: str, text: str) -> Table:
-    """Cells are text, None where empty."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        rows = [row for row in reader if row]
-    except csv.Error as error:
-        raise SourceError(f"The manifest {name} is not CSV (line {reader.line_num}): {error}.") from error
-    if len(set(header)) < len(header):
-        twice = next(column for column in header if header.count(column) > 1)
-        raise SourceError(f"The manifest {name} has two columns named {twice!r}.")
-    if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
-        raise SourceError(
-            f"The manifest {name} has {len(header)} columns, "
-            f"but {len(rows[odd[0] - 1])} cells in {rows_named(odd)}."
-        )
-    return {column: [row[place] or None for row in rows] for place, column in enumerate(header)}
-
-
-def _read_jsonl(name: str, text: str) -> Table:
-    """One JSON object a line; cells are JSON values."""
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"The manifest {name} is not JSON in line {number}: {error}.") from error
-        if not isinstance(row, dict):
-            raise SourceError(
-                f"The manifest {name} has a {type(row).__name__} in line {number}, not an object."
-            )
-        rows.append(row)
-    return {
-        column: [row.get(column) for row in rows]
-        for column in dict.fromkeys(key for row in rows for key in row)
-    }
-
-
-def _read_parquet(name: str, data: bytes) -> Table:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise SourceError(
-            f"The manifest {name} is Parquet, and pyarrow is not installed.",
-            "Run: pip install 'bottleneck-features[parquet]'",
-        ) from error
-    try:
-        return parquet.read_table(arrow.BufferReader(data)).to_pydict()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"The manifest {name} cannot be read as Parquet: {error}.") from error
 
 
 def manifest_table(
@@ -175,29 +87,30 @@ def manifest_table(
     SourceError
         A column is not there or holds what it cannot mean; rows are named.
     """
-    names = _present(table, columns, name)
-    keys = [_image_keys(table, column, root) for column in names.images]
-    sample_keys = _sample_keys(table, names.sample, keys)
-    targets = {label: target_from_column(label, table[label]) for label in names.labels}
-    S = len(sample_keys)
-    wanted = sorted({key for column in keys for key in column})
-    absent = {
-        key: "has a name that is not valid UTF-8" for key in wanted if printable(key) != key or "\0" in key
-    }
-    absent |= missing([key for key in wanted if key not in absent and "://" not in key])
-    whole = np.array([all(column[row] not in absent for column in keys) for row in range(S)], bool)
-    images = sorted({column[row] for column in keys for row in np.flatnonzero(whole)})
-    place = {key: number for number, key in enumerate(images)} | dict.fromkeys(absent, -1)
+    columns = _present(table, columns, name)
+    keys = list(zip(*(_image_keys(table, column, root) for column in columns.images), strict=True))
+    sample_keys = _sample_keys(table, columns.sample, keys)
+    targets = {label: target_from_column(label, table[label]) for label in columns.labels}
+    absent = _absent({key for row in keys for key in row}, missing)
+    whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
+    images = sorted({key for row, there in zip(keys, whole, strict=True) if there for key in row})
+    place = {key: number for number, key in enumerate(images)}
     samples = SampleTable(
         key=np.array(sample_keys, object),
-        image=np.array([[place.get(key, -1) for key in row] for row in zip(*keys, strict=True)], np.int64),
-        split=_splits(table, names.split),
+        image=np.array([[place.get(key, -1) for key in row] for row in keys], np.int64),
+        split=_splits(table, columns.split, len(keys)),
         targets=targets,
-        covariates=_covariates(table, names.covariates),
-        covariate_names=names.covariates,
-        group=_groups(table, names.group),
+        covariates=_covariates(table, columns.covariates, len(keys)),
+        covariate_names=columns.covariates,
+        group=_names(table, columns.group, "group") if columns.group else None,
     )
     return images, samples.take(whole), {printable(key): reason for key, reason in absent.items()}
+
+
+def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:
+    """The images that cannot be read, as far as that is known without reading."""
+    absent = {key: "has a name that is not valid UTF-8" for key in keys if not storable(key)}
+    return dict(sorted((absent | missing([key for key in keys - absent.keys() if "://" not in key])).items()))
 
 
 def _present(table: Table, columns: Columns, name: str) -> Columns:
@@ -212,15 +125,14 @@ def _present(table: Table, columns: Columns, name: str) -> Columns:
     split = columns.split
     if split is None and "split" in table and all(_names_split(cell) for cell in table["split"]):
         split = "split"
-    chosen = Columns(images, labels, split, columns.group, columns.sample, columns.covariates)
-    for column in (*images, *labels, *chosen.covariates, chosen.split, chosen.group, chosen.sample):
-        if column is not None and column not in table:
+    for column in filter(None, (*images, *labels, *columns.covariates, split, columns.group, columns.sample)):
+        if column not in table:
             close = difflib.get_close_matches(column, table, n=1)
             raise SourceError(
                 f"The manifest {name} has no column {column!r}; it has {', '.join(table)}.",
                 f"Did you mean {close[0]!r}?" if close else "",
             )
-    return chosen
+    return replace(columns, images=images, labels=labels, split=split)
 
 
 def _image_keys(table: Table, column: str, root: str) -> list[str]:
@@ -228,44 +140,53 @@ def _image_keys(table: Table, column: str, root: str) -> list[str]:
     cells = table[column]
     if bad := [row for row, cell in enumerate(cells, 1) if not isinstance(cell, str) or not cell]:
         raise SourceError(f"Column {column!r} names no image in {rows_named(bad)}; expected a path.")
-    return [cell if "://" in cell else _normal(cell, root) for cell in cells]
+    return [_relative(cell, root) for cell in cells]
 
 
-def _normal(path: str, root: str) -> str:
-    """ ".." stays as it is: beyond a link it means something else than its text."""
+def _relative(path: str, root: str) -> str:
+    """ ".." stays as it is: beyond a link to a folder it leads elsewhere than its text says."""
     path = path.removeprefix(root.rstrip("/") + "/")
+    if "://" in path:
+        return path
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 
 
-def _sample_keys(table: Table, column: str | None, images: list[list[str]]) -> list[str]:
-    """Unique names of the samples."""
-    if column is None:
-        keys = ["|".join(row) for row in zip(*images, strict=True)]
-    else:
-        if bad := [row for row, cell in enumerate(table[column], 1) if cell is None or cell == ""]:
-            raise SourceError(f"Column {column!r} names no sample in {rows_named(bad)}.")
-        keys = [str(cell) for cell in table[column]]
+def _sample_keys(table: Table, column: str | None, images: list[tuple[str, ...]]) -> list[str]:
+    """Unique names of the samples: of a column, or of their images."""
+    keys = ["|".join(row) for row in images] if column is None else list(_names(table, column, "sample"))
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys, 1):
         rows.setdefault(key, []).append(row)
-    if twice := {key: numbers for key, numbers in rows.items() if len(numbers) > 1}:
-        key, numbers = next(iter(twice.items()))
+    twice = [key for key, numbers in rows.items() if len(numbers) > 1]
+    if twice:
+        more = f", and {len(twice) - 1} more keys" if len(twice) > 1 else ""
         raise SourceError(
-            f"Duplicate sample keys: {key!r} in {rows_named(numbers)}"
-            + (f", and {len(twice) - 1} other keys." if len(twice) > 1 else "."),
+            f"Duplicate sample keys: {twice[0]!r} in {rows_named(rows[twice[0]])}{more}.",
             "Remove the repeated rows, or name a column of unique keys with --sample-column.",
         )
     return keys
+
+
+def _names(table: Table, column: str, what: str) -> np.ndarray:
+    """(S,) object array of str, one name in every row."""
+    cells = table[column]
+    good = [cell is not None and cell != "" and storable(str(cell)) for cell in cells]
+    if bad := [row for row, is_good in enumerate(good, 1) if not is_good]:
+        raise SourceError(
+            f"Column {column!r} names no {what} in {rows_named(bad)}; expected one in each row."
+        )
+    return np.array([str(cell) for cell in cells], object)
 
 
 def _names_split(cell) -> bool:
     return isinstance(cell, str) and split_named(cell) is not None
 
 
-def _splits(table: Table, column: str | None) -> np.ndarray:
+def _splits(table: Table, column: str | None, rows: int) -> np.ndarray:
+    """(S,) object array of "train", "val" or "test"."""
     if column is None:
-        return np.full(len(next(iter(table.values()))), "train", object)
+        return np.full(rows, "train", object)
     cells = table[column]
     if bad := [row for row, cell in enumerate(cells, 1) if not _names_split(cell)]:
         raise SourceError(
@@ -275,20 +196,10 @@ def _splits(table: Table, column: str | None) -> np.ndarray:
     return np.array([split_named(cell) for cell in cells], object)
 
 
-def _groups(table: Table, column: str | None) -> np.ndarray | None:
-    if column is None:
-        return None
-    if bad := [row for row, cell in enumerate(table[column], 1) if cell is None or cell == ""]:
-        raise SourceError(
-            f"Column {column!r} names no group in {rows_named(bad)}; expected one for each sample."
-        )
-    return np.array([str(cell) for cell in table[column]], object)
-
-
-def _covariates(table: Table, names: tuple[str, ...]) -> np.ndarray:
+def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:
     """(S, P) float64, all finite."""
-    columns = []
-    for name in names:
+    values = np.zeros((rows, len(names)))
+    for place, name in enumerate(names):
         numbers = [to_number(cell) for cell in table[name]]
         bad = [row for row, number in enumerate(numbers, 1) if number is None or not math.isfinite(number)]
         if bad:
@@ -297,6 +208,5 @@ def _covariates(table: Table, names: tuple[str, ...]) -> np.ndarray:
                 "expected finite numbers.",
                 "Fill the values in, or leave the covariate out.",
             )
-        columns.append(numbers)
-    rows = len(next(iter(table.values())))
-    return np.array(columns, float).T if columns else np.zeros((rows, 0))
+        values[:, place] = numbers
+    return values

@@ -1,7 +1,7 @@
 """Every mode that Pillow can decode, brought to 8 bits of grey, RGB or RGBA without losing what it shows.
 
-Pillow's own `convert` saturates 16-bit grey at 255, drops transparency to whatever colour lies below it and
-warns on palettes with alpha; here 16-bit grey keeps its range and transparent pixels are seen over white.
+Pillow's own `convert` saturates 16-bit grey at 255 and drops transparency to whatever colour lies below it;
+here grey keeps its range, and transparent pixels are seen over white.
 
 Shapes: H, W height and width.
 """
@@ -13,7 +13,7 @@ from PIL import Image
 
 from bottleneck.errors import ImageError
 
-_WHITE = {"L": 255, "RGB": (255, 255, 255)}
+_BITS_PER_SAMPLE = 258  # TIFF tag
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -22,8 +22,9 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     Parameters
     ----------
     image : PIL.Image.Image
-        Pixels loaded. "I;16" and its byte orders are read as 0…65535; "I" likewise (16-bit PGM and TIFF);
-        "F" as 0…1 where all values lie there, else as 0…255.
+        Its pixels loaded. Grey of more than 8 bits maps its whole range onto 0…255: 0…65535 for "I;16" and
+        "I" (16-bit PGM), or as many bits as a TIFF says; "F" is read as 0…1 where all values lie there, else
+        as 0…255.
     mode : {"L", "RGB", "RGBA"}
 
     Raises
@@ -31,40 +32,33 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
     ImageError
         Values of "I" or "F" outside those ranges: how to show them cannot be guessed.
     """
-    if image.mode == mode and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
+    if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_grey_levels(image))
-    if not image.has_transparency_data:
-        return _opaque(image, mode)
-    image = image.convert("RGBA")
-    return image if mode == "RGBA" else _over_white(image).convert(mode)
-
-
-def _opaque(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an image without transparency; colour spaces that Pillow takes to RGB alone go there first."""
-    if image.mode in ("LAB", "HSV", "YCbCr") and mode != "RGB":
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return image if mode == "RGBA" else _over_white(image).convert(mode)
+    if image.mode in ("LAB", "HSV", "YCbCr"):  # Pillow takes these to RGB alone
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)
 
 
 def _over_white(image: Image.Image) -> Image.Image:
-    """Blend an RGBA image onto white, (H, W) RGB."""
-    white = Image.new("RGB", image.size, _WHITE["RGB"])
+    """Blend an RGBA image onto white: RGB."""
+    white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
 
 
 def _grey_levels(image: Image.Image) -> np.ndarray:
-    """(H, W) uint8 of a grey image with more than 8 bits; its whole range maps onto 0…255."""
+    """(H, W) uint8 of a grey image with more than 8 bits."""
     values = np.asarray(image)
+    low, high = values.min().item(), values.max().item()
     if image.mode == "F":
-        low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-        if not (low >= 0 and high <= 255):  # false for NaN too
+        if not (low >= 0 and high <= 255):  # NaN fails too
             raise ImageError(f"has float pixels from {low:g} to {high:g}; expected 0 to 1 or 0 to 255")
         return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
-    if image.mode == "I":
-        low, high = int(values.min()), int(values.max())
-        if low < 0 or high > 65535:
-            raise ImageError(f"has 32-bit pixels from {low} to {high}; expected 0 to 65535")
-    return np.rint(values.astype(np.float32) / 257).astype(np.uint8)
+    bits = min(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0], 16)
+    top = (1 << bits) - 1
+    if low < 0 or high > top:
+        raise ImageError(f"has grey values from {low} to {high}; expected 0 to {top}")
+    return np.rint(values * np.float32(255 / top)).astype(np.uint8)

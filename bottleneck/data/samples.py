@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from bottleneck.data import manifest
 from bottleneck.data.files import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
 from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote, list_shards
-from bottleneck.data.manifest import Columns, manifest_table, read_table
+from bottleneck.data.manifest import Columns, manifest_table
 from bottleneck.data.splits import set_aside
+from bottleneck.data.tables import TABLE_SUFFIXES, read_table
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable
 
@@ -139,12 +139,15 @@ def _locate_url(url: str, columns: Columns) -> Source:
     filesystem, path = open_url(url)
     try:
         is_folder = not path.strip("/") or filesystem.isdir(path)
+        exists = is_folder or filesystem.exists(path)
     except Exception as error:  # each backend has error classes of its own
         raise SourceError(f"{url} cannot be reached: {type(error).__name__}: {error}.") from error
     if is_folder:
         _refuse_columns(columns, url)
         files = RemoteFiles(filesystem, path, url)
         return _folder(files, list_remote(files))
+    if not exists:
+        raise SourceError(f"The source {url} does not exist.")
     folder, _, name = path.rpartition("/")
     head, chain, tail = url.partition("::")
     return _one_file(RemoteFiles(filesystem, folder, head.rpartition("/")[0] + chain + tail), name, columns)
@@ -180,7 +183,7 @@ def _listed(files: Files, found: Listing) -> Source:
 
 def _nothing(root: str, found: Listing) -> str:
     """Say what was looked for and what was found instead."""
-    told = [f"{count} × {suffix}" for suffix, count in found.others.most_common(5)]
+    told = [f"{count} × {suffix}" for suffix, count in sorted(found.others.items())[:5]]
     told += [f"{key} ({reason})" for key, reason in list(found.absent.items())[:1]]
     return (
         f"No images in {root}: looked for {' '.join(SUFFIXES)}, found {', '.join(told) or 'no files at all'}."
@@ -189,7 +192,7 @@ def _nothing(root: str, found: Listing) -> str:
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> Source:
     """A manifest, a shard or a single image."""
-    if name.lower().endswith(manifest.SUFFIXES):
+    if name.lower().endswith(TABLE_SUFFIXES):
         return _manifest(files, name, columns)
     _refuse_columns(columns, name)
     if name.lower().endswith(".tar"):
@@ -197,7 +200,7 @@ def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
     if not name.lower().endswith(SUFFIXES):
         raise SourceError(
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
-            f"a manifest ({' '.join(manifest.SUFFIXES)}), an uncompressed .tar, a .zip, a folder."
+            f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."
         )
     found = Listing()
     found.add(name, files.missing([name]).get(name))
