@@ -12,7 +12,7 @@ _LAZY = {
     "FeatureCache": "bottleneck.store.reader",
     "fit_heads": "bottleneck.fitting",
     "evaluate": "bottleneck.evaluation",
-    "predict": "bottleneck.model",
+    "predict": "bottleneck.prediction",
     "load_model": "bottleneck.model",
     "Backbone": "bottleneck.backbones.backbone",
     "load_backbone": "bottleneck.backbones.registry",

@@ -16,7 +16,7 @@ from PIL import Image
 from bottleneck.evaluation import evaluate
 from bottleneck.extraction import extract
 from bottleneck.fitting import fit_heads
-from bottleneck.model import predict
+from bottleneck.prediction import predict
 from bottleneck.progress import Progress, silent
 from bottleneck.report.figures import confusion_matrix
 

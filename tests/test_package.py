@@ -32,7 +32,9 @@ print("heavy:", [name for name in ("torch", "sklearn", "matplotlib", "h5py") if 
 
 
 def test_import_is_light():
-    loaded = python("import sys, bottleneck; print(len([n for n in sys.modules if n.startswith('bottleneck')]))")
+    loaded = python(
+        "import sys, bottleneck; print(len([n for n in sys.modules if n.startswith('bottleneck')]))"
+    )
     assert int(loaded) == 1
 
 

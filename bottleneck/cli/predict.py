@@ -26,7 +26,7 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
 
     SOURCES are images, folders, manifests, shards or URLs.
     """
-    from bottleneck.model import predict
+    from bottleneck.prediction import predict
 
     result = predict(model, *sources, progress=terminal.progress, **options)
     rows = [(row["image"], row["label"], row["confidence"]) for row in result["predictions"][:ROWS_SHOWN]]

@@ -1,0 +1,219 @@
+"""How good a head or model is, on a cache or on images: with intervals, by class, and honest about the split.
+
+Shapes: S samples, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.data.samples import Source, read_source
+from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
+from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.heads.metrics import measure
+from bottleneck.model import Classifier, load_model
+from bottleneck.progress import Progress, silent
+from bottleneck.samples import UNLABELLED, SampleTable, Target
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import differences
+
+READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
+CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
+BLOCK = 4096  # samples whose features are in memory at once
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Samples with an answer: their table, first images, and probabilities (S, C) or values (S,)."""
+
+    samples: SampleTable
+    images: Sequence[str]
+    scores: np.ndarray
+    failed: dict[str, str]
+
+
+def evaluate(
+    model: str | Path | Classifier,
+    source: str | Path | Source,
+    *,
+    split: str | None = None,
+    errors: str | Path | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Measure a head or model on a feature cache or on images with labels.
+
+    Parameters
+    ----------
+    model : path of a head or model file, or an open Classifier
+    source : a cache (.h5), or anything that `extract` takes
+    split : {"train", "val", "test"}, optional
+        Without it: test, else val, else train, which a note then says.
+    errors : path of a CSV file for the misclassified samples, optional
+    options : arguments of `read_source`, fields of `EngineConfig`, `trust_code`
+
+    Returns
+    -------
+    dict
+        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}] and `notes`.
+
+    Raises
+    ------
+    FingerprintError
+        The cache's features are not those that the head was fitted on.
+    ArtifactError
+        The source lacks the head's target, or has other classes.
+    BottleneckError
+        No labelled sample is in the split.
+    """
+    reading = {name: options.pop(name) for name in READING & options.keys()}
+    classifier = model if isinstance(model, Classifier) else load_model(model, **options)
+    head = classifier.head
+    if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
+        with FeatureCache(source) as cache:
+            split, rows, values = _choose(head, cache.samples, split)
+            scored = _from_cache(head, cache, rows, progress)
+    else:
+        source = source if isinstance(source, Source) else read_source(source, **reading)
+        split, rows, values = _choose(head, source.samples, split)
+        scored, kept = _from_images(classifier, source, rows, progress)
+        values = values[kept]
+    if not len(values):
+        raise BottleneckError(f"No image of the {split} split could be read.")
+    result = measure(head.target_kind, values, scored.scores, head.class_names)
+    if errors is not None:
+        _write_errors(errors, scored, values, head)
+    return {
+        **result,
+        "split": split,
+        "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
+        "notes": _notes(head, split),
+    }
+
+
+def _choose(
+    head: HeadArtifact, samples: SampleTable, split: str | None
+) -> tuple[str, np.ndarray, np.ndarray]:
+    """The split, its labelled samples (positions), and their answers in the head's codes."""
+    target = samples.targets.get(head.target)
+    if target is None:
+        known = ", ".join(samples.targets) or "none"
+        raise ArtifactError(
+            f"The head answers target {head.target!r}; the source has: {known}.",
+            "Name the column with --label-column, or evaluate on a source with labels.",
+        )
+    values, labelled = _in_codes_of(head, target)
+    for name in [split] if split else ["test", "val", "train"]:
+        rows = np.flatnonzero(labelled & (samples.split == name))
+        if len(rows):
+            return name, rows, values[rows]
+    found = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
+    raise BottleneckError(
+        f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {found}.",
+        "Choose another --split, or extract with --val-fraction 0.2.",
+    )
+
+
+def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """The target's values in the head's class codes, and which samples are labelled."""
+    if target.kind != head.target_kind:
+        raise ArtifactError(
+            f"The head answers a {head.target_kind} target; {target.name!r} is a {target.kind} one here."
+        )
+    if target.kind == "regression":
+        return target.values, target.labelled
+    code_of = {name: code for code, name in enumerate(head.class_names)}
+    present = (
+        np.unique(target.values[target.labelled])
+        if target.kind == "class"
+        else range(len(target.class_names))
+    )
+    strange = [target.class_names[code] for code in present if target.class_names[code] not in code_of]
+    if strange:
+        shown = ", ".join(map(repr, strange[:5])) + (" …" if len(strange) > 5 else "")
+        raise ArtifactError(
+            f"The source has {len(strange)} classes that the head does not know: {shown}.",
+            f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
+        )
+    if target.kind == "multilabel":
+        values = np.zeros((len(target.values), len(head.class_names)), np.uint8)
+        values[:, [code_of[name] for name in target.class_names]] = target.values
+        return values, target.labelled
+    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names] + [UNLABELLED])
+    return codes[target.values], target.labelled  # −1, unlabelled, finds the last entry
+
+
+def _from_cache(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, progress: Progress) -> _Scored:
+    node = cache.node(head.node)
+    if node.fingerprint(cache.spec) != head.node_fingerprint:
+        theirs = {"backbone": head.backbone, "preprocess": head.preprocess}
+        fields = differences(cache.spec.to_json(), theirs) or ["dtype or precision"]
+        raise FingerprintError(
+            f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
+            f"Fit a head on this cache: bottleneck fit-head {cache.path}",
+            fields=tuple(fields),
+        )
+    reader = cache.sample_rows(head.node, rows)
+    scores = []
+    with progress("Evaluating", total=len(rows), unit="samples") as advance:
+        for start in range(0, len(rows), BLOCK):
+            scores.append(head.probabilities(reader.read(start, min(start + BLOCK, len(rows)))))
+            advance(len(scores[-1]))
+    samples = cache.samples.take(rows)
+    return _Scored(samples, cache.images.key[samples.image[:, 0]], np.concatenate(scores), {})
+
+
+def _from_images(
+    classifier: Classifier, source: Source, rows: np.ndarray, progress: Progress
+) -> tuple[_Scored, np.ndarray]:
+    """Scores of the samples `rows`, and which of them have one."""
+    chosen = _only(source, rows)
+    outputs = classifier.outputs(chosen, progress)
+    head, samples = classifier.head, chosen.samples.take(outputs.rows)
+    images = [chosen.images[image] for image in samples.image[:, 0]]
+    if not len(outputs.rows):
+        return _Scored(samples, images, np.zeros(0), outputs.failed), outputs.rows
+    scores = apply_link(outputs.decisions, head.link, head.temperature)
+    return _Scored(samples, images, scores, outputs.failed), outputs.rows
+
+
+def _only(source: Source, rows: np.ndarray) -> Source:
+    """The source cut to the samples `rows` and the images that they need."""
+    samples = source.samples.take(rows)
+    needed, image = np.unique(samples.image, return_inverse=True)
+    samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
+    return replace(source, images=tuple(source.images[i] for i in needed), samples=samples, absent={})
+
+
+def _notes(head: HeadArtifact, split: str) -> list[str]:
+    """What a reader has to know to take the figures for what they are."""
+    if split == "train":
+        return ["The head was fitted on the train split: these figures say nothing of new images."]
+    if split in head.settings.get("chosen_on", ()):
+        return [f"The {split} split was used to choose this model: expect a little less on new images."]
+    return []
+
+
+def _write_errors(path: str | Path, scored: _Scored, values: np.ndarray, head: HeadArtifact) -> None:
+    """The misclassified samples as CSV, the most confident mistakes first."""
+    if head.target_kind != "class":
+        raise BottleneckError(
+            f"--errors lists misclassified samples; the target is a {head.target_kind} one."
+        )
+    predicted = scored.scores.argmax(axis=1)
+    confidence = scored.scores.max(axis=1)
+    wrong = np.flatnonzero(predicted != values)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["image", "true", "predicted", "confidence"])
+        for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
+            names = (head.class_names[values[row]], head.class_names[predicted[row]])
+            writer.writerow([scored.images[row], *names, f"{confidence[row]:.4f}"])

@@ -1,0 +1,147 @@
+"""Predictions for images: one record per sample, written as a table where one is asked for."""
+
+from __future__ import annotations
+
+import csv
+import inspect
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.data.samples import Source, read_source
+from bottleneck.errors import BottleneckError
+from bottleneck.heads.artifact import apply_link
+from bottleneck.model import Classifier, Outputs, load_model
+from bottleneck.progress import Progress, silent
+
+READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
+FORMATS = (".csv", ".jsonl", ".parquet")
+
+
+def predict(
+    model: str | Path | Classifier,
+    *sources: str | Path | Source,
+    output: str | Path | None = None,
+    top: int = 5,
+    progress: Progress = silent,
+    **options: Any,
+) -> dict[str, Any]:
+    """Classify the images of `sources`.
+
+    Parameters
+    ----------
+    model : path of a head or model file, or an open Classifier
+    sources : images, folders, manifests, shards, URLs, or read `Source`s
+    output : path of a .csv, .jsonl or .parquet file, optional
+    top : int
+        Classes listed per sample, the likeliest first.
+    options : column arguments of `read_source`, fields of `EngineConfig`, `trust_code`
+
+    Returns
+    -------
+    dict
+        `predictions`: per sample `image` (its first), `images` (all, where several), `label`, `confidence`
+        (probability after temperature scaling) and `top` [{label, confidence}]. A regression's label is its
+        value, a multi-label head's a list. `failed`: [{image, error}]. `output`, `seconds`,
+        `images_per_second`.
+
+    Raises
+    ------
+    ArtifactError, SourceError, BackboneError
+    BottleneckError
+        None of the images could be read, or `output` has another suffix.
+    """
+    if output is not None and Path(output).suffix.lower() not in FORMATS:
+        raise BottleneckError(
+            f"The output {output} has no known suffix; expected one of {', '.join(FORMATS)}."
+        )
+    reading = {name: options.pop(name) for name in READING & options.keys()}
+    classifier = model if isinstance(model, Classifier) else load_model(model, **options)
+    started = time.perf_counter()
+    predictions, failed, images = [], [], 0
+    for source in sources:
+        if not isinstance(source, Source):
+            source = read_source(source, **reading)
+        outputs = classifier.outputs(source, progress)
+        predictions += _records(classifier, source, outputs, top)
+        failed += [{"image": key, "error": reason} for key, reason in outputs.failed.items()]
+        images += len(source.images)
+    if not predictions:
+        reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
+        raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
+    if output is not None:
+        write_table(predictions, output)
+    seconds = time.perf_counter() - started - classifier.trunk.startup_seconds
+    return {
+        "predictions": predictions,
+        "failed": failed,
+        "output": None if output is None else str(output),
+        "seconds": seconds,
+        "images_per_second": images / seconds,
+    }
+
+
+def _records(classifier: Classifier, source: Source, outputs: Outputs, top: int) -> list[dict[str, Any]]:
+    """One record per sample that has an output."""
+    head = classifier.head
+    records = []
+    scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, C); a regression's values (B,)
+    for row, score in zip(outputs.rows, scores, strict=True):
+        images = [source.images[image] for image in source.samples.image[row]]
+        record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
+        records.append(record | _verdict(head.target_kind, head.class_names, score, top))
+    return records
+
+
+def _verdict(kind: str, class_names: Sequence[str], score: np.ndarray, top: int) -> dict[str, Any]:
+    if kind == "regression":
+        return {"label": float(score), "confidence": None, "top": []}
+    best = np.argsort(-score, kind="stable")[:top]
+    ranked = [{"label": class_names[code], "confidence": float(score[code])} for code in best]
+    if kind == "multilabel":
+        label = [class_names[code] for code in np.flatnonzero(score >= 0.5)]
+        return {"label": label, "confidence": ranked[0]["confidence"], "top": ranked}
+    return {**ranked[0], "top": ranked}
+
+
+def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:
+    """Write `image`, `label` and `confidence` (.csv, .parquet) or whole records (.jsonl)."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix.lower() == ".jsonl":
+        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in predictions)
+        path.write_text("".join(lines), encoding="utf-8")
+        return
+    rows = [
+        {
+            **record,
+            "images": "|".join(record.get("images", [record["image"]])),
+            "label": _text(record["label"]),
+        }
+        for record in predictions
+    ]
+    names = ["image", "label", "confidence"]
+    if any("images" in record for record in predictions):
+        names.insert(1, "images")
+    if path.suffix.lower() == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names, extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows)
+        return
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise BottleneckError(
+            "Writing .parquet needs pyarrow.", "Run: pip install 'bottleneck-features[parquet]'"
+        ) from None
+    parquet.write_table(pyarrow.table({name: [row[name] for row in rows] for name in names}), path)
+
+
+def _text(label: object) -> str:
+    return "|".join(label) if isinstance(label, list) else str(label)

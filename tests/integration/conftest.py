@@ -1,0 +1,55 @@
+"""Whole commands on small generated photographs."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from photographs import write_photographs
+
+from bottleneck.cli.main import main
+
+
+@pytest.fixture(scope="session", autouse=True)
+def graph_cache(tmp_path_factory):
+    """Exported graphs are shared by the tests of a run, and kept out of the user's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOTTLENECK_CACHE", str(tmp_path_factory.mktemp("graphs")))
+        yield
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., SimpleNamespace]:
+    """Run a command line in this process: `code`, `out`, `err`, and `json` where stdout is one object."""
+
+    def call(*arguments: object) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["bottleneck", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main()
+        out, err = capsys.readouterr()
+        parsed = json.loads(out) if "--json" in arguments and stop.value.code == 0 else None
+        return SimpleNamespace(code=stop.value.code, out=out, err=err, json=parsed)
+
+    return call
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """Three classes of ten images, one class with a name beyond Latin."""
+    return write_photographs(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory, graph_cache) -> SimpleNamespace:
+    """A source with a validation split, its cache and a head."""
+    from bottleneck import extract, fit_heads
+
+    folder = tmp_path_factory.mktemp("fitted")
+    source = write_photographs(folder / "photos")
+    cache = folder / "photos.h5"
+    extract(source, cache, val_fraction=0.3)
+    head = fit_heads(cache, output=folder / "heads").heads[0]["path"]
+    return SimpleNamespace(source=source, cache=cache, head=head)
