@@ -1,0 +1,1 @@
+"""Networks that train: one epoch loop, fine-tuning from the cache, the baseline from scratch, comparison."""

@@ -1,0 +1,135 @@
+"""Which parameters learn how fast, and when: groups by depth, the schedule of the learning rate, unfreezing.
+
+A layer group is a block of the backbone, or the head. Depth counts down from the head (0): a block at depth d
+learns at `lr · backbone_ratio · decay^(d − 1)`, since lower layers are more general and need less change
+(Howard and Ruder 2018); the ratio of 0.1 and SGD with momentum 0.9 are those of LP-FT (Kumar et al. 2022).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bottleneck.errors import FitError
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated.
+
+    optimizer : "sgd" (momentum 0.9) or "adamw".
+    lr : learning rate of the head.
+    backbone_ratio : learning rate of the uppermost block over the head's.
+    decay : factor from one block to the one below it.
+    weight_decay : not applied to biases and norms.
+    warmup : share of all steps in which the rate rises linearly from 0.
+    unfreeze_every : epochs between one block's start and the start of the one below it (gradual unfreezing);
+        0 trains all from the first step.
+    clip : greatest norm of the gradient of all parameters together; 0 does not clip.
+    """
+
+    optimizer: str = "sgd"
+    lr: float = 1e-2
+    backbone_ratio: float = 0.1
+    decay: float = 0.5
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    unfreeze_every: int = 0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in OPTIMIZERS:
+            raise FitError(f"optimizer is {self.optimizer!r}; expected {' or '.join(OPTIMIZERS)}.")
+        for name, low, high in (
+            ("lr", 0.0, 1e3),
+            ("backbone_ratio", 0.0, 1e3),
+            ("decay", 0.0, 1.0),
+            ("weight_decay", -1e-300, 1e3),
+            ("warmup", -1e-300, 1.0),
+            ("clip", -1e-300, math.inf),
+        ):
+            if not low < getattr(self, name) <= high:
+                raise FitError(
+                    f"{name} is {getattr(self, name)}; expected a number from {max(low, 0):g} to {high:g}."
+                )
+
+
+@dataclass(frozen=True)
+class LayerGroup:
+    """Parameters that share a learning rate.
+
+    name : of the block, or "head".
+    depth : 0 for the head, 1 for the uppermost block, …
+    parameters : (name, parameter) pairs.
+    """
+
+    name: str
+    depth: int
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+
+
+def parameter_groups(layers: Iterable[LayerGroup], config: OptimConfig) -> list[dict]:
+    """Optimizer groups: per layer one with weight decay and one, for biases and norms, without.
+
+    Each has `base_lr`, the rate at the schedule's height, and `start_epoch`, its first epoch of training.
+    """
+    groups = []
+    for layer in layers:
+        scale = config.backbone_ratio * config.decay ** (layer.depth - 1) if layer.depth else 1.0
+        common = {
+            "name": layer.name,
+            "base_lr": config.lr * scale,
+            "lr": config.lr * scale,
+            "start_epoch": 1 + config.unfreeze_every * max(0, layer.depth - 1),
+        }
+        matrices = [parameter for _, parameter in layer.parameters if parameter.ndim > 1]
+        vectors = [parameter for _, parameter in layer.parameters if parameter.ndim <= 1]
+        if matrices:
+            groups.append({**common, "params": matrices, "weight_decay": config.weight_decay})
+        if vectors:
+            groups.append({**common, "params": vectors, "weight_decay": 0.0})
+    return groups
+
+
+def build_optimizer(layers: Sequence[LayerGroup], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with momentum 0.9, or AdamW, over the groups of `parameter_groups`."""
+    groups = parameter_groups(layers, config)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then half a cosine to 0; a function of the step alone, so there is no state to keep.
+
+    steps : of the whole run. warmup : share of them.
+    """
+
+    steps: int
+    warmup: float = 0.1
+
+    def factor(self, step: int) -> float:
+        """Learning rate at `step` (from 0) over its height."""
+        rising = round(self.steps * self.warmup)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, self.steps - rising)))
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Set every group's rate for `step`."""
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * self.factor(step)
+
+
+def unfreeze(optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Let the groups train whose epoch has come; the others ask for no gradient, which saves that work."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(epoch >= group["start_epoch"])

@@ -1,0 +1,118 @@
+"""The epoch loop: it learns, keeps the best, stops when it should, and survives being killed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bottleneck.training.checkpoint import Checkpoint
+from bottleneck.training.measure import Measured, logits_of, measure
+from tests.training.killed import run
+from tests.training.tiny import training
+
+
+def equal(first, second):
+    """Whether two modules hold the same bits."""
+    ours, theirs = first.state_dict(), second.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_network_learns_and_its_epochs_are_recorded():
+    job = training(epochs=8)
+    records = list(job.records())
+    assert [record.epoch for record in records] == list(range(9))
+    assert records[-1].train_loss < records[1].train_loss
+    assert max(record.val_accuracy for record in records) > 0.7
+    assert records[0].samples == 0
+    assert all(record.samples == len(job.train) for record in records[1:])
+
+
+def test_the_best_epoch_is_what_the_module_holds_at_the_end():
+    job = training(epochs=6, lr=0.5)
+    list(job.records())
+    measured = measure(*logits_of(job.module, job.val, job.device), job.objective)
+    assert measured == job.state.best
+    assert measured.accuracy == max(record.val_accuracy for record in job.state.history)
+
+
+def test_the_network_as_it_came_wins_where_training_only_harms():
+    job = training(epochs=30, lr=0.1)
+    list(job.records())
+    again = training(epochs=3, lr=1e-9)
+    again.module.load_state_dict(job.module.state_dict())
+    again.module.head.weight.data *= 1.0
+    for group in again.optimizer.param_groups:
+        group["base_lr"] = -0.5  # uphill
+    list(again.records())
+    assert again.state.best_epoch == 0
+    assert equal(again.module, job.module)
+
+
+def test_equal_accuracy_is_decided_by_the_calibrated_loss():
+    bold = Measured(accuracy=0.9, loss=0.5, calibrated=0.31, temperature=3.0)
+    shy = Measured(accuracy=0.9, loss=0.4, calibrated=0.32, temperature=0.5)
+    assert bold.beats(shy)
+    assert not shy.beats(bold)
+    assert not bold.beats(bold)
+
+
+def test_training_stops_early_without_a_better_epoch():
+    job = training(epochs=50, lr=1e-12, patience=3)
+    records = list(job.records())
+    assert job.state.stopped == "early"
+    assert len(records) <= 10
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_a_diverging_loss_stops_the_run_and_leaves_the_best(tmp_path):
+    job = training(epochs=5, lr=1000.0)
+    start = {name: tensor.clone() for name, tensor in job.module.state_dict().items()}
+    records = list(job.records())
+    assert job.state.stopped == "diverged"
+    assert all(np.isfinite(record.val_loss) for record in records)
+    if job.state.best_epoch == 0:
+        assert all(torch.equal(start[name], value) for name, value in job.module.state_dict().items())
+
+
+def test_a_learning_rate_that_works_is_not_called_divergence():
+    job = training(epochs=5, lr=0.3)
+    list(job.records())
+    assert job.state.stopped == "done"
+
+
+@pytest.mark.parametrize("kill_at", [(1, 0), (3, 2)])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at):
+    whole, records = run(tmp_path / "whole")
+    command = [sys.executable, "-m", "tests.training.killed", str(tmp_path / "cut"), *map(str, kill_at)]
+    killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    assert killed.returncode == -9
+    resumed, resumed_records = run(tmp_path / "cut")
+    assert resumed.resumed
+    assert not whole.resumed
+    assert equal(whole.module, resumed.module)
+    assert [(r.epoch, r.train_loss, r.val_loss) for r in records] == [
+        (r.epoch, r.train_loss, r.val_loss) for r in resumed_records
+    ]
+
+
+def test_the_checkpoint_of_another_run_is_not_used(tmp_path):
+    run(tmp_path)
+    job = training(checkpoint=Checkpoint(tmp_path / "run.safetensors", "another"))
+    list(job.records())
+    assert not job.resumed
+
+
+def test_a_damaged_checkpoint_starts_the_run_anew(tmp_path):
+    path = tmp_path / "run.safetensors"
+    path.write_bytes(b"\x10\0\0\0\0\0\0\0{not json at all")
+    assert Checkpoint(path, "fingerprint").load() is None
+
+
+def test_the_mode_of_the_module_survives_a_measurement():
+    job = training(epochs=1)
+    job.module.train()
+    logits_of(job.module, job.val, job.device)
+    assert job.module.training
