@@ -25,6 +25,7 @@ from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.crew import Budget, Crew, Job
 from bottleneck.data.decode import EncodedImage
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.resize import fast_pixels
 from bottleneck.errors import ImageError
 
 MEMORY = 512 << 20  # bytes
@@ -196,12 +197,9 @@ class _Run:
     def _decode(self, data: bytes, digest: bytes, job: Job) -> tuple[np.ndarray, np.ndarray | None]:
         encoded = EncodedImage(data)
         with self.budget.reserve(job, encoded.memory):
-            pixels = encoded.pixels(self.preprocess)
-            if self.views is None:
-                return pixels, None
-            # decoded anew: plain pixels are the same with and without views, and views are always Pillow's
-            image = EncodedImage(data).decode(self.preprocess.mode)
-            return pixels, self.views.apply(image, self.preprocess, digest)
+            image = encoded.decode(self.preprocess.mode)
+            views = self.views.apply(image, self.preprocess, digest) if self.views else None
+            return fast_pixels(image, self.preprocess), views
 
     def _claim(self, digest: bytes, index: int) -> bool:
         """True where no earlier image is known to have these bytes: its turn to decode them."""

@@ -1,0 +1,286 @@
+"""Bytes to pixels: every mode, every orientation, and no harm from any bytes."""
+
+import contextlib
+import io
+import struct
+import subprocess
+import sys
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bottleneck.data.decode import FORMATS, decode_image, pixels_from_bytes
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import ImageError
+
+PREPROCESS = Preprocess(32, 36, "bicubic", (0.5,) * 3, (0.5,) * 3)
+
+
+def encoded(image, kind, **options):
+    """The bytes of an image in a format."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def smooth(width, height, seed=0):
+    """A photograph-like RGB image: low frequencies and a little noise."""
+    random = np.random.default_rng(seed)
+    coarse = Image.fromarray(random.integers(0, 256, (6, 6, 3), np.uint8)).resize((width, height), 3)
+    noise = random.integers(-6, 7, (height, width, 3))
+    return Image.fromarray((np.asarray(coarse) + noise).clip(0, 255).astype(np.uint8))
+
+
+def colour(data, mode="RGB"):
+    """The one colour of an image that has one."""
+    pixels = np.asarray(decode_image(data, mode))
+    pixels = pixels.reshape(-1, 1) if pixels.ndim == 2 else pixels.reshape(-1, pixels.shape[-1])
+    assert (pixels == pixels[0]).all()
+    return tuple(pixels[0].tolist())
+
+
+def plain(mode, value, **info):
+    image = Image.new(mode, (8, 8), value)
+    image.info.update(info)
+    return image
+
+
+def palette(alpha=None):
+    """A palette image of colour (10, 20, 30)."""
+    image = plain("P", 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    return encoded(image, "PNG", **({} if alpha is None else {"transparency": bytes([255, alpha])}))
+
+
+GOLDEN = {
+    "1 black": (lambda: encoded(plain("1", 0), "PNG"), (0, 0, 0)),
+    "1 white": (lambda: encoded(plain("1", 1), "TIFF"), (255, 255, 255)),
+    "L": (lambda: encoded(plain("L", 77), "PNG"), (77, 77, 77)),
+    "L with a transparent grey": (lambda: encoded(plain("L", 77), "PNG", transparency=77), (255, 255, 255)),
+    "LA half over white": (lambda: encoded(plain("LA", (0, 128)), "PNG"), (127, 127, 127)),
+    "LA clear": (lambda: encoded(plain("LA", (0, 0)), "PNG"), (255, 255, 255)),
+    "RGB": (lambda: encoded(plain("RGB", (10, 20, 30)), "BMP"), (10, 20, 30)),
+    "RGB ppm": (lambda: encoded(plain("RGB", (10, 20, 30)), "PPM"), (10, 20, 30)),
+    "RGB with a transparent colour": (
+        lambda: encoded(plain("RGB", (10, 20, 30)), "PNG", transparency=(10, 20, 30)),
+        (255, 255, 255),
+    ),
+    "RGBA opaque": (lambda: encoded(plain("RGBA", (10, 20, 30, 255)), "PNG"), (10, 20, 30)),
+    "RGBA half over white": (lambda: encoded(plain("RGBA", (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
+    "RGBA webp": (lambda: encoded(plain("RGBA", (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
+    "RGB webp": (lambda: encoded(plain("RGB", (10, 20, 30)), "WEBP", lossless=True), (10, 20, 30)),
+    "P": (palette, (10, 20, 30)),
+    "P with alpha": (lambda: palette(alpha=0), (255, 255, 255)),
+    "P half alpha": (lambda: palette(alpha=128), (132, 137, 142)),
+    "CMYK tiff": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
+    "CMYK tiff black": (lambda: encoded(plain("CMYK", (0, 0, 0, 255)), "TIFF"), (0, 0, 0)),
+    "YCbCr tiff": (lambda: encoded(plain("YCbCr", (76, 85, 255)), "TIFF"), (254, 0, 0)),
+    "LAB tiff white": (lambda: encoded(plain("LAB", (255, 128, 128)), "TIFF"), (255, 255, 255)),
+    "I;16 png": (lambda: encoded(plain("I;16", 32896), "PNG"), (128, 128, 128)),
+    "I;16 tiff": (lambda: encoded(plain("I;16", 32896), "TIFF"), (128, 128, 128)),
+    "I;16B tiff": (lambda: encoded(plain("I;16B", 32896), "TIFF"), (128, 128, 128)),
+    "16-bit pgm": (lambda: b"P5 2 2 65535\n" + struct.pack(">4H", *[32896] * 4), (128, 128, 128)),
+    "I tiff": (lambda: encoded(plain("I", 65535), "TIFF"), (255, 255, 255)),
+    "F tiff to 1": (lambda: encoded(plain("F", 0.5), "TIFF"), (128, 128, 128)),
+    "F tiff to 255": (lambda: encoded(plain("F", 77.0), "TIFF"), (77, 77, 77)),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_each_mode_shows_its_golden_colour(name):
+    make, golden = GOLDEN[name]
+    assert colour(make()) == pytest.approx(golden, abs=1)
+
+
+def test_transparency_survives_where_it_is_asked_for():
+    assert colour(encoded(plain("RGBA", (255, 0, 0, 128)), "PNG"), "RGBA") == (255, 0, 0, 128)
+    assert colour(palette(alpha=128), "RGBA") == (10, 20, 30, 128)
+    assert colour(encoded(plain("L", 7), "PNG"), "RGBA") == (7, 7, 7, 255)
+
+
+def test_grey_is_asked_for_of_any_mode():
+    assert colour(encoded(plain("RGB", (255, 255, 255)), "PNG"), "L") == (255,)
+    assert colour(encoded(plain("LAB", (0, 128, 128)), "TIFF"), "L") == (0,)
+    assert colour(encoded(plain("I;16", 32896), "PNG"), "L") == (128,)
+    assert colour(encoded(plain("LA", (0, 0)), "PNG"), "L") == (255,)
+
+
+@pytest.mark.parametrize("colour_name", ["red", "white", "black"])
+def test_cmyk_jpeg_is_not_inverted(colour_name):
+    picture = Image.new("RGB", (16, 16), colour_name).convert("CMYK")
+    shown = np.asarray(decode_image(encoded(picture, "JPEG", quality=95)), int)
+    assert np.abs(shown - np.asarray(Image.new("RGB", (16, 16), colour_name))).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I;16B", "TIFF"), ("I", "PPM")]
+)
+def test_a_16_bit_ramp_keeps_its_levels(mode, kind):
+    ramp = np.linspace(0, 65535, 4096).round().reshape(64, 64)
+    picture = Image.fromarray(ramp.astype({"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]))
+    levels = np.asarray(decode_image(encoded(picture, kind), "L"))
+    assert len(np.unique(levels)) == 256
+    assert np.array_equal(levels, np.rint(ramp / 257))
+
+
+def test_12_bits_of_a_tiff_use_the_whole_range():
+    header = struct.pack("<2sHI", b"II", 42, 8)
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    body = struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)
+    data = (header + body).ljust(122, b"\0") + bytes([0xFF, 0xF0, 0x00])  # 4095 and 0
+    assert np.asarray(decode_image(data, "L")).tolist() == [[255, 0]]
+
+
+@pytest.mark.parametrize("value", [-1.0, 300.0, float("nan")])
+def test_float_pixels_out_of_range_are_refused(value):
+    with pytest.raises(ImageError, match="float pixels"):
+        decode_image(encoded(plain("F", value), "TIFF"))
+
+
+def test_integers_beyond_16_bits_are_refused():
+    with pytest.raises(ImageError, match="expected 0 to 65535"):
+        decode_image(encoded(plain("I", 70000), "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation_is_shown(kind):
+    frames = [Image.new("RGB", (8, 8), name) for name in ("red", "blue")]
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    assert colour(data) == pytest.approx((255, 0, 0), abs=2)
+
+
+ORIENTED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}  # what a camera held that way stores
+
+
+def oriented(picture, orientation, kind, **options):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = ORIENTED[orientation]
+    return encoded(picture if turn is None else picture.transpose(turn), kind, exif=exif, **options)
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 40), ("PNG", 0), ("TIFF", 0), ("WEBP", 0)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_eight_orientations_agree(orientation, kind, tolerance):
+    picture = smooth(48, 40)
+    options = {"quality": 95} if kind == "JPEG" else {"lossless": True}
+    data = oriented(picture, orientation, kind, **options)
+    upright = decode_image(data)
+    assert upright.size == (48, 40)
+    assert np.abs(np.asarray(upright, int) - np.asarray(picture)).max() <= tolerance
+
+
+@pytest.mark.parametrize("value", [0, 9, 65535])
+def test_an_orientation_out_of_range_turns_nothing(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    data = encoded(smooth(20, 10), "JPEG", exif=exif)
+    assert decode_image(data).size == (20, 10)
+
+
+def test_unreadable_exif_loses_no_photograph():
+    data = encoded(smooth(20, 10), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xffgarbage")
+    assert decode_image(data).size == (20, 10)
+    assert pixels_from_bytes(data, PREPROCESS).shape == (32, 32, 3)
+
+
+BAD = {
+    "zero bytes": (b"", "empty"),
+    "text": (b"hello, I am no image", "known format"),
+    "nothing after the magic": (b"\xff\xd8\xff", "known format"),
+    "a PDF": (b"%PDF-1.7 ...", "known format"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "known format"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_no_image_is_refused_with_a_reason(name):
+    data, reason = BAD[name]
+    with pytest.raises(ImageError, match=reason) as error:
+        pixels_from_bytes(data, PREPROCESS)
+    assert "\n" not in str(error.value)
+    assert str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM"])
+def test_truncated_files_are_refused(kind):
+    data = encoded(smooth(64, 64), kind)
+    for share in (0.3, 0.6, 0.9):
+        cut = data[: int(len(data) * share)]
+        with pytest.raises(ImageError):
+            decode_image(cut)
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_damaged_bytes_raise_image_errors_and_nothing_else(data):
+    kind = data.draw(st.sampled_from(FORMATS))
+    raw = bytearray(encoded(smooth(24, 16), kind))
+    for _ in range(data.draw(st.integers(1, 6))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(ImageError):
+        pixels = pixels_from_bytes(bytes(raw), PREPROCESS)
+        assert pixels.shape == (32, 32, 3)
+        assert pixels.dtype == np.uint8
+
+
+def png_of(width, height):
+    """A PNG that claims a size and holds almost nothing."""
+    small = encoded(Image.new("L", (1, 1)), "PNG")
+    header = struct.pack(">II", width, height) + small[24:29]
+    crc = struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    return small[:16] + header + crc + small[33:]
+
+
+@pytest.mark.parametrize(("width", "height"), [(20000, 10000), (1 << 30, 1 << 30), (10001, 10000)])
+def test_bombs_are_refused_from_their_header(width, height):
+    with pytest.raises(ImageError, match=r"megapixels|pixels"):
+        decode_image(png_of(width, height))
+
+
+def test_the_pixel_limit_can_be_set():
+    data = encoded(smooth(50, 40), "PNG")
+    assert decode_image(data, max_pixels=2000).size == (50, 40)
+    with pytest.raises(ImageError, match="50 × 40"):
+        decode_image(data, max_pixels=1999)
+
+
+def test_a_progressive_jpeg_of_absurdly_many_scans_is_refused():
+    data = encoded(smooth(2000, 1500), "JPEG", progressive=True)
+    scan = data.rindex(b"\xff\xda")
+    with pytest.raises(ImageError, match="scans"):
+        decode_image(data[:-2] + data[scan:-2] * 700 + data[-2:])
+
+
+def test_warnings_stay_inside_and_those_of_others_do_not(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    data = encoded(smooth(12, 10), "PNG")  # 120 pixels: Pillow warns of a bomb
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        decode_image(data)
+        warnings.warn("of others", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["of others"]
+
+
+def test_pillow_alone_needs_no_torch():
+    code = (
+        "import sys, io; from PIL import Image; from bottleneck.data.decode import decode_image;"
+        "f = io.BytesIO(); Image.new('RGB', (4, 4)).save(f, 'JPEG'); decode_image(f.getvalue());"
+        "import bottleneck.data.samples, bottleneck.data.loader; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
