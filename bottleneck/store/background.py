@@ -150,7 +150,7 @@ class Committer:
 
 
 def stored(batch: Batch, node: NodeSpec) -> tuple[np.ndarray, np.ndarray | None]:
-    """A node's features and views in the type of storage; CacheError naming the image where that cannot be."""
+    """A node's features and views in the type of storage; CacheError names the image where that cannot be."""
     features = _as_stored(batch.features[node.name], node, batch.rows)
     if node.views is None:
         return features, None
@@ -165,13 +165,13 @@ def _as_stored(rows: np.ndarray, node: NodeSpec, images: list[tuple[str, bytes, 
         return cast
     at = int(np.flatnonzero(~np.isfinite(flat).all(axis=1))[0])
     given = np.asarray(rows[at], np.float32)
-    key = images[at][0]
+    where = f"{images[at][0]!r} at node {node.name!r}"
     if np.isfinite(given).all():
         raise CacheError(
-            f"A feature of {key!r} at node {node.name!r} is {np.abs(given).max():.6g}, beyond float16's 65504.",
+            f"A feature of {where} has size {np.abs(given).max():.6g}, beyond float16's 65504.",
             "Store them with --dtype float32.",
         )
     raise CacheError(
-        f"The network gave {'NaN' if np.isnan(given).any() else 'infinity'} for {key!r} at node {node.name!r}.",
-        "Try --precision fp32; where that gives the same, the weights or the image are broken: remove the image.",
+        f"The network gave {'NaN' if np.isnan(given).any() else 'infinity'} for {where}.",
+        "Try --precision fp32; where that gives the same, the weights or the image are broken.",
     )

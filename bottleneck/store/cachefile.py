@@ -1,6 +1,6 @@
-"""One HDF5 file in the format, opened and understood: recipe, nodes, tables. Main files, companions and parts alike.
+"""One HDF5 file in the format, opened and understood: main files, companions and parts alike.
 
-Tables are small and are compared with their checksums whenever they are read; features are not (see `verify`).
+Tables are small and are compared with their checksums whenever they are read. Features are not: see `verify`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from bottleneck.store.cachefile import CacheFile, dataset_paths
 from bottleneck.store.files import as_cache_error, rename
 from bottleneck.store.rows import ABSENT, FeatureRows, FilePool, RowIndex
 from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.tables import Column, Failure, ImageTable, failure_columns, link_name, sample_columns
+from bottleneck.store.tables import Failure, ImageTable, failure_columns, link_name, sample_columns
 
 
 class Gatherer:
@@ -57,10 +57,7 @@ def write_main(
         layout.write_images(file, images)
         _write_nodes(file, spec, nodes, images, gatherer)
         layout.write_columns(file, sample_columns(samples))
-        columns = failure_columns(failures)
-        layout.write_columns(
-            file, {f"failures/{name}": Column(values, {}) for name, values in columns.items()}
-        )
+        layout.write_columns(file, failure_columns(failures))
 
     _replace(path, fill)
 

@@ -18,8 +18,8 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     Returns
     -------
     dict with cache, finished, backbone, preprocess, fingerprint, source_root, created_with, images, samples,
-    splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout, map, views}}, targets
-    {name: {kind, classes, class_names, labelled}}, covariates (names), images_per_sample and failures {key: reason}.
+    images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout, map,
+    views}}, targets {name: {kind, classes, class_names, labelled}}, covariates (names), failures {key: reason}
     """
     with FeatureCache(path) as cache:
         samples = cache.samples

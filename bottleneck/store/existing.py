@@ -107,7 +107,7 @@ class Existing:
         require_equal(cached, asked, where, hint)
 
     def _effective(self, asked: Sequence[NodeSpec], state: LogState | None) -> dict[str, NodeSpec]:
-        """The main file's nodes and those asked for, compared with what the cache and the parts say of them."""
+        """The main file's nodes and those asked for, compared with what cache and parts say of them."""
         kept = {} if self._main is None else dict(self._main.nodes)
         cached = kept | {name: file.nodes[name] for name, file in self._companions.items()}
         interrupted = {} if state is None else {node.name: node for node in state.nodes}
@@ -215,7 +215,7 @@ class Existing:
     def _finish_map(self, node: NodeSpec, images: ImageTable, gatherer: consolidate.Gatherer) -> None:
         """Write a map's file where it lacks rows.
 
-        It keeps the rows of the old main file's images: who reads the old main file beside the new map misses none.
+        The new one keeps the rows of the old main file's images, so that who has that open misses none.
         """
         companion = self._companions.get(node.name)
         tables = [images]
@@ -279,11 +279,10 @@ def _agreed(cached: NodeSpec, asked: NodeSpec, where: str, hint: str) -> NodeSpe
 
 
 def _same_tables(file: CacheFile, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> bool:
-    old, new = failure_columns(file.failures), failure_columns(failures)
     return (
         same_images(file.images, images)
         and same_columns(file.sample_columns, sample_columns(samples))
-        and all(np.array_equal(old[name], new[name]) for name in new)
+        and same_columns(failure_columns(file.failures), failure_columns(failures))
     )
 
 

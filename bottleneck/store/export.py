@@ -1,4 +1,4 @@
-"""A cache as other tools take it: one .npz of arrays, or one Parquet table of samples. Both are written in blocks.
+"""A cache as other tools take it: one .npz of arrays, or one Parquet table of samples, written in blocks.
 
 Shapes: I images, S samples, M images per sample, D features, P covariates.
 """
@@ -32,8 +32,8 @@ def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str]
     path : the cache
     out : file ending in .npz or .parquet; one that exists is replaced
         .npz: the arrays of the format under their paths, "images/key", "features/NODE" …; strings as unicode.
-        .parquet: a row per sample (or per image, where the cache has no samples) with its key, image, split, group,
-        labels by name, covariates, and each node's features as a list of float32.
+        .parquet: a row per sample (or per image, where the cache has no samples) with its key, image, split,
+        group, labels by name, covariates, and each node's features as a list of float32.
     nodes : names of the nodes to write; all vector nodes where left out
 
     Returns
@@ -146,7 +146,7 @@ def _write_parquet(cache: FeatureCache, path: Path, names: list[str]) -> dict[st
 
 
 def _pyarrow() -> ModuleType:
-    """The library; it imports pandas where there is one, which warns that we are not its `bottleneck` (README)."""
+    """The library. It imports pandas where there is one, which warns that we are not its `bottleneck`."""
     try:
         import pyarrow
         import pyarrow.parquet

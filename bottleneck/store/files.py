@@ -1,7 +1,7 @@
 """Files that survive: durable writes, one rename, and room on the disk checked beforehand.
 
-All writing of the store goes through `write`, `sync` and `rename` here, so that the fault tests can fail or stop
-each of them.
+All writing of the store goes through `write`, `sync` and `rename` here, so that the fault tests can fail or
+stop each of them.
 """
 
 from __future__ import annotations
@@ -15,22 +15,20 @@ from pathlib import Path
 
 from bottleneck.errors import CacheError
 
-BLOCK = 1 << 20
+BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 
 
 class LatchedFile(io.RawIOBase):
     """The file object through which HDF5 writes.
 
-    HDF5 cannot close a file whose writes fail: it keeps the handle, and complains again when the process ends. So the
-    first error is kept, every later write is dropped, and `check` raises the error once HDF5 is done.
+    HDF5 cannot close a file whose writes fail: it keeps the handle and complains when the process ends.
+    So the first error is kept, every later write is dropped, and `commit` raises it once HDF5 is done.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.error: OSError | None = None
-        self._descriptor = os.open(
-            path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666
-        )
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
 
     def write(self, data) -> int:
         view = memoryview(data).cast("B")
@@ -131,7 +129,7 @@ def rename(source: Path, target: Path) -> None:
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:
     """Write a whole new file and make its bytes durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), 0o666)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
     try:
         write_all(descriptor, data)
         sync(descriptor)

@@ -1,7 +1,7 @@
 """Opening a cache that anyone may have made: its structure is judged before any of its data is read.
 
-HDF5 files can point out of themselves (external links, external storage, virtual datasets), claim any size, or nest
-without end. FORMAT.md, sections 2 to 6, says what a cache may hold; everything else is refused here.
+HDF5 files can point out of themselves (external links, external storage, virtual datasets), claim any size,
+or nest without end. FORMAT.md, sections 2 to 6, says what a cache may hold; everything else is refused here.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 from bottleneck.errors import CacheError
 from bottleneck.store.layout import DTYPE_NAMES, FORMAT, FORMAT_VERSION
 
+MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 MAX_MEMBERS = 4096  # of one group
 MAX_ATTRIBUTES = 64  # of one object
@@ -26,7 +27,7 @@ MAX_RANK = 8
 MAX_STRING = 65536  # bytes of one fixed-length string
 FLETCHER32_BYTES = 4
 
-# What the reader relies on: rank and kind of the datasets that have a meaning. Features are checked by their attributes.
+# What the reader relies on: rank and kind of the datasets that have a meaning.
 KNOWN = {
     "key": (1, "S"),
     "digest": (2, "u"),
@@ -77,9 +78,7 @@ def open_untrusted(path: str | os.PathLike) -> h5py.File:
 def _require_signature(path: Path) -> None:
     try:
         if not path.is_file():
-            raise CacheError(
-                f"There is no feature cache {path}.", "Make one with `bottleneck extract SOURCE -o …`."
-            )
+            raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
         with open(path, "rb") as raw:
             start = raw.read(len(SIGNATURE))
     except OSError as error:
@@ -87,7 +86,7 @@ def _require_signature(path: Path) -> None:
     if start != SIGNATURE:
         raise CacheError(
             f"{path} is not a feature cache: expected an HDF5 file, got one that starts with {start!r}.",
-            "Make a cache with `bottleneck extract SOURCE -o …`.",
+            MAKE_ONE,
         )
 
 
@@ -180,9 +179,9 @@ class _Inspection:
         attributes = self.file.attrs
         if "format" not in attributes or _text(attributes, "format") != FORMAT:
             self._refuse(f"it is HDF5 but not a feature cache (its attribute 'format' is not {FORMAT!r})")
-        version = attributes["format_version"] if "format_version" in attributes else None
-        if isinstance(version, str) or version is None or int(version) != FORMAT_VERSION:
-            self._refuse(f"its format version is {version!r}, this software reads {FORMAT_VERSION}")
+        version = attributes.get("format_version")
+        if version != FORMAT_VERSION:
+            self._refuse(f"its format version is {version}, this software reads {FORMAT_VERSION}")
         for name in REQUIRED_TEXT:
             if not _text(attributes, name):
                 self._refuse(f"its root attribute {name!r} is missing")
@@ -256,5 +255,5 @@ class _Inspection:
 
 
 def _text(attributes, name: str) -> str:
-    value = attributes[name] if name in attributes else ""
+    value = attributes.get(name, "")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""

@@ -1,4 +1,4 @@
-"""The HDF5 layout of format version 1, written: datasets with their checksums, and the seal over the whole structure.
+"""The HDF5 layout of format version 1, written: datasets with their checksums, and the seal over it all.
 
 Shapes: N rows of a dataset, whatever they are rows of.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
 
 def write_images(file: h5py.File, images: ImageTable, group: str = "images") -> None:
     """/images, or another group with the same columns."""
-    write_columns(file, {f"{group}/{name}": Column(values, {}) for name, values in images.columns().items()})
+    write_columns(file, {f"{group}/{name}": Column(values) for name, values in images.columns().items()})
 
 
 def write_rows(
@@ -77,10 +77,10 @@ def write_rows(
     spec: CacheSpec,
     node: NodeSpec,
     count: int,
-    blocks: Iterator[np.ndarray],
+    blocks: Iterable[np.ndarray],
     views: bool = False,
 ) -> None:
-    """/features/<node>, or /views/<node>, from blocks of rows that are (B, …) each and `count` rows together."""
+    """/features/<node>, or /views/<node>, from blocks (B, …) that are `count` rows together."""
     shape = node.views_shape if views else node.shape
     path = f"{'views' if views else 'features'}/{link_name(node.name)}"
     dataset = _create(file, path, (count, *shape), np.dtype(node.dtype))
@@ -174,10 +174,8 @@ def parts_folder(path: Path) -> Path:
 
 def remove_quietly(path: Path) -> None:
     """Delete a file that may be gone."""
-    try:
+    with suppress(FileNotFoundError):
         os.unlink(path)
-    except FileNotFoundError:
-        pass
 
 
 def _attributes(item) -> dict[str, str | int]:

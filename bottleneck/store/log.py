@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bottleneck.errors import CacheError
-from bottleneck.store.files import sync, sync_folder, write_all
+from bottleneck.store.files import BINARY, sync, sync_folder, write_all
 from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json
 
 FORMAT = "bottleneck-feature-cache-parts"
@@ -154,9 +154,7 @@ class LogWriter:
     def append(self, value: dict) -> None:
         """Commit one line. When this returns it has happened; when it raises it has not."""
         if self._descriptor is None:
-            self._descriptor = os.open(
-                self._path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666
-            )
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | BINARY, 0o666)
             os.ftruncate(self._descriptor, self._length)  # drops a torn line
         text = canonical_json({"n": self._lines, **value}).encode()
         line = hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"

@@ -27,9 +27,9 @@ from bottleneck.store.tables import Failure, ImageTable, objects
 def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
     """Write the union of finished caches to the new file `out`.
 
-    Images and samples keep their order, those of the first cache first. Caches of different folders are joined under
-    the folders' common parent, and the keys are extended by what then lies between. An image or a sample
-    that occurs twice must be the same both times.
+    Images and samples keep their order, those of the first cache first. Caches of different folders are
+    joined under the folders' common parent, and the keys are extended by what then lies between. An image or
+    a sample that occurs twice must be the same both times.
 
     Parameters
     ----------
@@ -171,7 +171,7 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
             at, row = rows.setdefault(prefix + key, (len(rows), (prefix + key, digest, size, mtime)))
             if row[1] != digest:
                 raise CacheError(
-                    f"The image {prefix + key!r} has one content in {file.path} and another in a cache before it.",
+                    f"The image {prefix + key!r} has another content in {file.path} than in an earlier cache.",
                     "Extract the older of the two again, then merge.",
                 )
             mine.append(at)
@@ -213,7 +213,7 @@ def _require_alike(tables: list[SampleTable]) -> None:
 
 
 def _join_target(name: str, tables: list[SampleTable]) -> Target:
-    """One target over all tables; classes are joined by name, samples of a table without it are unlabelled."""
+    """One target over all tables; classes are joined by name, samples without it are unlabelled."""
     found = [table.targets[name] for table in tables if name in table.targets]
     if len({target.kind for target in found}) > 1:
         raise CacheError(

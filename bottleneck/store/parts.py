@@ -1,7 +1,7 @@
 """The parts folder: what a running or interrupted run has computed, committed a few thousand rows at a time.
 
-A part is built in memory, written under another name, made durable, read back, renamed, and only then named in the
-commit log; so whatever stops the process, a part either counts whole or not at all.
+A part is built in memory, written under another name, made durable, read back, renamed, and only then named
+in the commit log; so whatever stops the process, a part either counts whole or not at all.
 
 Shapes: B rows of one part.
 """
@@ -26,7 +26,7 @@ from bottleneck.store import layout
 from bottleneck.store.files import rename, sha256_of_file, sync_folder, write_durably
 from bottleneck.store.log import LogState, LogWriter, PartEntry, read_log
 from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.tables import Column, Failure, ImageTable, failure_columns, sample_columns
+from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
 
 PID = "pid"
 
@@ -53,7 +53,7 @@ class PartContent:
 class PartsFolder:
     """Writes parts; the caller holds the cache's lock.
 
-    Opening it recovers from an interruption: a torn last line and files that the log does not name are removed.
+    Opening it recovers from an interruption: a torn last line and files that the log does not name go.
     """
 
     def __init__(self, path: Path, spec: CacheSpec, source_root: str) -> None:
@@ -100,8 +100,7 @@ class PartsFolder:
             for name, rows in content.views.items():
                 layout.write_rows(file, self._spec, self._nodes[name], len(rows), iter([rows]), views=True)
             layout.write_images(file, content.taken, group="taken")
-            failures = failure_columns(list(content.failures))
-            layout.write_columns(file, {f"failures/{name}": Column(v, {}) for name, v in failures.items()})
+            layout.write_columns(file, failure_columns(content.failures))
 
         entry = self._commit("part", len(content.images), fill)
         self._fresh.append(entry)
@@ -113,8 +112,7 @@ class PartsFolder:
         def fill(file: h5py.File) -> None:
             layout.write_images(file, images)
             layout.write_columns(file, sample_columns(samples))
-            columns = failure_columns(failures)
-            layout.write_columns(file, {f"failures/{name}": Column(v, {}) for name, v in columns.items()})
+            layout.write_columns(file, failure_columns(failures))
 
         return self._commit("table", len(images), fill)
 
@@ -177,7 +175,7 @@ def require_intact(folder: Path, entry: PartEntry, thorough: bool) -> None:
         raise CacheError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not same:
         raise CacheError(
-            f"The committed part {path} is damaged: it has {found} bytes, the log says {entry.bytes} with another sha256.",
+            f"The committed part {path} is damaged: it has {found} bytes or another sha256 than the log's.",
             "Delete that file and run the same command again: its images are computed anew.",
         )
 

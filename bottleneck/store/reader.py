@@ -23,8 +23,8 @@ from bottleneck.store.tables import ImageTable, link_name, no_samples
 class FeatureCache:
     """A feature cache opened for reading; a context manager.
 
-    Where `path` is a finished file, that is what is read, whatever parts lie beside it; where only its parts folder
-    exists, or the folder itself is named, the rows committed so far are. A file replaced by a writer
+    Where `path` is a finished file, that is what is read, whatever parts lie beside it; where only its parts
+    folder exists, or the folder itself is named, the rows committed so far are. A file that a writer replaces
     meanwhile goes on being read as it was.
 
     Parameters
@@ -128,7 +128,7 @@ class FeatureCache:
             broken = "".join(f" {error.message}" for error in self._broken.values())
             raise CacheError(
                 f"{self.path} has no features of node {name!r}; it has: {known}.{broken}",
-                f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {name}`.",
+                self._add_with(name),
             )
         return self.nodes[name]
 
@@ -145,7 +145,7 @@ class FeatureCache:
         if node.views is None:
             raise CacheError(
                 f"{self.path} has no views of node {name!r}.",
-                f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {name} --views 4`.",
+                self._add_with(f"{name} --views 4"),
             )
         return self._rows(node, "views")
 
@@ -160,7 +160,7 @@ class FeatureCache:
         if self.node(name).is_map:
             raise CacheError(
                 f"Node {name!r} is a map of shape {self.nodes[name].shape}; samples' rows need a vector.",
-                f"Add one with `bottleneck extract {self.source_root} -o {self.path} --node {self.nodes[name].node}`.",
+                self._add_with(self.nodes[name].node),
             )
         return SampleRows(self.views(name) if views else self.features(name), self.samples, rows)
 
@@ -171,11 +171,15 @@ class FeatureCache:
         if len(absent):
             where = companion_path(self.path, node) if node.is_map else self.path
             raise CacheError(
-                f"{where} lacks the rows of {len(absent)} of {len(which)} images, {self.images.key[absent[0]]!r} first.",
-                f"Run `bottleneck extract {self.source_root} -o {self.path} --node {node.name}`.",
+                f"{where} lacks the rows of {len(absent)} of {len(which)} images, "
+                f"{self.images.key[absent[0]]!r} first.",
+                self._add_with(node.name),
             )
         shape = node.views_shape if group == "views" else node.shape
         return FeatureRows(self._pool, self._index.files, dataset, which, row, shape, node.dtype)
+
+    def _add_with(self, node: str) -> str:
+        return f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {node}`."
 
     def close(self) -> None:
         """Close every file."""

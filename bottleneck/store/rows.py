@@ -64,7 +64,7 @@ class RowIndex:
         self._groups: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}
 
     def add(self, path: Path, datasets: Iterable[str], digests: Sequence[bytes]) -> None:
-        """Row i of each of the file's `datasets` is that of `digests[i]`; rows known before stay where they are."""
+        """Row i of each of the file's `datasets` is that of `digests[i]`; rows known before stay theirs."""
         rows = self._groups.setdefault(frozenset(datasets), {})
         number = len(self.files)
         self.files.append(path)

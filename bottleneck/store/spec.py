@@ -1,7 +1,7 @@
 """What a cache was computed with, and the fingerprints by which rows may be reused.
 
-A fingerprint is the sha256 of canonical JSON (cache/FORMAT.md, section 2): two recipes have the same one exactly
-where they are equal as JSON.
+A fingerprint is the sha256 of canonical JSON (cache/FORMAT.md, section 2): two recipes have the same one
+exactly where they are equal as JSON.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class NodeSpec:
 
 
 def differences(ours: Mapping, theirs: Mapping) -> list[str]:
-    """Dotted names of the fields in which two JSON objects differ, in order; a field absent on one side counts."""
+    """Dotted names of the fields in which two JSON objects differ, in order; an absent field differs."""
     names = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
@@ -160,7 +160,7 @@ def differences(ours: Mapping, theirs: Mapping) -> list[str]:
 
 
 def require_equal(cached: Mapping, asked: Mapping, where: str, hint: str) -> None:
-    """Raise FingerprintError naming each field in which what is cached differs from what is asked, with both values."""
+    """Raise FingerprintError where `cached` and `asked` differ, naming each field with both values."""
     fields = differences(cached, asked)
     if fields:
         shown = [f"{name} is {_show(cached, name)} there, {_show(asked, name)} here" for name in fields[:4]]

@@ -6,7 +6,8 @@ Shapes: I images, F failures, S samples, M images per sample, L labels of a mult
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -78,14 +79,23 @@ class Failure:
     mtime_ns: int = -1
 
 
-def failure_columns(failures: list[Failure]) -> dict[str, np.ndarray]:
-    """Columns of /failures as stored."""
+@dataclass(frozen=True)
+class Column:
+    """A dataset with its attributes (without its checksum)."""
+
+    values: np.ndarray
+    attributes: dict[str, str] = field(default_factory=dict)
+
+
+def failure_columns(failures: Sequence[Failure]) -> dict[str, Column]:
+    """Paths and contents of the datasets that hold failures."""
     table = ImageTable.of([(f.key, f.digest, f.size, f.mtime_ns) for f in failures])
-    return {**table.columns(), "reason": encode([failure.reason for failure in failures])}
+    columns = table.columns() | {"reason": encode([failure.reason for failure in failures])}
+    return {f"failures/{name}": Column(values) for name, values in columns.items()}
 
 
 def failures_of(columns: dict[str, np.ndarray]) -> list[Failure]:
-    """The failures that `failure_columns` stored."""
+    """The failures whose columns, by name, are `columns`."""
     keys, reasons = decode(columns["key"]), decode(columns["reason"])
     digests = [row.tobytes() for row in columns["digest"]]
     sizes, mtimes = columns["size"].tolist(), columns["mtime_ns"].tolist()
@@ -97,20 +107,12 @@ def images_of(columns: dict[str, np.ndarray]) -> ImageTable:
     return ImageTable(decode(columns["key"]), columns["digest"], columns["size"], columns["mtime_ns"])
 
 
-@dataclass(frozen=True)
-class Column:
-    """A dataset with its attributes (without its checksum)."""
-
-    values: np.ndarray
-    attributes: dict[str, str]
-
-
 def sample_columns(samples: SampleTable) -> dict[str, Column]:
     """Paths and contents of the datasets that hold a sample table."""
     columns = {
-        "samples/key": Column(encode(samples.key), {}),
-        "samples/image": Column(samples.image.astype(np.int64), {}),
-        "samples/split": Column(encode(samples.split), {}),
+        "samples/key": Column(encode(samples.key)),
+        "samples/image": Column(samples.image.astype(np.int64)),
+        "samples/split": Column(encode(samples.split)),
     }
     if samples.group is not None:
         columns["samples/group"] = Column(encode(samples.group), {})
@@ -132,9 +134,8 @@ def samples_of(columns: dict[str, Column]) -> SampleTable:
             name = name_of_link(path.removeprefix("labels/"))
             kind = column.attributes.get("kind")
             if kind not in KINDS:
-                raise CacheError(
-                    f"The labels {name!r} have kind {kind!r}; expected one of {', '.join(KINDS)}."
-                )
+                expected = ", ".join(KINDS)
+                raise CacheError(f"The labels {name!r} have kind {kind!r}; expected one of {expected}.")
             class_names = tuple(json.loads(column.attributes["class_names"]))
             targets[name] = Target(name, kind, column.values, class_names)
     covariates = columns.get("covariates")
@@ -195,7 +196,7 @@ def objects(texts) -> np.ndarray:
 
 
 def encode(texts) -> np.ndarray:
-    """Strings as fixed-length NUL-padded UTF-8 (FORMAT.md, section 2); a name that is not UTF-8 keeps its bytes."""
+    """Strings as fixed-length NUL-padded UTF-8; a name that is not UTF-8 keeps its bytes."""
     raw = [text.encode("utf-8", "surrogateescape") for text in texts]
     if any(b"\0" in item for item in raw):
         raise CacheError("A name holds a NUL character, which no cache can store.")

@@ -41,8 +41,8 @@ class Report:
 def verify(path: str | os.PathLike, timeout: float | None = None) -> Report:
     """Check all that a cache says of itself.
 
-    Every sha256 (features, views, keys, digests, samples, labels, covariates, failures and the structure with all
-    attributes), fingerprints, counts, uniqueness and ranges; of an unfinished run the commit log and its parts.
+    Every sha256 (features, views, keys, digests, samples, labels, covariates, failures, and the structure
+    with all attributes), fingerprints, counts, uniqueness, ranges; of an unfinished run the log and its parts.
 
     Parameters
     ----------

@@ -168,14 +168,14 @@ class CacheWriter:
             self._computed.add(key)
 
     def take_over(self, key: str, digest: bytes, size: int, mtime_ns: int) -> None:
-        """Record an image whose digest has rows, or will have by the end of this run: a copy, a rename, a touch."""
+        """Record an image whose digest has rows, or will have by the end of this run: a copy, a rename."""
         self._committer.put(Taken((key, bytes(digest), int(size), int(mtime_ns))))
         self._note(key, bytes(digest), int(size), int(mtime_ns))
 
     def fail(
         self, key: str, reason: str, digest: bytes | None = None, size: int = -1, mtime_ns: int = -1
     ) -> None:
-        """Record an input that gave no row. It is tried again only when size or mtime_ns differ from these."""
+        """Record an input that gave no row. It is tried again when its size or mtime_ns differ from these."""
         failure = Failure(key, reason.replace("\0", ""), digest or bytes(32), size, mtime_ns)
         self._committer.put(failure)
         self._records.pop(key, None)

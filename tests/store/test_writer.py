@@ -96,7 +96,10 @@ def test_adding_a_node_or_an_image_leaves_another_nodes_map_alone(path, world):
     world.put("c/new.jpg", b"new")
     world.extract(path, [B])
     assert stamp(path.with_name("cache--blocks.3.h5")) == before
-    with FeatureCache(path) as cache, pytest.raises(CacheError, match=r"lacks the rows of 1 of 12.*c/new.jpg") as e:
+    with (
+        FeatureCache(path) as cache,
+        pytest.raises(CacheError, match=r"lacks the rows of 1 of 12.*c/new.jpg") as e,
+    ):
         cache.features(MAP.name)
     assert "bottleneck extract" in e.value.hint
     assert f"--node {MAP.name}" in e.value.hint
@@ -260,7 +263,8 @@ def test_other_settings_are_refused_naming_the_fields(path, world, changed, fiel
 
 
 @pytest.mark.parametrize(
-    ("value", "named"), [(65520.0, "--dtype float32"), (-1e9, "--dtype float32"), (np.nan, "NaN"), (np.inf, "infinity")]
+    ("value", "named"),
+    [(65520.0, "--dtype float32"), (-1e9, "--dtype float32"), (np.nan, "NaN"), (np.inf, "infinity")],
 )
 def test_a_feature_that_cannot_be_stored_is_an_error_that_names_the_image(path, value, named):
     rows = np.zeros((2, 5), np.float32)
@@ -290,10 +294,14 @@ def test_an_error_of_the_writing_thread_surfaces_at_the_next_call(path, monkeypa
     monkeypatch.setattr(files, "write", fail)
     with CacheWriter(path, SPEC, [A], ROOT) as writer:
         writer.plan([str(i) for i in range(99)], [(1, 1)] * 99)
-        with pytest.raises(CacheError, match="Input/output error"):
+
+        def add_all():
             for i in range(99):
                 digest = digest_of(bytes([i]))
                 writer.add([str(i)], [digest], [1], [1], {A.name: np.zeros((1, 5), np.float32)})
+
+        with pytest.raises(CacheError, match="Input/output error"):
+            add_all()
 
 
 def test_room_on_the_disk_is_checked_before_work_and_the_need_is_stated(path, monkeypatch):
@@ -307,7 +315,10 @@ def test_room_on_the_disk_is_checked_before_work_and_the_need_is_stated(path, mo
 
 @pytest.mark.parametrize(
     ("rows", "message"),
-    [({"blocks.5": (1, 6)}, r"shape \(1, 6\); expected \(1, 5\)"), ({"blocks.5": (2, 5)}, r"expected \(1, 5\)")],
+    [
+        ({"blocks.5": (1, 6)}, r"shape \(1, 6\); expected \(1, 5\)"),
+        ({"blocks.5": (2, 5)}, r"expected \(1, 5\)"),
+    ],
 )
 def test_rows_of_another_shape_are_refused(path, rows, message):
     with CacheWriter(path, SPEC, [A], ROOT) as writer:

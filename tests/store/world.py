@@ -1,4 +1,4 @@
-"""A world small enough to be known completely: files in a dict, and a network that is a hash of a file's bytes."""
+"""A world small enough to know: files in a dict, and a network that is a hash of a file's bytes."""
 
 from __future__ import annotations
 
