@@ -1,0 +1,188 @@
+"""How good predictions are: one number for each question, with the uncertainty of accuracies beside it.
+
+Shapes: n samples, C classes, L labels of a multi-label target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from sklearn import metrics as sk
+
+from bottleneck.errors import BottleneckError
+
+ECE_BINS = 15  # as in Guo et al. 2017
+TINY = np.finfo(np.float64).tiny
+
+
+def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a share (Wilson 1927); it holds for few samples and shares near 0 or 1.
+
+    correct : hits among `n` samples. Of no samples nothing is known: (0, 1).
+    """
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, bins: int = ECE_BINS) -> float:
+    """Mean distance of confidence from accuracy over equal bins of confidence (Guo et al. 2017).
+
+    correct : (n,) bool, confidence : (n,) in 0 … 1.
+    """
+    if len(correct) == 0:
+        return 0.0
+    where = np.minimum((np.asarray(confidence) * bins).astype(int), bins - 1)
+    gap = np.asarray(correct, float) - confidence
+    return float(np.abs(np.bincount(where, weights=gap, minlength=bins)).sum() / len(gap))
+
+
+def log_loss(codes: np.ndarray, probabilities: np.ndarray) -> float:
+    """Mean −log p of the true class, in nats. codes : (n,) int, probabilities : (n, C)."""
+    true = probabilities[np.arange(len(codes)), codes].astype(np.float64)
+    return float(-np.log(np.maximum(true, TINY)).mean())
+
+
+def classification_metrics(
+    codes: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What `evaluate` reports of a single-label target.
+
+    Parameters
+    ----------
+    codes : (n,) int, the true classes, 0 … C−1; n ≥ 1.
+    probabilities : (n, C)
+    class_names : C names
+
+    Returns
+    -------
+    dict
+        accuracy, accuracy_ci95, balanced_accuracy and macro_f1 (over classes that occur), top5, log_loss,
+        ece, roc_auc (one against the rest, mean over classes that can be ranked; None where none can),
+        per_class [{name precision recall f1 n}], confusion (true × predicted), classes, n.
+    """
+    codes = _checked(codes, probabilities)
+    C = len(class_names)
+    predicted = probabilities.argmax(axis=1)
+    hits = predicted == codes
+    confusion = sk.confusion_matrix(codes, predicted, labels=range(C))
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        codes, predicted, labels=range(C), zero_division=0
+    )
+    there = support > 0
+    top = np.argpartition(-probabilities, min(5, C) - 1, axis=1)[:, :5]
+    return {
+        "accuracy": float(hits.mean()),
+        "accuracy_ci95": wilson_interval(hits.sum(), len(hits)),
+        "balanced_accuracy": float(recall[there].mean()),
+        "top5": float((top == codes[:, None]).any(axis=1).mean()),
+        "log_loss": log_loss(codes, probabilities),
+        "macro_f1": float(f1[there].mean()),
+        "roc_auc": _mean_auc(codes[:, None] == np.arange(C), probabilities),
+        "ece": expected_calibration_error(hits, probabilities.max(axis=1)),
+        "per_class": [
+            {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
+        ],
+        "confusion": confusion.tolist(),
+        "classes": list(class_names),
+        "n": len(codes),
+    }
+
+
+def multilabel_metrics(
+    labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """What is reported of a multi-label target; a label is predicted where its probability exceeds one half.
+
+    Parameters
+    ----------
+    labels : (n, L) of 0 and 1; n ≥ 1.
+    probabilities : (n, L)
+    class_names : L names
+
+    Returns
+    -------
+    dict
+        accuracy (share of all n × L answers that are right) with accuracy_ci95 (as of n answers, since
+        those of one sample hang together), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
+        per_class, classes, n.
+    """
+    labels = np.asarray(labels).astype(bool)
+    if len(labels) == 0:
+        raise BottleneckError("No labelled sample is left to measure on.")
+    predicted = probabilities > 0.5
+    right = labels == predicted
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, predicted, average=None, zero_division=0
+    )
+    rankable = labels.any(axis=0)
+    found = [sk.average_precision_score(labels[:, k], probabilities[:, k]) for k in np.flatnonzero(rankable)]
+    true = np.where(labels, probabilities, 1 - probabilities).astype(np.float64)
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_ci95": wilson_interval(right.mean() * len(right), len(right)),
+        "exact_match": float(right.all(axis=1).mean()),
+        "macro_f1": float(f1[rankable].mean()) if rankable.any() else None,
+        "roc_auc": _mean_auc(labels, probabilities),
+        "mean_average_precision": float(np.mean(found)) if found else None,
+        "log_loss": float(-np.log(np.maximum(true, TINY)).mean()),
+        "per_class": [
+            {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
+            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
+        ],
+        "classes": list(class_names),
+        "n": len(labels),
+    }
+
+
+def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
+    """r2 (None where the values do not vary), mae, rmse and n. values, predicted : (n,) float; n ≥ 1."""
+    values, predicted = np.asarray(values, float), np.asarray(predicted, float).reshape(len(values))
+    if len(values) == 0:
+        raise BottleneckError("No labelled sample is left to measure on.")
+    varies = len(values) > 1 and np.ptp(values) > 0
+    return {
+        "r2": float(sk.r2_score(values, predicted)) if varies else None,
+        "mae": float(sk.mean_absolute_error(values, predicted)),
+        "rmse": float(np.sqrt(sk.mean_squared_error(values, predicted))),
+        "n": len(values),
+    }
+
+
+def measure(
+    kind: str, values: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """The metrics of a target's kind ("class", "multilabel", "regression") on its n labelled samples.
+
+    predicted : probabilities (n, C) or (n, L), or the predicted values (n,) of a regression.
+    """
+    if kind == "regression":
+        return regression_metrics(values, predicted)
+    report = multilabel_metrics if kind == "multilabel" else classification_metrics
+    return report(values, predicted, class_names)
+
+
+def _checked(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    codes = np.asarray(codes).astype(np.int64)
+    if len(codes) == 0:
+        raise BottleneckError("No labelled sample is left to measure on.")
+    if codes.min() < 0 or codes.max() >= probabilities.shape[1]:
+        raise BottleneckError(
+            f"Classes {codes.min()} … {codes.max()} meet probabilities of {probabilities.shape[1]} classes."
+        )
+    return codes
+
+
+def _mean_auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
+    """Mean area under the curve of the columns that have both answers. truth, scores : (n, C)."""
+    both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
+    areas = [sk.roc_auc_score(truth[:, k], scores[:, k]) for k in both]
+    return float(np.mean(areas)) if areas else None
