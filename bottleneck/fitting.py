@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure

@@ -5,7 +5,6 @@ Shapes: n samples, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
