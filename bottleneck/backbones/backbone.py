@@ -1,0 +1,240 @@
+"""A network with its blocks, its nodes and the preprocessing that its weights were trained with.
+
+    images ──► trunk ──► features at a node ──► top ──► logits
+
+Shapes: B images, H × W pixels, C channels, D features.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from difflib import get_close_matches
+from functools import cached_property
+
+import torch
+from torch import fx, nn
+
+from bottleneck.backbones.blocks import Anatomy, Block, dissect
+from bottleneck.backbones.extractor import Extractor
+from bottleneck.backbones.graph import NetworkGraph, trace
+from bottleneck.backbones.pooling import NATIVE, POOLS, Pool
+from bottleneck.backbones.shapes import Shapes, layout_of, measure
+from bottleneck.backbones.split import split
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import BackboneError
+
+BOTTLENECK = "bottleneck"
+
+
+class Backbone:
+    """A pretrained (or random) network, opened up.
+
+    Parameters
+    ----------
+    name : str
+        As in the registry.
+    module : torch.nn.Module
+        The whole network, one image tensor (B, C, H, W) in, one tensor (B, classes) out. It is put into
+        evaluation mode and its in-place activations are made out of place; it is not copied.
+    preprocess : Preprocess
+        How images become its input.
+    recipe : dict
+        JSON: how to rebuild it (see `recipe`).
+    class_names : tuple of str, optional
+        What its outputs mean.
+
+    Raises
+    ------
+    BackboneError
+        From the properties and methods: a network that cannot be traced, a node that it does not have.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        preprocess: Preprocess,
+        recipe: dict,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self.name = name
+        self.module = module.eval()
+        self.preprocess = preprocess
+        self.recipe = recipe
+        self.class_names = tuple(class_names) if class_names is not None else None
+        self._shapes: dict[int, Shapes] = {}
+        for child in module.modules():
+            if getattr(child, "inplace", False) is True:
+                child.inplace = False
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        preprocess: Preprocess,
+        *,
+        name: str = "module",
+        class_names: Sequence[str] | None = None,
+    ) -> "Backbone":
+        """A backbone from a network of your own. Its recipe names its weights, but not how to build it."""
+        recipe = {
+            "name": name,
+            "weights": "module",
+            "weights_sha256": state_sha256(module),
+            "in_channels": preprocess.channels,
+        }
+        return cls(name, module, preprocess, recipe, class_names)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The stages from `stem` to `classifier`."""
+        return self.anatomy.blocks
+
+    @cached_property
+    def nodes(self) -> tuple[str, ...]:
+        """Every name that a tensor can be asked for by, in execution order; `bottleneck` last."""
+        return (*self.graph.by_name, BOTTLENECK)
+
+    @cached_property
+    def graph(self) -> NetworkGraph:
+        """The network in evaluation mode."""
+        return trace(self.module)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Blocks and bottleneck, with their places in the graph."""
+        return dissect(self.module, self.graph, self._measure(self.preprocess))
+
+    @cached_property
+    def num_features(self) -> int:
+        """D of the bottleneck at the network's own input size."""
+        return self.node_shape(BOTTLENECK)[0][0]
+
+    def resolve(self, node: str | int) -> str:
+        """The name that a node is stored under: its block's path, else the shortest of its tensor.
+
+        Parameters
+        ----------
+        node : str or int
+            A node, a block's name, or a block's index; negative ones count from the top (−1 the classifier).
+            A block means the tensor that it ends with. A node's name goes before a block's.
+
+        Raises
+        ------
+        BackboneError
+            Naming close matches.
+        """
+        if isinstance(node, int) or node.lstrip("-").isdigit():
+            return self._block(int(node)).node
+        if node == BOTTLENECK:
+            return node
+        if node in self.graph.by_name:
+            return self._canonical[self.graph.by_name[node]]
+        ends = {block.name: block.node for block in self.blocks}
+        if node in ends:
+            return ends[node]
+        close = get_close_matches(node, [*ends, *self.nodes], n=4, cutoff=0.5)
+        raise BackboneError(
+            f"{self.name} has no node {node!r}"
+            + (f"; close ones are {', '.join(dict.fromkeys(close))}." if close else "."),
+            f"Its blocks are {', '.join(ends)}; see bottleneck inspect {self.name}.",
+        )
+
+    def split(self, node: str | int) -> tuple[nn.Module, nn.Module]:
+        """Trunk and top: `top(trunk(x))` is the network, bit for bit in evaluation mode (see `split`).
+
+        Parameters
+        ----------
+        node : str or int
+            As in `resolve`; the trunk gives its tensor as the network makes it, without a pool.
+
+        Raises
+        ------
+        BackboneError
+            If the top needs more than this one tensor.
+        """
+        return split(self.module, self.graph, self._training_graph, self.operation(node))
+
+    def extractor(self, nodes: Sequence[str], preprocess: Preprocess | None = None) -> Extractor:
+        """The module that gives several nodes in one pass: uint8 (B, H, W, C) → a float32 tensor per node.
+
+        Parameters
+        ----------
+        nodes : sequence of str
+            NODE or NODE@POOL.
+        preprocess : Preprocess, optional
+            The network's own by default.
+        """
+        preprocess = preprocess or self.preprocess
+        parts = [self._operation_and_pool(name, preprocess) for name in nodes]
+        graph = self.graph.part(tuple(operation for operation, _ in parts))
+        trunk = fx.GraphModule(self.module, graph, "Trunk")
+        return Extractor(trunk, [pool for _, pool in parts], preprocess).eval()
+
+    def node_shape(self, name: str, preprocess: Preprocess | None = None) -> tuple[tuple[int, ...], str]:
+        """Shape of one row of NODE or NODE@POOL, and its layout ("NC", "NCHW", "NHWC", "NLC")."""
+        _, pool = self._operation_and_pool(name, preprocess or self.preprocess)
+        row = tuple(pool(torch.empty(1, *pool.row, device="meta")).shape[1:])
+        return row, layout_of(row)
+
+    def default_pool(self, node: str | int) -> str:
+        """The pool of a node's name without @POOL."""
+        return NATIVE if node == BOTTLENECK else "avg"
+
+    def operation(self, node: str | int) -> fx.Node:
+        """The operation in `graph` that makes a node's tensor."""
+        name = self.resolve(node)
+        return self.anatomy.bottleneck if name == BOTTLENECK else self.graph.by_name[name]
+
+    @cached_property
+    def _canonical(self) -> dict[fx.Node, str]:
+        ends = {end: block.node for end, block in zip(self.anatomy.ends, self.blocks, strict=True)}
+        return self.graph.canonical | ends
+
+    @cached_property
+    def _training_graph(self) -> NetworkGraph:
+        return trace(self.module, training=True)
+
+    def _block(self, index: int) -> Block:
+        if not -len(self.blocks) <= index < len(self.blocks):
+            raise BackboneError(
+                f"{self.name} has no block {index}; it has {len(self.blocks)}, "
+                f"0 to {len(self.blocks) - 1} or −{len(self.blocks)} to −1.",
+                f"See bottleneck inspect {self.name}.",
+            )
+        return self.blocks[index]
+
+    def _measure(self, preprocess: Preprocess) -> Shapes:
+        size = preprocess.size
+        if size not in self._shapes:
+            self._shapes[size] = measure(self.module, self.graph, size, preprocess.channels)
+        return self._shapes[size]
+
+    def _operation_and_pool(self, name: str, preprocess: Preprocess) -> tuple[fx.Node, Pool]:
+        node, at, kind = name.partition("@")
+        if at and kind not in POOLS:
+            raise BackboneError(f"Unknown pool {kind!r} in {name!r}; expected one of {', '.join(POOLS)}.")
+        operation = self.operation(node)
+        if node == BOTTLENECK:
+            pooled = kind or self.anatomy.native
+            operation = self.anatomy.map if pooled else operation
+            kind = pooled or "flatten"
+        shapes = self._measure(preprocess)
+        if operation not in shapes.rows:
+            reason = shapes.failure or "its rows are not one per image"
+            raise BackboneError(
+                f"{self.name} cannot give {name} at {preprocess.size} × {preprocess.size} pixels: {reason}.",
+                "Use another node, or the network's own --image-size.",
+            )
+        return operation, Pool(kind or "avg", shapes.rows[operation])
+
+
+def state_sha256(module: nn.Module) -> str:
+    """sha256 over the network's state: name, dtype, shape and bytes of every entry, in the order of names.
+
+    It does not depend on the file that the weights came in, and covers BatchNorm's statistics.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

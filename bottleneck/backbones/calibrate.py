@@ -1,0 +1,90 @@
+"""BatchNorm statistics for a network with random weights.
+
+Untouched they say mean 0 and variance 1, which the activations of a deep random network are far from: they
+grow from block to block (a random ResNet-152 reaches 3e8). One batch of the user's own images sets them.
+
+The statistics belong to the network as its weights do: the recipe's weights_sha256 covers them, and whoever
+rebuilds the network needs them (`statistics`, kept as safetensors beside what was made with it).
+
+Shapes: B images, H × W pixels, C channels.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bottleneck.backbones.backbone import Backbone, state_sha256
+from bottleneck.backbones.extractor import Normalise
+from bottleneck.errors import BackboneError
+
+
+def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray) -> None:
+    """Set every BatchNorm's statistics to those of one batch; the recipe then says so.
+
+    Parameters
+    ----------
+    pixels : uint8 array of shape (B, H, W, C)
+        At least two images, preprocessed as for extraction.
+
+    Raises
+    ------
+    BackboneError
+        If there are fewer than two images.
+    """
+    norms = _norms(backbone.module)
+    if not norms:
+        return
+    if len(pixels) < 2:
+        raise BackboneError(
+            f"BatchNorm statistics need at least two images, got {len(pixels)}.",
+            "Use published weights instead.",
+        )
+    momenta = {name: norm.momentum for name, norm in norms.items()}
+    for norm in norms.values():
+        norm.reset_running_stats()
+        norm.momentum = None  # the statistics become the batch's own, not a step towards them
+        norm.train()
+    with torch.no_grad():
+        backbone.module(Normalise(backbone.preprocess)(torch.from_numpy(pixels)))
+    for name, norm in norms.items():
+        norm.momentum = momenta[name]
+        norm.eval()
+    backbone.recipe |= {"calibrated": True, "weights_sha256": state_sha256(backbone.module)}
+
+
+def statistics(backbone: Backbone) -> dict[str, np.ndarray]:
+    """All BatchNorm buffers by their names in the state dict; float32 and, for the counters, int64."""
+    return {
+        f"{name}.{key}": value.numpy().copy()
+        for name, norm in _norms(backbone.module).items()
+        for key, value in norm.named_buffers()
+    }
+
+
+def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
+    """Put back what `statistics` gave.
+
+    Raises
+    ------
+    BackboneError
+        If names or shapes are not those of this network.
+    """
+    buffers = {
+        f"{n}.{key}": value for n, norm in _norms(module).items() for key, value in norm.named_buffers()
+    }
+    if buffers.keys() != values.keys() or any(buffers[k].shape != values[k].shape for k in buffers):
+        raise BackboneError("The BatchNorm statistics given are not of this network.")
+    for name, buffer in buffers.items():
+        buffer.copy_(torch.as_tensor(values[name]))
+
+
+def _norms(module: nn.Module) -> dict[str, _BatchNorm]:
+    """BatchNorm layers that keep statistics."""
+    return {
+        name: child
+        for name, child in module.named_modules()
+        if isinstance(child, _BatchNorm) and child.track_running_stats
+    }

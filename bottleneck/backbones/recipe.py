@@ -1,0 +1,93 @@
+"""A backbone's recipe: the JSON by which a cache, a head or a model names the network that it belongs to.
+
+    name            as in the registry: "efficientnet_lite0", "resnet50", "timm/NAME", "package.module:f"
+    weights         "embedded", a published id such as "IMAGENET1K_V2", "none" (random) or "file"
+    weights_sha256  of the network's state in memory, whatever file it came in
+    file_sha256     of the weights file's bytes, where weights is "file"
+    seed            where weights is "none"
+    in_channels     1, 3 or 4
+    depth           blocks of `small_cnn`
+    calibrated      whether BatchNorm's statistics were set from the user's images
+
+The versions of torchvision and timm are not in it: a new version that gives the same weights gives the same
+features, and one that does not is caught by the sha256.
+
+This module knows no torch: a second run of `extract` compares recipes and is done.
+"""
+
+import hashlib
+from pathlib import Path
+
+from bottleneck.errors import BackboneError
+
+DEFAULT = "efficientnet_lite0"
+PUBLISHED = ("DEFAULT", "published")
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """`resnet50:IMAGENET1K_V1` and `timm/resnet50.a1_in1k` → name and weights id.
+
+    A user's `package.module:function` stays whole.
+    """
+    if names_code(name):
+        return name, None
+    head, _, tail = name.partition("." if name.startswith("timm/") else ":")
+    return head, tail or None
+
+
+def names_code(name: str) -> bool:
+    """Whether the name is a user's `package.module:function` rather than a network with a weights id."""
+    head, colon, tail = name.partition(":")
+    published = tail.isupper() or tail in ("none", "embedded")
+    return bool(colon) and not head.startswith("timm/") and not published
+
+
+def request_differences(
+    recipe: dict,
+    *,
+    name: str | None = None,
+    weights: str | None = None,
+    seed: int | None = None,
+    in_channels: int | None = None,
+) -> list[str]:
+    """Fields in which what the user asks for differs from `recipe`; None asks for nothing.
+
+    A weights file is compared by the sha256 of its bytes, never by its name.
+
+    Raises
+    ------
+    BackboneError
+        If a weights file cannot be read.
+    """
+    asked_name, tagged = split_name(name) if name is not None else (None, None)
+    weights = weights if weights is not None else tagged
+    differing = []
+    if asked_name is not None and asked_name != recipe.get("name"):
+        differing.append("backbone.name")
+    if weights is not None and weights not in PUBLISHED and not _same_weights(recipe, weights):
+        differing.append("backbone.weights")
+    if seed is not None and recipe.get("weights") == "none" and seed != recipe.get("seed"):
+        differing.append("backbone.seed")
+    if in_channels is not None and in_channels != recipe.get("in_channels"):
+        differing.append("backbone.in_channels")
+    return differing
+
+
+def is_weights_file(weights: str) -> bool:
+    """Whether `weights` means a file rather than a published id."""
+    return Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors") or Path(weights).is_file()
+
+
+def file_sha256(path: str | Path) -> str:
+    """sha256 hex of a file's bytes."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BackboneError(f"The weights file {path} cannot be read: {error.strerror}.") from error
+
+
+def _same_weights(recipe: dict, weights: str) -> bool:
+    if is_weights_file(weights):
+        return recipe.get("file_sha256") == file_sha256(weights)
+    return recipe.get("weights") == weights
