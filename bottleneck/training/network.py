@@ -1,0 +1,108 @@
+"""The network that fine-tuning trains: a section of the backbone, the head's fixed standardisation, the head.
+
+    M maps ──► section ──► M·D features, covariates ──► (x − mean) / scale ──► linear layers ──► logits
+
+The standardisation stays a fixed layer of its own while training, because the head is well conditioned only
+in those coordinates: folded into the weights, plain SGD at 1e-2 diverges. It is folded at the end.
+
+Shapes: B samples, M images per sample, P covariates, D inputs of the head, H hidden units, K logits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bottleneck.errors import FitError
+from bottleneck.heads.artifact import HeadArtifact
+
+TRAINABLE_FORMS = ("linear", "mlp")
+
+
+class TransferNetwork(nn.Module):
+    """Rows (B, M, …) and covariates (B, P) → logits (B, K).
+
+    Parameters
+    ----------
+    section : nn.Module
+        Rows of images → features, called with (B·M, …).
+    classifier : nn.Module
+        Takes standardised inputs (B, D).
+    mean, scale : (D,) arrays
+    """
+
+    def __init__(
+        self, section: nn.Module, classifier: nn.Module, mean: np.ndarray, scale: np.ndarray
+    ) -> None:
+        super().__init__()
+        self.section, self.classifier = section, classifier
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).clone())
+
+    def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
+        """rows : (B, M, …) as stored, covariates : (B, P) float32."""
+        features = self.section(rows.flatten(0, 1)).reshape(len(rows), -1)
+        inputs = torch.cat([features, covariates], dim=1) if covariates.shape[1] else features
+        return self.classifier((inputs - self.mean) / self.scale)
+
+
+def classifier_of(head: HeadArtifact) -> nn.Sequential:
+    """The head's layers in standardised coordinates: on (x − mean) / scale they give its logits of x.
+
+    Raises
+    ------
+    FitError
+        A head that has no layers to train, or another target than classes.
+    """
+    if head.form not in TRAINABLE_FORMS:
+        raise FitError(
+            f"A {head.kind} head has no weights to go on from; expected {' or '.join(TRAINABLE_FORMS)}.",
+            "Fit one with `bottleneck fit-head CACHE --head logistic`.",
+        )
+    if head.target_kind != "class":
+        raise FitError(
+            f"Target {head.target!r} is of kind {head.target_kind}; fine-tuning needs one of kind class."
+        )
+    mean, scale = (array.astype(np.float64) for array in (head.mean, head.scale))
+    coef, intercept = head.coef.astype(np.float64), head.intercept.astype(np.float64)
+    layers = [_linear(coef * scale, intercept + coef @ mean)]
+    if head.form == "mlp":
+        layers += [nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])]
+    return nn.Sequential(*layers)
+
+
+def folded(network: TransferNetwork) -> dict[str, np.ndarray]:
+    """The arrays of a head artifact: the classifier on raw inputs, and the standardisation that is in it.
+
+    A classifier is Linear, or Linear [BatchNorm] ReLU [Dropout] Linear; a single logit z becomes two, ±z/2.
+    """
+    linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
+    norms = [layer for layer in network.classifier if isinstance(layer, nn.BatchNorm1d)]
+    mean, scale = _double(network.mean), _double(network.scale)
+    coef, intercept = _double(linear[0].weight), _double(linear[0].bias)
+    for norm in norms:
+        gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
+        coef = coef * gain[:, None]
+        intercept = (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
+    coef = coef / scale
+    intercept = intercept - coef @ mean
+    arrays = {"coef": coef, "intercept": intercept, "mean": mean, "scale": scale}
+    if len(linear) == 2:
+        arrays |= {"coef2": _double(linear[1].weight), "intercept2": _double(linear[1].bias)}
+    last = ("coef2", "intercept2") if len(linear) == 2 else ("coef", "intercept")
+    if len(arrays[last[1]]) == 1:
+        arrays |= {name: np.concatenate([-arrays[name] / 2, arrays[name] / 2]) for name in last}
+    return {name: array.astype(np.float32) for name, array in arrays.items()}
+
+
+def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        layer.weight.copy_(torch.as_tensor(np.ascontiguousarray(weight)))
+        layer.bias.copy_(torch.as_tensor(np.ascontiguousarray(bias)))
+    return layer
+
+
+def _double(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
