@@ -19,7 +19,7 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     -------
     dict with cache, finished, backbone, preprocess, fingerprint, source_root, created_with, images, samples,
     images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout, map,
-    views}}, targets {name: {kind, classes, class_names, labelled}}, covariates (names), failures {key: reason}
+    views}}, targets {name: {kind, classes, class_names, labelled}}, covariates and failures {key: reason}
     """
     with FeatureCache(path) as cache:
         samples = cache.samples

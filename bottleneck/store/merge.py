@@ -171,7 +171,7 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
             at, row = rows.setdefault(prefix + key, (len(rows), (prefix + key, digest, size, mtime)))
             if row[1] != digest:
                 raise CacheError(
-                    f"The image {prefix + key!r} has another content in {file.path} than in an earlier cache.",
+                    f"The image {prefix + key!r} differs between {file.path} and an earlier cache.",
                     "Extract the older of the two again, then merge.",
                 )
             mine.append(at)

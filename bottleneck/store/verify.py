@@ -42,7 +42,7 @@ def verify(path: str | os.PathLike, timeout: float | None = None) -> Report:
     """Check all that a cache says of itself.
 
     Every sha256 (features, views, keys, digests, samples, labels, covariates, failures, and the structure
-    with all attributes), fingerprints, counts, uniqueness, ranges; of an unfinished run the log and its parts.
+    with all attributes), fingerprints, counts, uniqueness, ranges; of an unfinished run log and parts.
 
     Parameters
     ----------

@@ -1,0 +1,113 @@
+"""kill −9 at random moments, then resume: no committed row is lost or computed twice, nothing is left over.
+
+    python -m tests.store.faults.kill [--long]
+
+Each round starts a run in a child, kills it after a random time, reads what is there, and lets another run finish.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+from bottleneck.errors import CacheError
+from bottleneck.store import background
+from bottleneck.store.layout import parts_folder
+from bottleneck.store.log import read_log
+from bottleneck.store.parts import require_intact
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.writer import CacheWriter
+from tests.store.faults.runner import main
+from tests.store.world import MAP, ROOT, SPEC, A, B, content, digest_of, world_of
+
+IMAGES = 24
+NODES = [A, B, MAP]
+DELAY = 0.001  # of the network, for each batch, so that kills fall between commits too
+
+
+def start(path: Path) -> int:
+    """Begin a run in a child; it commits a part every few images."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        background.PART_ROWS = 5
+        world = world_of(IMAGES)
+        add = CacheWriter.add
+
+        def slow_add(*arguments, **keywords):
+            time.sleep(DELAY)
+            add(*arguments, **keywords)
+
+        CacheWriter.add = slow_add
+        world.extract(path, NODES)
+    finally:
+        os._exit(0)
+
+
+def committed(path: Path) -> set[bytes]:
+    """Digests whose rows are committed, by the log; opening each part."""
+    found: set[bytes] = set()
+    folder = parts_folder(path)
+    state = read_log(folder)
+    for entry in () if state is None else state.parts:
+        require_intact(folder, entry, thorough=True)
+    if path.exists() or (state is not None and state.parts):
+        with FeatureCache(path) as cache:
+            found |= set(cache.images.digests())
+    return found
+
+
+def run(folder: Path, rounds: int, seed: int = 0) -> dict:
+    """Kill −9 at random moments."""
+    dice = random.Random(seed)
+    figures = dict.fromkeys(
+        ["rounds", "killed", "killed after a commit", "defect: committed rows lost", "defect: rows computed twice",
+         "defect: files that do not open", "defect: final content differs", "defect: files left over"], 0
+    )  # fmt: skip
+    world = world_of(IMAGES)
+    expected = world.expected(NODES)
+    span = _duration(folder)
+    for number in range(rounds):
+        path = folder / f"{number}" / "cache.h5"
+        path.parent.mkdir()
+        child = start(path)
+        time.sleep(dice.uniform(0, 1.1 * span))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        figures["rounds"] += 1
+        figures["killed"] += os.WIFSIGNALED(status)
+        try:
+            before = committed(path)
+        except CacheError as error:
+            print(error)
+            figures["defect: files that do not open"] += 1
+            continue
+        figures["killed after a commit"] += bool(before) and os.WIFSIGNALED(status)
+        world.computed.clear()
+        with CacheWriter(path, SPEC, NODES, ROOT) as writer:
+            kept = {key for key in before if not writer._existing.missing(key)}
+            figures["defect: committed rows lost"] += len(before - kept)
+            world.feed(writer)
+            writer.finish(world.samples())
+        figures["defect: rows computed twice"] += len(before & {digest for _, digest in world.computed})
+        figures["defect: final content differs"] += content(path) != expected
+        names = sorted(os.listdir(path.parent))
+        figures["defect: files left over"] += names != ["cache--blocks.3.h5", "cache.h5", "cache.h5.lock"]
+    assert len({digest_of(data) for data, _ in world.files.values()}) == IMAGES + 1
+    return figures
+
+
+def _duration(folder: Path) -> float:
+    """Seconds of an undisturbed run."""
+    (folder / "whole").mkdir()
+    started = time.perf_counter()
+    os.waitpid(start(folder / "whole" / "cache.h5"), 0)
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main(run, short=4, long=200)
