@@ -40,7 +40,7 @@ class ViewRecipe:
     hue : float
         The hue is turned by up to ± this fraction of a whole turn, at most 0.5.
     torchvision : str
-        Version of torchvision, whose functions do the jitter and may change what they do.
+        Version of torchvision, whose functions do the jitter and may change; by default what is installed.
     """
 
     count: int
@@ -57,14 +57,13 @@ class ViewRecipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
         object.__setattr__(self, "ratio", tuple(float(value) for value in self.ratio))
-        object.__setattr__(self, "torchvision", self.torchvision or version("torchvision"))
+        object.__setattr__(self, "torchvision", self.torchvision or version("torchvision").partition("+")[0])
         if not 1 <= self.count <= 1000:
             raise BottleneckError(f"{self.count} views are asked for; expected 1 to 1000.")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise BottleneckError(
-                f"Crops of scale {self.scale} and ratio {self.ratio} are invalid; "
-                "expected (least, greatest) with scales in (0, 1] and ratios above 0."
-            )
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise BottleneckError(f"Crops have scale {self.scale}; expected (least, greatest) within 0 to 1.")
+        if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise BottleneckError(f"Crops have ratio {self.ratio}; expected (least, greatest) above 0.")
         if not (0 <= self.flip <= 1 and 0 <= self.hue <= 0.5):
             raise BottleneckError("Views need 0 <= flip <= 1 and 0 <= hue <= 0.5.")
         if not all(0 <= value <= 1 for value in (self.brightness, self.contrast, self.saturation)):
@@ -121,12 +120,13 @@ class ViewRecipe:
         from torchvision.transforms.v2 import functional
 
         changes = [
-            (functional.adjust_brightness, 1 + random.uniform(-self.brightness, self.brightness)),
-            (functional.adjust_contrast, 1 + random.uniform(-self.contrast, self.contrast)),
-            (functional.adjust_saturation, 1 + random.uniform(-self.saturation, self.saturation)),
-            (functional.adjust_hue, random.uniform(-self.hue, self.hue)),
+            (functional.adjust_brightness, 1, self.brightness),
+            (functional.adjust_contrast, 1, self.contrast),
+            (functional.adjust_saturation, 1, self.saturation),
+            (functional.adjust_hue, 0, self.hue),
         ]
         for number in random.permutation(len(changes)):
-            change, amount = changes[number]
-            view = change(view, amount)
+            change, middle, reach = changes[number]
+            if reach:
+                view = change(view, middle + random.uniform(-reach, reach))
         return view

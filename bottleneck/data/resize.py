@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from bottleneck.data.preprocess import ELONGATED, Preprocess
+from bottleneck.threads import one_torch_thread
 
 
 def fast_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
@@ -22,11 +23,12 @@ def fast_pixels(image: Image.Image, preprocess: Preprocess) -> np.ndarray:
 
     to = preprocess.geometry(image.height, image.width)
     pixels = torch.from_numpy(np.array(image)).reshape(1, image.height, image.width, preprocess.channels)
-    resized = torch.nn.functional.interpolate(
-        pixels.permute(0, 3, 1, 2), (to.height, to.width), mode=preprocess.interpolation, antialias=True
-    )
+    with one_torch_thread():
+        resized = torch.nn.functional.interpolate(
+            pixels.permute(0, 3, 1, 2), (to.height, to.width), mode=preprocess.interpolation, antialias=True
+        )
     cut = resized[0, :, to.top : to.top + preprocess.size, to.left : to.left + preprocess.size]
-    return cut.permute(1, 2, 0).contiguous().numpy()
+    return np.ascontiguousarray(cut.permute(1, 2, 0).numpy())
 
 
 def _fits(image: Image.Image, preprocess: Preprocess) -> bool:

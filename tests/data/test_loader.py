@@ -1,0 +1,311 @@
+"""Loading in order: failures in their place, copies settled as if one by one, bounds, an early close."""
+
+import hashlib
+import io
+import threading
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from bottleneck.data.augment import ViewRecipe
+from bottleneck.data.crew import Budget, Job
+from bottleneck.data.decode import pixels_from_bytes
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
+
+PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+def picture(shade, side=8):
+    file = io.BytesIO()
+    Image.new("L", (side, side), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+class Shelf:
+    """A source in memory; `before` is called with each key that is read."""
+
+    def __init__(self, files, before=lambda key: None):
+        self.files = files
+        self.before = before
+        self.reads = []
+
+    def read(self, key):
+        self.before(key)
+        self.reads.append(key)
+        return self.files[key]
+
+    def stat(self, key):
+        if key not in self.files:
+            raise FileNotFoundError(2, "No such file or directory", key)
+        return len(self.files[key]), 42
+
+
+def shelf(count, **options):
+    return Shelf({f"{number:03}": picture(number % 256) for number in range(count)}, **options)
+
+
+def load(source, keys=None, **options):
+    return list(load_images(source, keys or list(source.files), PREPROCESS, **({"workers": 3} | options)))
+
+
+def decoders():
+    return [thread for thread in threading.enumerate() if thread.name == "bottleneck-decode"]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2, 7])
+def test_images_come_in_the_order_of_their_keys(workers):
+    source = shelf(150, before=lambda key: time.sleep(0.002 if key[-1] in "13" else 0))
+    images = load(source, workers=workers)
+    assert [image.key for image in images] == list(source.files)
+    assert [image.index for image in images] == list(range(150))
+    for image in images:
+        data = source.files[image.key]
+        assert (image.size, image.mtime_ns) == (len(data), 42)
+        assert image.digest == hashlib.sha256(data).digest()
+        assert np.array_equal(image.pixels, pixels_from_bytes(data, PREPROCESS))
+        assert image.error is None
+    assert sorted(source.reads) == list(source.files)  # each file once
+
+
+def test_keys_can_be_in_any_order_and_a_part():
+    source = shelf(20)
+    keys = ["007", "003", "019"]
+    assert [image.key for image in load(source, keys)] == keys
+
+
+@pytest.mark.parametrize("bad", [b"", b"no image", picture(1)[:-30]], ids=["empty", "text", "truncated"])
+def test_a_corrupt_image_at_each_of_64_positions_moves_no_neighbour(bad):
+    files = {f"{number:02}": picture(number) for number in range(64)}
+    for position in range(64):
+        source = Shelf(files | {f"{position:02}": bad})
+        for number, image in enumerate(load(source)):
+            assert image.key == f"{number:02}"
+            if number == position:
+                assert image.error
+                assert image.pixels is None
+                assert image.digest == hashlib.sha256(bad).digest()
+            else:
+                assert (image.pixels == number).all()
+
+
+def test_a_file_that_is_gone_or_locked_is_a_failure():
+    def lock(key):
+        if key == "001":
+            raise PermissionError(13, "Permission denied", "/secret/path/001")
+
+    images = load(shelf(3, before=lock), ["000", "gone", "001", "002"])
+    assert [image.error for image in images] == [
+        None,
+        "cannot be read: No such file or directory",
+        "cannot be read: Permission denied",
+        None,
+    ]
+    assert images[1].digest is None
+    assert (images[1].size, images[1].mtime_ns) == (-1, -1)
+
+
+def test_a_defect_surfaces_at_its_turn():
+    def trip(key):
+        if key == "005":
+            raise ZeroDivisionError("a defect")
+
+    source = shelf(20, before=trip)
+    images = load_images(source, list(source.files), PREPROCESS, workers=2)
+    assert [next(images).key for _ in range(5)] == ["000", "001", "002", "003", "004"]
+    with pytest.raises(ZeroDivisionError, match="a defect"):
+        next(images)
+    assert not decoders()
+
+
+def test_known_images_are_not_decoded():
+    source = shelf(5)
+    known = {hashlib.sha256(source.files["002"]).digest()}
+    images = load(source, known=known)
+    assert [image.pixels is None for image in images] == [False, False, True, False, False]
+    assert images[2].error is None
+    assert images[2].digest in known
+    assert images[2].decode_seconds == 0
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 6), st.sets(st.integers(0, 5)))
+def test_copies_are_settled_as_if_one_by_one(contents, workers, known):
+    """Content 5 is no image; sleeping readers let copies overtake their originals."""
+    data = [picture(shade) for shade in range(5)] + [b"no image"]
+    files = {f"{number:02}": data[content] for number, content in enumerate(contents)}
+    delays = {f"{number:02}": (7 * number % 5) / 4000 for number in range(len(contents))}
+    digests = {hashlib.sha256(data[content]).digest() for content in known}
+    images = load(Shelf(files, before=lambda key: time.sleep(delays[key])), workers=workers, known=digests)
+    seen = set()
+    for content, image in zip(contents, images, strict=True):
+        if content in known:
+            assert (image.pixels is None, image.error) == (True, None)
+        elif content == 5:
+            assert image.error
+            assert image.pixels is None
+        else:
+            assert image.error is None
+            assert (image.pixels is None) == (content in seen)
+        seen.add(content)
+
+
+def test_a_copy_that_overtakes_its_original_loses_its_pixels():
+    overtaken = threading.Event()
+    source = Shelf({"first": picture(7), "copy": picture(7), "last": picture(8)})
+
+    def before(key):
+        if key == "first":
+            assert overtaken.wait(10)
+        if key == "last":  # read by the worker that has done with the copy
+            overtaken.set()
+
+    source.before = before
+    first, copy, _ = load(source, workers=2)
+    assert first.pixels is not None
+    assert (copy.pixels, copy.error) == (None, None)
+
+
+def test_closing_early_stops_the_threads_and_the_reading():
+    source = shelf(1000)
+    images = load_images(source, list(source.files), PREPROCESS, workers=4)
+    assert next(images).key == "000"
+    assert decoders()
+    images.close()
+    assert not decoders()
+    assert len(source.reads) < 300
+
+
+def test_an_error_of_the_caller_stops_the_threads():
+    def consume():
+        for _ in load_images(shelf(50), list(shelf(50).files), PREPROCESS, workers=2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert not decoders()
+
+
+def test_nothing_to_load():
+    assert load(shelf(0)) == []
+    assert not decoders()
+
+
+def test_reading_runs_a_bounded_number_ahead():
+    source = shelf(2000)
+    images = load_images(source, list(source.files), PREPROCESS, workers=2)
+    next(images)
+    deadline = time.monotonic() + 10
+    while len(source.reads) < 90 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(source.reads) <= 100
+    images.close()
+
+
+def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
+    release = threading.Event()
+
+    def stick(key):
+        if key in ("003", "004"):
+            release.wait(60)
+
+    source = shelf(12, before=stick)
+    source.files["009"] = source.files["003"]
+    images = load(source, workers=2, time_limit=0.3)
+    release.set()
+    assert [image.key for image in images] == list(source.files)
+    assert [image.error is not None for image in images] == [n in (3, 4) for n in range(12)]
+    assert "0.3 seconds" in images[3].error
+
+
+def test_the_copy_of_an_image_that_takes_too_long_fails_with_it(monkeypatch):
+    release = threading.Event()
+    started = threading.Event()
+    original = PREPROCESS.geometry
+
+    def stick(self, height, width):
+        if threading.current_thread().name == "bottleneck-decode" and (height, width) == (31, 31):
+            started.set()
+            release.wait(60)
+        return original(height, width)
+
+    monkeypatch.setattr(Preprocess, "geometry", stick)
+    source = Shelf({"slow": picture(1, side=31), "copy": picture(1, side=31), "other": picture(2)})
+    source.before = lambda key: key == "copy" and started.wait(10)
+    slow, copy, other = load(source, workers=2, time_limit=0.5)
+    release.set()
+    assert "0.5 seconds" in slow.error
+    assert "too long" in copy.error
+    assert other.pixels is not None
+
+
+def test_a_file_larger_than_the_memory_is_a_failure():
+    source = Shelf({"a": picture(1), "b": b"\0" * 3_000_000})
+    a, b = load(source, memory=1 << 20)
+    assert a.error is None
+    assert "2 MiB; the limit is 1" in b.error
+    assert source.reads == ["a"]
+
+
+def test_images_in_work_share_the_memory():
+    budget = Budget(100)
+    held, most = [], []
+    lock = threading.Lock()
+
+    def work(number):
+        with budget.reserve(Job(number, ""), 30 + number):
+            with lock:
+                held.append(30 + number)
+                most.append(sum(held))
+            time.sleep(0.002)
+            with lock:
+                held.remove(30 + number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert not any(thread.is_alive() for thread in threads)
+    assert 60 < max(most) <= 100
+
+
+def test_an_image_beyond_the_memory_is_decoded_alone():
+    budget = Budget(100)
+    with budget.reserve(Job(0, ""), 1000):
+        assert budget.reserved.popitem()[1] == 100
+
+
+def test_waiting_for_memory_does_not_count_as_time_taken():
+    budget = Budget(100)
+    job = Job(1, "")
+    job.since = 0.0
+    first = budget.reserve(Job(0, ""), 80)
+    first.__enter__()
+    waiting = threading.Thread(target=lambda: budget.reserve(job, 80).__enter__())
+    waiting.start()
+    deadline = time.monotonic() + 10
+    while job.since is not None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert job.since is None
+    first.__exit__(None, None, None)
+    waiting.join(10)
+    assert job.since > 0
+
+
+def test_views_come_with_the_pixels_and_leave_them_as_they_are():
+    source = shelf(6)
+    recipe = ViewRecipe(count=2, seed=3)
+    plain = load(source)
+    with_views = load(source, views=recipe)
+    again = load(source, list(reversed(source.files)), views=recipe, workers=1)
+    for one, two, three in zip(plain, with_views, reversed(again), strict=True):
+        assert one.views is None
+        assert np.array_equal(one.pixels, two.pixels)
+        assert two.views.shape == (2, 8, 8, 3)
+        assert np.array_equal(two.views, three.views)

@@ -1,0 +1,282 @@
+"""Manifests: columns, targets, splits, covariates, and errors that name the rows."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.data.samples import read_source
+from bottleneck.errors import SourceError
+
+NAMES = ("a.png", "b.png", "c.png", "sub/d.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in NAMES:
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    return tmp_path
+
+
+def csv(folder, text, **columns):
+    (folder / "list.csv").write_text(text, encoding="utf-8")
+    return read_source(folder / "list.csv", **columns)
+
+
+def jsonl(folder, rows, **columns):
+    (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_source(folder / "list.jsonl", **columns)
+
+
+def parquet(folder, rows, **columns):
+    """Written by way of Arrow's JSON reader: from Python lists it would import pandas, with its warning."""
+    arrow_json = pytest.importorskip("pyarrow.json")
+    from pyarrow.parquet import write_table
+
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_table(arrow_json.read_json(io.BytesIO(text.encode())), folder / "list.parquet")
+    return read_source(folder / "list.parquet", **columns)
+
+
+def names(target):
+    return [target.class_names[code] if code >= 0 else None for code in target.values]
+
+
+def test_images_are_sorted_and_samples_stay_in_their_order(folder):
+    source = csv(folder, "image,label\nsub/d.png,x\n./a.png,y\nb.png,x\n")
+    assert source.root == str(folder)
+    assert source.images == ("a.png", "b.png", "sub/d.png")
+    assert source.samples.key.tolist() == ["sub/d.png", "a.png", "b.png"]
+    assert source.samples.image.tolist() == [[2], [0], [1]]
+    assert names(source.samples.targets["label"]) == ["x", "y", "x"]
+    assert source.samples.split.tolist() == ["train"] * 3
+    assert all(source.read(key) for key in source.images)
+
+
+def test_the_three_formats_say_the_same(folder):
+    rows = [{"image": name, "label": label, "age": 3} for name, label in zip(NAMES, "xyxy", strict=True)]
+    text = "image,label,age\n" + "".join(f"{row['image']},{row['label']},3\n" for row in rows)
+    sources = [
+        csv(folder, text, covariate_columns=["age"]),
+        jsonl(folder, rows, covariate_columns=["age"]),
+        parquet(folder, rows, covariate_columns=["age"]),
+    ]
+    for source in sources:
+        assert source.images == NAMES
+        assert names(source.samples.targets["label"]) == ["x", "y", "x", "y"]
+        assert source.samples.covariates.tolist() == [[3.0]] * 4
+
+
+def test_parquet_without_pyarrow_says_what_to_install(folder, monkeypatch):
+    (folder / "list.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SourceError, match=r"pip install 'bottleneck-features\[parquet\]'"):
+        read_source(folder / "list.parquet")
+
+
+def test_parquet_with_embedded_images_leaves_them_unread(folder):
+    rows = [{"file_name": "a.png", "image": {"bytes": "x", "path": "a.png"}, "tags": ["x", "y"]}]
+    source = parquet(folder, rows, label_columns=["tags"])
+    assert source.images == ("a.png",)
+    assert source.samples.targets["tags"].kind == "multilabel"
+
+
+def test_a_parquet_without_rows_is_refused(folder):
+    with pytest.raises(SourceError, match="no rows"):
+        parquet(folder, [{"other": {"nested": 1}}])
+
+
+def test_file_name_is_the_second_default(folder):
+    assert csv(folder, "file_name\na.png\n").images == ("a.png",)
+    assert csv(folder, "file_name,image\na.png,b.png\n").images == ("b.png",)
+
+
+def test_columns_by_name(folder):
+    source = csv(
+        folder,
+        "photo,species,sex,fold,patient\na.png,x,m,train,p1\nb.png,y,f,VALID,p2\nc.png,x,f,test,p1\n",
+        image_columns=["photo"],
+        label_columns=["species", "sex"],
+        split_column="fold",
+        group_column="patient",
+    )
+    assert list(source.samples.targets) == ["species", "sex"]
+    assert names(source.samples.targets["sex"]) == ["m", "f", "f"]
+    assert source.samples.split.tolist() == ["train", "val", "test"]
+    assert source.samples.group.tolist() == ["p1", "p2", "p1"]
+
+
+def test_a_split_column_is_taken_by_its_name_where_it_names_splits_alone(folder):
+    assert csv(folder, "image,split\na.png,train\nb.png,dev\n").samples.split.tolist() == ["train", "val"]
+    assert csv(folder, "image,split\na.png,fold1\nb.png,dev\n").samples.split.tolist() == ["train"] * 2
+
+
+def test_several_images_and_covariates(folder):
+    source = csv(
+        folder,
+        "front,back,age,dose\na.png,b.png,61,0.5\nc.png,a.png,-3,1e-3\n",
+        image_columns=["front", "back"],
+        covariate_columns=["age", "dose"],
+    )
+    assert source.images == ("a.png", "b.png", "c.png")
+    assert source.samples.image.tolist() == [[0, 1], [2, 0]]
+    assert source.samples.key.tolist() == ["a.png|b.png", "c.png|a.png"]
+    assert source.samples.covariate_names == ("age", "dose")
+    assert source.samples.covariates.tolist() == [[61.0, 0.5], [-3.0, 0.001]]
+
+
+@pytest.mark.parametrize("cell", ["", "n/a", "nan", "inf", "1_000", "١"])
+def test_covariates_that_are_no_finite_numbers_are_named_by_row(folder, cell):
+    text = f"image,age\na.png,1\nb.png,{cell}\nc.png,2\nsub/d.png,{cell}\n"
+    with pytest.raises(SourceError, match=r"'age'.*rows 2, 4;"):
+        csv(folder, text, covariate_columns=["age"])
+
+
+def test_a_sample_column_allows_an_image_twice(folder):
+    source = csv(folder, "id,image\ns1,a.png\ns2,a.png\n", sample_column="id")
+    assert source.images == ("a.png",)
+    assert source.samples.key.tolist() == ["s1", "s2"]
+    assert source.samples.image.tolist() == [[0], [0]]
+
+
+def test_duplicate_sample_keys_are_named_by_row(folder):
+    with pytest.raises(SourceError, match=r"'a\.png' in rows 1, 3\."):
+        csv(folder, "image\na.png\nb.png\n./a.png\n")
+    with pytest.raises(SourceError, match="'s' in rows 1, 2"):
+        csv(folder, "id,image\ns,a.png\ns,b.png\n", sample_column="id")
+
+
+def test_absent_images_are_failures_and_the_rest_goes_on(folder):
+    (folder / "odd.png").mkdir()
+    source = csv(folder, "image,label\nzz.png,only-here\na.png,x\nodd.png,y\nb.png,y\n")
+    assert source.images == ("a.png", "b.png")
+    assert source.samples.key.tolist() == ["a.png", "b.png"]
+    assert source.samples.image.tolist() == [[0], [1]]
+    assert list(source.absent) == ["odd.png", "zz.png"]
+    assert "folder" in source.absent["odd.png"]
+    target = source.samples.targets["label"]
+    assert target.class_names == ("only-here", "x", "y")  # codes do not hang on which files are there
+    assert names(target) == ["x", "y"]
+
+
+def test_a_sample_that_lacks_one_of_its_images_is_left_out(folder):
+    source = csv(folder, "f,b\na.png,zz.png\nb.png,c.png\n", image_columns=["f", "b"])
+    assert source.images == ("b.png", "c.png")
+    assert source.samples.key.tolist() == ["b.png|c.png"]
+    assert list(source.absent) == ["zz.png"]
+
+
+def test_nothing_there_at_all_says_where_it_was_looked_for(folder):
+    with pytest.raises(SourceError, match=r"None of the 2 images.*x\.png.*relative to"):
+        csv(folder, "image\nx.png\ny.png\n")
+
+
+def test_paths_above_below_and_absolute(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    Image.new("RGB", (2, 2)).save(other / "o.png")
+    text = f"image\n../{folder.name}/a.png\n{folder}/b.png\n{other}/o.png\nsub//./d.png\n"
+    source = csv(folder, text)
+    assert source.images == tuple(sorted((f"../{folder.name}/a.png", "b.png", f"{other}/o.png", "sub/d.png")))
+    assert all(source.read(key) for key in source.images)
+
+
+def test_names_in_any_script(folder):
+    name = '사진 🐝, "quoted".png'
+    Image.new("RGB", (2, 2)).save(folder / name)
+    (folder / "list.csv").write_bytes(
+        b"\xef\xbb\xbfimage,label\r\n" + ('"' + name.replace('"', '""') + '",벌\r\n').encode()
+    )
+    source = read_source(folder / "list.csv")
+    assert source.images == (name,)
+    assert source.samples.targets["label"].class_names == ("벌",)
+
+
+def test_names_that_are_not_unicode_are_failures(folder):
+    source = jsonl(folder, [{"image": "a.png"}, {"image": "\ud800.png"}, {"image": "n\0.png"}])
+    assert source.images == ("a.png",)
+    assert len(source.absent) == 2
+    assert all(key.encode() for key in source.absent)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no rows"),
+        ("image\n", "no rows"),
+        ("image,image\na.png,b.png\n", "two columns named 'image'"),
+        ("image,label\na.png\nb.png,x,y\n", r"2 columns, but 1 cells in rows 1, 2"),
+        ("path,label\na.png,x\n", r"columns path, label.*--image-column"),
+        ('image\n"a.png\n', "not CSV"),
+        ("image\na.png\n,\n", "rows? 2|cells"),
+    ],
+)
+def test_a_csv_that_is_none(folder, text, message):
+    with pytest.raises(SourceError, match=message):
+        csv(folder, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "a.png"}\n{"image": \n', "line 2"),
+        ('["a.png"]\n', "line 1"),
+        ('{"image": "a.png"}\n{"label": "x"}\n', "names no image in row 2"),
+        ('{"image": 7}\n', "names no image in row 1"),
+        ("[" * 100_000, "line 1"),
+    ],
+)
+def test_a_jsonl_that_is_none(folder, text, message):
+    (folder / "list.jsonl").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        read_source(folder / "list.jsonl")
+
+
+def test_text_that_is_not_utf8_is_named_by_line(folder):
+    (folder / "list.csv").write_bytes("image,label\na.png,x\nb.png,café\n".encode("latin-1"))
+    with pytest.raises(SourceError, match=r"not UTF-8.*line 3"):
+        read_source(folder / "list.csv")
+
+
+def test_a_parquet_that_is_none(folder):
+    pytest.importorskip("pyarrow")
+    (folder / "list.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(SourceError, match="Parquet"):
+        read_source(folder / "list.parquet")
+
+
+def test_an_unknown_column_suggests_a_close_one(folder):
+    with pytest.raises(SourceError, match=r"no column 'lable'.*Did you mean 'label'"):
+        csv(folder, "image,label\na.png,x\n", label_columns=["lable"])
+
+
+def test_unknown_splits_and_missing_groups_are_named_by_row(folder):
+    with pytest.raises(SourceError, match=r"'holdout' in row 2; expected one of train"):
+        csv(folder, "image,part\na.png,train\nb.png,holdout\n", split_column="part")
+    with pytest.raises(SourceError, match=r"'who' names no group in row 1"):
+        csv(folder, "image,who\na.png,\nb.png,x\n", group_column="who")
+
+
+def test_a_manifest_that_does_not_exist(folder):
+    with pytest.raises(SourceError, match="does not exist"):
+        read_source(folder / "nothing.csv")
+
+
+def test_limit_keeps_each_class_its_share(folder):
+    for number in range(40):
+        Image.new("RGB", (2, 2)).save(folder / f"{number:02}.png")
+    rows = "".join(f"{number:02}.png,{'rare' if number % 4 == 3 else 'common'}\n" for number in range(40))
+    source = csv(folder, "image,label\n" + rows)
+    few = read_source(folder / "list.csv", limit=8)
+    assert names(few.samples.targets["label"]).count("rare") == 2
+    assert len(few.images) == 8
+    assert set(few.images) < set(source.images)
+    assert few.samples.key.tolist() == [few.images[row] for (row,) in few.samples.image.tolist()]
+    assert read_source(folder / "list.csv", limit=8).images == few.images
+    assert read_source(folder / "list.csv", limit=400).images == source.images
+    assert np.ptp([int(key[:2]) for key in few.images]) > 25  # spread over the whole, not its start
+    with pytest.raises(SourceError, match="--limit is 0"):
+        read_source(folder / "list.csv", limit=0)

@@ -1,0 +1,115 @@
+"""A column of labels becomes the target that its values mean."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bottleneck.data.targets import target_from_column
+from bottleneck.errors import SourceError
+
+
+def names(target):
+    return [target.class_names[code] if code >= 0 else None for code in target.values]
+
+
+@pytest.mark.parametrize(
+    ("values", "class_names"),
+    [
+        (["b", "a", "B"], ("B", "a", "b")),
+        ([10, 9, -1], ("-1", "9", "10")),
+        (["10", "9", "-1"], ("-1", "9", "10")),
+        (["007", "7", "08"], ("007", "7", "08")),
+        ([1.0, 0.0], ("0", "1")),
+        (["1.0", "2.0", "10"], ("1", "2", "10")),
+        ([True, False], ("false", "true")),
+        (["1_000", "2"], ("1_000", "2")),
+        (["nan", "cat"], ("cat", "nan")),
+        (["12345678901234567890", "12345678901234567891"], ("12345678901234567890", "12345678901234567891")),
+        (["벌", "개미", "🐝"], ("개미", "벌", "🐝")),
+        ([1, "a"], ("1", "a")),
+    ],
+)
+def test_classes_and_their_order(values, class_names):
+    target = target_from_column("t", values)
+    assert target.kind == "class"
+    assert target.class_names == class_names
+    assert target.values.dtype == np.int64
+    assert target.labelled.all()
+
+
+@pytest.mark.parametrize("missing", [None, "", float("nan")])
+def test_missing_labels_are_unlabelled(missing):
+    assert names(target_from_column("t", ["b", missing, "a"])) == ["b", None, "a"]
+    assert names(target_from_column("t", [3, missing, 1])) == ["3", None, "1"]
+    assert target_from_column("t", [0.5, missing, 1]).labelled.tolist() == [True, False, True]
+    assert target_from_column("t", [["x"], missing]).labelled.tolist() == [True, False]
+
+
+def test_a_column_without_any_label_is_unlabelled_throughout():
+    target = target_from_column("t", [None, ""])
+    assert (target.kind, target.class_names, target.labelled.any()) == ("class", (), False)
+
+
+@pytest.mark.parametrize("values", [[0.5, 1, None], ["0.5", "1", ""], ["5e-1", "1.", "nan"]])
+def test_fractions_make_a_regression(values):
+    target = target_from_column("t", values)
+    assert target.kind == "regression"
+    assert target.values[:2].tolist() == [0.5, 1.0]
+    assert math.isnan(target.values[2])
+
+
+def test_lists_make_several_labels():
+    target = target_from_column("t", [["b", "a"], [], None, ["c", "c"], [1]])
+    assert target.kind == "multilabel"
+    assert target.class_names == ("1", "a", "b", "c")
+    assert target.values.dtype == np.uint8
+    assert target.values.tolist() == [[0, 1, 1, 0], [0] * 4, [255] * 4, [0, 0, 0, 1], [1, 0, 0, 0]]
+
+
+def test_a_bar_in_a_text_is_part_of_the_name():
+    assert target_from_column("t", ["a|b", "a"]).class_names == ("a", "a|b")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([["a"], "b", None, 3], r"'b' in rows 2, 4; expected a list"),
+        ([["a"], [["b"]]], r"row 2; expected names"),
+        ([{"a": 1}, "b"], r"row 1; expected text"),
+        ([0.5, float("inf")], r"row 2; expected a finite"),
+        (["0.5", "-inf"], r"row 2; expected a finite"),
+        (["a", "\ud800"], r"row 2; expected valid UTF-8"),
+        (["a", "b\0"], r"row 2; expected valid UTF-8"),
+        ([["\ud800"]], r"row 1; expected UTF-8"),
+    ],
+)
+def test_what_means_nothing_is_refused_by_row(values, message):
+    with pytest.raises(SourceError, match=message):
+        target_from_column("t", values)
+
+
+def test_many_bad_rows_are_counted():
+    with pytest.raises(SourceError, match=r"rows 1, 2, 3, 4, 5 and 95 more"):
+        target_from_column("t", [{}] * 100)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.none(), st.text(st.characters(exclude_categories=["Cs"], min_codepoint=1)), st.integers()
+        )
+    )
+)
+def test_every_label_can_be_read_back(values):
+    target = target_from_column("t", values)
+    if target.kind == "class":
+        numeric = all(name.lstrip("+-").isdigit() for name in target.class_names)
+        for value, name in zip(values, names(target), strict=True):
+            if value is None or value == "":
+                assert name is None
+            elif name is not None and not numeric:
+                assert name == str(value)
+        assert len(set(target.class_names)) == len(target.class_names)
