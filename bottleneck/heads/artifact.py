@@ -38,6 +38,7 @@ AXES = {
     "knn": {"features": "nD", "answers": "nC"},
 }
 STANDARDISATION = {"mean": "D", "scale": "D"}
+NETWORK = "backbone."  # a model file has the network's own tensors under this prefix beside the head's
 BLOCK = 1 << 22  # similarities of kNN at a time
 
 
@@ -179,12 +180,17 @@ class HeadArtifact:
             return np.log(share)
         return np.log(share) - np.log1p(-np.minimum(share, 1 - 1e-9))
 
-    def save(self, path: str | os.PathLike) -> Path:
-        """Write the file in one rename; its folder is made. Returns the path."""
+    def save(self, path: str | os.PathLike, network: Mapping[str, np.ndarray] | None = None) -> Path:
+        """Write the file in one rename; its folder is made. Returns the path.
+
+        network : state of a trained backbone by name, which makes the file a model (`bottleneck.model_file`).
+        """
         path = Path(path)
         described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "arrays"}
         text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
+        for name, tensor in (network or {}).items():
+            arrays[f"{NETWORK}{name}"] = np.ascontiguousarray(tensor)
         meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
         write_whole(path, to_safetensors(arrays, metadata=meta))
         return path
@@ -219,7 +225,8 @@ def load_head(path: str | os.PathLike) -> HeadArtifact:
     try:
         with safe_open(path, framework="np") as file:
             described = _description(file.metadata() or {}, path)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            names = [name for name in file.keys() if not name.startswith(NETWORK)]  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             types = {file.get_slice(name).get_dtype() for name in shapes}
             outputs = 1 if described["target_kind"] == "regression" else len(described["class_names"])
             _check_shapes(described["form"], shapes, outputs)
