@@ -190,7 +190,7 @@ class HeadArtifact:
         text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
         for name, tensor in (network or {}).items():
-            arrays[f"{NETWORK}{name}"] = np.ascontiguousarray(tensor)
+            arrays[f"{NETWORK}{name}"] = np.array(tensor, order="C")
         meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
         write_whole(path, to_safetensors(arrays, metadata=meta))
         return path
