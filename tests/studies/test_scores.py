@@ -46,7 +46,7 @@ def paper_evidence(F, y, alpha, beta):
 
 
 def paper_logme(F, labels):
-    """Equation 2 maximised by a general optimiser from several starts, as far as its logdet can be trusted."""
+    """Equation 2 maximised by a general optimiser, as far as its determinant can be trusted."""
     best = []
     for k in np.unique(labels):
         y = (labels == k).astype(float)

@@ -1,0 +1,189 @@
+"""How transferable are the features of a network's layers, on the user's own images? (Yosinski et al. 2014)
+
+    images ──► halves A, B ──► base networks ──► for n = 1 … L−1: BnB, BnB+, AnB, AnB+, random ──► effects
+
+A study lives in a folder. Every run is kept there as it ends; a study that was stopped goes on with the next
+run, and asking for more seeds adds theirs.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from bottleneck.errors import BottleneckError
+from bottleneck.progress import Progress, silent
+from bottleneck.store.spec import canonical_json, require_equal
+from bottleneck.studies import study_reference
+from bottleneck.studies.study_effects import Curves, Effect, find_effects
+from bottleneck.studies.study_images import StudyImages, read_images
+from bottleneck.studies.study_networks import build_network
+from bottleneck.studies.study_plan import StudyConfig, class_halves, plan_runs
+from bottleneck.studies.study_runs import Runner, RunResult
+
+CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
+
+
+@dataclass(frozen=True)
+class TransferStudy:
+    """A finished study. layers : names of the network's L layers. trained : runs that this call trained."""
+
+    config: StudyConfig
+    layers: tuple[str, ...]
+    class_names: tuple[str, ...]
+    results: list[RunResult]
+    effects: list[Effect]
+    folder: Path
+    trained: int
+    seconds: float
+
+    @property
+    def curves(self) -> Curves:
+        """Accuracies by kind and n."""
+        return Curves(self.results)
+
+    @property
+    def text(self) -> list[str]:
+        """One sentence for every effect that was looked for."""
+        return [effect.verdict for effect in self.effects]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck transfer-study --json`, less the figure."""
+        effects = [{**asdict(effect), "verdict": effect.verdict} for effect in self.effects]
+        return {
+            **self.curves.to_json(),
+            "effects": effects,
+            "layers": self.layers,
+            "config": asdict(self.config),
+            "classes": len(self.class_names),
+            "runs": len(self.results),
+            "trained": self.trained,
+            "csv": str(self.folder / "runs.csv"),
+            "reference": {"base": study_reference.BASE, "curves": study_reference.CURVES},
+            "seconds": self.seconds,
+        }
+
+
+def transfer_study(
+    source: str | Path,
+    output: str | Path | None = None,
+    *,
+    halves: tuple[Sequence[str], Sequence[str]] | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> TransferStudy:
+    """Run, or go on with, the study of the images of `source`.
+
+    Parameters
+    ----------
+    source : path or URL
+        Images with classes, as `read_source` takes them.
+    output : path, optional
+        The study's folder; `studies/SOURCE` below the current one by default.
+    halves : two lists of class names, optional
+        A and B, for every seed. Drawn by default, anew for each seed.
+    options
+        Fields of `StudyConfig`, and keyword arguments of `read_source`.
+
+    Raises
+    ------
+    SourceError
+        Fewer than four classes, or a class with too few images.
+    BackboneError
+        The network has too few layers.
+    FingerprintError
+        The folder holds a study of other images or settings.
+    """
+    started = time.perf_counter()
+    config = StudyConfig(**{name: options.pop(name) for name in CONFIG_FIELDS & options.keys()})
+    folder = Path(output) if output is not None else default_folder(source)
+    network = build_network(
+        config.network, 2, size=config.image_size, channels=config.in_channels, width=config.width
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        images = read_images(source, network.preprocess, folder, progress=progress, **options)
+        split = [
+            dict(zip("AB", class_halves(images.class_names, seed, halves), strict=True))
+            for seed in range(config.seeds)
+        ]
+        images.require_enough({half: split[0][half] for half in "AB"})
+        _require_same_study(folder, config, images, halves)
+        runner = Runner(config, images, split, folder)
+        runs = plan_runs(config, len(network.layers))
+        results = {run: found for run in runs if (found := runner.result(run)) is not None}
+        waiting = [run for run in runs if run not in results]
+        with progress("Training", total=len(runs), unit="runs") as advance:
+            advance(len(results))
+            for run in waiting:
+                results[run] = runner.train(run)
+                advance(1)
+        ordered = [results[run] for run in runs]
+        _write_csv(folder / "runs.csv", ordered)
+        (folder / "pixels.npy").unlink()
+    return TransferStudy(
+        config=config,
+        layers=tuple(network.layers),
+        class_names=images.class_names,
+        results=ordered,
+        effects=find_effects(Curves(ordered)),
+        folder=folder,
+        trained=len(waiting),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def default_folder(source: str | Path) -> Path:
+    """`studies/SOURCE` below the current folder."""
+    return Path("studies") / (Path(str(source).rstrip("/")).stem or "images")
+
+
+def _alone(folder: Path):
+    """Hold the study's lock, or say that another process does."""
+    try:
+        return FileLock(folder / "study.lock").acquire(timeout=0)
+    except Timeout:
+        raise BottleneckError(
+            f"Another process is at work on the study in {folder}.",
+            "Wait for it, or name another folder with -o.",
+        ) from None
+
+
+def _require_same_study(
+    folder: Path,
+    config: StudyConfig,
+    images: StudyImages,
+    halves: tuple[Sequence[str], Sequence[str]] | None,
+) -> None:
+    """Compare with the study that the folder holds; write down ours where it holds none."""
+    recipe = {
+        "images": images.digest,
+        "halves": halves and [sorted(half) for half in halves],
+        **config.recipe(),
+    }
+    path = folder / "study.json"
+    if path.exists():
+        try:
+            there = json.loads(path.read_text())
+        except ValueError:
+            raise BottleneckError(f"{path} is damaged.", "Name another folder with -o.") from None
+        require_equal(there, recipe, f"The study in {folder}", "Name another folder with -o.")
+        return
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(canonical_json(recipe))
+    temporary.replace(path)
+
+
+def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(RunResult)])
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)

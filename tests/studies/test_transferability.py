@@ -1,0 +1,197 @@
+"""The transfer study on a few tiny images: what is trained, frozen, resumed and refused."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, SourceError
+from bottleneck.studies.study_images import read_images
+from bottleneck.studies.study_networks import build_network
+from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
+from bottleneck.studies.study_runs import Runner
+from bottleneck.studies.transferability import transfer_study
+
+SMALL = {"image_size": 16, "in_channels": 1, "width": 2, "epochs": 1, "batch_size": 16, "shares": (0.5,)}
+
+
+def write_stripes(folder, classes=4, images=8, val=4):
+    """Classes of stripes by their direction and width, with noise."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", images), ("val", val)):
+        for k in range(classes):
+            where = folder / split / f"class{k}"
+            where.mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                x, y = np.mgrid[:16, :16]
+                wave = np.sin((x if k % 2 else y) * (0.5 + 0.4 * (k // 2)) + rng.uniform(0, 6))
+                pixels = 128 + 80 * wave + rng.normal(0, 20, (16, 16))
+                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(where / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return write_stripes(tmp_path_factory.mktemp("stripes"))
+
+
+@pytest.fixture(scope="module")
+def study(source, tmp_path_factory):
+    return transfer_study(source, tmp_path_factory.mktemp("study"), seeds=2, **SMALL)
+
+
+def test_every_kind_is_trained_for_every_seed_and_depth(study):
+    planned = plan_runs(study.config, len(study.layers))
+    assert study.trained == len(planned) == 2 * (2 + 5 * 7 + 2)
+    values = study.to_json()
+    assert [len(values["curves"][kind]) for kind in ("baseB", "BnB", "random")] == [1, 7, 7]
+    assert {len(point["values"]) for curve in values["curves"].values() for point in curve} == {2}
+    assert all(run.val_images == 8 for run in study.results)
+    with open(values["csv"], newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(planned)
+
+
+def test_differences_are_paired_with_the_base_of_the_same_seed_and_target(study):
+    accuracy = {(run.seed, run.kind, run.n, run.share): run.accuracy for run in study.results}
+    for name, minuend, subtrahend in (("base-BnB", "baseB", "BnB"), ("AnB+-base", "AnB+", "baseB")):
+        for point in study.to_json()["differences"][name]:
+            expected = [
+                accuracy[seed, minuend, 0 if "base" in minuend else point["n"], 1.0]
+                - accuracy[seed, subtrahend, 0 if "base" in subtrahend else point["n"], 1.0]
+                for seed in range(2)
+            ]
+            assert point["values"] == pytest.approx(expected)
+            assert point["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_a_study_that_was_stopped_trains_only_what_is_missing(study, source):
+    before = {
+        run.name: study.folder.joinpath(f"{run.name}.json").read_bytes() for run in plan_runs(study.config, 8)
+    }
+    gone = ["seed1-BnB-3", "seed0-AnB+-7-share0.5"]
+    for name in gone:
+        (study.folder / f"{name}.json").unlink()
+    again = transfer_study(source, study.folder, seeds=2, **SMALL)
+    assert again.trained == 2
+    for name, content in before.items():
+        now = json.loads((study.folder / f"{name}.json").read_bytes())
+        assert now["accuracy"] == json.loads(content)["accuracy"], name
+
+
+def test_another_setting_is_not_mixed_in(study, source):
+    with pytest.raises(FingerprintError, match="epochs"):
+        transfer_study(source, study.folder, seeds=2, **{**SMALL, "epochs": 2})
+
+
+def test_other_images_are_not_mixed_in(study, tmp_path):
+    other = write_stripes(tmp_path, classes=5)
+    with pytest.raises(FingerprintError, match="images"):
+        transfer_study(other, study.folder, seeds=2, **SMALL)
+
+
+@pytest.fixture
+def runner(source, tmp_path):
+    config = StudyConfig(seeds=1, **SMALL)
+    network = build_network(config.network, 2, size=16, channels=1, width=2)
+    images = read_images(source, network.preprocess, tmp_path)
+    halves = [{"A": np.array([0, 1]), "B": np.array([2, 3])}]
+    runner = Runner(config, images, halves, tmp_path)
+    for kind in ("baseA", "baseB"):
+        runner.train(Run(0, kind))
+    return runner
+
+
+@pytest.mark.parametrize("n", [1, 5, 7])
+def test_cached_activations_say_what_the_base_network_says(runner, n):
+    run = Run(0, "AnB", n)
+    network = runner._network(run, 2)
+    base = build_network("alexnet8", 2, size=16, channels=1, width=2)
+    base.module.load_state_dict(load_file(runner.folder / "seed0-baseA.safetensors"))
+    train, val = runner.images.of_classes(np.array([2, 3]))
+    with runner._rows(run, network, train, val) as rows:
+        assert torch.equal(
+            torch.from_numpy(rows.take(val).copy()),
+            base.prefix(n).eval()(torch.from_numpy(runner.images.pixels[val])),
+        )
+    assert not (runner.folder / "activations.npy").exists()
+
+
+def test_copies_differ_from_their_base_only_above_n(runner):
+    base = load_file(runner.folder / "seed0-baseB.safetensors")
+    network = runner._network(Run(0, "BnB+", 3), 2)
+    for name, tensor in network.module.state_dict().items():
+        if name.split(".")[0] in network.layers[:3]:
+            assert torch.equal(tensor, base[name]), name
+    assert not torch.equal(network.module.state_dict()["conv4.0.weight"], base["conv4.0.weight"])
+
+
+def test_a_study_of_a_backbone_cuts_between_its_blocks(source, tmp_path):
+    config = StudyConfig(seeds=1, network="resnet18", image_size=32, epochs=1, shares=())
+    network = build_network(config.network, 2, size=32, channels=3)
+    assert network.layers == ("stem", "layer1", "layer2", "layer3", "layer4", "classifier")
+    pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    network.module.eval()
+    for n in range(1, 6):
+        assert torch.equal(network.suffix(n)(network.prefix(n)(pixels)), network.suffix(0)(pixels))
+
+
+@pytest.mark.parametrize("size", [16, 32, 96, 224])
+def test_alexnet_fits_its_images(size):
+    network = build_network("alexnet8", 5, size=size, channels=3, width=2)
+    pixels = torch.zeros((2, size, size, 3), dtype=torch.uint8)
+    assert network.suffix(0)(pixels).shape == (2, 5)
+    assert len(network.layers) == 8
+
+
+def test_halves_are_disjoint_and_drawn_anew_for_each_seed():
+    names = [str(k) for k in range(11)]
+    drawn = [class_halves(names, seed) for seed in range(3)]
+    for a, b in drawn:
+        assert sorted([*a, *b]) == list(range(11))
+        assert abs(len(a) - len(b)) <= 1
+    assert not np.array_equal(drawn[0][0], drawn[1][0])
+    a, b = class_halves(names, 0, (["1", "0"], ["5", "9", "7"]))
+    assert a.tolist() == [0, 1]
+    assert b.tolist() == [5, 7, 9]
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "named"),
+    [
+        (["a", "b", "c"], None, "has 3"),
+        (["a", "b", "c", "d"], (["a", "b"], ["c", "x"]), "'x'"),
+        (["a", "b", "c", "d"], (["a", "b"], ["b", "c"]), "both halves"),
+        (["a", "b", "c", "d"], (["a"], ["b", "c"]), "1 and 2"),
+    ],
+)
+def test_halves_that_cannot_be_are_named(names, given, named):
+    with pytest.raises(SourceError, match=named):
+        class_halves(names, 0, given)
+
+
+def test_a_class_with_too_few_images_is_named(tmp_path):
+    source = write_stripes(tmp_path / "images")
+    for path in (source / "train" / "class2").iterdir():
+        if path.name != "0.png":
+            path.unlink()
+    with pytest.raises(SourceError, match=r"'class2' of half [AB] has 1 images"):
+        transfer_study(source, tmp_path / "study", seeds=1, **SMALL)
+
+
+def test_without_val_a_quarter_of_train_is_set_aside(tmp_path):
+    source = write_stripes(tmp_path / "images", val=0)
+    network = build_network("alexnet8", 2, size=16, channels=1, width=2)
+    images = read_images(source, network.preprocess, tmp_path)
+    assert [int(images.val[images.codes == k].sum()) for k in range(4)] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "error"), [({"image_size": 8}, BackboneError), ({"seeds": 0}, BottleneckError)]
+)
+def test_settings_that_cannot_be_are_refused(source, tmp_path, options, error):
+    with pytest.raises(error):
+        transfer_study(source, tmp_path, **{**SMALL, **options})
