@@ -88,8 +88,8 @@ class EncodedImage:
 
     @property
     def memory(self) -> int:
-        """Bytes that decoding takes at most: Pillow keeps 4 a pixel, and a copy to convert."""
-        return 8 * self._header.width * self._header.height
+        """Bytes that decoding and resizing take at most: Pillow keeps 4 a pixel, and each copy as many."""
+        return 16 * self._header.width * self._header.height
 
     def decode(self, mode: str) -> Image.Image:
         """Decode the pixels: upright and in `mode`. Call it once."""

@@ -14,9 +14,12 @@ import stat
 import time
 import zlib
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import datetime
+from threading import Lock
 from typing import Protocol
 
+from bottleneck.data.parsing import one_line
 from bottleneck.errors import ImageError, SourceError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -81,10 +84,15 @@ class RemoteFiles:
     """
 
     def __init__(self, filesystem, folder: str, url: str, listing: dict[str, dict] | None = None) -> None:
+        from fsspec.archive import AbstractArchiveFileSystem
+
         self.filesystem = filesystem
         self.folder = folder.rstrip("/")
-        self.root = re.sub(r"//[^/@]*@", "//", url.rstrip("/"))  # no credentials in caches and messages
+        url = url if url.endswith("://") else url.rstrip("/")
+        self.root = re.sub(r"//[^/@]*@", "//", url)  # no credentials in caches and messages
         self.listing = listing or {}
+        # The members of an archive are read through one file, whose position threads would fight over
+        self.turn = Lock() if isinstance(filesystem, AbstractArchiveFileSystem) else nullcontext()
 
     def path(self, key: str) -> str:
         """The file's path within the filesystem."""
@@ -94,11 +102,12 @@ class RemoteFiles:
     def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         end = None if size is None else start + size
         try:
-            return self.filesystem.cat_file(self.path(key), start=start or None, end=end)
+            with self.turn:
+                return self.filesystem.cat_file(self.path(key), start=start or None, end=end)
         except OSError:
             raise
         except Exception as error:  # each backend has error classes of its own
-            raise ImageError(f"cannot be read: {type(error).__name__}: {error}"[:300]) from error
+            raise ImageError(f"cannot be read: {one_line(error)}") from error
 
     def stat(self, key: str) -> Stat:
         path = self.path(key)
@@ -153,8 +162,8 @@ def open_url(url: str) -> tuple[object, str]:
 
     try:
         return url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise SourceError(f"The URL {url!r} cannot be opened: {error}.") from error
+    except Exception as error:  # each backend has error classes of its own
+        raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
 
 
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")

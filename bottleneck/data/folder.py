@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from bottleneck.data.files import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
+from bottleneck.data.parsing import one_line
 from bottleneck.data.splits import split_named
 from bottleneck.data.targets import class_target
 from bottleneck.errors import SourceError
@@ -36,9 +37,10 @@ class Listing:
 
     def add(self, key: str, reason: str | None = None) -> None:
         """Take a file into account; `reason` says why it cannot be read, if that is known."""
-        if not is_image(key):
-            self.others[PurePosixPath(key).suffix.lower() or "no suffix"] += 1
-            if key.endswith(".tar") and printable(key) == key:
+        hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
+        if hidden or not key.lower().endswith(SUFFIXES):
+            self.others["hidden" if hidden else printable(PurePosixPath(key).suffix) or "no suffix"] += 1
+            if key.endswith(".tar") and not hidden:
                 self.shards.append(key)
         elif (shown := printable(key)) != key:
             self.absent[shown] = _NOT_UTF8
@@ -46,12 +48,6 @@ class Listing:
             self.absent[key] = reason
         else:
             self.keys.append(key)
-
-
-def is_image(key: str) -> bool:
-    """True for a name with an image's suffix of which no part is hidden (".x", as macOS leaves them)."""
-    hidden = key.startswith(".") or "/." in key
-    return not hidden and key.lower().endswith(SUFFIXES)
 
 
 def printable(text: str) -> str:
@@ -127,7 +123,7 @@ def list_remote(files: RemoteFiles) -> Listing:
     try:
         entries = files.filesystem.find(files.folder, detail=True)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"{files.root} cannot be listed: {type(error).__name__}: {error}.") from error
+        raise SourceError(f"The source {files.root} cannot be listed: {one_line(error)}.") from error
     files.listing |= entries
     found = Listing()
     for path in entries:

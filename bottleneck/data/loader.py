@@ -24,6 +24,7 @@ import numpy as np
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.crew import Budget, Crew, Job
 from bottleneck.data.decode import EncodedImage
+from bottleneck.data.parsing import one_line
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.resize import fast_pixels
 from bottleneck.errors import ImageError
@@ -40,7 +41,7 @@ class Readable(Protocol):
     def stat(self, key: str) -> tuple[int, int]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedImage:
     """One image of a run, in the order of its keys.
 
@@ -231,4 +232,4 @@ def _reason(error: ImageError | OSError) -> str:
     """One line on what went wrong with an image, without its name."""
     if isinstance(error, ImageError):
         return str(error)
-    return f"cannot be read: {error.strerror or error}"
+    return f"cannot be read: {error.strerror or one_line(error)}"

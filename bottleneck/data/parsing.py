@@ -28,7 +28,13 @@ def parsing(what: str) -> Iterator[None]:
         except ImageError:
             raise
         except Exception as error:
-            raise ImageError(f"{what}: {str(error) or type(error).__name__}"[:300]) from error
+            raise ImageError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """What a library's exception says, fit for a list of failures: one short line of printable text."""
+    text = repr(str(error))[1:-1] or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "…"
 
 
 class _Parsing:

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.data.files import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
-from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote, list_shards
+from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote, list_shards, printable
 from bottleneck.data.manifest import Columns, manifest_table
+from bottleneck.data.parsing import one_line
 from bottleneck.data.splits import set_aside
 from bottleneck.data.tables import TABLE_SUFFIXES, read_table
 from bottleneck.errors import SourceError
@@ -121,6 +122,8 @@ def _locate(source: str, columns: Columns) -> Source:
     if "://" in source or "::" in source:
         return _locate_url(source, columns)
     path = os.path.abspath(os.path.expanduser(source))
+    if printable(path) != path:
+        raise SourceError(f"The source {printable(path)} has a name that is not valid UTF-8; rename it.")
     if path.lower().endswith(".zip") and os.path.isfile(path):
         return _locate_url(f"zip://::{path}", columns)
     if os.path.isdir(path):
@@ -141,7 +144,7 @@ def _locate_url(url: str, columns: Columns) -> Source:
         is_folder = not path.strip("/") or filesystem.isdir(path)
         exists = is_folder or filesystem.exists(path)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"{url} cannot be reached: {type(error).__name__}: {error}.") from error
+        raise SourceError(f"The source {url} cannot be reached: {one_line(error)}.") from error
     if is_folder:
         _refuse_columns(columns, url)
         files = RemoteFiles(filesystem, path, url)
@@ -149,8 +152,10 @@ def _locate_url(url: str, columns: Columns) -> Source:
     if not exists:
         raise SourceError(f"The source {url} does not exist.")
     folder, _, name = path.rpartition("/")
-    head, chain, tail = url.partition("::")
-    return _one_file(RemoteFiles(filesystem, folder, head.rpartition("/")[0] + chain + tail), name, columns)
+    head, chain, archive = url.partition("::")
+    protocol, _, inside = head.partition("://")
+    above = f"{protocol}://{inside.rpartition('/')[0]}{chain}{archive}"
+    return _one_file(RemoteFiles(filesystem, folder, above), name, columns)
 
 
 def _refuse_columns(columns: Columns, source: str) -> None:

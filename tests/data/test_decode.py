@@ -148,7 +148,7 @@ def test_integers_beyond_16_bits_are_refused():
         decode_image(encoded(plain("I", 70000), "TIFF"))
 
 
-@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF", "MPO"])
 def test_the_first_frame_of_an_animation_is_shown(kind):
     frames = [Image.new("RGB", (8, 8), name) for name in ("red", "blue")]
     data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
@@ -226,7 +226,7 @@ def test_truncated_files_are_refused(kind):
             decode_image(cut)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_raise_image_errors_and_nothing_else(data):
     kind = data.draw(st.sampled_from(FORMATS))
@@ -261,7 +261,7 @@ def test_the_pixel_limit_can_be_set():
 
 
 def test_a_progressive_jpeg_of_absurdly_many_scans_is_refused():
-    data = encoded(smooth(2000, 1500), "JPEG", progressive=True)
+    data = encoded(Image.new("L", (2000, 2000)), "JPEG", progressive=True)
     scan = data.rindex(b"\xff\xda")
     with pytest.raises(ImageError, match="scans"):
         decode_image(data[:-2] + data[scan:-2] * 700 + data[-2:])

@@ -148,6 +148,42 @@ def test_a_zip_archive(tmp_path, form):
     assert data == [image(int(key[-6:-4])) for key in source.images] * 5
 
 
+@pytest.mark.parametrize("damage", ["text", "member"])
+def test_damaged_archives(tmp_path, damage):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/1.png", image(1))
+    data = bytearray(path.read_bytes())
+    if damage == "text":
+        path.write_bytes(b"no archive")
+        with pytest.raises(SourceError, match="cannot be opened"):
+            read_source(path)
+        return
+    data[data.index(b"IHDR")] ^= 0xFF  # the checksum no longer fits
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_source(path).read("a/1.png")
+
+
+def test_a_tar_through_fsspec_can_be_read_by_threads(tmp_path):
+    members = {f"a/{number:03}.png": image(number) + bytes([number]) * 20_000 for number in range(40)}
+    tar_of(members, tmp_path / "x.tar")
+    source = read_source(f"tar://::{tmp_path}/x.tar")
+    assert source.images == tuple(members)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(source.read, source.images * 5)) == list(members.values()) * 5
+
+
+def test_a_manifest_in_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("list.csv", "image,label\na.png,cat\nsub/b.png,dog\n")
+        archive.writestr("a.png", image(1))
+        archive.writestr("sub/b.png", image(2))
+    source = read_source(f"zip://list.csv::{tmp_path}/x.zip")
+    assert source.root == f"zip://::{tmp_path}/x.zip"
+    assert [source.read(key) for key in source.images] == [image(1), image(2)]
+
+
 def test_one_shard(tmp_path):
     tar_of({"./a/1.png": image(1), "b/deep/2.png": image(2), "b/2.json": b"{}"}, tmp_path / "x.tar")
     source = read_source(tmp_path / "x.tar")

@@ -146,6 +146,14 @@ def test_other_and_hidden_files_are_counted(tmp_path):
     assert source.absent == {}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="names are UTF-16 there")
+def test_a_root_that_is_not_utf8_is_refused(tmp_path):
+    root = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(root)
+    with pytest.raises(SourceError, match="not valid UTF-8"):
+        read_source(os.fsdecode(root))
+
+
 def test_links_to_files_and_folders_are_followed_but_not_in_a_circle(tmp_path):
     put(tmp_path / "elsewhere", "x.jpg", "more/y.jpg")
     put(tmp_path / "root", "a/1.jpg")

@@ -78,10 +78,10 @@ def test_keys_can_be_in_any_order_and_a_part():
     assert [image.key for image in load(source, keys)] == keys
 
 
-@pytest.mark.parametrize("bad", [b"", b"no image", picture(1)[:-30]], ids=["empty", "text", "truncated"])
-def test_a_corrupt_image_at_each_of_64_positions_moves_no_neighbour(bad):
+def test_a_corrupt_image_at_each_of_64_positions_moves_no_neighbour():
     files = {f"{number:02}": picture(number) for number in range(64)}
     for position in range(64):
+        bad = (b"", b"no image", picture(1)[:-30])[position % 3]
         source = Shelf(files | {f"{position:02}": bad})
         for number, image in enumerate(load(source)):
             assert image.key == f"{number:02}"
