@@ -16,7 +16,7 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store.cachefile import CacheFile
-from bottleneck.store.layout import BLOCK_BYTES, chunk_rows
+from bottleneck.store.layout import BLOCK_BYTES, blocks_of
 
 MAX_OPEN = 64
 ABSENT = -1
@@ -133,10 +133,8 @@ class FeatureRows:
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
         """All rows in order, in blocks of bounded size."""
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
-        rows = max(1, block_bytes // row_bytes)
-        rows = max(chunk_rows(row_bytes), rows - rows % chunk_rows(row_bytes))
-        for start in range(0, len(self), rows):
-            yield self.read(start, start + rows)
+        for start, stop in blocks_of(len(self), row_bytes, block_bytes):
+            yield self.read(start, stop)
 
     def _gather(self, which: np.ndarray, row: np.ndarray) -> np.ndarray:
         out = np.empty((len(row), *self.shape[1:]), self.dtype)

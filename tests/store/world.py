@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -143,8 +143,8 @@ class World:
         return values
 
 
-def content(path: Path) -> dict:
-    """Everything that a reader sees of a cache."""
+def content(path: Path, names: Collection[str] | None = None) -> dict:
+    """Everything that a reader sees of a cache; of its nodes all, or those of `names`."""
     with FeatureCache(path) as cache:
         images, samples = cache.images, cache.samples
         table = zip(images.key, images.digests(), images.size.tolist(), images.mtime_ns.tolist(), strict=True)
@@ -157,7 +157,8 @@ def content(path: Path) -> dict:
             "covariates": samples.covariates.tolist(),
         }
         assert samples.image[:, 0].tolist() == list(range(len(samples)))
-        for name, node in cache.nodes.items():
+        for name in cache.nodes if names is None else names:
+            node = cache.node(name)
             values[name] = cache.features(name).read(0, len(images)).tobytes()
             if node.views:
                 values[f"{name} views"] = cache.views(name).read(0, len(images)).tobytes()

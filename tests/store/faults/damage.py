@@ -2,8 +2,8 @@
 
     python -m tests.store.faults.damage [--long]
 
-Each check runs in a fork with a time limit, as `verify` runs it in a child: a crash or a hang there counts as found,
-since `verify` reports it. Every twentieth goes through `verify` itself.
+Each check runs in a fork with a time limit, as `verify` runs it in a child: a crash or a hang there counts as
+found, since `verify` reports it. Every twentieth goes through `verify` itself.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python -m tests.store.faults.kill [--long]
 
-Each round starts a run in a child, kills it after a random time, reads what is there, and lets another run finish.
+Each round starts a run in a child, kills it after a random time, reads what is there, and lets another run
+finish.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ from tests.store.world import MAP, ROOT, SPEC, A, B, content, digest_of, world_o
 
 IMAGES = 24
 NODES = [A, B, MAP]
+DEFECTS = (
+    "defect: committed rows lost",
+    "defect: rows computed twice",
+    "defect: files that do not open",
+    "defect: final content differs",
+    "defect: files left over",
+)
 DELAY = 0.001  # of the network, for each batch, so that kills fall between commits too
 
 
@@ -64,10 +72,7 @@ def committed(path: Path) -> set[bytes]:
 def run(folder: Path, rounds: int, seed: int = 0) -> dict:
     """Kill −9 at random moments."""
     dice = random.Random(seed)
-    figures = dict.fromkeys(
-        ["rounds", "killed", "killed after a commit", "defect: committed rows lost", "defect: rows computed twice",
-         "defect: files that do not open", "defect: final content differs", "defect: files left over"], 0
-    )  # fmt: skip
+    figures = dict.fromkeys(["rounds", "killed", "killed after a commit", *DEFECTS], 0)
     world = world_of(IMAGES)
     expected = world.expected(NODES)
     span = _duration(folder)

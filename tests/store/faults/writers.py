@@ -1,6 +1,6 @@
 """Two writers of one cache started together: one wins, the other is told so at once, none hangs.
 
-    python -m tests.store.faults.writers [--long]
+python -m tests.store.faults.writers [--long]
 """
 
 from __future__ import annotations

@@ -1,0 +1,32 @@
+"""The fault scripts: a short form always, their long form with --long. None may find a defect."""
+
+import importlib
+
+import pytest
+
+SCRIPTS = {
+    "kill": (3, 200),
+    "stops": (8, 500),
+    "damage": (20, 1000),
+    "full_disk": (4, 50),
+    "writers": (3, 100),
+}
+
+
+def defects(script, folder, rounds):
+    module = importlib.import_module(f"tests.store.faults.{script}")
+    figures = module.run(folder, rounds, seed=rounds)
+    print(figures)
+    assert sum(value for name, value in figures.items() if not name.startswith("defect")) > 0
+    return {name: value for name, value in figures.items() if name.startswith("defect") and value}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_short_form_finds_no_defect(script, tmp_path):
+    assert defects(script, tmp_path, SCRIPTS[script][0]) == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_long_form_finds_no_defect(script, tmp_path):
+    assert defects(script, tmp_path, SCRIPTS[script][1]) == {}

@@ -1,0 +1,163 @@
+"""Caches of one fingerprint become one: nothing is computed, lost, or silently overruled."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.samples import SampleTable, Target
+from bottleneck.store.merge import merge
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import NodeSpec
+from bottleneck.store.tables import objects
+from bottleneck.store.verify import verify
+from bottleneck.store.writer import CacheWriter
+from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, row_of, world_of
+
+
+def halves():
+    """Two worlds and the one of both; the image "a/copy.jpg" is in all three."""
+    both = world_of(8)
+    first, second = World(), World()
+    for number, key in enumerate(both.keys):
+        (first, second)[number % 2].put(key, *both.files[key])
+    for world in (first, second):
+        world.put("a/copy.jpg", *both.files["a/copy.jpg"])
+    return first, second, both
+
+
+def by_key(values):
+    """Content without its order."""
+    order = np.argsort([row[0] for row in values["images"]])
+    return (
+        {row[0]: row[1:] for row in values["images"]},
+        [values["samples"][i] for i in order],
+        values["failures"],
+    )
+
+
+def test_the_union_is_the_cache_of_both_sources(tmp_path):
+    first, second, both = halves()
+    for name, world in (("1", first), ("2", second)):
+        world.extract(tmp_path / f"{name}.h5", [A, B, MAP, VIEWED])
+    result = merge([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "out.h5")
+    assert (result["images"], result["samples"], result["failed"]) == (10, 10, 1)
+    assert result["nodes"] == {"blocks.5": [5], "bottleneck": [7], "head": [4], "blocks.3@none": [2, 3, 3]}
+    assert verify(tmp_path / "out.h5").ok
+    both.computed.clear()
+    summary = both.extract(tmp_path / "out.h5", [A, B, MAP, VIEWED])
+    assert both.computed == []
+    assert summary.removed == 0
+    assert content(tmp_path / "out.h5") == both.expected([A, B, MAP, VIEWED])
+
+
+def test_a_map_that_one_cache_lacks_covers_fewer_images(tmp_path):
+    first, second, _ = halves()
+    first.extract(tmp_path / "1.h5", [A, MAP])
+    second.extract(tmp_path / "2.h5", [A])
+    merge([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        assert cache.features(A.name).shape == (10, 5)
+        with pytest.raises(CacheError, match="lacks the rows"):
+            cache.features(MAP.name)
+
+
+def write(path, samples, root=ROOT, nodes=(A,), files=(("1.jpg", b"one"),)):
+    with CacheWriter(path, SPEC, nodes, root) as writer:
+        writer.plan([key for key, _ in files], [(1, 1)] * len(files))
+        digests = [digest_of(data) for _, data in files]
+        rows = {node.name: np.stack([row_of(digest, node) for digest in digests]) for node in nodes}
+        writer.add([key for key, _ in files], digests, [1] * len(files), [1] * len(files), rows)
+        writer.finish(samples)
+    return path
+
+
+def table(key="1.jpg", label="cat", names=("cat",), split="train", **fields):
+    target = Target("label", "class", np.array([names.index(label)], np.int64), names)
+    base = SampleTable(objects([key]), np.array([[0]]), objects([split]), {"label": target})
+    return replace(base, **fields)
+
+
+def test_keys_of_different_folders_are_joined_under_their_parent(tmp_path):
+    a = write(tmp_path / "a.h5", table(), root="/data/one")
+    b = write(tmp_path / "b.h5", table(label="dog", names=("dog",)), root="/data/two/x")
+    merge([a, b], tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        assert cache.source_root == "/data"
+        assert list(cache.images.key) == list(cache.samples.key) == ["one/1.jpg", "two/x/1.jpg"]
+        assert cache.samples.image.tolist() == [[0], [1]]
+
+
+def test_classes_are_joined_by_name(tmp_path):
+    a = write(tmp_path / "a.h5", table(label="dog", names=("cat", "dog")))
+    b = write(tmp_path / "b.h5", table("2.jpg", "bee", ("bee", "dog")), files=[("2.jpg", b"two")])
+    merge([a, b], tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        target = cache.samples.targets["label"]
+        assert target.class_names == ("cat", "dog", "bee")
+        assert [target.class_names[code] for code in target.values] == ["dog", "bee"]
+
+
+def test_a_target_that_one_cache_lacks_is_unlabelled_there(tmp_path):
+    multilabel = Target("tags", "multilabel", np.array([[1, 0]], np.uint8), ("sun", "sea"))
+    number = Target("age", "regression", np.array([3.5]))
+    a = write(tmp_path / "a.h5", table(targets={"tags": multilabel, "age": number}))
+    b = write(tmp_path / "b.h5", table("2.jpg"), files=[("2.jpg", b"two")])
+    merge([a, b], tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        targets = cache.samples.targets
+        assert targets["tags"].values.tolist() == [[1, 0], [255, 255]]
+        np.testing.assert_array_equal(targets["age"].values, [3.5, np.nan])
+        assert targets["label"].values.tolist() == [-1, 0]
+
+
+def test_groups_and_covariates_come_along(tmp_path):
+    extra = {"covariates": np.array([[2.0]]), "covariate_names": ("age",)}
+    a = write(tmp_path / "a.h5", table(group=objects(["g"]), **extra))
+    b = write(tmp_path / "b.h5", table("2.jpg", **extra), files=[("2.jpg", b"two")])
+    merge([a, b], tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        assert list(cache.samples.group) == ["g", "2.jpg"]
+        assert cache.samples.covariates.tolist() == [[2.0], [2.0]]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"samples": table(), "files": [("1.jpg", b"another")]}, "'1.jpg' differs between"),
+        ({"samples": table(split="test")}, "sample '1.jpg' occurs in two caches"),
+        (
+            {"samples": table("s", targets={"label": Target("label", "regression", np.zeros(1))})},
+            "is class in one",
+        ),
+        (
+            {"samples": table("s", covariates=np.ones((1, 1)), covariate_names=("x",))},
+            "differ in their covariates",
+        ),
+        ({"samples": table("s", image=np.array([[0, 0]]))}, "differ in their images per sample"),
+        ({"samples": table(), "root": "https://example.org/x"}, "no folder in common"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, other, message):
+    a = write(tmp_path / "a.h5", table())
+    b = write(tmp_path / "b.h5", **other)
+    with pytest.raises(CacheError, match=message):
+        merge([a, b], tmp_path / "out.h5")
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_other_settings_are_refused_naming_the_fields(tmp_path):
+    a = write(tmp_path / "a.h5", table())
+    b = write(tmp_path / "b.h5", table(), nodes=[NodeSpec(A.node, A.pool, A.shape, dtype="float32")])
+    with pytest.raises(FingerprintError) as caught:
+        merge([a, b], tmp_path / "out.h5")
+    assert caught.value.fields == (f"{A.name}.dtype",)
+
+
+def test_one_cache_or_an_existing_output_is_refused(tmp_path):
+    a = write(tmp_path / "a.h5", table())
+    with pytest.raises(CacheError, match="two caches or more"):
+        merge([a], tmp_path / "out.h5")
+    with pytest.raises(CacheError, match="exists already"):
+        merge([a, a], a)
