@@ -20,14 +20,16 @@ MOST_CLASSES_NAMED = 40
 
 
 @contextmanager
-def picture(path: str | Path, width: float, height: float, columns: int = 1) -> Iterator[Sequence[Axes]]:
-    """Axes of a new figure of `width` × `height` inches, saved to `path` on leaving.
+def picture(
+    path: str | Path, width: float, height: float, columns: int = 1, rows: int = 1
+) -> Iterator[Sequence[Axes]]:
+    """Axes, row by row, of a new figure of `width` × `height` inches, saved to `path` on leaving.
 
     Figures are made without pyplot: no global state, no display, safe in threads.
     """
     with mpl.rc_context({"font.family": list(families()), "font.size": 10, "axes.titlesize": 11}):
         figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(1, columns, squeeze=False)[0]
+        yield figure.subplots(rows, columns, squeeze=False).ravel()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
 
