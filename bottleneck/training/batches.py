@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bottleneck.errors import FitError
-from bottleneck.training.rows import DrawnViews, Rows, hold, in_memory, row_bytes
+from bottleneck.training.rows import DrawnRows, Rows, hold, in_memory, row_bytes
 
 RUN = 64  # neighbouring samples that are moved together where rows do not fit in memory
 DEFAULT_MEMORY = 1 << 30
@@ -102,7 +102,7 @@ class Batches:
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of `epoch` from `first_step` on."""
-        if isinstance(self.rows, DrawnViews):
+        if isinstance(self.rows, DrawnRows):
             self.rows.start_epoch(epoch)
         order = self.order(epoch)
         if in_memory(self.rows):

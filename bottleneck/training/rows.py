@@ -5,7 +5,7 @@ Shapes: I images, V views.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,7 +17,16 @@ class Rows(Protocol):
     dtype: np.dtype
 
     def take(self, images: np.ndarray) -> np.ndarray:
-        """(len(images), …) rows, in the order of `images`."""
+        """(n, …) rows of `images` (n,), in that order."""
+        ...
+
+
+@runtime_checkable
+class DrawnRows(Protocol):
+    """Rows that are other ones in every epoch, but the same ones whenever the epoch is the same."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Go over to the rows of `epoch`."""
         ...
 
 
@@ -47,7 +56,7 @@ class DrawnViews:
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Draw a view for every image; the same ones whenever `epoch` is the same."""
+        """Draw a view for every image."""
         generator = np.random.default_rng([self.seed, epoch, 1])
         self.choice = generator.integers(self.views.shape[1], size=self.shape[0])
 
@@ -70,8 +79,9 @@ def in_memory(rows: Rows) -> bool:
 
 def hold(rows: Rows, images: np.ndarray, memory: int) -> Rows:
     """`rows` read into memory where those of `images` fit `memory` bytes; else `rows` as they are."""
-    if len(np.unique(images)) * row_bytes(rows) > memory:
-        return rows
     if isinstance(rows, DrawnViews):
-        return DrawnViews(Resident(rows.views, images), rows.seed)
+        held = hold(rows.views, images, memory)
+        return DrawnViews(held, rows.seed)
+    if isinstance(rows, DrawnRows) or len(np.unique(images)) * row_bytes(rows) > memory:
+        return rows
     return Resident(rows, images)

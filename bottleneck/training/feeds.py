@@ -1,0 +1,75 @@
+"""What a section of a backbone is fed with: cached maps, their views, live views, or pixels.
+
+Shapes: I images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.progress import Progress, silent
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training.maps import source_of
+from bottleneck.training.pixels import LiveRows, decoded
+from bottleneck.training.rows import DrawnViews
+from bottleneck.training.run import Inputs
+from bottleneck.trunk import EngineConfig, Trunk
+
+
+@contextmanager
+def inputs_of(
+    cache: FeatureCache,
+    backbone: Backbone,
+    node: str | None,
+    *,
+    views: bool = False,
+    live: bool = False,
+    seed: int = 0,
+    folder: Path,
+    progress: Progress = silent,
+) -> Iterator[Inputs]:
+    """Rows by image for training and for measuring, until leaving.
+
+    Parameters
+    ----------
+    node : NODE@none of a map that the cache has, or None for pixels
+    views : train on one of the cached views, drawn in each epoch
+    live : train on a view that is made anew in each epoch
+    folder : where pixels may lie meanwhile
+    """
+    preprocess = Preprocess.from_json(cache.spec.preprocess)
+    if node is None:
+        with decoded(source_of(cache), cache.images.key, preprocess, folder, progress) as pixels:
+            train = _live(cache, backbone, None, pixels.shape, preprocess, seed) if live else pixels
+            yield Inputs(train, pixels)
+        return
+    plain = cache.features(node)
+    if live:
+        yield Inputs(_live(cache, backbone, node, plain.shape, preprocess, seed), plain)
+    elif views:
+        yield Inputs(DrawnViews(cache.views(node), seed), plain)
+    else:
+        yield Inputs(plain, plain)
+
+
+def _live(
+    cache: FeatureCache,
+    backbone: Backbone,
+    node: str | None,
+    shape: tuple[int, ...],
+    preprocess: Preprocess,
+    seed: int,
+) -> LiveRows:
+    """New views in every epoch, through the fast engine up to `node`."""
+    trunk = None
+    if node is not None:
+        frozen = Trunk(lambda: backbone, preprocess, EngineConfig())
+
+        def trunk(pixels):
+            return frozen.engine([node], pixels)(pixels)[0]
+
+    return LiveRows(source_of(cache), list(cache.images.key), preprocess, shape, seed=seed, trunk=trunk)

@@ -1,0 +1,149 @@
+"""The feature map that unfrozen blocks are fed with: cached, or extracted once into a file beside the cache.
+
+Shapes: I images, C channels, H × W positions, V views.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.data.files import Files, LocalFiles, RemoteFiles, open_url
+from bottleneck.data.loader import load_images
+from bottleneck.data.samples import Source, read_source
+from bottleneck.errors import CacheError
+from bottleneck.extraction import extract
+from bottleneck.progress import Progress, silent
+from bottleneck.request import ExtractConfig, Request
+from bottleneck.store.files import readable
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.rows import FeatureRows
+from bottleneck.trunk import EngineConfig
+
+TRIED = 16  # images on which the speed is measured
+
+
+@dataclass(frozen=True)
+class MapWork:
+    """What is to be extracted: bytes on disk and an estimate of the seconds, for `images` images."""
+
+    node: str
+    images: int
+    bytes: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"Extracting {self.node} of {self.images:,} images once: {readable(self.bytes)} on disk, "
+            f"about {_duration(self.seconds)}."
+        )
+
+
+def ensure_map(
+    cache: Path,
+    node: str,
+    *,
+    views: int = 0,
+    engine: EngineConfig | None = None,
+    trust_code: bool = False,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda text: None,
+) -> float:
+    """See that the cache has the map `node`, with `views` views; returns the seconds that this took.
+
+    tell : hears what it will cost, before it starts.
+
+    Raises
+    ------
+    CacheError
+        The images that the cache was made from are gone, or the disk is full.
+    """
+    with FeatureCache(cache) as opened:
+        there = opened.nodes.get(node)
+        if there is not None and (not views or there.views is not None):
+            return 0.0
+        source = source_of(opened)
+        dtype = next(iter(opened.nodes.values())).dtype
+    _require_images(source, cache)
+    engine = engine or EngineConfig()
+    config = ExtractConfig(
+        nodes=(node,), views=views, dtype=dtype, on_error="fail", trust_code=trust_code, engine=engine
+    )
+    request = Request(config, source, cache)
+    tell(str(_work(request, node, views)))
+    started = time.perf_counter()
+    options = {name: getattr(config, name) for name in ("nodes", "views", "dtype", "on_error", "trust_code")}
+    extract(source, cache, progress=progress, **options, **vars(engine))
+    return time.perf_counter() - started
+
+
+def map_rows(cache: FeatureCache, node: str, *, views: bool = False) -> FeatureRows:
+    """Rows (I, C, H, W) of a cached map, with views (I, V, C, H, W)."""
+    return cache.views(node) if views else cache.features(node)
+
+
+def source_of(cache: FeatureCache) -> Source:
+    """The source that a cache was made from, with the cache's own images, samples, labels and splits.
+
+    Images that failed come along, so that their failures stay listed.
+    """
+    cached = cache.images.key
+    keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
+    place = {key: i for i, key in enumerate(keys)}
+    places = np.array([place[key] for key in cached], dtype=np.int64)
+    samples = replace(cache.samples, image=places[cache.samples.image])
+    return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
+
+
+def _files(root: str, key: str) -> Files:
+    """Where the bytes of a source lie; shards are listed again, which is what finds `key`."""
+    if "://" in root or "::" in root:
+        filesystem, folder = open_url(root)
+        files: Files = RemoteFiles(filesystem, folder, root)
+    else:
+        files = LocalFiles(root)
+    if "://" in key or not files.missing([key]):
+        return files
+    return read_source(root).files if Path(root).exists() or "://" in root else files
+
+
+def _require_images(source: Source, cache: Path) -> None:
+    """Raise CacheError where images are gone: extraction would take them for removed ones."""
+    needed = {source.images[i] for i in np.unique(source.samples.image)}
+    missing = source.files.missing(sorted(key for key in needed if "://" not in key))
+    if missing:
+        key, reason = next(iter(missing.items()))
+        raise CacheError(
+            f"A new node is needed, but {len(missing)} of {len(needed)} images of {cache} are gone: "
+            f"{key} in {source.root} ({reason}).",
+            "Put the images back, or use a node that the cache has.",
+        )
+
+
+def _work(request: Request, node: str, views: int) -> MapWork:
+    """Bytes from the node's shape; seconds from the speed on a few images, engine building left out."""
+    spec = next(spec for spec in request.nodes if spec.name == node)
+    keys = request.source.images
+    passes = len(keys) * (1 + views)
+    trunk = request.trunk
+    loaded = load_images(request.source, keys[:TRIED], trunk.preprocess, workers=1)
+    pixels = [image.pixels for image in islice(loaded, TRIED) if image.pixels is not None]
+    if not pixels:
+        return MapWork(node, len(keys), 0, 0.0)
+    batch = np.stack(pixels)
+    run = trunk.engine([node], batch)
+    run(batch)
+    started = time.perf_counter()
+    run(batch)
+    seconds = (time.perf_counter() - started) / len(batch) * passes
+    row = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
+    return MapWork(node, len(keys), row * passes, seconds)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

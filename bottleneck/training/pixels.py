@@ -1,0 +1,137 @@
+"""Rows made from the images themselves: pixels decoded once, or views drawn anew in every epoch.
+
+Shapes: I images, n of them, H × W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from bottleneck.data.augment import ViewRecipe
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.samples import Source
+from bottleneck.errors import ImageError
+from bottleneck.progress import Progress, silent
+from bottleneck.store.files import require_space
+from bottleneck.threads import thread_budget
+
+PASS = 32  # images that pass a network at once
+
+
+class PixelRows:
+    """Pixels (I, H, W, C) uint8 in a file."""
+
+    def __init__(self, values: np.memmap) -> None:
+        self._values = values
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def take(self, images: np.ndarray) -> np.ndarray:
+        """Pixels (n, H, W, C)."""
+        return np.array(self._values[images])
+
+
+class LiveRows:
+    """A view of each image, made when it is asked for, and what the frozen trunk says of it.
+
+    Parameters
+    ----------
+    source, keys, preprocess
+        The images (I), and how they become pixels.
+    shape : of all rows, (I, …)
+    seed : int
+        Of the views, with the epoch.
+    trunk : callable, optional
+        Pixels (n, H, W, C) uint8 → rows (n, …); without one the rows are the pixels.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        keys: Sequence[str],
+        preprocess: Preprocess,
+        shape: tuple[int, ...],
+        *,
+        seed: int,
+        trunk: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.source, self.keys, self.preprocess = source, keys, preprocess
+        self.shape, self.seed, self.trunk = shape, seed, trunk
+        self.dtype = np.dtype(np.float32 if trunk else np.uint8)
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw other views from now on."""
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        self.recipe = ViewRecipe(1, seed=seed)
+
+    def take(self, images: np.ndarray) -> np.ndarray:
+        """Rows (n, …) of one view of each image."""
+        size, channels = self.preprocess.size, self.preprocess.channels
+        pixels = np.empty((len(images), size, size, channels), np.uint8)
+        fill(pixels, self.source, [self.keys[i] for i in images], self.preprocess, views=self.recipe)
+        if self.trunk is None:
+            return pixels
+        parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
+        return np.concatenate(parts)
+
+
+@contextmanager
+def decoded(
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    folder: Path,
+    progress: Progress = silent,
+) -> Iterator[PixelRows]:
+    """Pixels of the images `keys`, decoded once into a scratch file in `folder` that is removed on leaving.
+
+    Raises
+    ------
+    ImageError
+        An image cannot be read.
+    CacheError
+        The disk has no room.
+    """
+    shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
+    folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, int(np.prod(shape)), f"Decoding {len(keys):,} images")
+    with TemporaryDirectory(dir=folder, prefix=".pixels-") as place:
+        values = np.memmap(Path(place) / "pixels", np.uint8, "w+", shape=shape)
+        with progress("Decoding", total=len(keys), unit="images") as advance:
+            fill(values, source, keys, preprocess, advance=advance)
+        yield PixelRows(values)
+        del values
+
+
+def fill(
+    out: np.ndarray,
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    views: ViewRecipe | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Put the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
+
+    Raises ImageError where an image cannot be read.
+    """
+    first: dict[bytes, int] = {}  # a copy comes without pixels: they are those of its first
+    workers = thread_budget().decode
+    for image in load_images(source, keys, preprocess, workers=workers, views=views):
+        if image.error is not None:
+            raise ImageError(
+                f"{image.key} cannot be read: {image.error}.", "Mend the image, or extract again."
+            )
+        if image.pixels is None:
+            out[image.index] = out[first[image.digest]]
+        else:
+            first[image.digest] = image.index
+            out[image.index] = image.pixels if views is None else image.views[0]
+        advance(1)

@@ -1,0 +1,122 @@
+"""What a run of training leaves: which of the candidates is kept, how good it is, and the files.
+
+Shapes: n samples of a split, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.model_file import save_model
+from bottleneck.training.card import model_card
+from bottleneck.training.loop import EpochRecord, Training
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `finetune` and `scratch` come to.
+
+    model : path. kept : "finetuned", "head" or, from scratch, "scratch".
+    head_accuracy : of the head that training started from, finetuned_accuracy : of the model that is kept; by
+        split. The split in `chosen_on` chose the epoch, so its figures are optimistic.
+    metrics : of the kept model by split, as `evaluate` reports them.
+    epochs : the record of each, from 0, the network as it came; best_epoch : which one is kept.
+    stopped : "done", "early" or "diverged"; notes : what a reader of the figures must know.
+    max_logit_difference_at_start : from the head's logits, on val.
+    images_per_second : images passed per second of training; map_seconds : extraction before it.
+    """
+
+    model: str
+    kept: str
+    target: str
+    classes: tuple[str, ...]
+    unfrozen: tuple[str, ...]
+    input: str
+    finetuned_accuracy: dict[str, float]
+    accuracy_ci95: dict[str, tuple[float, float]]
+    head_accuracy: dict[str, float]
+    metrics: dict[str, Any]
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    stopped: str
+    resumed: bool
+    images_per_second: float
+    seconds: float
+    n: dict[str, int]
+    chosen_on: str = "val"
+    max_logit_difference_at_start: float | None = None
+    map_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
+        return {**vars(self), "epochs": [asdict(record) for record in self.epochs]}
+
+
+def notes_on(training: Training, carved: bool, has_test: bool) -> tuple[str, ...]:
+    """What a reader of the figures must know, and what to try after a divergence."""
+    notes = []
+    if training.state.stopped == "diverged":
+        lr = training.optimizer.param_groups[0]["base_lr"]
+        notes.append(
+            f"The loss diverged in epoch {training.state.epoch} at learning rate {lr:g}; "
+            f"the best epoch before is kept. Try --lr {lr / 10:g}, or --find-lr."
+        )
+    if carved:
+        notes.append("No val split was there: val was taken from train, and the start fitted without it.")
+    others = "" if has_test else ", and there is no test split to confirm it"
+    notes.append(f"The val split chose the epoch, so accuracies on it are optimistic{others}.")
+    return tuple(notes)
+
+
+def images_per_second(training: Training) -> float:
+    """Images passed per second of training, reading included."""
+    records = training.state.history
+    seconds = sum(record.seconds for record in records)
+    images = sum(record.samples for record in records) * training.train.samples.image.shape[1]
+    return images / seconds if seconds else 0.0
+
+
+def accuracies(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Accuracy by split."""
+    return {split: values["accuracy"] for split, values in metrics.items()}
+
+
+def intervals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """95 % interval of the accuracy by split."""
+    return {split: tuple(values["accuracy_ci95"]) for split, values in metrics.items()}
+
+
+def write_files(
+    path: Path,
+    head: HeadArtifact,
+    state: Mapping[str, Any],
+    result: Result,
+    settings: Mapping[str, Any],
+) -> None:
+    """The model, its card and its history.
+
+    state : of the network, empty where it is the recipe's own. settings : of the run, for the card.
+    """
+    shown = {
+        "kept": result.kept,
+        "trained blocks": ", ".join(result.unfrozen) or "none",
+        "fed with": result.input,
+        "samples": ", ".join(f"{count:,} {split}" for split, count in result.n.items()),
+        "epochs": f"{len(result.epochs) - 1}, the best was {result.best_epoch}",
+        **settings,
+    }
+    history = json.dumps({**result.to_json(), "settings": dict(settings)}, ensure_ascii=False, indent=1)
+    write_whole(history_path(path), history.encode())
+    save_model(path, head, state, model_card(head, path.name, shown, result.notes))
+
+
+def history_path(model: Path) -> Path:
+    """Where the epochs of a model's training are kept as JSON."""
+    return model.with_suffix(".history.json")

@@ -1,0 +1,109 @@
+"""Where fine-tuning starts: a head that fits the cache, and the proof that the network says the same.
+
+Shapes: n samples, D inputs of the head, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bottleneck.errors import ArtifactError, FingerprintError, FitError
+from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.select import select
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import differences
+
+# How far logits may be from the head's before the first step, by the type that features are stored in.
+START_BOUND = {"float32": 1e-4, "float16": 2e-2}
+
+
+def require_same_cache(head: HeadArtifact, cache: FeatureCache) -> None:
+    """Raise where the head was fitted on other features, samples of another form or other classes.
+
+    Raises
+    ------
+    FingerprintError
+        Naming the fields in which the recipes differ.
+    ArtifactError
+        Other images per sample, covariates or classes.
+    """
+    ours = {"backbone": head.backbone, "preprocess": head.preprocess}
+    fields = differences(cache.spec.to_json(), ours)
+    if fields:
+        raise FingerprintError(
+            f"The head was fitted on another cache than {cache.path}: {', '.join(fields[:4])} differ.",
+            f"Fit one on this cache with `bottleneck fit-head {cache.path}`.",
+            fields=tuple(fields),
+        )
+    samples = cache.samples
+    forms = {
+        "images per sample": (head.images_per_sample, samples.image.shape[1]),
+        "covariates": (tuple(head.covariate_names), tuple(samples.covariate_names)),
+    }
+    if head.target in samples.targets:
+        forms["classes"] = (tuple(head.class_names), tuple(samples.targets[head.target].class_names))
+    for what, (expected, found) in forms.items():
+        if expected != found:
+            raise ArtifactError(
+                f"The head has {what} {_short(expected)}, the cache {cache.path} has {_short(found)}.",
+                f"Fit one on this cache with `bottleneck fit-head {cache.path}`.",
+            )
+
+
+def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
+    """(n, D) float32: what the head takes of the samples `rows`."""
+    found = cache.sample_rows(node, rows)
+    return found.read(0, len(rows))
+
+
+def refitted(
+    head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, labels: np.ndarray, C: float | str
+) -> HeadArtifact:
+    """A logistic head like `head`, fitted on the samples `rows` alone. labels : (n,) codes."""
+    x = head_inputs(cache, head.node, rows)
+    folds = int(min(5, np.bincount(labels).max()))
+    found = select(x, labels, len(head.class_names), C=C, cv=folds)
+    arrays = {"coef": found.coef, "intercept": found.intercept, "mean": found.mean, "scale": found.scale}
+    return replace(
+        head,
+        kind="logistic",
+        form="linear",
+        link="softmax",
+        arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
+        C=float(found.C),
+        temperature=found.temperature,
+        n_train=len(rows),
+    )
+
+
+def head_logits(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray) -> Tensor:
+    """(n, C) logits of the head on cached features."""
+    return torch.from_numpy(np.asarray(head.decision(head_inputs(cache, head.node, rows)), np.float32))
+
+
+def require_same_start(network: Tensor, head: Tensor, dtype: str) -> float:
+    """The greatest difference between the network's and the head's logits (n, C).
+
+    Raises
+    ------
+    FitError
+        It exceeds the bound for features stored as `dtype`, which grows with large logits.
+    """
+    difference = float((network - head).abs().max())
+    bound = START_BOUND[dtype] * max(1.0, float(head.abs().max()) / 10)
+    if not difference <= bound:
+        raise FitError(
+            f"Before the first step the network's logits differ from the head's by {difference:.3g}; "
+            f"expected at most {bound:.3g}.",
+            "The cached map is not of the network that made the head's features: extract both again.",
+        )
+    return difference
+
+
+def _short(value: object) -> str:
+    text = str(list(value)) if isinstance(value, tuple) else str(value)
+    return text if len(text) <= 60 else text[:59] + "…"
