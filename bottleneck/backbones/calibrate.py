@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bottleneck.backbones.backbone import Backbone, state_sha256
@@ -42,16 +42,11 @@ def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray) -> None:
             f"BatchNorm statistics need at least two images, got {len(pixels)}.",
             "Use published weights instead.",
         )
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    for norm in norms.values():
-        norm.reset_running_stats()
-        norm.momentum = None  # the statistics become the batch's own, not a step towards them
-        norm.train()
+    hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms.values()]
     with torch.no_grad():
         backbone.module(Normalise(backbone.preprocess)(torch.from_numpy(pixels)))
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
-        norm.eval()
+    for hook in hooks:
+        hook.remove()
     backbone.recipe |= {"calibrated": True, "weights_sha256": state_sha256(backbone.module)}
 
 
@@ -79,6 +74,17 @@ def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
         raise BackboneError("The BatchNorm statistics given are not of this network.")
     for name, buffer in buffers.items():
         buffer.copy_(torch.as_tensor(values[name]))
+
+
+def _take_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
+    """Before the layer runs, in evaluation mode: what follows is computed with the statistics it will keep.
+
+    (In training mode it would normalise by the batch's variance and keep the unbiased one; over many layers
+    the two drift apart.)
+    """
+    axes = [0, *range(2, inputs[0].dim())]
+    norm.running_mean.copy_(inputs[0].mean(axes))
+    norm.running_var.copy_(inputs[0].var(axes, correction=0))
 
 
 def _norms(module: nn.Module) -> dict[str, _BatchNorm]:

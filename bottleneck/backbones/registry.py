@@ -10,6 +10,7 @@ from difflib import get_close_matches
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from bottleneck.backbones import efficientnet_lite, small_cnn, timm_models, torchvision_models
 from bottleneck.backbones.architecture import Architecture
@@ -24,6 +25,7 @@ from bottleneck.backbones.recipe import (
     names_code,
     split_name,
 )
+from bottleneck.backbones.shapes import on_meta
 from bottleneck.backbones.user_code import user_network
 from bottleneck.backbones.weights import classes_in, load_weights, read_weights
 from bottleneck.errors import BackboneError
@@ -78,12 +80,35 @@ def load_backbone(
             class_names = None if record["weights"] == "none" else class_names
         else:
             record |= {"weights": architecture.weights}
-            module = architecture.build(None)
+            module = _without_filling(architecture)
             load_weights(module, architecture.published(), str(architecture.weights), architecture.name)
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
     record |= {"weights_sha256": state_sha256(module), "in_channels": in_channels}
     record |= {"depth": depth} if depth is not None else {}
     return Backbone(architecture.name, module, preprocess, record, class_names)
+
+
+def outline(
+    name: str = DEFAULT, *, in_channels: int = 3, depth: int | None = None, trust_code: bool = False
+) -> Backbone:
+    """The architecture alone: blocks, nodes, shapes and counts, but no weights (its tensors are on `meta`).
+
+    Parameters and errors as in `load_backbone`.
+    """
+    bare, tag = split_name(name)
+    architecture = _architecture(bare, None if tag == "none" else tag, in_channels, depth, trust_code)
+    module = (
+        _on_meta(architecture)
+        if in_channels == architecture.preprocess.channels
+        else architecture.build(None)
+    )
+    preprocess = adapt_channels(module, architecture.preprocess, in_channels)
+    record = {
+        "name": architecture.name,
+        "weights": architecture.weights or "none",
+        "in_channels": in_channels,
+    }
+    return Backbone(architecture.name, on_meta(module), preprocess, record, architecture.class_names)
 
 
 def load_from_recipe(
@@ -163,15 +188,39 @@ def _architecture(
     )
 
 
+def _on_meta(architecture: Architecture) -> nn.Module:
+    """Built without filling any tensor, where the family's code allows it."""
+    try:
+        with torch.device("meta"):
+            return architecture.build(None)
+    except (NotImplementedError, RuntimeError):
+        return _without_filling(architecture)  # it reads values of tensors while it builds
+
+
+def _without_filling(architecture: Architecture, classes: int | None = None) -> nn.Module:
+    """Built without random numbers, which take longer than all else and would be overwritten."""
+    with _SkipRandom():
+        return architecture.build(classes)
+
+
+class _SkipRandom(TorchFunctionMode):
+    """Within this context, tensors are not filled with random numbers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__name__", "") in ("normal_", "uniform_", "erfinv_"):
+            return args[0] if args else kwargs["tensor"]  # a method of Tensor, or a function of torch.nn.init
+        return func(*args, **(kwargs or {}))
+
+
 def _from_file(
     architecture: Architecture, file: str, class_names: tuple[str, ...] | None
 ) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The network with the weights of a file, and the file's number of classes where only that differs."""
     state = read_weights(file)
-    module = architecture.build(None)
+    module = _without_filling(architecture)
     classes = classes_in(module, state)
     if classes is not None:
-        module, class_names = architecture.build(classes), None
+        module, class_names = _without_filling(architecture, classes), None
     load_weights(module, state, file, architecture.name)
     return module, class_names
 

@@ -48,7 +48,7 @@ def torchvision_model(name: str, weights: str | None = None) -> Architecture:
     entry = members.get(weights or "DEFAULT")  # None where the library publishes no weights
     return Architecture(
         name=name,
-        build=lambda classes: _build(name, classes),
+        build=lambda classes: _build(name, entry, classes),
         preprocess=_preprocess(name, entry),
         weights=entry.name if entry else None,
         published=(lambda: _published(name, entry)) if entry else None,
@@ -56,8 +56,10 @@ def torchvision_model(name: str, weights: str | None = None) -> Architecture:
     )
 
 
-def _build(name: str, classes: int | None) -> nn.Module:
+def _build(name: str, entry: zoo.WeightsEnum | None, classes: int | None) -> nn.Module:
     options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    if name.startswith("vit_") and entry:  # its position embedding has the size of its weights' images
+        options["image_size"] = entry.meta["min_size"][0]
     if classes:
         options["num_classes"] = classes
     with warnings.catch_warnings():

@@ -6,6 +6,7 @@ tensors. A `.safetensors` cannot hold code at all.
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
 
 
 def load_weights(module: nn.Module, state: "OrderedDict[str, Tensor]", what: str, of: str) -> None:
-    """Put `state` into `module`, all of it or none.
+    """Put `state` into `module`, which is of no use where that fails.
 
     Parameters
     ----------
@@ -117,24 +118,27 @@ def _read_pickle(path: Path) -> object:
                 raise BackboneError(
                     f"The weights file {path} would unpack to {unpacked} bytes; it is not read."
                 )
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols: whatever cannot be read raises
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:Unsupported global: GLOBAL|Unsupported class) (\S+)", str(error))
-        if named or "Unsupported operand" in str(error) or "weights_only" in str(error):
-            content = named.group(1) if named else "objects other than tensors"
-            raise BackboneError(
-                f"The weights file {path} holds code or objects ({content}), not tensors alone; nothing ran.",
-                "Save the state_dict alone, best as .safetensors.",
-            ) from error
-        raise BackboneError(f"The weights file {path} is damaged: {_first_line(error)}.") from error
+        code = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        reason = _first_line(reason[1] if reason else error)
+        raise BackboneError(
+            f"The weights file {path} holds code ({code[1]}), not tensors alone; it was not run."
+            if code
+            else f"The weights file {path} is no file of tensors ({reason}).",
+            "Save the state_dict alone, best as .safetensors.",
+        ) from error
     except BackboneError:
         raise
     except Exception as error:
         raise BackboneError(f"The weights file {path} is damaged: {_first_line(error)}.") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200].rstrip(".")
+def _first_line(reason: object) -> str:
+    return next(iter(str(reason).strip().splitlines()), type(reason).__name__)[:200].rstrip(".")
 
 
 def _some(names: list[str]) -> str:
