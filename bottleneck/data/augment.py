@@ -60,6 +60,8 @@ class ViewRecipe:
         object.__setattr__(self, "torchvision", self.torchvision or version("torchvision").partition("+")[0])
         if not 1 <= self.count <= 1000:
             raise BottleneckError(f"{self.count} views are asked for; expected 1 to 1000.")
+        if self.seed < 0:
+            raise BottleneckError(f"The views' seed is {self.seed}; expected 0 or more.")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise BottleneckError(f"Crops have scale {self.scale}; expected (least, greatest) within 0 to 1.")
         if len(self.ratio) != 2 or not 0 < self.ratio[0] <= self.ratio[1] < math.inf:

@@ -56,13 +56,10 @@ class Job:
         self.since: float | None = None  # when its clock started; None while it queues for a worker or memory
         self.given_up = False
 
-    def wait(self, limit: float) -> bool:
-        """Wait until done; False once its clock shows more than `limit` seconds."""
-        while not self.done.wait(min(limit, 1.0)):
-            since = self.since
-            if since is not None and time.monotonic() - since > limit:
-                return False
-        return True
+    def clock(self) -> float:
+        """Seconds that it has been in work for, 0 before and after."""
+        since = self.since
+        return 0.0 if since is None or self.done.is_set() else time.monotonic() - since
 
     def outcome(self) -> Any:
         """The result, or the exception that the worker met."""
@@ -91,7 +88,9 @@ class Crew:
             job.thread = threading.current_thread()
             job.since = time.monotonic()
             try:
-                job.result = self.work(job)
+                result = self.work(job)
+                if not job.given_up:
+                    job.result = result
             except BaseException as error:
                 job.defect = error
             job.done.set()
@@ -99,9 +98,11 @@ class Crew:
                 return
         self.jobs.put(None)  # for the next thread
 
-    def give_up(self, job: Job) -> None:
-        """Leave the thread that is stuck in `job` to itself and hire another."""
+    def give_up(self, job: Job, result: Any) -> None:
+        """Leave the thread that is stuck in `job` to itself, hire another, and call the job done."""
         job.given_up = True
+        job.result = result
+        job.done.set()
         self.threads.discard(job.thread)
         self._hire()
 

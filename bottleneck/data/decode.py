@@ -117,5 +117,5 @@ def _read_header(data: bytes) -> Image.Image:
         try:
             return Image.open(io.BytesIO(data), formats=FORMATS)
         except Image.UnidentifiedImageError:
-            start = bytes(data[:8])
-            raise ImageError(f"is not an image of a known format (it begins with {start!r})") from None
+            start, formats = bytes(data[:8]), ", ".join(FORMATS)
+            raise ImageError(f"is damaged or none of {formats} (it begins with {start!r})") from None

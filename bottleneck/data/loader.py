@@ -129,13 +129,11 @@ def load_images(
             if not waiting:
                 return
             job = waiting.popleft()
-            if job.wait(time_limit):
-                yield run.in_order(job.outcome())
-            else:
-                crew.give_up(job)
-                run.budget.release(job)
-                reason = f"took longer than {time_limit:g} seconds to read and decode"
-                yield LoadedImage(job.index, job.key, error=reason)
+            while not job.done.wait(min(time_limit, 1.0)):
+                for late in (job, *waiting):  # a later image may hold the memory that this one waits for
+                    if late.clock() > time_limit:
+                        crew.give_up(late, run.abandon(late, time_limit))
+            yield run.in_order(job.outcome())
     finally:
         crew.dismiss()
 
@@ -208,6 +206,12 @@ class _Run:
             first = min(self.claimed.get(digest, index), index)
             self.claimed[digest] = first
             return first == index
+
+    def abandon(self, job: Job, time_limit: float) -> LoadedImage:
+        """Free the memory that a stuck job holds, and say what became of its image."""
+        self.budget.release(job)
+        reason = f"took longer than {time_limit:g} seconds to read and decode"
+        return LoadedImage(job.index, job.key, error=reason)
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
         """Settle copies as if images had been loaded one by one.

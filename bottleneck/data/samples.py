@@ -18,7 +18,7 @@ from bottleneck.data.files import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat
 from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote, list_shards, printable
 from bottleneck.data.manifest import Columns, manifest_table
 from bottleneck.data.parsing import one_line
-from bottleneck.data.splits import set_aside
+from bottleneck.data.splits import set_aside, strata
 from bottleneck.data.tables import TABLE_SUFFIXES, read_table
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable
@@ -119,7 +119,7 @@ def _locate(source: str, columns: Columns) -> Source:
     """Tell the form of a source by where it leads and what it is called."""
     if source.lower().startswith("file://"):
         source = open_url(source)[1]
-    if "://" in source or "::" in source:
+    if ("://" in source or "::" in source) and not os.path.exists(source):
         return _locate_url(source, columns)
     path = os.path.abspath(os.path.expanduser(source))
     if printable(path) != path:
@@ -169,13 +169,14 @@ def _refuse_columns(columns: Columns, source: str) -> None:
 def _folder(files: LocalFiles | RemoteFiles, found: Listing) -> Source:
     """A folder of images, or of tar shards where it holds no images of its own."""
     if found.shards and not found.keys:
-        return _shards(files, found.shards)
+        beside = found.others.total() - len(found.shards)
+        source = _shards(files, found.shards)
+        return replace(source, ignored=source.ignored + beside, absent=found.absent | source.absent)
     return _listed(files, found)
 
 
 def _shards(files: LocalFiles | RemoteFiles, shards: list[str]) -> Source:
-    members, found = list_shards(files, shards)
-    return _listed(members, found)
+    return _listed(*list_shards(files, shards))
 
 
 def _listed(files: Files, found: Listing) -> Source:
@@ -235,10 +236,8 @@ def _limited(source: Source, limit: int) -> Source:
     S = len(samples)
     if limit >= S:
         return source
-    classes = next(
-        (target.values for target in samples.targets.values() if target.kind == "class"), np.zeros(S)
-    )
-    order = np.lexsort((np.argsort(np.argsort(samples.key)), classes, samples.split.astype(str)))
+    rank = np.argsort(np.argsort(samples.key))
+    order = np.lexsort((rank, strata(samples), samples.split.astype(str)))
     samples = samples.take(np.sort(order[np.arange(limit) * S // limit]))
     kept, image = np.unique(samples.image, return_inverse=True)
     samples = replace(samples, image=image.reshape(samples.image.shape))

@@ -54,12 +54,12 @@ def set_aside(
         return split
     _check(wanted, split)
     rows = np.flatnonzero(split == "train")
-    rows = rows[np.argsort([_rank(seed, samples.key[row]) for row in rows], kind="stable")]
-    strata = _strata(samples)[rows]
+    rows = np.array(sorted(rows, key=lambda row: _rank(seed, samples.key[row])), np.int64)
+    stratum = strata(samples)[rows]
     if samples.group is None:
-        chosen = _stratified(strata, list(wanted.values()))
+        chosen = _stratified(stratum, list(wanted.values()))
     else:
-        chosen = _grouped(strata, samples.group[rows], list(wanted.values()), seed)
+        chosen = _grouped(stratum, samples.group[rows], list(wanted.values()), seed)
     for place, (name, fraction) in enumerate(wanted.items()):
         if not (chosen == place).any():
             unit = "samples" if samples.group is None else "samples in whole groups"
@@ -71,6 +71,14 @@ def set_aside(
     if not (split == "train").any():
         raise SourceError("The fractions for val and test leave no train sample.", "Use smaller fractions.")
     return split
+
+
+def strata(samples: SampleTable) -> np.ndarray:
+    """(S,) int64 stratum of each sample: its class in the first class target, or 0 where there is none."""
+    for target in samples.targets.values():
+        if target.kind == "class":
+            return target.values
+    return np.zeros(len(samples), np.int64)
 
 
 def _check(wanted: dict[str, float], split: np.ndarray) -> None:
@@ -91,22 +99,14 @@ def _rank(seed: int, key: str) -> bytes:
     return hashlib.sha256(f"{seed}\0{key}".encode()).digest()
 
 
-def _strata(samples: SampleTable) -> np.ndarray:
-    """(S,) int stratum of each sample: its class in the first class target, or 0 where there is none."""
-    for target in samples.targets.values():
-        if target.kind == "class":
-            return target.values
-    return np.zeros(len(samples), np.int64)
-
-
-def _stratified(strata: np.ndarray, fractions: list[float]) -> np.ndarray:
+def _stratified(stratum: np.ndarray, fractions: list[float]) -> np.ndarray:
     """(S,) index of the fraction that each sample goes to, −1 for none; samples come in random order.
 
     Largest remainders: every class gets its quota rounded down, and the classes with the largest remainders
     one more until the total is met.
     """
-    chosen = np.full(len(strata), -1)
-    classes, code, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    chosen = np.full(len(stratum), -1)
+    classes, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
     left = sizes.copy()
     starts = np.zeros(len(classes), np.int64)
     order = np.argsort(code, kind="stable")
@@ -114,7 +114,7 @@ def _stratified(strata: np.ndarray, fractions: list[float]) -> np.ndarray:
     for place, fraction in enumerate(fractions):
         quota = sizes * fraction
         counts = np.minimum(np.floor(quota + 1e-9).astype(np.int64), left)
-        short = round(len(strata) * fraction) - counts.sum()
+        short = round(len(stratum) * fraction) - counts.sum()
         by_remainder = np.argsort(counts - quota, kind="stable")
         for index in by_remainder[left[by_remainder] - counts[by_remainder] > 1][: max(short, 0)]:
             counts[index] += 1
@@ -126,23 +126,23 @@ def _stratified(strata: np.ndarray, fractions: list[float]) -> np.ndarray:
     return chosen
 
 
-def _grouped(strata: np.ndarray, groups: Sequence[str], fractions: list[float], seed: int) -> np.ndarray:
+def _grouped(stratum: np.ndarray, groups: Sequence[str], fractions: list[float], seed: int) -> np.ndarray:
     """(S,) index of the fraction that each sample's group goes to, −1 for none.
 
     Groups are dealt out from the largest to the smallest (by hash among equals), each to the split where the
     squared distances of the class counts from their shares, relative to the class sizes, grow least.
     """
-    classes, code, sizes = np.unique(strata, return_inverse=True, return_counts=True)
+    classes, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
     names, member, group_sizes = np.unique(
         np.asarray(groups, object), return_inverse=True, return_counts=True
     )
     shares = np.array([*fractions, 1 - sum(fractions)])
-    goals = shares[:, None] * np.append(sizes, len(strata))  # (T, classes + 1), the last column is the total
-    scale = np.append(sizes, len(strata) / len(classes)).astype(float)
+    goals = shares[:, None] * np.append(sizes, len(stratum))  # (T, classes + 1), the last column is the total
+    scale = np.append(sizes, len(stratum) / len(classes)).astype(float)
     have = np.zeros_like(goals)
     rows_of = np.split(np.argsort(member, kind="stable"), np.cumsum(group_sizes)[:-1])
     dealt = sorted(range(len(names)), key=lambda index: (-group_sizes[index], _rank(seed, names[index])))
-    chosen = np.empty(len(strata), np.int64)
+    chosen = np.empty(len(stratum), np.int64)
     for index in dealt:
         rows = rows_of[index]
         columns, counts = np.unique(code[rows], return_counts=True)

@@ -118,6 +118,7 @@ def test_a_recipe_that_is_none_is_refused(change):
     [
         {"count": 0},
         {"count": 10**6},
+        {"seed": -1},
         {"scale": (0.9, 0.1)},
         {"ratio": (0, 1)},
         {"flip": 2},

@@ -201,10 +201,10 @@ def test_unreadable_exif_loses_no_photograph():
 
 BAD = {
     "zero bytes": (b"", "empty"),
-    "text": (b"hello, I am no image", "known format"),
-    "nothing after the magic": (b"\xff\xd8\xff", "known format"),
-    "a PDF": (b"%PDF-1.7 ...", "known format"),
-    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "known format"),
+    "text": (b"hello, I am no image", "none of JPEG, PNG"),
+    "nothing after the magic": (b"\xff\xd8\xff", "none of JPEG, PNG"),
+    "a PDF": (b"%PDF-1.7 ...", "none of JPEG, PNG"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "none of JPEG, PNG"),
 }
 
 

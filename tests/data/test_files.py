@@ -205,8 +205,10 @@ def test_a_folder_of_shards(tmp_path):
         (tmp_path / split).mkdir()
         for number in range(2):
             tar_of({f"c{number}/1.png": image(number)}, tmp_path / split / f"{number}.tar")
+    (tmp_path / "readme.txt").write_text("x")
     source = read_source(tmp_path)
     assert source.images[0] == "train/0.tar/c0/1.png"
+    assert source.ignored == 1
     assert source.samples.split.tolist() == ["train", "train", "val", "val"]
     assert told(source) == ["c0", "c1", "c0", "c1"]
     assert source.read("val/1.tar/c1/1.png") == image(1)

@@ -236,3 +236,9 @@ def test_listing_does_not_depend_on_the_order_of_the_file_system(tmp_path, monke
     again = read_source(tmp_path)
     assert again.images == source.images
     assert labels(again) == labels(source)
+
+
+def test_a_name_that_looks_like_a_url_is_a_path_where_it_exists(tmp_path, monkeypatch):
+    put(tmp_path, "a::b/c/1.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert read_source("a::b").images == ("c/1.jpg",)

@@ -244,6 +244,25 @@ def test_the_copy_of_an_image_that_takes_too_long_fails_with_it(monkeypatch):
     assert other.pixels is not None
 
 
+def test_a_stuck_image_does_not_keep_the_memory_from_an_earlier_one(monkeypatch):
+    release, holding = threading.Event(), threading.Event()
+    original = PREPROCESS.geometry
+
+    def stick(self, height, width):
+        if threading.current_thread().name == "bottleneck-decode" and height == 31:
+            holding.set()
+            release.wait(60)
+        return original(height, width)
+
+    monkeypatch.setattr(Preprocess, "geometry", stick)
+    source = Shelf({"early": picture(1), "stuck": picture(1, side=31)})
+    source.before = lambda key: key == "early" and holding.wait(10)
+    early, stuck = load(source, workers=2, time_limit=0.5, memory=2000)
+    release.set()
+    assert early.pixels is not None
+    assert "0.5 seconds" in stuck.error
+
+
 def test_a_file_larger_than_the_memory_is_a_failure():
     source = Shelf({"a": picture(1), "b": b"\0" * 3_000_000})
     a, b = load(source, memory=1 << 20)
