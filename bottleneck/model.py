@@ -8,8 +8,9 @@ Shapes: I images, S samples, M images per sample, P covariates, D features, C cl
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.model_file import backbone_of
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
 from bottleneck.trunk import Batch, EngineConfig, Trunk
@@ -55,15 +57,9 @@ class Classifier:
         Loaded when the first image is computed.
     """
 
-    def __init__(self, head: HeadArtifact, config: EngineConfig, trust_code: bool = False) -> None:
+    def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
-        self.trust_code = trust_code
-        self.trunk = Trunk(self._load, Preprocess.from_json(head.preprocess), config)
-
-    def _load(self) -> Backbone:
-        from bottleneck.backbones.registry import load_from_recipe
-
-        return load_from_recipe(self.head.backbone, trust_code=self.trust_code)
+        self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config)
 
     def features(
         self, source: Source, failed: dict[str, str], progress: Progress = silent
@@ -177,12 +173,16 @@ class _Gather:
         return np.array(ready, dtype=np.int64), np.array(inputs, dtype=np.float32).reshape(len(ready), width)
 
 
-def load_model(path: str | Path, *, trust_code: bool = False, **options: Any) -> Classifier:
+def load_model(
+    path: str | Path, *, weights: str | None = None, trust_code: bool = False, **options: Any
+) -> Classifier:
     """Open a head or a model file for prediction; the network is loaded with the first image.
 
     Parameters
     ----------
-    path : path of a `.safetensors` file that `fit-head` or `finetune` wrote
+    path : path of a `.safetensors` file that `fit-head`, `finetune` or `scratch` wrote
+    weights : path, optional
+        The weights file, where the backbone's came from one.
     trust_code : bool
         Import a backbone that the file names as `package.module:function`.
     options : fields of `EngineConfig`
@@ -192,4 +192,6 @@ def load_model(path: str | Path, *, trust_code: bool = False, **options: Any) ->
     ArtifactError
         The file is no head or model, is damaged or hostile.
     """
-    return Classifier(load_head(path), EngineConfig(**options), trust_code)
+    head = load_head(path)
+    load = partial(backbone_of, head, path, weights=weights, trust_code=trust_code)
+    return Classifier(head, load, EngineConfig(**options))

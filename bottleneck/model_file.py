@@ -19,6 +19,9 @@ from bottleneck.heads.artifact import NETWORK, HeadArtifact, write_whole
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from bottleneck.backbones.backbone import Backbone
+
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
 MOST_TENSORS = 100_000
 
 
@@ -82,6 +85,38 @@ def load_network(module: nn.Module, path: str | Path) -> bool:
         )
     module.load_state_dict(state)
     return True
+
+
+def backbone_of(
+    head: HeadArtifact, path: str | Path, *, weights: str | None = None, trust_code: bool = False
+) -> Backbone:
+    """The network that the head in the file `path` takes its features from.
+
+    Of a head file it is the recipe's, with the BatchNorm statistics that the file holds where the weights are
+    random. A model file holds the network whole, so no published weights are loaded.
+
+    Parameters
+    ----------
+    weights : the weights file, where the recipe says that they came from one
+    trust_code : allow a backbone that the head names as package.module:function
+
+    Raises
+    ------
+    ArtifactError, BackboneError
+    """
+    from bottleneck.backbones.backbone import state_sha256
+    from bottleneck.backbones.registry import load_backbone, load_from_recipe
+
+    state, recipe = read_network(path), head.backbone
+    if not state or all(name.rpartition(".")[2] in STATISTICS for name in state):
+        statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
+        return load_from_recipe(recipe, weights=weights, statistics=statistics, trust_code=trust_code)
+    own = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
+    backbone = load_backbone(recipe["name"], weights="none", trust_code=trust_code, **own)
+    load_network(backbone.module, path)
+    trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}
+    backbone.recipe = {"name": recipe["name"], **trained, **own}
+    return backbone
 
 
 def _form(tensor: Tensor) -> str:

@@ -14,6 +14,7 @@ from bottleneck.cli.terminal import Terminal, shows_results, table
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
 @click.option("--errors", type=click.Path(), help="Write the misclassified samples to this CSV file.")
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
+@click.option("--weights", type=click.Path(), help="The weights file of the backbone, if it came from one.")
 @click.option(
     "--trust-code", is_flag=True, help="Import a backbone that the model names as package.module:function."
 )

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import sys
+import warnings
 
 import click
 
@@ -66,6 +67,8 @@ def main() -> None:
     """Entry point of the console command: 0 done, 1 failed, 2 wrong usage, 128 + signal when interrupted."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _raise_interrupt)
+    # scikit-learn imports pandas where it is installed, and pandas takes us for PyData's bottleneck.
+    warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         sys.exit(group.main(standalone_mode=False) or 0)

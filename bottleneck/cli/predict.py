@@ -15,6 +15,7 @@ ROWS_SHOWN = 20
 @click.argument("sources", nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(), help="Write to this .csv, .jsonl or .parquet file.")
 @click.option("--top", type=click.IntRange(1), default=5, help="Classes listed per image in JSON.")
+@click.option("--weights", type=click.Path(), help="The weights file of the backbone, if it came from one.")
 @click.option(
     "--trust-code", is_flag=True, help="Import a backbone that the model names as package.module:function."
 )

@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.registry import load_from_recipe
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.model_file import read_network
+from bottleneck.model_file import backbone_of
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
@@ -123,7 +122,7 @@ def finetune(
     with FeatureCache(cache) as opened:
         require_same_cache(artifact, opened)
         sets = labelled_sets(opened.samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
-    backbone = backbone_of(artifact, head, config.trust_code)
+    backbone = backbone_of(artifact, head, trust_code=config.trust_code)
     cut = find_cut(backbone, artifact.node, config.unfreeze)
     path = Path(output) if output else default_model(cache, artifact, cut)
     map_seconds = 0.0
@@ -295,12 +294,6 @@ class Finetuning:
         """What the card and the history say of the run."""
         run = asdict(self.config.run)
         return {**asdict(self.config), **run, **run["optim"], "run": None, "optim": None}
-
-
-def backbone_of(head: HeadArtifact, path: str | Path, trust_code: bool = False) -> Backbone:
-    """The network that a head's features are of; of random weights its file has the BatchNorm statistics."""
-    statistics = {name: tensor.numpy() for name, tensor in read_network(path).items()}
-    return load_from_recipe(head.backbone, statistics=statistics or None, trust_code=trust_code)
 
 
 def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:
