@@ -7,7 +7,6 @@ Links to files and folders are followed, but not in a circle.
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from bottleneck.data.files import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
+from bottleneck.data.files import SUFFIXES, RemoteFiles
+from bottleneck.data.names import printable
 from bottleneck.data.parsing import one_line
 from bottleneck.data.splits import split_named
 from bottleneck.data.targets import class_target
@@ -48,22 +48,6 @@ class Listing:
             self.absent[key] = reason
         else:
             self.keys.append(key)
-
-
-def printable(text: str) -> str:
-    """The text itself, or with escapes for what UTF-8 cannot say (undecodable bytes, lone surrogates)."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raw = text.encode("utf-8", "surrogateescape" if _from_bytes(text) else "backslashreplace")
-        return raw.decode("utf-8", "backslashreplace")
-    return text
-
-
-def _from_bytes(text: str) -> bool:
-    return all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
 
 
 def list_folder(root: str) -> Listing:
@@ -130,47 +114,6 @@ def list_remote(files: RemoteFiles) -> Listing:
         found.add(path.removeprefix(files.folder).lstrip("/"))
     found.keys.sort()
     return found
-
-
-def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple[TarFiles, Listing]:
-    """List the members of tar files. Keys are `shard.tar/member`.
-
-    Raises
-    ------
-    SourceError
-        A shard is compressed or damaged, or two members have one name.
-    """
-    members: dict[str, tuple[str, int, int]] = {}
-    found = Listing()
-    for shard in sorted(shards):
-        for member in _members(files, shard):
-            key = f"{shard}/{member.name.removeprefix('./').lstrip('/')}"
-            if key in members:
-                raise SourceError(f"Duplicate sample key {key!r}: the shard has two members of this name.")
-            regular = member.isreg() and not member.issparse()
-            members[key] = (shard, member.offset_data, member.size)
-            found.add(key, None if regular else "is a link or a sparse file in its shard")
-    found.keys.sort()
-    return TarFiles(files, members), found
-
-
-def _members(files: LocalFiles | RemoteFiles, shard: str):
-    """The files and links in an uncompressed tar, read header by header."""
-    path = files.path(shard)
-    opener = open if isinstance(files, LocalFiles) else files.filesystem.open
-    try:
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members = []  # tarfile keeps every header otherwise
-                if not member.isdir():
-                    yield member
-            stream.seek(tar.offset)
-            if stream.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
-                raise tarfile.ReadError(f"bad header at byte {tar.offset}")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(
-            f"The shard {shard} cannot be read: {error}.", "Shards are uncompressed .tar files."
-        ) from error
 
 
 def folder_table(keys: Sequence[str], root: str) -> SampleTable:

@@ -15,9 +15,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.data.files import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
-from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote, list_shards, printable
+from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote
 from bottleneck.data.manifest import Columns, manifest_table
+from bottleneck.data.names import printable
 from bottleneck.data.parsing import one_line
+from bottleneck.data.shards import list_shards
 from bottleneck.data.splits import set_aside, strata
 from bottleneck.data.tables import TABLE_SUFFIXES, read_table
 from bottleneck.errors import SourceError

@@ -54,14 +54,6 @@ def rows_named(rows: Sequence[int]) -> str:
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
 
 
-def storable(text: str) -> bool:
-    """True for text that a cache can hold: valid UTF-8 (JSON can smuggle in lone surrogates), no NUL."""
-    try:
-        return "\0" not in text and text.encode() is not None
-    except UnicodeEncodeError:
-        return False
-
-
 def _decoded(name: str, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bottleneck.data.tables import rows_named, storable
+from bottleneck.data.names import storable
+from bottleneck.data.tables import rows_named
 from bottleneck.errors import SourceError
 from bottleneck.samples import UNLABELLED, Target
 

@@ -22,7 +22,7 @@ def preprocess(mode="RGB", size=16):
 def picture(mode="RGB", width=40, height=30):
     random = np.random.default_rng(0)
     pixels = random.integers(0, 256, (height, width, 4), np.uint8)
-    return Image.fromarray(pixels, "RGBA").convert(mode) if mode != "RGBA" else Image.fromarray(pixels)
+    return Image.fromarray(pixels).convert(mode)
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1), ("RGBA", 4)])
