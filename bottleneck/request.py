@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors.numpy import save
 
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.augment import ViewRecipe
@@ -21,10 +22,11 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import BottleneckError, CacheError, SourceError
+from bottleneck.store.files import write_durably
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
-from bottleneck.trunk import EngineConfig, Trunk
+from bottleneck.trunk import BATCH_SIZE, EngineConfig, Trunk
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
@@ -113,6 +115,8 @@ class Request:
         self.trunk = Trunk(self._load_requested, None, config.engine)
         backbone = self.trunk.backbone
         self.trunk.preprocess_override = backbone.preprocess.override(config.image_size, config.crop)
+        if backbone.recipe["weights"] == "none":
+            self._calibrate(backbone)
         self.spec = CacheSpec(backbone=backbone.recipe, preprocess=self.trunk.preprocess.to_json())
         self.nodes = self._new_nodes(
             config.node_names() or (DEFAULT_NODE,), precision=config.engine.precision
@@ -127,6 +131,7 @@ class Request:
         self._refuse_differences(preprocess, cached)
         precision = next(node.precision for node in cached.values())
         self.trunk = Trunk(self._load_recorded, preprocess, replace(config.engine, precision=precision))
+        self.trunk.calibrations = {name: node.calibration for name, node in cached.items()}
         names = config.node_names() or tuple(cached)
         added = tuple(name for name in names if name not in cached)
         self.nodes = [cached[name] for name in names if name in cached]
@@ -169,9 +174,23 @@ class Request:
     def _load_recorded(self) -> Backbone:
         from bottleneck.backbones.registry import load_from_recipe
 
+        recipe, statistics = self.spec.backbone, None
+        if recipe.get("calibrated"):
+            from bottleneck.backbones.calibrate import read_statistics
+
+            statistics = read_statistics(self.path)
         return load_from_recipe(
-            self.spec.backbone, weights=self.config.weights, trust_code=self.config.trust_code
+            recipe, weights=self.config.weights, statistics=statistics, trust_code=self.config.trust_code
         )
+
+    def _calibrate(self, backbone: Backbone) -> None:
+        """Set a random network's BatchNorm statistics from the user's images; keep them beside the cache."""
+        from bottleneck.backbones.calibrate import calibrate_batchnorm, statistics, statistics_file
+
+        calibrate_batchnorm(backbone, self._example(BATCH_SIZE))
+        path = statistics_file(self.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, save(statistics(backbone)))
 
     def _new_nodes(self, names: Sequence[str], precision: str) -> list[NodeSpec]:
         """Descriptions of nodes that the cache lacks. An int8 network is calibrated here, before any row."""

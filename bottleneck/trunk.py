@@ -17,7 +17,7 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.store.spec import fingerprint
+from bottleneck.store.spec import canonical_json, fingerprint
 from bottleneck.threads import thread_budget
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Trunk:
     load : builds the backbone; called once, when it is first needed.
     preprocess_override : how images become pixels; None takes the backbone's own.
     startup_seconds : time that loading and engine building took.
+    calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
     spent : seconds of work by stage; read and decode are summed over their threads.
     """
 
@@ -78,6 +79,7 @@ class Trunk:
     config: EngineConfig
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
+    calibrations: dict[str, dict | None] = field(default_factory=dict)
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
 
     @cached_property
@@ -117,6 +119,7 @@ class Trunk:
                 precision=self.config.precision,
                 device=self.config.device,
                 force=self.config.force,
+                calibration=self.calibrations.get(nodes[0]),
             )
             self.startup_seconds += time.perf_counter() - started
         return self._engines[nodes]
@@ -155,16 +158,30 @@ class Trunk:
 
     def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
         pixels = np.stack([image.pixels for image in images])
-        engine = self.engine(nodes, pixels)
+        for group in self._groups(nodes):
+            self.engine(group, pixels)  # built here, outside of the clock
         started = time.perf_counter()
-        features = engine(pixels)
-        views = None
+        features, views = self._rows(pixels, nodes), None
         if images[0].views is not None:
             flat = np.concatenate([image.views for image in images])  # (B·V, H, W, C)
-            parts = [engine(flat[start : start + size]) for start in range(0, len(flat), size)]
+            parts = [self._rows(flat[at : at + size], nodes) for at in range(0, len(flat), size)]
             views = tuple(
                 np.concatenate(rows).reshape(len(images), -1, *rows[0].shape[1:])
                 for rows in zip(*parts, strict=True)
             )
         self.spent["network"] += time.perf_counter() - started
         return Batch(images, features, views)
+
+    def _rows(self, pixels: np.ndarray, nodes: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+        """One float32 array (B, …) per node, for pixels (B, H, W, C)."""
+        rows: dict[str, np.ndarray] = {}
+        for group in self._groups(nodes):
+            rows |= zip(group, self.engine(group, pixels)(pixels), strict=True)
+        return tuple(rows[name] for name in nodes)
+
+    def _groups(self, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Nodes that one engine gives: all of them, but int8 nodes only with those calibrated along."""
+        groups: dict[str, list[str]] = {}
+        for name in nodes:
+            groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
+        return [tuple(group) for group in groups.values()]

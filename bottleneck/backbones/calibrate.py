@@ -10,9 +10,12 @@ Shapes: B images, H × W pixels, C channels.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -59,6 +62,25 @@ def statistics(backbone: Backbone) -> dict[str, np.ndarray]:
     }
 
 
+def save_statistics(backbone: Backbone, path: str | Path) -> None:
+    """Write `statistics` as safetensors."""
+    save_file(statistics(backbone), path)
+
+
+def read_statistics(path: str | Path) -> dict[str, np.ndarray]:
+    """What `save_statistics` wrote.
+
+    Raises
+    ------
+    BackboneError
+        If the file is absent or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BackboneError(f"BatchNorm statistics cannot be read from {path}: {error}.") from error
+
+
 def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
     """Put back what `statistics` gave.
 
@@ -74,6 +96,30 @@ def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
         raise BackboneError("The BatchNorm statistics given are not of this network.")
     for name, buffer in buffers.items():
         buffer.copy_(torch.as_tensor(values[name]))
+
+
+def statistics_file(cache: str | Path) -> Path:
+    """Where the statistics of a cache's random network are kept, beside the cache."""
+    cache = Path(cache)
+    return cache.with_name(f"{cache.stem}--batchnorm.safetensors")
+
+
+def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
+    """What `statistics_file` holds, for `set_statistics`, which checks it.
+
+    Raises
+    ------
+    BackboneError
+        If the file is missing or damaged.
+    """
+    path = statistics_file(cache)
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise BackboneError(
+            f"The BatchNorm statistics of the random network cannot be read from {path}: {error}.",
+            "Put the file back beside its cache, or extract into another cache.",
+        ) from None
 
 
 def _take_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
