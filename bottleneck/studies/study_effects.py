@@ -1,21 +1,19 @@
 """What the runs of a transfer study show: curves, paired differences, and which effects exceed their noise.
 
 Every run is paired with runs of its own seed: the same halves, target images and base network. Intervals are
-95 % intervals of the mean over seeds (Student's t); they cover the draw of halves, of weights and of images.
-
-Shapes: s seeds, L layers.
+95 % intervals of the mean over s seeds (Student's t); they cover the draw of halves, weights and images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
 
-from bottleneck.studies.study_plan import KINDS
+from bottleneck.studies.study_plan import BASES, KINDS
 from bottleneck.studies.study_runs import RunResult
 
 CONFIDENCE = 0.95
@@ -31,68 +29,86 @@ DIFFERENCES = {  # minuend − subtrahend, at the same n; a base has n = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds. values : one a seed. low, high : its 95 % interval, None from a single seed."""
+    """A mean over seeds. values : one a seed. reach : half its 95 % interval, None from a single seed."""
 
     mean: float
-    low: float | None
-    high: float | None
+    reach: float | None
     values: tuple[float, ...]
 
     @staticmethod
-    def of(values: Sequence[float]) -> Estimate:
-        """Mean and interval of `values`."""
-        values = np.asarray(values, float)
-        mean, s = float(values.mean()), len(values)
+    def of(outcomes: Sequence[np.ndarray]) -> Estimate:
+        """Mean and interval from one array a seed, of what each val image contributes.
+
+        Seeds differ by halves, weights and images. The interval is never narrower than images alone would
+        make it: a few seeds that happen to agree prove nothing.
+        """
+        values = np.array([each.mean() for each in outcomes])
+        s = len(values)
         if s < 2:
-            return Estimate(mean, None, None, tuple(values.tolist()))
-        reach = float(student.ppf((1 + CONFIDENCE) / 2, s - 1) * values.std(ddof=1) / np.sqrt(s))
-        return Estimate(mean, mean - reach, mean + reach, tuple(values.tolist()))
+            return Estimate(float(values.mean()), None, tuple(values.tolist()))
+        between_seeds = values.var(ddof=1)
+        by_images = np.mean([each.var() / len(each) for each in outcomes])
+        error = np.sqrt(max(between_seeds, by_images) / s)
+        reach = float(student.ppf((1 + CONFIDENCE) / 2, s - 1) * error)
+        return Estimate(float(values.mean()), reach, tuple(values.tolist()))
 
     @property
     def sign(self) -> int:
         """+1 or −1 where the whole interval lies on that side of 0, else 0."""
-        if self.low is None:
+        if self.reach is None or abs(self.mean) <= self.reach:
             return 0
-        return int(self.low > 0) - int(self.high < 0)
+        return 1 if self.mean > 0 else -1
 
     def __str__(self) -> str:
-        interval = "" if self.low is None else f" [{100 * self.low:+.1f} … {100 * self.high:+.1f}]"
-        return f"{100 * self.mean:+.1f}{interval}"
+        reach = "" if self.reach is None else f" ± {100 * self.reach:.1f}"
+        return f"{100 * self.mean:+.1f}{reach}"
+
+    def to_json(self) -> dict[str, Any]:
+        """`mean`, `low`, `high`, `values`."""
+        low, high = (None, None) if self.reach is None else (self.mean - self.reach, self.mean + self.reach)
+        return {"mean": self.mean, "low": low, "high": high, "values": self.values}
+
+
+Outcomes = dict[int, np.ndarray]  # by seed: what each val image contributes
 
 
 class Curves:
-    """Accuracies by kind, n and share, the seeds in one order."""
+    """Outcomes by kind, n and share of A."""
 
     def __init__(self, results: Sequence[RunResult]) -> None:
-        self._values: dict[tuple[str, int, float], dict[int, float]] = {}
+        self._hits: dict[tuple[str, int, float], Outcomes] = {}
         for run in results:
-            self._values.setdefault((run.kind, run.n, run.share), {})[run.seed] = run.accuracy
-        self.depths = sorted({n for _, n, _ in self._values if n})
-        self.shares = sorted({share for *_, share in self._values})
+            self._hits.setdefault((run.kind, run.n, run.share), {})[run.seed] = run.hits.astype(float)
+        self.depths = sorted({n for _, n, _ in self._hits if n})
+        self.shares = sorted({share for *_, share in self._hits})
 
-    def values(self, kind: str, n: int, share: float = 1.0) -> dict[int, float]:
-        """Accuracy by seed."""
-        return self._values.get((kind, 0 if kind.startswith("base") else n, share), {})
+    def hits(self, kind: str, n: int, share: float = 1.0) -> Outcomes:
+        """1 for every val image that is right, else 0."""
+        return self._hits.get((kind, 0 if kind in BASES else n, share), {})
 
-    def difference(self, minuend: str, subtrahend: str, n: int, share: float = 1.0) -> dict[int, float]:
-        """Paired difference by seed, of the seeds that have both. The share is of the minuend's source."""
-        ours, theirs = self.values(minuend, n, share), self.values(subtrahend, n)
-        return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+    def accuracies(self, kind: str, n: int, share: float = 1.0) -> list[float]:
+        """One a seed."""
+        return [float(each.mean()) for _, each in sorted(self.hits(kind, n, share).items())]
+
+    def difference(self, name: str, n: int, share: float = 1.0) -> Outcomes:
+        """One of `DIFFERENCES` at n, of the seeds that have both. The share is of the minuend's source."""
+        minuend, subtrahend = DIFFERENCES[name]
+        return _minus(self.hits(minuend, n, share), self.hits(subtrahend, n))
 
     def estimate(self, name: str, n: int, share: float = 1.0) -> Estimate | None:
         """One of `DIFFERENCES` at n; None before any seed has it."""
-        values = self.difference(*DIFFERENCES[name], n, share)
-        return Estimate.of(list(values.values())) if values else None
+        found = self.difference(name, n, share)
+        return Estimate.of(list(found.values())) if found else None
 
     def to_json(self) -> dict[str, Any]:
         """`curves` and `differences`: for each a list over n."""
         curves: dict[str, list] = {kind: [] for kind in KINDS}
-        for kind, n, share in sorted(self._values):
+        for (kind, n, share), hits in sorted(self._hits.items()):
             if share == 1.0:
-                curves[kind].append({"n": n, **asdict(Estimate.of(list(self.values(kind, n).values())))})
+                curves[kind].append({"n": n, **Estimate.of(list(hits.values())).to_json()})
         differences = {
             name: [
-                {"n": n, **asdict(found)}
+                {"n": n, **found.to_json()}
                 for n in self.depths
                 if (found := self.estimate(name, n)) is not None
             ]
@@ -133,13 +149,13 @@ def find_effects(curves: Curves) -> list[Effect]:
     """
     depths = curves.depths
     middle = [n for n in depths if depths[0] < n < depths[-1]] or depths
-    top = depths[-1:]
+    top = depths[-1]
     upper = depths[len(depths) // 2 :]
     effects = [
         _mean_effect(
             curves, "co-adaptation", "Frozen selffer layers lose accuracy in the middle", "base-BnB", middle
         ),
-        _recovery(curves, middle, top[0]),
+        _recovery(curves, middle, top),
         _mean_effect(curves, "fine-tuned selffer", "Fine-tuning brings the selffer back", "BnB+-BnB", middle),
         _mean_effect(
             curves, "specificity", "Transferred frozen layers lose more, the higher", "BnB-AnB", upper
@@ -155,44 +171,49 @@ def find_effects(curves: Curves) -> list[Effect]:
             depths,
         ),
         _mean_effect(curves, "learnt filters", "Transferred layers beat random ones", "AnB-random", depths),
-        *_dependence_on_size(curves, top[0]),
+        _dependence_on_size(curves, top),
     ]
     return [effect for effect in effects if effect is not None]
 
 
 def _mean_effect(curves: Curves, key: str, finding: str, name: str, depths: Sequence[int]) -> Effect | None:
-    by_depth = [curves.difference(*DIFFERENCES[name], n) for n in depths]
-    seeds = set.intersection(*(set(values) for values in by_depth))
-    if not seeds:
+    outcomes = _mean([curves.difference(name, n) for n in depths])
+    if not outcomes:
         return None
-    estimate = Estimate.of([np.mean([values[seed] for values in by_depth]) for seed in sorted(seeds)])
     found = {n: curves.estimate(name, n) for n in curves.depths}
     where = tuple(n for n, each in found.items() if each is not None and each.sign > 0)
-    return Effect(key, f"{finding} ({name}, mean over n = {_span(depths)})", estimate, where, estimate.sign)
+    return _effect(key, f"{finding} ({name}, mean over n = {_span(depths)})", outcomes, where)
 
 
 def _recovery(curves: Curves, middle: Sequence[int], top: int) -> Effect | None:
     """The top frozen selffer against the mean of the middle ones."""
-    at_top = curves.values("BnB", top)
-    by_depth = [curves.values("BnB", n) for n in middle if n != top]
-    seeds = sorted(set(at_top).intersection(*(set(values) for values in by_depth))) if by_depth else []
-    if not seeds:
-        return None
-    estimate = Estimate.of([at_top[seed] - np.mean([values[seed] for values in by_depth]) for seed in seeds])
+    below = _mean([curves.hits("BnB", n) for n in middle if n != top])
+    outcomes = _minus(curves.hits("BnB", top), below)
     finding = f"The selffer recovers towards the top (BnB at {top} less its mean over n = {_span(middle)})"
-    return Effect("recovery", finding, estimate, (), estimate.sign)
+    return _effect("recovery", finding, outcomes) if outcomes else None
 
 
-def _dependence_on_size(curves: Curves, top: int) -> list[Effect]:
-    """The gain at the top with all of A less the gain with the smallest share of it."""
-    share = curves.shares[0] if curves.shares else 1.0
-    full, small = (curves.difference("AnB+", "baseB", top, each) for each in (1.0, share))
-    seeds = sorted(full.keys() & small.keys())
-    if share == 1.0 or not seeds:
-        return []
-    estimate = Estimate.of([full[seed] - small[seed] for seed in seeds])
+def _dependence_on_size(curves: Curves, top: int) -> Effect | None:
+    """AnB+ at the top from all of A less AnB+ from the smallest share of it."""
+    share = curves.shares[0]
+    outcomes = _minus(curves.hits("AnB+", top), curves.hits("AnB+", top, share))
     finding = f"More of A's images transfer more (AnB+ at {top}, all of A less {share:.0%} of it)"
-    return [Effect("size of A", finding, estimate, (), estimate.sign)]
+    return _effect("size of A", finding, outcomes) if share < 1 and outcomes else None
+
+
+def _effect(key: str, finding: str, outcomes: Outcomes, where: tuple[int, ...] = ()) -> Effect:
+    estimate = Estimate.of(list(outcomes.values()))
+    return Effect(key, finding, estimate, where, estimate.sign)
+
+
+def _minus(ours: Outcomes, theirs: Outcomes) -> Outcomes:
+    return {seed: ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())}
+
+
+def _mean(parts: Sequence[Outcomes]) -> Outcomes:
+    """Image by image over several outcomes, of the seeds that all of them have."""
+    seeds = set.intersection(*(set(part) for part in parts)) if parts else set()
+    return {seed: np.mean([part[seed] for part in parts], axis=0) for seed in sorted(seeds)}
 
 
 def _span(depths: Sequence[int]) -> str:

@@ -32,7 +32,8 @@ from bottleneck.studies.study_plan import Run, StudyConfig
 from bottleneck.training.batches import Batches, SampleSet
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.loop import Training
-from bottleneck.training.objective import Objective
+from bottleneck.training.measure import logits_of
+from bottleneck.training.objective import Objective, predicted
 from bottleneck.training.optim import LayerGroup, OptimConfig, Schedule, build_optimizer
 
 PASS = 256  # images that pass the frozen layers at once
@@ -45,6 +46,7 @@ class RunResult:
 
     accuracy : on the val images of its half after the last epoch; no epoch is chosen by it.
     train_accuracy : mean over the last epoch. images : that it was trained on. seconds : wall time.
+    correct : which val images were right, one bit each in their order, as hexadecimal digits.
     """
 
     seed: int
@@ -56,6 +58,13 @@ class RunResult:
     images: int
     val_images: int
     seconds: float
+    correct: str
+
+    @property
+    def hits(self) -> np.ndarray:
+        """(val_images,) bool: which val images were right."""
+        packed = np.frombuffer(bytes.fromhex(self.correct), np.uint8)
+        return np.unpackbits(packed, count=self.val_images).astype(bool)
 
 
 class _OnRows(nn.Module):
@@ -100,16 +109,17 @@ class Runner:
         train, val = self.images.of_classes(classes, run.share if run.kind == "baseA" else 1.0)
         with self._rows(run, network, train, val) as rows:
             module = _OnRows(network.suffix(run.n if run.frozen else 0))
-            accuracy, train_accuracy = self._fit(run, module, rows, classes, train, val)
+            hits, train_accuracy = self._fit(run, module, rows, classes, train, val)
         if run.n == 0:
             self._replace(run, "safetensors", lambda path: save_file(network.module.state_dict(), path))
         result = RunResult(
             **asdict(run),
-            accuracy=accuracy,
+            accuracy=float(hits.mean()),
             train_accuracy=train_accuracy,
             images=len(train),
             val_images=len(val),
             seconds=time.perf_counter() - started,
+            correct=np.packbits(hits).tobytes().hex(),
         )
         self._replace(run, "json", lambda path: path.write_text(json.dumps(asdict(result))))
         return result
@@ -168,8 +178,8 @@ class Runner:
         classes: np.ndarray,
         train: np.ndarray,
         val: np.ndarray,
-    ) -> tuple[float, float]:
-        """Train `module`; its accuracies on val and train after the last epoch, whose weights it keeps."""
+    ) -> tuple[np.ndarray, float]:
+        """Train `module`: which val images are right, and its accuracy on train, after the last epoch."""
         config = self.config
         learn = Batches(rows, self._samples(train, classes), config.batch_size, seed=run.seed)
         measured = Batches(rows, self._samples(val, classes), PASS, shuffle=False)
@@ -194,7 +204,8 @@ class Runner:
             )
         module.load_state_dict(last)  # the loop ends with the best epoch's, which val has chosen
         checkpoint.remove()
-        return record.val_accuracy, record.train_accuracy
+        logits, labels = logits_of(module, measured, torch.device("cpu"))
+        return (predicted(logits) == labels).numpy(), record.train_accuracy
 
     def _samples(self, rows: np.ndarray, classes: np.ndarray) -> SampleSet:
         return SampleSet(rows[:, None], np.zeros((len(rows), 0)), self.images.labels(rows, classes))

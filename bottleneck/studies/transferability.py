@@ -57,7 +57,10 @@ class TransferStudy:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck transfer-study --json`, less the figure."""
-        effects = [{**asdict(effect), "verdict": effect.verdict} for effect in self.effects]
+        effects = [
+            {"key": effect.key, **effect.estimate.to_json(), "n": effect.where, "verdict": effect.verdict}
+            for effect in self.effects
+        ]
         return {
             **self.curves.to_json(),
             "effects": effects,
@@ -183,7 +186,8 @@ def _require_same_study(
 
 
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
+    columns = [field.name for field in fields(RunResult) if field.name != "correct"]
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(RunResult)])
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(asdict(result) for result in results)

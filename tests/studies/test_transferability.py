@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from bottleneck.cli.main import group
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, SourceError
 from bottleneck.studies.study_images import read_images
 from bottleneck.studies.study_networks import build_network
@@ -50,7 +52,8 @@ def test_every_kind_is_trained_for_every_seed_and_depth(study):
     values = study.to_json()
     assert [len(values["curves"][kind]) for kind in ("baseB", "BnB", "random")] == [1, 7, 7]
     assert {len(point["values"]) for curve in values["curves"].values() for point in curve} == {2}
-    assert all(run.val_images == 8 for run in study.results)
+    assert all(run.val_images == len(run.hits) == 8 for run in study.results)
+    assert all(run.accuracy == run.hits.mean() for run in study.results)
     with open(values["csv"], newline="") as file:
         assert len(list(csv.DictReader(file))) == len(planned)
 
@@ -80,6 +83,20 @@ def test_a_study_that_was_stopped_trains_only_what_is_missing(study, source):
     for name, content in before.items():
         now = json.loads((study.folder / f"{name}.json").read_bytes())
         assert now["accuracy"] == json.loads(content)["accuracy"], name
+
+
+def test_the_command_resumes_draws_and_prints_json(study, source):
+    words = ["transfer-study", str(source), "-o", str(study.folder), "--seeds", "2", "--json"]
+    words += ["--image-size", "16", "--in-channels", "1", "--width", "2", "--epochs", "1"]
+    words += ["--batch-size", "16", "--share", "0.5"]
+    shown = CliRunner().invoke(group, words, catch_exceptions=False)
+    values = json.loads(shown.stdout)
+    assert values["trained"] == 0
+    assert set(values["curves"]) == {"baseA", "baseB", "BnB", "BnB+", "AnB", "AnB+", "random"}
+    with Image.open(values["figure"]) as picture:
+        assert picture.format == "PNG"
+    people = CliRunner().invoke(group, [word for word in words if word != "--json"], catch_exceptions=False)
+    assert "co-adaptation" in people.stdout or "selffer" in people.stdout
 
 
 def test_another_setting_is_not_mixed_in(study, source):
