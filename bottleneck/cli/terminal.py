@@ -51,7 +51,7 @@ class Terminal:
             click.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
         else:
             for part in shown:
-                self.out.print(part)
+                self.out.print(part, markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):
@@ -85,7 +85,7 @@ def shows_results(function: Callable[..., None]) -> Callable[..., None]:
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """A table for people; numbers are set to the right, text is shown as it is (no markup)."""
     rows = [list(row) for row in rows]
-    drawn = Table(title=title, title_justify="left")
+    drawn = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(row[i], int | float) or row[i] is None for row in rows)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")

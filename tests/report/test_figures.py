@@ -1,0 +1,45 @@
+"""Pictures: names of any script are drawn without boxes, and nothing needs a display."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.report.figures import confusion_matrix, picture
+from bottleneck.report.fonts import drawable
+
+
+def test_what_no_font_has_is_shown_by_its_code_point():
+    assert drawable("bee \U0001f41d")[:4] == "bee "
+    assert "\U00102345" not in drawable("\U00102345")
+    assert "U+102345" in drawable("\U00102345")
+
+
+def test_decomposed_and_composed_names_look_alike():
+    assert drawable("e\u0301") == drawable("é") == "é"
+
+
+def test_long_names_are_cut_and_dollars_are_no_mathematics():
+    assert len(drawable("x" * 100)) == 40
+    assert drawable("$a$") == r"\$a\$"
+
+
+@pytest.mark.parametrize("classes", [2, 60])
+def test_confusion_matrix_is_a_picture(tmp_path, classes):
+    confusion = np.eye(classes, dtype=int) * 5
+    confusion[0, 1] = 2
+    path = confusion_matrix(
+        confusion, [f"개미 {i} 🐜 $x" for i in range(classes)], tmp_path / "a" / "c.png", "t"
+    )
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert min(image.size) > 300
+
+
+def test_a_class_without_samples_divides_by_nothing(tmp_path):
+    assert confusion_matrix(np.array([[3, 0], [0, 0]]), ["a", "b"], tmp_path / "c.png").exists()
+
+
+def test_a_failing_picture_leaves_no_file(tmp_path):
+    with pytest.raises(RuntimeError), picture(tmp_path / "x.png", 3, 3):
+        raise RuntimeError
+    assert not (tmp_path / "x.png").exists()
