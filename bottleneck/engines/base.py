@@ -38,6 +38,7 @@ class Engine(Protocol):
     """Runs a trunk: uint8 (B, H, W, C) → one float32 array (B, …) per node, rows independent of their batch.
 
     name : "onnxruntime", "torch" or "torch-compiled". precision : "fp32", "bf16", "fp16" or "int8".
+    batch : images per call that use the device well; any number may be given, in any order.
     agreement : {node index: largest relative difference of a row from eager float32; for int8 the cosine}.
     calibration : for int8 what it was calibrated on, else None.
     """
@@ -45,6 +46,7 @@ class Engine(Protocol):
     name: str
     precision: str
     device: str
+    batch: int
     agreement: dict[int, float]
     calibration: dict | None
 

@@ -48,8 +48,9 @@ class Eager:
         import torch
 
         use_torch_threads(self._threads)
+        extractor = self.extractor  # made outside of inference mode, so that its weights can go elsewhere
         with torch.inference_mode():
-            return tuple(rows.float().numpy() for rows in self.extractor(torch.from_numpy(self.probe)))
+            return tuple(rows.float().numpy() for rows in extractor(torch.from_numpy(self.probe)))
 
 
 @contextmanager

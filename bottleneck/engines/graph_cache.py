@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,14 +112,13 @@ class GraphCache:
 
     def _evict(self) -> None:
         """Delete the least recently used files until the rest fits the limit; the newest always stays."""
-        files = sorted(
-            ((path.stat(), path) for path in self.folder.iterdir()), key=lambda f: -f[0].st_mtime_ns
-        )
         total = 0
-        for index, (stat, path) in enumerate(files):
-            total += stat.st_size
-            if index and total > self.limit:
-                path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process deletes here too
+            newest_first = sorted(self.folder.iterdir(), key=lambda path: -path.stat().st_mtime_ns)
+            for index, path in enumerate(newest_first):
+                total += path.stat().st_size
+                if index and total > self.limit:
+                    path.unlink()
 
 
 def _checksum(tensors: dict[str, np.ndarray], details: str) -> str:

@@ -52,9 +52,8 @@ class TorchEngine:
         self.agreement: dict[int, float] = {}
         self._device = torch.device(device)
         # Images per pass: on a CPU as many as the caches hold, elsewhere as many as fill the device.
-        self._batch = 16 if self._device.type == "cpu" else 128
-        # A shape seen for the first time costs a compilation, or another choice of kernels: have few of them.
-        self._pad = compiled or self._device.type != "cpu"
+        self._pass = 16 if self._device.type == "cpu" else 128
+        self.batch = 2 * self._pass
         self._upload = _PinnedUpload(self._device) if self._device.type == "cuda" else self._plain_upload
         extractor = extractor.eval().to(self._device, memory_format=torch.channels_last)
         self._forward = torch.compile(extractor, dynamic=False) if compiled else extractor
@@ -68,9 +67,9 @@ class TorchEngine:
     def _passes(self, pixels: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:
         """Device tensors of one pass each and how many of their rows count; the next is on its way."""
         ahead = None
-        for start in range(0, max(1, len(pixels)), self._batch):
-            rows = pixels[start : start + self._batch]
-            uploaded = self._upload(_padded(rows) if self._pad else rows), len(rows)
+        for start in range(0, max(1, len(pixels)), self._pass):
+            rows = pixels[start : start + self._pass]
+            uploaded = self._upload(_padded(rows)), len(rows)
             if ahead is not None:
                 yield ahead[0](), ahead[1]
             ahead = uploaded
@@ -117,7 +116,7 @@ class _PinnedUpload:
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """Rows repeated up to the next power of two, so that a run meets few batch shapes."""
+    """Rows repeated up to the next power of two: each new shape costs a search for kernels."""
     count = 1 << max(0, len(rows) - 1).bit_length()
     return rows if len(rows) in (0, count) else np.resize(rows, (count, *rows.shape[1:]))
 

@@ -1,49 +1,198 @@
-"""Every engine gives the rows of eager float32, or is refused."""
+"""Every engine gives the rows of eager float32, whatever the batch; one that does not is refused."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from engines.networks import (
+    ExportsWrongly,
+    TinyExtractor,
+    TooWideForInt8,
+    Unexportable,
+    eager,
+    photos,
+    refuse_to_make,
+)
 
 from bottleneck.engines.base import build_engine
+from bottleneck.errors import BackboneError, EngineError
 
 
-class TinyExtractor(nn.Module):
-    """Stands for `Backbone.extractor`: normalisation inside, a map node and a vector node."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
-        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU())
-        self.register_buffer("mean", torch.tensor([124.0, 116.0, 104.0]))
-        self.eval()
-
-    def forward(self, pixels):
-        x = ((pixels.float() - self.mean) / 58.0).permute(0, 3, 1, 2)
-        x = self.stem(x)
-        return x, self.body(x).mean((2, 3))
+@pytest.fixture(scope="module", params=["onnxruntime", "torch"])
+def engine(request, shared_graphs):
+    return build_engine(TinyExtractor, photos(12), key="tiny", engine=request.param, device="cpu")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def pixels():
-    return np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), dtype=np.uint8)
-
-
-def eager(pixels, seed=0):
-    with torch.inference_mode():
-        return tuple(rows.numpy() for rows in TinyExtractor(seed)(torch.from_numpy(pixels)))
-
-
-@pytest.mark.parametrize("name", ["onnxruntime", "torch"])
-def test_rows_equal_eager(name, pixels):
-    engine = build_engine(TinyExtractor, pixels, key="k", engine=name, device="cpu")
-    assert (engine.name, engine.precision, engine.device) == (name, "fp32", "cpu")
-    for rows, reference in zip(engine(pixels), eager(pixels), strict=True):
+def test_rows_equal_eager(engine):
+    assert (engine.precision, engine.device, engine.calibration) == ("fp32", "cpu", None)
+    assert set(engine.agreement) == {0, 1}
+    pixels = photos(9, seed=1)
+    for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
         assert rows.dtype == np.float32
-        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_rows_do_not_depend_on_their_batch(engine):
+    pixels = photos(70, seed=2)
+    together = engine(pixels)
+    for size in (1, 7, 32):
+        parts = [engine(pixels[start : start + size]) for start in range(0, 70, size)]
+        for node, rows in enumerate(together):
+            apart = np.concatenate([part[node] for part in parts])
+            np.testing.assert_allclose(apart, rows, rtol=1e-5, atol=1e-5 * rows.std())
+    order = np.random.default_rng(0).permutation(70)
+    for rows, shuffled in zip(together, engine(pixels[order]), strict=True):
+        np.testing.assert_allclose(shuffled, rows[order], rtol=1e-5, atol=1e-5 * rows.std())
+
+
+def test_pixels_may_be_views_and_read_only(engine):
+    pixels = photos(6)
+    pixels.flags.writeable = False
+    for rows, reversed_ in zip(engine(pixels), engine(pixels[::-1]), strict=True):
+        np.testing.assert_allclose(reversed_[::-1], rows, rtol=1e-5, atol=1e-6)
+
+
+def test_auto_takes_onnxruntime_on_the_cpu(shared_graphs):
+    engine = build_engine(TinyExtractor, photos(4), key="tiny", device="cpu", threads=1)
+    assert (engine.name, engine.precision) == ("onnxruntime", "fp32")
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("bf16", 3e-2), ("fp16", 5e-3)])
+def test_half_precision_in_torch_is_near_and_float32_comes_out(precision, bound):
+    engine = build_engine(TinyExtractor, photos(8), key="k", precision=precision, device="cpu")
+    assert (engine.name, engine.precision) == ("torch", precision)
+    assert 1e-6 < max(engine.agreement.values()) <= bound
+    assert {rows.dtype for rows in engine(photos(3))} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"), [(Unexportable, "exporting the network"), (ExportsWrongly, "difference 1.0e-02")]
+)
+def test_an_engine_that_fails_gives_way_to_the_next_with_a_warning(network, reason, graphs, caplog):
+    engine = build_engine(network, photos(8), key="k", device="cpu")
+    assert engine.name == "torch"
+    assert reason in caplog.text
+    assert "Next: torch" in caplog.text
+    for rows, reference in zip(engine(photos(3)), eager(network(), photos(3)), strict=True):
+        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
+    assert not list(graphs.glob("*"))  # nothing wrong is kept
+
+
+def test_an_engine_asked_for_by_name_is_not_replaced(graphs):
+    with pytest.raises(
+        EngineError, match=r"onnxruntime in fp32 on cpu is refused: relative difference 1\.0e-02"
+    ):
+        build_engine(ExportsWrongly, photos(8), key="k", engine="onnxruntime", device="cpu")
+
+
+def test_a_broken_backbone_is_not_taken_for_a_broken_engine(graphs):
+    def make():
+        raise BackboneError("no weights")
+
+    with pytest.raises(BackboneError, match="no weights"):
+        build_engine(make, photos(2), key="k", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"engine": "tensorrt"}, "--engine must be one of auto, onnxruntime"),
+        ({"precision": "fp64"}, "--precision must be one of auto, fp32"),
+        ({"device": "tpu"}, "auto, cpu, cuda, cuda:N or mps; got 'tpu'"),
+        ({"device": "cuda:x"}, "got 'cuda:x'"),
+        ({"engine": "torch", "precision": "int8"}, "No engine for --engine torch --precision int8"),
+        ({"engine": "onnxruntime", "precision": "bf16"}, "No engine for --engine onnxruntime"),
+    ],
+)
+def test_what_does_not_exist_is_refused_before_anything_is_made(flags, message):
+    with pytest.raises(EngineError, match=message):
+        build_engine(refuse_to_make, photos(2), key="k", **{"device": "cpu", **flags})
+
+
+def test_no_example_is_refused():
+    with pytest.raises(EngineError, match="at least one example image"):
+        build_engine(refuse_to_make, photos(0), key="k", device="cpu")
+
+
+def test_int8_agrees_and_says_on_what_it_was_calibrated(shared_graphs):
+    engine = build_engine(TinyExtractor, photos(16), key="tiny", precision="int8", device="cpu")
+    assert min(engine.agreement.values()) >= 0.98
+    assert (engine.calibration["images"], engine.calibration["images_held_out"]) == (12, 4)
+    pixels = photos(8, seed=5)
+    for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
+        rows, reference = rows.reshape(8, -1), reference.reshape(8, -1)
+        norms = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
+        cosine = (rows * reference).sum(axis=1) / norms
+        assert 0.98 <= cosine.mean() < 1 - 1e-7  # eight bits leave a trace
+
+    flags = {"key": "tiny", "precision": "int8", "device": "cpu"}
+    later = build_engine(refuse_to_make, photos(3, seed=9), calibration=engine.calibration, **flags)
+    assert later.calibration == engine.calibration
+    for rows, again in zip(engine(pixels), later(pixels), strict=True):
+        np.testing.assert_array_equal(rows, again)
+
+
+def test_int8_rows_are_not_continued_by_another_calibration(shared_graphs):
+    ours = build_engine(TinyExtractor, photos(16), key="tiny", precision="int8", device="cpu").calibration
+    for theirs, reason in (
+        ({**ours, "pixels_sha256": "0" * 64}, "neither that graph nor its calibration images"),
+        ({**ours, "method": "entropy"}, "'entropy'"),
+        ({"method": "entropy"}, "neither that graph nor its calibration images"),
+    ):
+        with pytest.raises(EngineError, match=reason):
+            build_engine(
+                refuse_to_make, photos(16), key="tiny", precision="int8", device="cpu", calibration=theirs
+            )
+
+
+def test_int8_is_refused_where_it_disagrees_unless_forced(graphs):
+    with pytest.raises(EngineError, match=r"cosine 0\.\d+ with float32, at least 0\.98 is needed"):
+        build_engine(TooWideForInt8, photos(8), key="k", precision="int8", device="cpu")
+    forced = build_engine(refuse_to_make, photos(8), key="k", precision="int8", device="cpu", force=True)
+    assert forced.calibration["cosine"][0] < 0.98
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+def test_cuda_rows_equal_eager_in_any_batch(precision):
+    engine = build_engine(TinyExtractor, photos(8), key="k", precision=precision, device="cuda")
+    assert engine.device == "cuda"
+    pixels = photos(300, seed=3)
+    bound = {"auto": 5e-3, "fp32": 1e-4, "bf16": 3e-2}[precision]
+    for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
+        distance = np.linalg.norm((rows - reference).reshape(300, -1), axis=1)
+        assert (distance <= bound * np.linalg.norm(reference.reshape(300, -1), axis=1)).all()
+    for size in (1, 7, 32):
+        parts = [engine(pixels[start : start + size])[1] for start in range(0, 300, size)]
+        rtol = 1e-5 if precision == "fp32" else bound
+        np.testing.assert_allclose(np.concatenate(parts), engine(pixels)[1], rtol=rtol, atol=rtol)
+
+
+def test_compiled_torch_equals_eager(long):
+    if not long:
+        pytest.skip("compiles for a minute: run with --long")
+    engine = build_engine(TinyExtractor, photos(8), key="k", engine="torch-compiled", device="cpu")
+    for rows, reference in zip(engine(photos(5)), eager(TinyExtractor(), photos(5)), strict=True):
+        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
+
+
+def test_a_real_network_with_several_nodes_runs_as_eager_does(graphs):
+    import torchvision
+
+    class Nodes(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            net = torchvision.models.squeezenet1_1(weights=None)
+            self.front, self.back = net.features[:6], net.features[6:]
+
+        def forward(self, pixels):
+            middle = self.front(pixels.permute(0, 3, 1, 2).float() / 255)
+            return middle, self.back(middle).mean((2, 3))
+
+    module = Nodes().eval()
+    pixels = photos(5).repeat(2, axis=1).repeat(2, axis=2)  # 64 × 64
+    engine = build_engine(lambda: module, pixels, key="squeezenet", device="cpu")
+    assert engine.name == "onnxruntime"
+    for rows, reference in zip(engine(pixels), eager(module, pixels), strict=True):
+        assert rows.shape == reference.shape
+        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-5 * reference.std())
