@@ -11,6 +11,7 @@ _LAZY = {
     "extract": "bottleneck.extraction",
     "FeatureCache": "bottleneck.store.reader",
     "fit_heads": "bottleneck.fitting",
+    "finetune": "bottleneck.training.finetune",
     "evaluate": "bottleneck.evaluation",
     "predict": "bottleneck.prediction",
     "load_model": "bottleneck.model",

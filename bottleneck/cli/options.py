@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import click
+
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 class Crop(click.ParamType):
@@ -22,6 +25,20 @@ class Crop(click.ParamType):
         if not 0 < share <= 1:
             self.fail(f"{value!r} is neither a number above 0 and up to 1 nor squash.", param, ctx)
         return share
+
+
+class Memory(click.ParamType):
+    """A number of bytes: 512MiB, 2GB, 1000000."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmg]?i?)b?", str(value).strip().lower())
+        if not found or found.group(2) not in UNITS:
+            self.fail(f"{value!r} is no number of bytes, such as 512MiB or 2GB.", param, ctx)
+        return round(float(found.group(1)) * UNITS[found.group(2)])
 
 
 def _all(*options: Callable) -> Callable:
@@ -60,4 +77,24 @@ reading_options = _all(
     ),
     click.option("--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="→ test."),
     click.option("--limit", type=click.IntRange(1), help="Only so many samples."),
+)
+
+# A flag of training that is left out is None, which the library takes for its default.
+training_options = _all(
+    click.option("--epochs", type=click.IntRange(1), help="At most. [default: 20]"),
+    click.option("--patience", type=click.IntRange(0), help="Epochs to wait for a better one. [default: 8]"),
+    click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples of a step. [default: 32]"),
+    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="[default: sgd, momentum 0.9]"),
+    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of the head. [default: 0.01]"),
+    click.option("--weight-decay", type=click.FloatRange(0), help="Not of biases and norms. [default: 0]"),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0]"),
+    click.option(
+        "--val-fraction",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Of train, where there is no val split. [default: 0.2]",
+    ),
+    click.option("--memory", type=Memory(), help="For maps or pixels, else read in chunks. [default: 1GiB]"),
+    click.option("--device", help="auto, cpu, cuda, cuda:1, mps … [default: auto]"),
+    click.option("--seed", type=int, help="Of orders, draws and new weights. [default: 0]"),
+    click.option("--tensorboard", type=click.Path(), help="Write the epochs as events below this folder."),
 )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.calibrate import read_statistics
+from bottleneck.backbones.registry import load_from_recipe
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
@@ -18,6 +20,16 @@ from bottleneck.training.pixels import LiveRows, decoded
 from bottleneck.training.rows import DrawnViews
 from bottleneck.training.run import Inputs
 from bottleneck.trunk import EngineConfig, Trunk
+
+
+def backbone_of(cache: FeatureCache, weights: str | None = None, trust_code: bool = False) -> Backbone:
+    """The network that a cache was made with.
+
+    weights : its weights file, where it came from one. Raises BackboneError where it cannot be had.
+    """
+    recipe = cache.spec.backbone
+    statistics = read_statistics(cache.path) if recipe.get("calibrated") else None
+    return load_from_recipe(recipe, weights=weights, statistics=statistics, trust_code=trust_code)
 
 
 @contextmanager

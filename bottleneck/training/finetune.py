@@ -11,74 +11,26 @@ Shapes: n samples of a split, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from bottleneck.backbones.backbone import Backbone
-from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError
+from bottleneck.backbones.section import Cut, find_cut
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.model_file import backbone_of
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
-from bottleneck.training.feeds import inputs_of
+from bottleneck.training.feeds import backbone_of, inputs_of
 from bottleneck.training.loop import EpochRecord
+from bottleneck.training.lr_finder import FoundRate, find_rate
 from bottleneck.training.maps import ensure_map
-from bottleneck.training.measure import logits_of, measure
-from bottleneck.training.network import TransferNetwork, classifier_of, folded
-from bottleneck.training.objective import Objective
-from bottleneck.training.optim import LayerGroup
-from bottleneck.training.result import (
-    Result,
-    accuracies,
-    images_per_second,
-    intervals,
-    notes_on,
-    write_files,
-)
-from bottleneck.training.run import Inputs, RunConfig, build_training, metrics_of, run_config, split_metrics
-from bottleneck.training.section import Cut, Section, find_cut
-from bottleneck.training.sets import Sets, labelled_sets
-from bottleneck.training.start import head_logits, refitted, require_same_cache, require_same_start
-
-CHOICES = {"augment": ("none", "live"), "batchnorm": ("fixed", "train")}
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """What trains, and on what.
-
-    unfreeze : number of blocks below the head, a block or node (it and all above it), or "all".
-    views : cached views per image, of which each epoch draws one; 0 trains on the plain features.
-    augment : "live" makes a new view of each image in every epoch and runs the frozen trunk on it.
-    batchnorm : "fixed", or "train" to renew its statistics (then dropout is active, too).
-    trust_code : allow a backbone that the head names as package.module:function.
-    """
-
-    unfreeze: int | str = 1
-    views: int = 0
-    augment: str = "none"
-    batchnorm: str = "fixed"
-    trust_code: bool = False
-    run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise FitError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}.")
-        if self.views and self.augment == "live":
-            raise FitError("Cached views and live ones are two ways to one end.", "Choose one of them.")
+from bottleneck.training.result import Result
+from bottleneck.training.sets import labelled_sets
+from bottleneck.training.start import require_same_cache
+from bottleneck.training.transfer import FinetuneConfig, Finetuning, finetune_config
 
 
 def finetune(
@@ -116,184 +68,58 @@ def finetune(
         The map is not cached, and the images are gone.
     """
     started = time.perf_counter()
-    run = run_config(options)
-    config = FinetuneConfig(**options, run=run)
-    cache, artifact = Path(cache), load_head(head)
-    with FeatureCache(cache) as opened:
-        require_same_cache(artifact, opened)
-        sets = labelled_sets(opened.samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
-    backbone = backbone_of(artifact, head, trust_code=config.trust_code)
-    cut = find_cut(backbone, artifact.node, config.unfreeze)
-    path = Path(output) if output else default_model(cache, artifact, cut)
-    map_seconds = 0.0
-    if cut.node:
-        asked = {"views": config.views, "trust_code": config.trust_code}
-        map_seconds = ensure_map(cache, cut.node, progress=progress, tell=tell, **asked)
-    with FeatureCache(cache) as opened:
-        feed = inputs_of(
-            opened,
-            backbone,
-            cut.node,
-            views=config.views > 0,
-            live=config.augment == "live",
-            seed=run.seed,
-            folder=path.parent,
-            progress=progress,
-        )
-        with feed as inputs:
-            job = Finetuning(opened, backbone, cut, inputs, sets, artifact, config)
-            checkpoint = Checkpoint(path.with_suffix(".checkpoint.safetensors"), job.fingerprint())
-            job.train(checkpoint, progress, on_epoch)
-            result = job.conclude(path, map_seconds, started)
+    config = finetune_config(options)
+    with prepared(Path(cache), head, config, output, progress, tell) as job:
+        checkpoint = Checkpoint(job.path.with_suffix(".checkpoint.safetensors"), job.fingerprint())
+        job.train(checkpoint, progress, on_epoch)
+        result = job.conclude(started)
     checkpoint.remove()
     return result
 
 
-class Finetuning:
-    """One run: a network that starts as the head, trains, and is held against the head.
+def find_learning_rate(
+    cache: str | Path,
+    head: str | Path,
+    *,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> FoundRate:
+    """The learning rate to fine-tune with, found by trying (see `lr_finder`). Arguments as of `finetune`."""
+    config = finetune_config(options)
+    with prepared(Path(cache), head, config, None, progress, tell) as job:
+        return find_rate(job.build(), progress)
 
-    Parameters
-    ----------
-    cache, backbone, cut, inputs, sets, config
-    head : HeadArtifact
-        As fitted on all of train. Where val was carved from train, the run starts from a head that has not
-        seen val: otherwise val would favour the head.
 
-    Attributes
-    ----------
-    difference : greatest difference from the head's logits at the start, on val.
-    """
-
-    def __init__(
-        self,
-        cache: FeatureCache,
-        backbone: Backbone,
-        cut: Cut,
-        inputs: Inputs,
-        sets: Sets,
-        head: HeadArtifact,
-        config: FinetuneConfig,
-    ) -> None:
-        self.cache, self.backbone, self.cut = cache, backbone, cut
-        self.inputs, self.sets, self.head, self.config = inputs, sets, head, config
-        self.start = head
-        if sets.carved:
-            train = sets.rows["train"]
-            self.start = refitted(head, cache, train, sets.labels[train], head.C or "auto")
-        self.objective = Objective(len(head.class_names), config.run.label_smoothing)
-        preprocess = Preprocess.from_json(cache.spec.preprocess)
-        section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
-        classifier = classifier_of(self.start)
-        self.network = TransferNetwork(section, classifier, self.start.mean, self.start.scale)
-        self.layers = [LayerGroup("head", 0, tuple(classifier.named_parameters())), *cut.layers]
-
-    def train(
-        self,
-        checkpoint: Checkpoint | None = None,
-        progress: Progress = silent,
-        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
-    ) -> None:
-        """Compare the start with the head, then train; the network then holds the best epoch's parameters."""
-        config = self.config.run
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            self.training = build_training(
-                self.network, self.layers, self.inputs, self.sets, self.objective.classes, config, checkpoint
-            )
-            labels = self._labels("val")
-            reference = head_logits(self.start, self.cache, self.sets.rows["val"])
-            logits, _ = logits_of(self.network, self.training.val, self.training.device)
-            stored = self.cache.node(self.head.node).dtype
-            self.difference = require_same_start(logits, reference, stored)
-            self.head_on_val = measure(reference, labels, self.objective)
-            for record in self.training.records(progress):
-                on_epoch(record)
-
-    @property
-    def kept(self) -> str:
-        """ "finetuned" where an epoch of training beats the head on val, else "head"."""
-        state = self.training.state
-        better = state.best_epoch > 0 and state.best.beats(self.head_on_val)
-        return "finetuned" if better else "head"
-
-    def head_metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics of the head by split: on train and val of the one that training started from."""
-        found = {}
-        for split, rows in self.sets.rows.items():
-            head = self.head if split == "test" else self.start
-            logits = head_logits(head, self.cache, rows)
-            found[split] = metrics_of(logits, self._labels(split), head.class_names, head.temperature)
-        return found
-
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics by split of what is kept. Reads the test split: call it once, at the end."""
-        if self.kept == "head":
-            return self.head_metrics()
-        temperature = self.training.state.best.temperature
-        run = self.config.run
-        return split_metrics(self.network, self.inputs, self.sets, self.head.class_names, temperature, run)
-
-    def conclude(self, path: Path, map_seconds: float, started: float) -> Result:
-        """Measure what is kept, and write it with its card and history."""
-        state, metrics = self.training.state, self.metrics()
-        result = Result(
-            model=str(path),
-            kept=self.kept,
-            target=self.head.target,
-            classes=self.head.class_names,
-            unfrozen=self.cut.blocks,
-            input=self.cut.node or "pixels",
-            finetuned_accuracy=accuracies(metrics),
-            accuracy_ci95=intervals(metrics),
-            head_accuracy=accuracies(self.head_metrics()),
-            metrics=metrics,
-            epochs=tuple(state.history),
-            best_epoch=state.best_epoch if self.kept == "finetuned" else 0,
-            stopped=state.stopped,
-            resumed=self.training.resumed,
-            images_per_second=images_per_second(self.training),
-            seconds=time.perf_counter() - started,
-            n={split: len(rows) for split, rows in self.sets.rows.items()},
-            max_logit_difference_at_start=self.difference,
-            map_seconds=map_seconds,
-            notes=notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
-        )
-        state_dict = self.backbone.module.state_dict() if self.kept == "finetuned" else {}
-        write_files(path, self.artifact(metrics), state_dict, result, self._settings())
-        return result
-
-    def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:
-        """The head of the model that is kept."""
-        if self.kept == "head":
-            return self.head
-        finetuned = {"unfrozen": list(self.cut.blocks), "input": self.cut.node or "pixels"}
-        return replace(
-            self.start,
-            arrays=folded(self.network),
-            link="softmax",
-            temperature=self.training.state.best.temperature,
-            settings={**self.start.settings, "finetuned": finetuned},
-            cv={},
-            n_train=len(self.sets.rows["train"]),
-            metrics=metrics,
-        )
-
-    def fingerprint(self) -> str:
-        """Of everything that decides the run's course; a checkpoint is good for the same one only."""
-        digest = hashlib.sha256(torch.__version__.encode())
-        for array in (*self.start.arrays.values(), self.cache.images.digest, *self.sets.rows.values()):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(self.sets.labels.tobytes())
-        settings = {"config": asdict(self.config), "cut": self.cut.node, "data": digest.hexdigest()}
-        return fingerprint({**settings, "cache": self.cache.fingerprint, "node": self.head.node})
-
-    def _labels(self, split: str) -> Tensor:
-        return torch.from_numpy(self.sets.labels[self.sets.rows[split]].astype(np.int64))
-
-    def _settings(self) -> dict[str, Any]:
-        """What the card and the history say of the run."""
-        run = asdict(self.config.run)
-        return {**asdict(self.config), **run, **run["optim"], "run": None, "optim": None}
+@contextmanager
+def prepared(
+    cache: Path,
+    head: str | Path,
+    config: FinetuneConfig,
+    output: str | Path | None,
+    progress: Progress,
+    tell: Callable[[str], None],
+) -> Iterator[Finetuning]:
+    """A run on an open cache that has the map it needs."""
+    artifact, run = load_head(head), config.run
+    with FeatureCache(cache) as opened:
+        require_same_cache(artifact, opened)
+        sets = labelled_sets(opened.samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
+        backbone = backbone_of(opened, config.weights, config.trust_code)
+    cut = find_cut(backbone, artifact.node, config.unfreeze)
+    path = Path(output) if output else default_model(cache, artifact, cut)
+    map_seconds = 0.0
+    if cut.node:
+        asked = {"views": config.views, "weights": config.weights, "trust_code": config.trust_code}
+        map_seconds = ensure_map(cache, cut.node, progress=progress, tell=tell, **asked)
+    kind = {"views": config.views > 0, "live": config.augment == "live"}
+    with (
+        FeatureCache(cache) as opened,
+        inputs_of(
+            opened, backbone, cut.node, **kind, seed=run.seed, folder=path.parent, progress=progress
+        ) as inputs,
+    ):
+        yield Finetuning(opened, backbone, cut, inputs, sets, artifact, config, path, map_seconds)
 
 
 def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:

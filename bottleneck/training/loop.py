@@ -141,7 +141,7 @@ class Training:
             started = time.perf_counter()
             for batch in self.train.epoch(state.epoch, state.step):
                 self.schedule.apply(self.optimizer, (state.epoch - 1) * self.train.steps + state.step)
-                loss, correct = self._update(batch)
+                loss, correct = self.update(batch)
                 recent.append(loss)
                 if self._diverges(recent):
                     state.stopped = "diverged"
@@ -156,7 +156,7 @@ class Training:
                 self._save()
         return self.optimizer.param_groups[0]["lr"]
 
-    def _update(self, batch: Batch) -> tuple[float, int]:
+    def update(self, batch: Batch) -> tuple[float, int]:
         """One step; returns the batch's loss and how many of it were right."""
         batch = batch.to(self.device)
         logits = self.module(batch.rows, batch.covariates)

@@ -22,8 +22,6 @@ from bottleneck.progress import Progress, silent
 from bottleneck.request import ExtractConfig, Request
 from bottleneck.store.files import readable
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.rows import FeatureRows
-from bottleneck.trunk import EngineConfig
 
 TRIED = 16  # images on which the speed is measured
 
@@ -49,7 +47,7 @@ def ensure_map(
     node: str,
     *,
     views: int = 0,
-    engine: EngineConfig | None = None,
+    weights: str | None = None,
     trust_code: bool = False,
     progress: Progress = silent,
     tell: Callable[[str], None] = lambda text: None,
@@ -70,21 +68,11 @@ def ensure_map(
         source = source_of(opened)
         dtype = next(iter(opened.nodes.values())).dtype
     _require_images(source, cache)
-    engine = engine or EngineConfig()
-    config = ExtractConfig(
-        nodes=(node,), views=views, dtype=dtype, on_error="fail", trust_code=trust_code, engine=engine
-    )
-    request = Request(config, source, cache)
-    tell(str(_work(request, node, views)))
+    asked = {"nodes": (node,), "views": views, "dtype": dtype, "weights": weights, "trust_code": trust_code}
+    tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
     started = time.perf_counter()
-    options = {name: getattr(config, name) for name in ("nodes", "views", "dtype", "on_error", "trust_code")}
-    extract(source, cache, progress=progress, **options, **vars(engine))
+    extract(source, cache, progress=progress, on_error="fail", **asked)
     return time.perf_counter() - started
-
-
-def map_rows(cache: FeatureCache, node: str, *, views: bool = False) -> FeatureRows:
-    """Rows (I, C, H, W) of a cached map, with views (I, V, C, H, W)."""
-    return cache.views(node) if views else cache.features(node)
 
 
 def source_of(cache: FeatureCache) -> Source:

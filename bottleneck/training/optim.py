@@ -16,7 +16,7 @@ from torch import nn
 
 from bottleneck.errors import FitError
 
-OPTIMIZERS = ("sgd", "adamw")
+OPTIMIZERS = {"sgd": 1e-2, "adamw": 1e-3}  # and their usual learning rates
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class OptimConfig:
     """How parameters are updated.
 
     optimizer : "sgd" (momentum 0.9) or "adamw".
-    lr : learning rate of the head.
+    lr : learning rate of the head; None is 0.01 for sgd and 0.001 for adamw.
     backbone_ratio : learning rate of the uppermost block over the head's.
     decay : factor from one block to the one below it.
     weight_decay : not applied to biases and norms.
@@ -35,7 +35,7 @@ class OptimConfig:
     """
 
     optimizer: str = "sgd"
-    lr: float = 1e-2
+    lr: float | None = None
     backbone_ratio: float = 0.1
     decay: float = 0.5
     weight_decay: float = 0.0
@@ -46,6 +46,8 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise FitError(f"optimizer is {self.optimizer!r}; expected {' or '.join(OPTIMIZERS)}.")
+        if self.lr is None:
+            object.__setattr__(self, "lr", OPTIMIZERS[self.optimizer])
         for name, low, high in (
             ("lr", 0.0, 1e3),
             ("backbone_ratio", 0.0, 1e3),

@@ -58,14 +58,15 @@ class RunConfig:
 
 
 def run_config(options: dict[str, Any], defaults: OptimConfig | None = None) -> RunConfig:
-    """Take the fields of RunConfig and of OptimConfig out of `options`."""
+    """Take the fields of RunConfig and of OptimConfig out of `options`; None stands for the default."""
     optim = {**vars(defaults or OptimConfig()), **_taken(options, OptimConfig)}
     return RunConfig(**_taken(options, RunConfig), optim=OptimConfig(**optim))
 
 
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:
     names = {item.name for item in fields(kind)} - {"optim"}
-    return {name: options.pop(name) for name in names & options.keys()}
+    taken = {name: options.pop(name) for name in names & options.keys()}
+    return {name: value for name, value in taken.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The part of a backbone that trains: from the map at the input of the unfrozen blocks up to the head's node.
+"""The part of a backbone between a cached map and a head's node, which fine-tuning trains.
 
     cached map (or pixels) ──► unfrozen blocks ──► pool ──► features that the head takes
 
@@ -20,8 +20,7 @@ from bottleneck.backbones.backbone import BOTTLENECK, Backbone
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.graph import NetworkGraph, trace
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError
-from bottleneck.training.optim import LayerGroup
+from bottleneck.errors import BackboneError
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ class Cut:
 
     node : NODE@none whose map goes in, or None where pixels do (everything trains).
     blocks : names of the unfrozen blocks, the uppermost first.
-    layers : their parameters as groups of depth 1, 2, …
+    parameters : theirs, as (name, parameter) pairs.
     start, end : operations of the backbone's graph between which the section lies; start None is the input.
     """
 
     node: str | None
     blocks: tuple[str, ...]
-    layers: tuple[LayerGroup, ...]
+    parameters: tuple[tuple[tuple[str, nn.Parameter], ...], ...]
     start: fx.Node | None
     end: fx.Node
 
@@ -52,10 +51,8 @@ def find_cut(backbone: Backbone, head_node: str, unfreeze: int | str) -> Cut:
 
     Raises
     ------
-    FitError
-        More blocks than there are, or a node that is not below the head.
     BackboneError
-        No such node.
+        More blocks than there are, no such node, or one that is not below the head.
     """
     graph = backbone.graph
     end = _end(backbone, head_node)
@@ -63,7 +60,7 @@ def find_cut(backbone: Backbone, head_node: str, unfreeze: int | str) -> Cut:
     if isinstance(unfreeze, int) or unfreeze.lstrip("-").isdigit():
         count = int(unfreeze)
         if not 1 <= count <= len(pieces):
-            raise FitError(
+            raise BackboneError(
                 f"Cannot unfreeze {count} blocks: below the head's node {head_node} there are {len(pieces)}, "
                 f"{', '.join(name for name, _, _ in pieces)}.",
                 f"Use 1 to {len(pieces)}, or all.",
@@ -72,14 +69,10 @@ def find_cut(backbone: Backbone, head_node: str, unfreeze: int | str) -> Cut:
     elif unfreeze != "all":
         pieces = _from_node(backbone, head_node, pieces, unfreeze)
     start = pieces[0][1]
-    layers = tuple(
-        LayerGroup(name, depth, _parameters(backbone, first, last))
-        for depth, (name, first, last) in enumerate(reversed(pieces), start=1)
-    )
     return Cut(
         node=None if start is None else f"{backbone.resolve(graph.canonical[start])}@none",
-        blocks=tuple(layer.name for layer in layers),
-        layers=layers,
+        blocks=tuple(name for name, _, _ in reversed(pieces)),
+        parameters=tuple(_parameters(backbone, first, last) for _, first, last in reversed(pieces)),
         start=start,
         end=end,
     )
@@ -174,7 +167,7 @@ def _from_node(
     start = before[-1] if len(before) > 1 else None  # the first cut is the input itself
     at = graph.position[start] if start is not None else -1
     if at >= graph.position[pieces[-1][2]]:
-        raise FitError(
+        raise BackboneError(
             f"Cannot unfreeze from {name}: the head's node {head_node} lies below it.",
             f"Its blocks are {', '.join(names)}.",
         )

@@ -1,0 +1,97 @@
+"""Pictures and logs of a training: curves of loss and accuracy, the trial of a learning rate, TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from bottleneck.errors import BottleneckError
+from bottleneck.report.figures import picture
+from bottleneck.training.loop import EpochRecord
+from bottleneck.training.lr_finder import FoundRate
+
+TRAIN, VAL = "tab:blue", "tab:orange"
+
+
+def training_curves(
+    epochs: Sequence[EpochRecord], path: str | Path, best: int, title: str, head: float | None = None
+) -> Path:
+    """Draw loss and accuracy of train and val by epoch to a PNG.
+
+    best : the epoch that is kept, marked; head : val accuracy of the head that training started from.
+    """
+    numbers = [record.epoch for record in epochs]
+    trained = [record for record in epochs if record.train_loss is not None]
+    with picture(path, 10, 4, columns=2) as (loss, accuracy):
+        for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
+            axes.plot(
+                [record.epoch for record in trained],
+                [getattr(record, f"train_{name}") for record in trained],
+                "o-",
+                color=TRAIN,
+                markersize=3,
+                label="train, while learning",
+            )
+            axes.plot(
+                numbers,
+                [getattr(record, f"val_{name}") for record in epochs],
+                "o-",
+                color=VAL,
+                markersize=3,
+                label="val",
+            )
+            axes.axvline(best, color="grey", linewidth=1, linestyle=":", label=f"kept: epoch {best}")
+            axes.set(xlabel="epoch", ylabel=name)
+            axes.grid(alpha=0.3)
+        if head is not None:
+            accuracy.axhline(head, color="black", linewidth=1, linestyle="--", label="the head on val")
+        loss.set_title("Loss")
+        accuracy.set_title("Accuracy")
+        accuracy.legend(fontsize=8)
+        loss.figure.suptitle(title)
+    return Path(path)
+
+
+def rate_curve(found: FoundRate, path: str | Path) -> Path:
+    """Draw the smoothed loss by learning rate, and the suggestion, to a PNG."""
+    with picture(path, 6, 4) as (axes,):
+        axes.semilogx(found.rates, found.losses, color=TRAIN)
+        axes.axvline(found.lr, color=VAL, linestyle="--", label=f"suggested: {found.lr:.2g}")
+        axes.set(xlabel="learning rate of the head", ylabel="loss, smoothed", title="Loss by learning rate")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    return Path(path)
+
+
+@contextmanager
+def tensorboard(folder: str | Path | None) -> Iterator[Callable[[EpochRecord], None]]:
+    """A function that writes each epoch as TensorBoard events below `folder`; without one it does nothing.
+
+    Raises BottleneckError where the package tensorboard is not installed.
+    """
+    if folder is None:
+        yield lambda record: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise BottleneckError(
+            "TensorBoard events need the package tensorboard, which is not installed.",
+            "Install it with `pip install 'bottleneck-features[tensorboard]'`.",
+        ) from None
+    with SummaryWriter(str(folder)) as writer:
+
+        def write(record: EpochRecord) -> None:
+            scalars = {
+                "loss/train": record.train_loss,
+                "loss/val": record.val_loss,
+                "accuracy/train": record.train_accuracy,
+                "accuracy/val": record.val_accuracy,
+                "learning rate": record.lr,
+            }
+            for name, value in scalars.items():
+                if value is not None:
+                    writer.add_scalar(name, value, record.epoch)
+
+        yield write

@@ -1,0 +1,62 @@
+"""A learning rate found by trying: raise it from step to step and watch the loss (Smith 2017).
+
+The loss falls, reaches a lowest point, and rises steeply where training would diverge. A tenth of the rate at
+the lowest point of the smoothed loss is a safe height for a schedule with warm-up.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain, count, islice
+
+import numpy as np
+import torch
+
+from bottleneck.progress import Progress, silent
+from bottleneck.training.loop import Training
+
+LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
+SMOOTHING = 0.9  # weight of the past in the smoothed loss
+BLOWN_UP = 4.0  # times the lowest loss: there the trial ends
+MARGIN = 10.0
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """lr : the suggestion for the head. rates, losses : the curve, losses smoothed."""
+
+    lr: float
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def find_rate(training: Training, progress: Progress = silent) -> FoundRate:
+    """Try rates from 1e-6 to 10 of the head, the others in proportion; the network is put back as it was.
+
+    training : a run that has not begun. Its optimizer is used up: build another run to train.
+    """
+    module = training.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rates = np.geomspace(LOWEST, HIGHEST, STEPS)
+    tried, losses, mean = [], [], 0.0
+    for group in training.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    height = training.optimizer.param_groups[0]["base_lr"]
+    batches = chain.from_iterable(training.train.epoch(epoch) for epoch in count(1))
+    with torch.random.fork_rng(devices=[]), progress("Finding a learning rate", STEPS, "steps") as advance:
+        for step, (rate, batch) in enumerate(zip(rates, islice(batches, STEPS), strict=True), start=1):
+            for group in training.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate / height
+            loss, _ = training.update(batch)
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+            smooth = mean / (1 - SMOOTHING**step)
+            advance(1)
+            if not math.isfinite(smooth) or (losses and smooth > BLOWN_UP * min(losses)):
+                break
+            tried.append(float(rate))
+            losses.append(smooth)
+    module.load_state_dict(before)
+    best = tried[int(np.argmin(losses))] if losses else LOWEST
+    return FoundRate(best / MARGIN, tuple(tried), tuple(losses))

@@ -1,0 +1,236 @@
+"""One run of fine-tuning: a network that starts as the head, trains, and is held against the head.
+
+Shapes: n samples of a split, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.section import Cut, Section
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import FitError
+from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.progress import Progress, silent
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import fingerprint
+from bottleneck.training.checkpoint import Checkpoint
+from bottleneck.training.loop import EpochRecord, Training
+from bottleneck.training.measure import logits_of, measure
+from bottleneck.training.network import TransferNetwork, classifier_of, folded
+from bottleneck.training.objective import Objective
+from bottleneck.training.optim import LayerGroup
+from bottleneck.training.result import (
+    Result,
+    accuracies,
+    images_per_second,
+    intervals,
+    notes_on,
+    write_files,
+)
+from bottleneck.training.run import Inputs, RunConfig, build_training, metrics_of, run_config, split_metrics
+from bottleneck.training.sets import Sets
+from bottleneck.training.start import head_logits, refitted, require_same_start
+
+CHOICES = {"augment": ("none", "live"), "batchnorm": ("fixed", "train")}
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What trains, and on what.
+
+    unfreeze : number of blocks below the head, a block or node (it and all above it), or "all".
+    views : cached views per image, of which each epoch draws one; 0 trains on the plain features.
+    augment : "live" makes a new view of each image in every epoch and runs the frozen trunk on it.
+    batchnorm : "fixed", or "train" to renew its statistics (then dropout is active, too).
+    weights : the backbone's weights file, where the cache was made with one.
+    trust_code : allow a backbone that the cache names as package.module:function.
+    """
+
+    unfreeze: int | str = 1
+    views: int = 0
+    augment: str = "none"
+    batchnorm: str = "fixed"
+    weights: str | None = None
+    trust_code: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise FitError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}.")
+        if self.views and self.augment == "live":
+            raise FitError("Cached views and live ones are two ways to one end.", "Choose one of them.")
+
+
+def finetune_config(options: dict[str, Any]) -> FinetuneConfig:
+    """The settings that `options` name: fields of FinetuneConfig, RunConfig and OptimConfig."""
+    options = dict(options)
+    run = run_config(options)
+    return FinetuneConfig(**options, run=run)
+
+
+class Finetuning:
+    """One run: a network that starts as the head, trains, and is held against the head.
+
+    Parameters
+    ----------
+    cache, backbone, cut, inputs, sets, config
+    path : of the model; map_seconds : that extraction took before
+    head : HeadArtifact
+        As fitted on all of train. Where val was carved from train, the run starts from a head that has not
+        seen val: otherwise val would favour the head.
+
+    Attributes
+    ----------
+    difference : greatest difference from the head's logits at the start, on val.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        backbone: Backbone,
+        cut: Cut,
+        inputs: Inputs,
+        sets: Sets,
+        head: HeadArtifact,
+        config: FinetuneConfig,
+        path: Path = Path(),
+        map_seconds: float = 0.0,
+    ) -> None:
+        self.path, self.map_seconds = path, map_seconds
+        self.cache, self.backbone, self.cut = cache, backbone, cut
+        self.inputs, self.sets, self.head, self.config = inputs, sets, head, config
+        self.start = head
+        if sets.carved:
+            train = sets.rows["train"]
+            self.start = refitted(head, cache, train, sets.labels[train], head.C or "auto")
+        self.objective = Objective(len(head.class_names), config.run.label_smoothing)
+        preprocess = Preprocess.from_json(cache.spec.preprocess)
+        section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
+        classifier = classifier_of(self.start)
+        self.network = TransferNetwork(section, classifier, self.start.mean, self.start.scale)
+        self.layers = [LayerGroup("head", 0, tuple(classifier.named_parameters()))]
+        for depth, (block, parameters) in enumerate(zip(cut.blocks, cut.parameters, strict=True), start=1):
+            self.layers.append(LayerGroup(block, depth, parameters))
+
+    def build(self, checkpoint: Checkpoint | None = None) -> Training:
+        """The loop, ready to start."""
+        classes, run = self.objective.classes, self.config.run
+        return build_training(self.network, self.layers, self.inputs, self.sets, classes, run, checkpoint)
+
+    def train(
+        self,
+        checkpoint: Checkpoint | None = None,
+        progress: Progress = silent,
+        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    ) -> None:
+        """Compare the start with the head, then train; the network then holds the best epoch's parameters."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.run.seed)
+            self.training = self.build(checkpoint)
+            labels = self._labels("val")
+            reference = head_logits(self.start, self.cache, self.sets.rows["val"])
+            logits, _ = logits_of(self.network, self.training.val, self.training.device)
+            stored = self.cache.node(self.head.node).dtype
+            self.difference = require_same_start(logits, reference, stored)
+            self.head_on_val = measure(reference, labels, self.objective)
+            for record in self.training.records(progress):
+                on_epoch(record)
+
+    @property
+    def kept(self) -> str:
+        """ "finetuned" where an epoch of training beats the head on val, else "head"."""
+        state = self.training.state
+        better = state.best_epoch > 0 and state.best.beats(self.head_on_val)
+        return "finetuned" if better else "head"
+
+    def head_metrics(self) -> dict[str, dict[str, Any]]:
+        """Metrics of the head by split: on train and val of the one that training started from."""
+        found = {}
+        for split, rows in self.sets.rows.items():
+            head = self.head if split == "test" else self.start
+            logits = head_logits(head, self.cache, rows)
+            found[split] = metrics_of(logits, self._labels(split), head.class_names, head.temperature)
+        return found
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Metrics by split of what is kept. Reads the test split: call it once, at the end."""
+        if self.kept == "head":
+            return self.head_metrics()
+        temperature = self.training.state.best.temperature
+        run = self.config.run
+        return split_metrics(self.network, self.inputs, self.sets, self.head.class_names, temperature, run)
+
+    def conclude(self, started: float) -> Result:
+        """Measure what is kept, and write it with its card and history."""
+        state, metrics = self.training.state, self.metrics()
+        result = Result(
+            model=str(self.path),
+            kept=self.kept,
+            target=self.head.target,
+            classes=self.head.class_names,
+            unfrozen=self.cut.blocks,
+            input=self.cut.node or "pixels",
+            finetuned_accuracy=accuracies(metrics),
+            accuracy_ci95=intervals(metrics),
+            head_accuracy=accuracies(self.head_metrics()),
+            metrics=metrics,
+            epochs=tuple(state.history),
+            best_epoch=state.best_epoch if self.kept == "finetuned" else 0,
+            stopped=state.stopped,
+            resumed=self.training.resumed,
+            images_per_second=images_per_second(self.training),
+            seconds=time.perf_counter() - started,
+            n={split: len(rows) for split, rows in self.sets.rows.items()},
+            max_logit_difference_at_start=self.difference,
+            map_seconds=self.map_seconds,
+            notes=notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
+        )
+        state_dict = self.backbone.module.state_dict() if self.kept == "finetuned" else {}
+        write_files(self.path, self.artifact(metrics), state_dict, result, self._settings())
+        return result
+
+    def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:
+        """The head of the model that is kept."""
+        if self.kept == "head":
+            return self.head
+        finetuned = {"unfrozen": list(self.cut.blocks), "input": self.cut.node or "pixels"}
+        return replace(
+            self.start,
+            arrays=folded(self.network),
+            link="softmax",
+            temperature=self.training.state.best.temperature,
+            settings={**self.start.settings, "finetuned": finetuned},
+            node_fingerprint="",  # no cache has features of this network
+            cv={},
+            n_train=len(self.sets.rows["train"]),
+            metrics=metrics,
+        )
+
+    def fingerprint(self) -> str:
+        """Of everything that decides the run's course; a checkpoint is good for the same one only."""
+        digest = hashlib.sha256(torch.__version__.encode())
+        for array in (*self.start.arrays.values(), self.cache.images.digest, *self.sets.rows.values()):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(self.sets.labels.tobytes())
+        settings = {"config": asdict(self.config), "cut": self.cut.node, "data": digest.hexdigest()}
+        return fingerprint({**settings, "cache": self.cache.fingerprint, "node": self.head.node})
+
+    def _labels(self, split: str) -> Tensor:
+        return torch.from_numpy(self.sets.labels[self.sets.rows[split]].astype(np.int64))
+
+    def _settings(self) -> dict[str, Any]:
+        """What the card and the history say of the run."""
+        run = asdict(self.config.run)
+        return {**asdict(self.config), **run, **run["optim"], "run": None, "optim": None}
