@@ -52,6 +52,7 @@ class Committer:
         self._queue: queue.Queue = queue.Queue(QUEUE_BATCHES)
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
+        self._finishing = False
         self._clear()
 
     def put(self, item: Batch | Taken | Failure) -> None:
@@ -68,16 +69,14 @@ class Committer:
 
     def finish(self) -> None:
         """Commit what is collected and end the thread."""
-        if self._thread is not None:
-            self.stop(flush=True)
+        self._finishing = True
+        self.stop()
         self._raise()
 
-    def stop(self, flush: bool = False) -> None:
-        """End the thread; without `flush` what is not yet committed is dropped."""
+    def stop(self) -> None:
+        """End the thread. Rows that it holds are committed first: whatever ends a run, they were computed."""
         if self._thread is None:
             return
-        if not flush and self._error is None:
-            self._error = CacheError("The writer was closed.")
         while self._thread.is_alive():
             try:
                 self._queue.put(None, timeout=0.1)
@@ -93,15 +92,17 @@ class Committer:
 
     def _run(self) -> None:
         try:
-            while self._error is None:
+            while True:
                 try:
                     item = self._queue.get(timeout=max(0.01, self._due - time.monotonic()))
                 except queue.Empty:
                     self._commit()
                     continue
                 if item is None:
-                    return self._commit() if self._error is None else None
+                    break
                 self._collect(item)
+            if self._rows or self._finishing:
+                self._commit()
         except OSError as error:
             self._error = as_cache_error(error, self._parts.path)
         except BaseException as error:

@@ -14,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.guard import open_untrusted
@@ -86,13 +86,16 @@ class CacheFile:
             recipe = json.loads(views[link].attrs["views"]) if link in views else None
             calibration = json.loads(dataset.attrs["calibration"]) if "calibration" in dataset.attrs else None
             node = NodeSpec(shape=dataset.shape[1:], views=recipe, calibration=calibration, **texts)
+            if dataset.shape[0] != self.file["images/key"].shape[0]:
+                raise ValueError(f"/features/{link} does not have a row per image")
             if link_name(node.name) != link or dataset.dtype.name != node.dtype:
                 raise ValueError(f"/features/{link} is not what its attributes say")
             if node.fingerprint(self.spec) != dataset.attrs["fingerprint"]:
                 raise ValueError(f"/features/{link} has another fingerprint than its attributes give")
             if recipe is not None:
-                seen = views[link].attrs["fingerprint"], views[link].shape[1:], views[link].dtype.name
-                if seen != (node.fingerprint(self.spec, views=True), node.views_shape, node.dtype):
+                seen = views[link].attrs["fingerprint"], views[link].shape, views[link].dtype.name
+                shape = (len(dataset), *node.views_shape)
+                if seen != (node.fingerprint(self.spec, views=True), shape, node.dtype):
                     raise ValueError(f"/views/{link} is not what its attributes say")
             nodes.append(node)
         return nodes
@@ -122,7 +125,7 @@ class CacheFile:
         columns = {}
         for path in paths + ["covariates"] * ("covariates" in self.file):
             values = self.read_checked(path)
-            kept = {k: v for k, v in self.file[path].attrs.items() if k not in ("sha256",)}
+            kept = {name: value for name, value in self.file[path].attrs.items() if name != "sha256"}
             columns[path] = Column(values, kept)
         return columns
 
@@ -133,8 +136,8 @@ class CacheFile:
             return no_samples()
         try:
             samples = samples_of(self.sample_columns)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise self.damaged(f"its samples cannot be read ({error})") from None
+        except (BottleneckError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise self.damaged(f"its samples cannot be read: {str(error).rstrip('.')}") from None
         if samples.image.size and not 0 <= samples.image.min() <= samples.image.max() < len(self.images):
             raise self.damaged("a sample points at an image that is not there")
         return samples

@@ -5,39 +5,19 @@ Shapes: I images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+import h5py
 
 from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile, dataset_paths
+from bottleneck.store.catalog import Catalog
 from bottleneck.store.files import as_cache_error, rename
-from bottleneck.store.rows import ABSENT, FeatureRows, FilePool, RowIndex
 from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.tables import Failure, ImageTable, failure_columns, link_name, sample_columns
-
-
-class Gatherer:
-    """Finds rows by digest in any number of files.
-
-    Parameters
-    ----------
-    index : where the rows are
-    pool : opens the files
-    """
-
-    def __init__(self, index: RowIndex, pool: FilePool) -> None:
-        self.index, self.pool = index, pool
-
-    def rows(self, node: NodeSpec, digests: list[bytes], group: str = "features") -> FeatureRows:
-        """The node's rows of `digests`, in that order."""
-        dataset = f"{group}/{link_name(node.name)}"
-        which, row = self.index.locate(digests, dataset)
-        if (which == ABSENT).any():
-            raise CacheError(f"/{dataset} lacks {int((which == ABSENT).sum())} rows that were promised.")
-        shape = node.views_shape if group == "views" else node.shape
-        return FeatureRows(self.pool, self.index.files, dataset, which, row, shape, node.dtype)
+from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
 
 
 def write_main(
@@ -48,14 +28,14 @@ def write_main(
     images: ImageTable,
     samples: SampleTable,
     failures: list[Failure],
-    gatherer: Gatherer,
+    catalog: Catalog,
 ) -> None:
     """Write and move into place the main file `path`."""
 
-    def fill(file) -> None:
+    def fill(file: h5py.File) -> None:
         layout.write_root(file, spec, source_root)
         layout.write_images(file, images)
-        _write_nodes(file, spec, nodes, images, gatherer)
+        _write_nodes(file, spec, nodes, images, catalog)
         layout.write_columns(file, sample_columns(samples))
         layout.write_columns(file, failure_columns(failures))
 
@@ -63,14 +43,14 @@ def write_main(
 
 
 def write_companion(
-    path: Path, spec: CacheSpec, source_root: str, node: NodeSpec, images: ImageTable, gatherer: Gatherer
+    path: Path, spec: CacheSpec, source_root: str, node: NodeSpec, images: ImageTable, catalog: Catalog
 ) -> None:
     """Write and move into place the file of one node's map."""
 
-    def fill(file) -> None:
+    def fill(file: h5py.File) -> None:
         layout.write_root(file, spec, source_root, map_name=node.name)
         layout.write_images(file, images)
-        _write_nodes(file, spec, [node], images, gatherer)
+        _write_nodes(file, spec, [node], images, catalog)
 
     _replace(path, fill)
 
@@ -98,17 +78,20 @@ def require_sound(file: CacheFile, nodes: Iterable[NodeSpec]) -> None:
                 raise file.damaged(f"/{path} does not match its checksum")
 
 
-def _write_nodes(file, spec: CacheSpec, nodes, images: ImageTable, gatherer: Gatherer) -> None:
+def _write_nodes(
+    file: h5py.File, spec: CacheSpec, nodes: Iterable[NodeSpec], images: ImageTable, catalog: Catalog
+) -> None:
     digests = images.digests()
     for node in nodes:
-        rows = gatherer.rows(node, digests)
-        layout.write_rows(file, spec, node, len(images), rows.blocks())
-        if node.views is not None:
-            rows = gatherer.rows(node, digests, "views")
-            layout.write_rows(file, spec, node, len(images), rows.blocks(), views=True)
+        for views in (False, True) if node.views is not None else (False,):
+            rows = catalog.rows(node, digests, views)
+            if len(rows.absent):
+                raise CacheError(f"Node {node.name!r} lacks {len(rows.absent)} rows that were promised.")
+            layout.write_rows(file, spec, node, len(images), rows.blocks(), views)
 
 
-def _replace(path: Path, fill) -> None:
+def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Build a file beside `path`, check it, and move it into place."""
     fresh = temporary(path)
     try:
         with layout.new_file(fresh) as file:

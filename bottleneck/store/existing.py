@@ -17,12 +17,11 @@ from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.catalog import Catalog, Record
 from bottleneck.store.files import require_space
 from bottleneck.store.layout import companion_path, parts_folder, remove_quietly
 from bottleneck.store.log import LogState, PartEntry, read_log
-from bottleneck.store.parts import PartsFolder, require_intact
-from bottleneck.store.plan import Record
-from bottleneck.store.rows import FilePool, RowIndex
+from bottleneck.store.parts import PartsFolder
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
 from bottleneck.store.tables import (
     Failure,
@@ -43,20 +42,16 @@ class Existing:
     ----------
     nodes : dict of name to NodeSpec
         What every image of the finished cache will have: the nodes asked for and the main file's own.
-    records : dict of key to (digest, size, mtime_ns)
-    failures : dict of key to Failure
     keys : tuple of the finished file's keys
     parts : PartsFolder
     """
 
     def __init__(self, path: Path, spec: CacheSpec, nodes: Sequence[NodeSpec], source_root: str) -> None:
         self._path, self._spec, self._source_root = path, spec, source_root
-        self._pool, self._index = FilePool(), RowIndex()
+        self._catalog = Catalog()
         self._main: CacheFile | None = None
         self._companions: dict[str, CacheFile] = {}
         self.parts: PartsFolder | None = None
-        self.records: dict[str, Record] = {}
-        self.failures: dict[str, Failure] = {}
         try:
             self._open_finished()
             state = self._interrupted()
@@ -71,7 +66,7 @@ class Existing:
         _remove_temporaries(self._path)
         if self._path.exists():
             self._main = main = CacheFile(self._path)
-            self._pool.keep(main)
+            self._catalog.pool.keep(main)
             if main.map_name is not None:
                 raise CacheError(
                     f"{self._path} is the map of node {main.map_name!r} of another cache.",
@@ -83,15 +78,15 @@ class Existing:
                 f"The cache {self._path}",
                 "Leave those flags out, or give another file with -o.",
             )
-            self._register(main)
-            self._remember([main.images], main.failures)
+            self._catalog.add_rows(main)
+            self._catalog.add_keys(main)
         self.keys = () if self._main is None else tuple(self._main.images.key)
         self._companions, self._broken = find_companions(
             self._path, self._spec.fingerprint, self._source_root
         )
         for companion in self._companions.values():
-            self._pool.keep(companion)
-            self._register(companion)
+            self._catalog.pool.keep(companion)
+            self._catalog.add_rows(companion)
 
     def _interrupted(self) -> LogState | None:
         folder = parts_folder(self._path)
@@ -135,41 +130,31 @@ class Existing:
         self.parts.declare(self.nodes)
         self._index_parts(self.parts.entries(), thorough=True)
         if self.parts.table is not None:
-            table = self._part(self.parts.table)
-            self._remember([table.images], table.failures)
+            self._catalog.add_keys(self._catalog.open_part(self.parts.path, self.parts.table, thorough=True))
 
     def _index_parts(self, entries: Iterable[PartEntry], thorough: bool) -> None:
         for entry in entries:
-            part = self._part(entry, thorough)
-            self._register(part)
-            self._remember([part.images, part.image_group("taken")], part.failures)
+            part = self._catalog.open_part(self.parts.path, entry, thorough)
+            self._catalog.add_rows(part)
+            self._catalog.add_keys(part)
 
     def index_new_parts(self) -> None:
         """Take in the parts that this run committed."""
         self._index_parts(self.parts.take_new(), thorough=False)  # read back when written
 
-    def _part(self, entry: PartEntry, thorough: bool = True) -> CacheFile:
-        require_intact(self.parts.path, entry, thorough)
-        return self._pool.get(self.parts.path / entry.name)
+    @property
+    def records(self) -> dict[str, Record]:
+        """What is known of each key: digest, size, mtime_ns."""
+        return self._catalog.records
 
-    def _register(self, file: CacheFile) -> None:
-        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
-        self._index.add(file.path, paths, file.images.digests())
-
-    def _remember(self, tables: Sequence[ImageTable], failures: Sequence[Failure]) -> None:
-        """Later tables overrule earlier ones."""
-        for table in tables:
-            sizes, mtimes = table.size.tolist(), table.mtime_ns.tolist()
-            for key, digest, size, mtime in zip(table.key, table.digests(), sizes, mtimes, strict=True):
-                self.records[key] = (digest, size, mtime)
-                self.failures.pop(key, None)
-        for failure in failures:
-            self.failures[failure.key] = failure
-            self.records.pop(failure.key, None)
+    @property
+    def failures(self) -> dict[str, Failure]:
+        """Inputs that gave no row, by key."""
+        return self._catalog.failures
 
     def missing(self, digest: bytes) -> tuple[str, ...]:
         """Names of the nodes that have no row, or no views, of this digest."""
-        paths = self._index.missing(digest, self._name_of)
+        paths = self._catalog.index.missing(digest, self._name_of)
         if not paths:
             return ()
         names = {self._name_of[path] for path in paths}
@@ -199,20 +184,19 @@ class Existing:
 
     def finish(self, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> None:
         """Write what has changed, maps first: a main file never lacks the rows of its maps."""
-        gatherer = consolidate.Gatherer(self._index, self._pool)
         vectors = [node for node in self.nodes.values() if not node.is_map]
         for node in self.nodes.values():
             if node.is_map:
-                self._finish_map(node, images, gatherer)
+                self._finish_map(node, images)
         if not self._same_main(vectors, images, samples, failures):
             if self._main is not None:
                 consolidate.require_sound(self._main, self._main.nodes.values())
             consolidate.write_main(
-                self._path, self._spec, self._source_root, vectors, images, samples, failures, gatherer
+                self._path, self._spec, self._source_root, vectors, images, samples, failures, self._catalog
             )
         self.parts.remove()
 
-    def _finish_map(self, node: NodeSpec, images: ImageTable, gatherer: consolidate.Gatherer) -> None:
+    def _finish_map(self, node: NodeSpec, images: ImageTable) -> None:
         """Write a map's file where it lacks rows.
 
         The new one keeps the rows of the old main file's images, so that who has that open misses none.
@@ -234,11 +218,11 @@ class Existing:
             self._source_root,
             node,
             consolidate.unique_images(tables),
-            gatherer,
+            self._catalog,
         )
 
     def _lacks(self, node: NodeSpec, digest: bytes) -> bool:
-        return bool(self._index.missing(digest, dataset_paths(node)))
+        return bool(self._catalog.index.missing(digest, dataset_paths(node)))
 
     def finish_in_parts(self, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> None:
         """End the run with its rows left in the parts."""
@@ -248,7 +232,7 @@ class Existing:
                 "Leave consolidate as it is, or begin another cache with -o.",
             )
         if self.parts.table is not None:
-            table = self._part(self.parts.table)
+            table = self._catalog.open_part(self.parts.path, self.parts.table, thorough=False)
             if _same_tables(table, images, samples, failures):
                 return
         self.parts.commit_table(images, samples, failures)
@@ -264,7 +248,7 @@ class Existing:
 
     def close(self) -> None:
         """Close every file."""
-        self._pool.close()
+        self._catalog.close()
         if self.parts is not None:
             self.parts.close()
 

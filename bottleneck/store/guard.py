@@ -39,6 +39,7 @@ KNOWN = {
     "group": (1, "S"),
 }
 TABLES = ("images", "taken", "failures", "samples")
+GROUPS = (*TABLES, "features", "views", "labels")
 REQUIRED_TEXT = ("format", "backbone", "preprocess", "fingerprint", "source_root", "sha256")
 
 
@@ -119,6 +120,8 @@ class _Inspection:
         for name in self._members("/", group):
             item = self._object("/", group, name)
             path = f"/{name.decode('utf-8', 'replace')}"
+            if isinstance(item, h5g.GroupID) != (path[1:] in GROUPS) and path[1:] in (*GROUPS, "covariates"):
+                self._refuse(f"{path} is a {type(item).__name__}")
             if isinstance(item, h5g.GroupID):
                 for inner in self._members(path, item):
                     child = self._object(path, item, inner)
@@ -156,7 +159,6 @@ class _Inspection:
 
     def _once(self, path: str, item) -> None:
         address = h5o.get_info(item).addr
-        address = address if isinstance(address, int) else hash(address)
         if address in self.seen:
             self._refuse(f"{path} is reached by two links")
         self.seen.add(address)

@@ -25,7 +25,7 @@ FORMAT = "bottleneck-feature-cache"
 FORMAT_VERSION = 1
 CHUNK_BYTES = 512 * 1024
 LIBVER = ("v110", "v110")  # superblock and indexes of HDF5 1.10: their metadata carry checksums
-BLOCK_BYTES = 32 * 1024 * 1024  # what is held in memory while a dataset streams
+BLOCK_BYTES = 16 * 1024 * 1024  # a block of a streaming dataset; two or three are held at a time
 DTYPE_NAMES = ("float16", "float32", "float64", "int64", "uint8")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -16,10 +15,10 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store import consolidate
-from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.cachefile import CacheFile, find_companions
+from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import locked
-from bottleneck.store.rows import FilePool, RowIndex
 from bottleneck.store.spec import NodeSpec, require_equal
 from bottleneck.store.tables import Failure, ImageTable, objects
 
@@ -52,26 +51,24 @@ def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
         raise CacheError(f"Merging takes two caches or more, got {len(paths)}.")
     if out.exists():
         raise CacheError(f"{out} exists already.", "Name a new file with -o.")
-    lock = locked(out)
+    lock, catalog = locked(out), Catalog()
     try:
-        with ExitStack() as stack:
-            pool = FilePool()
-            stack.callback(pool.close)
-            files = [_opened(pool, Path(path)) for path in paths]
-            return _merge(files, out, pool)
+        files = [_opened(catalog, Path(path)) for path in paths]
+        return _merge(files, out, catalog)
     finally:
+        catalog.close()
         lock.release()
 
 
-def _opened(pool: FilePool, path: Path) -> CacheFile:
+def _opened(catalog: Catalog, path: Path) -> CacheFile:
     file = CacheFile(path)
-    pool.keep(file)
+    catalog.pool.keep(file)
     if file.map_name is not None:
         raise CacheError(f"{path} is the map of a node; name the main file, and its maps come along.")
     return file
 
 
-def _merge(files: list[CacheFile], out: Path, pool: FilePool) -> dict:
+def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict:
     first = files[0]
     for file in files[1:]:
         where, hint = (
@@ -90,13 +87,11 @@ def _merge(files: list[CacheFile], out: Path, pool: FilePool) -> dict:
         for failure in file.failures
     }
     kept: list[Failure] = [failure for key, failure in failures.items() if key not in keys]
-    index = RowIndex()
     for file in files:
         consolidate.require_sound(file, file.nodes.values())
-        _register(index, file)
-    gatherer = consolidate.Gatherer(index, pool)
-    maps = _merge_maps(files, out, root, gatherer)
-    consolidate.write_main(out, first.spec, root, first.nodes.values(), images, samples, kept, gatherer)
+        catalog.add_rows(file)
+    maps = _merge_maps(files, out, root, catalog)
+    consolidate.write_main(out, first.spec, root, first.nodes.values(), images, samples, kept, catalog)
     return {
         "cache": str(out),
         "images": len(images),
@@ -110,20 +105,13 @@ def _nodes(file: CacheFile) -> dict:
     return {name: node.to_json() for name, node in file.nodes.items()}
 
 
-def _register(index: RowIndex, file: CacheFile) -> None:
-    paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
-    index.add(file.path, paths, file.images.digests())
-
-
-def _merge_maps(
-    files: list[CacheFile], out: Path, root: str, gatherer: consolidate.Gatherer
-) -> list[NodeSpec]:
+def _merge_maps(files: list[CacheFile], out: Path, root: str, catalog: Catalog) -> list[NodeSpec]:
     """Write a companion for each map that any cache has; it may cover fewer images than the main file."""
     maps: dict[str, list[CacheFile]] = {}
     for file in files:
         found, broken = find_companions(file.path, file.spec.fingerprint, file.source_root)
         for companion in found.values():
-            gatherer.pool.keep(companion)
+            catalog.pool.keep(companion)
         if broken:
             raise next(iter(broken.values()))
         for name, companion in found.items():
@@ -136,10 +124,10 @@ def _merge_maps(
                 node.to_json(), companion.nodes[name].to_json(), where, "Delete one of the two maps."
             )
             consolidate.require_sound(companion, [node])
-            _register(gatherer.index, companion)
+            catalog.add_rows(companion)
         images = consolidate.unique_images(companion.images for companion in companions)
         path = companion_path(out, node)
-        consolidate.write_companion(path, companions[0].spec, root, node, images, gatherer)
+        consolidate.write_companion(path, companions[0].spec, root, node, images, catalog)
     return [companions[0].nodes[name] for name, companions in maps.items()]
 
 

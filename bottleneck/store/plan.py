@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-Record = tuple[bytes, int, int]  # digest, size, mtime_ns
+from bottleneck.store.catalog import Record
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,9 @@ def sort_images(
             work.setdefault(nodes, []).append(index)
         else:
             reused.append(index)
+    last = work.pop(all_nodes, None)  # copies of the images before them are then known
+    if last is not None:
+        work[all_nodes] = last
     return work, reused, failed
 
 

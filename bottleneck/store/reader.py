@@ -12,12 +12,12 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
-from bottleneck.store.log import PartEntry
-from bottleneck.store.parts import read_state, require_intact
-from bottleneck.store.rows import ABSENT, FeatureRows, FilePool, RowIndex, SampleRows
-from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.tables import ImageTable, link_name, no_samples
+from bottleneck.store.parts import read_state
+from bottleneck.store.rows import FeatureRows, SampleRows
+from bottleneck.store.spec import NodeSpec
+from bottleneck.store.tables import ImageTable, no_samples
 
 
 class FeatureCache:
@@ -52,8 +52,7 @@ class FeatureCache:
 
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
-        self._pool = FilePool()
-        self._index = RowIndex()
+        self._catalog = Catalog()
         self._broken: dict[str, CacheError] = {}
         folder = self.path if self.path.is_dir() else parts_folder(self.path)
         try:
@@ -68,58 +67,44 @@ class FeatureCache:
     def _open_finished(self) -> None:
         self.finished = True
         main = CacheFile(self.path)
-        self._pool.keep(main)
-        self._describe(main, dict(main.nodes))
-        self.images, self.samples = main.images, main.samples
-        self.failures = {failure.key: failure.reason for failure in main.failures}
-        self._register(main)
+        self._catalog.pool.keep(main)
+        self._catalog.add_rows(main)
+        self._describe(main)
+        self.nodes = dict(main.nodes)
         if main.map_name is None:
             found, self._broken = find_companions(self.path, self.fingerprint, self.source_root)
             for name, companion in found.items():
-                self._pool.keep(companion)
-                self._register(companion)
+                self._catalog.pool.keep(companion)
+                self._catalog.add_rows(companion)
                 self.nodes[name] = companion.nodes[name]
 
     def _open_parts(self, folder: Path) -> None:
         state = read_state(folder)
         self.finished = state.table is not None
         self.nodes = {node.name: node for node in state.nodes}
-        keyed: dict[str, tuple[str, bytes, int, int]] = {}
-        failures: dict[str, str] = {}
         entries = [entry for entry in state.parts if (folder / entry.name).exists()]
         for entry in entries:
-            part = self._open_part(folder, entry)
-            self._register(part)
-            for table in (part.images, part.image_group("taken")):
-                rows = zip(table.key, table.digests(), table.size, table.mtime_ns, strict=True)
-                keyed |= {row[0]: row for row in rows}
-            failures |= {failure.key: failure.reason for failure in part.failures}
-            self._describe(part, self.nodes)
+            part = self._catalog.open_part(folder, entry, thorough=False)
+            self._catalog.add_rows(part)
+            self._catalog.add_keys(part)
+            self._describe(part)
         if state.table is not None:
-            table = self._open_part(folder, state.table)
-            self._describe(table, self.nodes)
-            self.images, self.samples = table.images, table.samples
-            self.failures = {failure.key: failure.reason for failure in table.failures}
+            self._describe(self._catalog.open_part(folder, state.table, thorough=False))
             return
         if not entries:
             raise CacheError(f"{folder} holds no committed rows any more.", "Run `bottleneck extract` again.")
         wanted = [path for node in self.nodes.values() for path in dataset_paths(node)]
-        complete = [row for row in keyed.values() if not self._index.missing(row[1], wanted)]
-        self.images, self.samples = ImageTable.of(complete), no_samples()
-        self.failures = {key: reason for key, reason in failures.items() if key not in keyed}
+        rows = [(key, *record) for key, record in self._catalog.records.items()]
+        self.images = ImageTable.of([row for row in rows if not self._catalog.index.missing(row[1], wanted)])
+        self.samples = no_samples()
+        self.failures = {key: failure.reason for key, failure in self._catalog.failures.items()}
 
-    def _open_part(self, folder: Path, entry: PartEntry) -> CacheFile:
-        require_intact(folder, entry, thorough=False)
-        return self._pool.get(folder / entry.name)
-
-    def _describe(self, file: CacheFile, nodes: dict[str, NodeSpec]) -> None:
-        self.spec: CacheSpec = file.spec
-        self.fingerprint, self.source_root = file.spec.fingerprint, file.source_root
-        self.created_with, self.nodes = file.created_with, nodes
-
-    def _register(self, file: CacheFile) -> None:
-        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
-        self._index.add(file.path, paths, file.images.digests())
+    def _describe(self, file: CacheFile) -> None:
+        """Take over what a file says of itself."""
+        self.spec, self.fingerprint = file.spec, file.spec.fingerprint
+        self.source_root, self.created_with = file.source_root, file.created_with
+        self.images, self.samples = file.images, file.samples
+        self.failures = {failure.key: failure.reason for failure in file.failures}
 
     def node(self, name: str) -> NodeSpec:
         """The node `name`; CacheError with the names there are."""
@@ -137,7 +122,7 @@ class FeatureCache:
 
         Raises CacheError where there is no such node, or a companion lacks rows of some images.
         """
-        return self._rows(self.node(name), "features")
+        return self._rows(self.node(name), views=False)
 
     def views(self, name: str) -> FeatureRows:
         """Rows of a node's augmented views, (I, V, …)."""
@@ -147,7 +132,7 @@ class FeatureCache:
                 f"{self.path} has no views of node {name!r}.",
                 self._add_with(f"{name} --views 4"),
             )
-        return self._rows(node, "views")
+        return self._rows(node, views=True)
 
     def sample_rows(self, name: str, rows: np.ndarray | None = None, views: bool = False) -> SampleRows:
         """Rows of samples for a head: float32 (S, M·D + P), with views (S, V, M·D + P).
@@ -164,26 +149,23 @@ class FeatureCache:
             )
         return SampleRows(self.views(name) if views else self.features(name), self.samples, rows)
 
-    def _rows(self, node: NodeSpec, group: str) -> FeatureRows:
-        dataset = f"{group}/{link_name(node.name)}"
-        which, row = self._index.locate(self.images.digests(), dataset)
-        absent = np.flatnonzero(which == ABSENT)
-        if len(absent):
+    def _rows(self, node: NodeSpec, views: bool) -> FeatureRows:
+        rows = self._catalog.rows(node, self.images.digests(), views)
+        if len(rows.absent):
             where = companion_path(self.path, node) if node.is_map else self.path
             raise CacheError(
-                f"{where} lacks the rows of {len(absent)} of {len(which)} images, "
-                f"{self.images.key[absent[0]]!r} first.",
+                f"{where} lacks the rows of {len(rows.absent)} of {len(rows)} images, "
+                f"{self.images.key[rows.absent[0]]!r} first.",
                 self._add_with(node.name),
             )
-        shape = node.views_shape if group == "views" else node.shape
-        return FeatureRows(self._pool, self._index.files, dataset, which, row, shape, node.dtype)
+        return rows
 
     def _add_with(self, node: str) -> str:
         return f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {node}`."
 
     def close(self) -> None:
         """Close every file."""
-        self._pool.close()
+        self._catalog.close()
 
     def __enter__(self) -> FeatureCache:
         return self

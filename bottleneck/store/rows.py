@@ -120,6 +120,11 @@ class FeatureRows:
     def __len__(self) -> int:
         return self.shape[0]
 
+    @property
+    def absent(self) -> np.ndarray:
+        """Indices of the rows that lie nowhere; they cannot be read."""
+        return np.flatnonzero(self._which == ABSENT)
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows start … stop−1, shape (stop − start, …)."""
         start, stop, _ = slice(start, stop).indices(len(self))

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bottleneck.errors import CacheError, FingerprintError
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 DTYPES = ("float16", "float32")
 BOTTLENECK, NATIVE = "bottleneck", "native"  # the one node whose own form, not its average, is the default
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text with sorted keys and no spaces; the same value always gives the same text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """JSON text with sorted keys and no spaces; the same value always gives the same text.
+
+    Lone surrogates, which stand for the bytes of a file name that is not UTF-8, are written as escapes.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def fingerprint(value: Any) -> str:

@@ -6,15 +6,21 @@ Shapes: I images, F failures, S samples, M images per sample, L labels of a mult
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.samples import KINDS, SampleTable, Target
+from bottleneck.samples import KINDS, SPLITS, SampleTable, Target
+from bottleneck.store.spec import canonical_json
 
 DIGEST_BYTES = 32
+LABELS = {
+    "class": (np.dtype(np.int64), 1),
+    "multilabel": (np.dtype(np.uint8), 2),
+    "regression": (np.dtype(float), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -118,36 +124,62 @@ def sample_columns(samples: SampleTable) -> dict[str, Column]:
         columns["samples/group"] = Column(encode(samples.group), {})
     for name, target in samples.targets.items():
         attributes = {"kind": target.kind, "class_names": _names(target.class_names)}
-        columns[f"labels/{link_name(name)}"] = Column(_label_values(target), attributes)
+        columns[f"labels/{link_name(name)}"] = Column(
+            target.values.astype(LABELS[target.kind][0]), attributes
+        )
     if samples.covariates.shape[1]:
         names = {"names": _names(samples.covariate_names)}
         columns["covariates"] = Column(samples.covariates.astype(np.float64), names)
     return columns
 
 
-def samples_of(columns: dict[str, Column]) -> SampleTable:
-    """The sample table that `sample_columns` stored."""
+def samples_of(columns: Mapping[str, Column]) -> SampleTable:
+    """The sample table that `sample_columns` stored; CacheError where a value is not what it may be."""
     read = {path: column.values for path, column in columns.items()}
-    targets = {}
-    for path, column in columns.items():
-        if path.startswith("labels/"):
-            name = name_of_link(path.removeprefix("labels/"))
-            kind = column.attributes.get("kind")
-            if kind not in KINDS:
-                expected = ", ".join(KINDS)
-                raise CacheError(f"The labels {name!r} have kind {kind!r}; expected one of {expected}.")
-            class_names = tuple(json.loads(column.attributes["class_names"]))
-            targets[name] = Target(name, kind, column.values, class_names)
     covariates = columns.get("covariates")
+    split = decode(read["samples/split"])
+    strange = sorted(set(split) - set(SPLITS))
+    if strange:
+        raise CacheError(f"a split is {strange[0]!r}; expected one of {', '.join(SPLITS)}")
+    links = [path for path in columns if path.startswith("labels/")]
+    targets = [_target_of(name_of_link(path.removeprefix("labels/")), columns[path]) for path in links]
     return SampleTable(
         key=decode(read["samples/key"]),
         image=read["samples/image"],
-        split=decode(read["samples/split"]),
-        targets=targets,
+        split=split,
+        targets={target.name: target for target in targets},
         covariates=None if covariates is None else covariates.values,
-        covariate_names=() if covariates is None else tuple(json.loads(covariates.attributes["names"])),
+        covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode(read["samples/group"]) if "samples/group" in read else None,
     )
+
+
+def _target_of(name: str, column: Column) -> Target:
+    kind, values = column.attributes["kind"], column.values
+    if kind not in KINDS:
+        raise CacheError(f"the labels {name!r} have kind {kind!r}; expected one of {', '.join(KINDS)}")
+    class_names = _names_of(column.attributes["class_names"])
+    expected, axes = LABELS[kind]
+    if values.dtype != expected or values.ndim != axes:
+        raise CacheError(f"the labels {name!r} are {values.dtype} with {values.ndim} axes")
+    classes = len(class_names)
+    if kind == "class":
+        inside = (values >= -1) & (values < classes)
+    elif kind == "multilabel":
+        inside = np.isin(values, (0, 1)).all(axis=1) | (values == 255).all(axis=1)
+        inside &= values.shape[1] == classes
+    else:
+        inside = ~np.isinf(values)
+    if not inside.all():
+        raise CacheError(f"the labels {name!r} have values outside their {classes} classes")
+    return Target(name, kind, values, class_names)
+
+
+def _names_of(text: str) -> tuple[str, ...]:
+    names = json.loads(text)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CacheError("the names of classes or covariates are not a list of texts")
+    return tuple(names)
 
 
 def no_samples() -> SampleTable:
@@ -197,10 +229,17 @@ def objects(texts) -> np.ndarray:
 
 def encode(texts) -> np.ndarray:
     """Strings as fixed-length NUL-padded UTF-8; a name that is not UTF-8 keeps its bytes."""
-    raw = [text.encode("utf-8", "surrogateescape") for text in texts]
+    raw = [_bytes(text) for text in texts]
     if any(b"\0" in item for item in raw):
         raise CacheError("A name holds a NUL character, which no cache can store.")
     return np.array(raw, dtype=f"S{max(map(len, raw), default=1) or 1}")
+
+
+def _bytes(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # no file system gives such a name, but a manifest may
+        return text.encode("utf-8", "replace")
 
 
 def decode(column: np.ndarray) -> np.ndarray:
@@ -219,9 +258,4 @@ def name_of_link(link: str) -> str:
 
 
 def _names(names: tuple[str, ...]) -> str:
-    return json.dumps([str(name) for name in names], separators=(",", ":"), ensure_ascii=False)
-
-
-def _label_values(target: Target) -> np.ndarray:
-    stored = {"class": np.int64, "multilabel": np.uint8, "regression": np.float64}[target.kind]
-    return target.values.astype(stored)
+    return canonical_json([str(name) for name in names])

@@ -22,10 +22,11 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store.background import Batch, Committer, Taken
+from bottleneck.store.catalog import Record
 from bottleneck.store.existing import Existing
 from bottleneck.store.files import as_cache_error
 from bottleneck.store.lock import locked
-from bottleneck.store.plan import KnownDigests, Plan, Record, Work, duplicates, sort_images
+from bottleneck.store.plan import KnownDigests, Plan, Work, duplicates, sort_images
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, without_failed
 
@@ -77,7 +78,8 @@ class CacheWriter:
         lock_timeout: float = 0,
     ) -> None:
         self.path = Path(path)
-        self.spec, self.source_root = spec, str(source_root)
+        self.spec = spec
+        self.source_root = str(source_root).encode("utf-8", "backslashreplace").decode()
         self._lock = locked(self.path, lock_timeout)
         self._existing: Existing | None = None
         try:
@@ -249,9 +251,11 @@ class CacheWriter:
         return key in self._failed_now or (stat[0] >= 0 and (failure.size, failure.mtime_ns) == tuple(stat))
 
     def _has(self, digest: bytes, nodes: tuple[str, ...]) -> bool:
-        if any(digest in digests and set(nodes) <= set(names) for names, digests in self._added.items()):
-            return True
-        return not set(nodes) & set(self._existing.missing(digest))
+        left = set(nodes) & set(self._existing.missing(digest))
+        for names, digests in self._added.items():
+            if left and digest in digests:
+                left -= set(names)
+        return not left
 
     def close(self) -> None:
         """Release the lock; what was committed stays, for the next run or in the finished file."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from tests.store.world import A, B, world_of
+from tests.store.world import A
 
 FEATURES = f"features/{A.name}"
 HOSTILE: dict[str, tuple[str, Callable[[h5py.File, Path], None]]] = {}
@@ -26,11 +26,8 @@ def hostile(reason: str):
     return register
 
 
-def make(name: str, path: Path) -> Path:
-    """Write the hostile file `name` to `path`."""
-    sound = path.with_name("sound.h5")
-    if not sound.exists():
-        world_of(6).extract(sound, [A, B])
+def make(name: str, sound: Path, path: Path) -> Path:
+    """Write the hostile file `name`, a change of the cache `sound`, to `path`."""
     shutil.copy(sound, path)
     with h5py.File(path, "r+", libver="latest") as file:
         HOSTILE[name][1](file, path)
@@ -56,7 +53,7 @@ def external_link(file, path):
 @hostile("external link")
 def external_link_at_the_root(file, path):
     del file["images"]
-    file["images"] = h5py.ExternalLink(str(path.with_name("sound.h5")), "/images")
+    file["images"] = h5py.ExternalLink("sound.h5", "/images")
 
 
 @hostile("soft link")
@@ -83,7 +80,7 @@ def external_storage(file, path):
 @hostile("virtual dataset")
 def virtual_dataset(file, path):
     layout = h5py.VirtualLayout(shape=file[FEATURES].shape, dtype=np.float16)
-    layout[...] = h5py.VirtualSource(path.with_name("sound.h5"), FEATURES, shape=file[FEATURES].shape)
+    layout[...] = h5py.VirtualSource("sound.h5", FEATURES, shape=file[FEATURES].shape)
     attributes = dict(file[FEATURES].attrs)
     del file[FEATURES]
     file.create_virtual_dataset(FEATURES, layout).attrs.update(attributes)
@@ -158,6 +155,18 @@ def deep_nesting(file, path):
 @hostile("neither a group nor a dataset")
 def named_type(file, path):
     file["type"] = np.dtype("f4")
+
+
+@hostile("/images is a")
+def a_dataset_where_a_group_belongs(file, path):
+    del file["images"]
+    file.create_dataset("images", data=np.zeros(8), chunks=(8,), fletcher32=True)
+
+
+@hostile("/covariates is a")
+def a_group_where_a_dataset_belongs(file, path):
+    del file["covariates"]
+    file.create_group("covariates")
 
 
 @hostile("type that no cache has")
@@ -261,6 +270,12 @@ def fingerprint_of_another_recipe(file, path):
 @hostile("is not what its attributes say")
 def rows_of_another_node(file, path):
     file[FEATURES].attrs["node"] = "another"
+    reseal(file)
+
+
+@hostile("does not have a row per image")
+def features_of_fewer_images(file, path):
+    replace(file, FEATURES, data=np.zeros((7, 5), "f2"), shape=(7, 5), chunks=(7, 5), fletcher32=True)
     reseal(file)
 
 

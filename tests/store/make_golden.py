@@ -23,7 +23,6 @@ def interrupted(folder: Path) -> Path:
     try:
         with CacheWriter(folder / "cache.h5", SPEC, [A], ROOT) as writer:
             world_of(3).feed(writer)
-            writer._committer.finish()
     finally:
         background.PART_ROWS = usual
     return folder / "cache.h5.parts"

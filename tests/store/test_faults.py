@@ -5,11 +5,11 @@ import importlib
 import pytest
 
 SCRIPTS = {
-    "kill": (3, 200),
-    "stops": (8, 500),
-    "damage": (20, 1000),
-    "full_disk": (4, 50),
-    "writers": (3, 100),
+    "kill": (2, 200),
+    "stops": (4, 500),
+    "damage": (10, 1000),
+    "full_disk": (3, 50),
+    "writers": (2, 100),
 }
 
 

@@ -8,12 +8,20 @@ from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.guard import open_untrusted
 from bottleneck.store.reader import FeatureCache
 from tests.store.hostile import HOSTILE, make
-from tests.store.world import A, world_of
+from tests.store.world import A, B, world_of
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A cache of six images and two copies."""
+    path = tmp_path_factory.mktemp("sound") / "sound.h5"
+    world_of(6).extract(path, [A, B])
+    return path
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_file_is_refused_before_its_data_is_read(name, tmp_path, monkeypatch):
-    path = make(name, tmp_path / "hostile.h5")
+def test_a_hostile_file_is_refused_before_its_data_is_read(name, sound, tmp_path, monkeypatch):
+    path = make(name, sound, tmp_path / "hostile.h5")
 
     def read(self, *_):
         raise AssertionError(f"{self.name} was read")

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bottleneck.store import background, files
+from bottleneck.store import background
 from bottleneck.store.check import Check
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
@@ -68,7 +68,8 @@ class Histories(RuleBasedStateMachine):
         summary = self.world.extract(self.path, [NODES[name] for name in sorted(nodes)], label)
         done = set(self.world.computed)
         assert len(done) == len(self.world.computed), "a row was computed twice"
-        assert not {row for row in done if row[0] in self.has} & self.rows, "a row was there already"
+        if nodes <= self.has:  # a rename beside a new node is known only once it is read
+            assert not done & self.rows, "a row was there already"
         whole = nodes | {name for name in self.has if not NODES[name].is_map}  # other maps may lack rows
         found = content(self.path, whole)
         assert found == self.world.expected([NODES[name] for name in sorted(whole)], label)
@@ -83,7 +84,6 @@ class Histories(RuleBasedStateMachine):
     def kill(self, nodes, after):
         with CacheWriter(self.path, SPEC, [NODES[name] for name in sorted(nodes)], ROOT) as writer:
             self.world.feed(writer, stop_after=after)
-            writer._committer.finish()
 
     @precondition(lambda self: self.has)
     @rule()
@@ -110,7 +110,6 @@ class Histories(RuleBasedStateMachine):
 
 def test_every_history_ends_in_the_right_cache(long, monkeypatch):
     monkeypatch.setattr(background, "PART_ROWS", 3)
-    monkeypatch.setattr(files, "sync", lambda descriptor: None)  # the machine itself does not stop here
     run_state_machine_as_test(
         Histories,
         settings=settings(
@@ -119,5 +118,6 @@ def test_every_history_ends_in_the_right_cache(long, monkeypatch):
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=not long,
+            phases=list(Phase) if long else [Phase.generate],  # shrinking takes minutes
         ),
     )

@@ -208,7 +208,6 @@ def test_an_interrupted_run_goes_on_where_its_last_commit_was(path, world, monke
     monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 2)
     with CacheWriter(path, SPEC, [A, MAP], ROOT) as writer:
         world.feed(writer, stop_after=7)
-        writer._committer.finish()
     done = set(world.computed)
     world.computed.clear()
     world.extract(path, [A, MAP])
@@ -248,7 +247,6 @@ def test_other_settings_are_refused_naming_the_fields(path, world, changed, fiel
     if interrupted:
         with CacheWriter(path, SPEC, [A], ROOT) as writer:
             world.feed(writer)
-            writer._committer.finish()
     else:
         world.extract(path)
     settings = {**SPEC.to_json(), "source_root": ROOT, "node": A} | changed
