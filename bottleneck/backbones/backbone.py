@@ -124,7 +124,7 @@ class Backbone:
             Naming close matches.
         """
         if isinstance(node, int) or node.lstrip("-").isdigit():
-            return self._block(int(node)).node
+            return self.block(int(node)).node
         if node == BOTTLENECK:
             return node
         if node in self.graph.by_name:
@@ -194,7 +194,8 @@ class Backbone:
     def _training_graph(self) -> NetworkGraph:
         return trace(self.module, training=True)
 
-    def _block(self, index: int) -> Block:
+    def block(self, index: int) -> Block:
+        """A block by its index; negative ones count from the top."""
         if not -len(self.blocks) <= index < len(self.blocks):
             raise BackboneError(
                 f"{self.name} has no block {index}; it has {len(self.blocks)}, "

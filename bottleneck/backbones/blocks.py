@@ -61,6 +61,15 @@ class Anatomy:
     map: fx.Node
     native: str | None
 
+    @property
+    def rule(self) -> str:
+        """How `bottleneck` comes about, in words."""
+        if self.native == "avg":
+            return "the last map, averaged"
+        if self.native == "flatten":
+            return "input of the classifier's first affine layer: the map before its pooling, flattened"
+        return "input of the classifier's first affine layer"
+
 
 def dissect(module: nn.Module, network: NetworkGraph, shapes: Shapes) -> Anatomy:
     """Find blocks and bottleneck.

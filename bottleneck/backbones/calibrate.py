@@ -62,25 +62,6 @@ def statistics(backbone: Backbone) -> dict[str, np.ndarray]:
     }
 
 
-def save_statistics(backbone: Backbone, path: str | Path) -> None:
-    """Write `statistics` as safetensors."""
-    save_file(statistics(backbone), path)
-
-
-def read_statistics(path: str | Path) -> dict[str, np.ndarray]:
-    """What `save_statistics` wrote.
-
-    Raises
-    ------
-    BackboneError
-        If the file is absent or damaged.
-    """
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise BackboneError(f"BatchNorm statistics cannot be read from {path}: {error}.") from error
-
-
 def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
     """Put back what `statistics` gave.
 

@@ -45,9 +45,9 @@ class Pool(nn.Module):
             return x
         if self.kind == "flatten":
             return x.flatten(1)
-        return _REDUCTIONS[self.kind](self._channels_first(x)).flatten(1)
+        return _REDUCTIONS[self.kind](self.channels_first(x)).flatten(1)
 
-    def _channels_first(self, x: Tensor) -> Tensor:
+    def channels_first(self, x: Tensor) -> Tensor:
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
         if self.layout == "NLC":

@@ -64,6 +64,8 @@ def load_backbone(
         Unknown name or weights, weights that cannot be had or do not fit, code that may not be run.
     """
     bare, tag = split_name(name)
+    if tag == "none":
+        weights, tag = weights or "none", None
     weights = None if weights in PUBLISHED else weights
     file = weights if weights is not None and is_weights_file(weights) else None
     random = weights == "none"

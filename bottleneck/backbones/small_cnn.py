@@ -14,7 +14,7 @@ from bottleneck.errors import BackboneError
 
 NAME = "small_cnn"
 MAX_DEPTH = 6
-_SIZE = 128  # pixels a side when none are said
+_SIZE = 224  # pixels a side when none are said
 _HIDDEN = 128
 
 

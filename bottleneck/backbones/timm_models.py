@@ -31,9 +31,14 @@ def timm_model(name: str, tag: str | None = None) -> Architecture:
     """
     bare = name.removeprefix(PREFIX)
     full = f"{bare}.{tag}" if tag else bare
-    config = timm.get_pretrained_cfg(full, allow_unregistered=False) if timm.is_model(bare) else None
-    if config is None:
-        raise BackboneError(f"{name} has no weights {tag!r} in timm {timm.__version__}.")
+    try:
+        config = timm.get_pretrained_cfg(full, allow_unregistered=False)
+    except RuntimeError as error:
+        tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]
+        raise BackboneError(
+            f"{name} has no weights {tag!r} in timm {timm.__version__}; "
+            f"expected {', '.join(tags) or 'nothing published'}, none or a file."
+        ) from error
     data = resolve_data_config({}, pretrained_cfg=config.to_dict())
     size = data["input_size"][-1]
     squash = data["crop_mode"] == "squash"

@@ -42,8 +42,9 @@ def torchvision_model(name: str, weights: str | None = None) -> Architecture:
     """
     members = zoo.get_model_weights(name).__members__
     if weights is not None and weights not in members:
+        choices = [member for member in members if member != "DEFAULT"]
         raise BackboneError(
-            f"{name} has no weights {weights!r}; expected {', '.join(members)}, none or a file."
+            f"{name} has no weights {weights!r}; expected {', '.join(choices)}, none or a file."
         )
     entry = members.get(weights or "DEFAULT")  # None where the library publishes no weights
     return Architecture(

@@ -25,7 +25,7 @@ def user_network(name: str, *, trust_code: bool) -> Architecture:
     if not trust_code:
         raise BackboneError(
             f"The backbone is code, {name}; it is not imported on a file's word.",
-            f"If you trust it, repeat it: --backbone {name}.",
+            "If you trust it, add --trust-code.",
         )
     made = _call(name)
     if isinstance(made, Backbone):

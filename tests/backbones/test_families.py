@@ -50,7 +50,7 @@ FAMILIES = {
     "timm/vit_tiny_patch16_224": (192, (197, 192), ["stem", *(f"blocks.{i}" for i in range(12))]),
     "timm/swin_tiny_patch4_window7_224": (768, (7, 7, 768), ["stem", *(f"layers.{i}" for i in range(4))]),
     "timm/regnety_002": (368, (368, 7, 7), ["stem", "s1", "s2", "s3", "s4"]),
-    "small_cnn": (2304, (64, 6, 6), ["block1", "block2", "block3", "block4"]),
+    "small_cnn": (9216, (64, 12, 12), ["block1", "block2", "block3", "block4"]),
 }
 # Small enough to be run in every test run, one of each kind of graph, with an image size that they take.
 QUICK = {
@@ -63,12 +63,24 @@ QUICK = {
     "mnasnet0_5": 48,
     "regnet_y_400mf": 48,
     "timm/convnext_atto": 64,
-    "small_cnn": 128,
+    "small_cnn": 224,
 }
+# Slow to open up, and much like another one here.
+SLOW = (
+    "vgg16_bn",
+    "wide_resnet50_2",
+    "resnext50_32x4d",
+    "efficientnet_v2_s",
+    "maxvit_t",
+    "swin_t",
+    "resnet50",
+)
 FIXED_SIZE = ("vit", "maxvit", "swin", "inception", "googlenet", "alexnet", "timm/vit", "timm/swin")
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in FAMILIES]
+)
 def test_blocks_and_widths_have_the_family_s_own_names_and_numbers(name):
     backbone = outline(name)
     width, shape, blocks = FAMILIES[name]

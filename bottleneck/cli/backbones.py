@@ -1,0 +1,31 @@
+"""`bottleneck backbones`: what networks can be had."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from bottleneck.cli.terminal import Terminal, shows_results, table
+
+
+@click.command()
+@click.argument("pattern", required=False)
+@shows_results
+def command(terminal: Terminal, pattern: str | None) -> None:
+    """List backbones whose name contains PATTERN, or matches it as a wildcard (`timm/vit*`)."""
+    from bottleneck.backbones.listing import MOST_OPENED, available, timm_count
+
+    found = available(pattern)
+    rows = [(b.name, b.weights, b.accuracy, b.parameters, b.features) for b in found]
+    shown = [
+        table("Backbones", ("name", "weights", "ImageNet top-1 %", "parameters", "features"), rows),
+        "Take one with --backbone NAME, other weights with --backbone NAME:WEIGHTS (timm/NAME.WEIGHTS).",
+    ]
+    if not pattern:
+        shown.append(f"{timm_count():,} more architectures come with timm: bottleneck backbones 'timm/*'.")
+    if found[0].features is None:
+        shown.append(
+            f"Feature widths are shown for up to {MOST_OPENED} architectures: give a narrower PATTERN."
+        )
+    terminal.result({"backbones": [asdict(backbone) for backbone in found]}, *shown)
