@@ -42,7 +42,7 @@ class Existing:
     ----------
     nodes : dict of name to NodeSpec
         What every image of the finished cache will have: the nodes asked for and the main file's own.
-    keys : tuple of the finished file's keys
+    keys : tuple of the keys of the last finished run
     parts : PartsFolder
     """
 
@@ -130,7 +130,9 @@ class Existing:
         self.parts.declare(self.nodes)
         self._index_parts(self.parts.entries(), thorough=True)
         if self.parts.table is not None:
-            self._catalog.add_keys(self._catalog.open_part(self.parts.path, self.parts.table, thorough=True))
+            table = self._catalog.open_part(self.parts.path, self.parts.table, thorough=True)
+            self._catalog.add_keys(table)
+            self.keys = tuple(table.images.key)
 
     def _index_parts(self, entries: Iterable[PartEntry], thorough: bool) -> None:
         for entry in entries:

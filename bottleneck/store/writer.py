@@ -30,6 +30,8 @@ from bottleneck.store.plan import KnownDigests, Plan, Work, duplicates, sort_ima
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, without_failed
 
+CHANGED = "Its content changed although its size and time did not; run again."
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -82,6 +84,7 @@ class CacheWriter:
         self.source_root = str(source_root).encode("utf-8", "backslashreplace").decode()
         self._lock = locked(self.path, lock_timeout)
         self._existing: Existing | None = None
+        self._committer: Committer | None = None
         try:
             self._existing = Existing(self.path, spec, nodes, self.source_root)
             self.nodes = self._existing.nodes
@@ -214,6 +217,7 @@ class CacheWriter:
     def _image_table(self) -> tuple[ImageTable, np.ndarray]:
         """Images that have all their rows, and the row of each planned image (−1 where it has none)."""
         rows, row_of = [], np.full(len(self._keys), -1, np.int64)
+        reasons = {failure.digest: failure.reason for failure in self._failures.values()}
         for index, key in enumerate(self._keys):
             record = self._records.get(key)
             if key in self._failures:
@@ -221,18 +225,15 @@ class CacheWriter:
             if record is None:
                 self._failures[key] = Failure(key, "It was not read in the last run.")
             elif self._existing.missing(record[0]):
-                self._failures[key] = self._rowless(key, record)
+                # A copy of an image that failed, or a file that changed while its size and time stayed.
+                known = record[0] in reasons
+                self._failures[key] = (
+                    Failure(key, reasons[record[0]], *record) if known else Failure(key, CHANGED)
+                )
             else:
                 row_of[index] = len(rows)
                 rows.append((key, *record))
         return ImageTable.of(rows), row_of
-
-    def _rowless(self, key: str, record: Record) -> Failure:
-        """A copy of an image that failed, or a file that changed while its size and time stayed."""
-        for failure in self._failures.values():
-            if failure.digest == record[0]:
-                return Failure(key, failure.reason, *record)
-        return Failure(key, "Its content changed although its size and time did not; run again.")
 
     def _summary(self, images: ImageTable, failures: list[Failure]) -> Summary:
         computed = sum(key in self._computed for key in images.key)
@@ -260,7 +261,7 @@ class CacheWriter:
     def close(self) -> None:
         """Release the lock; what was committed stays, for the next run or in the finished file."""
         try:
-            if hasattr(self, "_committer"):
+            if self._committer is not None:
                 self._committer.stop()
             if self._existing is not None:
                 self._existing.close()

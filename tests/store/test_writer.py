@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError, FingerprintError
-from bottleneck.samples import SampleTable
+from bottleneck.samples import SampleTable, Target
 from bottleneck.store import files
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.tables import objects
 from bottleneck.store.writer import CacheWriter
 from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, world_of
 
@@ -352,3 +353,86 @@ def test_a_damaged_old_file_is_not_copied_under_a_new_checksum(path, world):
     world.put("c/new.jpg", b"new")
     with pytest.raises(CacheError, match="does not match its checksum"):
         world.extract(path)
+
+
+def test_a_reader_goes_on_reading_what_it_opened(path, world):
+    world.extract(path, [A, MAP])
+    before = content(path)
+    with FeatureCache(path) as cache:
+        del world.files["a/0003.jpg"]
+        world.put("a/0000.jpg", b"changed", 99)
+        world.extract(path, [A, B, MAP])
+        assert cache.features(A.name).read(0, 99).tobytes() == before[A.name]
+        assert cache.features(MAP.name).read(0, 99).tobytes() == before[MAP.name]
+        assert B.name not in cache.nodes
+    assert content(path) == world.expected([A, B, MAP])
+
+
+def test_the_old_main_file_beside_the_new_map_lacks_no_row(path, world, monkeypatch):
+    """A reader may open the two between the two renames; so may a run that follows a kill there."""
+    world.extract(path, [A, MAP])
+    before = content(path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bottleneck.store.consolidate.write_main", stop)
+    del world.files["a/0003.jpg"]
+    world.put("c/new.jpg", b"new")
+    with pytest.raises(KeyboardInterrupt):
+        world.extract(path, [A, MAP])
+    assert content(path) == before
+    monkeypatch.undo()
+    world.computed.clear()
+    world.extract(path, [A, MAP])
+    assert world.computed == []
+    assert content(path) == world.expected([A, MAP])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_whatever_ends_a_run_keeps_the_rows_computed(path, world, error):
+    def end_early():
+        with CacheWriter(path, SPEC, [A], ROOT) as writer:
+            world.feed(writer)
+            raise error
+
+    with pytest.raises(error):
+        end_early()
+    world.computed.clear()
+    world.extract(path)
+    assert world.computed == []
+
+
+def test_a_run_that_only_planned_leaves_nothing(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        writer.fail("absent.jpg", "There is no such file.")
+        writer.plan(world.keys, [world.stat(key) for key in world.keys])
+    assert os.listdir(path.parent) == ["cache.h5.lock"]
+
+
+def test_a_second_writer_is_told_who_the_first_is(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT):
+        with pytest.raises(CacheError, match=f"process {os.getpid()}.* is at work") as caught:
+            CacheWriter(path, SPEC, [A], ROOT)
+        assert caught.value.hint
+    world.extract(path)
+
+
+def test_a_lock_file_that_nobody_holds_is_no_obstacle(path, world):
+    (path.parent / "cache.h5.lock").write_text("4711")
+    assert world.extract(path).images == 11
+
+
+def test_names_that_are_no_unicode_survive(path):
+    key = os.fsdecode(b"caf\xe9/\xff.jpg")
+    target = Target("label", "class", np.array([0]), (os.fsdecode(b"caf\xe9"),))
+    samples = SampleTable(objects([key]), np.array([[0]]), objects(["train"]), {"label": target})
+    with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
+        writer.plan([key], [(1, 1)])
+        writer.add([key], [b"1" * 32], [1], [1], {A.name: np.zeros((1, 5), np.float32)})
+        writer.finish(samples)
+    with FeatureCache(path) as cache:
+        assert list(cache.images.key) == list(cache.samples.key) == [key]
+        assert cache.samples.targets["label"].class_names == target.class_names
+    with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
+        assert writer.plan([key], [(1, 1)]).reused == 1
