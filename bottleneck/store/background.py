@@ -22,7 +22,7 @@ from bottleneck.store.tables import Failure, ImageTable
 PART_ROWS = 4096
 PART_BYTES = 64 * 1024 * 1024
 PART_SECONDS = 20.0  # what a kill may cost at most, where rows come slowly
-QUEUE_BATCHES = 4
+QUEUE_BATCHES = 2
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,10 @@ class FeatureCache:
         self._broken: dict[str, CacheError] = {}
         folder = self.path if self.path.is_dir() else parts_folder(self.path)
         try:
-            if self.path.is_dir() or (not self.path.exists() and folder.is_dir()):
+            if self.path.is_dir():
                 self._open_parts(folder)
+            elif not self.path.exists() and folder.is_dir():
+                self._open_unfinished(folder)
             else:
                 self._open_finished()
         except BaseException:
@@ -77,6 +79,16 @@ class FeatureCache:
                 self._catalog.pool.keep(companion)
                 self._catalog.add_rows(companion)
                 self.nodes[name] = companion.nodes[name]
+
+    def _open_unfinished(self, folder: Path) -> None:
+        try:
+            self._open_parts(folder)
+        except CacheError:
+            if not self.path.exists():
+                raise
+            self._catalog.close()  # the run has finished meanwhile
+            self._catalog = Catalog()
+            self._open_finished()
 
     def _open_parts(self, folder: Path) -> None:
         state = read_state(folder)

@@ -14,7 +14,7 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import objects
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, world_of
+from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, row_of, world_of
 
 
 @pytest.fixture
@@ -436,3 +436,34 @@ def test_names_that_are_no_unicode_survive(path):
         assert cache.samples.targets["label"].class_names == target.class_names
     with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
         assert writer.plan([key], [(1, 1)]).reused == 1
+
+
+def test_a_reader_of_parts_that_finish_meanwhile_reads_the_finished_file(path, world, monkeypatch):
+    world.extract(path, [A], consolidate=False)
+    expected = world.expected([A])
+
+    def finish(folder):
+        monkeypatch.undo()
+        world.extract(path, [A])
+        raise CacheError("The parts are gone.")
+
+    monkeypatch.setattr("bottleneck.store.reader.read_state", finish)
+    assert content(path) == expected
+    assert path.exists()
+
+
+def test_the_parts_folder_itself_can_be_read(path, world, monkeypatch):
+    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 3)
+    world.extract(path, [A])
+    before = content(path)
+    world.put("c/new.jpg", b"new")
+    world.put("c/bad.jpg", b"bad too")
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+    assert content(path) == before  # the finished file stands first
+    with FeatureCache(path.with_name("cache.h5.parts")) as cache:
+        assert not cache.finished
+        assert list(cache.images.key) == ["c/new.jpg"]
+        assert len(cache.samples) == 0
+        assert list(cache.failures) == ["c/bad.jpg"]
+        assert (cache.features(A.name).read(0, 1)[0] == row_of(digest_of(b"new"), A)).all()
