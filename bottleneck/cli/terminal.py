@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,13 +27,15 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+FILE_WIDTH = 120  # characters of a table that goes to a file or a pipe
+
 
 class Terminal:
     """The two streams of a command. `as_json`: stdout carries one JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
-        self.out = Console(soft_wrap=True)
+        self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
 
     @contextmanager
