@@ -1,9 +1,14 @@
 """The fault scripts: a short form always, their long form with --long. None may find a defect."""
 
 import importlib
+import os
 
 import pytest
 
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="the children are forks"),
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # theirs are of threads that have ended
+]
 SCRIPTS = {
     "kill": (2, 200),
     "stops": (4, 500),

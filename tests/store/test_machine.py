@@ -113,8 +113,8 @@ def test_every_history_ends_in_the_right_cache(long, monkeypatch):
     run_state_machine_as_test(
         Histories,
         settings=settings(
-            max_examples=300 if long else 12,
-            stateful_step_count=30 if long else 12,
+            max_examples=300 if long else 8,
+            stateful_step_count=30 if long else 10,
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=not long,

@@ -1,0 +1,31 @@
+"""The cache kept since format version 1 began is read, verified and continued by today's code."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bottleneck.store.check import Check
+from tests.store.world import MAP, VIEWED, A, content, digest_of, world_of
+
+NODES = [A, VIEWED, MAP]
+
+
+@pytest.fixture
+def golden(tmp_path):
+    return shutil.copytree(Path(__file__).parent / "golden", tmp_path / "golden") / "cache.h5"
+
+
+def test_the_kept_cache_is_read_and_sound(golden):
+    assert content(golden) == world_of(3).expected(NODES)
+    check = Check()
+    check.cache(golden)
+    assert check.problems == []
+    assert check.checked["files"] == 2
+
+
+def test_a_run_over_the_kept_cache_computes_nothing_old(golden):
+    world = world_of(4)
+    world.extract(golden, NODES)
+    assert {digest for _, digest in world.computed} == {digest_of(b"image 3")}
+    assert content(golden) == world.expected(NODES)
