@@ -25,7 +25,7 @@ class Architecture:
     name : as in the registry, without a weights id.
     build : number of classes (None for the published one) → module with random weights.
     preprocess : as its published weights want it.
-    weights : id of the published weights, or None where there are none.
+    weights : id of the published weights; without any "none", or "module" where the code brings its own.
     published : reads them, downloading where the library does; raises BackboneError without them.
     class_names : what its outputs mean with the published weights.
     """
@@ -33,6 +33,6 @@ class Architecture:
     name: str
     build: Callable[[int | None], nn.Module]
     preprocess: Preprocess
-    weights: str | None = None
+    weights: str = "none"
     published: Callable[[], "OrderedDict[str, Tensor]"] | None = None
     class_names: tuple[str, ...] | None = None

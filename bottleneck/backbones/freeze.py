@@ -19,7 +19,8 @@ def freeze(backbone: Backbone, up_to: str | int | None) -> None:
 
     Frozen means: parameters without gradient, BatchNorm normalising by its stored statistics and keeping
     them, dropout and stochastic depth off, also after `.train()` on the network or on any of its halves. So
-    a frozen trunk says in training what it said when its features were cached.
+    a frozen trunk says in training what it said when its features were cached. (Dropout that is written as
+    a function, not a module, follows the mode of the module that calls it.)
 
     Parameters
     ----------

@@ -75,7 +75,7 @@ def request_differences(
 
 def is_weights_file(weights: str) -> bool:
     """Whether `weights` means a file rather than a published id."""
-    return Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors") or Path(weights).is_file()
+    return Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors") or "/" in weights
 
 
 def file_sha256(path: str | Path) -> str:

@@ -64,30 +64,29 @@ def load_backbone(
         Unknown name or weights, weights that cannot be had or do not fit, code that may not be run.
     """
     bare, tag = split_name(name)
-    if tag == "none":
-        weights, tag = weights or "none", None
+    weights = weights or tag
     weights = None if weights in PUBLISHED else weights
     file = weights if weights is not None and is_weights_file(weights) else None
-    random = weights == "none"
-    published = tag if file or random else weights or tag
     with _seeded(seed):
-        architecture = _architecture(bare, published, in_channels, depth, trust_code)
-        record, class_names = {"name": architecture.name}, architecture.class_names
+        published = tag if file else weights
+        architecture = _architecture(
+            bare, published if published != "none" else None, in_channels, depth, trust_code
+        )
         if file:
-            record |= {"weights": "file", "file_sha256": file_sha256(file)}
-            module, class_names = _from_file(architecture, file, class_names)
-        elif random or architecture.published is None:
-            record |= {"weights": "none" if random else architecture.weights or "none", "seed": seed}
+            module, class_names = _from_file(architecture, file)
+            source = {"weights": "file", "file_sha256": file_sha256(file)}
+        elif weights == "none" or architecture.published is None:
             module = architecture.build(None)
-            class_names = None if record["weights"] == "none" else class_names
+            source = {"weights": architecture.weights if weights is None else weights, "seed": seed}
+            class_names = None if weights == "none" else architecture.class_names
         else:
-            record |= {"weights": architecture.weights}
-            module = _without_filling(architecture)
-            load_weights(module, architecture.published(), str(architecture.weights), architecture.name)
+            module, class_names = _without_filling(architecture), architecture.class_names
+            load_weights(module, architecture.published(), architecture.weights, architecture.name)
+            source = {"weights": architecture.weights}
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
-    record |= {"weights_sha256": state_sha256(module), "in_channels": in_channels}
-    record |= {"depth": depth} if depth is not None else {}
-    return Backbone(architecture.name, module, preprocess, record, class_names)
+    recipe = {"name": architecture.name, **source, "weights_sha256": state_sha256(module)}
+    recipe |= {"in_channels": in_channels} | ({"depth": depth} if depth is not None else {})
+    return Backbone(architecture.name, module, preprocess, recipe, class_names)
 
 
 def outline(
@@ -214,12 +213,10 @@ class _SkipRandom(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _from_file(
-    architecture: Architecture, file: str, class_names: tuple[str, ...] | None
-) -> tuple[nn.Module, tuple[str, ...] | None]:
+def _from_file(architecture: Architecture, file: str) -> tuple[nn.Module, tuple[str, ...] | None]:
     """The network with the weights of a file, and the file's number of classes where only that differs."""
     state = read_weights(file)
-    module = _without_filling(architecture)
+    module, class_names = _without_filling(architecture), architecture.class_names
     classes = classes_in(module, state)
     if classes is not None:
         module, class_names = _without_filling(architecture, classes), None

@@ -53,7 +53,7 @@ def timm_model(name: str, tag: str | None = None) -> Architecture:
             std=tuple(data["std"]),
             squash=squash,
         ),
-        weights=config.tag or "published" if config.has_weights else None,
+        weights=(config.tag or "published") if config.has_weights else "none",
         published=(lambda: _published(full, config)) if config.has_weights else None,
         class_names=imagenet_names() if config.num_classes == 1000 else None,
     )

@@ -51,7 +51,7 @@ def torchvision_model(name: str, weights: str | None = None) -> Architecture:
         name=name,
         build=lambda classes: _build(name, entry, classes),
         preprocess=_preprocess(name, entry),
-        weights=entry.name if entry else None,
+        weights=entry.name if entry else "none",
         published=(lambda: _published(name, entry)) if entry else None,
         class_names=tuple(entry.meta["categories"]) if entry else None,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.pooling import Pool
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
@@ -188,3 +189,17 @@ def test_grid_pool_keeps_where_things_are(tiny, pixels):
     whole, grid = tiny.extractor(["stage1@none", "stage1@avg2"])(torch.from_numpy(pixels))
     quarter = whole[:, :, :4, 4:].mean((2, 3))
     torch.testing.assert_close(grid.reshape(3, 4, 2, 2)[:, :, 0, 1], quarter)
+
+
+@pytest.mark.parametrize("kind", ["avg", "max", "avg2", "avg3"])
+def test_channels_last_maps_are_pooled_like_channels_first(kind):
+    first = torch.rand(2, 5, 6, 6)
+    last = first.permute(0, 2, 3, 1)
+    assert Pool(kind, (6, 6, 5)).layout == "NHWC"
+    assert torch.equal(Pool(kind, (6, 6, 5))(last), Pool(kind, (5, 6, 6))(first))
+
+
+def test_a_tensor_without_positions_is_only_flattened():
+    assert Pool("flatten", (2, 3, 4))(torch.rand(7, 2, 3, 4)).shape == (7, 24)
+    with pytest.raises(BackboneError, match=r"shape \(2, 3, 4\) is no map"):
+        Pool("avg", (2, 3, 4))

@@ -56,24 +56,26 @@ FAMILIES = {
 QUICK = {
     "efficientnet_lite0": 64,
     "resnet18": 48,
-    "densenet121": 48,
     "squeezenet1_1": 48,
     "shufflenet_v2_x0_5": 48,
     "mobilenet_v3_small": 48,
-    "mnasnet0_5": 48,
-    "regnet_y_400mf": 48,
     "timm/convnext_atto": 64,
     "small_cnn": 224,
 }
 # Slow to open up, and much like another one here.
 SLOW = (
     "vgg16_bn",
-    "wide_resnet50_2",
-    "resnext50_32x4d",
-    "efficientnet_v2_s",
-    "maxvit_t",
-    "swin_t",
     "resnet50",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+    "googlenet",
+    "efficientnet_v2_s",
+    "regnet_y_400mf",
+    "vit_b_32",
+    "swin_t",
+    "maxvit_t",
+    "timm/swin_tiny_patch4_window7_224",
+    "timm/regnety_002",
 )
 FIXED_SIZE = ("vit", "maxvit", "swin", "inception", "googlenet", "alexnet", "timm/vit", "timm/swin")
 

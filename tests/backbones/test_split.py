@@ -2,7 +2,12 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
 
@@ -79,3 +84,44 @@ def test_top_does_not_write_into_a_cached_map(tiny, images):
     kept = cached.clone()
     top(cached)
     assert torch.equal(cached, kept)
+
+
+class Wired(nn.Module):
+    """Layers of which each adds up earlier results: a random acyclic network."""
+
+    def __init__(self, sources):
+        super().__init__()
+        self.sources = sources
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in sources)
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x):
+        results = [x]
+        for layer, sources in zip(self.layers, self.sources, strict=True):
+            results.append(layer(torch.stack([results[i] for i in sources]).sum(0)))
+        return self.head(results[-1].mean((2, 3)))
+
+
+wirings = st.integers(1, 7).flatmap(
+    lambda n: st.tuples(*(st.sets(st.integers(0, i), min_size=1).map(sorted) for i in range(n)))
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(wirings)
+def test_a_cut_is_what_every_path_runs_through(sources):
+    """Held against the definition: without a cut, the output cannot be reached from the input."""
+    torch.manual_seed(0)
+    preprocess = Preprocess(4, 4, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    backbone = Backbone.from_module(Wired(sources), preprocess)
+    graph, images = backbone.graph, torch.rand(2, 3, 4, 4)
+    for node in graph.nodes[1:]:
+        reached = {graph.nodes[0]}
+        for other in graph.nodes[1:]:
+            if other is not node and reached.intersection(other.all_input_nodes):
+                reached.add(other)
+        is_cut = node is graph.output or graph.output not in reached
+        assert (node in graph.cuts) == is_cut
+        if is_cut:
+            trunk, top = backbone.split(graph.names[node])
+            assert torch.equal(top(trunk(images)), backbone.module(images))
