@@ -87,8 +87,10 @@ class Check:
         self.checked["files"] += 1
         file.file.visititems(lambda path, item: self._dataset(file, path, item))
         with self._reporting():
-            images = file.images
-            self._unique(file, "images/key", images.key)
+            if file.map_name is None:
+                self._unique(file, "images/key", file.images.key)
+            else:
+                self._unique(file, "images/digest", file.images.digests())
             self._failures(file)
             self._unique(file, "samples/key", file.samples.key)  # reading them checks their ranges
             for group in ("features", "views"):

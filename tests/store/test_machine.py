@@ -34,7 +34,7 @@ class Histories(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="histories-"))
         self.path = self.folder / "cache.h5"
         self.world = World()
-        self.clock = 0
+        self.clock = 1  # of every content that was written: no two have one time
         self.has: set[str] = set()  # nodes of the finished cache
         self.rows: set[tuple[str, bytes]] = set()  # committed rows, by node and digest
 

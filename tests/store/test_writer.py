@@ -10,6 +10,7 @@ import pytest
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store import files
+from bottleneck.store.check import Check
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import objects
@@ -467,3 +468,16 @@ def test_the_parts_folder_itself_can_be_read(path, world, monkeypatch):
         assert len(cache.samples) == 0
         assert list(cache.failures) == ["c/bad.jpg"]
         assert (cache.features(A.name).read(0, 1)[0] == row_of(digest_of(b"new"), A)).all()
+
+
+def test_a_new_map_may_hold_two_contents_of_one_key(path, world):
+    """It keeps the row of the old main file's content for who has that open."""
+    world.extract(path, [A, MAP])
+    world.put("a/0003.jpg", b"changed", 99)
+    world.extract(path, [A, MAP])
+    with FeatureCache(path.with_name("cache--blocks.3.h5")) as companion:
+        assert list(companion.images.key).count("a/0003.jpg") == 2
+    check = Check()
+    check.cache(path)
+    assert check.problems == []
+    assert content(path) == world.expected([A, MAP])
