@@ -1,0 +1,97 @@
+"""Heads without a fitted weight, as honest baselines: what a trained head has to beat.
+
+Both work on standardised features, as the trained heads do.
+
+Shapes: n samples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from math import isqrt
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+
+from bottleneck.heads.class_head import ClassHead, scaler_of, standard_arrays
+from bottleneck.heads.rows import RowReader, block_size, blocks, read_checked
+
+MOST_NEIGHBOURS = 20
+
+
+class NearestMeanHead(ClassHead):
+    """The class whose mean is nearest, by Euclidean distance of standardised features (Mensink et al. 2013).
+
+    −½‖z − μ‖² is linear in z but for ½‖z‖², which all classes share: so it is kept as a linear head with
+    weights μ and intercepts −½‖μ‖². Attributes and arguments are those of `ClassHead`.
+    """
+
+    kind, form = "nearest-mean", "linear"
+
+    def fit(self, X: Any, y: Any) -> NearestMeanHead:
+        """Take the mean of each class."""
+        return self._fit(X, y)
+
+    def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
+        scaler = scaler_of(rows)
+        counts = np.bincount(codes)
+        sums = np.zeros((len(counts), rows.shape[1]))
+        for start, stop in blocks(rows, block_size(rows.shape[1])):
+            member = np.arange(len(counts))[:, None] == codes[start:stop]
+            sums += member.astype(np.float32) @ scaler.transform(read_checked(rows, start, stop))
+        means = sums / counts[:, None]  # (C, D) standardised
+        coef = means / scaler.scale_
+        intercept = -0.5 * np.square(means).sum(axis=1) - coef @ scaler.mean_
+        return {"coef": coef, "intercept": intercept} | standard_arrays(scaler), {}
+
+
+class KNNHead(ClassHead):
+    """A vote of the k training samples nearest by cosine of standardised features.
+
+    Probabilities are the neighbours' shares, with one more vote spread over the classes as the training set
+    is. The training rows are kept, standardised and of unit length: the artifact is as large as they are.
+
+    Parameters
+    ----------
+    k : int or "auto"
+        "auto" is 20, which served best for most features that Caron et al. tried (2021, DINO, section 3.2),
+        but at most √n, the choice of Duda, Hart and Stork (2001, section 4.4) where samples are few.
+
+    Attributes and arguments are those of `ClassHead`.
+    """
+
+    kind, form = "knn", "knn"
+
+    def __init__(self, k: int | str = "auto") -> None:
+        self.k = k
+
+    def fit(self, X: Any, y: Any) -> KNNHead:
+        """Keep the training rows."""
+        return self._fit(X, y)
+
+    def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
+        answers = np.eye(codes.max() + 1, dtype=np.float32)[codes]
+        return knn_arrays(rows, answers), {"k": neighbours(self.k, rows.shape[0])}
+
+
+def knn_arrays(rows: RowReader, answers: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a kNN head of any target.
+
+    rows : (n, D); answers : (n, C), 1 at the true class or labels, or the value (n, 1) of a regression.
+    """
+    kept = standard_arrays(scaler_of(rows))
+    features = np.empty(rows.shape, np.float32)
+    for start, stop in blocks(rows, block_size(rows.shape[1])):
+        z = (read_checked(rows, start, stop) - kept["mean"]) / kept["scale"]
+        length = np.linalg.norm(z, axis=1, keepdims=True)
+        features[start:stop] = z / np.maximum(length, np.finfo(np.float32).tiny)
+    return {"features": features, "answers": np.asarray(answers, np.float32)} | kept
+
+
+def neighbours(k: int | str, n: int) -> int:
+    """How many of `n` samples vote, for k as `KNNHead` takes it."""
+    if k == "auto":
+        return min(MOST_NEIGHBOURS, max(1, isqrt(n)))
+    if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"The 'k' parameter must be 'auto' or a whole number of 1 or more, got {k!r}.")
+    return int(k)
