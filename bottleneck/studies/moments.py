@@ -7,25 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from scipy import linalg, sparse
 
 from bottleneck.errors import FitError
+from bottleneck.heads.rows import RowReader, as_rows, block_size, blocks, read_checked
 
 CHUNK_BYTES = 64 << 20  # of float64 rows read at a time
 WIDEST = 8192  # features, where rows are more: the scatter then takes 0.5 GiB
 MOST_HELD = 1 << 27  # N · D where features are more than rows: 1 GiB
-
-
-class RowReader(Protocol):
-    """Rows on disk or in memory; `read` returns (stop − start, D)."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def read(self, start: int, stop: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -100,10 +91,6 @@ def moments(rows: np.ndarray | RowReader, labels: np.ndarray) -> Moments:
         )
     sums = class_sums(rows, codes, len(classes))
     mean = sums.sum(axis=0) / N
-    if not np.isfinite(mean).all():
-        raise FitError(
-            "The features hold values that are not finite.", "Check them: bottleneck cache verify CACHE"
-        )
     held = np.empty((N, D)) if N <= D else None
     scatter = None if N <= D else np.zeros((D, D))
     fourth = 0.0
@@ -142,8 +129,6 @@ def check(rows: np.ndarray | RowReader, codes: np.ndarray) -> tuple[int, int]:
 
 def chunks(rows: np.ndarray | RowReader, dtype: type = np.float64) -> Iterator[tuple[int, np.ndarray]]:
     """(start, rows from there) of bounded size, as fresh arrays of `dtype`."""
-    N, D = rows.shape
-    size = max(1, CHUNK_BYTES // (8 * D))
-    read = rows.read if hasattr(rows, "read") else lambda start, stop: rows[start:stop]
-    for start in range(0, N, size):
-        yield start, np.array(read(start, min(start + size, N)), dtype=dtype)
+    reader = as_rows(rows)
+    for start, stop in blocks(reader, block_size(2 * reader.shape[1], CHUNK_BYTES)):
+        yield start, np.array(read_checked(reader, start, stop, dtype))

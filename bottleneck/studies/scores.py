@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from bottleneck.studies.moments import Moments, RowReader, check, chunks, class_sums, moments
+from bottleneck.heads.rows import RowReader
+from bottleneck.studies.moments import Moments, check, chunks, class_sums, moments
 
 MOST_QUERIES = 2000  # the standard error of an accuracy is then at most 1.1 points
 GOLDEN = (np.sqrt(5) - 1) / 2

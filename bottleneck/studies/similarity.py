@@ -2,8 +2,8 @@
 
 A network carries statistics of its training images in its BatchNorm buffers: mean and variance of every
 channel. Their distance from the statistics of the user's images is one measure. How the source classifier
-behaves on the images (how unsure it is, how many of its classes it uses) is another; a network without BatchNorm
-has only that. Either is read on a scale that the same network gives on images of known kinds (`anchors`).
+behaves on the images (how unsure it is, how many of its classes it uses) is another, and all that there is
+without BatchNorm. Either is read on the scale that the network gives on images of known kinds (`anchors`).
 
 Shapes: N images, H × W pixels, C channels, Z classes of the source classifier.
 """
