@@ -109,6 +109,16 @@ class Backbone:
         """D of the bottleneck at the network's own input size."""
         return self.node_shape(BOTTLENECK)[0][0]
 
+    def block(self, index: int) -> Block:
+        """A block by its index; negative ones count from the top."""
+        if not -len(self.blocks) <= index < len(self.blocks):
+            raise BackboneError(
+                f"{self.name} has no block {index}; it has {len(self.blocks)}, "
+                f"0 to {len(self.blocks) - 1} or −{len(self.blocks)} to −1.",
+                f"See bottleneck inspect {self.name}.",
+            )
+        return self.blocks[index]
+
     def resolve(self, node: str | int) -> str:
         """The name that a node is stored under: its block's path, else the shortest of its tensor.
 
@@ -193,16 +203,6 @@ class Backbone:
     @cached_property
     def _training_graph(self) -> NetworkGraph:
         return trace(self.module, training=True)
-
-    def block(self, index: int) -> Block:
-        """A block by its index; negative ones count from the top."""
-        if not -len(self.blocks) <= index < len(self.blocks):
-            raise BackboneError(
-                f"{self.name} has no block {index}; it has {len(self.blocks)}, "
-                f"0 to {len(self.blocks) - 1} or −{len(self.blocks)} to −1.",
-                f"See bottleneck inspect {self.name}.",
-            )
-        return self.blocks[index]
 
     def _measure(self, preprocess: Preprocess) -> Shapes:
         size = preprocess.size

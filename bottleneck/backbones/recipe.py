@@ -49,6 +49,7 @@ def request_differences(
     weights: str | None = None,
     seed: int | None = None,
     in_channels: int | None = None,
+    depth: int | None = None,
 ) -> list[str]:
     """Fields in which what the user asks for differs from `recipe`; None asks for nothing.
 
@@ -70,6 +71,8 @@ def request_differences(
         differing.append("backbone.seed")
     if in_channels is not None and in_channels != recipe.get("in_channels"):
         differing.append("backbone.in_channels")
+    if depth is not None and depth != recipe.get("depth"):
+        differing.append("backbone.depth")
     return differing
 
 

@@ -69,23 +69,23 @@ def load_backbone(
     file = weights if weights is not None and is_weights_file(weights) else None
     with _seeded(seed):
         published = tag if file else weights
-        architecture = _architecture(
-            bare, published if published != "none" else None, in_channels, depth, trust_code
-        )
+        published = None if published == "none" else published
+        architecture = _architecture(bare, published, in_channels, depth, trust_code)
         if file:
             module, class_names = _from_file(architecture, file)
             source = {"weights": "file", "file_sha256": file_sha256(file)}
         elif weights == "none" or architecture.published is None:
             module = architecture.build(None)
-            source = {"weights": architecture.weights if weights is None else weights, "seed": seed}
-            class_names = None if weights == "none" else architecture.class_names
+            class_names = architecture.class_names if weights is None else None
+            source = {"weights": weights or architecture.weights, "seed": seed}
         else:
             module, class_names = _without_filling(architecture), architecture.class_names
             load_weights(module, architecture.published(), architecture.weights, architecture.name)
             source = {"weights": architecture.weights}
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
     recipe = {"name": architecture.name, **source, "weights_sha256": state_sha256(module)}
-    recipe |= {"in_channels": in_channels} | ({"depth": depth} if depth is not None else {})
+    recipe |= {"in_channels": in_channels}
+    recipe |= {"depth": module.depth} if isinstance(module, small_cnn.SmallCNN) else {}
     return Backbone(architecture.name, module, preprocess, recipe, class_names)
 
 
@@ -98,15 +98,12 @@ def outline(
     """
     bare, tag = split_name(name)
     architecture = _architecture(bare, None if tag == "none" else tag, in_channels, depth, trust_code)
-    module = (
-        _on_meta(architecture)
-        if in_channels == architecture.preprocess.channels
-        else architecture.build(None)
-    )
+    adapted = in_channels != architecture.preprocess.channels  # which takes values, not only shapes
+    module = _without_filling(architecture) if adapted else _on_meta(architecture)
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
     record = {
         "name": architecture.name,
-        "weights": architecture.weights or "none",
+        "weights": architecture.weights,
         "in_channels": in_channels,
     }
     return Backbone(architecture.name, on_meta(module), preprocess, record, architecture.class_names)
@@ -171,17 +168,20 @@ def _architecture(
     """The family's word on `name`, with its published weights `weights`."""
     if depth is not None and name != small_cnn.NAME:
         raise BackboneError(f"--depth is for {small_cnn.NAME}; {name} has the depth of its name.")
+    known = [efficientnet_lite.NAME, small_cnn.NAME, *torchvision_models.names(), *timm_models.names()]
+    head, _, tail = name.partition(":")
+    if names_code(name) and head in known:  # a misspelt weights id; the family names its own
+        return _architecture(head, tail, in_channels, depth, trust_code)
     if names_code(name):
-        return user_network(name, trust_code=trust_code)
+        return user_network(name, weights, trust_code=trust_code)
     if name == small_cnn.NAME:
-        return small_cnn.small_cnn(in_channels, depth)
+        return small_cnn.small_cnn(weights, in_channels, depth)
     if name == efficientnet_lite.NAME:
         return efficientnet_lite.efficientnet_lite0(weights)
     if name.startswith(timm_models.PREFIX) and name in timm_models.names():
         return timm_models.timm_model(name, weights)
     if name in torchvision_models.names():
         return torchvision_models.torchvision_model(name, weights)
-    known = [efficientnet_lite.NAME, small_cnn.NAME, *torchvision_models.names(), *timm_models.names()]
     close = get_close_matches(name, known, n=4, cutoff=0.5)
     raise BackboneError(
         f"There is no backbone {name!r}" + (f"; close ones are {', '.join(close)}." if close else "."),

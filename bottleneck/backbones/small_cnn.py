@@ -57,7 +57,7 @@ class SmallCNN(nn.Module):
             raise BackboneError(
                 f"Images of {size} × {size} pixels are too small for {depth} blocks of small_cnn."
             )
-        self.images, self.covariates = images, covariates
+        self.depth, self.images, self.covariates = depth, images, covariates
         self.features = nn.Sequential(
             OrderedDict((f"block{i + 1}", _block(widths[i], widths[i + 1])) for i in range(depth))
         )
@@ -84,14 +84,24 @@ class SmallCNN(nn.Module):
         return self.classifier(rows)
 
 
-def small_cnn(in_channels: int, depth: int | None) -> Architecture:
-    """The network as a backbone for one image at a time; it has no published weights."""
-    mode = {channels: mode for mode, channels in CHANNELS.items()}[in_channels]
+def small_cnn(weights: str | None, in_channels: int, depth: int | None) -> Architecture:
+    """The network as a backbone for one image at a time; it has no published weights.
+
+    Raises
+    ------
+    BackboneError
+        If some are asked for.
+    """
+    if weights is not None:
+        raise BackboneError(f"{NAME} has no weights {weights!r}; expected none or a file.")
+    modes = {channels: mode for mode, channels in CHANNELS.items()}
+    if in_channels not in modes:
+        raise BackboneError(f"Images of {in_channels} channels are not known here; expected 1, 3 or 4.")
     half = (0.5,) * in_channels
     return Architecture(
         name=NAME,
         build=lambda classes: SmallCNN(in_channels, depth or 4, classes=classes or 2),
-        preprocess=Preprocess(_SIZE, _SIZE, "bilinear", half, half, mode),
+        preprocess=Preprocess(_SIZE, _SIZE, "bilinear", half, half, modes[in_channels]),
     )
 
 

@@ -12,7 +12,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
 
-def user_network(name: str, *, trust_code: bool) -> Architecture:
+def user_network(name: str, weights: str | None, *, trust_code: bool) -> Architecture:
     """The network that calling `function()` gives: an `nn.Module`, or a `Backbone` for its own preprocessing.
 
     A bare module is taken to want 224 × 224 RGB pixels in ImageNet's normalisation.
@@ -20,13 +20,16 @@ def user_network(name: str, *, trust_code: bool) -> Architecture:
     Raises
     ------
     BackboneError
-        If `trust_code` is false (nothing is imported then), or the function cannot be found or fails.
+        If `trust_code` is false (nothing is imported then), if published weights are asked for, or if the
+        function cannot be found or fails.
     """
     if not trust_code:
         raise BackboneError(
             f"The backbone is code, {name}; it is not imported on a file's word.",
             "If you trust it, add --trust-code.",
         )
+    if weights is not None:
+        raise BackboneError(f"{name} has no weights {weights!r}; expected what the code brings, or a file.")
     made = _call(name)
     if isinstance(made, Backbone):
         return Architecture(

@@ -38,6 +38,7 @@ def test_a_name_may_carry_its_weights(name, parts):
         ({"weights": "DEFAULT"}, []),
         ({"in_channels": 1}, ["backbone.in_channels"]),
         ({"seed": 7}, []),
+        ({"depth": 2}, ["backbone.depth"]),
         ({"name": "vgg16", "weights": "none", "in_channels": 3}, ["backbone.name", "backbone.weights"]),
     ],
 )

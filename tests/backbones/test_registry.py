@@ -20,6 +20,13 @@ def build():
     body = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
     return nn.Sequential(*body, nn.Linear(4, 2))
 
+def named():
+    from bottleneck.backbones.backbone import Backbone
+    from bottleneck.data.preprocess import Preprocess
+
+    half = (0.5, 0.5, 0.5)
+    return Backbone.from_module(build(), Preprocess(32, 40, "bicubic", half, half), class_names=["ant", "bee"])
+
 def wrong():
     return "a network"
 """
@@ -55,7 +62,9 @@ def test_unknown_backbone_suggests_close_ones(name, suggestion):
     ("name", "choices"),
     [
         ("resnet50:IMAGENET1K_V9", "IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("resnet50:imagenet1k_v1", "IMAGENET1K_V1, IMAGENET1K_V2"),
         ("efficientnet_lite0:IMAGENET1K_V1", "embedded"),
+        ("small_cnn:IMAGENET1K_V1", "none or a file"),
         ("timm/resnet18.nonsense", "a1_in1k, a2_in1k"),
     ],
 )
@@ -170,6 +179,13 @@ def test_a_user_s_function_is_a_backbone_once_trusted(user_net):
     backbone = load_backbone(user_net, trust_code=True, seed=2)
     assert backbone.num_features == 4
     assert load_from_recipe(backbone.recipe, trust_code=True).recipe == backbone.recipe
+
+
+def test_a_user_s_function_may_say_how_its_images_are_preprocessed(user_net):
+    backbone = load_backbone("my_net_module:named", trust_code=True)
+    assert backbone.name == "my_net_module:named"
+    assert (backbone.preprocess.size, backbone.preprocess.resize) == (32, 40)
+    assert backbone.class_names == ("ant", "bee")
 
 
 def test_code_that_only_a_file_names_is_not_imported(user_net):

@@ -32,6 +32,10 @@ def test_depth_gives_so_many_blocks(depth):
     assert backbone.recipe["depth"] == depth
 
 
+def test_the_usual_depth_is_recorded_where_none_is_asked_for():
+    assert load_backbone("small_cnn").recipe == load_backbone("small_cnn", depth=4).recipe
+
+
 def test_images_of_a_sample_are_read_alike_and_in_their_order():
     torch.manual_seed(0)
     network = SmallCNN(1, 1, size=8, images=2, covariates=1).eval()
