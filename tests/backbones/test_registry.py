@@ -24,8 +24,8 @@ def named():
     from bottleneck.backbones.backbone import Backbone
     from bottleneck.data.preprocess import Preprocess
 
-    half = (0.5, 0.5, 0.5)
-    return Backbone.from_module(build(), Preprocess(32, 40, "bicubic", half, half), class_names=["ant", "bee"])
+    preprocess = Preprocess(32, 40, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    return Backbone.from_module(build(), preprocess, class_names=["ant", "bee"])
 
 def wrong():
     return "a network"
