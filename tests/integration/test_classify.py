@@ -1,0 +1,150 @@
+"""`fit-head`, `evaluate` and `predict` as a user meets them."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+from photographs import photograph, write_photographs
+
+from bottleneck import extract, fit_heads, load_model
+
+
+def test_fit_head_prints_its_heads(fitted, tmp_path, run):
+    result = run("fit-head", fitted.cache, "-o", tmp_path / "heads", "--json")
+    (head,) = result.json["heads"]
+    assert {"path", "target", "node", "head", "C", "cv_accuracy", "accuracy", "n"} <= set(head)
+    assert (head["target"], head["node"], head["n"]) == ("label", "bottleneck", 21)
+    assert set(head["accuracy"]) == {"train", "val"}
+
+
+def test_evaluate_gives_the_same_on_cache_and_images(fitted, run):
+    on_cache = run("evaluate", fitted.head, fitted.cache, "--json").json
+    on_images = run("evaluate", fitted.head, fitted.source, "--val-fraction", "0.3", "--json").json
+    assert on_cache["split"] == on_images["split"] == "val"
+    assert on_cache["confusion"] == on_images["confusion"]
+    assert on_cache["log_loss"] == pytest.approx(on_images["log_loss"], rel=1e-2)
+    low, high = on_cache["accuracy_ci95"]
+    assert 0 <= low <= on_cache["accuracy"] <= high <= 1
+    assert on_cache["classes"] == ["ants", "bees", "개미 🐜"]
+
+
+def test_evaluate_lists_the_misclassified(fitted, tmp_path, run):
+    result = run(
+        "evaluate", fitted.head, fitted.cache, "--split", "train", "--errors", tmp_path / "e.csv", "--json"
+    )
+    with open(tmp_path / "e.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == result.json["n"] - np.trace(result.json["confusion"])
+    assert result.json["notes"]
+
+
+def test_evaluate_draws_names_of_any_script(fitted, tmp_path, run):
+    picture = tmp_path / "confusion.png"
+    assert run("evaluate", fitted.head, fitted.cache, "--confusion", picture).code == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_predict_writes_a_table(fitted, tmp_path, run, suffix):
+    output = tmp_path / f"out.{suffix}"
+    result = run("predict", fitted.head, fitted.source, "-o", output, "--json").json
+    assert len(result["predictions"]) == 30
+    if suffix == "csv":
+        with open(output, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    elif suffix == "jsonl":
+        rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    else:
+        from pyarrow import parquet
+
+        rows = parquet.read_table(output).to_pylist()
+    assert [row["image"] for row in rows] == [row["image"] for row in result["predictions"]]
+    assert "개미 🐜/003.jpg" in [row["image"] for row in rows]
+
+
+def test_predictions_are_mostly_right_and_sum_to_one(fitted):
+    predictions = load_model(fitted.head).predict(fitted.source, top=3)
+    right = [row["label"] == row["image"].split("/")[0] for row in predictions]
+    assert np.mean(right) > 0.8
+    for row in predictions:
+        assert sum(one["confidence"] for one in row["top"]) == pytest.approx(1, abs=1e-5)
+        assert row["confidence"] == row["top"][0]["confidence"]
+
+
+def test_a_bad_image_among_the_good_is_listed(fitted, tmp_path, run):
+    photograph(0, 77).save(tmp_path / "a.jpg")
+    shutil.copy(tmp_path / "a.jpg", tmp_path / "b copy.jpg")
+    (tmp_path / "c.jpg").write_text("no image")
+    result = run("predict", fitted.head, tmp_path, "--json").json
+    first, copy = result["predictions"]
+    assert (first["image"], copy["image"]) == ("a.jpg", "b copy.jpg")
+    assert first["top"] == copy["top"]
+    assert [row["image"] for row in result["failed"]] == ["c.jpg"]
+
+
+def test_nothing_readable_is_an_error(fitted, tmp_path, run):
+    (tmp_path / "c.jpg").write_text("no image")
+    result = run("predict", fitted.head, tmp_path / "c.jpg")
+    assert result.code == 1
+    assert "c.jpg" in result.err
+
+
+def test_a_head_of_other_features_is_refused(fitted, tmp_path, run):
+    other = tmp_path / "other.h5"
+    extract(fitted.source, other, image_size=96, limit=6)
+    result = run("evaluate", fitted.head, other, "--split", "train")
+    assert result.code == 1
+    assert "preprocess.size" in result.err
+
+
+def test_one_class_can_be_extracted_but_not_fitted(tmp_path, run):
+    source = write_photographs(tmp_path / "photos", classes=("only",), each=3)
+    extract(source, tmp_path / "x.h5")
+    result = run("fit-head", tmp_path / "x.h5", "-o", tmp_path / "heads")
+    assert result.code == 1
+    assert "one class" in result.err or "1 class" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+
+
+def test_samples_of_several_images_and_covariates(tmp_path, run):
+    rows = []
+    for number in range(24):
+        kind = number % 2
+        for side, name in enumerate(("front", "back")):
+            photograph(kind, 10 * number + side).save(tmp_path / f"{name}{number}.jpg")
+        rows.append([f"front{number}.jpg", f"back{number}.jpg", 20 + number, ("old", "new")[kind]])
+    manifest = tmp_path / "pairs.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([["front", "back", "age", "label"], *rows])
+    columns = ("--image-column", "front", "--image-column", "back", "--covariate", "age")
+    cache = tmp_path / "pairs.h5"
+    extracted = run("extract", manifest, "-o", cache, *columns, "--val-fraction", "0.25", "--json").json
+    assert (extracted["images"], extracted["samples"]) == (48, 24)
+    (head,) = fit_heads(cache, output=tmp_path / "heads").heads
+    on_cache = run("evaluate", head["path"], cache, "--json").json
+    assert on_cache["accuracy"] > 0.8
+    predicted = run("predict", head["path"], manifest, *columns, "--json").json["predictions"]
+    assert predicted[0]["images"] == ["front0.jpg", "back0.jpg"]
+    refused = run("predict", head["path"], manifest, "--image-column", "front")
+    assert refused.code == 1
+    assert "2 images per sample" in refused.err
+
+
+def test_a_manifest_with_gaps(tmp_path, run):
+    """Absent files and missing labels are named; the rest is used."""
+    write_photographs(tmp_path / "photos", classes=("a", "b"), each=6)
+    lines = [f"photos/{name}/{number:03d}.jpg,{name}" for name in "ab" for number in range(6)]
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("\n".join(["image,label", *lines, "photos/gone.jpg,a", "photos/a/000.jpg,"]))
+    result = run("extract", manifest, "-o", tmp_path / "x.h5")
+    assert result.code == 1  # the same image twice
+    assert "photos/a/000.jpg" in result.err
+    lines[0] = "photos/a/000.jpg,"
+    manifest.write_text("\n".join(["image,label", *lines, "photos/gone.jpg,a"]))
+    result = run("extract", manifest, "-o", tmp_path / "x.h5", "--json")
+    assert result.json["failures"].keys() == {"photos/gone.jpg"}
+    assert result.json["images"] == 12
+    (head,) = fit_heads(tmp_path / "x.h5", output=tmp_path / "heads").heads
+    assert head["n"] == 11
