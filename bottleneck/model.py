@@ -18,9 +18,9 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.samples import Source
+from bottleneck.data.samples import Source, read_source
 from bottleneck.errors import ArtifactError
-from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
 from bottleneck.model_file import backbone_of
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
@@ -130,11 +130,44 @@ class Classifier:
         order = np.argsort(rows := np.concatenate(rows))
         return Outputs(rows[order], np.concatenate(decisions)[order], failed)
 
-    def predict(self, *sources: str | Path | Source, top: int = 5, progress: Progress = silent) -> list[dict]:
-        """Predictions of the samples of `sources`, in their order; see `bottleneck.prediction.predict`."""
-        from bottleneck.prediction import predict
+    def classify(
+        self, source: Source, top: int = 5, progress: Progress = silent
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """One record per sample that could be classified (see `bottleneck.prediction.predict`), in the order of
+        the samples, and the reason of each image that could not."""
+        outputs = self.outputs(source, progress)
+        if not len(outputs.rows):
+            return [], outputs.failed
+        head = self.head
+        scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, C), a regression's (B,)
+        records = []
+        for row, score in zip(outputs.rows, scores, strict=True):
+            images = [source.images[image] for image in source.samples.image[row]]
+            record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
+            records.append(record | _verdict(head, score, top))
+        return records, outputs.failed
 
-        return predict(self, *sources, top=top, progress=progress)["predictions"]
+    def predict(self, *sources: str | Path | Source, top: int = 5, **reading: Any) -> list[dict[str, Any]]:
+        """Predictions for images, folders, manifests or URLs, in their order; `reading` as of `read_source`."""
+        return [
+            record
+            for source in sources
+            for record in self.classify(
+                source if isinstance(source, Source) else read_source(source, **reading), top
+            )[0]
+        ]
+
+
+def _verdict(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:
+    """Label, confidence and the likeliest classes of one sample."""
+    if head.target_kind == "regression":
+        return {"label": float(score), "confidence": None, "top": []}
+    best = np.argsort(-score, kind="stable")[:top]
+    ranked = [{"label": head.class_names[code], "confidence": float(score[code])} for code in best]
+    if head.target_kind == "multilabel":
+        label = [head.class_names[code] for code in np.flatnonzero(score > 0.5)]
+        return {"label": label, "confidence": ranked[0]["confidence"], "top": ranked}
+    return {**ranked[0], "top": ranked}
 
 
 class _Gather:

@@ -6,16 +6,12 @@ import csv
 import inspect
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bottleneck.data.samples import Source, read_source
 from bottleneck.errors import BottleneckError
-from bottleneck.heads.artifact import apply_link
-from bottleneck.model import Classifier, Outputs, load_model
+from bottleneck.model import Classifier, load_model
 from bottleneck.progress import Progress, silent
 
 READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
@@ -66,9 +62,9 @@ def predict(
     for source in sources:
         if not isinstance(source, Source):
             source = read_source(source, **reading)
-        outputs = classifier.outputs(source, progress)
-        predictions += _records(classifier, source, outputs, top)
-        failed += [{"image": key, "error": reason} for key, reason in outputs.failed.items()]
+        records, reasons = classifier.classify(source, top, progress)
+        predictions += records
+        failed += [{"image": key, "error": reason} for key, reason in reasons.items()]
         images += len(source.images)
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
@@ -83,29 +79,6 @@ def predict(
         "seconds": seconds,
         "images_per_second": images / seconds,
     }
-
-
-def _records(classifier: Classifier, source: Source, outputs: Outputs, top: int) -> list[dict[str, Any]]:
-    """One record per sample that has an output."""
-    head = classifier.head
-    records = []
-    scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, C); a regression's values (B,)
-    for row, score in zip(outputs.rows, scores, strict=True):
-        images = [source.images[image] for image in source.samples.image[row]]
-        record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
-        records.append(record | _verdict(head.target_kind, head.class_names, score, top))
-    return records
-
-
-def _verdict(kind: str, class_names: Sequence[str], score: np.ndarray, top: int) -> dict[str, Any]:
-    if kind == "regression":
-        return {"label": float(score), "confidence": None, "top": []}
-    best = np.argsort(-score, kind="stable")[:top]
-    ranked = [{"label": class_names[code], "confidence": float(score[code])} for code in best]
-    if kind == "multilabel":
-        label = [class_names[code] for code in np.flatnonzero(score >= 0.5)]
-        return {"label": label, "confidence": ranked[0]["confidence"], "top": ranked}
-    return {**ranked[0], "top": ranked}
 
 
 def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:
