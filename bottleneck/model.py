@@ -133,8 +133,10 @@ class Classifier:
     def classify(
         self, source: Source, top: int = 5, progress: Progress = silent
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """One record per sample that could be classified (see `bottleneck.prediction.predict`), in the order of
-        the samples, and the reason of each image that could not."""
+        """One record per sample that could be classified, in order, and the reason of each image that could not.
+
+        A record is what `bottleneck.prediction.predict` describes.
+        """
         outputs = self.outputs(source, progress)
         if not len(outputs.rows):
             return [], outputs.failed
@@ -148,7 +150,7 @@ class Classifier:
         return records, outputs.failed
 
     def predict(self, *sources: str | Path | Source, top: int = 5, **reading: Any) -> list[dict[str, Any]]:
-        """Predictions for images, folders, manifests or URLs, in their order; `reading` as of `read_source`."""
+        """Predictions for images, folders, manifests or URLs; `reading` as of `read_source`."""
         return [
             record
             for source in sources
