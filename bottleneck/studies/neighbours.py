@@ -17,6 +17,7 @@ from bottleneck.heads.rows import RowReader, block_size, blocks, read_checked
 
 QUERY_BYTES = 64 << 20  # of queries that are compared together; the rows are read once for each such block
 CELLS = 1 << 22  # cosines of a block
+JOINED = 1 << 19  # of them among which look-alikes are joined at once; all may be
 ROUNDING = 1e-6  # of a cosine: equal rows are not told apart by it
 NONE = -1
 
@@ -77,11 +78,16 @@ def look_alikes(
     """
     groups, pairs = Groups(rows.shape[0]), 0
     for start, first, block in _cosines(rows, rows, above=True):
-        a, b = np.nonzero(block >= threshold - ROUNDING)
-        a, b = a + start, b + first
-        ordered = a < b
-        groups.join(a[ordered], b[ordered])
-        pairs += int(ordered.sum())
+        b = np.arange(first, first + block.shape[1])
+        step = max(1, JOINED // len(b))
+        for at in range(0, len(block), step):
+            near = block[at : at + step] >= threshold - ROUNDING
+            a = np.arange(start + at, start + at + len(near))
+            near &= a[:, None] < b
+            pairs += int(near.sum())
+            near &= groups.roots(a)[:, None] != groups.roots(b)
+            left, right = np.nonzero(near)
+            groups.join(a[left], b[right])
         advance(block.size)
     return groups.roots(np.arange(rows.shape[0])), pairs
 
@@ -102,11 +108,10 @@ class Groups:
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
         """Unite the sets of a[i] and b[i], for each i."""
-        a, b = self.roots(a), self.roots(b)
-        apart = a != b
-        if not apart.any():
+        if not len(a):
             return
-        names, place = np.unique(np.stack([a[apart], b[apart]]), return_inverse=True)
+        ends = np.stack([self.roots(a), self.roots(b)])
+        names, place = np.unique(ends, return_inverse=True)
         links = coo_array((np.ones(place.shape[1], bool), tuple(place)), shape=(len(names), len(names)))
         _, component = connected_components(links, directed=False)
         _, least = np.unique(component, return_index=True)  # names ascend

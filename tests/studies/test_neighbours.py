@@ -28,6 +28,7 @@ def small_blocks(monkeypatch):
     """Blocks of few rows, so that every border is crossed."""
     monkeypatch.setattr(neighbours, "QUERY_BYTES", 7 * 5 * 4)
     monkeypatch.setattr(neighbours, "CELLS", 7 * 3)
+    monkeypatch.setattr(neighbours, "JOINED", 6)
     monkeypatch.setattr(neighbours, "block_size", lambda width, size=11 * 5 * 4: size // (4 * width))
 
 
