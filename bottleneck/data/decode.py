@@ -1,6 +1,8 @@
 """From a file's bytes to an upright image in the mode asked for: safe on any bytes, right for every mode.
 
-Pillow decodes. Its libjpeg-turbo is as fast as torchvision's, whose decoders are deprecated since 0.29.
+Pillow decodes; photographs that only have to become an array may take a shorter way to the same pixels.
+
+Shapes: H, W height and width, C channels.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from PIL import (  # noqa: F401  (opening a format whose plugin is not loaded wo
     WebPImagePlugin,
 )
 
-from bottleneck.data.modes import to_mode
+from bottleneck.data.jpeg import jpeg_array
+from bottleneck.data.modes import as_array, as_image, to_mode
 from bottleneck.data.parsing import parsing
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.resize import fast_pixels
@@ -62,7 +65,7 @@ def decode_image(data: bytes, mode: str = "RGB", max_pixels: int = MAX_PIXELS) -
 
 def pixels_from_bytes(data: bytes, preprocess: Preprocess) -> np.ndarray:
     """Decode, resize and cut one image to (size, size, C) uint8. Raises ImageError as `decode_image` does."""
-    return fast_pixels(decode_image(data, preprocess.mode), preprocess)
+    return fast_pixels(EncodedImage(data).array(preprocess.mode), preprocess)
 
 
 class EncodedImage:
@@ -72,6 +75,7 @@ class EncodedImage:
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+        self._data = data
         self._header = _read_header(data)
         width, height = self._header.size
         if width * height > max_pixels:
@@ -92,13 +96,23 @@ class EncodedImage:
         return 16 * self._header.width * self._header.height
 
     def decode(self, mode: str) -> Image.Image:
-        """Decode the pixels: upright and in `mode`. Call it once."""
+        """Decode the pixels: upright and in `mode`. Call this or `array`, once."""
         with parsing("is damaged"):
             self._header.load()
         orientation = self._orientation()
         with parsing("cannot be converted"):
             image = to_mode(self._header, mode)
         return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+    def array(self, mode: str) -> np.ndarray:
+        """What `decode` gives, as (H, W, C) uint8."""
+        pixels = jpeg_array(self._data, self._header, mode)
+        if pixels is None:
+            return as_array(self.decode(mode))
+        orientation = self._orientation()
+        if orientation not in _TRANSPOSE:
+            return pixels
+        return as_array(as_image(pixels).transpose(_TRANSPOSE[orientation]))
 
     def _orientation(self) -> int:
         """EXIF orientation 1…8; 1 where the EXIF is unreadable, which is no reason to lose a photograph."""

@@ -24,6 +24,7 @@ import numpy as np
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.crew import Budget, Crew, Job
 from bottleneck.data.decode import EncodedImage
+from bottleneck.data.modes import as_array
 from bottleneck.data.parsing import one_line
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.resize import fast_pixels
@@ -196,9 +197,11 @@ class _Run:
     def _decode(self, data: bytes, digest: bytes, job: Job) -> tuple[np.ndarray, np.ndarray | None]:
         encoded = EncodedImage(data)
         with self.budget.reserve(job, encoded.memory):
+            if self.views is None:
+                return fast_pixels(encoded.array(self.preprocess.mode), self.preprocess), None
             image = encoded.decode(self.preprocess.mode)
-            views = self.views.apply(image, self.preprocess, digest) if self.views else None
-            return fast_pixels(image, self.preprocess), views
+            views = self.views.apply(image, self.preprocess, digest)
+            return fast_pixels(as_array(image), self.preprocess), views
 
     def _claim(self, digest: bytes, index: int) -> bool:
         """True where no earlier image is known to have these bytes: its turn to decode them."""

@@ -62,3 +62,13 @@ def _grey_levels(image: Image.Image) -> np.ndarray:
     if low < 0 or high > top:
         raise ImageError(f"has grey values from {low} to {high}; expected 0 to {top}")
     return np.rint(values * np.float32(255 / top)).astype(np.uint8)
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    """(H, W, C) uint8 of an image in mode L, RGB or RGBA."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """The image in mode L, RGB or RGBA whose pixels (H, W, C) are given."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
