@@ -23,7 +23,13 @@ class NearestMeanHead(ClassHead):
     """The class whose mean is nearest, by Euclidean distance of standardised features (Mensink et al. 2013).
 
     −½‖z − μ‖² is linear in z but for ½‖z‖², which all classes share: so it is kept as a linear head with
-    weights μ and intercepts −½‖μ‖². Attributes and arguments are those of `ClassHead`.
+    weights μ and intercepts −½‖μ‖².
+
+    Attributes
+    ----------
+    mean_, scale_ : (D,) of the standardisation; scale_ is 1 for constant features
+
+    Further attributes and arguments are those of `ClassHead`.
     """
 
     kind, form = "nearest-mean", "linear"
@@ -34,6 +40,7 @@ class NearestMeanHead(ClassHead):
 
     def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
         scaler = scaler_of(rows)
+        self.mean_, self.scale_ = scaler.mean_, scaler.scale_
         counts = np.bincount(codes)
         sums = np.zeros((len(counts), rows.shape[1]))
         for start, stop in blocks(rows, block_size(rows.shape[1])):
@@ -57,7 +64,11 @@ class KNNHead(ClassHead):
         "auto" is 20, which served best for most features that Caron et al. tried (2021, DINO, section 3.2),
         but at most √n, the choice of Duda, Hart and Stork (2001, section 4.4) where samples are few.
 
-    Attributes and arguments are those of `ClassHead`.
+    Attributes
+    ----------
+    mean_, scale_ : (D,) of the standardisation; scale_ is 1 for constant features
+
+    Further attributes and arguments are those of `ClassHead`.
     """
 
     kind, form = "knn", "knn"
@@ -71,7 +82,9 @@ class KNNHead(ClassHead):
 
     def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
         answers = np.eye(codes.max() + 1, dtype=np.float32)[codes]
-        return knn_arrays(rows, answers), {"k": neighbours(self.k, rows.shape[0])}
+        arrays = knn_arrays(rows, answers)
+        self.mean_, self.scale_ = arrays["mean"], arrays["scale"]
+        return arrays, {"k": neighbours(self.k, rows.shape[0])}
 
 
 def knn_arrays(rows: RowReader, answers: np.ndarray) -> dict[str, np.ndarray]:

@@ -55,6 +55,7 @@ class MLPHead(ClassHead):
     ----------
     losses_ : list of float, on the held-out samples, one per epoch
     n_iter_ : int, epochs passed
+    mean_, scale_ : (D,) of the standardisation; scale_ is 1 for constant features
 
     Further attributes and arguments are those of `ClassHead`.
     """
@@ -87,6 +88,7 @@ class MLPHead(ClassHead):
         held = held_out(codes, HELD_OUT, generator, groups)
         weight = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
         scaler = scaler_of(rows)
+        self.mean_, self.scale_ = scaler.mean_, scaler.scale_
         data = _Data(rows, codes, scaler, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.randint(2**31))

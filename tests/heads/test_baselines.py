@@ -10,6 +10,7 @@ from sklearn.utils.estimator_checks import check_estimator
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.baselines import KNNHead, NearestMeanHead, knn_arrays, neighbours
+from bottleneck.heads.mlp import MLPHead
 from bottleneck.heads.rows import ArrayRows
 
 
@@ -59,6 +60,15 @@ def test_knn_is_the_vote_of_the_nearest_by_cosine(clouds):
     prior = [np.mean(y[::2] == name) for name in head.classes_]
     expected = (5 * judge.predict_proba(scaler.transform(x[1::2])) + prior) / 6
     np.testing.assert_allclose(head.predict_proba(x[1::2]), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [NearestMeanHead(), KNNHead(), MLPHead(epochs=1)])
+def test_features_are_standardised_and_a_constant_one_is_left_at_its_scale(clouds, head):
+    x, y = clouds
+    head.fit(x, y)
+    np.testing.assert_allclose(head.mean_, x.mean(axis=0, dtype=np.float64), rtol=1e-5)
+    assert head.scale_[7] == 1
+    np.testing.assert_allclose(np.delete(head.scale_, 7), np.delete(x.std(axis=0), 7), rtol=1e-4)
 
 
 @pytest.mark.parametrize("head", [NearestMeanHead(), KNNHead(k=4)])
