@@ -133,7 +133,7 @@ class Classifier:
     def classify(
         self, source: Source, top: int = 5, progress: Progress = silent
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """One record per sample that could be classified, in order, and the reason of each image that could not.
+        """One record per sample that could be classified, in order; the reason of each image that could not.
 
         A record is what `bottleneck.prediction.predict` describes.
         """

@@ -22,6 +22,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import BottleneckError, CacheError, SourceError
+from bottleneck.heads.artifact import load_head
 from bottleneck.store.files import write_durably
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
@@ -42,6 +43,7 @@ class ExtractConfig:
     """What to extract. None everywhere means: what the cache has, or the default in a new cache.
 
     backbone : registry name; `efficientnet_lite0` by default.
+        A model file (`models/x.safetensors`) means its network and its preprocessing.
     weights : weights id, a file, or "none" for random ones drawn with `seed`.
     nodes : NODE or NODE@POOL, each becomes a dataset; ("bottleneck",) by default.
     pool : how the maps of nodes without @POOL become vectors: avg, max, flatten, avg2, avg3, none.
@@ -49,6 +51,7 @@ class ExtractConfig:
     views : augmented views per image, stored beside the plain features.
     image_size, crop : override the published preprocessing (`Preprocess.override`).
     in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is folded.
+    depth : blocks of `small_cnn`.
     on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
     keep_parts : leave the parts folder as it is, where one file would be too big.
     trust_code : allow a backbone named `package.module:function` to be imported.
@@ -63,6 +66,7 @@ class ExtractConfig:
     image_size: int | None = None
     crop: float | str | None = None
     in_channels: int | None = None
+    depth: int | None = None
     seed: int | None = None
     on_error: str = "skip"
     keep_parts: bool = False
@@ -101,7 +105,8 @@ class Request:
     """
 
     def __init__(self, config: ExtractConfig, source: Source, path: Path) -> None:
-        self.config, self.source, self.path = config, source, path
+        self.config, self.preprocess = _opened(config)
+        self.source, self.path = source, path
         existing = _open_existing(path)
         if existing is None:
             self._begin()
@@ -114,7 +119,8 @@ class Request:
         config = self.config
         self.trunk = Trunk(self._load_requested, None, config.engine)
         backbone = self.trunk.backbone
-        self.trunk.preprocess_override = backbone.preprocess.override(config.image_size, config.crop)
+        own = self.preprocess or backbone.preprocess
+        self.trunk.preprocess_override = own.override(config.image_size, config.crop)
         if backbone.recipe["weights"] == "none":
             self._calibrate(backbone)
         self.spec = CacheSpec(backbone=backbone.recipe, preprocess=self.trunk.preprocess.to_json())
@@ -148,6 +154,7 @@ class Request:
             "weights": config.weights,
             "seed": config.seed,
             "in_channels": config.in_channels,
+            "depth": config.depth,
         }
         for dotted in request_differences(recipe, **wanted):
             name = dotted.removeprefix("backbone.")
@@ -168,6 +175,7 @@ class Request:
             weights=config.weights,
             seed=config.seed or 0,
             in_channels=config.in_channels or 3,
+            depth=config.depth,
             trust_code=config.trust_code,
         )
 
@@ -230,6 +238,17 @@ class Request:
                 "Look at one of them with another program.",
             )
         return np.stack(pixels)
+
+
+def _opened(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:
+    """A model file given as backbone stands for its architecture, its tensors and its preprocessing."""
+    if config.backbone is None or not config.backbone.endswith(".safetensors"):
+        return config, None
+    head = load_head(config.backbone)
+    recipe = head.backbone
+    own = {name: recipe.get(name) for name in ("in_channels", "depth")}
+    config = replace(config, backbone=recipe["name"], weights=config.backbone, **own)
+    return config, Preprocess.from_json(head.preprocess)
 
 
 def _open_existing(path: Path) -> FeatureCache | None:

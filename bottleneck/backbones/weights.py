@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bottleneck.errors import BackboneError
 
+MODEL_PREFIX = "backbone."  # of the network's tensors in a model file, which has its head's beside them
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")
 _SHOWN = 4  # names listed of each kind of misfit
 _MAX_INFLATION = 20  # how much larger than its file a checkpoint may unpack; torch stores uncompressed
@@ -27,6 +28,7 @@ def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
     """The state dict in a `.pth`, `.pt`, `.bin` or `.safetensors` file, on the CPU.
 
     A checkpoint that wraps it (`state_dict`, `model`) is unwrapped, and `DataParallel`'s prefix taken off.
+    Of a model file that this package wrote, the network's tensors are taken.
 
     Raises
     ------
@@ -47,7 +49,11 @@ def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
     odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise BackboneError(f"The weights file {path} holds more than tensors: {_some(odd)}.")
-    state = OrderedDict((name.removeprefix("module."), value) for name, value in content.items())
+    network = {name: value for name, value in content.items() if name.startswith(MODEL_PREFIX)}
+    state = OrderedDict(
+        (name.removeprefix(MODEL_PREFIX).removeprefix("module."), value)
+        for name, value in (network or content).items()
+    )
     if hasattr(content, "_metadata"):
         state._metadata = content._metadata  # versions, by which older layouts are recognised
     return state

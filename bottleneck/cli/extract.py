@@ -28,6 +28,7 @@ from bottleneck.cli.terminal import Terminal, shows_results, table
 @click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the network's input in pixels.")
 @click.option("--crop", type=Crop(), help="Share of the resized image that is kept, or squash for all of it.")
 @click.option("--in-channels", type=click.IntRange(1, 4), help="1 reads images as grey.")
+@click.option("--depth", type=click.IntRange(1, 6), help="Blocks of small_cnn.")
 @click.option("--seed", type=int, help="Of random weights, of splits and of views. [default: 0]")
 @click.option(
     "--on-error", type=click.Choice(["skip", "fail"]), default="skip", help="What a bad image does."
