@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-LOG_TEMPERATURES = (math.log(0.01), math.log(100.0))
+from bottleneck.heads.calibration import fit_temperature, link_loss
 
 
 @dataclass(frozen=True)
@@ -52,17 +52,13 @@ def two_logits(logits: Tensor) -> Tensor:
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The temperature T that minimises the log loss of softmax(logits / T), and that loss (Guo et al. 2017).
+    """The temperature T that minimises the log loss of softmax(logits / T), and that loss.
 
-    Networks are compared by this loss, so that none looks better for being bolder or shyer alone. It is
-    convex in 1/T, so it has one minimum in log T. Logits that are not finite lose against all others.
+    Networks are compared by this loss, so that none looks better for being bolder or shyer alone. Logits that
+    are not finite lose against all others.
     """
-    logits = two_logits(logits).double()
-    if not torch.isfinite(logits).all():
+    codes, values = labels.numpy(), two_logits(logits).double().numpy()
+    if not np.isfinite(values).all():
         return 1.0, math.inf
-    found = minimize_scalar(
-        lambda log_t: functional.cross_entropy(logits / math.exp(log_t), labels).item(),
-        bounds=LOG_TEMPERATURES,
-        method="bounded",
-    )
-    return math.exp(found.x), float(found.fun)
+    temperature = fit_temperature(codes, values, "softmax")
+    return temperature, link_loss(codes, values, "softmax", temperature)

@@ -13,12 +13,20 @@ from torch import Tensor
 
 from bottleneck.errors import ArtifactError, FingerprintError, FitError
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.select import select
+from bottleneck.heads.calibration import fit_temperature
+from bottleneck.heads.folds import assign_folds
+from bottleneck.heads.questions import Question
+from bottleneck.heads.rows import as_rows
+from bottleneck.heads.select import grid_of
+from bottleneck.heads.sweep import sweep
+from bottleneck.heads.tasks import NO_FOLD
+from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 
 # How far logits may be from the head's before the first step, by the type that features are stored in.
 START_BOUND = {"float32": 1e-4, "float16": 2e-2}
+FOLDS = 5
 
 
 def require_same_cache(head: HeadArtifact, cache: FeatureCache) -> None:
@@ -61,21 +69,32 @@ def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
 
 
 def refitted(
-    head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, labels: np.ndarray, C: float | str
+    head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, labels: np.ndarray, C: float | None = None
 ) -> HeadArtifact:
-    """A logistic head like `head`, fitted on the samples `rows` alone. labels : (n,) codes."""
-    x = head_inputs(cache, head.node, rows)
-    folds = int(min(5, np.bincount(labels).max()))
-    found = select(x, labels, len(head.class_names), C=C, cv=folds)
-    arrays = {"coef": found.coef, "intercept": found.intercept, "mean": found.mean, "scale": found.scale}
+    """A logistic head like `head`, fitted on the samples `rows` alone; without C, it is cross-validated.
+
+    labels : (n,) codes.
+    """
+    x = as_rows(head_inputs(cache, head.node, rows))
+    target = Target(head.target, "class", labels, head.class_names)
+    fold = np.full(len(rows), NO_FOLD, np.int16)
+    if C is None:
+        groups = cache.samples.group
+        fold = assign_folds(target, min(FOLDS, len(rows)), None if groups is None else groups[rows])
+    found = sweep(x, [Question(target, fold)], grid_of("auto" if C is None else C))[0]
+    temperature = head.temperature
+    if found.out_of_fold is not None:
+        temperature = fit_temperature(labels, found.out_of_fold, found.link)
+    standard = {"mean": found.standard.mean, "scale": found.standard.scale}
+    arrays = {"coef": found.coef, "intercept": found.intercept, **standard}
     return replace(
         head,
         kind="logistic",
         form="linear",
-        link="softmax",
+        link=found.link,
         arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
         C=float(found.C),
-        temperature=found.temperature,
+        temperature=temperature,
         n_train=len(rows),
     )
 

@@ -114,7 +114,7 @@ class Finetuning:
         self.start = head
         if sets.carved:
             train = sets.rows["train"]
-            self.start = refitted(head, cache, train, sets.labels[train], head.C or "auto")
+            self.start = refitted(head, cache, train, sets.labels[train], head.C)
         self.objective = Objective(len(head.class_names), config.run.label_smoothing)
         preprocess = Preprocess.from_json(cache.spec.preprocess)
         section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
