@@ -1,0 +1,87 @@
+"""The advice on one page: data size, similarity, where in the network the features suit, what was tried."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from bottleneck.report.figures import picture
+from bottleneck.report.fonts import drawable
+from bottleneck.studies.advice import Advice
+from bottleneck.studies.anchors import DIFFERENT, SIMILAR
+from bottleneck.studies.similarity import Similarity
+
+BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
+LINE = 150  # characters of the text
+
+
+def advice_page(advice: Advice, path: str | Path) -> Path:
+    """Draw the advice as one page."""
+    with picture(path, 13, 14, columns=2, rows=3) as axes:
+        shots, near, probes, tried, text, rest = axes
+        _shots(shots, advice)
+        _similarity(near, advice.similarity)
+        _probes(probes, advice)
+        _tried(tried, advice)
+        for each in (text, rest):
+            each.axis("off")
+        lines = [f"{advice.cache}: {advice.scenario}", "", *advice.text, f"Next: {advice.chosen.command}"]
+        wrapped = [textwrap.fill(drawable(line, 1000), LINE, subsequent_indent="    ") for line in lines]
+        text.text(0, 1, "\n".join(wrapped), va="top", fontsize=9, transform=text.transAxes)
+    return Path(path)
+
+
+def _shots(axes: Axes, advice: Advice) -> None:
+    """Accuracy over the images per class; dotted, what the law says of twice and four times as many."""
+    curve = advice.size.curve
+    shots = [point.shots for point in curve.points]
+    axes.semilogx(shots, [point.mean for point in curve.points], color=BLUE, marker="o")
+    for point in curve.points:
+        axes.scatter([point.shots] * len(point.values), point.values, color=GREY, s=10)
+    if curve.exponent is not None:
+        last = curve.points[-1]
+        ahead = last.shots * np.array([1.0, 2.0, 4.0])
+        error = (1 - last.mean) * (ahead / last.shots) ** -curve.exponent
+        axes.semilogx(ahead, 1 - error, color=BLUE, linestyle=":", label="if the law goes on")
+        axes.legend(fontsize=8)
+    axes.set(title="Images per class", xlabel="train images per class", ylabel="val accuracy, linear")
+
+
+def _similarity(axes: Axes, near: Similarity | None) -> None:
+    """Distances of the user's images and of the anchors on one logarithmic scale."""
+    axes.set_title("Distance from the network's training images")
+    if near is None:
+        axes.text(0.5, 0.5, "random weights: no training images", ha="center", transform=axes.transAxes)
+        return
+    distances = {name: reading.distance for name, reading in near.anchors.items()}
+    distances["YOUR IMAGES"] = near.reading.distance
+    names = sorted(distances, key=distances.__getitem__)
+    colours = {**dict.fromkeys(SIMILAR, BLUE), **dict.fromkeys(DIFFERENT, RED), "YOUR IMAGES": "black"}
+    axes.barh(names, [distances[name] for name in names], color=[colours.get(name, GREY) for name in names])
+    axes.set(xscale="log", xlabel=f"{near.measure}; similar with probability {near.probability:.2f}")
+
+
+def _probes(axes: Axes, advice: Advice) -> None:
+    """Linear heads along the network."""
+    nodes = [drawable(head["node"], 24) for head in advice.heads]
+    axes.plot(nodes, [head["cv_accuracy"] for head in advice.heads], color=BLUE, marker="o", label="cv")
+    axes.plot(nodes, [head["accuracy"]["val"] for head in advice.heads], color=RED, marker="D", label="val")
+    axes.set(title="Linear heads along the network", ylabel="accuracy")
+    axes.tick_params(axis="x", rotation=45)
+    axes.legend(fontsize=8)
+
+
+def _tried(axes: Axes, advice: Advice) -> None:
+    """What was tried, with 95 % intervals on val; the recommended one in blue."""
+    for place, attempt in enumerate(reversed(advice.attempts)):
+        accuracy, (low, high) = attempt.accuracy["val"], attempt.ci95["val"]
+        colour = BLUE if attempt is advice.chosen else GREY
+        axes.errorbar(
+            accuracy, place, xerr=[[accuracy - low], [high - accuracy]], fmt="o", color=colour, capsize=3
+        )
+    names = ["\n".join(textwrap.wrap(attempt.what, 34)) for attempt in reversed(advice.attempts)]
+    axes.set_yticks(range(len(names)), [drawable(name, 120) for name in names], fontsize=8)
+    axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")

@@ -1,0 +1,179 @@
+"""What advice consists of: size, similarity, what was tried, the rules beside it, the recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.studies.rules import LARGE, RULES, Rule
+from bottleneck.studies.scores import Scores
+from bottleneck.studies.shots import ShotCurve
+from bottleneck.studies.similarity import Similarity
+
+MARGIN = 0.005  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
+CONTRADICTION = 0.01  # of val accuracy: what a rule must cost at least to be called contradicted
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is to learn from: train samples in all, and per class (median and smallest)."""
+
+    samples: int
+    classes: int
+    per_class: float
+    smallest: int
+    curve: ShotCurve
+
+    @staticmethod
+    def of(codes: np.ndarray, curve: ShotCurve) -> Size:
+        """Of train samples with class `codes`."""
+        counts = np.unique(codes, return_counts=True)[1]
+        return Size(len(codes), len(counts), float(np.median(counts)), int(counts.min()), curve)
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        word = "large" if self.per_class >= LARGE else "small"
+        return (
+            f"{word}: {self.samples:,} train samples, {self.per_class:g} per class (large from {LARGE}); "
+            f"{self.curve.text}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, curve and sentence."""
+        return {**asdict(self), "curve": self.curve.to_json(), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One strategy as it was tried.
+
+    strategy : of `rules`. what : in words. accuracy, ci95 : by split. command : the same with all data.
+    """
+
+    strategy: str
+    what: str
+    accuracy: dict[str, float]
+    ci95: dict[str, tuple[float, float]]
+    seconds: float
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
+    """The first, so the cheapest, of those within `MARGIN` of the best on val."""
+    best = max(attempt.accuracy["val"] for attempt in attempts)
+    return next(attempt for attempt in attempts if attempt.accuracy["val"] >= best - MARGIN)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A rule beside the evidence.
+
+    accuracy : on val, of the best attempt that follows the rule; None where none was tried.
+    lost : by which the recommendation exceeds it. contradicted : whether that is more than chance.
+    """
+
+    says: str
+    strategy: str
+    accuracy: float | None = None
+    lost: float | None = None
+    contradicted: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """Half a sentence."""
+        if self.accuracy is None:
+            return "not tried here"
+        if not self.contradicted:
+            return f"the evidence agrees: {self.accuracy:.3f} on val"
+        return (
+            f"the evidence contradicts it: {self.accuracy:.3f} on val, {100 * self.lost:.1f} points less "
+            "than what is recommended"
+        )
+
+
+def judge(rule: Rule, attempts: list[Attempt], val: int) -> Judgement:
+    """Hold `rule` against what was tried and measured on `val` samples."""
+    followed = [attempt.accuracy["val"] for attempt in attempts if attempt.strategy == rule.strategy]
+    if not followed:
+        return Judgement(rule.text, rule.strategy)
+    accuracy = max(followed)
+    lost = best_attempt(attempts).accuracy["val"] - accuracy
+    chance = 1.96 * np.sqrt(max(lost, 0.0) / val)  # of a paired difference where no sample was won back
+    return Judgement(rule.text, rule.strategy, accuracy, lost, bool(lost > max(CONTRADICTION, chance)))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `advise` found.
+
+    heads : the probe curve. scores : by node. tried : samples of the trial per split. seconds : wall time.
+    """
+
+    cache: str
+    target: str
+    scenario: str
+    size: Size
+    similarity: Similarity | None
+    attempts: list[Attempt]
+    heads: list[dict[str, Any]]
+    scores: dict[str, Scores]
+    tried: dict[str, int]
+    folder: Path
+    seconds: float
+
+    @property
+    def chosen(self) -> Attempt:
+        """The recommended strategy."""
+        return best_attempt(self.attempts)
+
+    @property
+    def rules(self) -> dict[str, Judgement]:
+        """What each text says of this scenario, beside the evidence."""
+        val = self.tried["val"]
+        return {text: judge(rules[self.scenario], self.attempts, val) for text, rules in RULES.items()}
+
+    @property
+    def text(self) -> list[str]:
+        """The advice in sentences."""
+        near = self.similarity.text if self.similarity else "unknown, for the network has random weights"
+        rules = [f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()]
+        accuracy, val = self.chosen.accuracy["val"], self.tried["val"]
+        return [
+            f"Size is {self.size.text}.",
+            f"The images are {near}.",
+            f"Scenario: {self.scenario}.",
+            *rules,
+            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck advise --json`, less the figure."""
+        told = ("node", "C", "cv_accuracy", "accuracy")
+        evidence = {
+            "attempts": [attempt.to_json() for attempt in self.attempts],
+            "probe_curve": [{key: head[key] for key in told} for head in self.heads],
+            "scores": {node: scores.to_json() for node, scores in self.scores.items()},
+            "samples": self.tried,
+        }
+        return {
+            "scenario": self.scenario,
+            "size": self.size.to_json(),
+            "similarity": self.similarity and self.similarity.to_json(),
+            "recommendation": self.chosen.to_json(),
+            "rules": {text: {**asdict(rule), "text": rule.text} for text, rule in self.rules.items()},
+            "evidence": evidence,
+            "text": self.text,
+            "cache": self.cache,
+            "target": self.target,
+            "folder": str(self.folder),
+            "seconds": self.seconds,
+        }

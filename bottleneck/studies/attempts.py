@@ -1,0 +1,117 @@
+"""The strategies of transfer learning, each tried on a small budget: its accuracy, its seconds, its command.
+
+    linear head on top · linear head on earlier features · fine-tuned blocks · a network from scratch
+
+Among earlier features cross-validation on train chooses; the epochs of a network are chosen by val.
+Strategies are compared on val; test is only reported.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bottleneck.backbones.backbone import BOTTLENECK
+from bottleneck.fitting import fit_heads
+from bottleneck.progress import Progress, silent
+from bottleneck.studies.advice import Attempt
+from bottleneck.studies.rules import EARLY, FINETUNE, HEAD
+from bottleneck.training.finetune import finetune
+
+EPOCHS = 10
+WORTH_TUNING = (
+    0.01  # of cross-validated accuracy that earlier features must win for deeper tuning to be tried
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is advised on. cache : the user's. root : its source. nodes : those that it has."""
+
+    cache: Path
+    root: str
+    target: str
+    nodes: tuple[str, ...]
+
+    def fit_command(self, node: str) -> str:
+        """Extract `node` where the cache lacks it, and fit a head on it."""
+        fit = f"bottleneck fit-head {self.cache} --target {self.target} --node {node}"
+        if node in self.nodes:
+            return fit
+        return f"bottleneck extract {self.root} -o {self.cache} --node {node} && {fit}"
+
+    def tune_command(self, head: dict[str, Any], unfreeze: int | str) -> str:
+        """Fit the same head, and fine-tune the blocks below it from there."""
+        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.cache.stem}--", 1)
+        tune = f"bottleneck finetune {self.cache} --head {path} --unfreeze {unfreeze}"
+        return f"{self.fit_command(head['node'])} && {tune}"
+
+
+@dataclass
+class Attempts:
+    """What is tried on the trial cache `trial`, below `folder`. heads : the probe curve."""
+
+    trial: Path
+    subject: Subject
+    folder: Path
+    progress: Progress = silent
+    heads: list[dict[str, Any]] = field(default_factory=list)
+    done: list[Attempt] = field(default_factory=list)
+
+    def run(self) -> list[Attempt]:
+        """Try everything, the cheapest first."""
+        self._heads()
+        top, early = (self._best_head(on_top=on_top) for on_top in (True, False))
+        self._add_head(HEAD, top)
+        if early is not None:
+            self._add_head(EARLY, early)
+        self._finetune(top, 1)
+        if early is not None and early["cv_accuracy"] > top["cv_accuracy"] + WORTH_TUNING:
+            self._finetune(early, 1)
+        return self.done
+
+    def _heads(self) -> None:
+        fitted = fit_heads(
+            self.trial, targets=[self.subject.target], output=self.folder / "heads", progress=self.progress
+        )
+        self.heads = fitted.heads
+        self._seconds = fitted.seconds / len(fitted.heads)
+
+    def _best_head(self, *, on_top: bool) -> dict[str, Any] | None:
+        heads = [head for head in self.heads if (head["node"] == BOTTLENECK) == on_top]
+        return max(heads, key=lambda head: head["cv_accuracy"], default=None)
+
+    def _add_head(self, strategy: str, head: dict[str, Any]) -> None:
+        self.done.append(
+            Attempt(
+                strategy,
+                f"linear head on {head['node']}",
+                head["accuracy"],
+                head["accuracy_ci95"],
+                self._seconds,
+                self.subject.fit_command(head["node"]),
+            )
+        )
+
+    def _finetune(self, head: dict[str, Any], unfreeze: int | str) -> None:
+        started = time.perf_counter()
+        result = finetune(
+            self.trial,
+            head["path"],
+            self.folder / "models" / f"{head['node']}.safetensors",
+            unfreeze=unfreeze,
+            epochs=EPOCHS,
+            progress=self.progress,
+        )
+        self.done.append(
+            Attempt(
+                FINETUNE,
+                f"{', '.join(result.unfrozen)} fine-tuned from the head on {head['node']}",
+                result.finetuned_accuracy,
+                result.accuracy_ci95,
+                time.perf_counter() - started,
+                self.subject.tune_command(head, unfreeze),
+            )
+        )

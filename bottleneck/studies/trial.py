@@ -1,0 +1,140 @@
+"""A small cache to try things on: up to a budget of samples of the user's cache, with features of each block.
+
+The user's cache is only read. Labels and splits are its own; what is tried learns from train, val judges it.
+
+Shapes: S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.backbones.backbone import BOTTLENECK, Backbone
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.samples import Source
+from bottleneck.data.splits import set_aside
+from bottleneck.errors import BackboneError, CacheError, FitError
+from bottleneck.extraction import extract
+from bottleneck.progress import Progress, silent
+from bottleneck.samples import SampleTable
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training.maps import source_of
+
+VAL_FRACTION = 0.25  # of train, where the cache has no val
+SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only reported
+MOST_NODES = 5  # of the probe curve, the bottleneck not counted
+
+
+def class_target(cache: FeatureCache, name: str | None) -> str:
+    """The target to advise on: `name`, or the first one with classes.
+
+    Raises
+    ------
+    FitError
+        There is none, or fewer than two classes have samples to learn from.
+    """
+    targets = cache.samples.targets
+    kinds = {key: target.kind for key, target in targets.items()}
+    if name is None:
+        name = next((key for key, kind in kinds.items() if kind == "class"), None)
+    if name is None or kinds.get(name) != "class":
+        known = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "none"
+        raise FitError(
+            f"{cache.path} has no classes to advise on; its targets are: {known}.", "Name one by --target."
+        )
+    learnt = targets[name].values[targets[name].labelled & (cache.samples.split == "train")]
+    if len(np.unique(learnt)) < 2:
+        raise FitError(f"Target {name!r} has {len(np.unique(learnt))} classes in train; expected 2 or more.")
+    return name
+
+
+def trial_source(cache: FeatureCache, target: str, budget: int, seed: int = 0) -> Source:
+    """Up to `budget` labelled samples of train and val, and some of test, each class by its share.
+
+    Raises
+    ------
+    CacheError
+        Images that the cache was made from are gone.
+    """
+    whole = source_of(cache)
+    table = whole.samples.take(whole.samples.targets[target].labelled)
+    table = replace(table, targets={target: table.targets[target]})
+    if not (table.split == "val").any():
+        table = replace(table, split=set_aside(table, VAL_FRACTION, seed=seed))
+    rows = [
+        chosen
+        for split, share in SHARES.items()
+        for chosen in [_spread(table, target, split, round(share * budget), seed)]
+    ]
+    table = table.take(np.sort(np.concatenate(rows)))
+    used = np.unique(table.image)
+    images = tuple(whole.images[i] for i in used)
+    missing = whole.files.missing([key for key in images if "://" not in key])
+    if missing:
+        key, reason = next(iter(missing.items()))
+        raise CacheError(
+            f"Advice looks at {len(images)} images of {cache.path}, and {len(missing)} are gone: {key} in "
+            f"{whole.root} ({reason}).",
+            "Put the images back, or extract again from where they are.",
+        )
+    return replace(whole, images=images, samples=replace(table, image=np.searchsorted(used, table.image)))
+
+
+def _spread(table: SampleTable, target: str, split: str, count: int, seed: int) -> np.ndarray:
+    """Up to `count` rows of a split, drawn so that every class gives its share."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(table.split == split))
+    codes = table.targets[target].values[rows]
+    place = np.empty(len(rows))
+    for code in np.unique(codes):
+        of_class = np.flatnonzero(codes == code)
+        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    return rows[np.argsort(place, kind="stable")[:count]]
+
+
+def probe_nodes(backbone: Backbone, preprocess: Preprocess) -> list[str]:
+    """Nodes of the probe curve: block ends (maps averaged over a 2 × 2 grid), and the bottleneck."""
+    ends = [block.node for block in backbone.blocks[:-1]]
+    if len(ends) > MOST_NODES:
+        ends = [ends[i] for i in np.linspace(0, len(ends) - 1, MOST_NODES).round().astype(int)]
+    return [*(_pooled(backbone, node, preprocess) for node in ends), BOTTLENECK]
+
+
+def _pooled(backbone: Backbone, node: str, preprocess: Preprocess) -> str:
+    try:
+        backbone.node_shape(f"{node}@avg2", preprocess)
+    except BackboneError:  # not a map of positions
+        return node
+    return f"{node}@avg2"
+
+
+def extract_trial(
+    cache: FeatureCache,
+    source: Source,
+    path: Path,
+    nodes: Sequence[str],
+    *,
+    weights: str | None = None,
+    trust_code: bool = False,
+    progress: Progress = silent,
+) -> Path:
+    """Extract `nodes` of `source` into the cache `path`, by the recipe of `cache`."""
+    recipe, preprocess = cache.spec.backbone, Preprocess.from_json(cache.spec.preprocess)
+    kept = recipe.get("weights")
+    extract(
+        source,
+        path,
+        backbone=recipe["name"],
+        weights=weights if kept == "file" else kept,
+        seed=recipe.get("seed"),
+        in_channels=recipe.get("in_channels"),
+        nodes=tuple(nodes),
+        image_size=preprocess.size,
+        crop="squash" if preprocess.squash else preprocess.size / preprocess.resize,
+        trust_code=trust_code,
+        progress=progress,
+    )
+    return path
