@@ -2,8 +2,8 @@
 
     python examples/quickstart.py FOLDER
 
-FOLDER holds one folder of images per class, or train and val folders of them. Without a folder, scikit-learn's
-digits are written to one; their bottleneck head reaches about 0.94 on validation images that it has not seen.
+FOLDER holds one folder of images per class, or train and val folders of them. Without a folder, the digits of
+scikit-learn are written to one; their bottleneck head reaches about 0.94 on validation images.
 """
 
 import sys
@@ -20,7 +20,8 @@ def main(folder: str, work: str) -> None:
     result = evaluate(head["path"], cache, split="val")
     first = next(path for path in sorted(Path(folder).rglob("*")) if path.is_file())
     (prediction,) = load_model(head["path"]).predict(first)
-    print("accuracy {:.3f}, 95 % interval {:.3f} … {:.3f}".format(result["accuracy"], *result["accuracy_ci95"]))
+    low, high = result["accuracy_ci95"]
+    print(f"accuracy {result['accuracy']:.3f}, 95 % interval {low:.3f} … {high:.3f}")
     print(f"{first.name}: {prediction['label']} ({prediction['confidence']:.2f})")
 
 

@@ -32,7 +32,7 @@ COMMANDS = {
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
-    "transfer-study": ("bottleneck.cli.transfer_study", "Ask how transferable each layer is, on your images."),
+    "transfer-study": ("bottleneck.cli.transfer_study", "Ask how transferable each layer is."),
     "inspect": ("bottleneck.cli.inspect", "Open a backbone up: blocks, shapes, parameters, costs."),
     "backbones": ("bottleneck.cli.backbones", "List the backbones that can be had."),
     "cache": ("bottleneck.cli.cache", "Look into caches, verify, export and merge them."),
