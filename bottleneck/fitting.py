@@ -1,141 +1,317 @@
-"""Heads from a cache: which samples, which labels, which heads, what is measured, what is written.
+"""Heads from a cache: which samples and labels, which nodes and kinds of head, what is measured and written.
 
-Shapes: S samples, n of them to train on, D features, C classes.
+Shapes: S samples, n of them to train on, D features, C classes or labels.
 """
 
 from __future__ import annotations
 
 import os
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bottleneck.errors import FitError
-from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.metrics import measure
-from bottleneck.heads.select import select
+from bottleneck.fitted_files import HeadFiles, head_record, shot_record
+from bottleneck.heads.folds import assign_folds
+from bottleneck.heads.kinds import KINDS, KindResult, fit_kind
+from bottleneck.heads.questions import ClassWeight, Question
+from bottleneck.heads.select import grid_of
+from bottleneck.heads.shots import shot_scores
+from bottleneck.heads.sweep import DEFAULT_MEMORY, SweepConfig
+from bottleneck.heads.tasks import NO_FOLD
+from bottleneck.labelling import join_labels
 from bottleneck.progress import Progress, silent
-from bottleneck.samples import SPLITS
+from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """heads : one dict per head, as `fit-head --json` prints them; files : what else was written, by name."""
+    """What `fit_heads` made.
+
+    heads : one dict per head, as `fit-head --json` prints them; curves : k-shot scores and the probe curve;
+    files : what was written beside the heads, by name; notes : what a user has to know of the data.
+    """
 
     heads: list[dict[str, Any]]
     seconds: float
     files: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
-        return {"heads": self.heads, "seconds": self.seconds, "files": self.files}
+        names = ("heads", "seconds", "files", "curves", "notes")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How heads are fitted.
+
+    head : one or several of logistic, ridge, nearest-mean, knn, mlp. C : "auto" (13 values from 1e-6 to 1),
+        a number
+        or several. cv : folds. class_weight : None or "balanced". multi_class : "multinomial" or "ovr".
+    one_standard_error : take the simplest head within one standard error of the best.
+    shots : images per class of the k-shot curve, drawn `repeats` times. views : train on the cached views.
+    memory : bytes for rows and work. device : "cpu", "cuda" ….
+    """
+
+    head: tuple[str, ...] = ("logistic",)
+    C: str | float | tuple[float, ...] = "auto"
+    cv: int = 5
+    class_weight: ClassWeight = None
+    multi_class: str = "multinomial"
+    one_standard_error: bool = False
+    shots: tuple[int, ...] = ()
+    repeats: int = 20
+    views: bool = False
+    memory: int = DEFAULT_MEMORY
+    device: str = "cpu"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for kind in self.head:
+            if kind not in KINDS:
+                raise FitError(f"There is no head {kind!r}; choose from {', '.join(KINDS)}.")
+        if self.multi_class not in ("multinomial", "ovr"):
+            raise FitError(f"multi_class is {self.multi_class!r}; expected multinomial or ovr.")
+        if self.cv < 2:
+            raise FitError(f"cv is {self.cv}; expected 2 folds or more.")
+        if any(k < 1 for k in self.shots) or self.repeats < 1:
+            raise FitError(f"shots are {list(self.shots)}, drawn {self.repeats} times; expected 1 or more.")
+        if self.memory < 32 << 20:
+            raise FitError(f"memory is {self.memory / 2**20:.0f} MiB; expected at least 32 MiB.")
+        grid_of(self.C)
+
+    def sweep(self) -> SweepConfig:
+        """As the solver takes it."""
+        return SweepConfig(memory=self.memory, device=self.device, one_standard_error=self.one_standard_error)
 
 
 def fit_heads(
     cache: str | os.PathLike,
     *,
     targets: Sequence[str] | None = None,
+    labels: str | os.PathLike | None = None,
     nodes: Sequence[str] | None = None,
-    C: str | float = "auto",
-    cv: int = 5,
-    class_weight: str | None = None,
+    head: str | Sequence[str] = "logistic",
+    group: str | None = None,
     output: str | os.PathLike = "heads",
-    seed: int = 0,
+    memory: int | None = None,
     progress: Progress = silent,
+    **options: Any,
 ) -> FitResult:
-    """Fit a head per target and node on the train split of a cache; write each as an artifact."""
+    """Fit heads on the train split of a cache: one for every target, node and kind.
+
+    What is chosen (C, the temperature) is chosen by cross-validation on train alone; val and test are only
+    measured. Every head is written as an artifact, its out-of-fold logits beside it.
+
+    Parameters
+    ----------
+    cache : path of a feature cache
+    targets : names; all that the cache (or `labels`) has where left out
+    labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labelling.join_labels`)
+    nodes : names; all vectors of the cache where left out
+    head : a kind or several, see `FitConfig`
+    group : column of `labels` that names groups; without it the cache's own groups keep together in folds
+    output : folder for the heads
+    options : further fields of `FitConfig`
+
+    Raises
+    ------
+    FitError
+        No labels, one class, NaN features …: what was found and what to do.
+    CacheError
+        No such cache or node.
+    """
     started = time.perf_counter()
-    heads = []
+    kinds = (head,) if isinstance(head, str) else tuple(head)
+    config = FitConfig(head=kinds, memory=memory or DEFAULT_MEMORY, **_tuples(options))
     with FeatureCache(cache) as opened:
-        table = opened.samples
-        wanted = list(targets or table.targets)
-        names = list(nodes or [name for name, node in opened.nodes.items() if not node.is_map])
-        if not wanted:
+        samples, notes = opened.samples, []
+        if labels is not None:
+            samples, notes = join_labels(samples, opened.images.key, labels, targets or (), group)
+        elif group is not None:
             raise FitError(
-                f"{cache} holds no labels.", "Extract from a folder of classes or name --label-column."
+                "--group names a column of a labels file.",
+                "Give the file with --labels, or name the groups when extracting: `extract --group`.",
             )
-        with progress("Fitting heads", total=len(names) * len(wanted), unit="heads") as advance:
-            for node in names:
-                rows = opened.sample_rows(node)
-                x = rows.read(0, len(table))
-                for name in wanted:
-                    heads.append(
-                        _fit_one(opened, table, name, node, x, C, cv, class_weight, Path(output), seed)
-                    )
-                    advance(1)
-    return FitResult(heads, time.perf_counter() - started)
+        train, asked = _training(samples, targets, Path(cache))
+        names = list(nodes or (name for name, node in opened.nodes.items() if not node.is_map))
+        if not names:
+            raise FitError(f"{cache} has maps only.", "Extract a vector, for example with --node NODE@avg.")
+        folds = {target.name: _folds(target, samples, train, config, notes) for target in asked}
+        files = HeadFiles(opened, samples, Path(output))
+        run = _Run(opened, samples, train, asked, folds, config, files, progress)
+        records, shots = [], []
+        for node in names:
+            for kind in config.head:
+                records += run.fit(node, kind)
+            shots += run.shots(node, records)
+        written, curves = files.curves(records, shots)
+    return FitResult(records, time.perf_counter() - started, written, curves, notes)
 
 
-def _fit_one(opened, table, name, node, x, C, cv, class_weight, output, seed) -> dict[str, Any]:
-    if name not in table.targets:
-        raise FitError(f"There is no target {name!r}; the cache has {', '.join(table.targets)}.")
-    target = table.targets[name]
-    train = (table.split == "train") & target.labelled
-    groups = None if table.group is None else table.group[train]
-    found = select(
-        x[train],
-        target.values[train],
-        len(target.class_names),
-        C=C,
-        cv=cv,
-        groups=groups,
-        class_weight=class_weight,
-        seed=seed,
-    )
-    spec = opened.nodes[node]
-    arrays = {"coef": found.coef, "intercept": found.intercept, "mean": found.mean, "scale": found.scale}
-    described = {
-        "kind": "logistic",
-        "form": "linear",
-        "arrays": arrays,
-        "target": name,
-        "target_kind": target.kind,
-        "class_names": target.class_names,
-        "node": node,
-        "images_per_sample": table.image.shape[1],
-        "covariate_names": table.covariate_names,
-        "temperature": found.temperature,
-        "C": found.C,
-        "cv": found.cv,
-        "n_train": int(train.sum()),
-        "backbone": opened.spec.backbone,
-        "preprocess": opened.spec.preprocess,
-        "fingerprint": opened.fingerprint,
-        "node_fingerprint": spec.fingerprint(opened.spec),
-    }
-    head = HeadArtifact(**described)
-    metrics = {}
-    for split in SPLITS:
-        held = (table.split == split) & target.labelled
-        if held.any():
-            metrics[split] = measure(
-                target.kind, target.values[held], head.probabilities(x[held]), target.class_names
+@dataclass(frozen=True)
+class _Run:
+    """What the heads of one call have in common. train : (n,) samples; asked : their targets."""
+
+    cache: FeatureCache
+    samples: SampleTable
+    train: np.ndarray
+    asked: list[Target]
+    folds: dict[str, np.ndarray]
+    config: FitConfig
+    files: HeadFiles
+    progress: Progress
+
+    def fit(self, node: str, kind: str) -> list[dict[str, Any]]:
+        """Fit, measure and write the heads of one kind on one node; their records."""
+        config = self.config
+        started = time.perf_counter()
+        questions = [
+            Question(target, self.folds[target.name], config.class_weight, None, config.multi_class)
+            for target in self.asked
+        ]
+        found = fit_kind(
+            kind,
+            lambda which, views: self.cache.sample_rows(node, self.train[which], views=views),
+            questions,
+            grid_of(config.C),
+            config.sweep(),
+            views=config.views,
+            seed=config.seed,
+            progress=self.progress,
+        )
+        seconds = time.perf_counter() - started
+        pairs = zip(self.asked, found, strict=True)
+        return [self._keep(node, target, result, seconds) for target, result in pairs]
+
+    def _keep(self, node: str, target: Target, result: KindResult, seconds: float) -> dict[str, Any]:
+        artifact, path, beside = self.files.write(node, target, result, self.train, self.folds[target.name])
+        return head_record(artifact, path, beside) | {"seconds": seconds, "converged": result.converged}
+
+    def shots(self, node: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The k-shot curve of every class target on one node, at the C of its logistic head."""
+        config = self.config
+        if not config.shots:
+            return []
+        found = []
+        for target in self.asked:
+            if target.kind != "class":
+                continue
+            fitted = [r for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
+            rows = self.cache.sample_rows(node, self.train)
+            scores = shot_scores(
+                rows,
+                target,
+                fitted[0]["C"] if fitted else 1.0,
+                sorted(config.shots),
+                config.repeats,
+                config.seed,
+                config.sweep(),
+                self.progress,
             )
-    out_of_fold = apply_link(found.out_of_fold, "softmax", found.temperature)
-    metrics["cv"] = measure(target.kind, target.values[train], out_of_fold, target.class_names)
-    head = HeadArtifact(**described, metrics=metrics)
-    path = head.save(output / f"{_file_name(opened.path.stem, name, node, 'logistic')}.safetensors")
-    splits = {split: values for split, values in metrics.items() if split != "cv"}
-    return {
-        "path": str(path),
-        "target": name,
-        "node": node,
-        "head": "logistic",
-        "C": found.C,
-        "cv_accuracy": metrics["cv"]["accuracy"],
-        "accuracy": {split: values["accuracy"] for split, values in splits.items()},
-        "accuracy_ci95": {split: list(values["accuracy_ci95"]) for split, values in splits.items()},
-        "n": head.n_train,
-    }
+            found.append(shot_record(target.name, node, sorted(config.shots), scores))
+        return found
 
 
-def _file_name(*parts: str) -> str:
-    """`CACHE--TARGET--NODE--HEAD`, in any script, without what a file system minds."""
-    text = "--".join(parts)
-    return "".join(
-        c if c.isalnum() or c in "-_.@" or unicodedata.category(c)[0] == "M" else "_" for c in text
-    )
+def _training(
+    samples: SampleTable, wanted: Sequence[str] | None, cache: Path
+) -> tuple[np.ndarray, list[Target]]:
+    """Samples of the train split that have any label (n,), and the targets on them."""
+    if not samples.targets:
+        raise FitError(
+            f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
+        )
+    for name in wanted or ():
+        if name not in samples.targets:
+            raise FitError(f"There is no target {name!r}; there are {', '.join(samples.targets)}.")
+    targets = [samples.targets[name] for name in wanted or samples.targets]
+    in_train = samples.split == "train"
+    if not in_train.any():
+        raise FitError(f"{cache} has no sample in the train split.", "Extract it with other splits.")
+    labelled = np.any([target.labelled for target in targets], axis=0) & in_train
+    for target in targets:
+        _require_answers(target, in_train)
+    train = np.flatnonzero(labelled)
+    return train, [target.take(train) for target in targets]
+
+
+def _require_answers(target: Target, in_train: np.ndarray) -> None:
+    """Raise where the train split cannot teach anything of a target."""
+    values = target.values[in_train & target.labelled]
+    if len(values) < 2:
+        raise FitError(
+            f"Target {target.name!r} has {len(values)} labelled samples in the train split; 2 are needed."
+        )
+    if target.kind == "class" and len(np.unique(values)) < 2:
+        raise FitError(
+            f"All {len(values)} labelled samples of target {target.name!r} in the train split are of one "
+            f"class, {target.class_names[values[0]]!r}; a head needs two."
+        )
+    if target.kind == "regression" and np.ptp(values) == 0:
+        raise FitError(f"All values of target {target.name!r} in the train split are {values[0]:g}.")
+    if target.kind == "multilabel" and not target.class_names:
+        raise FitError(f"Target {target.name!r} has no label at all.")
+
+
+def _folds(
+    target: Target, samples: SampleTable, train: np.ndarray, config: FitConfig, notes: list[str]
+) -> np.ndarray:
+    """(n,) folds of a target; fewer than asked for where samples or groups are few, which is noted."""
+    seen = target.labelled
+    groups = None if samples.group is None else samples.group[train]
+    units = int(seen.sum()) if groups is None else len(np.unique(groups[seen]))
+    most = units
+    if target.kind == "class":
+        counts = np.bincount(target.values[seen], minlength=len(target.class_names))
+        most = min(units, max(int(counts.max()), 2))
+        _note_classes(target, counts, config.cv, notes)
+        if groups is not None:
+            _note_groups(target, groups, notes)
+    count = min(config.cv, most)
+    if count < 2:
+        notes.append(f"Target {target.name!r} has one group only: there was no cross-validation.")
+        return np.full(len(train), NO_FOLD, np.int16)
+    if count < config.cv:
+        notes.append(f"Target {target.name!r} has too few samples for {config.cv} folds: {count} were used.")
+    fold = assign_folds(target, count, groups, config.seed)
+    if target.kind == "class":
+        alone = [k for k in range(count) if len(np.unique(target.values[seen & (fold != k)])) < 2]
+        if alone:
+            notes.append(f"Target {target.name!r} has one class only when fold {alone[0] + 1} is held out.")
+    return fold
+
+
+def _note_classes(target: Target, counts: np.ndarray, cv: int, notes: list[str]) -> None:
+    rare = [name for name, count in zip(target.class_names, counts, strict=True) if 0 < count < cv]
+    absent = [name for name, count in zip(target.class_names, counts, strict=True) if count == 0]
+    for names, what in ((rare, f"fewer than {cv} training samples"), (absent, "no training sample")):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            shown = ", ".join(map(repr, names[:5])) + more
+            notes.append(f"Target {target.name!r}: {shown} with {what}.")
+
+
+def _note_groups(target: Target, groups: np.ndarray, notes: list[str]) -> None:
+    """Name classes whose samples are all of one group: held out, they are unknown to the fold's head."""
+    for code, name in enumerate(target.class_names):
+        members = target.values == code
+        if members.any() and len(np.unique(groups[members])) == 1:
+            notes.append(
+                f"Target {target.name!r}: all samples of {name!r} are of one group, so that cross-validation "
+                "cannot tell how well it is recognised."
+            )
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with sequences as tuples; None of `shots` is none."""
+    if options.get("shots", ()) is None:
+        options = {**options, "shots": ()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

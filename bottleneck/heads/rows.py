@@ -1,7 +1,7 @@
 """Rows of features from wherever they lie: numpy arrays, torch tensors, open caches.
 
-A row reader has `shape` (n, …, D), `dtype` and `read(start, stop) -> ndarray`; everything in `heads` that may be
-larger than memory asks for nothing else.
+A row reader has `shape` (n, …, D), `dtype` and `read(start, stop) -> ndarray`; everything in `heads` that may
+be larger than memory asks for nothing else.
 
 Shapes: n rows, D features, V views, B rows of a block.
 """
@@ -98,3 +98,12 @@ def read_checked(rows: RowReader, start: int, stop: int, dtype: np.dtype | type 
             "Look at that image, or extract again with --dtype float32 where float16 overflowed.",
         )
     return block
+
+
+def linear_outputs(rows: RowReader, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
+    """rows · coefᵀ + intercept (n, C) block by block, in float64 for float64 rows. coef : (C, D)."""
+    dtype = np.float64 if is_double(rows) else np.float32
+    coef, intercept = coef.T.astype(dtype), intercept.astype(dtype)
+    size = block_size(rows.shape[1])
+    parts = [read_checked(rows, *bounds, dtype) @ coef + intercept for bounds in blocks(rows, size)]
+    return np.concatenate([np.empty((0, coef.shape[1]), dtype), *parts])

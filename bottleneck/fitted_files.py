@@ -1,0 +1,254 @@
+"""What `fit_heads` measures of a head and leaves on disk: artifacts, out-of-fold logits, curves.
+
+Shapes: S samples, n of them to train on, C classes or labels.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.heads.artifact import HeadArtifact, apply_link, write_whole
+from bottleneck.heads.calibration import fit_temperature
+from bottleneck.heads.kinds import KindResult
+from bottleneck.heads.metrics import measure
+from bottleneck.heads.rows import block_size, blocks, read_checked
+from bottleneck.samples import SPLITS, SampleTable, Target
+from bottleneck.store.reader import FeatureCache
+
+MORE_METRICS = (
+    "balanced_accuracy",
+    "log_loss",
+    "macro_f1",
+    "roc_auc",
+    "ece",
+    "exact_match",
+    "r2",
+    "mae",
+    "rmse",
+)
+LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
+
+
+class HeadFiles:
+    """Where the heads of one cache go."""
+
+    def __init__(self, cache: FeatureCache, samples: SampleTable, folder: Path) -> None:
+        self.cache, self.samples, self.folder = cache, samples, folder
+        self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
+
+    def write(
+        self, node: str, target: Target, result: KindResult, train: np.ndarray, fold: np.ndarray
+    ) -> tuple[HeadArtifact, Path, Path | None]:
+        """Calibrate, measure and write one head; the artifact, its path, and that of its out-of-fold logits.
+
+        target : on the n samples `train`, of which `fold` (n,) says which fold held each out.
+        """
+        described = self._described(node, target, result, train)
+        if result.out_of_fold is not None and result.link != "identity":
+            held = np.isfinite(result.out_of_fold).all(axis=1)
+            values, logits = target.values[held], result.out_of_fold[held]
+            described["temperature"] = fit_temperature(values, logits, result.link)
+        head = HeadArtifact(**described)
+        head = replace(head, metrics=self._metrics(head, result, target))
+        base = file_name(self.stem, target.name, node, result.kind)
+        path = head.save(self.folder / f"{base}.safetensors", self._statistics())
+        if result.out_of_fold is None:
+            return head, path, None
+        beside = self.folder / f"{base}--out-of-fold.npz"
+        arrays = {
+            "sample": self.samples.key[train].astype(str),
+            "fold": fold,
+            "values": target.values,
+            "logits": result.out_of_fold,
+            "class_names": np.array(target.class_names, str),
+        }
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        write_whole(beside, buffer.getvalue())
+        return head, path, beside
+
+    def _described(self, node: str, target: Target, result: KindResult, train: np.ndarray) -> dict[str, Any]:
+        cache, spec = self.cache, self.cache.nodes[node]
+        names = target.class_names
+        if target.kind == "class":
+            names = tuple(target.class_names[code] for code in result.classes)
+        return {
+            "kind": result.kind,
+            "form": result.form,
+            "arrays": result.arrays,
+            "link": result.link,
+            "target": target.name,
+            "target_kind": target.kind,
+            "class_names": names,
+            "node": node,
+            "images_per_sample": self.samples.image.shape[1],
+            "covariate_names": self.samples.covariate_names,
+            "C": result.C,
+            "settings": result.settings,
+            "cv": result.scores.to_json() if result.scores and result.C else {},
+            "n_train": int(target.labelled.sum()),
+            "backbone": cache.spec.backbone,
+            "preprocess": cache.spec.preprocess,
+            "fingerprint": cache.fingerprint,
+            "node_fingerprint": spec.fingerprint(cache.spec),
+        }
+
+    def _metrics(self, head: HeadArtifact, result: KindResult, target: Target) -> dict[str, Any]:
+        """{"cv", "train", "val", "test"}: each that exists."""
+        found = {}
+        if result.out_of_fold is not None:
+            held = np.isfinite(result.out_of_fold).all(axis=1)
+            outputs = apply_link(result.out_of_fold[held], head.link, head.temperature)
+            found["cv"] = measure(target.kind, target.values[held], outputs, target.class_names)
+        whole = self.samples.targets[target.name]
+        place = np.full(len(target.class_names) + 1, -1)
+        place[result.classes] = np.arange(len(result.classes))  # the last place is that of the unlabelled
+        for split in SPLITS:
+            here = np.flatnonzero((self.samples.split == split) & whole.labelled)
+            values = whole.values[here]
+            if target.kind == "class":  # a head says nothing of classes that it has never seen
+                here, values = here[place[values] >= 0], place[values[place[values] >= 0]]
+            if len(here):
+                found[split] = measure(target.kind, values, self._predicted(head, here), head.class_names)
+        return found
+
+    def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:
+        rows = self.cache.sample_rows(head.node, which)
+        size = block_size(rows.shape[1])
+        return np.concatenate(
+            [head.probabilities(read_checked(rows, *bounds)) for bounds in blocks(rows, size)]
+        )
+
+    def _statistics(self) -> dict[str, np.ndarray] | None:
+        """BatchNorm's, of a random network that was calibrated: the head's file must carry them."""
+        if not self.cache.spec.backbone.get("calibrated"):
+            return None
+        from bottleneck.backbones.calibrate import read_statistics
+
+        return read_statistics(self.cache.path)
+
+    def curves(
+        self, records: Sequence[dict[str, Any]], shots: Sequence[dict[str, Any]]
+    ) -> tuple[dict[str, str], dict[str, Any]]:
+        """Tables and pictures of the probe curve (two nodes or more) and of the k-shot curve."""
+        files: dict[str, str] = {}
+        nodes = list(dict.fromkeys(record["node"] for record in records))
+        base = self.folder / file_name(self.stem)
+        if len(nodes) > 1:
+            files |= self._probe(records, nodes, base)
+        if shots:
+            files |= self._shots(shots, base)
+        return files, {"shots": list(shots)} if shots else {}
+
+    def _probe(self, records: Sequence[dict], nodes: list[str], base: Path) -> dict[str, str]:
+        from bottleneck.report.curves import probe_curve
+
+        table = [("target", "head", "node", "C", "cv", "train", "val", "test")]
+        series: dict[str, dict[str, float]] = {}
+        intervals: dict[str, dict[str, tuple]] = {}
+        for record in records:
+            scores = record["accuracy"]
+            table.append(
+                (*(record[name] for name in ("target", "head", "node", "C", "cv_accuracy")), *tuple(scores.get(split) for split in SPLITS))
+            )
+            label = f"{record['target']}, {record['head']}"
+            for name, value in (("cross-validation", record["cv_accuracy"]), ("test", scores.get("test"))):
+                if value is not None:
+                    series.setdefault(f"{label}, {name}", {})[record["node"]] = value
+            if "test" in record["accuracy_ci95"]:
+                intervals.setdefault(f"{label}, test", {})[record["node"]] = record["accuracy_ci95"]["test"]
+        path = _write_table(Path(f"{base}--probe-curve.csv"), table)
+        picture = probe_curve(
+            nodes,
+            {name: [values.get(node) for node in nodes] for name, values in series.items()},
+            Path(f"{base}--probe-curve.png"),
+            {
+                name: [values.get(node) for node in nodes]
+                for name, values in intervals.items()
+                if len(values) == len(nodes)
+            },
+            title=f"{self.stem}: one head per node",
+        )
+        return {"probe_curve": str(picture), "probe_curve_table": str(path)}
+
+    def _shots(self, shots: Sequence[dict], base: Path) -> dict[str, str]:
+        from bottleneck.report.curves import shot_curve
+
+        table = [("target", "node", "shots", "mean", "low", "high")]
+        for record in shots:
+            columns = (record["shots"], record["mean"], record["low"], record["high"])
+            table += [(record["target"], record["node"], *row) for row in zip(*columns, strict=True)]
+        path = _write_table(Path(f"{base}--shot-curve.csv"), table)
+        picture = shot_curve(
+            shots[0]["shots"],
+            {f"{record['target']}, {record['node']}": np.array(record["accuracy"]) for record in shots},
+            Path(f"{base}--shot-curve.png"),
+            title=f"{self.stem}: accuracy on samples that were not drawn",
+        )
+        return {"shot_curve": str(picture), "shot_curve_table": str(path)}
+
+
+def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:
+    """A head as `fit-head --json` prints it."""
+    splits = {name: values for name, values in head.metrics.items() if name in SPLITS}
+    held = head.metrics.get("cv", {})
+    record = {
+        "path": str(path),
+        "target": head.target,
+        "target_kind": head.target_kind,
+        "node": head.node,
+        "head": head.kind,
+        "C": head.C,
+        "cv_accuracy": held.get("accuracy"),
+        "cv_accuracy_ci95": held.get("accuracy_ci95"),
+        "accuracy": {name: values.get("accuracy") for name, values in splits.items() if "accuracy" in values},
+        "accuracy_ci95": {
+            name: list(values["accuracy_ci95"]) for name, values in splits.items() if "accuracy" in values
+        },
+        "temperature": head.temperature,
+        "n": head.n_train,
+        "out_of_fold": None if beside is None else str(beside),
+    }
+    for name in MORE_METRICS:
+        found = {split: values[name] for split, values in head.metrics.items() if name in values}
+        if found:
+            record[name] = found
+    return record
+
+
+def shot_record(target: str, node: str, shots: Sequence[int], scores: np.ndarray) -> dict[str, Any]:
+    """A k-shot curve as `fit-head --json` prints it. scores : (shots, repeats)."""
+    low, high = np.quantile(scores, (0.025, 0.975), axis=1)
+    return {
+        "target": target,
+        "node": node,
+        "shots": list(shots),
+        "mean": scores.mean(axis=1).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
+        "accuracy": scores.tolist(),
+    }
+
+
+def file_name(*parts: str) -> str:
+    """`CACHE--TARGET--NODE--HEAD` in any script, without what a file system minds."""
+    text = "--".join(unicodedata.normalize("NFC", part) for part in parts)
+    kept = "".join(
+        c if c.isalnum() or c in "-_.@" or unicodedata.category(c)[0] == "M" else "_" for c in text
+    ).strip(".")
+    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "head"
+
+
+def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer).writerows(rows)
+    write_whole(path, buffer.getvalue().encode())
+    return path

@@ -1,0 +1,227 @@
+"""The rows of a problem as the solver multiplies them: in memory in the eigenbasis, or streamed in blocks.
+
+Both speak of coefficients in the eigenbasis of the Gram matrix, whose r coordinates carry the eigenvalues
+`values`. In memory the rows are rotated into it once (exactly r = rank ≤ n coordinates where n < D); a stream
+is read as it is, and coefficients and gradients are rotated instead.
+
+Shapes: n rows, D features, r coordinates, B rows of a block, c columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bottleneck.errors import FitError
+from bottleneck.heads.basis import Standardisation, eigenbasis, gram, read_blocks
+from bottleneck.heads.crew import Crew
+from bottleneck.heads.rows import ArrayRows, RowReader, blocks, read_checked
+from bottleneck.threads import available_cores
+
+BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
+# Beyond this the cubic cost of a decomposition exceeds what it saves; features then stay as they are.
+LARGEST_DECOMPOSITION = 4096
+RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
+STREAM_SHARE = 0.25  # of the memory is for blocks on their way
+
+
+class ResidentDesign:
+    """Rows in memory, rotated.
+
+    Attributes
+    ----------
+    n, width : rows, and r
+    values : (r,) float64 eigenvalues of the Gram matrix
+    dtype, device : of the blocks
+    """
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        values: np.ndarray,
+        back: np.ndarray | None,
+        standard: Standardisation,
+        device: torch.device,
+    ) -> None:
+        self.x = torch.from_numpy(x).to(device)
+        self.n, self.width = x.shape
+        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
+        self.standard, self._back = standard, back
+        self.dtype, self.device = self.x.dtype, device
+
+    def blocks(self) -> Sequence[tuple[int, int]]:
+        """Bounds of blocks, equal in number for every core."""
+        if self.device.type != "cpu":
+            return [(0, self.n)]
+        cores = available_cores()
+        count = cores * -(-self.n // (cores * BLOCK_ROWS))
+        edges = np.linspace(0, self.n, count + 1).astype(int)
+        return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """(B, r) of rows in their present order."""
+        return self.x[start:stop]
+
+    def lift(self, coef: Tensor) -> Tensor:
+        """(c, r) coefficients in the eigenbasis → those that multiply blocks."""
+        return coef
+
+    def lower(self, gradient: Tensor) -> Tensor:
+        """The reverse, of gradients."""
+        return gradient
+
+    def leading(self, block: Tensor, r: int) -> Tensor:
+        """(B, r) first coordinates of a block."""
+        return block[:, :r]
+
+    def on_features(self, coef: np.ndarray) -> np.ndarray:
+        """(c, D) coefficients of standardised features, of (c, r) in the eigenbasis; float64."""
+        return coef.astype(np.float64) if self._back is None else coef.astype(np.float64) @ self._back.T
+
+    def from_blocks(self, coef: np.ndarray) -> np.ndarray:
+        """(c, D) coefficients of standardised features, of those (c, r) that multiply blocks; float64."""
+        return self.on_features(coef)
+
+    def vectors_back(self) -> np.ndarray:
+        """(D, r), what turns coefficients in the eigenbasis into those of standardised features."""
+        return np.eye(self.width) if self._back is None else self._back
+
+
+class StreamedDesign:
+    """Rows read in blocks; vectors (D, r) float32 rotate coefficients. See `ResidentDesign`."""
+
+    def __init__(
+        self,
+        rows: RowReader,
+        values: np.ndarray,
+        vectors: np.ndarray,
+        standard: Standardisation,
+        device: torch.device,
+        size: int,
+    ) -> None:
+        self.rows, self.standard = rows, standard
+        self.n, self.width = rows.shape[0], vectors.shape[1]
+        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
+        self.vectors = torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)
+        self.dtype, self.device = torch.float32, device
+        self._size = size
+
+    def blocks(self) -> Sequence[tuple[int, int]]:
+        """Bounds of blocks within the memory allowed."""
+        return list(blocks(self.rows, self._size))
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """(B, D) standardised."""
+        return torch.from_numpy(self.standard.apply(read_checked(self.rows, start, stop))).to(self.device)
+
+    def lift(self, coef: Tensor) -> Tensor:
+        """(c, r) → (c, D)."""
+        return coef @ self.vectors.T
+
+    def lower(self, gradient: Tensor) -> Tensor:
+        """(c, D) → (c, r)."""
+        return gradient @ self.vectors.to(gradient.dtype)
+
+    def leading(self, block: Tensor, r: int) -> Tensor:
+        """(B, r) first coordinates of a block."""
+        return block @ self.vectors[:, :r]
+
+    def on_features(self, coef: np.ndarray) -> np.ndarray:
+        """(c, D) coefficients of standardised features, of (c, r) in the eigenbasis; float64."""
+        return coef.astype(np.float64) @ self.vectors_back().T.astype(np.float64)
+
+    def from_blocks(self, coef: np.ndarray) -> np.ndarray:
+        """(c, D) coefficients of standardised features, of those that multiply blocks: the same."""
+        return coef.astype(np.float64)
+
+    def vectors_back(self) -> np.ndarray:
+        """(D, r), what turns coefficients in the eigenbasis into those of standardised features."""
+        return self.vectors.cpu().numpy()
+
+
+Design = ResidentDesign | StreamedDesign
+
+
+def build_design(
+    rows: RowReader,
+    standard: Standardisation,
+    crew: Crew,
+    memory: int,
+    order: np.ndarray | None = None,
+    dtype: np.dtype | type = np.float32,
+) -> tuple[Design, np.ndarray]:
+    """The design of `rows` (n, D) that fits into `memory` bytes, and the order of its rows.
+
+    order : (n,), rows in memory are arranged so; a stream keeps its own.
+    """
+    n, D = rows.shape
+    if RESIDENT_SHARE * n * D * np.dtype(dtype).itemsize <= memory:
+        order = np.arange(n) if order is None else order
+        return _resident(_arranged(rows, standard, crew, dtype, order), standard, crew), order
+    size = max(16, int(memory * STREAM_SHARE / (4 * D * (crew.size + 2))))
+    if D > LARGEST_DECOMPOSITION:
+        raise FitError(
+            f"{n} rows of {D} features need {RESIDENT_SHARE * n * D * 4 / 2**20:.0f} MiB to be fitted, "
+            f"of which {memory / 2**20:.0f} MiB are allowed, and are too wide to be streamed "
+            f"(at most {LARGEST_DECOMPOSITION} features).",
+            "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",
+        )
+    values, vectors = eigenbasis(gram(rows, standard, crew, size).astype(np.float32))
+    return StreamedDesign(rows, values, vectors, standard, crew.device, size), np.arange(n)
+
+
+def streamed_like(design: Design, rows: RowReader, memory: int, crew: Crew) -> StreamedDesign:
+    """Other rows (m, D) in the same coordinates, for predictions."""
+    size = max(16, int(memory * STREAM_SHARE / (4 * rows.shape[1] * (crew.size + 2))))
+    return StreamedDesign(
+        rows, design.values.cpu().numpy(), design.vectors_back(), design.standard, crew.device, size
+    )
+
+
+def _arranged(
+    rows: RowReader, standard: Standardisation, crew: Crew, dtype: np.dtype | type, order: np.ndarray
+) -> np.ndarray:
+    """All rows (n, D) standardised, in memory; row i is row order[i] of `rows`."""
+    z = np.empty(rows.shape, dtype)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+
+    def fill(start: int, stop: int, block: np.ndarray) -> None:
+        z[place[start:stop]] = standard.apply(block)
+
+    for _ in crew.run(fill, read_blocks(rows, BLOCK_ROWS, dtype)):
+        pass
+    return z
+
+
+def _resident(z: np.ndarray, standard: Standardisation, crew: Crew) -> ResidentDesign:
+    """Standardised rows (n, D) in their eigenbasis; z is overwritten.
+
+    With n < D the rows span at most n directions, and every gradient lies in their span, so that nothing is
+    lost by solving there: with ZZᵀ = U Λ Uᵀ the rows are U √Λ, and coefficients go back by Zᵀ U / √Λ.
+    """
+    n, D = z.shape
+    if min(n, D) > LARGEST_DECOMPOSITION:
+        values = np.einsum("ij,ij->j", z, z, dtype=np.float64)
+        return ResidentDesign(z, values, None, standard, crew.device)
+    if n < D:
+        wide = z.astype(np.float64)
+        values, vectors = eigenbasis(wide @ wide.T)
+        root = np.sqrt(values)
+        back = wide.T @ (vectors / root)
+        return ResidentDesign((vectors * root).astype(z.dtype), values, back, standard, crew.device)
+    bounds = list(blocks(ArrayRows(z), BLOCK_ROWS))
+    square = sum(part.astype(np.float64) for part in crew.run(lambda a, b: z[a:b].T @ z[a:b], bounds))
+    values, vectors = eigenbasis(square.astype(z.dtype))
+    r = len(values)
+
+    def rotate(start: int, stop: int) -> None:
+        z[start:stop, :r] = z[start:stop] @ vectors
+
+    for _ in crew.run(rotate, bounds):
+        pass
+    return ResidentDesign(z[:, :r], values, vectors, standard, crew.device)

@@ -1,0 +1,155 @@
+"""Passes over the rows: one product for the logits of all heads of all groups, one for all their gradients.
+
+Shapes: A heads asked for in a group, K columns of a head, P = width + 1 coefficients (intercept last), c
+columns of all requests together, B rows of a block, r leading coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bottleneck.heads.crew import Crew
+from bottleneck.heads.design import Design
+from bottleneck.heads.losses import curvature, loss_and_residual
+from bottleneck.heads.tasks import NO_FOLD, Group
+
+
+@dataclass(frozen=True)
+class Request:
+    """Heads (A,) of a group at coefficients coef (A, K, P)."""
+
+    group: Group
+    heads: Tensor
+    coef: Tensor
+
+
+class Passes:
+    """Passes over a design by a crew."""
+
+    def __init__(self, design: Design, crew: Crew) -> None:
+        self.design, self.crew = design, crew
+
+    def gradients(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:
+        """Loss (A,) and gradient (A, K, P), float64, of each request, over the rows its heads see."""
+        columns = _Columns(self.design, requests)
+        slope = torch.zeros(columns.coef.shape, dtype=torch.float64, device=self.design.device)
+        offset = slope.new_zeros(len(slope))
+        losses = [offset.new_zeros(len(request.heads)) for request in requests]
+        for which, part, offset_part, block_losses in self._over_blocks(columns.gradients):
+            if which is None:
+                slope += part
+                offset += offset_part
+            else:
+                slope.index_add_(0, which, part.double())
+                offset.index_add_(0, which, offset_part)
+            for total, loss in zip(losses, block_losses, strict=True):
+                total += loss
+        slope = torch.cat([self.design.lower(slope), offset[:, None]], dim=1)
+        shaped = (
+            part.view(len(request.heads), request.group.columns, -1)
+            for part, request in zip(slope.split(columns.sizes), requests, strict=True)
+        )
+        return list(zip(losses, shaped, strict=True))
+
+    def curvatures(self, request: Request, r: int, every: int) -> Tensor:
+        """Σ s x xᵀ (A, K, r + 1, r + 1) float64 over r leading coordinates and a 1, with s = w p (1 − p).
+
+        Estimated from every `every`-th row.
+        """
+        columns = _Columns(self.design, [request])
+
+        def block(x: Tensor, start: int, stop: int) -> Tensor:
+            x = x[::every]
+            _, w = request.group.fitted(request.heads, start, stop)
+            s = curvature(columns.logits(x).view(*request.coef.shape[:2], len(x)), w[:, ::every] * every)
+            lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1)
+            return torch.stack([torch.stack([(row * lead.T) @ lead for row in head]) for head in s])
+
+        return sum(part.double() for part in self._over_blocks(block))
+
+    def held_out(self, fits: Sequence[tuple[Group, Tensor]]) -> Iterator[tuple[int, int, list[Tensor]]]:
+        """Logits of every task on each row by the head that was not fitted on it, block by block.
+
+        fits : groups with the coefficients (H, K, P) of all their heads.
+        Yields (start, stop, per group (T, K, B)); rows that no fold holds out get the full fit's logits.
+        """
+        columns = [
+            _Columns(self.design, [Request(group, torch.arange(group.heads), coef)]) for group, coef in fits
+        ]
+
+        def block(x: Tensor, start: int, stop: int) -> tuple[int, int, list[Tensor]]:
+            return (
+                start,
+                stop,
+                [
+                    _by_fold(group, part, x, start, stop)
+                    for (group, _), part in zip(fits, columns, strict=True)
+                ],
+            )
+
+        yield from self._over_blocks(block)
+
+    def _over_blocks(self, work: Callable) -> Iterator:
+        """work(block, start, stop) of all blocks in order; rows are read by the caller's thread alone."""
+        design = self.design
+        return self.crew.run(
+            work, ((design.read(start, stop), start, stop) for start, stop in design.blocks())
+        )
+
+
+class _Columns:
+    """The coefficients of several requests as the rows of one matrix.
+
+    coef : (c, D) as they multiply blocks, offset : (c,), sizes : columns of each request.
+    """
+
+    def __init__(self, design: Design, requests: Sequence[Request]) -> None:
+        flat = torch.cat([request.coef.reshape(-1, request.coef.shape[-1]) for request in requests])
+        self.coef, self.offset = design.lift(flat[:, :-1]), flat[:, -1:]
+        self.requests = requests
+        self.sizes = [request.coef.shape[0] * request.coef.shape[1] for request in requests]
+
+    def logits(self, x: Tensor, which: Tensor | None = None) -> Tensor:
+        """(c, B) of a block (B, D), or of some columns."""
+        if which is None:
+            return (self.coef @ x.T).add_(self.offset)
+        return (self.coef[which] @ x.T).add_(self.offset[which])
+
+    def gradients(
+        self, x: Tensor, start: int, stop: int
+    ) -> tuple[Tensor | None, Tensor, Tensor, list[Tensor]]:
+        """Columns with a row here (None: all), their slopes (c, D) and (c,), and the losses of all heads."""
+        answers = [request.group.fitted(request.heads, start, stop) for request in self.requests]
+        here = [w.any(dim=1) for _, w in answers]
+        which = None
+        if not all(bool(heads.all()) for heads in here):
+            K = [request.group.columns for request in self.requests]
+            which = torch.cat([h.repeat_interleave(k) for h, k in zip(here, K, strict=True)]).nonzero()[:, 0]
+        logits = self.logits(x, which)
+        losses, at = [], 0
+        for request, (codes, w), heads in zip(self.requests, answers, here, strict=True):
+            if which is not None:
+                codes, w = codes[heads], w[heads]
+            size = len(w) * request.group.columns
+            part = logits[at : at + size].view(len(w), request.group.columns, len(x))
+            loss = w.new_zeros(len(heads), dtype=torch.float64)
+            loss[heads] = loss_and_residual(part, codes, w)
+            losses.append(loss)
+            at += size
+        return which, logits @ x, logits.sum(dim=1, dtype=torch.float64), losses
+
+
+def _by_fold(group: Group, columns: _Columns, x: Tensor, start: int, stop: int) -> Tensor:
+    """(T, K, B) logits of a block by the heads of each row's fold."""
+    fold = group.fold[:, start:stop]
+    T, K, heads = group.tasks, group.columns, group.folds + 1
+    place = torch.arange(T * heads * K, device=x.device).view(T, heads, K)
+    out = x.new_zeros(T, K, len(x))
+    for number in fold.unique().tolist():
+        logits = columns.logits(x, place[:, number - NO_FOLD].flatten()).view(T, K, len(x))
+        out = torch.where((fold == number)[:, None], logits, out)
+    return out

@@ -1,0 +1,193 @@
+"""All logistic heads of a call: every fold × target side by side along C; C chosen per target, refit.
+
+Shapes: n samples, V rows (views) of a sample to train on, D features, C classes, G values of C, F folds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from bottleneck.heads.basis import Standardisation, standardisation, unchanged
+from bottleneck.heads.crew import Crew
+from bottleneck.heads.design import Design, build_design, streamed_like
+from bottleneck.heads.passes import Passes
+from bottleneck.heads.questions import Question
+from bottleneck.heads.rows import RowReader, block_size
+from bottleneck.heads.select import Scores
+from bottleneck.heads.solver import TOLERANCE, Solution, group_tasks, solve_path
+from bottleneck.heads.tally import Tally, tally_of
+from bottleneck.heads.tasks import NO_FOLD, Group
+from bottleneck.progress import Progress, silent
+
+DEFAULT_MEMORY = 4 << 30
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One target's head.
+
+    coef : (C, D), intercept : (C,), float64, on raw features; on standardised ones it is coef · scale.
+    standard : of the rows fitted on.
+    C : chosen, or the one given. link : as `HeadArtifact` names it.
+    scores : of cross-validation; None without folds.
+    out_of_fold : (n, C) float32 logits at the chosen C, each by a head that did not see the sample; NaN
+        where no
+        fold holds it out. None without folds.
+    converged : False where the solver gave up before its tolerance.
+    """
+
+    coef: np.ndarray
+    intercept: np.ndarray
+    standard: Standardisation
+    C: float
+    link: str
+    scores: Scores | None
+    out_of_fold: np.ndarray | None
+    converged: bool
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep is run.
+
+    memory : bytes for rows and work. device : "cpu", "cuda" …. tol : relative, of each objective.
+    standardize : False leaves features as they are. one_standard_error : see `Scores.choose`.
+    dtype : of the rows in memory and of all products.
+    """
+
+    memory: int = DEFAULT_MEMORY
+    device: str = "cpu"
+    tol: float = TOLERANCE
+    standardize: bool = True
+    one_standard_error: bool = False
+    dtype: type = np.float32
+
+
+DEFAULT = SweepConfig()
+
+
+def sweep(
+    rows: RowReader,
+    questions: Sequence[Question],
+    Cs: Sequence[float],
+    config: SweepConfig = DEFAULT,
+    plain: RowReader | None = None,
+    progress: Progress = silent,
+) -> list[Fitted]:
+    """Fit all questions on `rows`, C from `Cs` by cross-validation over the questions' folds.
+
+    Parameters
+    ----------
+    rows : (n, D); with `plain`, (n · V, D), the V views of each sample, which share its weight.
+    questions : their folds count from 0; NO_FOLD throughout means no cross-validation, and then Cs is one.
+    plain : (n, D), what held-out samples are scored on in place of their views.
+    """
+    with Crew(config.device) as crew:
+        folds = int(max(question.fold.max(initial=NO_FOLD) for question in questions)) + 1
+        problem = _Problem(rows, questions, folds, config, plain, crew)
+        solutions, tallies = (
+            [],
+            [tally_of(question.target, question.fold, folds, question.link) for question in questions],
+        )
+        with progress("Fitting heads", total=len(Cs), unit="values of C") as advance:
+            for solution in solve_path(problem.passes, problem.groups, Cs, config.tol, config.memory):
+                solutions.append(solution)
+                if folds:
+                    problem.score(solution, tallies)
+                advance(1)
+        scores = [tally.scores([s.C for s in solutions]) if folds else None for tally in tallies]
+        chosen = [s.choose(config.one_standard_error) if s else len(solutions) - 1 for s in scores]
+        held = problem.held_out(solutions, chosen) if folds else [None] * len(questions)
+        return [problem.fitted(i, solutions[chosen[i]], scores[i], held[i]) for i in range(len(questions))]
+
+
+class _Problem:
+    """The rows and questions of a sweep as the solver holds them."""
+
+    def __init__(
+        self,
+        rows: RowReader,
+        questions: Sequence[Question],
+        folds: int,
+        config: SweepConfig,
+        plain: RowReader | None,
+        crew: Crew,
+    ) -> None:
+        self.questions, self.n = questions, len(questions[0].fold)
+        views = rows.shape[0] // self.n
+        asked = [question.tasks() for question in questions]
+        tasks = [task for parts in asked for task in parts]
+        edges = np.cumsum([0, *(len(parts) for parts in asked)])
+        self.task_range = list(pairwise(edges))
+        self.standard = unchanged(rows.shape[1])
+        if config.standardize:
+            weights = _row_weights(questions, views)
+            self.standard = standardisation(rows, crew, block_size(rows.shape[1]), weights, config.dtype)
+        by_fold = np.argsort(questions[0].fold, kind="stable")
+        order = (by_fold[:, None] * views + np.arange(views)).ravel()
+        self.design, order = build_design(rows, self.standard, crew, config.memory, order, config.dtype)
+        self.passes = Passes(self.design, crew)
+        self.groups, self.where = group_tasks(
+            [task.arranged(order // views, 1 / views) for task in tasks], folds, self.design
+        )
+        self.scored, self.scored_groups, self.sample = self.passes, self.groups, order
+        if plain is not None:
+            design: Design = streamed_like(self.design, plain, config.memory, crew)
+            self.scored, self.sample = Passes(design, crew), np.arange(self.n)
+            self.scored_groups, _ = group_tasks(tasks, folds, design)
+
+    def columns(self, question: int, parts: Sequence[torch.Tensor]) -> np.ndarray:
+        """(tasks, …) of one question, of tensors (T, …) per group."""
+        first, last = self.task_range[question]
+        return torch.stack([parts[group][place] for group, place in self.where[first:last]]).cpu().numpy()
+
+    def score(self, solution: Solution, tallies: Sequence[Tally]) -> None:
+        """Count what the heads of each fold do on the samples that it holds out."""
+        for tally in tallies:
+            tally.begin()
+        for start, stop, logits in self.scored.held_out(
+            list(zip(self.scored_groups, solution.coef, strict=True))
+        ):
+            samples = self.sample[start:stop]
+            for i, tally in enumerate(tallies):
+                tally.add(samples, self.questions[i].logits(self.columns(i, logits)))
+
+    def held_out(self, solutions: Sequence[Solution], chosen: Sequence[int]) -> list[np.ndarray]:
+        """(n, C) logits of each question at its chosen C, on samples that a fold holds out."""
+        out = [np.full((self.n, question.outputs), np.nan, np.float32) for question in self.questions]
+        for place in sorted(set(chosen)):
+            wanted = [i for i, c in enumerate(chosen) if c == place]
+            fits = list(zip(self.scored_groups, solutions[place].coef, strict=True))
+            for start, stop, logits in self.scored.held_out(fits):
+                samples = self.sample[start:stop]
+                for i in wanted:
+                    out[i][samples] = self.questions[i].logits(self.columns(i, logits))
+        for question, values in zip(self.questions, out, strict=True):
+            values[question.fold == NO_FOLD] = np.nan
+        return out
+
+    def fitted(self, i: int, solution: Solution, scores: Scores | None, held: np.ndarray | None) -> Fitted:
+        """The full fit of question i."""
+        full = [_full_fits(group, coef) for group, coef in zip(self.groups, solution.coef, strict=True)]
+        done = [_full_fits(group, ok) for group, ok in zip(self.groups, solution.converged, strict=True)]
+        coef, intercept = self.questions[i].head(self.columns(i, full))
+        raw, offset = self.standard.fold(self.design.on_features(coef), intercept.astype(np.float64))
+        converged = bool(self.columns(i, done).all())
+        return Fitted(raw, offset, self.standard, solution.C, self.questions[i].link, scores, held, converged)
+
+
+def _full_fits(group: Group, parts: torch.Tensor) -> torch.Tensor:
+    """(T, …) of (H, …): the heads that leave no row out."""
+    return parts[group.fold_of_head == NO_FOLD]
+
+
+def _row_weights(questions: Sequence[Question], views: int) -> np.ndarray | None:
+    """(n · V,) weights for the standardisation: the samples' own where one question alone has them."""
+    if len(questions) > 1 or questions[0].sample_weight is None:
+        return None
+    return np.repeat(questions[0].sample_weight, views)
