@@ -156,9 +156,8 @@ class HeadFiles:
         intervals: dict[str, dict[str, tuple]] = {}
         for record in records:
             scores = record["accuracy"]
-            table.append(
-                (*(record[name] for name in ("target", "head", "node", "C", "cv_accuracy")), *tuple(scores.get(split) for split in SPLITS))
-            )
+            start = (record[name] for name in ("target", "head", "node", "C", "cv_accuracy"))
+            table.append((*start, *(scores.get(split) for split in SPLITS)))
             label = f"{record['target']}, {record['head']}"
             for name, value in (("cross-validation", record["cv_accuracy"]), ("test", scores.get("test"))):
                 if value is not None:

@@ -174,10 +174,15 @@ class _Run:
         """Fit, measure and write the heads of one kind on one node; their records."""
         config = self.config
         started = time.perf_counter()
+        asked = self.asked
+        if kind == "ridge" and "logistic" in config.head:  # which has answered regressions by ridge already
+            asked = [target for target in asked if target.kind != "regression"]
         questions = [
             Question(target, self.folds[target.name], config.class_weight, None, config.multi_class)
-            for target in self.asked
+            for target in asked
         ]
+        if not questions:
+            return []
         found = fit_kind(
             kind,
             lambda which, views: self.cache.sample_rows(node, self.train[which], views=views),
@@ -189,7 +194,7 @@ class _Run:
             progress=self.progress,
         )
         seconds = time.perf_counter() - started
-        pairs = zip(self.asked, found, strict=True)
+        pairs = zip(asked, found, strict=True)
         return [self._keep(node, target, result, seconds) for target, result in pairs]
 
     def _keep(self, node: str, target: Target, result: KindResult, seconds: float) -> dict[str, Any]:

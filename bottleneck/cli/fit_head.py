@@ -2,53 +2,144 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
+SPLITS = ("train", "val", "test")
+UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+
 
 class Strength(click.ParamType):
-    """A positive number, or the word auto."""
+    """A positive number, several separated by commas, or the word auto."""
 
-    name = "number|auto"
+    name = "auto|number[,number…]"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
-        if value == "auto" or isinstance(value, float):
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...] | str:
+        if value == "auto" or isinstance(value, tuple):
             return value
         try:
-            number = float(str(value))
+            numbers = tuple(float(part) for part in str(value).split(","))
         except ValueError:
-            number = 0.0
-        if not 0 < number < float("inf"):
-            self.fail(f"{value!r} is neither a positive number nor auto.", param, ctx)
-        return number
+            numbers = ()
+        if not numbers or not all(0 < number < float("inf") for number in numbers):
+            self.fail(f"{value!r} is neither auto nor positive numbers.", param, ctx)
+        return numbers
+
+
+class Counts(click.ParamType):
+    """Whole numbers of 1 or more, separated by commas."""
+
+    name = "number[,number…]"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        if not re.fullmatch(r"[1-9]\d{0,5}(,[1-9]\d{0,5})*", str(value), re.ASCII):
+            self.fail(f"{value!r} is not a list of whole numbers such as 1,2,5,10.", param, ctx)
+        return tuple(sorted({int(part) for part in str(value).split(",")}))
+
+
+class Bytes(click.ParamType):
+    """A size such as 512MiB, 4GB or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower(), re.ASCII)
+        if not found:
+            self.fail(f"{value!r} is not a size such as 512MiB or 4GB.", param, ctx)
+        return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 @click.command()
 @click.argument("cache", type=click.Path())
-@click.option("--target", "targets", multiple=True, help="May be repeated. [default: all in the cache]")
+@click.option("--target", "targets", multiple=True, help="May be repeated. [default: all there are]")
+@click.option(
+    "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the cache's."
+)
+@click.option("--group", help="Column of --labels whose equal values stay in one fold.")
 @click.option("--node", "nodes", multiple=True, help="May be repeated. [default: all vectors in the cache]")
+@click.option(
+    "--head",
+    multiple=True,
+    type=click.Choice(["logistic", "ridge", "nearest-mean", "knn", "mlp"]),
+    default=["logistic"],
+    help="May be repeated. [default: logistic]",
+)
 @click.option("--C", "C", type=Strength(), default="auto", help="Inverse penalty. [default: cross-validated]")
 @click.option("--cv", type=click.IntRange(2, 100), default=5, show_default=True, help="Folds.")
+@click.option("--one-standard-error", is_flag=True, help="Take the simplest head as good as the best one.")
 @click.option("--class-weight", type=click.Choice(["balanced"]), help="Let rare classes count as much.")
+@click.option(
+    "--multi-class",
+    type=click.Choice(["multinomial", "ovr"]),
+    default="multinomial",
+    show_default=True,
+    help="One softmax, or one sigmoid per class.",
+)
+@click.option("--shots", type=Counts(), help="Images per class for the k-shot curve, such as 1,2,5,10.")
+@click.option(
+    "--repeats", type=click.IntRange(1, 1000), default=20, show_default=True, help="Draws per shot."
+)
+@click.option("--views", is_flag=True, help="Train on the cached views, validate on plain features.")
+@click.option("--memory", type=Bytes(), help="For rows and work; more is streamed. [default: 4GiB]")
+@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option(
     "-o", "--output", type=click.Path(), default="heads", show_default=True, help="Folder for heads."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of folds, shots and networks.")
 @shows_results
 def command(terminal: Terminal, cache: str, **options: object) -> None:
-    """Fit a head for each target and node of CACHE on its train split."""
+    """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting import fit_heads
 
     result = fit_heads(cache, progress=terminal.progress, **options)
-    splits = [s for s in ("train", "val", "test") if any(s in head["accuracy"] for head in result.heads)]
-    rows = [
-        [head["target"], head["node"], head["head"], head["C"], head["cv_accuracy"]]
-        + [head["accuracy"].get(split) for split in splits]
-        for head in result.heads
+    splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
+    measured = "test" if "test" in splits else splits[-1] if splits else ""
+    shown = [
+        table(
+            "Heads",
+            ("target", "node", "head", "C", "n", "cv", *splits, f"{measured} 95 %"),
+            [
+                (
+                    head["target"],
+                    head["node"],
+                    head["head"],
+                    head["C"],
+                    head["n"],
+                    _first(head["cv_accuracy"], head, "cv"),
+                    *(_first(head["accuracy"].get(split), head, split) for split in splits),
+                    _interval(head["accuracy_ci95"].get(measured)),
+                )
+                for head in result.heads
+            ],
+        )
     ]
-    terminal.result(
-        result.to_json(),
-        table("Heads", ("target", "node", "head", "C", "cv accuracy", *splits), rows),
-        *(f"Next: bottleneck evaluate {head['path']} {cache}" for head in result.heads[:1]),
-    )
+    for curve in result.curves.get("shots", ()):
+        columns = (curve["shots"], curve["mean"], curve["low"], curve["high"])
+        title = f"{curve['target']} on {curve['node']}: accuracy by images per class"
+        shown.append(table(title, ("shots", "mean", "2.5 %", "97.5 %"), zip(*columns, strict=True)))
+    shown += [f"Note: {note}" for note in result.notes]
+    shown += [f"Wrote {path}" for path in result.files.values()]
+    terminal.result(result.to_json(), *shown, f"Next: bottleneck evaluate {result.heads[0]['path']} {cache}")
+
+
+def _first(accuracy: float | None, head: dict, split: str) -> float | str | None:
+    """Accuracy, or R² where the target is a number."""
+    if accuracy is not None or "r2" not in head:
+        return accuracy
+    value = head["r2"].get(split)
+    return None if value is None else f"R² {value:.4g}"
+
+
+def _interval(bounds: list[float] | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.4f} … {bounds[1]:.4f}"
