@@ -65,7 +65,7 @@ def demo(
         title=f"Digits, {chosen['node']}",
     )
     examples = [source / str(digit) / f"{digit:04d}.png" for digit in range(5)]  # the first ten are 0 … 9
-    predicted = predict(chosen["path"], *examples, progress=progress)
+    predicted = predict(chosen["path"], *examples)
     return {
         "heads": fitted.heads,
         "chosen": chosen,
