@@ -34,8 +34,6 @@ COMMANDS = {
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
     "advise": ("bottleneck.cli.advise", "Say which transfer suits your data, and why."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
-    "advise": ("bottleneck.cli.advise", "Say which transfer suits your data, by evidence and by the rules."),
-    "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
     "transfer-study": ("bottleneck.cli.transfer_study", "Ask how transferable each layer is."),
     "inspect": ("bottleneck.cli.inspect", "Open a backbone up: blocks, shapes, parameters, costs."),
     "backbones": ("bottleneck.cli.backbones", "List the backbones that can be had."),
