@@ -30,7 +30,8 @@ def advice_page(advice: Advice, path: str | Path) -> Path:
             each.axis("off")
         lines = [f"{advice.cache}: {advice.scenario}", "", *advice.text, f"Next: {advice.chosen.command}"]
         wrapped = [textwrap.fill(drawable(line, 1000), LINE, subsequent_indent="    ") for line in lines]
-        text.text(0, 1, "\n".join(wrapped), va="top", fontsize=9, transform=text.transAxes)
+        page = text.text(0, 1, "\n".join(wrapped), va="top", fontsize=9, transform=text.transAxes)
+        page.set_in_layout(False)  # it runs across both columns
     return Path(path)
 
 
@@ -60,7 +61,10 @@ def _similarity(axes: Axes, near: Similarity | None) -> None:
     distances["YOUR IMAGES"] = near.reading.distance
     names = sorted(distances, key=distances.__getitem__)
     colours = {**dict.fromkeys(SIMILAR, BLUE), **dict.fromkeys(DIFFERENT, RED), "YOUR IMAGES": "black"}
-    axes.barh(names, [distances[name] for name in names], color=[colours.get(name, GREY) for name in names])
+    for place, name in enumerate(names):
+        axes.plot(distances[name], place, "o", color=colours.get(name, GREY))
+    axes.set_yticks(range(len(names)), names)
+    axes.grid(axis="y", color="#eeeeee")
     axes.set(xscale="log", xlabel=f"{near.measure}; similar with probability {near.probability:.2f}")
 
 
