@@ -19,14 +19,13 @@ from torch import Tensor
 from bottleneck.errors import FitError
 from bottleneck.heads.basis import Standardisation, eigenbasis, gram, read_blocks
 from bottleneck.heads.crew import Crew
-from bottleneck.heads.rows import ArrayRows, RowReader, blocks, read_checked
-from bottleneck.threads import available_cores
+from bottleneck.heads.rows import ArrayRows, RowReader, block_size, blocks, read_checked
 
-BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
+BLOCK_ROWS = 1024  # times the columns of a pass stay in a core's cache
 # Beyond this the cubic cost of a decomposition exceeds what it saves; features then stay as they are.
 LARGEST_DECOMPOSITION = 4096
 RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
-STREAM_SHARE = 0.25  # of the memory is for blocks on their way
+STREAM_BYTES = 4 << 20  # of a block on its way; never by the memory allowed, so that sums do not depend on it
 
 
 class ResidentDesign:
@@ -54,12 +53,10 @@ class ResidentDesign:
         self.dtype, self.device = self.x.dtype, device
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks, equal in number for every core."""
+        """Bounds of blocks: an even number of about equal ones."""
         if self.device.type != "cpu":
             return [(0, self.n)]
-        cores = available_cores()
-        count = cores * -(-self.n // (cores * BLOCK_ROWS))
-        edges = np.linspace(0, self.n, count + 1).astype(int)
+        edges = np.linspace(0, self.n, 2 * -(-self.n // (2 * BLOCK_ROWS)) + 1).astype(int)
         return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -101,17 +98,16 @@ class StreamedDesign:
         vectors: np.ndarray,
         standard: Standardisation,
         device: torch.device,
-        size: int,
     ) -> None:
         self.rows, self.standard = rows, standard
         self.n, self.width = rows.shape[0], vectors.shape[1]
         self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
         self.vectors = torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)
         self.dtype, self.device = torch.float32, device
-        self._size = size
+        self._size = block_size(rows.shape[1], STREAM_BYTES)
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks within the memory allowed."""
+        """Bounds of blocks."""
         return list(blocks(self.rows, self._size))
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -162,7 +158,6 @@ def build_design(
     if RESIDENT_SHARE * n * D * np.dtype(dtype).itemsize <= memory:
         order = np.arange(n) if order is None else order
         return _resident(_arranged(rows, standard, crew, dtype, order), standard, crew), order
-    size = max(16, int(memory * STREAM_SHARE / (4 * D * (crew.size + 2))))
     if D > LARGEST_DECOMPOSITION:
         raise FitError(
             f"{n} rows of {D} features need {RESIDENT_SHARE * n * D * 4 / 2**20:.0f} MiB to be fitted, "
@@ -170,16 +165,14 @@ def build_design(
             f"(at most {LARGEST_DECOMPOSITION} features).",
             "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",
         )
-    values, vectors = eigenbasis(gram(rows, standard, crew, size).astype(np.float32))
-    return StreamedDesign(rows, values, vectors, standard, crew.device, size), np.arange(n)
+    values, vectors = eigenbasis(gram(rows, standard, crew, block_size(D, STREAM_BYTES)).astype(np.float32))
+    return StreamedDesign(rows, values, vectors, standard, crew.device), np.arange(n)
 
 
-def streamed_like(design: Design, rows: RowReader, memory: int, crew: Crew) -> StreamedDesign:
+def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
     """Other rows (m, D) in the same coordinates, for predictions."""
-    size = max(16, int(memory * STREAM_SHARE / (4 * rows.shape[1] * (crew.size + 2))))
-    return StreamedDesign(
-        rows, design.values.cpu().numpy(), design.vectors_back(), design.standard, crew.device, size
-    )
+    values, back = design.values.cpu().numpy(), design.vectors_back()
+    return StreamedDesign(rows, values, back, design.standard, design.device)
 
 
 def _arranged(

@@ -43,7 +43,7 @@ def ridge_sweep(
         design, order = build_design(rows, standard, crew, config.memory, None, config.dtype)
         scored: Design = design
         if plain is not None:
-            scored = streamed_like(design, plain, config.memory, crew)
+            scored = streamed_like(design, plain)
         with progress("Fitting ridge heads", total=len(questions), unit="targets") as advance:
             found = []
             for question in questions:

@@ -98,7 +98,7 @@ def _scores(
     tasks = [question.tasks()[0].arranged(order) for question in asked]
     groups, _ = group_tasks(tasks, 0, design)
     (solution,) = solve_path(Passes(design, crew), groups, [C], config.tol, config.memory)
-    whole = streamed_like(design, rows, config.memory, crew)
+    whole = streamed_like(design, rows)
     nothing = np.zeros(rows.shape[0], np.int8)
     asked_of_all = [Task(nothing, nothing, task.columns, nothing + NO_FOLD) for task in tasks]
     scored, _ = group_tasks(asked_of_all, 0, whole)

@@ -32,6 +32,7 @@ from bottleneck.heads.passes import Passes, Request
 from bottleneck.heads.preconditioner import Preconditioner
 from bottleneck.heads.tasks import NO_FOLD, Group, Task
 
+POLISHED = 1e-6  # of the heads that are kept
 TOLERANCE = 4e-5  # relative, of the objective; what is promised is 1e-4
 MEMORY, LEAST_STEPS = 20, 4  # steps remembered
 MOST_STEPS = 1000
@@ -191,18 +192,46 @@ def _preconditioners(
     memory: int,
 ) -> dict[Group, Preconditioner]:
     """One per group, from its full fits' curvature where they set out."""
+    coefs = _by_group(groups, shares, ahead)
+    return {
+        group: _preconditioner(passes, group, full_fits(group), coef[full_fits(group)], C, memory)
+        for group, coef in zip(groups, coefs, strict=True)
+    }
+
+
+def _preconditioner(
+    passes: Passes, group: Group, full: Tensor, coef: Tensor, C: float, memory: int
+) -> Preconditioner:
+    """From the curvature of the full fits `full` (T,) at `coef` (T, K, P)."""
     design = passes.design
     every = max(1, design.n // SAMPLE)
-    found = {}
-    for group, coef in zip(groups, _by_group(groups, shares, ahead), strict=True):
-        full = (group.fold_of_head == NO_FOLD).nonzero()[:, 0]
-        affordable = int(np.sqrt(BLOCK_COST * 2 * every * design.width * (group.folds + 1)))
-        speaking = int((0.25 * C * design.values > SPEAKS).sum())
-        held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * group.columns)))
-        r = min(affordable, speaking, held, design.width)
-        block = passes.curvatures(Request(group, full, coef[full]), r, every)
-        found[group] = Preconditioner(block, design.values, design.n, C, group.folds + 1, design.dtype)
-    return found
+    affordable = int(np.sqrt(BLOCK_COST * 2 * every * design.width * (group.folds + 1)))
+    speaking = int((0.25 * C * design.values > SPEAKS).sum())
+    held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * group.columns)))
+    r = min(affordable, speaking, held, design.width)
+    block = passes.curvatures(Request(group, full, coef), r, every)
+    return Preconditioner(block, design.values, design.n, C, group.folds + 1, design.dtype)
+
+
+def full_fits(group: Group) -> Tensor:
+    """(T,) the heads of a group that leave no row out."""
+    return (group.fold_of_head == NO_FOLD).nonzero()[:, 0]
+
+
+def polish(
+    passes: Passes, group: Group, coef: Tensor, C: float, tasks: Sequence[int], tol: float, memory: int
+) -> Tensor:
+    """The full fits (T, K, P) of a group at C, those of `tasks` brought closer to their optimum, to `tol`."""
+    full = full_fits(group)
+    polished = coef[full].clone()
+    chosen = torch.as_tensor(list(tasks), device=coef.device)
+    null, _ = _start(group, full[chosen], passes.design)
+    share = _Share(group, full[chosen], null, [])
+    prec = _preconditioner(passes, group, full, polished, C, memory)
+    descent = _set_out(share, polished[chosen], prec, C, (), tol, MEMORY)
+    _descend(passes, [share], [descent])
+    polished[chosen] = descent.coef
+    return polished
 
 
 def _by_group(groups: Sequence[Group], shares: Sequence[_Share], parts: Sequence[Tensor]) -> list[Tensor]:

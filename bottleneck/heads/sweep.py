@@ -19,9 +19,17 @@ from bottleneck.heads.passes import Passes
 from bottleneck.heads.questions import Question
 from bottleneck.heads.rows import RowReader, block_size
 from bottleneck.heads.select import Scores
-from bottleneck.heads.solver import TOLERANCE, Solution, group_tasks, solve_path
+from bottleneck.heads.solver import (
+    POLISHED,
+    TOLERANCE,
+    Solution,
+    full_fits,
+    group_tasks,
+    polish,
+    solve_path,
+)
 from bottleneck.heads.tally import Tally, tally_of
-from bottleneck.heads.tasks import NO_FOLD, Group
+from bottleneck.heads.tasks import NO_FOLD
 from bottleneck.progress import Progress, silent
 
 DEFAULT_MEMORY = 4 << 30
@@ -103,7 +111,11 @@ def sweep(
         scores = [tally.scores([s.C for s in solutions]) if folds else None for tally in tallies]
         chosen = [s.choose(config.one_standard_error) if s else len(solutions) - 1 for s in scores]
         held = problem.held_out(solutions, chosen) if folds else [None] * len(questions)
-        return [problem.fitted(i, solutions[chosen[i]], scores[i], held[i]) for i in range(len(questions))]
+        kept = problem.polished(solutions, chosen)
+        return [
+            problem.fitted(i, solutions[chosen[i]], kept[i], scores[i], held[i])
+            for i in range(len(questions))
+        ]
 
 
 class _Problem:
@@ -118,7 +130,7 @@ class _Problem:
         plain: RowReader | None,
         crew: Crew,
     ) -> None:
-        self.questions, self.n = questions, len(questions[0].fold)
+        self.questions, self.config, self.n = questions, config, len(questions[0].fold)
         views = rows.shape[0] // self.n
         asked = [question.tasks() for question in questions]
         tasks = [task for parts in asked for task in parts]
@@ -137,7 +149,7 @@ class _Problem:
         )
         self.scored, self.scored_groups, self.sample = self.passes, self.groups, order
         if plain is not None:
-            design: Design = streamed_like(self.design, plain, config.memory, crew)
+            design: Design = streamed_like(self.design, plain)
             self.scored, self.sample = Passes(design, crew), np.arange(self.n)
             self.scored_groups, _ = group_tasks(tasks, folds, design)
 
@@ -171,19 +183,35 @@ class _Problem:
             values[question.fold == NO_FOLD] = np.nan
         return out
 
-    def fitted(self, i: int, solution: Solution, scores: Scores | None, held: np.ndarray | None) -> Fitted:
+    def polished(self, solutions: Sequence[Solution], chosen: Sequence[int]) -> list[np.ndarray]:
+        """(tasks, K, P) of each question's full fit at its chosen C, solved closer than the rest."""
+        config = self.config
+        found: list[np.ndarray] = [np.empty(0)] * len(self.questions)
+        for place in sorted(set(chosen)):
+            wanted = [i for i, c in enumerate(chosen) if c == place]
+            pairs = zip(self.groups, solutions[place].coef, strict=True)
+            full = [coef[full_fits(group)] for group, coef in pairs]
+            for number, group in enumerate(self.groups):
+                tasks = [p for i in wanted for g, p in self.where[slice(*self.task_range[i])] if g == number]
+                if tasks:
+                    coef = solutions[place].coef[number]
+                    tol = min(config.tol, POLISHED)
+                    full[number] = polish(
+                        self.passes, group, coef, solutions[place].C, tasks, tol, config.memory
+                    )
+            for i in wanted:
+                found[i] = self.columns(i, full)
+        return found
+
+    def fitted(
+        self, i: int, solution: Solution, columns: np.ndarray, scores: Scores | None, held: np.ndarray | None
+    ) -> Fitted:
         """The full fit of question i."""
-        full = [_full_fits(group, coef) for group, coef in zip(self.groups, solution.coef, strict=True)]
-        done = [_full_fits(group, ok) for group, ok in zip(self.groups, solution.converged, strict=True)]
-        coef, intercept = self.questions[i].head(self.columns(i, full))
+        done = [ok[full_fits(group)] for group, ok in zip(self.groups, solution.converged, strict=True)]
+        coef, intercept = self.questions[i].head(columns)
         raw, offset = self.standard.fold(self.design.on_features(coef), intercept.astype(np.float64))
         converged = bool(self.columns(i, done).all())
         return Fitted(raw, offset, self.standard, solution.C, self.questions[i].link, scores, held, converged)
-
-
-def _full_fits(group: Group, parts: torch.Tensor) -> torch.Tensor:
-    """(T, …) of (H, …): the heads that leave no row out."""
-    return parts[group.fold_of_head == NO_FOLD]
 
 
 def _row_weights(questions: Sequence[Question], views: int) -> np.ndarray | None:
