@@ -141,10 +141,8 @@ def write_photographs(folder: Path, count: int) -> Path:
             crop = photograph.crop((left, top, left + width, top + height)).resize((500, 375))
             if generator.random() < 0.5:
                 crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            gain = generator.uniform(0.7, 1.3)
-            crop.point(lambda value, gain=gain: value * gain).save(
-                folder / name / f"{number:05}.jpg", quality=90
-            )
+            crop = ImageEnhance.Brightness(crop).enhance(generator.uniform(0.7, 1.3))
+            crop.save(folder / name / f"{number:05}.jpg", quality=90)
     return folder
 
 
