@@ -2,9 +2,9 @@
 
     python examples/transfer_study.py [--output transfer-study] [--seeds 3]
 
-Renders 68 classes of characters (Latin, Greek, digits) from the fonts that matplotlib ships, with random pose,
-tones, clutter, blur and noise, and runs `bottleneck transfer-study` on them: 3 seeds × 41 trainings. Stop it at
-any time; the same command goes on.
+Renders 68 classes of characters (Latin, Greek, digits) from the fonts that matplotlib ships, with random
+pose, tones, clutter, blur and noise, and runs `bottleneck transfer-study` on them: 3 seeds × 41 trainings.
+Stop it at any time; the same command goes on.
 """
 
 from __future__ import annotations

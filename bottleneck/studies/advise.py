@@ -38,7 +38,7 @@ from bottleneck.threads import thread_budget
 from bottleneck.training.feeds import backbone_of
 
 BUDGET, LEAST_BUDGET = 2000, 40  # samples that strategies are tried on
-COMPARED = 128  # images that are compared with the source's
+COMPARED = 96  # images that are compared with the source's
 
 
 def advise(

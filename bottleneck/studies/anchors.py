@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageOps
 
-PER_ANCHOR = 24  # images
+PER_ANCHOR = 16  # images
 TILES = 8  # a side, of the texture-only version
 SIDE = 224  # pixels
 SMALL = 32  # pixels a side of the small photographs

@@ -29,6 +29,7 @@ from bottleneck.studies.anchors import DIFFERENT, PER_ANCHOR, SIMILAR, anchors
 
 QUARTERS = 4
 BATCH = 16
+GRID = 28  # positions a side of a map that are looked at, at least
 SURE, UNSURE = 0.9, 0.7  # probabilities from which a verdict is called clear, or probable
 EDGE = 0.9  # probability that is given to the outermost anchor on either side of the boundary
 
@@ -175,7 +176,13 @@ class _Sums:
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, values: Tensor) -> None:
-        """values : (B, C, …). Deviations from the layer's own mean are summed, which keeps their digits."""
+        """values : (B, C, …). Deviations from the layer's own mean are summed, which keeps their digits.
+
+        Of large maps a grid of positions is taken: neighbours say nearly the same.
+        """
+        if values.ndim == 4:
+            step = max(1, min(values.shape[2:]) // GRID)
+            values = values[:, :, ::step, ::step]
         axes = [axis for axis in range(values.ndim) if axis != 1]
         variance, mean = torch.var_mean(values, axes, correction=0)
         away, n = mean.double() - self.norm.running_mean.double(), values.numel() // values.shape[1]
