@@ -29,6 +29,7 @@ COMMANDS = {
         "Fit linear heads on cached features, C chosen by cross-validation.",
     ),
     "finetune": ("bottleneck.cli.finetune", "Unfreeze blocks below a head and train them from the cache."),
+    "scratch": ("bottleneck.cli.scratch", "Train a network from nothing: the baseline of transfer."),
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),

@@ -16,7 +16,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.maps import source_of
-from bottleneck.training.pixels import LiveRows, decoded
+from bottleneck.training.pixels import LiveRows, decoded, require_read
 from bottleneck.training.rows import DrawnViews
 from bottleneck.training.run import Inputs
 from bottleneck.trunk import EngineConfig, Trunk
@@ -55,7 +55,9 @@ def inputs_of(
     """
     preprocess = Preprocess.from_json(cache.spec.preprocess)
     if node is None:
-        with decoded(source_of(cache), cache.images.key, preprocess, folder, progress) as pixels:
+        keys = list(cache.images.key)
+        with decoded(source_of(cache), keys, preprocess, folder, progress) as pixels:
+            require_read(pixels.failures, keys)
             train = _live(cache, backbone, None, pixels.shape, preprocess, seed) if live else pixels
             yield Inputs(train, pixels)
         return

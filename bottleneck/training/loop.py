@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -33,8 +32,8 @@ from bottleneck.training.measure import Measured, logits_of, measure
 from bottleneck.training.objective import Objective, predicted
 from bottleneck.training.optim import Schedule, unfreeze
 
-# A loss of so many times that of guessing, on average over so many steps, does not come back.
-DIVERGED_LOSS, DIVERGED_STEPS = 3.0, 8
+# An epoch's mean loss of so many times that of guessing does not come back; it is judged after so many steps.
+DIVERGED_LOSS, DIVERGED_STEPS = 3.0, 50
 CPU = torch.device("cpu")
 
 
@@ -134,7 +133,7 @@ class Training:
 
     def _train_epoch(self, progress: Progress) -> float | None:
         """Do the steps of the epoch that are left; returns the head's last learning rate."""
-        state, recent = self.state, deque(maxlen=DIVERGED_STEPS)
+        state = self.state
         unfreeze(self.optimizer, state.epoch)
         with progress(self._title(), len(self.train), "samples") as advance:
             advance(state.samples)
@@ -142,10 +141,6 @@ class Training:
             for batch in self.train.epoch(state.epoch, state.step):
                 self.schedule.apply(self.optimizer, (state.epoch - 1) * self.train.steps + state.step)
                 loss, correct = self.update(batch)
-                recent.append(loss)
-                if self._diverges(recent):
-                    state.stopped = "diverged"
-                    break
                 now = time.perf_counter()
                 state.seconds, started = state.seconds + now - started, now
                 state.step += 1
@@ -153,6 +148,9 @@ class Training:
                 state.correct += correct
                 state.samples += len(batch)
                 advance(len(batch))
+                if self._diverges(loss):
+                    state.stopped = "diverged"
+                    break
                 self._save()
         return self.optimizer.param_groups[0]["lr"]
 
@@ -168,11 +166,14 @@ class Training:
         self.optimizer.step()
         return loss.item(), int((predicted(logits) == batch.labels).sum())
 
-    def _diverges(self, recent: deque[float]) -> bool:
-        if not math.isfinite(recent[-1]):
+    def _diverges(self, loss: float) -> bool:
+        """Whether the last loss is not finite, or the epoch's mean so far is beyond hope."""
+        state = self.state
+        if not math.isfinite(loss):
             return True
-        bound = DIVERGED_LOSS * max(self.objective.chance, self.state.history[0].val_loss)
-        return len(recent) == DIVERGED_STEPS and sum(recent) / len(recent) > bound
+        bound = DIVERGED_LOSS * max(self.objective.chance, state.history[0].val_loss)
+        judged = state.step >= min(DIVERGED_STEPS, self.train.steps)
+        return judged and state.loss / state.samples > bound
 
     def _measure(self, lr: float | None) -> EpochRecord:
         """Close the current epoch: measure val, keep the parameters where they are the best so far."""

@@ -1,9 +1,10 @@
 """The network that fine-tuning trains: a section of the backbone, the head's fixed standardisation, the head.
 
-    M maps ──► section ──► M·D features, covariates ──► (x − mean) / scale ──► linear layers ──► logits
+    M maps ──► section ──► features, covariates ──► (x − mean) / (scale √D) ──► linear layers ──► logits
 
 The standardisation stays a fixed layer of its own while training, because the head is well conditioned only
-in those coordinates: folded into the weights, plain SGD at 1e-2 diverges. It is folded at the end.
+in those coordinates: folded into the weights, plain SGD at 1e-2 diverges. It is folded at the end. With √D
+the inputs have a norm of about 1: a learning rate means the same for a head on 64 features and on 25,088.
 
 Shapes: B samples, M images per sample, P covariates, D inputs of the head, H hidden units, K logits.
 """
@@ -28,27 +29,27 @@ class TransferNetwork(nn.Module):
     section : nn.Module
         Rows of images → features, called with (B·M, …).
     classifier : nn.Module
-        Takes standardised inputs (B, D).
-    mean, scale : (D,) arrays
+        Takes inputs (B, D) of unit norm, by and large.
+    mean, divisor : (D,) arrays
     """
 
     def __init__(
-        self, section: nn.Module, classifier: nn.Module, mean: np.ndarray, scale: np.ndarray
+        self, section: nn.Module, classifier: nn.Module, mean: np.ndarray, divisor: np.ndarray
     ) -> None:
         super().__init__()
         self.section, self.classifier = section, classifier
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=torch.float32).clone())
+        self.register_buffer("divisor", torch.as_tensor(divisor, dtype=torch.float32).clone())
 
     def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
         """rows : (B, M, …) as stored, covariates : (B, P) float32."""
         features = self.section(rows.flatten(0, 1)).reshape(len(rows), -1)
         inputs = torch.cat([features, covariates], dim=1) if covariates.shape[1] else features
-        return self.classifier((inputs - self.mean) / self.scale)
+        return self.classifier((inputs - self.mean) / self.divisor)
 
 
-def classifier_of(head: HeadArtifact) -> nn.Sequential:
-    """The head's layers in standardised coordinates: on (x − mean) / scale they give its logits of x.
+def network_of(section: nn.Module, head: HeadArtifact) -> TransferNetwork:
+    """The head's layers on a section, in the coordinates of training; the logits are the head's.
 
     Raises
     ------
@@ -66,26 +67,38 @@ def classifier_of(head: HeadArtifact) -> nn.Sequential:
         )
     mean, scale = (array.astype(np.float64) for array in (head.mean, head.scale))
     coef, intercept = head.coef.astype(np.float64), head.intercept.astype(np.float64)
-    layers = [_linear(coef * scale, intercept + coef @ mean)]
+    divisor = scale * np.sqrt(len(scale))
+    layers = [_linear(coef * divisor, intercept + coef @ mean)]
     if head.form == "mlp":
         layers += [nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])]
-    return nn.Sequential(*layers)
+    return TransferNetwork(section, nn.Sequential(*layers), mean, divisor)
 
 
-def folded(network: TransferNetwork) -> dict[str, np.ndarray]:
-    """The arrays of a head artifact: the classifier on raw inputs, and the standardisation that is in it.
+def renew(classifier: nn.Module, seed: int) -> None:
+    """Draw the layers' parameters anew, as torch does; the last layer is set to 0, so that no class leads."""
+    linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for layer in linear:
+            layer.reset_parameters()
+        linear[-1].weight.zero_()
+        linear[-1].bias.zero_()
+
+
+def folded(network: TransferNetwork, scale: np.ndarray) -> dict[str, np.ndarray]:
+    """The arrays of a head artifact: the classifier on raw inputs, and the standardisation to go on with.
 
     A classifier is Linear, or Linear [BatchNorm] ReLU [Dropout] Linear; a single logit z becomes two, ±z/2.
     """
     linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
     norms = [layer for layer in network.classifier if isinstance(layer, nn.BatchNorm1d)]
-    mean, scale = _double(network.mean), _double(network.scale)
+    mean, divisor = _double(network.mean), _double(network.divisor)
     coef, intercept = _double(linear[0].weight), _double(linear[0].bias)
     for norm in norms:
         gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
         coef = coef * gain[:, None]
         intercept = (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
-    coef = coef / scale
+    coef = coef / divisor
     intercept = intercept - coef @ mean
     arrays = {"coef": coef, "intercept": intercept, "mean": mean, "scale": scale}
     if len(linear) == 2:

@@ -25,10 +25,10 @@ PASS = 32  # images that pass a network at once
 
 
 class PixelRows:
-    """Pixels (I, H, W, C) uint8 in a file."""
+    """Pixels (I, H, W, C) uint8 in a file. `failures`: why, by number, of images that could not be read."""
 
-    def __init__(self, values: np.memmap) -> None:
-        self._values = values
+    def __init__(self, values: np.memmap, failures: dict[int, str]) -> None:
+        self._values, self.failures = values, failures
         self.shape, self.dtype = values.shape, values.dtype
 
     def take(self, images: np.ndarray) -> np.ndarray:
@@ -74,7 +74,8 @@ class LiveRows:
         """Rows (n, …) of one view of each image."""
         size, channels = self.preprocess.size, self.preprocess.channels
         pixels = np.empty((len(images), size, size, channels), np.uint8)
-        fill(pixels, self.source, [self.keys[i] for i in images], self.preprocess, views=self.recipe)
+        keys = [self.keys[i] for i in images]
+        require_read(fill(pixels, self.source, keys, self.preprocess, views=self.recipe), keys)
         if self.trunk is None:
             return pixels
         parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
@@ -91,12 +92,9 @@ def decoded(
 ) -> Iterator[PixelRows]:
     """Pixels of the images `keys`, decoded once into a scratch file in `folder` that is removed on leaving.
 
-    Raises
-    ------
-    ImageError
-        An image cannot be read.
-    CacheError
-        The disk has no room.
+    Images that cannot be read are listed in `failures` of the rows, and are black.
+
+    Raises CacheError where the disk has no room.
     """
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +102,15 @@ def decoded(
     with TemporaryDirectory(dir=folder, prefix=".pixels-") as place:
         values = np.memmap(Path(place) / "pixels", np.uint8, "w+", shape=shape)
         with progress("Decoding", total=len(keys), unit="images") as advance:
-            fill(values, source, keys, preprocess, advance=advance)
-        yield PixelRows(values)
+            failures = fill(values, source, keys, preprocess, advance=advance)
+        yield PixelRows(values, failures)
         del values
+
+
+def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
+    """Raise ImageError naming the first image that could not be read."""
+    for number, reason in failures.items():
+        raise ImageError(f"{keys[number]} cannot be read: {reason}.", "Mend the image, or extract again.")
 
 
 def fill(
@@ -117,21 +121,21 @@ def fill(
     *,
     views: ViewRecipe | None = None,
     advance: Callable[[int], None] = lambda done: None,
-) -> None:
+) -> dict[int, str]:
     """Put the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
 
-    Raises ImageError where an image cannot be read.
+    Returns the reasons, by number, of images that cannot be read; their rows stay as they were.
     """
+    failures: dict[int, str] = {}
     first: dict[bytes, int] = {}  # a copy comes without pixels: they are those of its first
     workers = thread_budget().decode
     for image in load_images(source, keys, preprocess, workers=workers, views=views):
         if image.error is not None:
-            raise ImageError(
-                f"{image.key} cannot be read: {image.error}.", "Mend the image, or extract again."
-            )
-        if image.pixels is None:
+            failures[image.index] = image.error
+        elif image.pixels is None:
             out[image.index] = out[first[image.digest]]
         else:
             first[image.digest] = image.index
             out[image.index] = image.pixels if views is None else image.views[0]
         advance(1)
+    return failures

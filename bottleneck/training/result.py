@@ -29,6 +29,7 @@ class Result:
     stopped : "done", "early" or "diverged"; notes : what a reader of the figures must know.
     max_logit_difference_at_start : from the head's logits, on val.
     images_per_second : images passed per second of training; map_seconds : extraction before it.
+    failures : images that could not be read, with the reason.
     """
 
     model: str
@@ -52,7 +53,7 @@ class Result:
     max_logit_difference_at_start: float | None = None
     map_seconds: float = 0.0
     notes: tuple[str, ...] = ()
-    files: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
@@ -69,7 +70,7 @@ def notes_on(training: Training, carved: bool, has_test: bool) -> tuple[str, ...
             f"the best epoch before is kept. Try --lr {lr / 10:g}, or --find-lr."
         )
     if carved:
-        notes.append("No val split was there: val was taken from train, and the start fitted without it.")
+        notes.append("There was no val split: a part of train became it, and nothing was fitted on that.")
     others = "" if has_test else ", and there is no test split to confirm it"
     notes.append(f"The val split chose the epoch, so accuracies on it are optimistic{others}.")
     return tuple(notes)
@@ -115,6 +116,14 @@ def write_files(
     history = json.dumps({**result.to_json(), "settings": dict(settings)}, ensure_ascii=False, indent=1)
     write_whole(history_path(path), history.encode())
     save_model(path, head, state, model_card(head, path.name, shown, result.notes))
+
+
+def settings_of(config: Any) -> dict[str, Any]:
+    """The settings of a run and of its parts in one table, those left at nothing omitted."""
+    values = asdict(config)
+    run = values.pop("run")
+    optim = run.pop("optim")
+    return {name: value for name, value in {**values, **run, **optim}.items() if value not in (None, "")}
 
 
 def history_path(model: Path) -> Path:

@@ -27,7 +27,7 @@ from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.loop import EpochRecord, Training
 from bottleneck.training.measure import logits_of, measure
-from bottleneck.training.network import TransferNetwork, classifier_of, folded
+from bottleneck.training.network import folded, network_of, renew
 from bottleneck.training.objective import Objective
 from bottleneck.training.optim import LayerGroup
 from bottleneck.training.result import (
@@ -36,13 +36,14 @@ from bottleneck.training.result import (
     images_per_second,
     intervals,
     notes_on,
+    settings_of,
     write_files,
 )
 from bottleneck.training.run import Inputs, RunConfig, build_training, metrics_of, run_config, split_metrics
 from bottleneck.training.sets import Sets
 from bottleneck.training.start import head_logits, refitted, require_same_start
 
-CHOICES = {"augment": ("none", "live"), "batchnorm": ("fixed", "train")}
+CHOICES = {"init": ("head", "random"), "augment": ("none", "live"), "batchnorm": ("fixed", "train")}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class FinetuneConfig:
     """What trains, and on what.
 
     unfreeze : number of blocks below the head, a block or node (it and all above it), or "all".
+    init : "head", or "random" to start from new last layers instead.
     views : cached views per image, of which each epoch draws one; 0 trains on the plain features.
     augment : "live" makes a new view of each image in every epoch and runs the frozen trunk on it.
     batchnorm : "fixed", or "train" to renew its statistics (then dropout is active, too).
@@ -58,6 +60,7 @@ class FinetuneConfig:
     """
 
     unfreeze: int | str = 1
+    init: str = "head"
     views: int = 0
     augment: str = "none"
     batchnorm: str = "fixed"
@@ -93,7 +96,7 @@ class Finetuning:
 
     Attributes
     ----------
-    difference : greatest difference from the head's logits at the start, on val.
+    difference : greatest difference from the head's logits at the start, on val; None from new layers.
     """
 
     def __init__(
@@ -118,9 +121,11 @@ class Finetuning:
         self.objective = Objective(len(head.class_names), config.run.label_smoothing)
         preprocess = Preprocess.from_json(cache.spec.preprocess)
         section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
-        classifier = classifier_of(self.start)
-        self.network = TransferNetwork(section, classifier, self.start.mean, self.start.scale)
-        self.layers = [LayerGroup("head", 0, tuple(classifier.named_parameters()))]
+        self.network = network_of(section, self.start)
+        if config.init == "random":
+            renew(self.network.classifier, config.run.seed)
+        self.difference: float | None = None
+        self.layers = [LayerGroup("head", 0, tuple(self.network.classifier.named_parameters()))]
         for depth, (block, parameters) in enumerate(zip(cut.blocks, cut.parameters, strict=True), start=1):
             self.layers.append(LayerGroup(block, depth, parameters))
 
@@ -142,8 +147,9 @@ class Finetuning:
             labels = self._labels("val")
             reference = head_logits(self.start, self.cache, self.sets.rows["val"])
             logits, _ = logits_of(self.network, self.training.val, self.training.device)
-            stored = self.cache.node(self.head.node).dtype
-            self.difference = require_same_start(logits, reference, stored)
+            if self.config.init == "head":
+                stored = self.cache.node(self.head.node).dtype
+                self.difference = require_same_start(logits, reference, stored)
             self.head_on_val = measure(reference, labels, self.objective)
             for record in self.training.records(progress):
                 on_epoch(record)
@@ -198,7 +204,7 @@ class Finetuning:
             notes=notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
         )
         state_dict = self.backbone.module.state_dict() if self.kept == "finetuned" else {}
-        write_files(self.path, self.artifact(metrics), state_dict, result, self._settings())
+        write_files(self.path, self.artifact(metrics), state_dict, result, settings_of(self.config))
         return result
 
     def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:
@@ -208,7 +214,7 @@ class Finetuning:
         finetuned = {"unfrozen": list(self.cut.blocks), "input": self.cut.node or "pixels"}
         return replace(
             self.start,
-            arrays=folded(self.network),
+            arrays=folded(self.network, self.start.scale),
             link="softmax",
             temperature=self.training.state.best.temperature,
             settings={**self.start.settings, "finetuned": finetuned},
@@ -229,8 +235,3 @@ class Finetuning:
 
     def _labels(self, split: str) -> Tensor:
         return torch.from_numpy(self.sets.labels[self.sets.rows[split]].astype(np.int64))
-
-    def _settings(self) -> dict[str, Any]:
-        """What the card and the history say of the run."""
-        run = asdict(self.config.run)
-        return {**asdict(self.config), **run, **run["optim"], "run": None, "optim": None}

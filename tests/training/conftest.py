@@ -1,6 +1,56 @@
-"""Lets the tests import their helpers by name, as `python -m tests.training.killed` does too."""
+"""A small feature cache with heads on it; and the helpers of the tests by name, as for `python -m`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.extraction import extract
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training.start import refitted
+from tests.training.tiny import plain_head
+
+COLOURS = {"blue": (60, 80, 170), "green": (70, 150, 80), "red": (170, 70, 60)}
+COUNTS = {"train": 14, "val": 8, "test": 5}
+
+
+def write_images(folder, counts=COUNTS, names=tuple(COLOURS), size=50):
+    """Noisy patches of colour: split/class/number.png."""
+    random = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in names:
+            for number in range(count):
+                pixels = random.normal(COLOURS[name], 60, (size, size, 3)).clip(0, 255).astype(np.uint8)
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of three classes in three splits."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def made_cache(images, tmp_path_factory):
+    """Its cache by the small CNN with random weights, with the map below the last block."""
+    path = tmp_path_factory.mktemp("cache") / "c.h5"
+    nodes = ("bottleneck", "block3@none")
+    extract(images, path, backbone="small_cnn", nodes=nodes, engine="torch", dtype="float32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_head(made_cache, tmp_path_factory):
+    """A logistic head on it."""
+    with FeatureCache(made_cache) as cache:
+        target = cache.samples.targets["label"]
+        rows = np.flatnonzero(cache.samples.split == "train")
+        head = refitted(plain_head(cache), cache, rows, target.values[rows], C=1e-3)
+    return head.save(tmp_path_factory.mktemp("head") / "h.safetensors")

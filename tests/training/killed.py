@@ -17,14 +17,14 @@ def run(folder, kill_at=None):
     job = training(
         checkpoint=Checkpoint(Path(folder) / "run.safetensors", "fingerprint"), checkpoint_seconds=0.0
     )
-    update = job._update
+    update = job.update
 
     def update_or_die(batch):
         if (job.state.epoch, job.state.step) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         return update(batch)
 
-    job._update = update_or_die
+    job.update = update_or_die
     records = list(job.records())
     return job, records
 

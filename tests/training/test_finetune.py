@@ -1,0 +1,200 @@
+"""Fine-tuning from a cache: it starts as the head, is never worse, and leaves frozen things alone."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError
+from bottleneck.evaluation import evaluate
+from bottleneck.extraction import extract
+from bottleneck.heads.artifact import load_head
+from bottleneck.model_file import read_network
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training.feeds import backbone_of
+from bottleneck.training.finetune import find_learning_rate, finetune
+from bottleneck.training.start import refitted
+from tests.training.conftest import write_images
+from tests.training.tiny import plain_head
+
+QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
+
+
+@pytest.fixture
+def cache(made_cache, tmp_path):
+    """A copy of the cache that a test may change."""
+    for path in made_cache.parent.iterdir():
+        if path.is_file():
+            shutil.copy(path, tmp_path / path.name)
+    return tmp_path / made_cache.name
+
+
+def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_path):
+    result = finetune(cache, made_head, tmp_path / "m.safetensors", **QUICK)
+    assert result.max_logit_difference_at_start <= 1e-4
+    assert result.finetuned_accuracy["val"] >= result.head_accuracy["val"]
+    assert set(result.finetuned_accuracy) == {"train", "val", "test"}
+    assert [record.epoch for record in result.epochs] == list(range(len(result.epochs)))
+    assert result.unfrozen == ("block4",)
+    history = json.loads((tmp_path / "m.history.json").read_text())
+    assert history["kept"] == result.kept
+    assert "`blue`, `green`, `red`" in (tmp_path / "m.md").read_text()
+
+
+def test_the_head_is_what_is_saved_where_nothing_beats_it(cache, made_head, tmp_path):
+    result = finetune(cache, made_head, tmp_path / "m.safetensors", lr=1e-12, **QUICK)
+    before, after = load_head(made_head), load_head(tmp_path / "m.safetensors")
+    if result.kept == "head":
+        assert not read_network(tmp_path / "m.safetensors")
+        assert all(np.array_equal(before.arrays[name], after.arrays[name]) for name in before.arrays)
+    assert result.finetuned_accuracy == result.head_accuracy
+
+
+def test_what_is_frozen_stays_to_the_bit(cache, made_head, tmp_path):
+    path = tmp_path / "m.safetensors"
+    result = finetune(cache, made_head, path, lr=0.05, epochs=6, batch_size=8, label_smoothing=0.2)
+    assert result.kept == "finetuned", "the problem is made so that training helps"
+    with FeatureCache(cache) as opened:
+        original = backbone_of(opened).module.state_dict()
+    changed = {name for name, tensor in read_network(path).items() if not torch.equal(tensor, original[name])}
+    assert changed
+    buffers = {name for name in original if name.rpartition(".")[2].startswith(("running", "num_batches"))}
+    assert buffers
+    assert not changed & buffers
+    assert all(name.startswith("features.block4.") for name in changed)
+
+
+def test_the_saved_model_says_of_images_what_training_said(cache, made_head, images, tmp_path):
+    path = tmp_path / "m.safetensors"
+    result = finetune(cache, made_head, path, lr=0.05, epochs=6, batch_size=8, label_smoothing=0.2)
+    for split in ("val", "test"):
+        found = evaluate(path, images, split=split, engine="torch")
+        assert found["accuracy"] == pytest.approx(result.finetuned_accuracy[split])
+        assert found["log_loss"] == pytest.approx(result.metrics[split]["log_loss"], rel=1e-3)
+
+
+def test_a_killed_run_comes_to_the_same_bits(cache, made_head, tmp_path):
+    script = """
+import os, signal, sys
+from bottleneck.training.finetune import finetune
+import bottleneck.training.loop as loop
+kill = int(sys.argv[4])
+loop.Training.checkpoint_seconds = 0.0
+update, steps = loop.Training.update, 0
+def counted(self, batch):
+    global steps
+    self.checkpoint_seconds = 0.0
+    if steps == kill:
+        os.kill(os.getpid(), signal.SIGKILL)
+    steps += 1
+    return update(self, batch)
+loop.Training.update = counted
+result = finetune(*sys.argv[1:4], epochs=3, batch_size=8, lr=0.03, label_smoothing=0.1, batchnorm="train")
+print(result.resumed)
+"""
+    root = Path(__file__).parents[2]
+
+    def run(name, kill):
+        command = [sys.executable, "-c", script, str(cache), str(made_head), str(tmp_path / name), str(kill)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+    assert run("whole.safetensors", -1).stdout.strip() == "False"
+    assert run("cut.safetensors", 9).returncode == -9
+    assert run("cut.safetensors", -1).stdout.strip() == "True"
+    whole, cut = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    assert not (tmp_path / "cut.checkpoint.safetensors").exists()
+
+
+def test_a_diverging_run_stops_and_says_what_to_try(cache, made_head, tmp_path):
+    result = finetune(cache, made_head, tmp_path / "m.safetensors", lr=500.0, **QUICK)
+    assert result.stopped == "diverged"
+    assert any("Try --lr 50" in note for note in result.notes)
+    assert result.finetuned_accuracy["val"] >= result.head_accuracy["val"]
+
+
+@pytest.mark.parametrize("options", [{"views": 2}, {"augment": "live"}, {"unfreeze": "all"}, {"memory": 50_000}])
+def test_other_feeds_start_at_the_head_as_well(cache, made_head, tmp_path, options, images):
+    if "views" in options:
+        nodes = ("bottleneck", "block3@none")
+        cache = tmp_path / "views.h5"
+        extract(images, cache, backbone="small_cnn", nodes=nodes, engine="torch", views=2)
+    result = finetune(cache, made_head, tmp_path / "m.safetensors", **{**QUICK, **options, "epochs": 1})
+    assert result.max_logit_difference_at_start <= 2e-2
+    assert result.input == ("pixels" if "unfreeze" in options else "features.block3@none")
+    assert not list(tmp_path.glob(".pixels*"))
+
+
+def test_a_map_that_is_missing_is_extracted_after_its_cost_is_told(cache, made_head, tmp_path):
+    told = []
+    result = finetune(
+        cache, made_head, tmp_path / "m.safetensors", unfreeze=2, tell=told.append, **{**QUICK, "epochs": 1}
+    )
+    assert "features.block2@none of 81 images once" in told[0]
+    assert "on disk" in told[0]
+    assert result.map_seconds > 0
+    with FeatureCache(cache) as opened:
+        assert {"bottleneck", "features.block2@none", "features.block3@none"} <= set(opened.nodes)
+        assert len(opened.samples) == 81
+
+
+def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
+    folder = write_images(tmp_path / "images")
+    cache = tmp_path / "c.h5"
+    extract(folder, cache, backbone="small_cnn", engine="torch")
+    (folder / "train" / "red" / "3.png").unlink()
+    with FeatureCache(cache) as opened:
+        head = plain_head(opened).save(tmp_path / "h.safetensors")
+    with pytest.raises(CacheError, match=r"1 of 81 images .* are gone: train/red/3.png"):
+        finetune(cache, head, **QUICK)
+    with FeatureCache(cache) as opened:
+        assert len(opened.images.key) == 81
+
+
+def test_the_head_of_another_cache_is_refused_by_the_fields_that_differ(cache, made_head, tmp_path):
+    head = load_head(made_head)
+    other = replace(head, preprocess={**head.preprocess, "size": 64}).save(tmp_path / "h.safetensors")
+    with pytest.raises(FingerprintError, match=r"preprocess\.size differ"):
+        finetune(cache, other, **QUICK)
+
+
+def test_more_blocks_than_there_are(cache, made_head):
+    with pytest.raises(BackboneError, match="Cannot unfreeze 9 blocks"):
+        finetune(cache, made_head, unfreeze=9, **QUICK)
+
+
+def test_a_start_that_is_not_the_heads_is_refused(cache, made_head, tmp_path):
+    path = cache.parent / "c--features.block3@none.h5"
+    with h5py.File(path, "r+") as file:
+        rows = next(iter(file["features"].values()))
+        rows[...] = rows[...] * 1.5
+    with pytest.raises((FitError, CacheError)):
+        finetune(cache, made_head, tmp_path / "m.safetensors", **QUICK)
+
+
+def test_a_learning_rate_is_found(cache, made_head):
+    found = find_learning_rate(cache, made_head, batch_size=8, device="cpu")
+    assert 1e-6 <= found.lr <= 10
+    assert list(found.rates) == sorted(found.rates)
+    assert len(found.rates) == len(found.losses)
+
+
+def test_val_is_carved_where_there_is_none_and_the_start_has_not_seen_it(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 20, "test": 5})
+    cache = tmp_path / "c.h5"
+    nodes = ("bottleneck", "block3@none")
+    extract(folder, cache, backbone="small_cnn", nodes=nodes, engine="torch")
+    with FeatureCache(cache) as opened:
+        target = opened.samples.targets["label"]
+        rows = np.flatnonzero(opened.samples.split == "train")
+        head = refitted(plain_head(opened), opened, rows, target.values[rows], C=1e-2)
+    result = finetune(cache, head.save(tmp_path / "h.safetensors"), tmp_path / "m.safetensors", **QUICK)
+    assert result.n == {"train": 48, "val": 12, "test": 15}
+    assert any("a part of train became it" in note for note in result.notes)
