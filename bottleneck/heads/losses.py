@@ -31,20 +31,24 @@ def loss_and_residual(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+    """1 − p(true) is summed from the other classes, or it would be lost to rounding where p is nearly 1."""
     true = codes[:, None]
     logits -= logits.amax(dim=1, keepdim=True)
-    loss = logits.gather(1, true)[:, 0].neg_()
-    total = logits.exp_().sum(dim=1)
-    loss += total.log()
-    logits *= (weights / total)[:, None]
-    logits.scatter_add_(1, true, -weights[:, None])
-    return loss
+    z = logits.gather(1, true)[:, 0]
+    e = z.exp()
+    others = logits.exp_().scatter_(1, true, 0.0).sum(dim=1)
+    scale = weights / (others + e)
+    logits *= scale[:, None]
+    logits.scatter_(1, true, -(others * scale)[:, None])
+    return torch.log1p(others + (e - 1)) - z
 
 
 def _sigmoid(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
-    y = codes.to(logits.dtype)
-    loss = torch.logaddexp(logits, torch.zeros_like(logits)) - y * logits
-    logits.sigmoid_().sub_(y).mul_(weights)
+    """With the sign that makes the true class negative, both loss and residual keep their digits."""
+    sign = 1 - 2 * codes.to(logits.dtype)
+    logits *= sign
+    loss = torch.logaddexp(logits, torch.zeros_like(logits))
+    logits.sigmoid_().mul_(sign).mul_(weights)
     return loss
 
 

@@ -1,0 +1,105 @@
+"""Metrics against their definitions."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bottleneck.errors import BottleneckError
+from bottleneck.heads import metrics
+
+NAMES = ("ant", "bee", "cat")
+
+
+@given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilsons_interval_holds_the_share_and_stays_within_bounds(counts):
+    correct, n = counts
+    low, high = metrics.wilson_interval(correct, n)
+    assert 0 <= low <= correct / n <= high <= 1
+    assert high - low < 1
+    mirrored = metrics.wilson_interval(n - correct, n)
+    assert np.allclose(mirrored, (1 - high, 1 - low), atol=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (5, 10), (146, 153), (300, 300)])
+def test_wilsons_interval_is_scipys(correct, n):
+    from scipy.stats import binomtest
+
+    expected = binomtest(correct, n).proportion_ci(method="wilson")
+    assert np.allclose(metrics.wilson_interval(correct, n), (expected.low, expected.high))
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.floats(0, 1)), min_size=1, max_size=50),
+    st.integers(1, 20),
+)
+def test_calibration_error_is_a_share(pairs, bins):
+    correct, confidence = (np.array(column) for column in zip(*pairs, strict=True))
+    error = metrics.expected_calibration_error(correct, confidence, bins)
+    assert 0 <= error <= 1
+    whole = metrics.expected_calibration_error(correct, confidence, 1)
+    assert whole == pytest.approx(abs(correct.mean() - confidence.mean()))
+    assert error >= whole - 1e-12  # more bins cancel less
+
+
+def test_a_perfect_head():
+    codes = np.array([0, 1, 2, 2])
+    found = metrics.classification_metrics(codes, np.eye(3)[codes], NAMES)
+    assert found["accuracy"] == found["balanced_accuracy"] == found["macro_f1"] == found["roc_auc"] == 1
+    assert found["log_loss"] == found["ece"] == 0
+    assert found["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 0, 2]]
+    assert [row["n"] for row in found["per_class"]] == [1, 1, 2]
+
+
+def test_known_figures():
+    codes = np.array([0, 0, 0, 1])
+    p = np.array([[0.8, 0.2, 0.0], [0.6, 0.4, 0.0], [0.3, 0.7, 0.0], [0.1, 0.9, 0.0]])
+    found = metrics.classification_metrics(codes, p, NAMES)
+    assert found["accuracy"] == 0.75
+    assert found["balanced_accuracy"] == pytest.approx(
+        (2 / 3 + 1) / 2
+    )  # the class that is not there has no say
+    assert found["log_loss"] == pytest.approx(-np.log([0.8, 0.6, 0.3, 0.9]).mean())
+    assert found["roc_auc"] == 1
+    assert found["per_class"][1] == {
+        "name": "bee",
+        "precision": 0.5,
+        "recall": 1.0,
+        "f1": pytest.approx(2 / 3),
+        "n": 1,
+    }
+    assert found["top5"] == 1
+
+
+def test_one_class_alone_cannot_be_ranked():
+    found = metrics.classification_metrics(np.array([1, 1]), np.full((2, 2), 0.5), NAMES[:2])
+    assert found["roc_auc"] is None
+
+
+def test_top_five_of_ten():
+    p = np.tile(np.linspace(0.1, 1, 10), (2, 1))
+    found = metrics.classification_metrics(np.array([5, 4]), p, [str(k) for k in range(10)])
+    assert found["top5"] == 0.5
+
+
+def test_labels():
+    labels = np.array([[1, 0], [1, 1], [0, 0], [0, 1]])
+    p = np.array([[0.9, 0.2], [0.8, 0.4], [0.1, 0.3], [0.4, 0.6]])
+    found = metrics.measure("multilabel", labels, p, ("round", "red"))
+    assert found["accuracy"] == 7 / 8
+    assert found["exact_match"] == 3 / 4
+    assert found["roc_auc"] == 1
+    assert found["log_loss"] == pytest.approx(-np.log(np.where(labels == 1, p, 1 - p)).mean())
+
+
+def test_numbers():
+    found = metrics.measure("regression", np.array([1.0, 2, 3]), np.array([1.0, 2, 4]), ())
+    assert found == {"r2": 0.5, "mae": pytest.approx(1 / 3), "rmse": pytest.approx(3**-0.5), "n": 3}
+    assert metrics.regression_metrics(np.ones(2), np.ones(2))["r2"] is None
+
+
+@pytest.mark.parametrize("kind", ["class", "multilabel", "regression"])
+def test_nothing_to_measure_on(kind):
+    empty = {"class": np.zeros(0, int), "multilabel": np.zeros((0, 2)), "regression": np.zeros(0)}[kind]
+    with pytest.raises(BottleneckError, match="No labelled sample"):
+        metrics.measure(kind, empty, np.zeros((0, 2)), NAMES[:2])
