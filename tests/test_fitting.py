@@ -1,0 +1,383 @@
+"""fit_heads on caches written for the purpose: labels, nodes, kinds, folds, files, and bad input."""
+
+import csv
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from bottleneck.errors import CacheError, FitError, SourceError
+from bottleneck.fitting import fit_heads
+from bottleneck.heads.artifact import apply_link, load_head
+from bottleneck.heads.rows import ArrayRows
+from bottleneck.heads.sweep import sweep
+from bottleneck.samples import SampleTable, Target
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.writer import CacheWriter
+from tests.heads.problems import features, question
+
+D = 10
+
+
+def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
+    """A cache of rows X (S, D) under node "bottleneck", further nodes {name: rows}, views (S, V, D)."""
+    S = len(X)
+    rows = {"bottleneck": X} | (more or {})
+    keys = [f"그림/{i:03d}.png" for i in range(S)]
+    nodes = [
+        NodeSpec(
+            name,
+            "native" if name == "bottleneck" else "avg",
+            (values.shape[1],),
+            dtype=dtype,
+            views={"count": views.shape[1], "seed": 0} if views is not None else None,
+        )
+        for name, values in rows.items()
+    ]
+    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+    table = SampleTable(
+        key=np.array(keys, object),
+        image=np.arange(S)[:, None],
+        split=np.array(["train"] * S if split is None else split, object),
+        targets={target.name: target for target in targets},
+        group=group,
+    )
+    spec = CacheSpec(backbone={"name": "drawn"}, preprocess={"size": 8})
+    with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
+        writer.plan(keys, [(1, 1)] * S)
+        extra = dict.fromkeys(rows, views) if views is not None else {}
+        writer.add(keys, digests, [1] * S, [1] * S, rows, extra)
+        writer.finish(table)
+    return path
+
+
+def class_target(y, name="label", names=None):
+    return Target(name, "class", np.asarray(y, np.int64), names or tuple(f"c{k}" for k in range(max(y) + 1)))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """180 samples of three classes, the last 60 held out for test."""
+    X, y = features(180, D, 3)
+    split = np.repeat(["train", "test"], [120, 60])
+    folder = tmp_path_factory.mktemp("world")
+    noise = np.random.default_rng(1).standard_normal((180, 6)).astype(np.float32)
+    cache = write_cache(folder / "digits.h5", X, [class_target(y)], split, more={"blocks.0": noise})
+    return cache, X, y
+
+
+def test_heads_are_fitted_measured_and_written(world, tmp_path):
+    cache, X, y = world
+    result = fit_heads(cache, nodes=["bottleneck"], output=tmp_path)
+    (record,) = result.heads
+    assert record["head"] == "logistic"
+    assert record["n"] == 120
+    assert record["accuracy"].keys() == {"train", "test"}
+    low, high = record["accuracy_ci95"]["test"]
+    assert low < record["accuracy"]["test"] < high
+    assert 0.6 < record["cv_accuracy"] <= 1
+    head = load_head(record["path"])
+    assert (head.predict(X[120:]) == y[120:]).mean() == record["accuracy"]["test"]
+    with FeatureCache(cache) as opened:
+        assert head.node_fingerprint == opened.nodes["bottleneck"].fingerprint(opened.spec)
+        assert head.fingerprint == opened.fingerprint
+    json.dumps(result.to_json())
+
+
+def test_the_test_split_has_no_say(world, tmp_path):
+    """The head is the one that a sweep of the train rows alone gives."""
+    cache, X, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], output=tmp_path).heads
+    asked = question(y[:120], 3, folds=5)
+    (fitted,) = sweep(ArrayRows(X[:120]), [asked], np.logspace(-6, 0, 13))
+    head = load_head(record["path"])
+    assert pytest.approx(fitted.C) == head.C
+    assert np.allclose(head.coef, fitted.coef, rtol=1e-3, atol=1e-5)
+
+
+def test_out_of_fold_logits_are_kept(world, tmp_path):
+    cache, _, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], output=tmp_path).heads
+    with np.load(record["out_of_fold"], allow_pickle=False) as kept:
+        assert kept["logits"].shape == (120, 3)
+        assert (kept["values"] == y[:120]).all()
+        assert kept["sample"][5] == "그림/005.png"
+        assert set(kept["fold"]) == set(range(5))
+        hits = kept["logits"].argmax(axis=1) == y[:120]
+        assert hits.mean() == pytest.approx(record["cv_accuracy"])
+        p = apply_link(kept["logits"], "softmax", record["temperature"])
+    assert -np.log(p[np.arange(120), y[:120]]).mean() == pytest.approx(record["log_loss"]["cv"])
+
+
+def test_several_nodes_give_the_probe_curve(world, tmp_path):
+    cache, _, _ = world
+    result = fit_heads(cache, head=["logistic", "nearest-mean"], C=0.01, output=tmp_path)
+    assert [(r["node"], r["head"]) for r in result.heads] == [
+        (node, head) for node in ("blocks.0", "bottleneck") for head in ("logistic", "nearest-mean")
+    ]
+    best = max(result.heads, key=lambda r: r["cv_accuracy"])
+    assert best["node"] == "bottleneck"  # the other is noise
+    with open(result.files["probe_curve_table"], newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    with open(result.files["probe_curve"], "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "knn", "nearest-mean", "mlp"])
+def test_other_kinds(world, tmp_path, kind):
+    cache, X, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], head=kind, cv=3, output=tmp_path).heads
+    assert record["head"] == kind
+    assert record["cv_accuracy"] > 0.5
+    head = load_head(record["path"])
+    assert (head.predict(X[120:]) == y[120:]).mean() == record["accuracy"]["test"]
+
+
+def test_the_shot_curve_rises(world, tmp_path):
+    cache, _, _ = world
+    result = fit_heads(cache, nodes=["bottleneck"], C=0.1, shots=[1, 20], repeats=6, output=tmp_path)
+    (curve,) = result.curves["shots"]
+    assert curve["shots"] == [1, 20]
+    assert np.shape(curve["accuracy"]) == (2, 6)
+    assert curve["mean"][1] > curve["mean"][0] + 0.1
+    assert {"shot_curve", "shot_curve_table"} <= result.files.keys()
+
+
+def test_a_draw_is_scored_as_a_head_fitted_on_it(world, tmp_path):
+    from bottleneck.heads.basis import standardisation
+    from bottleneck.heads.crew import Crew
+    from bottleneck.heads.shots import _draws, shot_scores
+
+    _, X, y = world
+    target = class_target(y)
+    (scores,) = shot_scores(ArrayRows(X), target, 0.01, [10], 2, seed=4)
+    draws = _draws(target, 10, 2, np.random.default_rng([4, 10]))
+    with Crew() as crew:
+        standard = standardisation(ArrayRows(X), crew, 64)
+    Z = standard.apply(X)
+    for drawn, score in zip(draws, scores, strict=True):
+        from sklearn.linear_model import LogisticRegression
+
+        assert drawn.sum() == 30
+        judge = LogisticRegression(C=0.01 * 180 / 30, tol=1e-8, max_iter=5000).fit(Z[drawn], y[drawn])
+        assert judge.score(Z[~drawn], y[~drawn]) == pytest.approx(score, abs=0.014)  # two of 150
+
+
+def test_views_train_and_plain_features_validate(tmp_path):
+    """The views of a sample share its weight; copies of the plain features as views change nothing."""
+    X, y = features(90, D, 3)
+    views = np.repeat(X[:, None], 3, axis=1)
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], views=views)
+    (plain,) = fit_heads(cache, C=[0.01, 0.1], output=tmp_path / "plain").heads
+    (viewed,) = fit_heads(cache, C=[0.01, 0.1], views=True, output=tmp_path / "views").heads
+    assert viewed["C"] == plain["C"]
+    assert viewed["cv_accuracy"] == pytest.approx(plain["cv_accuracy"], abs=0.02)
+    a, b = load_head(plain["path"]), load_head(viewed["path"])
+    assert np.allclose(a.decision(X), b.decision(X), atol=0.02)
+
+
+def test_noisy_views_are_not_what_is_validated(tmp_path):
+    X, y = features(90, D, 3)
+    views = X[:, None] + 50 * np.random.default_rng(0).standard_normal((90, 2, D)).astype(np.float32)
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], views=views)
+    (record,) = fit_heads(cache, C=0.01, views=True, output=tmp_path / "heads").heads
+    with np.load(record["out_of_fold"]) as kept:
+        assert kept["logits"].shape == (90, 3)
+
+
+def test_missing_labels_and_several_targets(tmp_path):
+    X, y = features(120, D, 3)
+    some = np.where(np.arange(120) % 4 == 0, -1, y)
+    number = np.where(np.arange(120) % 5 == 0, np.nan, X[:, 0] + X[:, 1])
+    bits = np.stack([y == 0, y >= 1], axis=1).astype(np.uint8)
+    bits[:10] = 255
+    targets = [
+        class_target(y),
+        class_target(some, "some", ("c0", "c1", "c2")),
+        Target("sum", "regression", number),
+        Target("bits", "multilabel", bits, ("zero", "more")),
+    ]
+    cache = write_cache(tmp_path / "x.h5", X, targets)
+    result = fit_heads(cache, output=tmp_path / "heads")
+    by_target = {record["target"]: record for record in result.heads}
+    assert {name: record["n"] for name, record in by_target.items()} == {
+        "label": 120,
+        "some": 90,
+        "sum": 96,
+        "bits": 110,
+    }
+    assert by_target["sum"]["head"] == "ridge"
+    assert by_target["sum"]["r2"]["cv"] > 0.9
+    assert by_target["bits"]["cv_accuracy"] > 0.7
+    assert load_head(by_target["bits"]["path"]).probabilities(X).shape == (120, 2)
+
+
+def test_groups_keep_together(tmp_path):
+    """Copies of a sample in one group: without it they would leak, with it nothing can be learned."""
+    generator = np.random.default_rng(0)
+    X = np.repeat(generator.standard_normal((30, 60)).astype(np.float32), 4, axis=0)
+    X += 0.01 * generator.standard_normal(X.shape).astype(np.float32)
+    y = np.repeat(np.arange(30) % 2, 4)
+    group = np.repeat([f"g{i}" for i in range(30)], 4).astype(object)
+    leaky = write_cache(tmp_path / "leaky.h5", X, [class_target(y)])
+    honest = write_cache(tmp_path / "honest.h5", X, [class_target(y)], group=group)
+    (a,), (b,) = (fit_heads(c, C=0.1, output=tmp_path / "heads").heads for c in (leaky, honest))
+    assert a["cv_accuracy"] == 1
+    assert b["cv_accuracy"] < 0.8
+
+
+class TestLabelsFile:
+    """--labels FILE"""
+
+    @pytest.fixture
+    def cache(self, tmp_path):
+        self.X, self.y = features(90, D, 3)
+        return write_cache(tmp_path / "x.h5", self.X, [class_target(self.y)])
+
+    def write(self, tmp_path, rows, name="labels.csv"):
+        path = tmp_path / name
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+        return path
+
+    def test_labels_join_by_image(self, cache, tmp_path):
+        rows = [("image", "sex", "site")]
+        rows += [(f"./그림/{i:03d}.png", "fm"[int(self.y[i] > 0)], f"s{i % 9}") for i in range(5, 90)]
+        rows.append(("elsewhere.png", "f", "s0"))
+        labels = self.write(tmp_path, rows)
+        result = fit_heads(cache, labels=labels, group="site", C=0.1, output=tmp_path / "heads")
+        (record,) = result.heads
+        assert (record["target"], record["n"]) == ("sex", 85)
+        assert record["cv_accuracy"] > 0.6
+        assert any("1 of 86 rows" in note for note in result.notes)
+        assert any("5 of 90 samples" in note for note in result.notes)
+        with np.load(record["out_of_fold"]) as kept:
+            site = np.arange(5, 90) % 9
+            assert all(len(set(kept["fold"][site == s])) == 1 for s in range(9))
+
+    def test_labels_in_decomposed_letters(self, cache, tmp_path):
+        import unicodedata
+
+        rows = [("sample", "odd")]
+        rows += [(unicodedata.normalize("NFD", f"그림/{i:03d}.png"), f"o{i % 2}") for i in range(90)]
+        labels = self.write(tmp_path, rows)
+        assert fit_heads(cache, labels=labels, C=0.1, output=tmp_path / "heads").heads[0]["n"] == 90
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([("image", "sex"), ("a.png", "f"), ("b.png", "m")], "join to nothing"),
+            ([("name", "sex"), ("그림/000.png", "f")], "expected one of sample, key, image, file_name"),
+            ([("image", "sex"), ("그림/000.png", "f"), ("그림/000.png", "m")], "twice, in rows 1, 2"),
+            ([("image",), ("그림/000.png",)], "no column of labels"),
+        ],
+    )
+    def test_what_cannot_be_joined(self, cache, tmp_path, rows, message):
+        with pytest.raises(FitError, match=message):
+            fit_heads(cache, labels=self.write(tmp_path, rows), output=tmp_path / "heads")
+
+    def test_no_such_file_or_group(self, cache, tmp_path):
+        with pytest.raises(FitError, match="no labels file"):
+            fit_heads(cache, labels=tmp_path / "gone.csv", output=tmp_path)
+        with pytest.raises(FitError, match="column of a labels file"):
+            fit_heads(cache, group="site", output=tmp_path)
+        rows = [("image", "sex"), *((f"그림/{i:03d}.png", "fm"[i % 2]) for i in range(90))]
+        with pytest.raises(FitError, match="no column 'site'"):
+            fit_heads(cache, labels=self.write(tmp_path, rows), group="site", output=tmp_path)
+        with pytest.raises(SourceError, match="no rows"):
+            fit_heads(cache, labels=self.write(tmp_path, [("image", "sex")]), output=tmp_path)
+
+
+class TestBadInput:
+    """Named, and solved where it can be."""
+
+    def fit(self, tmp_path, X, y, **options):
+        cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], **options)
+        return fit_heads(cache, C=0.1, output=tmp_path / "heads")
+
+    def test_one_class(self, tmp_path):
+        X, _ = features(20, D, 2)
+        with pytest.raises(FitError, match="are of one class, 'c0'"):
+            self.fit(tmp_path, X, np.zeros(20, int))
+
+    def test_fewer_samples_than_folds(self, tmp_path):
+        X, y = features(4, D, 2)
+        y[:] = [0, 1, 0, 1]
+        result = self.fit(tmp_path, X, y)
+        assert any("too few samples for 5 folds: 2 were used" in note for note in result.notes)
+        assert result.heads[0]["cv_accuracy"] is not None
+
+    def test_a_rare_class(self, tmp_path):
+        X, y = features(60, D, 2)
+        y[0] = 2
+        result = self.fit(tmp_path, X, y)
+        assert any("'c2' with fewer than 5 training samples" in note for note in result.notes)
+        assert result.heads[0]["n"] == 60
+
+    def test_a_group_in_one_class_only(self, tmp_path):
+        X, y = features(60, D, 3)
+        group = np.array([f"g{i % 10}" for i in range(60)], object)
+        group[y == 2] = "lone"
+        result = self.fit(tmp_path, X, y, group=group)
+        assert any("all samples of 'c2' are of one group" in note for note in result.notes)
+
+    def test_one_group(self, tmp_path):
+        X, y = features(30, D, 2)
+        result = self.fit(tmp_path, X, y, group=np.full(30, "all", object))
+        (record,) = result.heads
+        assert record["cv_accuracy"] is None
+        assert record["out_of_fold"] is None
+        assert any("one group only" in note for note in result.notes)
+
+    def test_one_class_in_a_fold(self, tmp_path):
+        X, y = features(30, D, 2)
+        y[:] = 0
+        y[3] = 1
+        result = self.fit(tmp_path, X, y)
+        assert any("one class only when fold" in note for note in result.notes)
+        assert load_head(result.heads[0]["path"]).predict(X)[3] in (0, 1)
+
+    def test_constant_columns(self, tmp_path):
+        X, y = features(60, D, 2)
+        X[:, :4] = 7
+        head = load_head(self.fit(tmp_path, X, y).heads[0]["path"])
+        assert (head.scale[:4] == 1).all()
+        assert (head.coef[:, :4] == 0).all()
+
+    def test_all_columns_constant(self, tmp_path):
+        X, y = features(60, D, 2)
+        (record,) = self.fit(tmp_path, np.ones_like(X), y).heads
+        assert record["accuracy"]["train"] == pytest.approx(np.bincount(y).max() / 60)
+
+    def test_no_training_samples(self, tmp_path):
+        X, y = features(20, D, 2)
+        with pytest.raises(FitError, match="no sample in the train split"):
+            self.fit(tmp_path, X, y, split=["test"] * 20)
+
+    def test_no_labels(self, tmp_path):
+        X, _ = features(20, D, 2)
+        with pytest.raises(FitError, match="holds no labels"):
+            fit_heads(write_cache(tmp_path / "x.h5", X, []), output=tmp_path)
+
+    def test_unknown_names(self, world, tmp_path):
+        cache, _, _ = world
+        with pytest.raises(FitError, match="no target 'sex'"):
+            fit_heads(cache, targets=["sex"], output=tmp_path)
+        with pytest.raises(CacheError, match=r"no features of node 'blocks\.9'"):
+            fit_heads(cache, nodes=["blocks.9"], output=tmp_path)
+        with pytest.raises(FitError, match="no head 'forest'"):
+            fit_heads(cache, head="forest", output=tmp_path)
+        with pytest.raises(CacheError):
+            fit_heads(tmp_path / "gone.h5", output=tmp_path)
+        with pytest.raises(FitError, match="leave none to measure on"):
+            fit_heads(cache, shots=[500], output=tmp_path)
+        with pytest.raises(FitError, match="cv is 1"):
+            fit_heads(cache, cv=1, output=tmp_path)
+
+    def test_a_kind_that_answers_classes_only(self, tmp_path):
+        X, _ = features(20, D, 2)
+        cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
+        with pytest.raises(FitError, match="knn head answers class targets"):
+            fit_heads(cache, head="knn", output=tmp_path)
