@@ -86,6 +86,6 @@ def _tried(axes: Axes, advice: Advice) -> None:
         axes.errorbar(
             accuracy, place, xerr=[[accuracy - low], [high - accuracy]], fmt="o", color=colour, capsize=3
         )
-    names = ["\n".join(textwrap.wrap(attempt.what, 34)) for attempt in reversed(advice.attempts)]
-    axes.set_yticks(range(len(names)), [drawable(name, 120) for name in names], fontsize=8)
+    names = ["\n".join(textwrap.wrap(drawable(each.what, 120), 34)) for each in reversed(advice.attempts)]
+    axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")

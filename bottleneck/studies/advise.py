@@ -12,7 +12,6 @@ Shapes: n samples or images, D features, H × W pixels, C channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +80,7 @@ def advise(
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
     trial = _prepare(Path(cache), folder, target, budget, seed, weights, trust_code, progress)
     near = trial.compare(seed, progress)
-    attempts = Attempts(trial.path, trial.subject, folder, progress)
+    attempts = Attempts(trial.path, trial.subject, trial.nodes, folder, progress)
     attempts.run()
     curve, scores = trial.measure(seed)
     size = Size.of(trial.codes, curve)
@@ -112,7 +111,7 @@ class _Trial:
     subject: Subject
     backbone: Backbone
     preprocess: Preprocess
-    nodes: Sequence[str]
+    nodes: list[str]
     codes: np.ndarray
     counts: dict[str, int]
 

@@ -51,10 +51,11 @@ class Subject:
 
 @dataclass
 class Attempts:
-    """What is tried on the trial cache `trial`, below `folder`. heads : the probe curve."""
+    """What is tried on the cache `trial` of `nodes`, below `folder`. heads : the probe curve."""
 
     trial: Path
     subject: Subject
+    nodes: list[str]
     folder: Path
     progress: Progress = silent
     heads: list[dict[str, Any]] = field(default_factory=list)
@@ -74,9 +75,13 @@ class Attempts:
 
     def _heads(self) -> None:
         fitted = fit_heads(
-            self.trial, targets=[self.subject.target], output=self.folder / "heads", progress=self.progress
+            self.trial,
+            targets=[self.subject.target],
+            nodes=self.nodes,
+            output=self.folder / "heads",
+            progress=self.progress,
         )
-        self.heads = fitted.heads
+        self.heads = sorted(fitted.heads, key=lambda head: self.nodes.index(head["node"]))
         self._seconds = fitted.seconds / len(fitted.heads)
 
     def _best_head(self, *, on_top: bool) -> dict[str, Any] | None:

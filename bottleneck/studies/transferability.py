@@ -34,7 +34,10 @@ CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
 
 @dataclass(frozen=True)
 class TransferStudy:
-    """A finished study. layers : names of the network's L layers. trained : runs that this call trained."""
+    """A finished study.
+
+    layers : names of the network's L layers. trained : runs of this call. failed : images that were left out.
+    """
 
     config: StudyConfig
     layers: tuple[str, ...]
@@ -43,6 +46,7 @@ class TransferStudy:
     effects: list[Effect]
     folder: Path
     trained: int
+    failed: int
     seconds: float
 
     @property
@@ -69,6 +73,7 @@ class TransferStudy:
             "classes": len(self.class_names),
             "runs": len(self.results),
             "trained": self.trained,
+            "failed": self.failed,
             "csv": str(self.folder / "runs.csv"),
             "reference": {"base": study_reference.BASE, "curves": study_reference.CURVES},
             "seconds": self.seconds,
@@ -140,6 +145,7 @@ def transfer_study(
         effects=find_effects(Curves(ordered)),
         folder=folder,
         trained=len(waiting),
+        failed=images.failed,
         seconds=time.perf_counter() - started,
     )
 

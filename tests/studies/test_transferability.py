@@ -8,14 +8,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bottleneck.cli.main import group
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, SourceError
 from bottleneck.studies.study_images import read_images
 from bottleneck.studies.study_networks import build_network
 from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
-from bottleneck.studies.study_runs import Runner
+from bottleneck.studies.study_runs import Runner, _OnRows
 from bottleneck.studies.transferability import transfer_study
 
 SMALL = {"image_size": 16, "in_channels": 1, "width": 2, "epochs": 1, "batch_size": 16, "shares": (0.5,)}
@@ -85,7 +85,7 @@ def test_a_study_that_was_stopped_trains_only_what_is_missing(study, source):
         assert now["accuracy"] == json.loads(content)["accuracy"], name
 
 
-def test_the_command_resumes_draws_and_prints_json(study, source):
+def test_the_command_resumes_draws_and_prints_json(study, source, monkeypatch):
     words = ["transfer-study", str(source), "-o", str(study.folder), "--seeds", "2", "--json"]
     words += ["--image-size", "16", "--in-channels", "1", "--width", "2", "--epochs", "1"]
     words += ["--batch-size", "16", "--share", "0.5"]
@@ -95,6 +95,7 @@ def test_the_command_resumes_draws_and_prints_json(study, source):
     assert set(values["curves"]) == {"baseA", "baseB", "BnB", "BnB+", "AnB", "AnB+", "random"}
     with Image.open(values["figure"]) as picture:
         assert picture.format == "PNG"
+    monkeypatch.setattr("bottleneck.report.study.transfer_figure", lambda study, path: path)
     people = CliRunner().invoke(group, [word for word in words if word != "--json"], catch_exceptions=False)
     assert "co-adaptation" in people.stdout or "selffer" in people.stdout
 
@@ -146,14 +147,44 @@ def test_copies_differ_from_their_base_only_above_n(runner):
     assert not torch.equal(network.module.state_dict()["conv4.0.weight"], base["conv4.0.weight"])
 
 
-def test_a_study_of_a_backbone_cuts_between_its_blocks(source, tmp_path):
-    config = StudyConfig(seeds=1, network="resnet18", image_size=32, epochs=1, shares=())
-    network = build_network(config.network, 2, size=32, channels=3)
-    assert network.layers == ("stem", "layer1", "layer2", "layer3", "layer4", "classifier")
+@pytest.fixture(scope="module")
+def resnet():
+    return build_network("resnet18", 2, size=32, channels=3, seed=1)
+
+
+def test_a_backbone_is_cut_between_its_blocks(resnet):
+    assert resnet.layers == ("stem", "layer1", "layer2", "layer3", "layer4", "classifier")
     pixels = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
-    network.module.eval()
+    resnet.module.eval()
     for n in range(1, 6):
-        assert torch.equal(network.suffix(n)(network.prefix(n)(pixels)), network.suffix(0)(pixels))
+        assert torch.equal(resnet.suffix(n)(resnet.prefix(n)(pixels)), resnet.suffix(0)(pixels))
+
+
+def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path):
+    config = StudyConfig(seeds=1, network="resnet18", image_size=32, epochs=1, lr=0.01, shares=())
+    images = read_images(source, resnet.preprocess, tmp_path)
+    runner = Runner(config, images, [{"A": np.array([0, 1]), "B": np.array([2, 3])}], tmp_path)
+    base = {name: tensor.clone() for name, tensor in resnet.module.state_dict().items()}
+    save_file(base, tmp_path / "seed0-baseA.safetensors")
+    run = Run(0, "AnB", 3)
+    network = runner._network(run, 2)
+    before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
+    train, val = images.of_classes(np.array([2, 3]))
+    with runner._rows(run, network, train, val) as rows:
+        runner._fit(run, _OnRows(network.suffix(3)), rows, np.array([2, 3]), train, val)
+    frozen = set(network.halves[3][0].state_dict())
+    for name, tensor in network.module.state_dict().items():
+        if name in frozen:
+            assert torch.equal(tensor, base[name]), name
+    assert not torch.equal(
+        network.module.state_dict()["layer4.0.conv1.weight"], before["layer4.0.conv1.weight"]
+    )
+
+
+def test_a_network_with_too_few_layers_is_refused(monkeypatch):
+    monkeypatch.setattr("bottleneck.studies.study_networks.FEWEST_LAYERS", 9)
+    with pytest.raises(BackboneError, match=r"resnet18 has 6 layers.* needs 9"):
+        build_network("resnet18", 2, size=32, channels=3)
 
 
 @pytest.mark.parametrize("size", [16, 32, 96, 224])
