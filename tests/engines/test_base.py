@@ -1,6 +1,7 @@
 """Every engine gives the rows of eager float32, whatever the batch; one that does not is refused."""
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from engines.networks import (
@@ -19,7 +20,10 @@ from bottleneck.errors import BackboneError, EngineError
 
 @pytest.fixture(scope="module", params=["onnxruntime", "torch"])
 def engine(request, shared_graphs):
-    return build_engine(TinyExtractor, photos(12), key="tiny", engine=request.param, device="cpu")
+    threads = {"onnxruntime": 3, "torch": 1}[request.param]
+    return build_engine(
+        TinyExtractor, photos(12), key="tiny", engine=request.param, device="cpu", threads=threads
+    )
 
 
 def test_rows_equal_eager(engine):
@@ -49,6 +53,18 @@ def test_pixels_may_be_views_and_read_only(engine):
     pixels.flags.writeable = False
     for rows, reversed_ in zip(engine(pixels), engine(pixels[::-1]), strict=True):
         np.testing.assert_allclose(reversed_[::-1], rows, rtol=1e-5, atol=1e-6)
+
+
+def test_memory_stays_flat(engine):
+    process, pixels = psutil.Process(), photos(64)
+
+    def run(rounds):
+        for count in range(rounds):
+            engine(pixels[: 1 + 13 * count % 64])
+        return process.memory_info().rss
+
+    before = run(32)
+    assert run(128) - before < 16 << 20
 
 
 def test_auto_takes_onnxruntime_on_the_cpu(shared_graphs):
