@@ -12,6 +12,8 @@ _LAZY = {
     "FeatureCache": "bottleneck.store.reader",
     "fit_heads": "bottleneck.fitting",
     "finetune": "bottleneck.training.finetune",
+    "scratch": "bottleneck.training.scratch",
+    "compare": "bottleneck.training.compare",
     "evaluate": "bottleneck.evaluation",
     "predict": "bottleneck.prediction",
     "load_model": "bottleneck.model",

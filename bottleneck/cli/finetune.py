@@ -33,7 +33,7 @@ from bottleneck.cli.training import show_result
     help="Its rate over the head's. [default: 0.1]",
 )
 @click.option(
-    "--decay", type=click.FloatRange(0, 1, min_open=True), help="From block to block. [default: 0.5]"
+    "--decay", type=click.FloatRange(0, 1, min_open=True), help="From block to block. [default: 0.8]"
 )
 @click.option("--unfreeze-every", type=click.IntRange(0), help="Epochs from block to block; 0: all at once.")
 @click.option("--find-lr", type=click.Path(), help="Only try learning rates, and draw the curve to this PNG.")

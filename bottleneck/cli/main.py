@@ -30,6 +30,7 @@ COMMANDS = {
     ),
     "finetune": ("bottleneck.cli.finetune", "Unfreeze blocks below a head and train them from the cache."),
     "scratch": ("bottleneck.cli.scratch", "Train a network from nothing: the baseline of transfer."),
+    "compare": ("bottleneck.cli.compare", "Try how deep to unfreeze, and whether transfer is worth it."),
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),

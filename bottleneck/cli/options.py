@@ -84,8 +84,10 @@ training_options = _all(
     click.option("--epochs", type=click.IntRange(1), help="At most. [default: 20]"),
     click.option("--patience", type=click.IntRange(0), help="Epochs to wait for a better one. [default: 8]"),
     click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples of a step. [default: 32]"),
-    click.option("--optimizer", type=click.Choice(["sgd", "adamw"]), help="[default: sgd, momentum 0.9]"),
-    click.option("--lr", type=click.FloatRange(0, min_open=True), help="Of the head. [default: 0.01]"),
+    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
+    click.option(
+        "--lr", type=click.FloatRange(0, min_open=True), help="Of the head. [default: 0.002, sgd 0.1]"
+    ),
     click.option("--weight-decay", type=click.FloatRange(0), help="Not of biases and norms. [default: 0]"),
     click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0]"),
     click.option(

@@ -2,7 +2,9 @@
 
 A layer group is a block of the backbone, or the head. Depth counts down from the head (0): a block at depth d
 learns at `lr · backbone_ratio · decay^(d − 1)`, since lower layers are more general and need less change
-(Howard and Ruder 2018); the ratio of 0.1 and SGD with momentum 0.9 are those of LP-FT (Kumar et al. 2022).
+(Howard and Ruder 2018). The ratio of 0.1 is that of LP-FT (Kumar et al. 2022). AdamW comes first because its
+steps do not depend on the scale of a layer's gradients, which differs much between blocks whose BatchNorm is
+fixed: on digits it reached in 6 epochs what SGD did not.
 """
 
 from __future__ import annotations
@@ -16,15 +18,15 @@ from torch import nn
 
 from bottleneck.errors import FitError
 
-OPTIMIZERS = {"sgd": 1e-2, "adamw": 1e-3}  # and their usual learning rates
+OPTIMIZERS = {"adamw": 2e-3, "sgd": 0.1}  # and the rates of heads on inputs of unit norm
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """How parameters are updated.
 
-    optimizer : "sgd" (momentum 0.9) or "adamw".
-    lr : learning rate of the head; None is 0.01 for sgd and 0.001 for adamw.
+    optimizer : "adamw", or "sgd" with momentum 0.9.
+    lr : learning rate of the head; None is 0.002 for adamw and 0.1 for sgd.
     backbone_ratio : learning rate of the uppermost block over the head's.
     decay : factor from one block to the one below it.
     weight_decay : not applied to biases and norms.
@@ -34,10 +36,10 @@ class OptimConfig:
     clip : greatest norm of the gradient of all parameters together; 0 does not clip.
     """
 
-    optimizer: str = "sgd"
+    optimizer: str = "adamw"
     lr: float | None = None
     backbone_ratio: float = 0.1
-    decay: float = 0.5
+    decay: float = 0.8
     weight_decay: float = 0.0
     warmup: float = 0.1
     unfreeze_every: int = 0

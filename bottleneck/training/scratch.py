@@ -51,7 +51,7 @@ from bottleneck.training.rows import Rows
 from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
 from bottleneck.training.sets import Sets, labelled_sets
 
-DEFAULTS = OptimConfig(optimizer="adamw", weight_decay=1e-2)
+DEFAULTS = OptimConfig(lr=1e-3, weight_decay=1e-2)
 HIDDEN, DROPOUT = 128, 0.3
 
 
@@ -181,7 +181,7 @@ class Scratch:
             for record in self.training.records(progress):
                 on_epoch(record)
 
-    def metrics(self) -> dict[str, dict[str, Any]]:
+    def trained_metrics(self) -> dict[str, dict[str, Any]]:
         """Metrics by split. Reads the test split: call it once, at the end."""
         temperature = self.training.state.best.temperature
         run = self.config.run
@@ -189,7 +189,7 @@ class Scratch:
 
     def conclude(self, path: Path, started: float, failures: dict[str, str]) -> Result:
         """Measure, and write the model with its card and history."""
-        state, metrics = self.training.state, self.metrics()
+        state, metrics = self.training.state, self.trained_metrics()
         notes = notes_on(self.training, self.sets.carved, "test" in self.sets.rows)
         if failures:
             notes += (f"{len(failures)} images could not be read, {next(iter(failures))} first.",)
@@ -285,7 +285,7 @@ def default_model(source: Source, target: str) -> Path:
 
 
 def _covariate_scaling(sets: Sets, D: int) -> tuple[np.ndarray, np.ndarray]:
-    """mean and scale (D + P,) of the classifier's inputs: covariates are standardised, features left alone."""
+    """mean and scale (D + P,) of the classifier's inputs: covariates are standardised, features are not."""
     covariates = sets.table.covariates[sets.rows["train"]]
     scale = covariates.std(axis=0)
     scale[scale == 0] = 1

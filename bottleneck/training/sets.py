@@ -84,3 +84,14 @@ def _carve(
             "Extract with --val-fraction, or bring more samples.",
         ) from None
     return train[split == "train"], train[split == "val"]
+
+
+def few_shots(sets: Sets, shots: int | str, seed: int) -> Sets:
+    """The same sets with `shots` train samples of each class, drawn by `seed`; "all" keeps every one."""
+    if shots == "all":
+        return sets
+    generator = np.random.default_rng([seed, int(shots)])
+    train = generator.permutation(sets.rows["train"])
+    labels = sets.labels[train]
+    kept = [train[labels == code][: int(shots)] for code in np.unique(labels)]
+    return replace(sets, rows={**sets.rows, "train": np.sort(np.concatenate(kept))})

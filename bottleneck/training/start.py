@@ -6,6 +6,7 @@ Shapes: n samples, D inputs of the head, C classes.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from bottleneck.heads.rows import as_rows
 from bottleneck.heads.select import grid_of
 from bottleneck.heads.sweep import sweep
 from bottleneck.heads.tasks import NO_FOLD
-from bottleneck.samples import Target
+from bottleneck.samples import SPLITS, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
+from bottleneck.training.run import metrics_of
+from bottleneck.training.sets import Sets
 
 # How far logits may be from the head's before the first step, by the type that features are stored in.
 START_BOUND = {"float32": 1e-4, "float16": 2e-2}
@@ -102,6 +105,43 @@ def refitted(
 def head_logits(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray) -> Tensor:
     """(n, C) logits of the head on cached features."""
     return torch.from_numpy(np.asarray(head.decision(head_inputs(cache, head.node, rows)), np.float32))
+
+
+def head_metrics(
+    head: HeadArtifact, cache: FeatureCache, sets: Sets, splits: tuple[str, ...] = SPLITS
+) -> dict[str, dict[str, Any]]:
+    """What `heads.metrics` measures of a head on cached features, on those of `splits` that exist."""
+    found = {}
+    for split in splits:
+        if split in sets.rows:
+            rows = sets.rows[split]
+            logits = head_logits(head, cache, rows)
+            found[split] = metrics_of(
+                logits, torch.from_numpy(sets.labels[rows]), head.class_names, head.temperature
+            )
+    return found
+
+
+def plain_head(cache: FeatureCache, target: str, node: str) -> HeadArtifact:
+    """A head that knows nothing yet, of the form that a cache's samples and a node ask for."""
+    samples, class_names = cache.samples, cache.samples.targets[target].class_names
+    D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
+    shapes = {"coef": (len(class_names), D), "intercept": (len(class_names),)}
+    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    return HeadArtifact(
+        kind="logistic",
+        form="linear",
+        arrays={**arrays, "mean": np.zeros(D, np.float32), "scale": np.ones(D, np.float32)},
+        target=target,
+        class_names=class_names,
+        node=node,
+        images_per_sample=samples.image.shape[1],
+        covariate_names=samples.covariate_names,
+        backbone=cache.spec.backbone,
+        preprocess=cache.spec.preprocess,
+        fingerprint=cache.fingerprint,
+        node_fingerprint=cache.node(node).fingerprint(cache.spec),
+    )
 
 
 def require_same_start(network: Tensor, head: Tensor, dtype: str) -> float:

@@ -39,9 +39,9 @@ from bottleneck.training.result import (
     settings_of,
     write_files,
 )
-from bottleneck.training.run import Inputs, RunConfig, build_training, metrics_of, run_config, split_metrics
+from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
 from bottleneck.training.sets import Sets
-from bottleneck.training.start import head_logits, refitted, require_same_start
+from bottleneck.training.start import head_logits, head_metrics, refitted, require_same_start
 
 CHOICES = {"init": ("head", "random"), "augment": ("none", "live"), "batchnorm": ("fixed", "train")}
 
@@ -163,24 +163,20 @@ class Finetuning:
 
     def head_metrics(self) -> dict[str, dict[str, Any]]:
         """Metrics of the head by split: on train and val of the one that training started from."""
-        found = {}
-        for split, rows in self.sets.rows.items():
-            head = self.head if split == "test" else self.start
-            logits = head_logits(head, self.cache, rows)
-            found[split] = metrics_of(logits, self._labels(split), head.class_names, head.temperature)
+        found = head_metrics(self.start, self.cache, self.sets)
+        if self.start is not self.head and "test" in found:
+            found["test"] = head_metrics(self.head, self.cache, self.sets, ("test",))["test"]
         return found
 
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics by split of what is kept. Reads the test split: call it once, at the end."""
-        if self.kept == "head":
-            return self.head_metrics()
-        temperature = self.training.state.best.temperature
-        run = self.config.run
+    def trained_metrics(self) -> dict[str, dict[str, Any]]:
+        """Metrics by split of the best epoch. Reads the test split: call it once, at the end."""
+        temperature, run = self.training.state.best.temperature, self.config.run
         return split_metrics(self.network, self.inputs, self.sets, self.head.class_names, temperature, run)
 
     def conclude(self, started: float) -> Result:
         """Measure what is kept, and write it with its card and history."""
-        state, metrics = self.training.state, self.metrics()
+        state, head = self.training.state, self.head_metrics()
+        metrics = self.trained_metrics() if self.kept == "finetuned" else head
         result = Result(
             model=str(self.path),
             kept=self.kept,
@@ -190,7 +186,7 @@ class Finetuning:
             input=self.cut.node or "pixels",
             finetuned_accuracy=accuracies(metrics),
             accuracy_ci95=intervals(metrics),
-            head_accuracy=accuracies(self.head_metrics()),
+            head_accuracy=accuracies(head),
             metrics=metrics,
             epochs=tuple(state.history),
             best_epoch=state.best_epoch if self.kept == "finetuned" else 0,

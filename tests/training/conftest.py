@@ -11,8 +11,7 @@ from PIL import Image
 
 from bottleneck.extraction import extract
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.start import refitted
-from tests.training.tiny import plain_head
+from bottleneck.training.start import plain_head, refitted
 
 COLOURS = {"blue": (60, 80, 170), "green": (70, 150, 80), "red": (170, 70, 60)}
 COUNTS = {"train": 14, "val": 8, "test": 5}
@@ -52,5 +51,5 @@ def made_head(made_cache, tmp_path_factory):
     with FeatureCache(made_cache) as cache:
         target = cache.samples.targets["label"]
         rows = np.flatnonzero(cache.samples.split == "train")
-        head = refitted(plain_head(cache), cache, rows, target.values[rows], C=1e-3)
+        head = refitted(plain_head(cache, "label", "bottleneck"), cache, rows, target.values[rows], C=1e-3)
     return head.save(tmp_path_factory.mktemp("head") / "h.safetensors")

@@ -20,9 +20,8 @@ from bottleneck.model_file import read_network
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.feeds import backbone_of
 from bottleneck.training.finetune import find_learning_rate, finetune
-from bottleneck.training.start import refitted
+from bottleneck.training.start import plain_head, refitted
 from tests.training.conftest import write_images
-from tests.training.tiny import plain_head
 
 QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
 
@@ -120,7 +119,9 @@ def test_a_diverging_run_stops_and_says_what_to_try(cache, made_head, tmp_path):
     assert result.finetuned_accuracy["val"] >= result.head_accuracy["val"]
 
 
-@pytest.mark.parametrize("options", [{"views": 2}, {"augment": "live"}, {"unfreeze": "all"}, {"memory": 50_000}])
+@pytest.mark.parametrize(
+    "options", [{"views": 2}, {"augment": "live"}, {"unfreeze": "all"}, {"memory": 50_000}]
+)
 def test_other_feeds_start_at_the_head_as_well(cache, made_head, tmp_path, options, images):
     if "views" in options:
         nodes = ("bottleneck", "block3@none")
@@ -151,7 +152,7 @@ def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
     extract(folder, cache, backbone="small_cnn", engine="torch")
     (folder / "train" / "red" / "3.png").unlink()
     with FeatureCache(cache) as opened:
-        head = plain_head(opened).save(tmp_path / "h.safetensors")
+        head = plain_head(opened, "label", "bottleneck").save(tmp_path / "h.safetensors")
     with pytest.raises(CacheError, match=r"1 of 81 images .* are gone: train/red/3.png"):
         finetune(cache, head, **QUICK)
     with FeatureCache(cache) as opened:
@@ -194,7 +195,7 @@ def test_val_is_carved_where_there_is_none_and_the_start_has_not_seen_it(tmp_pat
     with FeatureCache(cache) as opened:
         target = opened.samples.targets["label"]
         rows = np.flatnonzero(opened.samples.split == "train")
-        head = refitted(plain_head(opened), opened, rows, target.values[rows], C=1e-2)
+        head = refitted(plain_head(opened, "label", "bottleneck"), opened, rows, target.values[rows], C=1e-2)
     result = finetune(cache, head.save(tmp_path / "h.safetensors"), tmp_path / "m.safetensors", **QUICK)
     assert result.n == {"train": 48, "val": 12, "test": 15}
     assert any("a part of train became it" in note for note in result.notes)

@@ -64,16 +64,20 @@ def test_folding_is_the_inverse_of_unfolding(hidden):
 
 def test_a_single_logit_folds_into_two_halves():
     torch.manual_seed(0)
-    layers = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 1)
-    )
+    layers = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 1))
     layers[1].running_mean.normal_()
     layers[1].running_var.uniform_(0.5, 2)
-    network = TransferNetwork(nn.Identity(), layers, np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 0.5, 3])).eval()
+    network = TransferNetwork(
+        nn.Identity(), layers, np.array([1.0, 2, 3, 4]), np.array([1.0, 2, 0.5, 3])
+    ).eval()
     rows = torch.randn(8, 1, 4)
     z = network(rows, torch.zeros(8, 0)).detach()
-    artifact = HeadArtifact(kind="mlp", form="mlp", arrays=folded(network, np.ones(4)), class_names=("no", "yes"))
-    np.testing.assert_allclose(artifact.decision(rows[:, 0].numpy()), torch.cat([-z / 2, z / 2], 1), atol=1e-5)
+    artifact = HeadArtifact(
+        kind="mlp", form="mlp", arrays=folded(network, np.ones(4)), class_names=("no", "yes")
+    )
+    np.testing.assert_allclose(
+        artifact.decision(rows[:, 0].numpy()), torch.cat([-z / 2, z / 2], 1), atol=1e-5
+    )
 
 
 def test_heads_without_layers_are_refused():

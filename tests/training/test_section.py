@@ -30,7 +30,9 @@ def pixels():
         ("bottleneck", "all", None, ("layer4", "layer3", "layer2", "layer1", "stem")),
     ],
 )
-def test_a_section_gives_the_heads_features_from_the_map(backbone, pixels, head_node, unfreeze, fed_with, blocks):
+def test_a_section_gives_the_heads_features_from_the_map(
+    backbone, pixels, head_node, unfreeze, fed_with, blocks
+):
     preprocess = backbone.preprocess.override(64, None)
     cut = find_cut(backbone, head_node, unfreeze)
     assert cut.node == fed_with
@@ -59,14 +61,16 @@ def test_fixed_statistics_stay_to_the_bit_and_others_move(backbone, pixels):
     fixed(maps).sum().backward()
     assert all(torch.equal(before[name], buffer) for name, buffer in backbone.module.named_buffers())
     Section(backbone, cut, "bottleneck", preprocess, statistics=True).train()(maps)
-    moved = {name for name, buffer in backbone.module.named_buffers() if not torch.equal(before[name], buffer)}
+    moved = {
+        name for name, buffer in backbone.module.named_buffers() if not torch.equal(before[name], buffer)
+    }
     assert moved
     assert all(name.startswith("layer4.") for name in moved)
     backbone.module.load_state_dict(before, strict=False)
 
 
 def test_more_blocks_than_there_are(backbone):
-    with pytest.raises(BackboneError, match="Cannot unfreeze 6 blocks.*there are 5"):
+    with pytest.raises(BackboneError, match=r"Cannot unfreeze 6 blocks.*there are 5"):
         find_cut(backbone, "bottleneck", 6)
 
 

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.training.batches import Batches, SampleSet
 from bottleneck.training.loop import Training
 from bottleneck.training.objective import Objective
@@ -69,25 +68,4 @@ def training(epochs=4, lr=0.1, seed=0, **options):
         val=Batches(val_rows, val_samples, 16, shuffle=False),
         epochs=epochs,
         **options,
-    )
-
-
-def plain_head(cache, node="bottleneck"):
-    """A head that knows nothing, of the right form for the cache."""
-    samples, target = cache.samples, cache.samples.targets["label"]
-    C = len(target.class_names)
-    D = cache.nodes[node].shape[0] * samples.image.shape[1] + len(samples.covariate_names)
-    arrays = {"coef": np.zeros((C, D)), "intercept": np.zeros(C), "mean": np.zeros(D), "scale": np.ones(D)}
-    return HeadArtifact(
-        kind="logistic",
-        form="linear",
-        arrays={name: array.astype(np.float32) for name, array in arrays.items()},
-        class_names=target.class_names,
-        node=node,
-        images_per_sample=samples.image.shape[1],
-        covariate_names=samples.covariate_names,
-        backbone=cache.spec.backbone,
-        preprocess=cache.spec.preprocess,
-        fingerprint=cache.fingerprint,
-        node_fingerprint=cache.nodes[node].fingerprint(cache.spec),
     )

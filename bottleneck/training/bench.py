@@ -1,0 +1,256 @@
+"""The trials of a comparison: each a run of its own on the open cache, kept on disk as it ends.
+
+Shapes: S samples, n of a split, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.backbones.backbone import BOTTLENECK
+from bottleneck.backbones.section import find_cut
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import FitError
+from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import fingerprint
+from bottleneck.training.feeds import backbone_of, inputs_of
+from bottleneck.training.maps import ensure_map, source_of
+from bottleneck.training.pixels import decoded, require_read
+from bottleneck.training.result import accuracies
+from bottleneck.training.run import Inputs, RunConfig
+from bottleneck.training.scratch import DEFAULTS, Scratch, ScratchConfig, new_backbone, target_of
+from bottleneck.training.sets import Sets, few_shots, labelled_sets
+from bottleneck.training.start import head_metrics, plain_head, refitted
+from bottleneck.training.transfer import FinetuneConfig, Finetuning
+
+LEAST_STEPS = 200  # few shots make short epochs: so many steps are done at least
+ALL = "all"
+RUNS = "runs.json"
+SCRATCH = "scratch"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What is compared.
+
+    unfreeze : blocks; 0 is the head alone. init : "head", "random". scratch : depths of the small CNN.
+    shots : train samples per class, or "all". seeds : runs of each, other in order, draws and new weights.
+    target, node : what the heads answer, and from which features.
+    """
+
+    unfreeze: tuple[int | str, ...] = (0, 1, 2)
+    init: tuple[str, ...] = ("head", "random")
+    scratch: tuple[int, ...] = ()
+    shots: tuple[int | str, ...] = (ALL,)
+    seeds: int = 3
+    target: str | None = None
+    node: str = BOTTLENECK
+    weights: str | None = None
+    trust_code: bool = False
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("shots", 1), ("unfreeze", 0)):
+            for value in getattr(self, name):
+                if isinstance(value, int) and value < least:
+                    raise FitError(f"{name} is {value}; expected {least} or more, or all.")
+        if self.seeds < 1:
+            raise FitError(f"seeds is {self.seeds}; expected 1 or more.")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run to be done. unfreeze : blocks, or "scratch", where `depth` is that of the small CNN."""
+
+    unfreeze: int | str
+    init: str
+    shots: int | str
+    seed: int
+    depth: int | None = None
+
+
+@dataclass(frozen=True)
+class CompareRun:
+    """One run that was done. accuracy : by split, of its best epoch on val; n : samples trained on."""
+
+    unfreeze: int | str
+    init: str
+    shots: int | str
+    seed: int
+    depth: int | None
+    accuracy: dict[str, float]
+    n: int
+    epochs: int
+    seconds: float
+
+
+class Bench:
+    """An open cache, the network in its original state, and the runs that are done.
+
+    Parameters
+    ----------
+    path : of the cache
+    config : CompareConfig
+    folder : where the runs are kept
+    tell : hears what maps will cost
+    """
+
+    def __init__(self, path: Path, config: CompareConfig, folder: Path, tell: Callable[[str], None]) -> None:
+        self.path, self.config, self.folder, self.tell = path, config, folder, tell
+        with FeatureCache(path) as cache:
+            self.target = target_of(cache.samples, config.target)
+            run = config.run
+            found = labelled_sets(cache.samples, self.target, val_fraction=run.val_fraction, seed=run.seed)
+            # Heads are fitted here, on train alone: there is nothing left that has seen a carved val.
+            self.sets = replace(found, carved=False)
+            self.backbone = backbone_of(cache, config.weights, config.trust_code)
+        depths = [depth for depth in config.unfreeze if depth != 0]
+        self.cuts = {depth: find_cut(self.backbone, config.node, depth) for depth in depths}
+        self.original = {name: tensor.clone() for name, tensor in self.backbone.module.state_dict().items()}
+        self.heads: dict[tuple[int | str, int], HeadArtifact] = {}
+
+    def __enter__(self) -> Bench:
+        asked = {"weights": self.config.weights, "trust_code": self.config.trust_code}
+        for cut in self.cuts.values():
+            if cut.node:
+                ensure_map(self.path, cut.node, tell=self.tell, **asked)
+        self.cache = FeatureCache(self.path)
+        self.fingerprint = self._fingerprint()
+        self.done = self._read()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.cache.close()
+
+    def trials(self) -> list[Trial]:
+        """All runs, those that are fed alike together."""
+        config, found = self.config, []
+        for unfreeze in config.unfreeze:
+            for init in config.init if unfreeze != 0 else ("head",):
+                for shots in config.shots:
+                    # On all samples there is one head only: it has no order and no draw.
+                    seeds = 1 if unfreeze == 0 and shots == ALL else config.seeds
+                    found += [Trial(unfreeze, init, shots, seed) for seed in range(seeds)]
+        for depth in config.scratch:
+            for shots in config.shots:
+                found += [Trial(SCRATCH, "random", shots, seed, depth) for seed in range(config.seeds)]
+        return found
+
+    def results(self, trials: list[Trial]) -> Iterator[CompareRun]:
+        """Do the trials that are not done; yields each run, which then is on disk."""
+        groups: dict[int | str, list[Trial]] = {}
+        for trial in trials:
+            groups.setdefault(trial.unfreeze, []).append(trial)
+        for unfreeze, group in groups.items():
+            yield from (self.done[trial] for trial in group if trial in self.done)
+            left = [trial for trial in group if trial not in self.done]
+            if not left:
+                continue
+            with self._inputs(unfreeze) as inputs:
+                for trial in left:
+                    self.done[trial] = self._run(trial, inputs)
+                    self._write()
+                    yield self.done[trial]
+
+    @contextmanager
+    def _inputs(self, unfreeze: int | str) -> Iterator[Inputs | None]:
+        """What a group of trials is fed with."""
+        if unfreeze == 0:
+            yield None
+        elif unfreeze == SCRATCH:
+            keys, preprocess = list(self.cache.images.key), self._pixels()
+            with decoded(source_of(self.cache), keys, preprocess, self.folder) as pixels:
+                require_read(pixels.failures, keys)
+                yield Inputs(pixels, pixels)
+        else:
+            node = self.cuts[unfreeze].node
+            with inputs_of(self.cache, self.backbone, node, folder=self.folder) as inputs:
+                yield inputs
+
+    def _run(self, trial: Trial, inputs: Inputs | None) -> CompareRun:
+        """Train and measure."""
+        started = time.perf_counter()
+        sets = few_shots(self.sets, trial.shots, trial.seed)
+        run = enough_steps(replace(self.config.run, seed=trial.seed), len(sets.rows["train"]))
+        if trial.unfreeze == 0:
+            metrics, epochs = head_metrics(self._head(trial, sets), self.cache, sets), 0
+        else:
+            job = self._job(trial, sets, inputs, run)
+            job.train()
+            metrics, epochs = job.trained_metrics(), len(job.training.state.history) - 1
+        seconds = time.perf_counter() - started
+        return CompareRun(
+            **asdict(trial),
+            accuracy=accuracies(metrics),
+            n=len(sets.rows["train"]),
+            epochs=epochs,
+            seconds=seconds,
+        )
+
+    def _job(self, trial: Trial, sets: Sets, inputs: Inputs, run: RunConfig) -> Finetuning | Scratch:
+        """The run of a trial that trains."""
+        if trial.unfreeze == SCRATCH:
+            own = ScratchConfig(depth=trial.depth, run=replace(run, optim=DEFAULTS))
+            return Scratch(new_backbone(own), self._pixels(), inputs, sets, self.target, own)
+        head = self._head(trial, sets)
+        own = FinetuneConfig(unfreeze=trial.unfreeze, init=trial.init, run=run)
+        self.backbone.module.load_state_dict(self.original)
+        return Finetuning(self.cache, self.backbone, self.cuts[trial.unfreeze], inputs, sets, head, own)
+
+    def _head(self, trial: Trial, sets: Sets) -> HeadArtifact:
+        """The head on a trial's samples, C by cross-validation; on all samples one for all seeds."""
+        key = (trial.shots, 0 if trial.shots == ALL else trial.seed)
+        if key not in self.heads:
+            rows = sets.rows["train"]
+            plain = plain_head(self.cache, self.target, self.config.node)
+            self.heads[key] = refitted(plain, self.cache, rows, sets.labels[rows])
+        return self.heads[key]
+
+    def _pixels(self) -> Preprocess:
+        """How images become the small CNN's pixels: its own way, but not larger than the cache's."""
+        preprocess = new_backbone(ScratchConfig()).preprocess
+        size = Preprocess.from_json(self.cache.spec.preprocess).size
+        return preprocess.override(min(preprocess.size, size), None)
+
+    def _fingerprint(self) -> str:
+        """Of all that a run's result depends on beside its trial."""
+        config = {name: value for name, value in asdict(self.config).items() if name in ("node", "run")}
+        digests = hashlib.sha256(self.cache.images.digest.tobytes())
+        for array in (self.sets.labels, *self.sets.rows.values()):
+            digests.update(np.ascontiguousarray(array).tobytes())
+        return fingerprint(
+            {**config, "cache": self.cache.fingerprint, "target": self.target, "data": digests.hexdigest()}
+        )
+
+    def _read(self) -> dict[Trial, CompareRun]:
+        """The runs that an earlier call has done under the same settings."""
+        try:
+            kept = json.loads((self.folder / RUNS).read_text())
+            if kept["fingerprint"] != self.fingerprint:
+                return {}
+            runs = [CompareRun(**values) for values in kept["runs"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+        names = [item.name for item in fields(Trial)]
+        return {Trial(**{name: getattr(run, name) for name in names}): run for run in runs}
+
+    def _write(self) -> None:
+        runs = [asdict(run) for run in self.done.values()]
+        text = json.dumps({"fingerprint": self.fingerprint, "runs": runs}, ensure_ascii=False, indent=1)
+        write_whole(self.folder / RUNS, text.encode())
+
+
+def enough_steps(run: RunConfig, samples: int) -> RunConfig:
+    """The same run with more epochs, and more patience in proportion, where its steps would be too few."""
+    steps = run.epochs * -(-samples // run.batch_size)
+    times = max(1, -(-LEAST_STEPS // steps))
+    return replace(run, epochs=run.epochs * times, patience=run.patience * times)

@@ -1,0 +1,127 @@
+"""What many runs say together: means with intervals, the choice on val, and answers in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bottleneck.heads.metrics import wilson_interval
+
+if TYPE_CHECKING:
+    from bottleneck.training.compare import CompareRun
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ in their seed alone.
+
+    accuracy : mean by split. interval : 95 %, of the mean accuracy on the split that is shown, for as many
+    samples (Wilson 1927). spread : standard deviation over the seeds. seconds : mean of a run.
+    """
+
+    name: str
+    unfreeze: int | str
+    init: str
+    depth: int | None
+    shots: int | str
+    seeds: int
+    accuracy: dict[str, float]
+    interval: tuple[float, float]
+    spread: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question that people ask, answered for these data."""
+
+    question: str
+    answer: str
+
+
+def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row, ...]:
+    """Means over seeds, in the order in which they were tried. n : samples of the split `measured_on`."""
+    groups: dict[tuple, list[CompareRun]] = {}
+    for run in runs:
+        groups.setdefault((run.unfreeze, run.init, run.depth, run.shots), []).append(run)
+    rows = []
+    for (unfreeze, init, depth, shots), members in groups.items():
+        means = {
+            split: float(np.mean([run.accuracy[split] for run in members])) for split in members[0].accuracy
+        }
+        shown = [run.accuracy[measured_on] for run in members]
+        rows.append(
+            Row(
+                name=_name(unfreeze, init, depth),
+                unfreeze=unfreeze,
+                init=init,
+                depth=depth,
+                shots=shots,
+                seeds=len(members),
+                accuracy=means,
+                interval=wilson_interval(means[measured_on] * n, n),
+                spread=float(np.std(shown)),
+                seconds=float(np.mean([run.seconds for run in members])),
+            )
+        )
+    return tuple(rows)
+
+
+def choose(rows: Sequence[Row]) -> Row:
+    """The most accurate on val with the most samples; among equals the one that trains least."""
+    most = max(rows, key=_shots).shots
+    candidates = [row for row in rows if row.shots == most]
+    return max(candidates, key=lambda row: (row.accuracy["val"], -row.seconds))
+
+
+def answers(rows: Sequence[Row], chosen: Row, measured_on: str, n: int) -> tuple[Answer, ...]:
+    """What the rows with the most samples say to the usual questions; none where they were not tried."""
+    there = {row.name: row for row in rows if row.shots == chosen.shots}
+    found = []
+    for question, first, second in (
+        ("Is fine-tuning worth it?", _name(0, "head", None), _name(1, "head", None)),
+        ("One block or two?", _name(1, "head", None), _name(2, "head", None)),
+        ("Does it matter to start from the head?", _name(1, "random", None), _name(1, "head", None)),
+    ):
+        if first in there and second in there:
+            found.append(Answer(question, _versus(there[first], there[second], measured_on, n)))
+    scratch = [row for row in there.values() if row.depth]
+    transfer = [row for row in there.values() if not row.depth]
+    if scratch and transfer:
+        best = [max(part, key=lambda row: row.accuracy["val"]) for part in (scratch, transfer)]
+        found.append(Answer("Is transfer worth it with these data?", _versus(*best, measured_on, n)))
+    return tuple(found)
+
+
+def _versus(first: Row, second: Row, split: str, n: int) -> str:
+    """Both figures and whether their difference is beyond what so few samples and seeds can tell."""
+    difference = second.accuracy[split] - first.accuracy[split]
+    p = (first.accuracy[split] + second.accuracy[split]) / 2
+    seeds = first.spread**2 / first.seeds + second.spread**2 / second.seeds
+    noise = 1.96 * float(np.sqrt(2 * p * (1 - p) / n + seeds))
+    figures = (
+        f"{second.name} {second.accuracy[split]:.4f}, {first.name} {first.accuracy[split]:.4f} on {split} "
+        f"({difference:+.4f} ± {noise:.4f}; {second.seconds:.0f} s against {first.seconds:.0f} s)"
+    )
+    if abs(difference) <= noise:
+        return f"These data cannot tell: {figures}."
+    return f"{second.name if difference > 0 else first.name} is better: {figures}."
+
+
+def _name(unfreeze: int | str, init: str, depth: int | None) -> str:
+    """What people call it."""
+    if depth:
+        return f"scratch, {depth} blocks"
+    if unfreeze == 0:
+        return "head only"
+    blocks = {1: "1 block", "all": "all blocks"}.get(unfreeze, f"{unfreeze} blocks")
+    if isinstance(unfreeze, str) and unfreeze != "all":
+        blocks = f"from {unfreeze}"
+    return f"{blocks}, {'from the head' if init == 'head' else 'random last layer'}"
+
+
+def _shots(row: Row) -> float:
+    return float("inf") if row.shots == "all" else float(row.shots)

@@ -1,0 +1,84 @@
+"""Comparisons: every trial is run once, kept, and chosen among on val."""
+
+import json
+
+import pytest
+
+from bottleneck.errors import FitError
+from bottleneck.training.bench import Bench, CompareConfig, CompareRun
+from bottleneck.training.compare import compare
+from bottleneck.training.run import run_config
+from bottleneck.training.summary import answers, choose, summarise
+
+QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
+
+
+def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None, seconds=1.0):
+    """A run with these figures."""
+    return CompareRun(unfreeze, init, shots, seed, depth, {"val": val, "test": test}, 100, 5, seconds)
+
+
+def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.training.bench.LEAST_STEPS", 1)
+    options = {"unfreeze": (0, 1), "shots": (4, "all"), "seeds": 2, "scratch": (2,), **QUICK}
+    done = []
+    original = Bench._run
+
+    def counted(self, trial, inputs):
+        done.append(trial)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return original(self, trial, inputs)
+
+    monkeypatch.setattr(Bench, "_run", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(made_cache, tmp_path / "runs", **options)
+    result = compare(made_cache, tmp_path / "runs", **options)
+    # head alone: 2 draws of 4 shots, 1 with all; 2 starts × 2 shots × 2 seeds; from scratch 2 × 2
+    assert len(result.runs) == 3 + 8 + 4
+    assert len(done) == len(result.runs) + 1, "three runs were kept, the fourth was done again"
+    few = [each for each in result.runs if each.shots == 4]
+    assert {each.n for each in few} == {12}
+    assert set(result.runs[0].accuracy) == {"train", "val", "test"}
+    assert result.chosen.shots == "all"
+    assert result.chosen.accuracy["val"] == max(
+        row.accuracy["val"] for row in result.rows if row.shots == "all"
+    )
+    assert {item.question for item in result.answers} >= {
+        "Is fine-tuning worth it?",
+        "Is transfer worth it with these data?",
+    }
+    json.dumps(result.to_json())
+
+
+def test_the_choice_is_by_val_never_by_test_and_with_the_most_samples():
+    runs = [
+        run(1, val=0.9, test=0.7),
+        run(2, val=0.8, test=0.99),
+        run(1, val=0.95, shots=5),
+    ]
+    chosen = choose(summarise(runs, "test", 100))
+    assert (chosen.unfreeze, chosen.shots) == (1, "all")
+
+
+def test_means_and_intervals_over_seeds():
+    rows = summarise([run(1, test=0.8), run(1, test=0.9, seed=1)], "test", 200)
+    assert len(rows) == 1
+    assert rows[0].accuracy["test"] == pytest.approx(0.85)
+    assert rows[0].spread == pytest.approx(0.05)
+    assert rows[0].interval[0] < 0.85 < rows[0].interval[1]
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"), [(0.82, "cannot tell"), (0.99, "2 blocks, from the head is better")]
+)
+def test_answers_say_when_the_data_cannot_tell(second, verdict):
+    rows = summarise([run(1, test=0.8), run(2, test=second)], "test", 200)
+    found = {item.question: item.answer for item in answers(rows, rows[1], "test", 200)}
+    assert verdict in found["One block or two?"]
+
+
+@pytest.mark.parametrize("bad", [{"shots": (0,)}, {"seeds": 0}, {"unfreeze": (-1,)}])
+def test_impossible_comparisons_are_refused(bad):
+    with pytest.raises(FitError, match=next(iter(bad))):
+        CompareConfig(**bad, run=run_config({}))

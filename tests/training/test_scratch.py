@@ -1,0 +1,103 @@
+"""From nothing: several images and covariates, one logit for two classes, a model like any other."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bottleneck.errors import FitError
+from bottleneck.evaluation import evaluate
+from bottleneck.heads.artifact import load_head
+from bottleneck.training.scratch import scratch
+from tests.training.conftest import write_images
+
+QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu", "image_size": 48}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A manifest: two images and an age per sample, two classes."""
+    folder = write_images(
+        tmp_path_factory.mktemp("pairs"), {"train": 24, "val": 12, "test": 12}, ("blue", "red")
+    )
+    rows = []
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for name in ("blue", "red"):
+            for i in range(count):
+                images = [f"{split}/{name}/{2 * i + k}.png" for k in (0, 1)]
+                rows.append([*images, name, split, 30 + i + 5 * (name == "red")])
+    path = folder / "samples.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["front", "back", "colour", "part", "age"])
+        writer.writerows(rows)
+    columns = {
+        "image_columns": ("front", "back"),
+        "label_columns": ("colour",),
+        "split_column": "part",
+        "covariate_columns": ("age",),
+    }
+    return path, columns
+
+
+def test_two_images_and_a_number_per_sample(pairs, tmp_path):
+    path, columns = pairs
+    model = tmp_path / "m.safetensors"
+    result = scratch(path, model, **QUICK, **columns)
+    head = load_head(model)
+    assert result.kept == "scratch"
+    assert result.n == {"train": 24, "val": 12, "test": 12}
+    assert (head.images_per_sample, head.covariate_names, head.form) == (2, ("age",), "mlp")
+    assert head.arrays["coef"].shape == (128, 2 * 64 + 1)
+    np.testing.assert_array_equal(head.arrays["coef2"][0], -head.arrays["coef2"][1])
+    found = evaluate(model, path, split="test", engine="torch", **columns)
+    assert found["accuracy"] == pytest.approx(result.finetuned_accuracy["test"])
+    assert found["log_loss"] == pytest.approx(result.metrics["test"]["log_loss"], rel=1e-3)
+
+
+def test_two_classes_have_one_logit_and_batchnorm_learns(pairs, tmp_path):
+    path, columns = pairs
+    seen = []
+    original = nn.BatchNorm2d.forward
+
+    def forward(self, x):
+        seen.append(self.training)
+        return original(self, x)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.BatchNorm2d, "forward", forward)
+        scratch(path, tmp_path / "m.safetensors", **{**QUICK, "epochs": 1}, **columns)
+    assert any(seen), "BatchNorm ran in training mode"
+    assert not all(seen), "and in evaluation mode on val"
+
+
+def test_any_backbone_gets_a_linear_layer(images, tmp_path):
+    result = scratch(images, tmp_path / "m.safetensors", backbone="resnet18", epochs=1, image_size=32)
+    head = load_head(tmp_path / "m.safetensors")
+    assert head.form == "linear"
+    assert head.coef.shape == (3, 512)
+    assert result.classes == ("blue", "green", "red")
+
+
+def test_an_unreadable_image_is_listed_and_its_sample_left_out(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 8, "val": 4})
+    (folder / "train" / "red" / "3.png").write_bytes(b"not an image")
+    result = scratch(folder, tmp_path / "m.safetensors", **{**QUICK, "epochs": 1})
+    assert result.n == {"train": 23, "val": 12}
+    assert list(result.failures) == ["train/red/3.png"]
+
+
+def test_the_same_seed_gives_the_same_network(images, tmp_path):
+    models = [tmp_path / f"{i}.safetensors" for i in range(2)]
+    for model in models:
+        torch.manual_seed(hash(model.name) % 100)
+        scratch(images, model, seed=3, **{**QUICK, "epochs": 1})
+    assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_a_source_without_labels_is_refused(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 3}, ("red",))
+    with pytest.raises(FitError, match="0 targets"):
+        scratch(folder / "train" / "red", tmp_path / "m.safetensors", **QUICK)
