@@ -192,8 +192,18 @@ class HeadArtifact:
         for name, tensor in (network or {}).items():
             arrays[f"{NETWORK}{name}"] = np.array(tensor, order="C")
         meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
-        write_whole(path, to_safetensors(arrays, metadata=meta))
+        write_whole(path, _in_order(to_safetensors(arrays, metadata=meta)))
         return path
+
+
+def _in_order(data: bytes) -> bytes:
+    """A safetensors file, its metadata sorted: the library leaves their order to chance."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
 def apply_link(logits: np.ndarray, link: str, temperature: float = 1.0) -> np.ndarray:
