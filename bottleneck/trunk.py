@@ -153,6 +153,8 @@ class Trunk:
             if len(waiting) == size:
                 yield self._compute(waiting, tuple(nodes), size)
                 waiting = []
+                if self.config.batch_size is None:  # there is an engine now, which knows better
+                    size = max(engine.batch for engine in self._engines.values())
         if waiting:
             yield self._compute(waiting, tuple(nodes), size)
 
