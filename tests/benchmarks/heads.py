@@ -5,8 +5,8 @@
 
 `--features` holds x (n, D) and y (n,), best of real images; without it features are made: correlated, cut at
 zero, with ten classes that overlap. The peer is called as `PEER FEATURES.npz` and prints {"seconds", "C",
-"cv_accuracy"}; by default scikit-learn's LogisticRegressionCV, restated below. Every measurement is a process of
-its own, contenders take turns, and the best round of each counts; seconds are without imports.
+"cv_accuracy"}; by default scikit-learn's LogisticRegressionCV, restated below. Every measurement is a process
+of its own, contenders take turns, and the best round of each counts; seconds are without imports.
 
 Cases: sweep (13 C × 5 folds + refit at n = 10,000), large (the same at 50,000; the peer takes half an hour),
 targets (50 binary targets beside one), classes (1,000 at n = 50,000), small (n = 244), memory (a cache of
@@ -139,7 +139,7 @@ def made(folder: Path, n: int, classes: int, given: Path | None) -> Path:
 
 
 def synthetic(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sparse, correlated rows of a spectrum that falls like 1/k, as of a network's last layer, 5 % mislabelled."""
+    """Sparse, correlated rows with a spectrum that falls like 1/k, as of a network's end; 5 % mislabelled."""
     generator = np.random.default_rng(0)
     y = np.arange(n) % classes
     latent = 256
