@@ -33,7 +33,7 @@ BATCH_SIZE = 32
 class EngineConfig:
     """How the trunk is run.
 
-    engine : "auto", "onnxruntime" or "torch".
+    engine : "auto", "onnxruntime", "torch" or "torch-compiled" (compiles for a minute).
     precision : "auto" (fp32 on a CPU), "fp32", "bf16", "fp16" or "int8".
     device : "auto", "cpu", "cuda", "cuda:1", "mps" …
     batch_size : images that pass at once; None for the engine's own choice.

@@ -53,7 +53,9 @@ def _all(*options: Callable) -> Callable:
 
 
 engine_options = _all(
-    click.option("--engine", type=click.Choice(["auto", "onnxruntime", "torch"]), default="auto"),
+    click.option(
+        "--engine", type=click.Choice(["auto", "onnxruntime", "torch", "torch-compiled"]), default="auto"
+    ),
     click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]), default="auto"),
     click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …"),
     click.option("--batch-size", type=click.IntRange(1, 4096), help="Images that pass the network at once."),

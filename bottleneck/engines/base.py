@@ -93,6 +93,8 @@ def build_engine(
     """
     if len(example) == 0:
         raise EngineError("An engine is built on at least one example image, got none.")
+    if device == "auto" and (engine == "onnxruntime" or precision == "int8"):
+        device = "cpu"
     device = resolve_device(device)
     candidates = _candidates(engine, precision, device)
     threads = threads or thread_budget(device=device).network

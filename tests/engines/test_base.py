@@ -72,6 +72,13 @@ def test_auto_takes_onnxruntime_on_the_cpu(shared_graphs):
     assert (engine.name, engine.precision) == ("onnxruntime", "fp32")
 
 
+@pytest.mark.parametrize("flags", [{"engine": "onnxruntime"}, {"precision": "int8"}])
+def test_what_only_a_cpu_runs_runs_there_beside_a_gpu(flags, shared_graphs, monkeypatch):
+    monkeypatch.setattr("bottleneck.engines.base.resolve_device", lambda name: name.replace("auto", "cuda"))
+    engine = build_engine(TinyExtractor, photos(16), key="tiny", **flags)
+    assert (engine.name, engine.device) == ("onnxruntime", "cpu")
+
+
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 3e-2), ("fp16", 5e-3)])
 def test_half_precision_in_torch_is_near_and_float32_comes_out(precision, bound):
     engine = build_engine(TinyExtractor, photos(8), key="k", precision=precision, device="cpu")
