@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.calibrate import read_statistics
 from bottleneck.backbones.registry import load_from_recipe
@@ -27,9 +29,15 @@ def backbone_of(cache: FeatureCache, weights: str | None = None, trust_code: boo
 
     weights : its weights file, where it came from one. Raises BackboneError where it cannot be had.
     """
-    recipe = cache.spec.backbone
-    statistics = read_statistics(cache.path) if recipe.get("calibrated") else None
-    return load_from_recipe(recipe, weights=weights, statistics=statistics, trust_code=trust_code)
+    statistics = statistics_of(cache)
+    return load_from_recipe(
+        cache.spec.backbone, weights=weights, statistics=statistics or None, trust_code=trust_code
+    )
+
+
+def statistics_of(cache: FeatureCache) -> dict[str, np.ndarray]:
+    """BatchNorm's statistics by name where the network's weights are random; else none."""
+    return read_statistics(cache.path) if cache.spec.backbone.get("calibrated") else {}
 
 
 @contextmanager

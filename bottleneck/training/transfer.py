@@ -25,6 +25,7 @@ from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
+from bottleneck.training.feeds import statistics_of
 from bottleneck.training.loop import EpochRecord, Training
 from bottleneck.training.measure import logits_of, measure
 from bottleneck.training.network import folded, network_of, renew
@@ -199,8 +200,11 @@ class Finetuning:
             map_seconds=self.map_seconds,
             notes=notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
         )
-        state_dict = self.backbone.module.state_dict() if self.kept == "finetuned" else {}
-        write_files(self.path, self.artifact(metrics), state_dict, result, settings_of(self.config))
+        if self.kept == "finetuned":
+            network = self.backbone.module.state_dict()
+        else:  # random weights need no more than their statistics, published ones nothing
+            network = {name: torch.from_numpy(array) for name, array in statistics_of(self.cache).items()}
+        write_files(self.path, self.artifact(metrics), network, result, settings_of(self.config))
         return result
 
     def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:

@@ -1,6 +1,7 @@
 """A small feature cache with heads on it; and the helpers of the tests by name, as for `python -m`."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -18,12 +19,13 @@ COUNTS = {"train": 14, "val": 8, "test": 5}
 
 
 def write_images(folder, counts=COUNTS, names=tuple(COLOURS), size=50):
-    """Noisy patches of colour: split/class/number.png."""
+    """Noisy patches of colour, one in five of another class: split/class/number.png."""
     random = np.random.default_rng(0)
     for split, count in counts.items():
         for name in names:
             for number in range(count):
-                pixels = random.normal(COLOURS[name], 60, (size, size, 3)).clip(0, 255).astype(np.uint8)
+                shown = names[random.integers(len(names))] if random.random() < 0.2 else name
+                pixels = random.normal(COLOURS[shown], 60, (size, size, 3)).clip(0, 255).astype(np.uint8)
                 path = folder / split / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
@@ -52,4 +54,8 @@ def made_head(made_cache, tmp_path_factory):
         target = cache.samples.targets["label"]
         rows = np.flatnonzero(cache.samples.split == "train")
         head = refitted(plain_head(cache, "label", "bottleneck"), cache, rows, target.values[rows], C=1e-3)
+        noise = np.random.default_rng(0).normal(size=head.coef.shape) / head.scale
+        coef = 0.3 * head.coef + 0.02 * noise  # a head that leaves something to be learnt
+        arrays = {**head.arrays, "coef": coef, "intercept": head.intercept - (coef - head.coef) @ head.mean}
+        head = replace(head, arrays={name: array.astype(np.float32) for name, array in arrays.items()})
     return head.save(tmp_path_factory.mktemp("head") / "h.safetensors")
