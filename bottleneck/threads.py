@@ -1,11 +1,11 @@
 """How the cores are shared. Decided here, once; nobody else sets a thread count.
 
-While images stream, decoding and the network run at the same time, and both hand on through bounded queues: so
-each side may have as many threads as there are cores. The side that is behind finds the other asleep, and takes
-its cores. What must not happen is waiting that burns a core (OpenMP's and onnxruntime's barriers spin), so
-decoders keep torch to their own thread, and the network on a CPU runs whole passes side by side rather than one
-pass over all cores: no barrier, and 1.2 to 1.8 times the images per second of processor time (measured on 2
-cores that were busy decoding).
+While images stream, decoding and the network run at the same time, and both hand on through bounded queues:
+so each side may have as many threads as there are cores. The side that is behind finds the other asleep, and
+takes its cores. What must not happen is waiting that burns a core (OpenMP's and onnxruntime's barriers spin),
+so decoders keep torch to their own thread, and the network on a CPU runs whole passes side by side rather
+than one pass over all cores: no barrier, and 1.2 to 1.8 times the images per second of processor time
+(measured on 2 cores that were busy decoding).
 """
 
 from __future__ import annotations

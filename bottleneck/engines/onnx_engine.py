@@ -20,8 +20,8 @@ from bottleneck.threads import passes_side_by_side
 
 _log = logging.getLogger("bottleneck")
 
-# Images per pass. From 1 to 8 the rate is the same; few take little memory in each of the passes side by side,
-# and leave little to wait for at the end of a call.
+# Images per pass. From 1 to 8 the rate is the same; few take little memory in each of the passes side by
+# side, and leave little to wait for at the end of a call.
 _PASS = 4
 
 
