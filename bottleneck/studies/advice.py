@@ -15,6 +15,7 @@ from bottleneck.studies.shots import ShotCurve
 from bottleneck.studies.similarity import Similarity
 
 MARGIN = 0.005  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
+UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
 CONTRADICTION = 0.01  # of val accuracy: what a rule must cost at least to be called contradicted
 
 
@@ -144,12 +145,12 @@ class Advice:
     @property
     def text(self) -> list[str]:
         """The advice in sentences."""
-        near = self.similarity.text if self.similarity else "unknown, for the network has random weights"
+        near = f"The images are {self.similarity.text}." if self.similarity else UNKNOWN
         rules = [f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()]
         accuracy, val = self.chosen.accuracy["val"], self.tried["val"]
         return [
             f"Size is {self.size.text}.",
-            f"The images are {near}.",
+            near,
             f"Scenario: {self.scenario}.",
             *rules,
             f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",

@@ -80,7 +80,7 @@ def advise(
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
     trial = _prepare(Path(cache), folder, target, budget, seed, weights, trust_code, progress)
     near = trial.compare(seed, progress)
-    attempts = Attempts(trial.path, trial.subject, trial.nodes, folder, progress)
+    attempts = Attempts(trial.path, trial.source, trial.subject, trial.nodes, folder, progress)
     attempts.run()
     curve, scores = trial.measure(seed)
     size = Size.of(trial.codes, curve)

@@ -8,19 +8,23 @@ Strategies are compared on val; test is only reported.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bottleneck.backbones.backbone import BOTTLENECK
+from bottleneck.data.samples import Source
 from bottleneck.fitting import fit_heads
 from bottleneck.progress import Progress, silent
 from bottleneck.studies.advice import Attempt
-from bottleneck.studies.rules import EARLY, FINETUNE, HEAD
+from bottleneck.studies.rules import EARLY, FINETUNE, HEAD, SCRATCH
 from bottleneck.training.finetune import finetune
+from bottleneck.training.result import Result
+from bottleneck.training.scratch import scratch
 
 EPOCHS = 10
+SCRATCH_EPOCHS = 20
+SCRATCH_SIZE = 64  # pixels a side
 WORTH_TUNING = (
     0.01  # of cross-validated accuracy that earlier features must win for deeper tuning to be tried
 )
@@ -51,9 +55,10 @@ class Subject:
 
 @dataclass
 class Attempts:
-    """What is tried on the cache `trial` of `nodes`, below `folder`. heads : the probe curve."""
+    """What is tried on the cache `trial` of `source`, below `folder`. heads : the probe curve."""
 
     trial: Path
+    source: Source
     subject: Subject
     nodes: list[str]
     folder: Path
@@ -71,6 +76,7 @@ class Attempts:
         self._finetune(top, 1)
         if early is not None and early["cv_accuracy"] > top["cv_accuracy"] + WORTH_TUNING:
             self._finetune(early, 1)
+        self._scratch()
         return self.done
 
     def _heads(self) -> None:
@@ -100,23 +106,28 @@ class Attempts:
             )
         )
 
-    def _finetune(self, head: dict[str, Any], unfreeze: int | str) -> None:
-        started = time.perf_counter()
+    def _finetune(self, head: dict[str, Any], unfreeze: int) -> None:
+        model = self.folder / "models" / f"{head['node']}.safetensors"
         result = finetune(
-            self.trial,
-            head["path"],
-            self.folder / "models" / f"{head['node']}.safetensors",
-            unfreeze=unfreeze,
-            epochs=EPOCHS,
+            self.trial, head["path"], model, unfreeze=unfreeze, epochs=EPOCHS, progress=self.progress
+        )
+        blocks = ", ".join(result.unfrozen)
+        what = f"{blocks} fine-tuned from the head on {head['node']}"
+        self._add_network(FINETUNE, what, result, self.subject.tune_command(head, unfreeze))
+
+    def _scratch(self) -> None:
+        result = scratch(
+            self.source,
+            self.folder / "models" / "scratch.safetensors",
+            target=self.subject.target,
+            image_size=SCRATCH_SIZE,
+            epochs=SCRATCH_EPOCHS,
             progress=self.progress,
         )
-        self.done.append(
-            Attempt(
-                FINETUNE,
-                f"{', '.join(result.unfrozen)} fine-tuned from the head on {head['node']}",
-                result.finetuned_accuracy,
-                result.accuracy_ci95,
-                time.perf_counter() - started,
-                self.subject.tune_command(head, unfreeze),
-            )
-        )
+        what = f"the small CNN from scratch at {SCRATCH_SIZE} pixels"
+        command = f"bottleneck scratch {self.subject.root} --image-size {SCRATCH_SIZE}"
+        self._add_network(SCRATCH, what, result, command)
+
+    def _add_network(self, strategy: str, what: str, result: Result, command: str) -> None:
+        accuracy, interval = result.finetuned_accuracy, result.accuracy_ci95
+        self.done.append(Attempt(strategy, what, accuracy, interval, result.seconds, command))

@@ -107,8 +107,9 @@ def test_the_figure_is_drawn(tmp_path, seeds):
         runs,
         find_effects(Curves(runs)),
         Path(),
-        0,
-        1.0,
+        trained=0,
+        failed=0,
+        seconds=1.0,
     )
     with Image.open(transfer_figure(study, tmp_path / "figure.png")) as picture:
         assert min(picture.size) > 800

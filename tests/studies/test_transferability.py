@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from stripes import write_stripes
 
 from bottleneck.cli.main import group
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, SourceError
@@ -19,21 +20,6 @@ from bottleneck.studies.study_runs import Runner, _OnRows
 from bottleneck.studies.transferability import transfer_study
 
 SMALL = {"image_size": 16, "in_channels": 1, "width": 2, "epochs": 1, "batch_size": 16, "shares": (0.5,)}
-
-
-def write_stripes(folder, classes=4, images=8, val=4):
-    """Classes of stripes by their direction and width, with noise."""
-    rng = np.random.default_rng(0)
-    for split, count in (("train", images), ("val", val)):
-        for k in range(classes):
-            where = folder / split / f"class{k}"
-            where.mkdir(parents=True, exist_ok=True)
-            for i in range(count):
-                x, y = np.mgrid[:16, :16]
-                wave = np.sin((x if k % 2 else y) * (0.5 + 0.4 * (k // 2)) + rng.uniform(0, 6))
-                pixels = 128 + 80 * wave + rng.normal(0, 20, (16, 16))
-                Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(where / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(scope="module")
