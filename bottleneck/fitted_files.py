@@ -121,10 +121,13 @@ class HeadFiles:
         return found
 
     def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:
+        """Probabilities (m, C) of the samples `which`; float32, since there may be millions."""
         rows = self.cache.sample_rows(head.node, which)
-        size = block_size(rows.shape[1])
         return np.concatenate(
-            [head.probabilities(read_checked(rows, *bounds)) for bounds in blocks(rows, size)]
+            [
+                head.probabilities(read_checked(rows, *bounds)).astype(np.float32)
+                for bounds in blocks(rows, block_size(rows.shape[1]))
+            ]
         )
 
     def _statistics(self) -> dict[str, np.ndarray] | None:

@@ -23,7 +23,7 @@ class Strength(click.ParamType):
         if value == "auto" or isinstance(value, tuple):
             return value
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
+            numbers = tuple(float(part) for part in str(value).encode("ascii").decode().split(","))
         except ValueError:
             numbers = ()
         if not numbers or not all(0 < number < float("inf") for number in numbers):

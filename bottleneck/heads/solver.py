@@ -38,6 +38,7 @@ MEMORY, LEAST_STEPS = 20, 4  # steps remembered
 MOST_STEPS = 1000
 BLOCK_COST = 0.5  # passes that building a preconditioner may cost
 SAMPLE = 2048  # rows from which it is built
+LARGEST_BLOCK = 256  # coordinates; beyond it passes hardly get fewer
 SPEAKS = 0.02  # coordinates with less curvature than this beside the penalty's 1 need no exact block
 LEAST_SHARE = 1e-8
 FARTHEST = 1.5  # steps of the path that an extrapolation may reach
@@ -208,7 +209,7 @@ def _preconditioner(
     affordable = int(np.sqrt(BLOCK_COST * 2 * every * design.width * (group.folds + 1)))
     speaking = int((0.25 * C * design.values > SPEAKS).sum())
     held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * group.columns)))
-    r = min(affordable, speaking, held, design.width)
+    r = min(affordable, speaking, held, LARGEST_BLOCK, design.width)
     block = passes.curvatures(Request(group, full, coef), r, every)
     return Preconditioner(block, design.values, design.n, C, group.folds + 1, design.dtype)
 

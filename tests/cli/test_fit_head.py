@@ -1,0 +1,58 @@
+"""The flags of fit-head: what they accept, and one whole call."""
+
+import json
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bottleneck.cli.fit_head import Bytes, Counts, Strength, command
+from tests.heads.problems import features
+from tests.test_fitting import class_target, write_cache
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("512MiB", 512 << 20), ("4GB", 4 * 10**9), ("1.5 gib", 3 << 29), ("1000000", 10**6), ("64k", 64_000)],
+)
+def test_sizes(text, size):
+    assert Bytes().convert(text, None, None) == size
+
+
+@pytest.mark.parametrize("kind", [Bytes(), Counts(), Strength()])
+@pytest.mark.parametrize("text", ["", "much", "-1", "1,,2", "0x10", "inf", "٣"])
+def test_nonsense_is_refused(kind, text):
+    with pytest.raises(click.BadParameter):
+        kind.convert(text, None, None)
+
+
+def test_lists():
+    assert Counts().convert("10,1,5,5", None, None) == (1, 5, 10)
+    assert Strength().convert("0.1,1e-3", None, None) == (0.1, 1e-3)
+    assert Strength().convert("auto", None, None) == "auto"
+
+
+@pytest.fixture
+def cache(tmp_path):
+    X, y = features(90, 8, 3)
+    return write_cache(tmp_path / "x.h5", X, [class_target(y)], ["train"] * 70 + ["test"] * 20)
+
+
+def test_json_is_one_object_with_the_promised_keys(cache, tmp_path):
+    arguments = [str(cache), "--head", "logistic", "--head", "ridge", "--C", "0.01,0.1", "--shots", "1,5"]
+    arguments += ["--repeats", "3", "-o", str(tmp_path / "heads"), "--json"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    printed = json.loads(result.stdout)
+    assert [head["head"] for head in printed["heads"]] == ["logistic", "ridge"]
+    keys = {"path", "target", "node", "head", "C", "cv_accuracy", "accuracy", "accuracy_ci95", "n"}
+    assert keys <= printed["heads"][0].keys()
+    assert printed["curves"]["shots"][0]["shots"] == [1, 5]
+    assert printed["seconds"] > 0
+
+
+def test_people_get_a_table(cache, tmp_path):
+    result = CliRunner().invoke(
+        command, [str(cache), "--C", "0.1", "-o", str(tmp_path / "heads")], catch_exceptions=False
+    )
+    assert "logistic" in result.stdout
+    assert "Next: bottleneck evaluate" in result.stdout
