@@ -33,6 +33,7 @@ COMMANDS = {
     "compare": ("bottleneck.cli.compare", "Try how deep to unfreeze, and whether transfer is worth it."),
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
+    "export": ("bottleneck.cli.export", "Write a head or model as ONNX or as a torch.export program."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
     "advise": ("bottleneck.cli.advise", "Say which transfer suits your data, and why."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),

@@ -30,7 +30,7 @@ def export_graph(extractor: nn.Module, example: np.ndarray) -> bytes:
     import torch
 
     pixels = torch.from_numpy(np.ascontiguousarray(np.resize(example, (2, *example.shape[1:]))))
-    with _silence():
+    with silence():
         program = torch.onnx.export(
             extractor,
             (pixels,),
@@ -45,7 +45,7 @@ def export_graph(extractor: nn.Module, example: np.ndarray) -> bytes:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """The exporter's warnings speak to its developers; what matters is checked by its numbers afterwards."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
