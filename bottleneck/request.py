@@ -195,7 +195,7 @@ class Request:
         """Set a random network's BatchNorm statistics from the user's images; keep them beside the cache."""
         from bottleneck.backbones.calibrate import calibrate_batchnorm, statistics, statistics_file
 
-        calibrate_batchnorm(backbone, self._example(BATCH_SIZE))
+        calibrate_batchnorm(backbone, self._example(BATCH_SIZE), self.trunk.preprocess)
         path = statistics_file(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, save(statistics(backbone)))

@@ -19,18 +19,21 @@ from safetensors.numpy import load
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bottleneck.backbones.backbone import Backbone, state_sha256
-from bottleneck.backbones.extractor import Normalise
+from bottleneck.backbones.backbone import BOTTLENECK, Backbone, state_sha256
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
 
-def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray) -> None:
+def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray, preprocess: Preprocess | None = None) -> None:
     """Set every BatchNorm's statistics to those of one batch; the recipe then says so.
 
     Parameters
     ----------
     pixels : uint8 array of shape (B, H, W, C)
         At least two images, preprocessed as for extraction.
+    preprocess : Preprocess, optional
+        Theirs, the network's own by default. Layers above the bottleneck, whose classifier may be made for
+        another image size, are left as they are.
 
     Raises
     ------
@@ -47,7 +50,7 @@ def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray) -> None:
         )
     hooks = [norm.register_forward_pre_hook(_take_statistics) for norm in norms.values()]
     with torch.no_grad():
-        backbone.module(Normalise(backbone.preprocess)(torch.from_numpy(pixels)))
+        backbone.extractor([BOTTLENECK], preprocess)(torch.from_numpy(pixels))
     for hook in hooks:
         hook.remove()
     backbone.recipe |= {"calibrated": True, "weights_sha256": state_sha256(backbone.module)}
