@@ -22,12 +22,12 @@ from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.errors import BottleneckError
+from bottleneck.origin import source_of
 from bottleneck.report.fonts import drawable, families
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.queries import files_source
 from bottleneck.studies.similar_images import Similar
 from bottleneck.threads import available_cores
-from bottleneck.training.maps import source_of
 
 MOST_STRIPS, MOST_TILES = 40, 12
 SIDE, GAP, TITLE, CAPTION = 144, 12, 24, 44  # pixels

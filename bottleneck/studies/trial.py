@@ -19,10 +19,10 @@ from bottleneck.data.samples import Source
 from bottleneck.data.splits import set_aside
 from bottleneck.errors import BackboneError, CacheError, FitError
 from bottleneck.extraction import extract
+from bottleneck.origin import source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.maps import source_of
 
 VAL_FRACTION = 0.25  # of train, where the cache has no val
 SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only reported

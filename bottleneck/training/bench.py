@@ -20,10 +20,11 @@ from bottleneck.backbones.section import find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.origin import source_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.feeds import backbone_of, inputs_of
-from bottleneck.training.maps import ensure_map, source_of
+from bottleneck.training.maps import ensure_map
 from bottleneck.training.pixels import decoded, require_read
 from bottleneck.training.result import accuracies
 from bottleneck.training.run import Inputs, RunConfig

@@ -15,9 +15,9 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.calibrate import read_statistics
 from bottleneck.backbones.registry import load_from_recipe
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.origin import source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.maps import source_of
 from bottleneck.training.pixels import LiveRows, decoded, require_read
 from bottleneck.training.rows import DrawnViews
 from bottleneck.training.run import Inputs

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from bottleneck.data.files import Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.loader import load_images
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.samples import Source
 from bottleneck.errors import CacheError
 from bottleneck.extraction import extract
+from bottleneck.origin import source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.request import ExtractConfig, Request
 from bottleneck.store.files import readable
@@ -73,31 +73,6 @@ def ensure_map(
     started = time.perf_counter()
     extract(source, cache, progress=progress, on_error="fail", **asked)
     return time.perf_counter() - started
-
-
-def source_of(cache: FeatureCache) -> Source:
-    """The source that a cache was made from, with the cache's own images, samples, labels and splits.
-
-    Images that failed come along, so that their failures stay listed.
-    """
-    cached = cache.images.key
-    keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
-    place = {key: i for i, key in enumerate(keys)}
-    places = np.array([place[key] for key in cached], dtype=np.int64)
-    samples = replace(cache.samples, image=places[cache.samples.image])
-    return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
-
-
-def _files(root: str, key: str) -> Files:
-    """Where the bytes of a source lie; shards are listed again, which is what finds `key`."""
-    if "://" in root or "::" in root:
-        filesystem, folder = open_url(root)
-        files: Files = RemoteFiles(filesystem, folder, root)
-    else:
-        files = LocalFiles(root)
-    if "://" in key or not files.missing([key]):
-        return files
-    return read_source(root).files if Path(root).exists() or "://" in root else files
 
 
 def _require_images(source: Source, cache: Path) -> None:
