@@ -39,7 +39,9 @@ ENGINE_FIELDS = frozenset(field.name for field in fields(EngineConfig))
 class ExtractResult:
     """What a run did.
 
-    nodes : shape of one row by name. spent : seconds of work by stage, summed over threads.
+    nodes : shape of one row by name.
+    spent : seconds by stage. Reading and decoding are summed over their threads; network is while it was
+        busy, and write what the cache took beside it and at the end.
     """
 
     cache: str
@@ -118,7 +120,7 @@ def extract(
             images_per_second=summary.computed / seconds,
             engine=request.trunk.engine_name,
             nodes={name: node.shape for name, node in written.nodes.items()},
-            spent=request.trunk.spent,
+            spent={**request.trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
         )
 

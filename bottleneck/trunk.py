@@ -8,7 +8,10 @@ Shapes: B images of a batch, H × W pixels, V views.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from bottleneck.engines.base import Engine
 
 BATCH_SIZE = 32
+MOST_CALLS = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,48 @@ class Batch:
     views: tuple[np.ndarray, ...] | None = None
 
 
+class _Calls:
+    """Calls of the network in threads of their own, so that it need not wait while batches are made and kept.
+
+    Several at once leave no core idle at a call's end, when the last of its passes is still under way.
+
+    Attributes
+    ----------
+    busy_seconds : in which at least one call ran.
+    """
+
+    def __init__(self, compute: Callable[..., Batch]) -> None:
+        self.busy_seconds = 0.0
+        self._compute, self._until = compute, 0.0
+        self._running: deque[Future] = deque()
+        self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="bottleneck-call")
+
+    def submit(self, at_once: int, *arguments: object) -> Iterator[Batch]:
+        """Begin a call as soon as fewer than `at_once` are running; yields the batch waited for, if any."""
+        done = [self._oldest()] if len(self._running) >= min(at_once, MOST_CALLS) else []
+        self._running.append(self._pool.submit(self._timed, *arguments))
+        yield from done
+
+    def rest(self) -> Iterator[Batch]:
+        """The batches still on their way."""
+        while self._running:
+            yield self._oldest()
+
+    def close(self) -> None:
+        """End the threads; calls that have not begun are forgotten."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _timed(self, *arguments: object) -> tuple[Batch, float, float]:
+        started = time.perf_counter()
+        return self._compute(*arguments), started, time.perf_counter()
+
+    def _oldest(self) -> Batch:
+        batch, started, ended = self._running.popleft().result()
+        self.busy_seconds += max(0.0, ended - max(started, self._until))
+        self._until = max(ended, self._until)
+        return batch
+
+
 @dataclass
 class Trunk:
     """A frozen network that turns pixels into the features of some nodes.
@@ -71,7 +117,7 @@ class Trunk:
     preprocess_override : how images become pixels; None takes the backbone's own.
     startup_seconds : time that loading and engine building took.
     calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
-    spent : seconds of work by stage; read and decode are summed over their threads.
+    spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
 
     load: Callable[[], Backbone]
@@ -139,30 +185,39 @@ class Trunk:
         with `error` set it failed; else its digest is in `known` or belongs to an earlier image of this call.
         """
         budget = thread_budget(self.config.workers, self.config.device)
-        size = self.config.batch_size or BATCH_SIZE
+        size, nodes = self.config.batch_size or BATCH_SIZE, tuple(nodes)
         waiting: list[LoadedImage] = []
-        for image in load_images(
-            source, keys, self.preprocess, workers=budget.decode, known=known, views=views
-        ):
-            self.spent["read"] += image.read_seconds
-            self.spent["decode"] += image.decode_seconds
-            if image.pixels is None:
-                yield image
-                continue
-            waiting.append(image)
-            if len(waiting) == size:
-                yield self._compute(waiting, tuple(nodes), size)
-                waiting = []
-                if self.config.batch_size is None:  # there is an engine now, which knows better
-                    size = max(engine.batch for engine in self._engines.values())
-        if waiting:
-            yield self._compute(waiting, tuple(nodes), size)
+        with closing(_Calls(self._compute)) as calls:
+            for image in load_images(
+                source, keys, self.preprocess, workers=budget.decode, known=known, views=views
+            ):
+                self.spent["read"] += image.read_seconds
+                self.spent["decode"] += image.decode_seconds
+                if image.pixels is None:
+                    yield image
+                    continue
+                waiting.append(image)
+                if len(waiting) == size:
+                    yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
+                    waiting = []
+                    if self.config.batch_size is None:  # there is an engine now, which knows better
+                        size = max(engine.batch for engine in self._engines.values())
+            if waiting:
+                yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
+            yield from calls.rest()
+            self.spent["network"] += calls.busy_seconds
+
+    def _at_once(self, images: list[LoadedImage], nodes: tuple[str, ...]) -> int:
+        """Calls that the engines of `nodes` take at once; built now if need be, outside of the calls."""
+        example = None
+        for group in self._groups(nodes):
+            if group not in self._engines:
+                example = np.stack([image.pixels for image in images]) if example is None else example
+                self.engine(group, example)
+        return min(self._engines[group].calls for group in self._groups(nodes))
 
     def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
         pixels = np.stack([image.pixels for image in images])
-        for group in self._groups(nodes):
-            self.engine(group, pixels)  # built here, outside of the clock
-        started = time.perf_counter()
         features, views = self._rows(pixels, nodes), None
         if images[0].views is not None:
             flat = np.concatenate([image.views for image in images])  # (B·V, H, W, C)
@@ -171,7 +226,6 @@ class Trunk:
                 np.concatenate(rows).reshape(len(images), -1, *rows[0].shape[1:])
                 for rows in zip(*parts, strict=True)
             )
-        self.spent["network"] += time.perf_counter() - started
         return Batch(images, features, views)
 
     def _rows(self, pixels: np.ndarray, nodes: tuple[str, ...]) -> tuple[np.ndarray, ...]:

@@ -66,5 +66,11 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     parts = [table("Features", ("what", "value"), shown.items())]
     if result.failures:
         parts.append(table("Images without a row", ("image", "reason"), sorted(result.failures.items())))
+    if result.computed:
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.spent.items())
+        parts.append(
+            f"{result.computed} images in {result.seconds:.1f} s ({result.images_per_second:.0f} a second), "
+            f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
+        )
     parts.append(f"Next: bottleneck fit-head {result.cache}")
     terminal.result(result.to_json(), *parts)

@@ -39,6 +39,7 @@ class Engine(Protocol):
 
     name : "onnxruntime", "torch" or "torch-compiled". precision : "fp32", "bf16", "fp16" or "int8".
     batch : images per call that use the device well; any number may be given, in any order.
+    calls : that may be made at once, each from a thread of its own.
     agreement : {node index: largest relative difference of a row from eager float32; for int8 the cosine}.
     calibration : for int8 what it was calibrated on, else None.
     """
@@ -47,6 +48,7 @@ class Engine(Protocol):
     precision: str
     device: str
     batch: int
+    calls: int
     agreement: dict[int, float]
     calibration: dict | None
 

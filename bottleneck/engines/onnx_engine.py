@@ -40,6 +40,7 @@ class OnnxEngine:
 
     name = "onnxruntime"
     device = "cpu"
+    calls = 2  # the second's passes begin while the last of the first's are under way
 
     def __init__(self, graph: bytes, precision: str = "fp32", threads: int = 1) -> None:
         self.precision = precision

@@ -36,6 +36,7 @@ class TorchEngine:
     """
 
     calibration = None
+    calls = 1  # the device works through one after the other
 
     def __init__(
         self,

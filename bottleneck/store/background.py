@@ -45,6 +45,10 @@ class Committer:
     """Collects batches in a thread of its own and commits a part whenever one is full.
 
     An error in the thread is raised by the caller's next `put` or by `finish`; nothing is written after it.
+
+    Attributes
+    ----------
+    seconds : that committing parts has taken
     """
 
     def __init__(self, parts: PartsFolder, nodes: Mapping[str, NodeSpec]) -> None:
@@ -53,6 +57,7 @@ class Committer:
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
         self._finishing = False
+        self.seconds = 0.0
         self._clear()
 
     def put(self, item: Batch | Taken | Failure) -> None:
@@ -130,6 +135,7 @@ class Committer:
 
     def _commit(self) -> None:
         if self._rows or self._taken or self._failures:
+            started = time.perf_counter()
             content = PartContent(
                 ImageTable.of(self._rows),
                 {name: np.concatenate(rows) for name, rows in self._features.items()},
@@ -138,6 +144,7 @@ class Committer:
                 self._failures,
             )
             self._parts.commit(content)
+            self.seconds += time.perf_counter() - started
         self._clear()
 
     def _clear(self) -> None:

@@ -13,8 +13,9 @@ Shapes: I images, B images of a batch, V views.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,17 @@ CHANGED = "Its content changed although its size and time did not; run again."
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run came to: images are rows of the cache, `removed` are rows that it no longer has."""
+    """What a run came to: images are rows of the cache, `removed` are rows that it no longer has.
+
+    write_seconds : that parts took in their own thread, and the finished file after it.
+    """
 
     images: int
     computed: int
     reused: int
     failed: int
     removed: int
+    write_seconds: float = 0.0
 
 
 class CacheWriter:
@@ -200,6 +205,7 @@ class CacheWriter:
         if self._keys is None:
             raise CacheError("A cache cannot be finished before it was planned.")
         self._committer.finish()
+        started = time.perf_counter()
         self._existing.index_new_parts()
         images, row_of = self._image_table()
         failures = [self._failures[key] for key in self._keys if key in self._failures]
@@ -212,7 +218,7 @@ class CacheWriter:
                 self._existing.finish_in_parts(images, table, failures)
         except OSError as error:
             raise as_cache_error(error, self.path) from error
-        return summary
+        return replace(summary, write_seconds=self._committer.seconds + time.perf_counter() - started)
 
     def _image_table(self) -> tuple[ImageTable, np.ndarray]:
         """Images that have all their rows, and the row of each planned image (−1 where it has none)."""
