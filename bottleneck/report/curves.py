@@ -48,7 +48,7 @@ def probe_curve(
 def shot_curve(
     shots: Sequence[int], scores: Mapping[str, np.ndarray], path: str | Path, title: str = ""
 ) -> Path:
-    """Draw mean accuracy over images per class, with the spread of the repeats, one line per entry.
+    """Draw mean accuracy over images per class, with what 95 % of the repeats reach, one line per entry.
 
     scores : (G, R) accuracies by name.
     """
@@ -56,12 +56,14 @@ def shot_curve(
         for name, values in scores.items():
             values = np.asarray(values)
             line = axes.plot(shots, values.mean(axis=1), marker="o", label=drawable(name))[0]
-            low, high = np.quantile(values, (0.1, 0.9), axis=1)
+            low, high = np.quantile(values, (0.025, 0.975), axis=1)
             axes.fill_between(shots, low, high, alpha=0.2, color=line.get_color(), linewidth=0)
         axes.set_xscale("log")
         axes.set_xticks(shots, [str(count) for count in shots])
         axes.minorticks_off()
-        axes.set(xlabel="images per class", ylabel="accuracy", title=drawable(title, 80))
+        axes.set(
+            xlabel="images per class", ylabel="accuracy, and 95 % of the draws", title=drawable(title, 80)
+        )
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     return Path(path)

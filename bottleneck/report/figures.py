@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 from bottleneck.report.fonts import drawable, families
 
 MOST_CLASSES_NAMED = 40
+TITLE_CHARACTERS = 10  # of a line, for each inch of width
 
 
 @contextmanager
@@ -30,6 +32,8 @@ def picture(
     with mpl.rc_context({"font.family": list(families()), "font.size": 10, "axes.titlesize": 11}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in figure.axes:
+            axes.set_title(fill(axes.get_title(), int(TITLE_CHARACTERS * width / columns)))
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120)
 

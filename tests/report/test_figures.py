@@ -43,3 +43,11 @@ def test_a_failing_picture_leaves_no_file(tmp_path):
     with pytest.raises(RuntimeError), picture(tmp_path / "x.png", 3, 3):
         raise RuntimeError
     assert not (tmp_path / "x.png").exists()
+
+
+def test_a_long_title_stays_within_the_picture(tmp_path):
+    with picture(tmp_path / "long.png", 5.0, 4.0) as (axes,):
+        axes.set_title("a title of many words " * 6)
+    figure = axes.figure
+    box = axes.title.get_window_extent(figure.canvas.get_renderer())
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
