@@ -1,6 +1,6 @@
 """How transferable are features? The study of Yosinski et al. (2014) on rendered characters, offline.
 
-    python examples/transfer_study.py [--output transfer-study] [--seeds 3]
+    python examples/transfer_study.py [--output transfer-study] [--seeds 4]
 
 Renders 68 classes of characters (Latin, Greek, digits) from the fonts that matplotlib ships, with random
 pose, tones, clutter, blur and noise, and runs `bottleneck transfer-study` on them: 3 seeds × 41 trainings.
@@ -80,11 +80,11 @@ def write_characters(folder: Path, seed: int = 0) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("transfer-study"))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     images = write_characters(options.output / "characters")
     study = ["--output", options.output / "study", "--seeds", options.seeds]
-    training = ["--in-channels", 1, "--epochs", 5, "--batch-size", 64, "--lr", 0.1]
+    training = ["--in-channels", 1, "--epochs", 8]
     command = [sys.executable, "-m", "bottleneck", "transfer-study", images, *study, *training]
     sys.exit(subprocess.run(list(map(str, command))).returncode)
 

@@ -39,7 +39,7 @@ class Names(click.ParamType):
 @click.option("--in-channels", type=click.IntRange(1, 4), default=3, show_default=True, help="1 reads grey.")
 @click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of every training.")
 @click.option("--batch-size", type=click.IntRange(2, 4096), default=64, show_default=True)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.1, show_default=True)
+@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True)
 @click.option("--weight-decay", type=click.FloatRange(0), default=5e-4, show_default=True)
 @click.option(
     "--share", "shares", type=float, multiple=True, default=(0.25, 0.5), help="Of A's images; repeatable."

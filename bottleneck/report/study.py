@@ -35,6 +35,7 @@ NOTES = {  # the paper's five interpretations: what to write, which curve it bel
     "specificity": ("specificity", "AnB"),
     "gain": ("transfer + fine-tuning gains", "AnB+"),
 }
+FAINT = "#8a8a8a"
 AXIS = "layer n at which the network is chopped and retrained"
 
 
@@ -82,26 +83,27 @@ def _points(axes: Axes, curves: Curves) -> None:
 
 
 def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
-    """Lines through the means, and the paper's interpretations where this study shows them."""
+    """Lines through the means, the paper's interpretations where they hold, in grey those that do not."""
     base = float(np.mean(curves.accuracies("baseB", 0)))
     axes.axhline(base, color=STYLES["baseB"][0], linewidth=1, linestyle=":")
     for kind in COPIES:
         _line(axes, curves, kind, start=base)
-    shown = [effect for effect in effects if effect.key in NOTES and effect.shown > 0]
-    shown.sort(key=lambda effect: list(NOTES).index(effect.key))
-    for number, effect in enumerate(shown, 1):
+    by_key = {effect.key: effect for effect in effects}
+    looked_for = [by_key[key] for key in NOTES if key in by_key]
+    for number, effect in enumerate(looked_for, 1):
         text, kind = NOTES[effect.key]
-        n = _place(curves, effect, base)
-        y = float(np.mean(curves.accuracies(kind, n)))
-        ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": STYLES[kind][0]}
-        offset = (-3, 9 if kind.endswith("+") else -16)
-        axes.annotate(str(number), (n, y), offset, textcoords="offset points", fontsize=8, bbox=ring)
-        height = 0.03 + 0.055 * (len(shown) - number)
-        axes.text(0.02, height, f"{number}  {text}", transform=axes.transAxes, fontsize=8)
-    axes.set(
-        title="Means, and what exceeds the noise" if shown else "Means: nothing exceeds the noise",
-        xlabel=AXIS,
-    )
+        holds = effect.shown > 0
+        if holds:
+            n = _place(curves, effect, base)
+            y = float(np.mean(curves.accuracies(kind, n)))
+            ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": STYLES[kind][0]}
+            offset = (-3, 9 if kind.endswith("+") else -16)
+            axes.annotate(str(number), (n, y), offset, textcoords="offset points", fontsize=8, bbox=ring)
+        said = text if holds else f"{text}: {'the opposite' if effect.shown else 'not beyond the noise'}"
+        height = 0.03 + 0.055 * (len(looked_for) - number)
+        colour = "black" if holds else FAINT
+        axes.text(0.02, height, f"{number}  {said}", transform=axes.transAxes, fontsize=8, color=colour)
+    axes.set(title="Means, and which of the paper's effects they show", xlabel=AXIS)
     axes.legend(fontsize=8, ncols=2)
 
 
@@ -185,7 +187,5 @@ def _gain_by_size(axes: Axes, curves: Curves) -> None:
         marker="D",
         capsize=3,
     )
-    axes.set(
-        title=f"Gain of transfer + fine-tuning (n = {top}) by the size of A", ylabel="AnB+ − base, points"
-    )
+    axes.set(title=f"Gain by the size of A (AnB+, n = {top})", ylabel="AnB+ − base, points")
     axes.set_xlabel("share of A's images")

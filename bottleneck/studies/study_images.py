@@ -1,4 +1,4 @@
-"""The images of a study: decoded once into a plain array on disk, split into train and val.
+"""The images of a study: decoded once into an array on disk, split into train and val.
 
 Shapes: N images, S pixels a side, C channels, K classes.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,23 +25,12 @@ VAL_FRACTION = 0.25  # of train, where the source sets nothing aside for val
 FEWEST_TRAIN, FEWEST_VAL = 4, 2  # images of every class
 
 
-class ArrayRows:
-    """Rows of an array, in memory or mapped from a file, one per image (`training.rows.Rows`)."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.dtype = values, values.shape, values.dtype
-
-    def take(self, images: np.ndarray) -> np.ndarray:
-        """Rows of `images`, in that order."""
-        return self.values[images]
-
-
 @dataclass(frozen=True)
 class StudyImages:
     """What a study trains on.
 
-    pixels : (N, S, S, C) uint8. codes : (N,) int64. val : (N,) bool, else train. class_names : K names.
-    digest : sha256 hex over all images, labels and splits. failed : images that could not be read.
+    pixels : (N, S, S, C) uint8. codes : (N,) int64, −1 where the image could not be read.
+    val : (N,) bool, else train. class_names : K names. digest : sha256 hex of all images, labels and splits.
     """
 
     pixels: np.ndarray
@@ -48,7 +38,11 @@ class StudyImages:
     val: np.ndarray
     class_names: tuple[str, ...]
     digest: str
-    failed: int
+
+    @property
+    def failed(self) -> int:
+        """Images that could not be read."""
+        return int((self.codes < 0).sum())
 
     def of_classes(self, classes: np.ndarray, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the train and of the val images of `classes`, in ascending order.
@@ -84,7 +78,7 @@ class StudyImages:
 def read_images(
     source: str | Path, preprocess: Preprocess, folder: Path, *, progress: Progress = silent, **reading: Any
 ) -> StudyImages:
-    """Decode the labelled images of `source` into `folder/pixels.npy`.
+    """Decode the labelled images of `source` into a temporary file in `folder`.
 
     reading : keyword arguments of `read_source`. Test images are left unseen. Without val images a quarter of
         train is set aside, by class.
@@ -100,35 +94,38 @@ def read_images(
     names, chosen, codes = _labelled(found)
     keys = [found.images[i] for i in found.samples.image[chosen, 0]]
     splits = found.samples.split[chosen]
-    pixels = create_array(
-        folder / "pixels.npy", (len(keys), preprocess.size, preprocess.size, preprocess.channels), np.uint8
-    )
-    kept = np.zeros(len(keys), bool)
+    shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
+    pixels = temporary_array(folder, shape, np.uint8)
     digest, first = hashlib.sha256(), {}
     with progress("Reading", total=len(keys), unit="images") as advance:
         for i, image in enumerate(load_images(found, keys, preprocess, workers=thread_budget().decode)):
             if image.error is None:
                 row = first.setdefault(image.digest, i)  # the loader hands a copy over without pixels
                 pixels[i] = pixels[row] if image.pixels is None else image.pixels
-                kept[i] = True
                 digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
+            else:
+                codes[i] = -1
             advance(1)
-    rows = pixels if kept.all() else pixels[kept]
-    return StudyImages(
-        rows, codes[kept], splits[kept] == "val", names, digest.hexdigest(), int((~kept).sum())
-    )
+    return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest())
 
 
-def create_array(path: Path, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """A new .npy file, mapped into memory; BottleneckError where the disk lacks the room."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    needed, free = int(np.prod(shape)) * np.dtype(dtype).itemsize, shutil.disk_usage(path.parent).free
+def temporary_array(
+    folder: Path, shape: tuple[int, ...], dtype: type, filled: int | None = None
+) -> np.ndarray:
+    """An array in a file without a name in `folder`, which goes with it, however the process ends.
+
+    filled : rows that will be written; all by default. Raises BottleneckError where the disk lacks the room.
+    """
+    rows = shape[0] if filled is None else filled
+    needed = rows * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(folder).free
     if needed > free:
         raise BottleneckError(
-            f"{path} would take {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free.",
+            f"The study needs {needed / 2**30:.1f} GiB in {folder}, and {free / 2**30:.1f} GiB are free.",
             "Free some, use a smaller --image-size, or --limit the samples.",
         )
-    return np.lib.format.open_memmap(path, "w+", dtype, shape)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=shape)
 
 
 def _labelled(found: Source) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:

@@ -30,7 +30,7 @@ class StudyConfig:
     seeds : how often everything is repeated, each time with other halves (where they are drawn) and weights.
     network : "alexnet8", or a backbone by its blocks. width : channels of alexnet8's first layer.
     image_size, in_channels : of the network's input.
-    epochs, batch_size, lr, weight_decay : of every training alike (SGD, momentum 0.9, cosine).
+    epochs, batch_size, lr, weight_decay : of every training alike (SGD, momentum 0.9, warm-up, cosine).
     shares : of A's images per class, for the gain's dependence on the size of A.
     """
 
@@ -41,7 +41,7 @@ class StudyConfig:
     in_channels: int = 3
     epochs: int = 12
     batch_size: int = 64
-    lr: float = 0.1
+    lr: float = 0.05
     weight_decay: float = 5e-4
     shares: tuple[float, ...] = (0.25, 0.5)
 

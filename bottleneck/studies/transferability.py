@@ -26,8 +26,9 @@ from bottleneck.studies import study_reference
 from bottleneck.studies.study_effects import Curves, Effect, find_effects
 from bottleneck.studies.study_images import StudyImages, read_images
 from bottleneck.studies.study_networks import build_network
-from bottleneck.studies.study_plan import StudyConfig, class_halves, plan_runs
+from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
 from bottleneck.studies.study_runs import Runner, RunResult
+from bottleneck.studies.study_soundness import complaints, may_follow, require_sound, sound
 
 CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
 
@@ -36,14 +37,14 @@ CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
 class TransferStudy:
     """A finished study.
 
-    layers : names of the network's L layers. trained : runs of this call. failed : images that were left out.
+    layers : names of the network's L layers. results : every run that was trained, left out or not.
+    trained : runs of this call. failed : images that were left out.
     """
 
     config: StudyConfig
     layers: tuple[str, ...]
     class_names: tuple[str, ...]
     results: list[RunResult]
-    effects: list[Effect]
     folder: Path
     trained: int
     failed: int
@@ -51,13 +52,18 @@ class TransferStudy:
 
     @property
     def curves(self) -> Curves:
-        """Accuracies by kind and n."""
-        return Curves(self.results)
+        """Accuracies by kind and n, of the runs that count."""
+        return Curves(sound(self.results))
+
+    @property
+    def effects(self) -> list[Effect]:
+        """What was looked for."""
+        return find_effects(self.curves)
 
     @property
     def text(self) -> list[str]:
-        """One sentence for every effect that was looked for."""
-        return [effect.verdict for effect in self.effects]
+        """One sentence for every effect that was looked for, and for every run that went wrong."""
+        return [*(effect.verdict for effect in self.effects), *complaints(self.results)]
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck transfer-study --json`, less the figure."""
@@ -68,6 +74,7 @@ class TransferStudy:
         return {
             **self.curves.to_json(),
             "effects": effects,
+            "complaints": complaints(self.results),
             "layers": self.layers,
             "config": asdict(self.config),
             "classes": len(self.class_names),
@@ -107,6 +114,8 @@ def transfer_study(
         Fewer than four classes, or a class with too few images.
     BackboneError
         The network has too few layers.
+    FitError
+        In no seed have the base networks learnt anything.
     FingerprintError
         The folder holds a study of other images or settings.
     """
@@ -126,28 +135,37 @@ def transfer_study(
         images.require_enough({half: split[0][half] for half in "AB"})
         _require_same_study(folder, config, images, halves)
         runner = Runner(config, images, split, folder)
-        runs = plan_runs(config, len(network.layers))
-        results = {run: found for run in runs if (found := runner.result(run)) is not None}
-        waiting = [run for run in runs if run not in results]
-        with progress("Training", total=len(runs), unit="runs") as advance:
-            advance(len(results))
-            for run in waiting:
-                results[run] = runner.train(run)
-                advance(1)
-        ordered = [results[run] for run in runs]
-        _write_csv(folder / "runs.csv", ordered)
-        (folder / "pixels.npy").unlink()
+        results, trained = _train(runner, plan_runs(config, len(network.layers)), progress)
+        _write_csv(folder / "runs.csv", results)
+    require_sound(results, folder)
     return TransferStudy(
         config=config,
         layers=tuple(network.layers),
         class_names=images.class_names,
-        results=ordered,
-        effects=find_effects(Curves(ordered)),
+        results=results,
         folder=folder,
-        trained=len(waiting),
+        trained=trained,
         failed=images.failed,
         seconds=time.perf_counter() - started,
     )
+
+
+def _train(runner: Runner, runs: Sequence[Run], progress: Progress) -> tuple[list[RunResult], int]:
+    """Results of `runs` in their order, and how many were trained now; of a base that failed, no copies.
+
+    All base networks come first: one that does not learn is known before anything is built on it.
+    """
+    results = {run: found for run in runs if (found := runner.result(run)) is not None}
+    before = len(results)
+    with progress("Training", total=len(runs), unit="runs") as advance:
+        advance(before)
+        for copies in (False, True):
+            wave = [run for run in runs if (run.n > 0) == copies and run not in results]
+            usable = sound(list(results.values()))
+            for run, result in runner.train_all([run for run in wave if may_follow(run, usable)]):
+                results[run] = result
+                advance(1)
+    return [results[run] for run in runs if run in results], len(results) - before
 
 
 def default_folder(source: str | Path) -> Path:

@@ -21,8 +21,9 @@ import torch
 from torch import nn
 
 from bottleneck.studies.scores import h_score, knn_accuracy, leep, logme, score
-from bottleneck.studies.study_images import ArrayRows, StudyImages
+from bottleneck.studies.study_images import StudyImages
 from bottleneck.studies.study_plan import Run, StudyConfig
+from bottleneck.studies.study_prefix import ArrayRows
 from bottleneck.studies.study_runs import Runner
 
 
@@ -66,7 +67,6 @@ def measure_frozen_runs() -> None:
         val=np.arange(3000) % 3 == 2,
         class_names=tuple(map(str, range(60))),
         digest="",
-        failed=0,
     )
     config = StudyConfig(seeds=1, in_channels=1, epochs=3)
     halves = [{"A": np.arange(0, 30), "B": np.arange(30, 60)}]

@@ -28,7 +28,9 @@ def results(seeds, noise, curves=study_reference.CURVES, base=study_reference.BA
         accuracy = (base + gain * shift + 1.5 * run.seed + noise * rng.normal()) / 100
         hits = np.arange(VAL) < round(VAL * accuracy)
         packed = np.packbits(hits).tobytes().hex()
-        return RunResult(run.seed, run.kind, run.n, run.share, hits.mean(), 1.0, 100, VAL, 1.0, packed)
+        return RunResult(
+            run.seed, run.kind, run.n, run.share, hits.mean(), 1.0, 100, VAL, 10, False, 1.0, packed
+        )
 
     return [run_result(run) for run in plan_runs(StudyConfig(seeds=seeds), 8)]
 
@@ -105,7 +107,6 @@ def test_the_figure_is_drawn(tmp_path, seeds):
         tuple("abcdefgh"),
         ("x",) * 8,
         runs,
-        find_effects(Curves(runs)),
         Path(),
         trained=0,
         failed=0,

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +15,36 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stripes import write_stripes
 
+import bottleneck
 from bottleneck.cli.main import group
-from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, SourceError
+from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, FitError, SourceError
 from bottleneck.studies.study_images import read_images
 from bottleneck.studies.study_networks import build_network
 from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
 from bottleneck.studies.study_runs import Runner, _OnRows
 from bottleneck.studies.transferability import transfer_study
 
-SMALL = {"image_size": 16, "in_channels": 1, "width": 2, "epochs": 1, "batch_size": 16, "shares": (0.5,)}
+SMALL = {
+    "image_size": 16,
+    "in_channels": 1,
+    "width": 4,
+    "epochs": 4,
+    "batch_size": 4,
+    "lr": 0.1,
+    "shares": (0.75,),
+}
+FLAGS = [
+    word
+    for name, value in SMALL.items()
+    if name != "shares"
+    for word in (f"--{name.replace('_', '-')}", value)
+]
+FLAGS = [str(word) for word in (*FLAGS, "--share", *SMALL["shares"])]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return write_stripes(tmp_path_factory.mktemp("stripes"))
+    return write_stripes(tmp_path_factory.mktemp("stripes"), images=16, val=8)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +58,7 @@ def test_every_kind_is_trained_for_every_seed_and_depth(study):
     values = study.to_json()
     assert [len(values["curves"][kind]) for kind in ("baseB", "BnB", "random")] == [1, 7, 7]
     assert {len(point["values"]) for curve in values["curves"].values() for point in curve} == {2}
-    assert all(run.val_images == len(run.hits) == 8 for run in study.results)
+    assert all(run.val_images == len(run.hits) == 16 for run in study.results)
     assert all(run.accuracy == run.hits.mean() for run in study.results)
     with open(values["csv"], newline="") as file:
         assert len(list(csv.DictReader(file))) == len(planned)
@@ -61,7 +81,7 @@ def test_a_study_that_was_stopped_trains_only_what_is_missing(study, source):
     before = {
         run.name: study.folder.joinpath(f"{run.name}.json").read_bytes() for run in plan_runs(study.config, 8)
     }
-    gone = ["seed1-BnB-3", "seed0-AnB+-7-share0.5"]
+    gone = ["seed1-BnB-3", "seed0-AnB+-7-share0.75"]
     for name in gone:
         (study.folder / f"{name}.json").unlink()
     again = transfer_study(source, study.folder, seeds=2, **SMALL)
@@ -72,9 +92,7 @@ def test_a_study_that_was_stopped_trains_only_what_is_missing(study, source):
 
 
 def test_the_command_resumes_draws_and_prints_json(study, source, monkeypatch):
-    words = ["transfer-study", str(source), "-o", str(study.folder), "--seeds", "2", "--json"]
-    words += ["--image-size", "16", "--in-channels", "1", "--width", "2", "--epochs", "1"]
-    words += ["--batch-size", "16", "--share", "0.5"]
+    words = ["transfer-study", str(source), "-o", str(study.folder), "--seeds", "2", "--json", *FLAGS]
     shown = CliRunner().invoke(group, words, catch_exceptions=False)
     values = json.loads(shown.stdout)
     assert values["trained"] == 0
@@ -86,9 +104,45 @@ def test_the_command_resumes_draws_and_prints_json(study, source, monkeypatch):
     assert "co-adaptation" in people.stdout or "selffer" in people.stdout
 
 
+def test_nothing_is_left_but_results_and_base_networks(study):
+    names = {path.name for path in study.folder.iterdir()}
+    runs = plan_runs(study.config, len(study.layers))
+    expected = {f"{run.name}.json" for run in runs} | {
+        f"{run.name}.safetensors" for run in runs if run.n == 0
+    }
+    assert names - {"study.lock", "figure.png"} == expected | {"study.json", "runs.csv"}
+
+
+def test_a_study_that_is_killed_goes_on_with_the_next_run(study, source, tmp_path):
+    words = [sys.executable, "-m", "bottleneck", "transfer-study", source, "-o", tmp_path, "--seeds", "1"]
+    process = subprocess.Popen(
+        [*map(str, words), *FLAGS], stderr=subprocess.DEVNULL, cwd=Path(bottleneck.__file__).parents[1]
+    )
+    while len(kept := list(tmp_path.glob("seed*.json"))) < 6 and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed*.json")}
+    again = transfer_study(source, tmp_path, seeds=1, **SMALL)
+    assert len(kept) + again.trained == len(again.results) == len(study.results) / 2
+    assert all(path.stat().st_mtime_ns == written for path, written in kept.items())
+    assert [run.correct for run in again.results] == [run.correct for run in study.results if run.seed == 0]
+
+
+def test_images_that_tell_nothing_end_with_the_base_that_did_not_learn(tmp_path):
+    rng = np.random.default_rng(0)
+    for path in write_stripes(tmp_path / "images", images=8, val=8).rglob("*.png"):
+        Image.fromarray(rng.integers(0, 256, (16, 16), np.uint8)).save(path)
+    with pytest.raises(
+        FitError, match=r"seed0-base[AB] \(0\.\d+ on 16 val images, where guessing gives 0\.500"
+    ):
+        transfer_study(tmp_path / "images", tmp_path / "study", seeds=1, **SMALL)
+    assert not list((tmp_path / "study").glob("*BnB*"))
+
+
 def test_another_setting_is_not_mixed_in(study, source):
     with pytest.raises(FingerprintError, match="epochs"):
-        transfer_study(source, study.folder, seeds=2, **{**SMALL, "epochs": 2})
+        transfer_study(source, study.folder, seeds=2, **{**SMALL, "epochs": 3})
 
 
 def test_other_images_are_not_mixed_in(study, tmp_path):
@@ -100,7 +154,7 @@ def test_other_images_are_not_mixed_in(study, tmp_path):
 @pytest.fixture
 def runner(source, tmp_path):
     config = StudyConfig(seeds=1, **SMALL)
-    network = build_network(config.network, 2, size=16, channels=1, width=2)
+    network = build_network(config.network, 2, size=16, channels=1, width=4)
     images = read_images(source, network.preprocess, tmp_path)
     halves = [{"A": np.array([0, 1]), "B": np.array([2, 3])}]
     runner = Runner(config, images, halves, tmp_path)
@@ -113,15 +167,21 @@ def runner(source, tmp_path):
 def test_cached_activations_say_what_the_base_network_says(runner, n):
     run = Run(0, "AnB", n)
     network = runner._network(run, 2)
-    base = build_network("alexnet8", 2, size=16, channels=1, width=2)
+    base = build_network("alexnet8", 2, size=16, channels=1, width=4)
     base.module.load_state_dict(load_file(runner.folder / "seed0-baseA.safetensors"))
     train, val = runner.images.of_classes(np.array([2, 3]))
-    with runner._rows(run, network, train, val) as rows:
-        assert torch.equal(
-            torch.from_numpy(rows.take(val).copy()),
-            base.prefix(n).eval()(torch.from_numpy(runner.images.pixels[val])),
-        )
-    assert not (runner.folder / "activations.npy").exists()
+    rows = runner._rows(run, network, train, val)
+    expected = base.prefix(n).eval()(torch.from_numpy(runner.images.pixels[val]))
+    assert torch.equal(torch.from_numpy(rows.take(val).copy()), expected)
+
+
+def test_runs_side_by_side_are_those_that_come_one_by_one(runner):
+    runs = [Run(0, kind, n) for kind in ("AnB", "BnB+", "random") for n in (2, 6)]
+    found = []
+    for runner.at_once in (1, 3):
+        found.append({run: result.correct for run, result in runner.train_all(runs)})
+    assert found[0] == found[1]
+    assert set(found[0]) == set(runs)
 
 
 def test_copies_differ_from_their_base_only_above_n(runner):
@@ -156,8 +216,8 @@ def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path)
     network = runner._network(run, 2)
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
     train, val = images.of_classes(np.array([2, 3]))
-    with runner._rows(run, network, train, val) as rows:
-        runner._fit(run, _OnRows(network.suffix(3)), rows, np.array([2, 3]), train, val)
+    rows = runner._rows(run, network, train, val)
+    runner._fit(run, _OnRows(network.suffix(3)), rows, np.array([2, 3]), train, val)
     frozen = set(network.halves[3][0].state_dict())
     for name, tensor in network.module.state_dict().items():
         if name in frozen:
