@@ -19,6 +19,7 @@ from bottleneck.fitting import fit_heads
 from bottleneck.prediction import predict
 from bottleneck.progress import Progress, silent
 from bottleneck.report.figures import confusion_matrix
+from bottleneck.report.heads import head_curves
 
 # Every stage, averaged over a 2 × 2 grid that keeps where the strokes are, and the network's end.
 NODES = (*(f"blocks.{i}@avg2" for i in range(7)), "bottleneck")
@@ -71,7 +72,7 @@ def demo(
         "chosen": chosen,
         "evaluation": evaluation,
         "predictions": predicted["predictions"],
-        "files": {"cache": str(cache), "confusion": str(picture), **fitted.files},
+        "files": {"cache": str(cache), "confusion": str(picture), **fitted.files, **head_curves(fitted)},
         "images_per_second": extracted.images_per_second,
         "seconds": time.perf_counter() - started,
     }

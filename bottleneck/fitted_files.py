@@ -141,61 +141,19 @@ class HeadFiles:
     def curves(
         self, records: Sequence[dict[str, Any]], shots: Sequence[dict[str, Any]]
     ) -> tuple[dict[str, str], dict[str, Any]]:
-        """Tables and pictures of the probe curve (two nodes or more) and of the k-shot curve."""
+        """Tables of the probe curve (of two nodes or more) and the k-shot curve: paths, and contents."""
         files: dict[str, str] = {}
-        nodes = list(dict.fromkeys(record["node"] for record in records))
+        curves: dict[str, Any] = {}
         base = self.folder / file_name(self.stem)
-        if len(nodes) > 1:
-            files |= self._probe(records, nodes, base)
+        if len({record["node"] for record in records}) > 1:
+            path = Path(f"{base}--probe-curve.csv")
+            files["probe_curve_table"] = str(_write_table(path, _probe_table(records)))
+            curves["probe"] = _probe_curve(records)
         if shots:
-            files |= self._shots(shots, base)
-        return files, {"shots": list(shots)} if shots else {}
-
-    def _probe(self, records: Sequence[dict], nodes: list[str], base: Path) -> dict[str, str]:
-        from bottleneck.report.curves import probe_curve
-
-        table = [("target", "head", "node", "C", "cv", "train", "val", "test")]
-        series: dict[str, dict[str, float]] = {}
-        intervals: dict[str, dict[str, tuple]] = {}
-        for record in records:
-            scores = record["accuracy"]
-            start = (record[name] for name in ("target", "head", "node", "C", "cv_accuracy"))
-            table.append((*start, *(scores.get(split) for split in SPLITS)))
-            label = f"{record['target']}, {record['head']}"
-            for name, value in (("cross-validation", record["cv_accuracy"]), ("test", scores.get("test"))):
-                if value is not None:
-                    series.setdefault(f"{label}, {name}", {})[record["node"]] = value
-            if "test" in record["accuracy_ci95"]:
-                intervals.setdefault(f"{label}, test", {})[record["node"]] = record["accuracy_ci95"]["test"]
-        path = _write_table(Path(f"{base}--probe-curve.csv"), table)
-        picture = probe_curve(
-            nodes,
-            {name: [values.get(node) for node in nodes] for name, values in series.items()},
-            Path(f"{base}--probe-curve.png"),
-            {
-                name: [values.get(node) for node in nodes]
-                for name, values in intervals.items()
-                if len(values) == len(nodes)
-            },
-            title=f"{self.stem}: one head per node",
-        )
-        return {"probe_curve": str(picture), "probe_curve_table": str(path)}
-
-    def _shots(self, shots: Sequence[dict], base: Path) -> dict[str, str]:
-        from bottleneck.report.curves import shot_curve
-
-        table = [("target", "node", "shots", "mean", "low", "high")]
-        for record in shots:
-            columns = (record["shots"], record["mean"], record["low"], record["high"])
-            table += [(record["target"], record["node"], *row) for row in zip(*columns, strict=True)]
-        path = _write_table(Path(f"{base}--shot-curve.csv"), table)
-        picture = shot_curve(
-            shots[0]["shots"],
-            {f"{record['target']}, {record['node']}": np.array(record["accuracy"]) for record in shots},
-            Path(f"{base}--shot-curve.png"),
-            title=f"{self.stem}: accuracy on samples that were not drawn",
-        )
-        return {"shot_curve": str(picture), "shot_curve_table": str(path)}
+            path = Path(f"{base}--shot-curve.csv")
+            files["shot_curve_table"] = str(_write_table(path, _shot_table(shots)))
+            curves["shots"] = list(shots)
+        return files, curves
 
 
 def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:
@@ -247,6 +205,48 @@ def file_name(*parts: str) -> str:
         c if c.isalnum() or c in "-_.@" or unicodedata.category(c)[0] == "M" else "_" for c in text
     ).strip(".")
     return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "head"
+
+
+def _probe_table(records: Sequence[dict]) -> list[tuple]:
+    table = [("target", "head", "node", "C", "cv", *SPLITS)]
+    for record in records:
+        start = (record[name] for name in ("target", "head", "node", "C", "cv_accuracy"))
+        table.append((*start, *(record["accuracy"].get(split) for split in SPLITS)))
+    return table
+
+
+def _probe_curve(records: Sequence[dict]) -> dict[str, Any]:
+    """nodes : N names; series : N scores or None, by line; intervals : N, of lines that have all."""
+    nodes = list(dict.fromkeys(record["node"] for record in records))
+    series: dict[str, dict[str, float]] = {}
+    intervals: dict[str, dict[str, tuple]] = {}
+    for record in records:
+        line = f"{record['target']}, {record['head']}"
+        for name, value in (
+            ("cross-validation", record["cv_accuracy"]),
+            ("test", record["accuracy"].get("test")),
+        ):
+            if value is not None:
+                series.setdefault(f"{line}, {name}", {})[record["node"]] = value
+        if "test" in record["accuracy_ci95"]:
+            intervals.setdefault(f"{line}, test", {})[record["node"]] = record["accuracy_ci95"]["test"]
+    return {
+        "nodes": nodes,
+        "series": {line: [scores.get(node) for node in nodes] for line, scores in series.items()},
+        "intervals": {
+            line: [bounds[node] for node in nodes]
+            for line, bounds in intervals.items()
+            if len(bounds) == len(nodes)
+        },
+    }
+
+
+def _shot_table(shots: Sequence[dict]) -> list[tuple]:
+    table = [("target", "node", "shots", "mean", "low", "high")]
+    for record in shots:
+        columns = (record["shots"], record["mean"], record["low"], record["high"])
+        table += [(record["target"], record["node"], *row) for row in zip(*columns, strict=True)]
+    return table
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> Path:

@@ -101,8 +101,10 @@ class Bytes(click.ParamType):
 def command(terminal: Terminal, cache: str, **options: object) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting import fit_heads
+    from bottleneck.report.heads import head_curves
 
     result = fit_heads(cache, progress=terminal.progress, **options)
+    files = result.files | head_curves(result)
     splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
     shown = [
@@ -129,8 +131,9 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
         title = f"{curve['target']} on {curve['node']}: accuracy by images per class"
         shown.append(table(title, ("shots", "mean", "2.5 %", "97.5 %"), zip(*columns, strict=True)))
     shown += [f"Note: {note}" for note in result.notes]
-    shown += [f"Wrote {path}" for path in result.files.values()]
-    terminal.result(result.to_json(), *shown, f"Next: bottleneck evaluate {result.heads[0]['path']} {cache}")
+    shown += [f"Wrote {path}" for path in files.values()]
+    values = result.to_json() | {"files": files}
+    terminal.result(values, *shown, f"Next: bottleneck evaluate {result.heads[0]['path']} {cache}")
 
 
 def _first(accuracy: float | None, head: dict, split: str) -> float | str | None:

@@ -11,7 +11,7 @@ import numpy as np
 from bottleneck.heads.metrics import wilson_interval
 
 if TYPE_CHECKING:
-    from bottleneck.training.compare import CompareRun
+    from bottleneck.training.bench import CompareRun
 
 
 @dataclass(frozen=True)
