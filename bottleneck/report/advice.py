@@ -20,7 +20,7 @@ LINE = 150  # characters of the text
 
 def advice_page(advice: Advice, path: str | Path) -> Path:
     """Draw the advice as one page."""
-    with picture(path, 13, 14, columns=2, rows=3) as axes:
+    with picture(path, 13, 13, columns=2, rows=3) as axes:
         shots, near, probes, tried, text, rest = axes
         _shots(shots, advice)
         _similarity(near, advice.similarity)
@@ -79,7 +79,8 @@ def _probes(axes: Axes, advice: Advice) -> None:
 
 
 def _tried(axes: Axes, advice: Advice) -> None:
-    """What was tried, with 95 % intervals on val; the recommended one in blue."""
+    """What was tried, with 95 % intervals on val; the recommended one in blue, guessing dotted."""
+    axes.axvline(advice.guess, color=GREY, linestyle=":", label="always the commonest class")
     for place, attempt in enumerate(reversed(advice.attempts)):
         accuracy, (low, high) = attempt.accuracy["val"], attempt.ci95["val"]
         colour = BLUE if attempt is advice.chosen else GREY
@@ -89,3 +90,4 @@ def _tried(axes: Axes, advice: Advice) -> None:
     names = ["\n".join(textwrap.wrap(drawable(each.what, 120), 34)) for each in reversed(advice.attempts)]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")
+    axes.legend(fontsize=8)

@@ -100,6 +100,8 @@ def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
             offset = (-3, 9 if kind.endswith("+") else -16)
             axes.annotate(str(number), (n, y), offset, textcoords="offset points", fontsize=8, bbox=ring)
         said = text if holds else f"{text}: {'the opposite' if effect.shown else 'not beyond the noise'}"
+        if effect.key == "gain" and holds and by_key["gain over selffer"].shown <= 0:
+            said += ", but no more than BnB+ does"
         height = 0.03 + 0.055 * (len(looked_for) - number)
         colour = "black" if holds else FAINT
         axes.text(0.02, height, f"{number}  {said}", transform=axes.transAxes, fontsize=8, color=colour)

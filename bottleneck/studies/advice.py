@@ -14,8 +14,12 @@ from bottleneck.studies.scores import Scores
 from bottleneck.studies.shots import ShotCurve
 from bottleneck.studies.similarity import Similarity
 
-MARGIN = 0.005  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
+MARGIN = 0.01  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
 UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
+NOTHING = (
+    "But nothing that was tried is surely better than always naming the commonest class ({:.3f}): "
+    "look at the labels, or bring more images, before you train anything."
+)
 CONTRADICTION = 0.01  # of val accuracy: what a rule must cost at least to be called contradicted
 
 
@@ -116,7 +120,8 @@ def judge(rule: Rule, attempts: list[Attempt], val: int) -> Judgement:
 class Advice:
     """What `advise` found.
 
-    heads : the probe curve. scores : by node. tried : samples of the trial per split. seconds : wall time.
+    heads : the probe curve. scores : by node. tried : samples of the trial per split.
+    guess : val accuracy of always naming the class that is most frequent in train. seconds : wall time.
     """
 
     cache: str
@@ -128,6 +133,7 @@ class Advice:
     heads: list[dict[str, Any]]
     scores: dict[str, Scores]
     tried: dict[str, int]
+    guess: float
     folder: Path
     seconds: float
 
@@ -135,6 +141,11 @@ class Advice:
     def chosen(self) -> Attempt:
         """The recommended strategy."""
         return best_attempt(self.attempts)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the 95 % interval of what is recommended lies above guessing."""
+        return self.chosen.ci95["val"][0] > self.guess
 
     @property
     def rules(self) -> dict[str, Judgement]:
@@ -154,6 +165,7 @@ class Advice:
             f"Scenario: {self.scenario}.",
             *rules,
             f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",
+            *([] if self.learnt else [NOTHING.format(self.guess)]),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -164,6 +176,7 @@ class Advice:
             "probe_curve": [{key: head[key] for key in told} for head in self.heads],
             "scores": {node: scores.to_json() for node, scores in self.scores.items()},
             "samples": self.tried,
+            "guess": self.guess,
         }
         return {
             "scenario": self.scenario,

@@ -94,6 +94,7 @@ def advise(
         heads=attempts.heads,
         scores=scores,
         tried=trial.counts,
+        guess=trial.guess(),
         folder=folder,
         seconds=time.perf_counter() - started,
     )
@@ -126,6 +127,13 @@ class _Trial:
         loaded = load_images(self.source, keys, self.preprocess, workers=thread_budget().decode)
         pixels = np.stack([image.pixels for image in loaded if image.pixels is not None])
         return similarity(self.backbone, pixels, self.preprocess, progress=progress)
+
+    def guess(self) -> float:
+        """Val accuracy of always naming the class that is most frequent in train."""
+        samples = self.source.samples
+        codes = samples.targets[self.subject.target].values
+        commonest = np.bincount(codes[samples.split == "train"]).argmax()
+        return float((codes[samples.split == "val"] == commonest).mean())
 
     def measure(self, seed: int) -> tuple[ShotCurve, dict[str, Scores]]:
         """The curve over images per class, on the bottleneck, and the scores of every node on train."""

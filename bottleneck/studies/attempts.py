@@ -23,6 +23,7 @@ from bottleneck.training.result import Result
 from bottleneck.training.scratch import scratch
 
 EPOCHS = 10
+UNFROZEN = (1, 2)  # blocks below the head on top
 SCRATCH_EPOCHS = 20
 SCRATCH_SIZE = 64  # pixels a side
 WORTH_TUNING = (
@@ -73,7 +74,8 @@ class Attempts:
         self._add_head(HEAD, top)
         if early is not None:
             self._add_head(EARLY, early)
-        self._finetune(top, 1)
+        for unfreeze in UNFROZEN[: len(self.nodes) - 1]:
+            self._finetune(top, unfreeze)
         if early is not None and early["cv_accuracy"] > top["cv_accuracy"] + WORTH_TUNING:
             self._finetune(early, 1)
         self._scratch()
@@ -107,7 +109,7 @@ class Attempts:
         )
 
     def _finetune(self, head: dict[str, Any], unfreeze: int) -> None:
-        model = self.folder / "models" / f"{head['node']}.safetensors"
+        model = self.folder / "models" / f"{head['node']}-{unfreeze}.safetensors"
         result = finetune(
             self.trial, head["path"], model, unfreeze=unfreeze, epochs=EPOCHS, progress=self.progress
         )

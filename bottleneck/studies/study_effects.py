@@ -22,6 +22,7 @@ DIFFERENCES = {  # minuend − subtrahend, at the same n; a base has n = 0
     "BnB-AnB": ("BnB", "AnB"),
     "BnB+-BnB": ("BnB+", "BnB"),
     "AnB+-base": ("AnB+", "baseB"),
+    "BnB+-base": ("BnB+", "baseB"),
     "AnB+-BnB+": ("AnB+", "BnB+"),
     "AnB-random": ("AnB", "random"),
 }
@@ -145,7 +146,8 @@ class Effect:
 def find_effects(curves: Curves) -> list[Effect]:
     """The paper's interpretations, each as one number fixed beforehand: a mean over layers, paired by seed.
 
-    A base trains once, a fine-tuned copy twice as long: AnB+ is held against BnB+ too, which trained as long.
+    A base trains once, a copy's layers twice: AnB+ is held against BnB+ too, which trained as long, and BnB+
+    against the base, which says what a second training brings without any transfer.
     """
     depths = curves.depths
     middle = [n for n in depths if depths[0] < n < depths[-1]] or depths
@@ -162,6 +164,9 @@ def find_effects(curves: Curves) -> list[Effect]:
         ),
         _mean_effect(
             curves, "gain", "Transfer with fine-tuning beats training on B alone", "AnB+-base", depths
+        ),
+        _mean_effect(
+            curves, "second training", "A second training on B alone beats one", "BnB+-base", depths
         ),
         _mean_effect(
             curves,

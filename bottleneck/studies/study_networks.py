@@ -141,6 +141,7 @@ def _by_blocks(backbone: Backbone, classes: int, size: int) -> LayeredNetwork:
             f"{name} has {len(blocks)} layers; the study cuts between layers and needs {FEWEST_LAYERS}.",
             f"Use --network {ALEXNET}, or see bottleneck inspect {name}.",
         )
+    _require_size(backbone, size)
     halves = [
         (nn.Identity(), backbone.module),
         *(backbone.split(block.node) for block in blocks[:-1]),
@@ -148,6 +149,19 @@ def _by_blocks(backbone: Backbone, classes: int, size: int) -> LayeredNetwork:
     ]
     layers = tuple(block.name for block in blocks)
     return LayeredNetwork(backbone.module, halves, layers, backbone.preprocess.override(size, None))
+
+
+@torch.inference_mode()
+def _require_size(backbone: Backbone, size: int) -> None:
+    """Raise BackboneError where the whole network does not take images of `size` pixels a side."""
+    preprocess = backbone.preprocess
+    try:
+        backbone.module.eval()(torch.zeros(1, preprocess.channels, size, size))
+    except (RuntimeError, ValueError) as error:
+        raise BackboneError(
+            f"{backbone.name} does not take images of {size} pixels a side: {str(error).splitlines()[0]}.",
+            f"Use --image-size {preprocess.size}, its own, or --network {ALEXNET}.",
+        ) from None
 
 
 def _replace_classifier(backbone: Backbone, classes: int) -> None:

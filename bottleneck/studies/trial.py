@@ -42,10 +42,12 @@ def class_target(cache: FeatureCache, name: str | None) -> str:
     if name is None:
         name = next((key for key, kind in kinds.items() if kind == "class"), None)
     if name is None or kinds.get(name) != "class":
-        known = ", ".join(f"{key} ({kind})" for key, kind in kinds.items()) or "none"
-        raise FitError(
-            f"{cache.path} has no classes to advise on; its targets are: {known}.", "Name one by --target."
-        )
+        known = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
+        wanted = f"target {name!r} with classes" if name else "target with classes"
+        hint = "Name one that has classes by --target."
+        if "class" not in kinds.values():
+            hint = f"Put the images into one folder a class: bottleneck extract SOURCE -o {cache.path}"
+        raise FitError(f"{cache.path} has no {wanted}; its targets are: {known or 'none'}.", hint)
     learnt = targets[name].values[targets[name].labelled & (cache.samples.split == "train")]
     if len(np.unique(learnt)) < 2:
         raise FitError(f"Target {name!r} has {len(np.unique(learnt))} classes in train; expected 2 or more.")

@@ -25,6 +25,7 @@ from bottleneck.studies.study_images import StudyImages
 from bottleneck.studies.study_plan import Run, StudyConfig
 from bottleneck.studies.study_prefix import ArrayRows
 from bottleneck.studies.study_runs import Runner
+from bottleneck.threads import serial_libraries
 
 
 def main() -> None:
@@ -41,9 +42,11 @@ def measure_scores(N: int, D: int, K: int) -> None:
     """Seconds of each score on float16 rows, as a cache holds them."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, K, N)
-    rows = np.maximum(rng.standard_normal((N, D), dtype=np.float32) + 0.1 * labels[:, None] / K, 0)
-    rows = rows.astype(np.float16)
-    outputs = rng.dirichlet(np.ones(1000) / 10, size=N).astype(np.float32)
+    rows, outputs = np.empty((N, D), np.float16), np.empty((N, 1000), np.float32)
+    for part in np.array_split(np.arange(N), 100):  # so that making them sets no peak
+        drawn = rng.standard_normal((len(part), D), dtype=np.float32) + 0.1 * labels[part, None] / K
+        rows[part] = np.maximum(drawn, 0)
+        outputs[part] = rng.dirichlet(np.ones(1000) / 10, size=len(part))
     before = peak_megabytes()
     print(f"Scores of {N:,} × {D:,} float16 rows in {K} classes")
     contenders: dict[str, Callable[[], object]] = {
@@ -71,7 +74,7 @@ def measure_frozen_runs() -> None:
     config = StudyConfig(seeds=1, in_channels=1, epochs=3)
     halves = [{"A": np.arange(0, 30), "B": np.arange(30, 60)}]
     print("Frozen runs of a transfer study, alexnet8 on 1,000 images of 32 pixels, 3 epochs")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, serial_libraries():  # as runs side by side have it
         runner = Runner(config, images, halves, Path(folder))
         base = runner.train(Run(0, "baseB"))
         print(f"  {'base network':14}{base.seconds:8.2f} s")

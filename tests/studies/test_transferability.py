@@ -233,6 +233,11 @@ def test_a_network_with_too_few_layers_is_refused(monkeypatch):
         build_network("resnet18", 2, size=32, channels=3)
 
 
+def test_a_network_that_does_not_take_the_images_names_its_own_size():
+    with pytest.raises(BackboneError, match=r"small_cnn does not take images of 96 .*--image-size 224"):
+        build_network("small_cnn", 2, size=96, channels=3)
+
+
 @pytest.mark.parametrize("size", [16, 32, 96, 224])
 def test_alexnet_fits_its_images(size):
     network = build_network("alexnet8", 5, size=size, channels=3, width=2)
