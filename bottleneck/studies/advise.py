@@ -172,7 +172,7 @@ def _prepare(
         path = extract_trial(opened, source, folder / "trial.h5", nodes, **own)
         values = opened.samples.targets[target]
         codes = values.values[values.labelled & (opened.samples.split == "train")]
-        subject = Subject(cache, opened.source_root, target, tuple(opened.nodes))
+        subject = Subject(cache, opened.source_root, target, tuple(opened.nodes), weights, trust_code)
     with FeatureCache(path) as written:
         counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
     return _Trial(path, source, subject, backbone, preprocess, nodes, codes, counts)

@@ -33,24 +33,35 @@ WORTH_TUNING = (
 
 @dataclass(frozen=True)
 class Subject:
-    """What is advised on. cache : the user's. root : its source. nodes : those that it has."""
+    """What is advised on.
+
+    cache : the user's. root : its source. nodes : those that it has. weights, trust_code : of its network.
+    """
 
     cache: Path
     root: str
     target: str
     nodes: tuple[str, ...]
+    weights: str | None = None
+    trust_code: bool = False
+
+    @property
+    def network_flags(self) -> str:
+        """As the commands that load the network take them."""
+        weights = f" --weights {self.weights}" if self.weights else ""
+        return weights + (" --trust-code" if self.trust_code else "")
 
     def fit_command(self, node: str) -> str:
         """Extract `node` where the cache lacks it, and fit a head on it."""
         fit = f"bottleneck fit-head {self.cache} --target {self.target} --node {node}"
         if node in self.nodes:
             return fit
-        return f"bottleneck extract {self.root} -o {self.cache} --node {node} && {fit}"
+        return f"bottleneck extract {self.root} -o {self.cache} --node {node}{self.network_flags} && {fit}"
 
     def tune_command(self, head: dict[str, Any], unfreeze: int | str) -> str:
         """Fit the same head, and fine-tune the blocks below it from there."""
         path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.cache.stem}--", 1)
-        tune = f"bottleneck finetune {self.cache} --head {path} --unfreeze {unfreeze}"
+        tune = f"bottleneck finetune {self.cache} --head {path} --unfreeze {unfreeze}{self.network_flags}"
         return f"{self.fit_command(head['node'])} && {tune}"
 
 
@@ -111,7 +122,14 @@ class Attempts:
     def _finetune(self, head: dict[str, Any], unfreeze: int) -> None:
         model = self.folder / "models" / f"{head['node']}-{unfreeze}.safetensors"
         result = finetune(
-            self.trial, head["path"], model, unfreeze=unfreeze, epochs=EPOCHS, progress=self.progress
+            self.trial,
+            head["path"],
+            model,
+            unfreeze=unfreeze,
+            epochs=EPOCHS,
+            weights=self.subject.weights,
+            trust_code=self.subject.trust_code,
+            progress=self.progress,
         )
         blocks = ", ".join(result.unfrozen)
         what = f"{blocks} fine-tuned from the head on {head['node']}"

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from bottleneck.errors import BottleneckError
@@ -30,6 +31,7 @@ from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_r
 from bottleneck.studies.study_runs import Runner, RunResult
 from bottleneck.studies.study_soundness import complaints, may_follow, require_sound, sound
 
+Halves = tuple[Sequence[str], Sequence[str]]
 CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
 
 
@@ -91,7 +93,7 @@ def transfer_study(
     source: str | Path,
     output: str | Path | None = None,
     *,
-    halves: tuple[Sequence[str], Sequence[str]] | None = None,
+    halves: Halves | None = None,
     progress: Progress = silent,
     **options: Any,
 ) -> TransferStudy:
@@ -128,13 +130,8 @@ def transfer_study(
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder):
         images = read_images(source, network.preprocess, folder, progress=progress, **options)
-        split = [
-            dict(zip("AB", class_halves(images.class_names, seed, halves), strict=True))
-            for seed in range(config.seeds)
-        ]
-        images.require_enough({half: split[0][half] for half in "AB"})
-        _require_same_study(folder, config, images, halves)
-        runner = Runner(config, images, split, folder)
+        runner = Runner(config, images, _halves(config, images, halves), folder)
+        _require_same_study(runner, halves)
         results, trained = _train(runner, plan_runs(config, len(network.layers)), progress)
         _write_csv(folder / "runs.csv", results)
     require_sound(results, folder)
@@ -148,6 +145,16 @@ def transfer_study(
         failed=images.failed,
         seconds=time.perf_counter() - started,
     )
+
+
+def _halves(config: StudyConfig, images: StudyImages, given: Halves | None) -> list[dict[str, np.ndarray]]:
+    """Class codes of A and B for each seed; all classes have images enough."""
+    drawn = [
+        dict(zip("AB", class_halves(images.class_names, seed, given), strict=True))
+        for seed in range(config.seeds)
+    ]
+    images.require_enough(drawn[0])  # the other seeds have the same classes
+    return drawn
 
 
 def _train(runner: Runner, runs: Sequence[Run], progress: Progress) -> tuple[list[RunResult], int]:
@@ -184,17 +191,13 @@ def _alone(folder: Path):
         ) from None
 
 
-def _require_same_study(
-    folder: Path,
-    config: StudyConfig,
-    images: StudyImages,
-    halves: tuple[Sequence[str], Sequence[str]] | None,
-) -> None:
+def _require_same_study(runner: Runner, halves: Halves | None) -> None:
     """Compare with the study that the folder holds; write down ours where it holds none."""
+    folder = runner.folder
     recipe = {
-        "images": images.digest,
+        "images": runner.images.digest,
         "halves": halves and [sorted(half) for half in halves],
-        **config.recipe(),
+        **runner.config.recipe(),
     }
     path = folder / "study.json"
     if path.exists():

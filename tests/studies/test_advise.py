@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import torchvision
 from click.testing import CliRunner
 from PIL import Image
 from stripes import write_stripes
@@ -43,6 +45,22 @@ def advised(cache):
     return json.loads(shown.stdout)
 
 
+def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classifier(tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.engines.base._candidates", lambda *asked: [("torch", "fp32")])
+    for name, value in {"EPOCHS": 1, "SCRATCH_EPOCHS": 1, "UNFROZEN": (1,)}.items():
+        monkeypatch.setattr(attempts, name, value)
+    weights = str(tmp_path / "squeeze.pth")
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), weights)
+    write_stripes(tmp_path / "stripes", images=10, val=5)
+    cache = tmp_path / "stripes.h5"
+    extract(tmp_path / "stripes", cache, backbone="squeezenet1_1", weights=weights, image_size=64)
+    found = advise(cache, tmp_path / "advice", budget=60, weights=weights)
+    assert found.similarity.measure == "classifier behaviour"
+    assert found.similarity.reading.quarters is None
+    tuned = next(attempt for attempt in found.attempts if attempt.strategy == FINETUNE)
+    assert f"--unfreeze 1 --weights {weights}" in tuned.command
+
+
 def test_advice_has_what_was_promised(advised):
     assert set(advised) >= {"scenario", "size", "similarity", "recommendation", "rules", "evidence", "figure"}
     assert advised["scenario"] in SCENARIOS
@@ -55,7 +73,7 @@ def test_advice_has_what_was_promised(advised):
 
 def test_every_strategy_is_tried_and_the_best_on_val_recommended(advised):
     tried = advised["evidence"]["attempts"]
-    assert [attempt["strategy"] for attempt in tried] == [HEAD, EARLY, FINETUNE, SCRATCH]
+    assert [attempt["strategy"] for attempt in tried] == [HEAD, EARLY, FINETUNE, FINETUNE, SCRATCH]
     best = max(attempt["accuracy"]["val"] for attempt in tried)
     assert advised["recommendation"]["accuracy"]["val"] >= best - MARGIN
     assert advised["recommendation"]["command"].startswith("bottleneck ")
