@@ -19,6 +19,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
 from bottleneck.model import Classifier, load_model
+from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -79,12 +80,12 @@ def evaluate(
     if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
         with FeatureCache(source) as cache:
             split, rows, values = _choose(head, cache.samples, split)
-            scored = _from_cache(head, cache, rows, progress)
+            scored, kept = _from_cache(classifier, cache, rows, progress)
     else:
         source = source if isinstance(source, Source) else read_source(source, **reading)
         split, rows, values = _choose(head, source.samples, split)
         scored, kept = _from_images(classifier, source, rows, progress)
-        values = values[kept]
+    values = values[kept]
     if not len(values):
         raise BottleneckError(f"No image of the {split} split could be read.")
     result = measure(head.target_kind, values, scored.scores, head.class_names)
@@ -150,24 +151,45 @@ def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.nda
     return codes[target.values], target.labelled  # −1, unlabelled, finds the last entry
 
 
-def _from_cache(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, progress: Progress) -> _Scored:
-    node = cache.node(head.node)
-    if node.fingerprint(cache.spec) != head.node_fingerprint:
-        theirs = {"backbone": head.backbone, "preprocess": head.preprocess}
-        fields = differences(cache.spec.to_json(), theirs) or ["dtype or precision"]
+def _from_cache(
+    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, progress: Progress
+) -> tuple[_Scored, np.ndarray]:
+    """Scores of the samples `rows`, and which of them have one: from features, a map, or the images."""
+    head = classifier.head
+    theirs = {"backbone": head.backbone, "preprocess": head.preprocess}
+    fields = differences(cache.spec.to_json(), theirs)
+    if head.node_fingerprint:
+        _require_fitted_on(head, cache, fields)
+        reader = cache.sample_rows(head.node, rows)
+        blocks = (reader.read(at, min(at + BLOCK, len(rows))) for at in range(0, len(rows), BLOCK))
+    else:  # the network was trained: no cache has its features, but perhaps what its frozen part says
+        node = head.settings.get("finetuned", {}).get("input")
+        if fields or node not in cache.nodes:
+            source = source_of(cache)
+            require_images(source, rows, "A trained network is measured on images", cache.path)
+            return _from_images(classifier, source, rows, progress)
+        from bottleneck.top import head_inputs_from_map
+
+        blocks = head_inputs_from_map(classifier.trunk.backbone, head, cache, node, rows)
+    scores = []
+    with progress("Evaluating", total=len(rows), unit="samples") as advance:
+        for block in blocks:
+            scores.append(head.probabilities(block))
+            advance(len(block))
+    samples = cache.samples.take(rows)
+    images = cache.images.key[samples.image[:, 0]]
+    return _Scored(samples, images, np.concatenate(scores), {}), np.arange(len(rows))
+
+
+def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
+    """Raise FingerprintError where the cache's rows are not those that the head was fitted on."""
+    if cache.node(head.node).fingerprint(cache.spec) != head.node_fingerprint:
+        fields = fields or ["dtype or precision"]
         raise FingerprintError(
             f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
             f"Fit a head on this cache: bottleneck fit-head {cache.path}",
             fields=tuple(fields),
         )
-    reader = cache.sample_rows(head.node, rows)
-    scores = []
-    with progress("Evaluating", total=len(rows), unit="samples") as advance:
-        for start in range(0, len(rows), BLOCK):
-            scores.append(head.probabilities(reader.read(start, min(start + BLOCK, len(rows)))))
-            advance(len(scores[-1]))
-    samples = cache.samples.take(rows)
-    return _Scored(samples, cache.images.key[samples.image[:, 0]], np.concatenate(scores), {})
 
 
 def _from_images(

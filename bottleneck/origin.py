@@ -12,6 +12,7 @@ import numpy as np
 
 from bottleneck.data.files import Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.samples import Source, read_source
+from bottleneck.errors import CacheError
 from bottleneck.store.reader import FeatureCache
 
 
@@ -26,6 +27,22 @@ def source_of(cache: FeatureCache) -> Source:
     places = np.array([place[key] for key in cached], dtype=np.int64)
     samples = replace(cache.samples, image=places[cache.samples.image])
     return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
+
+
+def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Path) -> None:
+    """Raise CacheError where images of the samples `rows` of `source` are gone from where they were.
+
+    why : what they are needed for, a sentence's beginning. cache : that was made from them.
+    """
+    needed = [source.images[i] for i in np.unique(source.samples.image[rows])]
+    missing = source.files.missing([key for key in needed if "://" not in key])
+    if missing:
+        key, reason = next(iter(missing.items()))
+        raise CacheError(
+            f"{why}, but {len(missing)} of {len(needed)} images of {cache} are gone: {key} in {source.root} "
+            f"({reason}).",
+            "Put the images back, or use a node that the cache has.",
+        )
 
 
 def _files(root: str, key: str) -> Files:

@@ -144,11 +144,16 @@ class Request:
         self.nodes += self._new_nodes(added, precision) if added else []
 
     def _refuse_differences(self, preprocess: Preprocess, cached: dict[str, NodeSpec]) -> None:
-        """Raise FingerprintError where a flag that was given differs from what the cache was made with."""
+        """Raise FingerprintError where a flag that was given differs from what the cache was made with.
+
+        A node that is new may be stored in another type than those that are there.
+        """
         config, recipe = self.config, self.spec.backbone
-        asked = {"dtype": config.dtype, "precision": config.engine.precision}
+        stored = [cached[name].dtype for name in config.node_names() or cached if name in cached]
+        asked = {"dtype": config.dtype if stored else None, "precision": config.engine.precision}
         asked = {field: value for field, value in asked.items() if value not in (None, "auto")}
-        there = {field: getattr(next(iter(cached.values())), field) for field in asked}
+        there = {"dtype": next(iter(stored), None), "precision": next(iter(cached.values())).precision}
+        there = {field: there[field] for field in asked}
         wanted = {
             "name": config.backbone,
             "weights": config.weights,

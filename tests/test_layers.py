@@ -19,7 +19,7 @@ FLOORS = (
     ("training",),
     ("prediction", "evaluation", "extraction"),
     ("model", "export", "fitting", "request"),
-    ("trunk", "model_file", "fitted_files"),
+    ("trunk", "top", "model_file", "fitted_files"),
     ("origin", "labelling"),
     ("backbones", "engines"),
     ("data", "store", "heads"),

@@ -23,8 +23,8 @@ from bottleneck.heads.artifact import HeadArtifact, write_whole
 from bottleneck.origin import source_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
+from bottleneck.training.exact import ensure_exact_map
 from bottleneck.training.feeds import backbone_of, inputs_of
-from bottleneck.training.maps import ensure_map
 from bottleneck.training.pixels import decoded, require_read
 from bottleneck.training.result import accuracies
 from bottleneck.training.run import Inputs, RunConfig
@@ -120,10 +120,13 @@ class Bench:
         self.heads: dict[tuple[int | str, int], HeadArtifact] = {}
 
     def __enter__(self) -> Bench:
-        asked = {"weights": self.config.weights, "trust_code": self.config.trust_code}
+        config = self.config
+        asked = {"weights": config.weights, "trust_code": config.trust_code, "tell": self.tell}
+        with FeatureCache(self.path) as self.cache:
+            head = self._head(ALL, 0, self.sets)
         for cut in self.cuts.values():
             if cut.node:
-                ensure_map(self.path, cut.node, tell=self.tell, **asked)
+                ensure_exact_map(self.path, self.backbone, cut, head, self.sets, config.run, **asked)
         self.cache = FeatureCache(self.path)
         self.fingerprint = self._fingerprint()
         self.done = self._read()
@@ -183,7 +186,7 @@ class Bench:
         sets = few_shots(self.sets, trial.shots, trial.seed)
         run = enough_steps(replace(self.config.run, seed=trial.seed), len(sets.rows["train"]))
         if trial.unfreeze == 0:
-            metrics, epochs = head_metrics(self._head(trial, sets), self.cache, sets), 0
+            metrics, epochs = head_metrics(self._head(trial.shots, trial.seed, sets), self.cache, sets), 0
         else:
             job = self._job(trial, sets, inputs, run)
             job.train()
@@ -202,14 +205,14 @@ class Bench:
         if trial.unfreeze == SCRATCH:
             own = ScratchConfig(depth=trial.depth, run=replace(run, optim=DEFAULTS))
             return Scratch(new_backbone(own), self._pixels(), inputs, sets, self.target, own)
-        head = self._head(trial, sets)
+        head = self._head(trial.shots, trial.seed, sets)
         own = FinetuneConfig(unfreeze=trial.unfreeze, init=trial.init, run=run)
         self.backbone.module.load_state_dict(self.original)
         return Finetuning(self.cache, self.backbone, self.cuts[trial.unfreeze], inputs, sets, head, own)
 
-    def _head(self, trial: Trial, sets: Sets) -> HeadArtifact:
-        """The head on a trial's samples, C by cross-validation; on all samples one for all seeds."""
-        key = (trial.shots, 0 if trial.shots == ALL else trial.seed)
+    def _head(self, shots: int | str, seed: int, sets: Sets) -> HeadArtifact:
+        """The head on the samples of a trial, C by cross-validation; on all samples one for all seeds."""
+        key = (shots, 0 if shots == ALL else seed)
         if key not in self.heads:
             rows = sets.rows["train"]
             plain = plain_head(self.cache, self.target, self.config.node)

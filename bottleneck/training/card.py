@@ -64,7 +64,7 @@ def _metrics(head: HeadArtifact) -> str:
         low, high = values["accuracy_ci95"]
         rows.append(
             (
-                split,
+                f"{split} (chose the model)" if split in head.settings.get("chosen_on", ()) else split,
                 values["n"],
                 f"{values['accuracy']:.4f}",
                 f"{low:.4f} … {high:.4f}",

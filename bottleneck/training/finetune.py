@@ -23,13 +23,13 @@ from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import Progress, silent
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.checkpoint import Checkpoint
+from bottleneck.training.exact import ensure_exact_map
 from bottleneck.training.feeds import backbone_of, inputs_of
 from bottleneck.training.loop import EpochRecord
 from bottleneck.training.lr_finder import FoundRate, find_rate
-from bottleneck.training.maps import ensure_map
 from bottleneck.training.result import Result
 from bottleneck.training.sets import labelled_sets
-from bottleneck.training.start import require_same_cache
+from bottleneck.training.start import require_same_cache, starting_head
 from bottleneck.training.transfer import FinetuneConfig, Finetuning, finetune_config
 
 
@@ -71,6 +71,7 @@ def finetune(
     config = finetune_config(options)
     with prepared(Path(cache), head, config, output, progress, tell) as job:
         checkpoint = Checkpoint(job.path.with_suffix(".checkpoint.safetensors"), job.fingerprint())
+        job.compare()
         job.train(checkpoint, progress, on_epoch)
         result = job.conclude(started)
     checkpoint.remove()
@@ -88,7 +89,7 @@ def find_learning_rate(
     """The learning rate to fine-tune with, found by trying (see `lr_finder`). Arguments as of `finetune`."""
     config = finetune_config(options)
     with prepared(Path(cache), head, config, None, progress, tell) as job:
-        return find_rate(job.build(), progress)
+        return find_rate(job.training, progress)
 
 
 @contextmanager
@@ -106,12 +107,13 @@ def prepared(
         require_same_cache(artifact, opened)
         sets = labelled_sets(opened.samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
         backbone = backbone_of(opened, config.weights, config.trust_code)
+        start = starting_head(artifact, opened, sets)
     cut = find_cut(backbone, artifact.node, config.unfreeze)
     path = Path(output) if output else default_model(cache, artifact, cut)
+    asked = {"weights": config.weights, "trust_code": config.trust_code, "progress": progress, "tell": tell}
     map_seconds = 0.0
     if cut.node:
-        asked = {"views": config.views, "weights": config.weights, "trust_code": config.trust_code}
-        map_seconds = ensure_map(cache, cut.node, progress=progress, tell=tell, **asked)
+        map_seconds = ensure_exact_map(cache, backbone, cut, start, sets, run, views=config.views, **asked)
     kind = {"views": config.views > 0, "live": config.augment == "live"}
     with (
         FeatureCache(cache) as opened,
@@ -119,7 +121,7 @@ def prepared(
             opened, backbone, cut.node, **kind, seed=run.seed, folder=path.parent, progress=progress
         ) as inputs,
     ):
-        yield Finetuning(opened, backbone, cut, inputs, sets, artifact, config, path, map_seconds)
+        yield Finetuning(opened, backbone, cut, inputs, sets, artifact, config, start, path, map_seconds)
 
 
 def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.data.loader import load_images
-from bottleneck.data.samples import Source
-from bottleneck.errors import CacheError
 from bottleneck.extraction import extract
-from bottleneck.origin import source_of
+from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.request import ExtractConfig, Request
 from bottleneck.store.files import readable
+from bottleneck.store.layout import companion_path
 from bottleneck.store.reader import FeatureCache
 
 TRIED = 16  # images on which the speed is measured
@@ -47,6 +46,7 @@ def ensure_map(
     node: str,
     *,
     views: int = 0,
+    dtype: str | None = None,
     weights: str | None = None,
     trust_code: bool = False,
     progress: Progress = silent,
@@ -54,6 +54,8 @@ def ensure_map(
 ) -> float:
     """See that the cache has the map `node`, with `views` views; returns the seconds that this took.
 
+    dtype : as the map is to be stored, one in another type being replaced; None takes it as it is, and for a
+        new map the type of the cache's first node.
     tell : hears what it will cost, before it starts.
 
     Raises
@@ -63,29 +65,18 @@ def ensure_map(
     """
     with FeatureCache(cache) as opened:
         there = opened.nodes.get(node)
-        if there is not None and (not views or there.views is not None):
+        if there is not None and (not views or there.views is not None) and dtype in (None, there.dtype):
             return 0.0
         source = source_of(opened)
-        dtype = next(iter(opened.nodes.values())).dtype
-    _require_images(source, cache)
+        dtype = dtype or next(iter(opened.nodes.values())).dtype
+    require_images(source, slice(None), "A new node is needed", cache)
+    if there is not None and there.dtype != dtype:
+        companion_path(cache, there).unlink()
     asked = {"nodes": (node,), "views": views, "dtype": dtype, "weights": weights, "trust_code": trust_code}
     tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
     started = time.perf_counter()
     extract(source, cache, progress=progress, on_error="fail", **asked)
     return time.perf_counter() - started
-
-
-def _require_images(source: Source, cache: Path) -> None:
-    """Raise CacheError where images are gone: extraction would take them for removed ones."""
-    needed = {source.images[i] for i in np.unique(source.samples.image)}
-    missing = source.files.missing(sorted(key for key in needed if "://" not in key))
-    if missing:
-        key, reason = next(iter(missing.items()))
-        raise CacheError(
-            f"A new node is needed, but {len(missing)} of {len(needed)} images of {cache} are gone: "
-            f"{key} in {source.root} ({reason}).",
-            "Put the images back, or use a node that the cache has.",
-        )
 
 
 def _work(request: Request, node: str, views: int) -> MapWork:

@@ -43,8 +43,15 @@ class TransferNetwork(nn.Module):
 
     def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
         """rows : (B, M, …) as stored, covariates : (B, P) float32."""
+        return self.classify(self.inputs(rows, covariates))
+
+    def inputs(self, rows: Tensor, covariates: Tensor) -> Tensor:
+        """(B, D) what a head takes: features of all images, covariates."""
         features = self.section(rows.flatten(0, 1)).reshape(len(rows), -1)
-        inputs = torch.cat([features, covariates], dim=1) if covariates.shape[1] else features
+        return torch.cat([features, covariates], dim=1) if covariates.shape[1] else features
+
+    def classify(self, inputs: Tensor) -> Tensor:
+        """(B, K) logits of inputs (B, D)."""
         return self.classifier((inputs - self.mean) / self.divisor)
 
 

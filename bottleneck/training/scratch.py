@@ -232,7 +232,7 @@ class Scratch:
             images_per_sample=self.sets.table.image.shape[1],
             covariate_names=self.sets.table.covariate_names,
             temperature=self.training.state.best.temperature,
-            settings={"scratch": True},
+            settings={"scratch": True, "chosen_on": ["val"]},
             n_train=len(self.sets.rows["train"]),
             metrics=metrics,
             backbone=self.backbone.recipe,

@@ -23,12 +23,16 @@ from bottleneck.heads.sweep import sweep
 from bottleneck.heads.tasks import NO_FOLD
 from bottleneck.samples import SPLITS, Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import differences
+from bottleneck.store.spec import NodeSpec, differences
 from bottleneck.training.run import metrics_of
 from bottleneck.training.sets import Sets
 
 # How far logits may be from the head's before the first step, by the type that features are stored in.
 START_BOUND = {"float32": 1e-4, "float16": 2e-2}
+# How far features may be from the cached ones, relative to the greatest: by the type of map and features, and
+# by the precision of the engine that made them.
+STORED = {"float32": 1e-4, "float16": 5e-3}
+COMPUTED = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 FOLDS = 5
 
 
@@ -102,9 +106,25 @@ def refitted(
     )
 
 
+def starting_head(head: HeadArtifact, cache: FeatureCache, sets: Sets) -> HeadArtifact:
+    """The head that training starts from: where val was carved from train, one that has not seen val.
+
+    Otherwise val would favour the head over what is trained.
+    """
+    if not sets.carved:
+        return head
+    train = sets.rows["train"]
+    return refitted(head, cache, train, sets.labels[train], head.C)
+
+
 def head_logits(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray) -> Tensor:
     """(n, C) logits of the head on cached features."""
-    return torch.from_numpy(np.asarray(head.decision(head_inputs(cache, head.node, rows)), np.float32))
+    return logits_on(head, torch.from_numpy(head_inputs(cache, head.node, rows)))
+
+
+def logits_on(head: HeadArtifact, inputs: Tensor) -> Tensor:
+    """(n, C) logits of the head on inputs (n, D)."""
+    return torch.from_numpy(np.asarray(head.decision(inputs.numpy()), np.float32))
 
 
 def head_metrics(
@@ -144,23 +164,51 @@ def plain_head(cache: FeatureCache, target: str, node: str) -> HeadArtifact:
     )
 
 
-def require_same_start(network: Tensor, head: Tensor, dtype: str) -> float:
-    """The greatest difference between the network's and the head's logits (n, C).
+def largest_difference(first: Tensor, second: Tensor) -> float:
+    """The greatest difference between two tensors of one shape."""
+    return float((first - second).abs().max())
+
+
+def require_same_start(
+    head: HeadArtifact, node: NodeSpec, cached: Tensor, found: Tensor, logits: Tensor
+) -> tuple[float, tuple[str, ...]]:
+    """How far the network's logits are from the head's, and what a reader must know of that.
+
+    Within START_BOUND they are the same. Beyond it they may still be the same but for rounding that the head
+    makes large: then the network's features are the cached ones as far as their types allow, and the
+    network says of its features what the head says of them.
+
+    Parameters
+    ----------
+    node : of the cached features
+    cached, found : (n, D) what the head takes: as cached, and as the network computes it
+    logits : (n, C) the network's
 
     Raises
     ------
     FitError
-        It exceeds the bound for features stored as `dtype`, which grows with large logits.
+        The features are others, or the head's layers say something else.
     """
-    difference = float((network - head).abs().max())
-    bound = START_BOUND[dtype] * max(1.0, float(head.abs().max()) / 10)
-    if not difference <= bound:
+    reference, bound = logits_on(head, cached), START_BOUND[node.dtype]
+    difference = largest_difference(logits, reference)
+    if difference <= bound:
+        return difference, ()
+    features = largest_difference(found, cached) / float(cached.abs().max())
+    allowed = max(STORED[node.dtype], COMPUTED.get(node.precision, 0.0))
+    layers = largest_difference(logits, logits_on(head, found))
+    if not (features <= allowed and layers <= START_BOUND["float32"]):
         raise FitError(
-            f"Before the first step the network's logits differ from the head's by {difference:.3g}; "
-            f"expected at most {bound:.3g}.",
-            "The cached map is not of the network that made the head's features: extract both again.",
+            f"Before the first step the network's logits differ from the head's by {difference:.3g}, at most "
+            f"{bound:g} is allowed: features by {features:.1e} of the greatest, the layers by {layers:.1e}.",
+            "The features are not of this network, or too coarse: extract them again with --precision fp32 "
+            "--dtype float32, and fit the head on those.",
         )
-    return difference
+    note = (
+        f"At the start logits differ from the head's by {difference:.2g}, more than {bound:g}, by rounding "
+        f"alone: the head has weights of up to {np.abs(head.coef).max():.0f} on nearly constant features. "
+        "One with a smaller C is steadier."
+    )
+    return difference, (note,)
 
 
 def _short(value: object) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.section import Cut, Section
@@ -26,7 +25,7 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.feeds import statistics_of
-from bottleneck.training.loop import EpochRecord, Training
+from bottleneck.training.loop import EpochRecord
 from bottleneck.training.measure import logits_of, measure
 from bottleneck.training.network import folded, network_of, renew
 from bottleneck.training.objective import Objective
@@ -42,7 +41,7 @@ from bottleneck.training.result import (
 )
 from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
 from bottleneck.training.sets import Sets
-from bottleneck.training.start import head_logits, head_metrics, refitted, require_same_start
+from bottleneck.training.start import head_inputs, head_metrics, logits_on, require_same_start
 
 CHOICES = {"init": ("head", "random"), "augment": ("none", "live"), "batchnorm": ("fixed", "train")}
 
@@ -90,13 +89,16 @@ class Finetuning:
     Parameters
     ----------
     cache, backbone, cut, inputs, sets, config
-    path : of the model; map_seconds : that extraction took before
     head : HeadArtifact
-        As fitted on all of train. Where val was carved from train, the run starts from a head that has not
-        seen val: otherwise val would favour the head.
+        As it came.
+    start : HeadArtifact, optional
+        The one that training starts from, where it is another (see `start.starting_head`).
+    path : of the model; map_seconds : that extraction took before
 
     Attributes
     ----------
+    training : Training
+        The loop, ready to start.
     difference : greatest difference from the head's logits at the start, on val; None from new layers.
     """
 
@@ -109,16 +111,14 @@ class Finetuning:
         sets: Sets,
         head: HeadArtifact,
         config: FinetuneConfig,
+        start: HeadArtifact | None = None,
         path: Path = Path(),
         map_seconds: float = 0.0,
     ) -> None:
         self.path, self.map_seconds = path, map_seconds
         self.cache, self.backbone, self.cut = cache, backbone, cut
         self.inputs, self.sets, self.head, self.config = inputs, sets, head, config
-        self.start = head
-        if sets.carved:
-            train = sets.rows["train"]
-            self.start = refitted(head, cache, train, sets.labels[train], head.C)
+        self.start = start or head
         self.objective = Objective(len(head.class_names), config.run.label_smoothing)
         preprocess = Preprocess.from_json(cache.spec.preprocess)
         section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
@@ -126,14 +126,26 @@ class Finetuning:
         if config.init == "random":
             renew(self.network.classifier, config.run.seed)
         self.difference: float | None = None
-        self.layers = [LayerGroup("head", 0, tuple(self.network.classifier.named_parameters()))]
+        self.notes: tuple[str, ...] = ()
+        layers = [LayerGroup("head", 0, tuple(self.network.classifier.named_parameters()))]
         for depth, (block, parameters) in enumerate(zip(cut.blocks, cut.parameters, strict=True), start=1):
-            self.layers.append(LayerGroup(block, depth, parameters))
+            layers.append(LayerGroup(block, depth, parameters))
+        self.training = build_training(self.network, layers, inputs, sets, self.objective.classes, config.run)
 
-    def build(self, checkpoint: Checkpoint | None = None) -> Training:
-        """The loop, ready to start."""
-        classes, run = self.objective.classes, self.config.run
-        return build_training(self.network, self.layers, self.inputs, self.sets, classes, run, checkpoint)
+    def compare(self) -> None:
+        """Hold the start against the head on val.
+
+        Raises FitError where the network does not say what the head says.
+        """
+        cached = torch.from_numpy(head_inputs(self.cache, self.head.node, self.sets.rows["val"]))
+        val, device = self.training.val, self.training.device
+        found, labels = logits_of(self.network, val, device, self.network.inputs)
+        self.head_on_val = measure(logits_on(self.start, cached), labels, self.objective)
+        if self.config.init == "head":
+            with torch.inference_mode():
+                logits = self.network.classify(found.to(device)).cpu()
+            node = self.cache.node(self.head.node)
+            self.difference, self.notes = require_same_start(self.start, node, cached, found, logits)
 
     def train(
         self,
@@ -141,17 +153,10 @@ class Finetuning:
         progress: Progress = silent,
         on_epoch: Callable[[EpochRecord], None] = lambda record: None,
     ) -> None:
-        """Compare the start with the head, then train; the network then holds the best epoch's parameters."""
+        """Train; the network then holds the best epoch's parameters."""
+        self.training.checkpoint = checkpoint
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.run.seed)
-            self.training = self.build(checkpoint)
-            labels = self._labels("val")
-            reference = head_logits(self.start, self.cache, self.sets.rows["val"])
-            logits, _ = logits_of(self.network, self.training.val, self.training.device)
-            if self.config.init == "head":
-                stored = self.cache.node(self.head.node).dtype
-                self.difference = require_same_start(logits, reference, stored)
-            self.head_on_val = measure(reference, labels, self.objective)
             for record in self.training.records(progress):
                 on_epoch(record)
 
@@ -198,7 +203,7 @@ class Finetuning:
             n={split: len(rows) for split, rows in self.sets.rows.items()},
             max_logit_difference_at_start=self.difference,
             map_seconds=self.map_seconds,
-            notes=notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
+            notes=self.notes + notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
         )
         if self.kept == "finetuned":
             network = self.backbone.module.state_dict()
@@ -208,16 +213,16 @@ class Finetuning:
         return result
 
     def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:
-        """The head of the model that is kept."""
+        """The head of the model that is kept. Val chose it, be it the head itself."""
         if self.kept == "head":
-            return self.head
+            return replace(self.head, settings={**self.head.settings, "chosen_on": ["val"]})
         finetuned = {"unfrozen": list(self.cut.blocks), "input": self.cut.node or "pixels"}
         return replace(
             self.start,
             arrays=folded(self.network, self.start.scale),
             link="softmax",
             temperature=self.training.state.best.temperature,
-            settings={**self.start.settings, "finetuned": finetuned},
+            settings={**self.start.settings, "finetuned": finetuned, "chosen_on": ["val"]},
             node_fingerprint="",  # no cache has features of this network
             cv={},
             n_train=len(self.sets.rows["train"]),
@@ -232,6 +237,3 @@ class Finetuning:
         digest.update(self.sets.labels.tobytes())
         settings = {"config": asdict(self.config), "cut": self.cut.node, "data": digest.hexdigest()}
         return fingerprint({**settings, "cache": self.cache.fingerprint, "node": self.head.node})
-
-    def _labels(self, split: str) -> Tensor:
-        return torch.from_numpy(self.sets.labels[self.sets.rows[split]].astype(np.int64))
