@@ -83,7 +83,9 @@ reading_options = _all(
 
 # A flag of training that is left out is None, which the library takes for its default.
 training_options = _all(
-    click.option("--epochs", type=click.IntRange(1), help="At most. [default: 20]"),
+    click.option(
+        "--epochs", type=click.IntRange(1), help="At most. [default: 20; scratch: 200 steps or more]"
+    ),
     click.option("--patience", type=click.IntRange(0), help="Epochs to wait for a better one. [default: 8]"),
     click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples of a step. [default: 32]"),
     click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),

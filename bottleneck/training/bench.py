@@ -27,13 +27,12 @@ from bottleneck.training.exact import ensure_exact_map
 from bottleneck.training.feeds import backbone_of, inputs_of
 from bottleneck.training.pixels import decoded, require_read
 from bottleneck.training.result import accuracies
-from bottleneck.training.run import Inputs, RunConfig
+from bottleneck.training.run import Inputs, RunConfig, enough_steps
 from bottleneck.training.scratch import DEFAULTS, Scratch, ScratchConfig, new_backbone, target_of
 from bottleneck.training.sets import Sets, few_shots, labelled_sets
 from bottleneck.training.start import head_metrics, plain_head, refitted
 from bottleneck.training.transfer import FinetuneConfig, Finetuning
 
-LEAST_STEPS = 200  # few shots make short epochs: so many steps are done at least
 ALL = "all"
 RUNS = "runs.json"
 SCRATCH = "scratch"
@@ -251,10 +250,3 @@ class Bench:
         runs = [asdict(run) for run in self.done.values()]
         text = json.dumps({"fingerprint": self.fingerprint, "runs": runs}, ensure_ascii=False, indent=1)
         write_whole(self.folder / RUNS, text.encode())
-
-
-def enough_steps(run: RunConfig, samples: int) -> RunConfig:
-    """The same run with more epochs, and more patience in proportion, where its steps would be too few."""
-    steps = run.epochs * -(-samples // run.batch_size)
-    times = max(1, -(-LEAST_STEPS // steps))
-    return replace(run, epochs=run.epochs * times, patience=run.patience * times)

@@ -5,7 +5,7 @@ Shapes: n samples of a split, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,10 @@ from bottleneck.training.objective import Objective, two_logits
 from bottleneck.training.optim import LayerGroup, OptimConfig, Schedule, build_optimizer
 from bottleneck.training.rows import Rows
 from bottleneck.training.sets import Sets
+
+# Few samples make short epochs. A new network needs some steps whatever they are: BatchNorm's statistics
+# alone take 20 to settle, and until then val says nothing.
+LEAST_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ def run_config(options: dict[str, Any], defaults: OptimConfig | None = None) -> 
     """Take the fields of RunConfig and of OptimConfig out of `options`; None stands for the default."""
     optim = {**vars(defaults or OptimConfig()), **_taken(options, OptimConfig)}
     return RunConfig(**_taken(options, RunConfig), optim=OptimConfig(**optim))
+
+
+def enough_steps(config: RunConfig, samples: int) -> RunConfig:
+    """The same run with more epochs, and more patience in proportion, where its steps would be too few."""
+    steps = config.epochs * -(-samples // config.batch_size)
+    times = max(1, -(-LEAST_STEPS // steps))
+    return replace(config, epochs=config.epochs * times, patience=config.patience * times)
 
 
 def _taken(options: dict[str, Any], kind: type) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ from bottleneck.training.result import (
     write_files,
 )
 from bottleneck.training.rows import Rows
-from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
+from bottleneck.training.run import Inputs, RunConfig, build_training, enough_steps, run_config, split_metrics
 from bottleneck.training.sets import Sets, labelled_sets
 
 DEFAULTS = OptimConfig(lr=1e-3, weight_decay=1e-2)
@@ -97,6 +97,7 @@ def scratch(
         Hear of long steps, and of each epoch as it ends.
     options
         Fields of `ScratchConfig`, `RunConfig` and `OptimConfig`, and the keyword arguments of `read_source`.
+        Without `epochs` there are 20, or as many as make 200 steps.
 
     Raises
     ------
@@ -106,7 +107,7 @@ def scratch(
     """
     started = time.perf_counter()
     reading = {name: options.pop(name) for name in READING - {"val_fraction"} & options.keys()}
-    run = run_config(options, DEFAULTS)
+    epochs, run = options.get("epochs"), run_config(options, DEFAULTS)
     config = ScratchConfig(**{k: v for k, v in options.items() if v is not None}, run=run)
     if not isinstance(source, Source):
         source = read_source(source, seed=run.seed, **reading)
@@ -117,6 +118,8 @@ def scratch(
     with decoded(source, source.images, preprocess, path.parent, progress) as pixels:
         samples = readable_samples(source.samples, pixels)
         sets = labelled_sets(samples, target, val_fraction=run.val_fraction, seed=run.seed)
+        if not epochs:
+            config = replace(config, run=enough_steps(run, len(sets.rows["train"])))
         train: Rows = pixels
         if config.augment == "live":
             train = LiveRows(source, source.images, preprocess, pixels.shape, seed=run.seed)

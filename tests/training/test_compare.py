@@ -19,7 +19,7 @@ def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=Non
 
 
 def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.training.bench.LEAST_STEPS", 1)
+    monkeypatch.setattr("bottleneck.training.run.LEAST_STEPS", 1)
     options = {"unfreeze": (0, 1), "shots": (4, "all"), "seeds": 2, "scratch": (2,), **QUICK}
     done = []
     original = Bench._run

@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 import torch
+from stripes import write_stripes
 from torch import nn
 
 from bottleneck.errors import FitError
@@ -95,6 +96,13 @@ def test_the_same_seed_gives_the_same_network(images, tmp_path):
         torch.manual_seed(hash(model.name) % 100)
         scratch(images, model, seed=3, **{**QUICK, "epochs": 1})
     assert models[0].read_bytes() == models[1].read_bytes()
+
+
+def test_a_few_images_are_learnt_from_though_an_epoch_is_one_step(tmp_path):
+    folder = write_stripes(tmp_path / "images", classes=2, images=16, val=8)
+    result = scratch(folder, tmp_path / "m.safetensors", depth=2, image_size=24, device="cpu")
+    assert result.finetuned_accuracy["val"] >= 0.9
+    assert len(result.epochs) > 21 or result.stopped == "early"
 
 
 def test_a_source_without_labels_is_refused(tmp_path):
