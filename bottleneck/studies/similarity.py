@@ -88,9 +88,10 @@ class Similarity:
         sure = max(self.probability, 1 - self.probability)
         word = "clearly" if sure >= SURE else "probably" if sure >= UNSURE else "perhaps"
         kind = "similar to" if self.similar else "different from"
+        lacks = "" if self.reading.quarters else ", as the network has no BatchNorm statistics"
         return (
             f"{word} {kind} the images that the network was trained on (probability {sure:.2f} "
-            f"by {self.measure}: distance {self.reading.distance:.3g}, like {self.nearest})"
+            f"by {self.measure}{lacks}: distance {self.reading.distance:.3g}, like {self.nearest})"
         )
 
     def to_json(self) -> dict[str, Any]:
