@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from matplotlib.ticker import MaxNLocator
+
 from bottleneck.errors import BottleneckError
 from bottleneck.report.figures import picture
+from bottleneck.report.fonts import drawable
 from bottleneck.training.loop import EpochRecord
 from bottleneck.training.lr_finder import FoundRate
 
@@ -42,14 +45,15 @@ def training_curves(
                 label="val",
             )
             axes.axvline(best, color="grey", linewidth=1, linestyle=":", label=f"kept: epoch {best}")
-            axes.set(xlabel="epoch", ylabel=name)
+            axes.set(xlabel="epoch", ylabel=name, xlim=(-0.5, numbers[-1] + 0.5))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
         if head is not None:
             accuracy.axhline(head, color="black", linewidth=1, linestyle="--", label="the head on val")
         loss.set_title("Loss")
         accuracy.set_title("Accuracy")
         accuracy.legend(fontsize=8)
-        loss.figure.suptitle(title)
+        loss.figure.suptitle(drawable(title, 80))
     return Path(path)
 
 

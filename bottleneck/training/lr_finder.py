@@ -13,6 +13,7 @@ from itertools import chain, count, islice
 import numpy as np
 import torch
 
+from bottleneck.errors import FitError
 from bottleneck.progress import Progress, silent
 from bottleneck.training.loop import Training
 
@@ -35,6 +36,8 @@ def find_rate(training: Training, progress: Progress = silent) -> FoundRate:
     """Try rates from 1e-6 to 10 of the head, the others in proportion; the network is put back as it was.
 
     training : a run that has not begun. Its optimizer is used up: build another run to train.
+
+    Raises FitError where the loss is not finite at the lowest rate.
     """
     module = training.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
@@ -58,5 +61,9 @@ def find_rate(training: Training, progress: Progress = silent) -> FoundRate:
             tried.append(float(rate))
             losses.append(smooth)
     module.load_state_dict(before)
-    best = tried[int(np.argmin(losses))] if losses else LOWEST
-    return FoundRate(best / MARGIN, tuple(tried), tuple(losses))
+    if not losses:
+        raise FitError(
+            f"The loss is not finite even at a learning rate of {LOWEST:g}.",
+            "Look for values in the cache that are not numbers: bottleneck cache verify.",
+        )
+    return FoundRate(tried[int(np.argmin(losses))] / MARGIN, tuple(tried), tuple(losses))
