@@ -63,7 +63,10 @@ class RunConfig:
 
 def run_config(options: dict[str, Any], defaults: OptimConfig | None = None) -> RunConfig:
     """Take the fields of RunConfig and of OptimConfig out of `options`; None stands for the default."""
-    optim = {**vars(defaults or OptimConfig()), **_taken(options, OptimConfig)}
+    optim, given = vars(defaults or OptimConfig()), _taken(options, OptimConfig)
+    if given.get("optimizer", optim["optimizer"]) != optim["optimizer"]:
+        optim = {**optim, "lr": None}  # a rate is one optimizer's
+    optim = {**optim, **given}
     return RunConfig(**_taken(options, RunConfig), optim=OptimConfig(**optim))
 
 

@@ -6,6 +6,7 @@ from torch import nn
 
 from bottleneck.errors import FitError
 from bottleneck.training.optim import (
+    OPTIMIZERS,
     LayerGroup,
     OptimConfig,
     Schedule,
@@ -13,6 +14,8 @@ from bottleneck.training.optim import (
     parameter_groups,
     unfreeze,
 )
+from bottleneck.training.run import run_config
+from bottleneck.training.scratch import DEFAULTS
 
 
 def layers():
@@ -85,3 +88,11 @@ def test_a_waiting_block_does_not_move():
 def test_impossible_settings_are_refused_by_name(bad):
     with pytest.raises(FitError, match=next(iter(bad))):
         OptimConfig(**bad)
+
+
+def test_another_optimizer_comes_with_its_own_rate():
+    assert run_config({"optimizer": "sgd"}).optim.lr == OPTIMIZERS["sgd"]
+    assert run_config({"optimizer": "sgd"}, DEFAULTS).optim.lr == OPTIMIZERS["sgd"]
+    assert run_config({"optimizer": "adamw"}, DEFAULTS).optim.lr == DEFAULTS.lr
+    assert run_config({"optimizer": "sgd", "lr": 0.3}).optim.lr == 0.3
+    assert run_config({}).optim.lr == OPTIMIZERS["adamw"]
