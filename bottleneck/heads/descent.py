@@ -13,7 +13,8 @@ from bottleneck.heads.preconditioner import Preconditioner
 
 SUFFICIENT = 1e-4  # Armijo's constant
 MOST_CUTS = 15  # of one step; beyond it rounding decides, not the function
-WINDOW = 5  # accepted steps over which the decrease is watched
+WINDOW = 5  # accepted steps over which the decrease is watched, and compared with that of as many before
+SLOWEST = 0.95  # ratio of the two that is believed
 MARGIN = 5.0  # by which the model's expected decrease must undercut the tolerance
 GAIN, LEAST_GAIN = 10.0, 0.05  # see `_bound`
 CROWDED = 0.75  # share of heads on the way below which the others' memory is given up
@@ -23,7 +24,8 @@ class Descent:
     """Minimises C · loss + ½ ‖w‖² for some heads of a group.
 
     A head has converged when its objective is within `tol` (relative) of the optimum: either ½ ‖∇F‖² proves
-    it (F is 1-strongly convex in w), or neither the L-BFGS model nor the last steps promise more.
+    it (F is 1-strongly convex in w), or neither the L-BFGS model nor the last steps promise more: not what
+    they gained, nor all that is to come if gains go on to shrink as they did.
 
     Parameters
     ----------
@@ -63,7 +65,7 @@ class Descent:
         self._g, self._step = torch.zeros_like(self._x), torch.zeros_like(self._x)
         self._slope, self._length = torch.zeros_like(self._f), torch.ones_like(self._f)
         self._cuts = torch.zeros_like(self._place)
-        self._recent = self._f[:, None].repeat(1, WINDOW)
+        self._recent = self._f[:, None].repeat(1, 2 * WINDOW)
         self._begun = False
         self.active = torch.ones_like(self.converged)
 
@@ -121,7 +123,7 @@ class Descent:
         step = self._history.direction(self._g, self._apply(self._g))
         self._step = torch.where(accepted[:, None], step, self._step)
         slope = (self._g * self._step).sum(dim=1, dtype=torch.float64)
-        drop = self._recent[:, 0] - self._f
+        left = self._left()
         self._recent = torch.where(
             accepted[:, None], torch.cat([self._recent[:, 1:], self._f[:, None]], dim=1), self._recent
         )
@@ -129,10 +131,19 @@ class Descent:
         self._length = torch.where(accepted, 1.0, self._length)
         self._cuts *= ~accepted
         bound = self._bound()
-        likely = (-0.5 * MARGIN * slope <= bound) & (drop <= bound)
+        likely = (-0.5 * MARGIN * slope <= bound) & (left <= bound)
         done = accepted & ((self._distance() <= bound) | likely)
         self.converged[self._place[done]] = True
         self.active = self.active & ~done
+
+    def _left(self) -> Tensor:
+        """(A,) the last steps' decrease d, or what is to come if the next are ρ d, ρ² d …, where it is more.
+
+        Where convergence is slow the sum, ρ / (1 − ρ) · d, is several times d.
+        """
+        before, since = self._recent[:, 0] - self._recent[:, WINDOW], self._recent[:, WINDOW] - self._f
+        ratio = (since / before).nan_to_num(0.0).clamp(0.0, SLOWEST)
+        return since * (ratio / (1 - ratio)).clamp(min=1.0)
 
     def _bound(self) -> Tensor:
         """(A,) how far an objective may be from its optimum.
