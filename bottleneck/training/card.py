@@ -28,9 +28,10 @@ def model_card(
     names = [f"`{_cell(name)}`" for name in head.class_names[:MOST_CLASSES_LISTED]]
     if len(head.class_names) > MOST_CLASSES_LISTED:
         names.append(f"… {len(head.class_names) - MOST_CLASSES_LISTED} more")
-    inputs = f"{head.images_per_sample} image(s) per sample"
+    M = head.images_per_sample
+    inputs = "images" if M == 1 else f"samples of {M} images"
     if head.covariate_names:
-        inputs += f" and the numbers {', '.join(f'`{_cell(name)}`' for name in head.covariate_names)}"
+        inputs += f" with the numbers {', '.join(f'`{_cell(name)}`' for name in head.covariate_names)}"
     preprocess = head.preprocess
     parts = [
         f"# {file_name}",
