@@ -2,9 +2,12 @@
 
 A layer group is a block of the backbone, or the head. Depth counts down from the head (0): a block at depth d
 learns at `lr · backbone_ratio · decay^(d − 1)`, since lower layers are more general and need less change
-(Howard and Ruder 2018). The ratio of 0.1 is that of LP-FT (Kumar et al. 2022). AdamW comes first because its
-steps do not depend on the scale of a layer's gradients, which differs much between blocks whose BatchNorm is
-fixed: on digits it reached in 6 epochs what SGD did not.
+(Howard and Ruder 2018). The ratio of 0.1 is that of LP-FT (Kumar et al. 2022). AdamW comes first because
+its steps do not shrink with the gradients, and those are small where the head already separates train, as on
+all that was tried. Measured with EfficientNet-Lite0: on scikit-learn's digits, two blocks, 4 epochs, AdamW
+went from the head's 0.947 on val to 0.969, SGD with momentum 0.9 at 0.1 fell and came back to 0.947 (a seed
+each); on hymenoptera, one block, 10 epochs, seeds 0 to 2, SGD never beat the 0.948 of the head, AdamW once,
+with 0.954.
 """
 
 from __future__ import annotations
