@@ -98,7 +98,8 @@ class Judgement:
         if self.accuracy is None:
             return "not tried here"
         if not self.contradicted:
-            return f"the evidence agrees: {self.accuracy:.3f} on val"
+            agrees = "agrees" if self.lost <= CONTRADICTION else "contradicts it not beyond chance"
+            return f"the evidence {agrees}: {self.accuracy:.3f} on val"
         return (
             f"the evidence contradicts it: {self.accuracy:.3f} on val, {100 * self.lost:.1f} points less "
             "than what is recommended"
@@ -112,7 +113,9 @@ def judge(rule: Rule, attempts: list[Attempt], val: int) -> Judgement:
         return Judgement(rule.text, rule.strategy)
     accuracy = max(followed)
     lost = best_attempt(attempts).accuracy["val"] - accuracy
-    chance = 1.96 * np.sqrt(max(lost, 0.0) / val)  # of a paired difference where no sample was won back
+    best = accuracy + lost
+    # As of two separate sets of samples: wider than paired, for the best was picked among several.
+    chance = 1.96 * np.sqrt((accuracy * (1 - accuracy) + best * (1 - best)) / val)
     return Judgement(rule.text, rule.strategy, accuracy, lost, bool(lost > max(CONTRADICTION, chance)))
 
 

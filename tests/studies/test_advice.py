@@ -54,6 +54,7 @@ def test_a_rule_is_contradicted_only_beyond_chance():
     few = judge(Rule("on top", HEAD), tried, val=50)
     assert few.contradicted is False
     assert few.lost == pytest.approx(0.04)
+    assert "not beyond chance" in few.text
     assert judge(Rule("earlier", EARLY), tried, val=2000).contradicted is False
 
 
