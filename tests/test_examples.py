@@ -1,0 +1,43 @@
+"""The examples run as they say, on few images and a small network."""
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+from bottleneck.demo import write_digits
+from bottleneck.extraction import extract
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def load(name):
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_example", EXAMPLES / f"{name}.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    return example
+
+
+def few_digits(folder):
+    """Fifteen images of each numeral."""
+    whole = write_digits(folder.with_name("all"))
+    for digit in sorted(whole.iterdir()):
+        (folder / digit.name).mkdir(parents=True)
+        for image in sorted(digit.iterdir())[:15]:
+            shutil.copy(image, folder / digit.name)
+    return folder
+
+
+def test_heads_answers_both_questions_on_every_node(tmp_path, monkeypatch, capsys):
+    example = load("heads")
+    nodes = ("block3@avg2", "bottleneck")
+    monkeypatch.setattr(example, "NODES", nodes)
+    monkeypatch.setattr(example, "write_digits", few_digits)
+    small = {"backbone": "small_cnn", "engine": "torch", "image_size": 64}
+    monkeypatch.setattr(example, "extract", lambda *given, **options: extract(*given, **options, **small))
+    example.main(tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    questions = [tuple(line.split()[:2]) for line in lines[:4]]
+    assert questions == [(target, node) for node in nodes for target in ("numeral", "parity")]
+    assert all("images per class" in line for line in lines[4:8])
+    assert all(Path(name).exists() for name in lines[8].split()[1:])
