@@ -37,7 +37,7 @@ def test_heads_answers_both_questions_on_every_node(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(example, "extract", lambda *given, **options: extract(*given, **options, **small))
     example.main(tmp_path)
     lines = capsys.readouterr().out.splitlines()
-    questions = [tuple(line.split()[:2]) for line in lines[:4]]
-    assert questions == [(target, node) for node in nodes for target in ("numeral", "parity")]
+    questions = {tuple(line.split()[:2]) for line in lines[:4]}
+    assert questions == {(target, node) for node in nodes for target in ("numeral", "parity")}
     assert all("images per class" in line for line in lines[4:8])
     assert all(Path(name).exists() for name in lines[8].split()[1:])
