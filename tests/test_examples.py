@@ -30,7 +30,7 @@ def few_digits(folder):
 
 def test_heads_answers_both_questions_on_every_node(tmp_path, monkeypatch, capsys):
     example = load("heads")
-    nodes = ("block3@avg2", "bottleneck")
+    nodes = ("features.block3@avg2", "bottleneck")
     monkeypatch.setattr(example, "NODES", nodes)
     monkeypatch.setattr(example, "write_digits", few_digits)
     small = {"backbone": "small_cnn", "engine": "torch", "image_size": 64}

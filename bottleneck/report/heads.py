@@ -33,6 +33,4 @@ def _probe(curves: dict[str, Any], path: Path, stem: str) -> Path:
 def _shots(curves: dict[str, Any], path: Path, stem: str) -> Path:
     shots = curves["shots"]
     lines = {f"{record['target']}, {record['node']}": np.array(record["accuracy"]) for record in shots}
-    return shot_curve(
-        shots[0]["shots"], lines, path, title=f"{stem}: accuracy on samples not drawn"
-    )
+    return shot_curve(shots[0]["shots"], lines, path, title=f"{stem}: accuracy on samples not drawn")
