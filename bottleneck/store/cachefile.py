@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -140,7 +141,9 @@ class CacheFile:
             raise self.damaged(f"its samples cannot be read: {str(error).rstrip('.')}") from None
         if samples.image.size and not 0 <= samples.image.min() <= samples.image.max() < len(self.images):
             raise self.damaged("a sample points at an image that is not there")
-        return samples
+        named = self.images.key[samples.image[:, 0]] if samples.image.shape[1] == 1 else None
+        # One str for a sample and its image: there may be millions.
+        return replace(samples, key=named) if np.array_equal(samples.key, named) else samples
 
     def read_checked(self, path: str) -> np.ndarray:
         """A whole small dataset, compared with its checksum."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from bottleneck.store.cachefile import CacheFile, dataset_paths
 from bottleneck.store.log import PartEntry
@@ -35,7 +36,7 @@ class Catalog:
     def add_rows(self, file: CacheFile) -> None:
         """Take in where the file's rows lie."""
         paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
-        self.index.add(file.path, paths, file.images.digests())
+        self.index.add(file.path, paths, file.images.digest)
 
     def add_keys(self, file: CacheFile) -> None:
         """Take in what the file says of keys: its images, those taken over, its failures."""
@@ -48,10 +49,10 @@ class Catalog:
             self.failures[failure.key] = failure
             self.records.pop(failure.key, None)
 
-    def rows(self, node: NodeSpec, digests: Sequence[bytes], views: bool = False) -> FeatureRows:
-        """The node's rows (`views`: its views) of `digests`, in that order; some may be absent."""
+    def rows(self, node: NodeSpec, digest: np.ndarray, views: bool = False) -> FeatureRows:
+        """The node's rows (`views`: its views) of digest (N, 32), in that order; some may be absent."""
         dataset = f"{'views' if views else 'features'}/{link_name(node.name)}"
-        which, row = self.index.locate(digests, dataset)
+        which, row = self.index.locate(digest, dataset)
         shape = node.views_shape if views else node.shape
         return FeatureRows(self.pool, self.index.files, dataset, which, row, shape, node.dtype)
 

@@ -81,10 +81,9 @@ def require_sound(file: CacheFile, nodes: Iterable[NodeSpec]) -> None:
 def _write_nodes(
     file: h5py.File, spec: CacheSpec, nodes: Iterable[NodeSpec], images: ImageTable, catalog: Catalog
 ) -> None:
-    digests = images.digests()
     for node in nodes:
         for views in (False, True) if node.views is not None else (False,):
-            rows = catalog.rows(node, digests, views)
+            rows = catalog.rows(node, images.digest, views)
             if len(rows.absent):
                 raise CacheError(f"Node {node.name!r} lacks {len(rows.absent)} rows that were promised.")
             layout.write_rows(file, spec, node, len(images), rows.blocks(), views)

@@ -162,7 +162,7 @@ class FeatureCache:
         return SampleRows(self.views(name) if views else self.features(name), self.samples, rows)
 
     def _rows(self, node: NodeSpec, views: bool) -> FeatureRows:
-        rows = self._catalog.rows(node, self.images.digests(), views)
+        rows = self._catalog.rows(node, self.images.digest, views)
         if len(rows.absent):
             where = companion_path(self.path, node) if node.is_map else self.path
             raise CacheError(

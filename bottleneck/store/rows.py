@@ -17,6 +17,7 @@ from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
+from bottleneck.store.tables import as_bytes
 
 MAX_OPEN = 64
 ABSENT = -1
@@ -57,40 +58,57 @@ class FilePool:
 
 
 class RowIndex:
-    """Where the row of each digest lies, for each dataset."""
+    """Where the row of each digest lies, for each dataset.
+
+    Digests are looked up one by one only where files overlap or rows have moved. Images in the order of one
+    file's rows, as all are in a finished cache, are found by comparing the two columns: millions of images
+    then cost no dictionary.
+    """
 
     def __init__(self) -> None:
         self.files: list[Path] = []
+        self._columns: list[tuple[frozenset[str], np.ndarray]] = []
         self._groups: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}
+        self._looked_up = 0  # files whose digests are in `_groups`
 
-    def add(self, path: Path, datasets: Iterable[str], digests: Sequence[bytes]) -> None:
-        """Row i of each of the file's `datasets` is that of `digests[i]`; rows known before stay theirs."""
-        rows = self._groups.setdefault(frozenset(datasets), {})
-        number = len(self.files)
+    def add(self, path: Path, datasets: Iterable[str], digest: np.ndarray) -> None:
+        """Row i of each of the `datasets` is that of digest[i] (N, 32); rows known before stay theirs."""
         self.files.append(path)
-        for row, digest in enumerate(digests):
-            rows.setdefault(digest, (number, row))
+        self._columns.append((frozenset(datasets), digest))
 
     def missing(self, digest: bytes, datasets: Iterable[str]) -> set[str]:
         """Those of `datasets` in which the digest has no row."""
         left = set(datasets)
-        for group, rows in self._groups.items():
+        for group, rows in self._tables().items():
             if not left:
                 break
             if not left.isdisjoint(group) and digest in rows:
                 left -= group
         return left
 
-    def locate(self, digests: Sequence[bytes], dataset: str) -> tuple[np.ndarray, np.ndarray]:
-        """File number (N,) int32 and row (N,) int64 of each digest; ABSENT where it has none."""
-        groups = [rows for group, rows in self._groups.items() if dataset in group]
-        which, row = np.full(len(digests), ABSENT, np.int32), np.full(len(digests), ABSENT, np.int64)
-        for at, digest in enumerate(digests):
+    def locate(self, digest: np.ndarray, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+        """File number (N,) int32 and row (N,) int64 of each digest (N, 32); ABSENT where it has none."""
+        for number, (datasets, column) in enumerate(self._columns):
+            if dataset in datasets and np.array_equal(column, digest):
+                return np.full(len(digest), number, np.int32), np.arange(len(digest))
+        groups = [rows for group, rows in self._tables().items() if dataset in group]
+        which, row = np.full(len(digest), ABSENT, np.int32), np.full(len(digest), ABSENT, np.int64)
+        for at, one in enumerate(as_bytes(digest)):
             for rows in groups:
-                if digest in rows:
-                    which[at], row[at] = rows[digest]
+                if one in rows:
+                    which[at], row[at] = rows[one]
                     break
         return which, row
+
+    def _tables(self) -> dict[frozenset[str], dict[bytes, tuple[int, int]]]:
+        """(file number, row) by digest, of all files added, by the datasets that they hold."""
+        for number in range(self._looked_up, len(self.files)):
+            datasets, column = self._columns[number]
+            rows = self._groups.setdefault(datasets, {})
+            for row, one in enumerate(as_bytes(column)):
+                rows.setdefault(one, (number, row))
+        self._looked_up = len(self.files)
+        return self._groups
 
 
 class FeatureRows:

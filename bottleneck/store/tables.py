@@ -70,8 +70,7 @@ class ImageTable:
 
     def digests(self) -> list[bytes]:
         """The digests as bytes, one per image."""
-        flat = np.ascontiguousarray(self.digest).tobytes()
-        return [flat[at : at + DIGEST_BYTES] for at in range(0, len(flat), DIGEST_BYTES)]
+        return as_bytes(self.digest)
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
     """The sample table that `sample_columns` stored; CacheError where a value is not what it may be."""
     read = {path: column.values for path, column in columns.items()}
     covariates = columns.get("covariates")
-    split = decode(read["samples/split"])
+    split = decode_repeated(read["samples/split"])
     strange = sorted(set(split) - set(SPLITS))
     if strange:
         raise CacheError(f"a split is {strange[0]!r}; expected one of {', '.join(SPLITS)}")
@@ -150,7 +149,7 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         targets={target.name: target for target in targets},
         covariates=None if covariates is None else covariates.values,
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
-        group=decode(read["samples/group"]) if "samples/group" in read else None,
+        group=decode_repeated(read["samples/group"]) if "samples/group" in read else None,
     )
 
 
@@ -220,6 +219,12 @@ def same_images(a: ImageTable, b: ImageTable) -> bool:
     )
 
 
+def as_bytes(digest: np.ndarray) -> list[bytes]:
+    """The rows of digest (N, 32) as bytes."""
+    flat = np.ascontiguousarray(digest).tobytes()
+    return [flat[at : at + DIGEST_BYTES] for at in range(0, len(flat), DIGEST_BYTES)]
+
+
 def objects(texts) -> np.ndarray:
     """An object array of str."""
     array = np.empty(len(texts), object)
@@ -245,6 +250,12 @@ def _bytes(text: str) -> bytes:
 def decode(column: np.ndarray) -> np.ndarray:
     """The object array of str that `encode` stored."""
     return objects([item.decode("utf-8", "surrogateescape") for item in column.tolist()])
+
+
+def decode_repeated(column: np.ndarray) -> np.ndarray:
+    """As `decode`, for columns of few values: rows that are equal share one str."""
+    values, which = np.unique(column, return_inverse=True)
+    return decode(values)[which]
 
 
 def link_name(name: str) -> str:
