@@ -93,12 +93,20 @@ def gram(rows: RowReader, standard: Standardisation, crew: Crew, size: int) -> n
 
 
 def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (r,), largest first, and eigenvectors (D, r) of a Gram matrix; what is zero is left out."""
+    """Eigenvalues (r,), largest first, and eigenvectors (D, r) of a Gram matrix, without zeros in float64.
+
+    In float32 an eigenvalue below 1e-4 of the largest drowns in rounding, but its direction may separate
+    classes where C is large: all are kept, for the vectors are orthonormal whatever their values.
+    """
     values, vectors = eigh(square, driver="evd", check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
-    kept = values > max(values[0], 0) * len(values) * np.finfo(square.dtype).eps
+    eps = np.finfo(square.dtype).eps
+    kept = values > max(values[0], 0) * len(values) * eps
     kept[0] = True
-    return np.maximum(values[kept], np.finfo(square.dtype).tiny), np.ascontiguousarray(vectors[:, kept])
+    if square.dtype == np.float32:
+        kept[:] = True
+    floor = max(float(values[0]) * eps, np.finfo(square.dtype).tiny)
+    return np.maximum(values[kept], floor), np.ascontiguousarray(vectors[:, kept])
 
 
 def _summed(crew: Crew, work: Callable, rows: RowReader, size: int, dtype: np.dtype | type) -> list:

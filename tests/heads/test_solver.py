@@ -31,6 +31,16 @@ def test_reaches_scikit_learns_optimum(n, D, K, C):
     assert -1e-6 < relative_gap(X, y, fitted, C) < 1e-4
 
 
+def test_what_hardly_varies_counts_at_large_C():
+    """Features that nearly agree, classes by their differences: eigenvalues far below the largest."""
+    generator = np.random.default_rng(0)
+    apart = generator.standard_normal((400, 40))
+    X = (generator.standard_normal((400, 1)) + 0.01 * apart).astype(np.float32)
+    y = (apart[:, 0] - apart[:, 1] + generator.standard_normal(400) > 0).astype(int)
+    (fitted,) = sweep(ArrayRows(X), [question(y, 2)], [1e3])
+    assert relative_gap(X, y, fitted, 1e3) < 1e-4
+
+
 def test_every_head_of_a_sweep_reaches_its_optimum(monkeypatch):
     """All C × folds side by side: each fold's head is the one fitted alone on the other folds."""
     X, y = features(300, 40, 3)
