@@ -64,6 +64,12 @@ class ExtractResult:
         """The JSON object of `bottleneck extract --json`."""
         return dict(vars(self))
 
+    def require_rows(self) -> None:
+        """Raise CacheError where not one image gave a row, so that nothing can follow."""
+        if not self.images:
+            with FeatureCache(self.cache) as cache:
+                cache.require_rows()
+
 
 def extract(
     source: str | Path | Source,

@@ -133,6 +133,7 @@ def fit_heads(
     kinds = (head,) if isinstance(head, str) else tuple(head)
     config = FitConfig(head=kinds, memory=memory or DEFAULT_MEMORY, **_tuples(options))
     with FeatureCache(cache) as opened:
+        opened.require_rows()
         samples, notes = opened.samples, []
         if labels is not None:
             samples, notes = join_labels(samples, opened.images.key, labels, targets or (), group)

@@ -19,8 +19,9 @@ from bottleneck.store.reader import FeatureCache
 def source_of(cache: FeatureCache) -> Source:
     """The source that a cache was made from, with the cache's own images, samples, labels and splits.
 
-    Images that failed come along, so that their failures stay listed.
+    Images that failed come along, so that their failures stay listed. CacheError where the cache has no rows.
     """
+    cache.require_rows()
     cached = cache.images.key
     keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
     place = {key: i for i, key in enumerate(keys)}
@@ -41,7 +42,7 @@ def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Pa
         raise CacheError(
             f"{why}, but {len(missing)} of {len(needed)} images of {cache} are gone: {key} in {source.root} "
             f"({reason}).",
-            "Put the images back, or use a node that the cache has.",
+            "Put the images back, or extract again from where they are.",
         )
 
 

@@ -72,5 +72,7 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
             f"{result.computed} images in {result.seconds:.1f} s ({result.images_per_second:.0f} a second), "
             f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
         )
-    parts.append(f"Next: bottleneck fit-head {result.cache}")
+    if result.images:
+        parts.append(f"Next: bottleneck fit-head {result.cache}")
     terminal.result(result.to_json(), *parts)
+    result.require_rows()

@@ -115,11 +115,13 @@ class RemoteFiles:
         return info.get("size") or 0, changed_ns(info)
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
-        """Looks each folder up once instead of each file."""
+        """Looks each folder up once instead of each file. Of a store that lists none, nothing is certain."""
         paths = {key: self.path(key) for key in keys}
         for folder in {path.rpartition("/")[0] for path in paths.values()}:
             try:
                 entries = self.filesystem.ls(folder, detail=True)
+            except NotImplementedError:
+                return {}
             except OSError:
                 continue
             self.listing |= {entry["name"]: entry for entry in entries if entry["type"] == "file"}
@@ -160,6 +162,10 @@ def open_url(url: str) -> tuple[object, str]:
     """
     from fsspec.core import url_to_fs
 
+    if url.lower().startswith(("http://", "https://")) and "::" not in url:
+        from bottleneck.data.web import WebFileSystem
+
+        return WebFileSystem(), url
     try:
         return url_to_fs(url)
     except Exception as error:  # each backend has error classes of its own

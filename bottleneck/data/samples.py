@@ -205,7 +205,7 @@ def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
     _refuse_columns(columns, name)
     if name.lower().endswith(".tar"):
         return _shards(files, [name])
-    if not name.lower().endswith(SUFFIXES):
+    if not name.lower().partition("?")[0].endswith(SUFFIXES):
         raise SourceError(
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
             f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."

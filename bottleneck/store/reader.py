@@ -118,6 +118,15 @@ class FeatureCache:
         self.images, self.samples = file.images, file.samples
         self.failures = {failure.key: failure.reason for failure in file.failures}
 
+    def require_rows(self) -> None:
+        """Raise CacheError, with a reason, where no image has given a row."""
+        if not len(self.images):
+            reasons = "; ".join(f"{key}: {reason}" for key, reason in sorted(self.failures.items())[:1])
+            raise CacheError(
+                f"{self.path} has no rows, of {len(self.failures)} images none could be used. {reasons}",
+                "Mend or replace the images and run `bottleneck extract` again.",
+            )
+
     def node(self, name: str) -> NodeSpec:
         """The node `name`; CacheError with the names there are."""
         if name not in self.nodes:

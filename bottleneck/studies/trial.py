@@ -17,9 +17,9 @@ from bottleneck.backbones.backbone import BOTTLENECK, Backbone
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import BackboneError, CacheError, FitError
+from bottleneck.errors import BackboneError, FitError
 from bottleneck.extraction import extract
-from bottleneck.origin import source_of
+from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
@@ -73,16 +73,9 @@ def trial_source(cache: FeatureCache, target: str, budget: int, seed: int = 0) -
         for chosen in [_spread(table, target, split, round(share * budget), seed)]
     ]
     table = table.take(np.sort(np.concatenate(rows)))
+    require_images(replace(whole, samples=table), slice(None), "Advice looks at images", cache.path)
     used = np.unique(table.image)
     images = tuple(whole.images[i] for i in used)
-    missing = whole.files.missing([key for key in images if "://" not in key])
-    if missing:
-        key, reason = next(iter(missing.items()))
-        raise CacheError(
-            f"Advice looks at {len(images)} images of {cache.path}, and {len(missing)} are gone: {key} in "
-            f"{whole.root} ({reason}).",
-            "Put the images back, or extract again from where they are.",
-        )
     return replace(whole, images=images, samples=replace(table, image=np.searchsorted(used, table.image)))
 
 

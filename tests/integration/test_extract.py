@@ -1,5 +1,6 @@
 """`extract` as a user meets it: everything is a row or a named failure, and nothing is computed twice."""
 
+import json
 import shutil
 
 import h5py
@@ -165,3 +166,18 @@ def test_no_images_is_one_clear_line(tmp_path, run):
     assert result.code == 1
     assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_not_one_row_is_a_failure_of_the_command_and_named_by_those_that_follow(tmp_path, run):
+    folder = tmp_path / "photos" / "a"
+    folder.mkdir(parents=True)
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    cache = tmp_path / "c.h5"
+    extracted = run("extract", folder.parent, "-o", cache, "--json")
+    assert extracted.code == 1
+    assert json.loads(extracted.out)["failed"] == 1
+    fitted = run("fit-head", cache)
+    assert fitted.code == 1
+    for outcome in (extracted, fitted):
+        assert "has no rows" in outcome.err
+        assert "a/broken.jpg" in outcome.err
