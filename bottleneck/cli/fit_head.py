@@ -6,10 +6,10 @@ import re
 
 import click
 
+from bottleneck.cli.options import Memory
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
 SPLITS = ("train", "val", "test")
-UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
 class Strength(click.ParamType):
@@ -46,20 +46,6 @@ class Counts(click.ParamType):
         return tuple(sorted({int(part) for part in str(value).split(",")}))
 
 
-class Bytes(click.ParamType):
-    """A size such as 512MiB, 4GB or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower(), re.ASCII)
-        if not found:
-            self.fail(f"{value!r} is not a size such as 512MiB or 4GB.", param, ctx)
-        return int(float(found[1]) * UNITS[found[2] or ""])
-
-
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.option("--target", "targets", multiple=True, help="May be repeated. [default: all there are]")
@@ -91,7 +77,7 @@ class Bytes(click.ParamType):
     "--repeats", type=click.IntRange(1, 1000), default=20, show_default=True, help="Draws per shot."
 )
 @click.option("--views", is_flag=True, help="Train on the cached views, validate on plain features.")
-@click.option("--memory", type=Bytes(), help="For rows and work; more is streamed. [default: 4GiB]")
+@click.option("--memory", type=Memory(), help="For rows and work; more is streamed. [default: 4GiB]")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
 @click.option(
     "-o", "--output", type=click.Path(), default="heads", show_default=True, help="Folder for heads."

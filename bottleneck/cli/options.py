@@ -28,17 +28,17 @@ class Crop(click.ParamType):
 
 
 class Memory(click.ParamType):
-    """A number of bytes: 512MiB, 2GB, 1000000."""
+    """A size such as 512MiB, 4GB or a number of bytes."""
 
-    name = "bytes"
+    name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kmg]?i?)b?", str(value).strip().lower())
-        if not found or found.group(2) not in UNITS:
-            self.fail(f"{value!r} is no number of bytes, such as 512MiB or 2GB.", param, ctx)
-        return round(float(found.group(1)) * UNITS[found.group(2)])
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower(), re.ASCII)
+        if not found:
+            self.fail(f"{value!r} is not a size such as 512MiB or 4GB.", param, ctx)
+        return int(float(found[1]) * UNITS[found[2] or ""])
 
 
 def _all(*options: Callable) -> Callable:

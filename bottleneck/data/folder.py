@@ -25,6 +25,11 @@ from bottleneck.samples import SampleTable
 _NOT_UTF8 = "has a name that is not valid UTF-8; rename the file or its folder"
 
 
+def is_image(key: str) -> bool:
+    """Whether a file counts as an image by its name; an address may go on behind it (x.jpg?size=2)."""
+    return key.lower().endswith(SUFFIXES) or key.lower().partition("?")[0].endswith(SUFFIXES)
+
+
 @dataclass
 class Listing:
     """What was found: image keys, the number of other files by suffix, tar files among them, and images that
@@ -38,7 +43,7 @@ class Listing:
     def add(self, key: str, reason: str | None = None) -> None:
         """Take a file into account; `reason` says why it cannot be read, if that is known."""
         hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
-        if hidden or not key.lower().endswith(SUFFIXES):
+        if hidden or not is_image(key):
             self.others["hidden" if hidden else printable(PurePosixPath(key).suffix) or "no suffix"] += 1
             if key.endswith(".tar") and not hidden:
                 self.shards.append(key)

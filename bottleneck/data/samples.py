@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.data.files import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
-from bottleneck.data.folder import Listing, folder_table, list_folder, list_remote
+from bottleneck.data.folder import Listing, folder_table, is_image, list_folder, list_remote
 from bottleneck.data.manifest import Columns, manifest_table
 from bottleneck.data.names import printable
 from bottleneck.data.parsing import one_line
@@ -205,7 +205,7 @@ def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
     _refuse_columns(columns, name)
     if name.lower().endswith(".tar"):
         return _shards(files, [name])
-    if not name.lower().partition("?")[0].endswith(SUFFIXES):
+    if not is_image(name):
         raise SourceError(
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
             f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."

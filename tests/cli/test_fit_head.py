@@ -6,20 +6,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bottleneck.cli.fit_head import Bytes, Counts, Strength, command
+from bottleneck.cli.fit_head import Counts, Strength, command
+from bottleneck.cli.options import Memory
 from tests.heads.problems import features
 from tests.test_fitting import class_target, write_cache
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("512MiB", 512 << 20), ("4GB", 4 * 10**9), ("1.5 gib", 3 << 29), ("1000000", 10**6), ("64k", 64_000)],
-)
-def test_sizes(text, size):
-    assert Bytes().convert(text, None, None) == size
-
-
-@pytest.mark.parametrize("kind", [Bytes(), Counts(), Strength()])
+@pytest.mark.parametrize("kind", [Memory(), Counts(), Strength()])
 @pytest.mark.parametrize("text", ["", "much", "-1", "1,,2", "0x10", "inf", "٣"])
 def test_nonsense_is_refused(kind, text):
     with pytest.raises(click.BadParameter):

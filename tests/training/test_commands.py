@@ -3,7 +3,10 @@
 import io
 import json
 import sys
+import threading
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +128,37 @@ def test_predict_from_a_url(trained, images):
     model = trained[1] / "m.safetensors"
     found = answer("predict", model, (images / "test" / "red").as_uri(), "--engine", "torch")
     assert len(found["predictions"]) == 5
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder without a log on stderr."""
+
+    def log_message(self, *arguments):
+        pass
+
+
+def test_predict_from_web_addresses(trained, images, tmp_path):
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=images)) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        here = f"http://127.0.0.1:{server.server_port}"
+        (tmp_path / "list.csv").write_text(f"image\n{here}/test/blue/1.png\n{here}/test/blue/99.png\n")
+        model = trained[1] / "m.safetensors"
+        by_web = answer(
+            "predict", model, f"{here}/test/red/0.png", tmp_path / "list.csv", "--engine", "torch"
+        )
+        server.shutdown()
+        thread.join()
+    by_path = answer(
+        "predict", model, images / "test/red/0.png", images / "test/blue/1.png", "--engine", "torch"
+    )
+    assert [row["image"] for row in by_web["predictions"]] == ["0.png", f"{here}/test/blue/1.png"]
+    assert [row["confidence"] for row in by_web["predictions"]] == [
+        pytest.approx(row["confidence"], abs=1e-5) for row in by_path["predictions"]
+    ]
+    (failed,) = by_web["failed"]
+    assert failed["image"].endswith("99.png")
+    assert "404" in failed["error"]
 
 
 def test_a_learning_rate_is_found_and_drawn(made_cache, made_head, tmp_path):
