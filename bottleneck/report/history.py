@@ -26,7 +26,7 @@ def training_curves(
     """
     numbers = [record.epoch for record in epochs]
     trained = [record for record in epochs if record.train_loss is not None]
-    with picture(path, 10, 4, columns=2) as (loss, accuracy):
+    with picture(path, 10, 4.4, columns=2) as (loss, accuracy):
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
             axes.plot(
                 [record.epoch for record in trained],
@@ -52,7 +52,10 @@ def training_curves(
             accuracy.axhline(head, color="black", linewidth=1, linestyle="--", label="the head on val")
         loss.set_title("Loss")
         accuracy.set_title("Accuracy")
-        accuracy.legend(fontsize=8)
+        # Below the axes: within them it would lie on the first or the last epochs.
+        loss.figure.legend(
+            *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+        )
         loss.figure.suptitle(drawable(title, 80))
     return Path(path)
 

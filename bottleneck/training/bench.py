@@ -16,15 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.backbones.backbone import BOTTLENECK
-from bottleneck.backbones.section import find_cut
+from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, write_whole
 from bottleneck.origin import source_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
+from bottleneck.training.cost import Pace, pace
 from bottleneck.training.exact import ensure_exact_map
 from bottleneck.training.feeds import backbone_of, inputs_of
+from bottleneck.training.network import network_of
 from bottleneck.training.pixels import decoded, require_read
 from bottleneck.training.result import accuracies
 from bottleneck.training.run import Inputs, RunConfig, enough_steps
@@ -147,6 +149,46 @@ class Bench:
             for shots in config.shots:
                 found += [Trial(SCRATCH, "random", shots, seed, depth) for seed in range(config.seeds)]
         return found
+
+    def estimate(self, trials: list[Trial]) -> float:
+        """Seconds that the trials will take at most which are not done: all their epochs, on this machine.
+
+        One step of each network is timed for it. Without decoding of images where pixels are what goes in.
+        """
+        paces: dict[tuple, Pace] = {}
+        seconds = 0.0
+        for trial in trials:
+            if trial in self.done or trial.unfreeze == 0:
+                continue
+            what = (trial.unfreeze, trial.depth)
+            if what not in paces:
+                paces[what] = self._pace(trial)
+            sets = few_shots(self.sets, trial.shots, trial.seed)
+            n = {split: len(rows) for split, rows in sets.rows.items()}
+            run = enough_steps(self.config.run, n["train"])
+            seconds += paces[what].seconds(run.epochs, n["train"], n["val"], n.get("test", 0))
+        return seconds
+
+    def _pace(self, trial: Trial) -> Pace:
+        """How long a sample takes the network of a trial."""
+        preprocess = Preprocess.from_json(self.cache.spec.preprocess)
+        if trial.unfreeze == SCRATCH:
+            preprocess = self._pixels()
+            own = ScratchConfig(depth=trial.depth)
+            nothing = Inputs(None, None)
+            network = Scratch(new_backbone(own), preprocess, nothing, self.sets, self.target, own).network
+            node = None
+        else:
+            node = self.cuts[trial.unfreeze].node
+            section = Section(self.backbone, self.cuts[trial.unfreeze], self.config.node, preprocess)
+            network = network_of(section, self._head(ALL, 0, self.sets))
+        if node:
+            row, dtype = self.cache.node(node).shape, np.dtype(self.cache.node(node).dtype)
+        else:
+            row, dtype = (preprocess.size, preprocess.size, preprocess.channels), np.dtype(np.uint8)
+        samples = self.sets.table
+        images, covariates = samples.image.shape[1], len(samples.covariate_names)
+        return pace(network, row, dtype, images, covariates, self.config.run.batch_size)
 
     def results(self, trials: list[Trial]) -> Iterator[CompareRun]:
         """Do the trials that are not done; yields each run, which then is on disk."""

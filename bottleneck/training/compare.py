@@ -18,6 +18,7 @@ from typing import Any
 
 from bottleneck.progress import Progress, silent
 from bottleneck.training.bench import Bench, CompareConfig, CompareRun
+from bottleneck.training.cost import duration
 from bottleneck.training.run import run_config
 from bottleneck.training.summary import Answer, Row, answers, choose, summarise
 
@@ -75,6 +76,11 @@ def compare(
     folder = Path(folder) if folder else Path("compare") / path.stem
     with Bench(path, config, folder, tell) as bench:
         trials = bench.trials()
+        left = [trial for trial in trials if trial not in bench.done]
+        tell(
+            f"{len(left)} of {len(trials)} runs are to be done: at most {duration(bench.estimate(left))}, "
+            "less where val stops improving. What is done is kept, should you stop it."
+        )
         with progress("Comparing", total=len(trials), unit="runs") as advance:
             for _ in bench.results(trials):
                 advance(1)

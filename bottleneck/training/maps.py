@@ -21,6 +21,7 @@ from bottleneck.request import ExtractConfig, Request
 from bottleneck.store.files import readable
 from bottleneck.store.layout import companion_path
 from bottleneck.store.reader import FeatureCache
+from bottleneck.training.cost import duration
 
 TRIED = 16  # images on which the speed is measured
 
@@ -37,7 +38,7 @@ class MapWork:
     def __str__(self) -> str:
         return (
             f"Extracting {self.node} of {self.images:,} images once: {readable(self.bytes)} on disk, "
-            f"about {_duration(self.seconds)}."
+            f"about {duration(self.seconds)}."
         )
 
 
@@ -97,7 +98,3 @@ def _work(request: Request, node: str, views: int) -> MapWork:
     seconds = (time.perf_counter() - started) / len(batch) * passes
     row = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
     return MapWork(node, len(keys), row * passes, seconds)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from bottleneck.errors import FitError
 from bottleneck.training.bench import Bench, CompareConfig, CompareRun
@@ -11,6 +12,12 @@ from bottleneck.training.run import run_config
 from bottleneck.training.summary import answers, choose, summarise
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
+
+
+def few(options):
+    """CompareConfig's arguments of those that `compare` takes."""
+    options = dict(options)
+    return {"run": run_config(options), **options}
 
 
 def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None, seconds=1.0):
@@ -49,6 +56,26 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
         "Is transfer worth it with these data?",
     }
     json.dumps(result.to_json())
+
+
+def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.training.run.LEAST_STEPS", 1)
+    told = []
+    options = {"unfreeze": (0, 1, "all"), "init": ("head",), "seeds": 1, "scratch": (2,), **QUICK}
+    with Bench(made_cache, CompareConfig(**few(options)), tmp_path, told.append) as bench:
+        trials = bench.trials()
+        costs = [bench.estimate([trial]) for trial in trials]
+        before = [tensor.clone() for tensor in bench.backbone.module.state_dict().values()]
+        both = bench.estimate([trials[1], trials[1]])
+        after = list(bench.backbone.module.state_dict().values())
+    assert costs[0] == 0, "the head is there"
+    assert min(costs[1:]) > 0
+    assert both > 0
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "nothing has been learnt"
+    compare(made_cache, tmp_path / "runs", tell=told.append, **options)
+    compare(made_cache, tmp_path / "runs", tell=told.append, **options)
+    assert "4 of 4 runs are to be done: at most" in told[-2]
+    assert "0 of 4 runs are to be done: at most 0 s" in told[-1]
 
 
 def test_the_choice_is_by_val_never_by_test_and_with_the_most_samples():
