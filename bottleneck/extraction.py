@@ -27,7 +27,6 @@ from bottleneck.progress import Progress, silent
 from bottleneck.request import DEFAULT_BACKBONE, ExtractConfig, Request
 from bottleneck.store.plan import Plan, Work
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import NodeSpec
 from bottleneck.store.writer import CacheWriter
 from bottleneck.trunk import Batch, EngineConfig
 
@@ -238,10 +237,6 @@ def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
     )
-
-
-def _views(node: NodeSpec) -> int:
-    return node.views["count"] if node.views else 0
 
 
 def _stat(source: Source, key: str) -> tuple[int, int]:

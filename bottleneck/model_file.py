@@ -58,6 +58,17 @@ def read_network(path: str | Path) -> OrderedDict[str, Tensor]:
         raise ArtifactError(f"{path} is not a model file: {reason}.") from None
 
 
+def holds_network(path: str | Path) -> bool:
+    """False for a head's file, and for a model's that kept its head: their network is the recipe's own.
+
+    Raises
+    ------
+    ArtifactError
+        The file is damaged.
+    """
+    return _is_whole(read_network(path))
+
+
 def load_network(module: nn.Module, path: str | Path) -> bool:
     """Put a model file's network into `module`, all of it or none; False where the file holds none.
 
@@ -108,7 +119,7 @@ def backbone_of(
     from bottleneck.backbones.registry import load_backbone, load_from_recipe
 
     state, recipe = read_network(path), head.backbone
-    if not state or all(name.rpartition(".")[2] in STATISTICS for name in state):
+    if not _is_whole(state):
         statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
         return load_from_recipe(recipe, weights=weights, statistics=statistics, trust_code=trust_code)
     own = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
@@ -117,6 +128,11 @@ def backbone_of(
     trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}
     backbone.recipe = {"name": recipe["name"], **trained, **own}
     return backbone
+
+
+def _is_whole(state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are a network, not BatchNorm's statistics alone."""
+    return any(name.rpartition(".")[2] not in STATISTICS for name in state)
 
 
 def _form(tensor: Tensor) -> str:

@@ -21,8 +21,9 @@ from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BottleneckError, CacheError, SourceError
+from bottleneck.errors import BackboneError, BottleneckError, CacheError, SourceError
 from bottleneck.heads.artifact import load_head
+from bottleneck.model_file import holds_network
 from bottleneck.store.files import write_durably
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
@@ -124,9 +125,9 @@ class Request:
         if backbone.recipe["weights"] == "none":
             self._calibrate(backbone)
         self.spec = CacheSpec(backbone=backbone.recipe, preprocess=self.trunk.preprocess.to_json())
-        self.nodes = self._new_nodes(
-            config.node_names() or (DEFAULT_NODE,), precision=config.engine.precision
-        )
+        views = ViewRecipe(config.views, seed=config.seed or 0).to_json() if config.views else None
+        names = config.node_names() or (DEFAULT_NODE,)
+        self.nodes = self._new_nodes(names, config.engine.precision, views)
 
     def _adopt(self, cache: FeatureCache) -> None:
         """An existing cache: flags left out take its values, a flag that differs is refused."""
@@ -140,8 +141,11 @@ class Request:
         self.trunk.calibrations = {name: node.calibration for name, node in cached.items()}
         names = config.node_names() or tuple(cached)
         added = tuple(name for name in names if name not in cached)
-        self.nodes = [cached[name] for name in names if name in cached]
-        self.nodes += self._new_nodes(added, precision) if added else []
+        views = self._views_beside(cached)
+        self.nodes = [
+            replace(cached[name], views=cached[name].views or views) for name in names if name in cached
+        ]
+        self.nodes += self._new_nodes(added, precision, views) if added else []
 
     def _refuse_differences(self, preprocess: Preprocess, cached: dict[str, NodeSpec]) -> None:
         """Raise FingerprintError where a flag that was given differs from what the cache was made with.
@@ -170,6 +174,21 @@ class Request:
             f"The cache {self.path}",
             HINT_OTHER_CACHE,
         )
+
+    def _views_beside(self, cached: dict[str, NodeSpec]) -> dict | None:
+        """The recipe of the views asked for; FingerprintError where nodes of the cache have other views.
+
+        All nodes have the same views of an image, so that they are made once and belong together.
+        """
+        config = self.config
+        if not config.views:
+            return None
+        there = next((node.views for node in cached.values() if node.views), None)
+        if there is None:
+            return ViewRecipe(config.views, seed=config.seed or 0).to_json()
+        asked = {"count": config.views} | ({} if config.seed is None else {"seed": config.seed})
+        require_equal({"views": there}, {"views": there | asked}, f"The cache {self.path}", HINT_OTHER_CACHE)
+        return there
 
     def _load_requested(self) -> Backbone:
         from bottleneck.backbones.registry import load_backbone
@@ -205,14 +224,13 @@ class Request:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, save(statistics(backbone)))
 
-    def _new_nodes(self, names: Sequence[str], precision: str) -> list[NodeSpec]:
+    def _new_nodes(self, names: Sequence[str], precision: str, views: dict | None) -> list[NodeSpec]:
         """Descriptions of nodes that the cache lacks. An int8 network is calibrated here, before any row."""
         config, backbone = self.config, self.trunk.backbone
         calibration = None
         if precision not in ("fp32", "auto") or resolve_device(config.engine.device) != "cpu":
             engine = self.trunk.engine(names, self._example(CALIBRATION_IMAGES))
             precision, calibration = engine.precision, engine.calibration
-        views = ViewRecipe(config.views, seed=config.seed or 0).to_json() if config.views else None
         specs = []
         for name in names:
             shape, layout = backbone.node_shape(name, self.trunk.preprocess)
@@ -246,13 +264,23 @@ class Request:
 
 
 def _opened(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:
-    """A model file given as backbone stands for its architecture, its tensors and its preprocessing."""
+    """A model file given as backbone stands for its architecture, its tensors and its preprocessing.
+
+    Where it holds no network, training having kept the head, the published weights that it names are meant.
+    """
     if config.backbone is None or not config.backbone.endswith(".safetensors"):
         return config, None
     head = load_head(config.backbone)
-    recipe = head.backbone
+    recipe, weights = head.backbone, config.backbone
+    if not holds_network(config.backbone):
+        weights = recipe["weights"]
+        if weights in ("none", "file", "module"):
+            raise BackboneError(
+                f"{config.backbone} holds a head and no network; that of {recipe['name']} is not published.",
+                f"Name it: --backbone {recipe['name']} --weights {'none' if weights == 'none' else 'FILE'}.",
+            )
     own = {name: recipe.get(name) for name in ("in_channels", "depth")}
-    config = replace(config, backbone=recipe["name"], weights=config.backbone, **own)
+    config = replace(config, backbone=recipe["name"], weights=weights, **own)
     return config, Preprocess.from_json(head.preprocess)
 
 

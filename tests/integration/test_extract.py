@@ -119,6 +119,29 @@ def test_views_stand_beside_the_plain_features_and_repeat(photographs, tmp_path)
         assert not np.array_equal(views[:, 0], a.features("bottleneck").read(0, 6))
 
 
+def test_views_can_be_asked_for_later(photographs, tmp_path, run):
+    """Of a cache without views they are computed; of one that has others they are refused, not left out."""
+    cache, at_once = tmp_path / "c.h5", tmp_path / "at once.h5"
+    small = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "limit": 6}
+    extract(photographs, cache, **small)
+    assert extract(photographs, cache, views=2).computed == 30
+    extract(photographs, at_once, **{**small, "limit": None}, views=2)
+    with FeatureCache(cache) as later, FeatureCache(at_once) as together:
+        assert later.views("bottleneck").shape == (30, 2, later.nodes["bottleneck"].shape[0])
+        assert later.nodes["bottleneck"].views == together.nodes["bottleneck"].views
+    extract(photographs, cache, nodes=("block1", "bottleneck"))
+    for asked in (["--views", "3"], ["--node", "block2", "--views", "3"]):
+        refused = run("extract", photographs, "-o", cache, *asked)
+        assert refused.code == 1
+        assert "views.count is 2 there, 3 here" in refused.err
+    shutil.copy(photographs / "bees" / "000.jpg", photographs / "bees" / "copy.jpg")
+    photograph(1, 99).save(photographs / "bees" / "new.jpg")
+    assert extract(photographs, cache, views=2).images == 32
+    with FeatureCache(cache) as grown:
+        assert grown.views("bottleneck").shape[:2] == (32, 2)
+        assert [node.views["count"] for node in grown.nodes.values()] == [2, 2]
+
+
 def test_grey_images_in_one_channel(photographs, tmp_path):
     result = extract(photographs, tmp_path / "grey.h5", in_channels=1, limit=6)
     with FeatureCache(result.cache) as cache:
