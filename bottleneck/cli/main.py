@@ -98,6 +98,11 @@ def main() -> None:
             raise
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:
+        if debug:
+            raise
+        click.echo(f"Error: {_of_the_system(error)}", err=True)
+        sys.exit(1)
     except Exception as error:
         if debug:
             raise
@@ -107,6 +112,15 @@ def main() -> None:
             err=True,
         )
         sys.exit(1)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, for users: a folder that cannot be written, a disk that is full."""
+    place = f"{error.filename}: " if error.filename else ""
+    return (
+        f"{place}{error.strerror or error}. Look at the paths of this command and at the disk's free space, "
+        "then run it again."
+    )
 
 
 def _raise_interrupt(number: int, frame: object) -> None:

@@ -252,19 +252,31 @@ def load_head(path: str | os.PathLike) -> HeadArtifact:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to a file beside `path`, make it durable, and move it into place in one rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=".tmp")
+    """Write `data` to a file beside `path`, make it durable, and move it into place in one rename.
+
+    Raises
+    ------
+    ArtifactError
+        The disk is full, or the folder cannot be written; a file that was at `path` is as it was.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ArtifactError(
+            f"{path} could not be written: {error.strerror or error}.",
+            "Free space or choose another place with -o, then run the same command again.",
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -173,7 +173,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError("the disk is full")
 
     monkeypatch.setattr("bottleneck.heads.artifact.os.replace", fail)
-    with pytest.raises(OSError, match="disk is full"):
+    with pytest.raises(ArtifactError, match="disk is full"):
         linear(temperature=3.0).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
