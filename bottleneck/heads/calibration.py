@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import TINY, log_loss
 
-WIDEST = np.log(1e3)  # temperatures between 1/1000 and 1000
+WIDEST = np.log(1e3)  # temperatures between 1/1000 and 1000 of the logits' own size
 
 
 def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0) -> float:
@@ -25,13 +25,17 @@ def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: fl
 def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
     """The temperature at which `link_loss` of held-out logits is least; 1 where there are none.
 
-    The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds it.
+    The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds it. It is
+    bounded beside the logits' size, which at a small C is itself small.
     """
-    if len(values) == 0:
+    size = float(np.abs(logits).mean()) if len(values) else 0.0
+    if size == 0:
         return 1.0
 
     def loss(log_temperature: float) -> float:
         return link_loss(values, logits, link, float(np.exp(log_temperature)))
 
-    found = minimize_scalar(loss, bounds=(-WIDEST, WIDEST), method="bounded", options={"xatol": 1e-4})
+    middle = float(np.log(size))
+    bounds = (middle - WIDEST, middle + WIDEST)
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0

@@ -95,7 +95,7 @@ def test_the_grid():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.floats(0.1, 10), st.integers(0, 100))
+@given(st.sampled_from([1e-6, 0.1, 3.0, 1e5]), st.integers(0, 100))
 def test_the_temperature_undoes_a_scale(factor, seed):
     """Of logits multiplied by a factor, the temperature is multiplied by it, and the loss is the same."""
     generator = np.random.default_rng(seed)
@@ -117,7 +117,7 @@ def test_the_temperature_is_never_worse_than_none(link, seed):
     logits = 5 * generator.standard_normal((30, 3))
     values = generator.integers(0, 2, (30, 3)) if link == "sigmoid" else generator.integers(0, 3, 30)
     found = fit_temperature(values, logits, link)
-    assert 1e-3 <= found <= 1e3
+    assert 0 < found < np.inf
     assert link_loss(values, logits, link, found) <= link_loss(values, logits, link) + 1e-12
 
 
