@@ -6,10 +6,12 @@ Shapes: S samples, n of them to train on, C classes or labels.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ class HeadFiles:
     def __init__(self, cache: FeatureCache, samples: SampleTable, folder: Path) -> None:
         self.cache, self.samples, self.folder = cache, samples, folder
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
+        self._written: set[str] = set()
 
     def write(
         self, node: str, target: Target, result: KindResult, train: np.ndarray, fold: np.ndarray
@@ -58,7 +61,7 @@ class HeadFiles:
             described["temperature"] = fit_temperature(values, logits, result.link)
         head = HeadArtifact(**described)
         head = replace(head, metrics=self._metrics(head, result, target))
-        base = file_name(self.stem, target.name, node, result.kind)
+        base = self._own_name(file_name(self.stem, target.name, node, result.kind))
         path = head.save(self.folder / f"{base}.safetensors", self._statistics())
         if result.out_of_fold is None:
             return head, path, None
@@ -74,6 +77,16 @@ class HeadFiles:
         np.savez(buffer, **arrays)
         write_whole(beside, buffer.getvalue())
         return head, path, beside
+
+    def _own_name(self, name: str) -> str:
+        """`name`, numbered where a head of this run has it.
+
+        Targets may differ in the case of a letter alone, or in what no file name can hold.
+        """
+        names = (name if number == 1 else f"{name}-{number}" for number in count(1))
+        own = next(one for one in names if one.casefold() not in self._written)
+        self._written.add(own.casefold())
+        return own
 
     def _described(self, node: str, target: Target, result: KindResult, train: np.ndarray) -> dict[str, Any]:
         cache, spec = self.cache, self.cache.nodes[node]
@@ -199,12 +212,18 @@ def shot_record(target: str, node: str, shots: Sequence[int], scores: np.ndarray
 
 
 def file_name(*parts: str) -> str:
-    """`CACHE--TARGET--NODE--HEAD` in any script, without what a file system minds."""
+    """`CACHE--TARGET--NODE--HEAD` in any script, without what a file system minds.
+
+    What is too long ends in a digest of the whole instead of its last parts.
+    """
     text = "--".join(unicodedata.normalize("NFC", part) for part in parts)
     kept = "".join(
         c if c.isalnum() or c in "-_.@" or unicodedata.category(c)[0] == "M" else "_" for c in text
     ).strip(".")
-    return kept.encode()[:LONGEST_NAME].decode(errors="ignore") or "head"
+    if len(kept.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+        kept = f"{kept.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    return kept or "head"
 
 
 def _probe_table(records: Sequence[dict]) -> list[tuple]:

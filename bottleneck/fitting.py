@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError
 from bottleneck.fitted_files import HeadFiles, head_record, shot_record
 from bottleneck.heads.folds import assign_folds
-from bottleneck.heads.kinds import KINDS, KindResult, fit_kind
+from bottleneck.heads.kinds import KINDS, LINEAR, KindResult, fit_kind
 from bottleneck.heads.questions import ClassWeight, Question
 from bottleneck.heads.select import grid_of
 from bottleneck.heads.shots import shot_scores
@@ -53,12 +54,13 @@ class FitResult:
 class FitConfig:
     """How heads are fitted.
 
-    head : one or several of logistic, ridge, nearest-mean, knn, mlp. C : "auto" (13 values from 1e-6 to 1),
-        a number
-        or several. cv : folds. class_weight : None or "balanced". multi_class : "multinomial" or "ovr".
+    head : one or several of logistic, ridge, nearest-mean, knn, mlp.
+    C : "auto" (13 values from 1e-6 to 1), a number or several. cv : folds.
+    class_weight : None or "balanced". multi_class : "multinomial" or "ovr".
     one_standard_error : take the simplest head within one standard error of the best.
-    shots : images per class of the k-shot curve, drawn `repeats` times. views : train on the cached views.
-    memory : bytes for rows and work. device : "cpu", "cuda" ….
+    shots : images per class of the k-shot curve, drawn `repeats` times.
+    views : train logistic and ridge heads on the cached views.
+    memory : bytes for rows and work. device : "cpu", "cuda" …, "auto".
     """
 
     head: tuple[str, ...] = ("logistic",)
@@ -87,6 +89,7 @@ class FitConfig:
         if self.memory < 32 << 20:
             raise FitError(f"memory is {self.memory / 2**20:.0f} MiB; expected at least 32 MiB.")
         grid_of(self.C)
+        object.__setattr__(self, "device", resolve_device(self.device))
 
     def sweep(self) -> SweepConfig:
         """As the solver takes it."""
@@ -143,6 +146,7 @@ def fit_heads(
                 "Give the file with --labels, or name the groups when extracting: `extract --group`.",
             )
         train, asked = _training(samples, targets, Path(cache))
+        notes += _left_out(config, asked)
         names = list(nodes or (name for name, node in opened.nodes.items() if not node.is_map))
         if not names:
             raise FitError(f"{cache} has maps only.", "Extract a vector, for example with --node NODE@avg.")
@@ -178,6 +182,8 @@ class _Run:
         asked = self.asked
         if kind == "ridge" and "logistic" in config.head:  # which has answered regressions by ridge already
             asked = [target for target in asked if target.kind != "regression"]
+        if kind not in LINEAR:
+            asked = [target for target in asked if target.kind == "class"]
         questions = [
             Question(target, self.folds[target.name], config.class_weight, None, config.multi_class)
             for target in asked
@@ -265,6 +271,29 @@ def _require_answers(target: Target, in_train: np.ndarray) -> None:
         raise FitError(f"All values of target {target.name!r} in the train split are {values[0]:g}.")
     if target.kind == "multilabel" and not target.class_names:
         raise FitError(f"Target {target.name!r} has no label at all.")
+
+
+def _left_out(config: FitConfig, asked: list[Target]) -> list[str]:
+    """Notes on targets and views that some of the kinds of head cannot use; FitError where none can."""
+    others = [kind for kind in config.head if kind not in LINEAR]
+    unanswered = [target.name for target in asked if target.kind != "class"]
+    notes = []
+    if others and len(unanswered) == len(asked):
+        raise FitError(
+            f"A {others[0]} head answers class targets; {asked[0].name!r} is a {asked[0].kind} one.",
+            "Use --head logistic or --head ridge.",
+        )
+    if others and unanswered:
+        shown = ", ".join(map(repr, unanswered[:5]))
+        notes.append(f"Heads of kind {', '.join(others)} answer class targets: none is fitted to {shown}.")
+    if others and config.views:
+        if len(others) == len(config.head):
+            raise FitError(
+                f"Views train logistic and ridge heads, not those of kind {', '.join(others)}.",
+                "Leave --views out, or use --head logistic.",
+            )
+        notes.append(f"Heads of kind {', '.join(others)} are fitted on plain features, not on views.")
+    return notes
 
 
 def _folds(

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.errors import CacheError, FitError, SourceError
+from bottleneck.errors import CacheError, EngineError, FitError, SourceError
 from bottleneck.fitting import fit_heads
 from bottleneck.heads.artifact import apply_link, load_head
 from bottleneck.heads.rows import ArrayRows
@@ -180,6 +180,38 @@ def test_views_train_and_plain_features_validate(tmp_path):
     assert viewed["cv_accuracy"] == pytest.approx(plain["cv_accuracy"], abs=0.02)
     a, b = load_head(plain["path"]), load_head(viewed["path"])
     assert np.allclose(a.decision(X), b.decision(X), atol=0.02)
+
+
+def test_what_a_kind_of_head_cannot_use_is_said_and_left_out(tmp_path):
+    """Numbers have no nearest neighbours' vote; views train heads that have a penalty."""
+    X, y = features(60, D, 2)
+    views = np.repeat(X[:, None], 2, axis=1)
+    number = Target("age", "regression", np.linspace(0, 1, 60))
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y), number], views=views)
+    result = fit_heads(cache, head=("ridge", "knn"), views=True, output=tmp_path / "heads")
+    assert [(r["target"], r["head"]) for r in result.heads] == [
+        ("age", "ridge"),
+        ("label", "ridge"),
+        ("label", "knn"),
+    ]
+    assert any("none is fitted to 'age'" in note for note in result.notes)
+    assert any("not on views" in note for note in result.notes)
+    with pytest.raises(FitError, match="Views train logistic and ridge heads"):
+        fit_heads(cache, head="knn", targets=["label"], views=True, output=tmp_path / "heads")
+
+
+def test_names_that_a_file_system_cannot_tell_apart_are_files_of_their_own(tmp_path):
+    X, y = features(40, D, 2)
+    names = ("a b", "a/b", "A_b", "x" * 200, "x" * 201)
+    cache = write_cache(tmp_path / "c.h5", X, [class_target(y, name) for name in names])
+    result = fit_heads(cache, C=0.1, output=tmp_path / "heads")
+    assert sorted(load_head(record["path"]).target for record in result.heads) == sorted(names)
+    assert len({record["path"].casefold() for record in result.heads}) == len(names)
+
+
+def test_a_device_that_is_not_there_is_refused(world, tmp_path):
+    with pytest.raises(EngineError, match="Device must be"):
+        fit_heads(world[0], device="quantum", output=tmp_path)
 
 
 def test_noisy_views_are_not_what_is_validated(tmp_path):

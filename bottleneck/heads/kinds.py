@@ -24,7 +24,8 @@ from bottleneck.heads.tally import tally_of
 from bottleneck.heads.tasks import NO_FOLD
 from bottleneck.progress import Progress, silent
 
-KINDS = ("logistic", "ridge", "nearest-mean", "knn", "mlp")
+LINEAR = ("logistic", "ridge")  # the kinds that answer any target, and that views can train
+KINDS = (*LINEAR, "nearest-mean", "knn", "mlp")
 ABSENT = -30.0  # logit of a class that a fold's training samples lack
 
 Rows = Callable[[np.ndarray, bool], RowReader]  # samples by index, views or plain → their rows
@@ -34,9 +35,8 @@ Rows = Callable[[np.ndarray, bool], RowReader]  # samples by index, views or pla
 class KindResult:
     """One target's head of any kind.
 
-    kind, form, link, arrays, settings, C, classes : as `HeadArtifact` takes them; `classes` are the codes
-    that the
-        head knows (all but those without a training sample where it could not know them).
+    kind, form, link, arrays, settings, C : as `HeadArtifact` takes them.
+    classes : codes that the head knows; all, but for those without a training sample where it cannot.
     scores : of cross-validation, None without folds.
     out_of_fold : (n, all C) logits, NaN where no fold holds the sample out; None without folds.
     """
@@ -73,7 +73,7 @@ def fit_kind(
         The kind does not answer a target of this sort.
     """
     everyone = np.arange(len(questions[0].fold))
-    if kind in ("logistic", "ridge"):
+    if kind in LINEAR:
         rows = read(everyone, views)
         rows = ViewRows(rows) if views else rows
         plain = read(everyone, False) if views else None

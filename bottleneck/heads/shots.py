@@ -43,8 +43,7 @@ def shot_scores(
     rows : (n, D) to draw from; they are standardised by all of them, which needs no label.
     target : class target of the n rows.
     C : chosen for all n samples. The penalty keeps its weight beside one sample's loss: C n / (samples
-        drawn), but
-        at most 1.
+        drawn), but at most 1.
 
     Raises
     ------
