@@ -18,6 +18,7 @@ from bottleneck.data.samples import Source, read_source
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
+from bottleneck.labelling import join_labels
 from bottleneck.model import Classifier, load_model
 from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
@@ -45,6 +46,7 @@ def evaluate(
     source: str | Path | Source,
     *,
     split: str | None = None,
+    labels: str | Path | None = None,
     errors: str | Path | None = None,
     progress: Progress = silent,
     **options: Any,
@@ -57,6 +59,7 @@ def evaluate(
     source : a cache (.h5), or anything that `extract` takes
     split : {"train", "val", "test"}, optional
         Without it: test, else val, else train, which a note then says.
+    labels : path of a table with the answers, in place of the source's (`labelling.join_labels`), optional
     errors : path of a CSV file for the misclassified samples, optional
     options : arguments of `read_source`, fields of `EngineConfig`, `trust_code`
 
@@ -79,11 +82,13 @@ def evaluate(
     head = classifier.head
     if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
         with FeatureCache(source) as cache:
-            split, rows, values = _choose(head, cache.samples, split)
+            samples, notes = _labelled(head, cache.samples, cache.images.key, labels)
+            split, rows, values = _choose(head, samples, split)
             scored, kept = _from_cache(classifier, cache, rows, progress)
     else:
         source = source if isinstance(source, Source) else read_source(source, **reading)
-        split, rows, values = _choose(head, source.samples, split)
+        samples, notes = _labelled(head, source.samples, np.array(source.images, object), labels)
+        split, rows, values = _choose(head, samples, split)
         scored, kept = _from_images(classifier, source, rows, progress)
     values = values[kept]
     if not len(values):
@@ -95,8 +100,15 @@ def evaluate(
         **result,
         "split": split,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": _notes(head, split),
+        "notes": [*notes, *_notes(head, split)],
     }
+
+
+def _labelled(
+    head: HeadArtifact, samples: SampleTable, keys: np.ndarray, labels: str | Path | None
+) -> tuple[SampleTable, list[str]]:
+    """The samples with the labels of a file in place of their own, where one is given, and notes on it."""
+    return (samples, []) if labels is None else join_labels(samples, keys, labels, (head.target,))
 
 
 def _choose(
@@ -108,7 +120,7 @@ def _choose(
         known = ", ".join(samples.targets) or "none"
         raise ArtifactError(
             f"The head answers target {head.target!r}; the source has: {known}.",
-            "Name the column with --label-column, or evaluate on a source with labels.",
+            "Give the labels with --labels FILE, or name their column with --label-column.",
         )
     values, labelled = _in_codes_of(head, target)
     for name in [split] if split else ["test", "val", "train"]:

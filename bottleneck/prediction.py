@@ -6,10 +6,13 @@ import csv
 import inspect
 import json
 import time
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.files import SUFFIXES
+from bottleneck.data.samples import Source, image_files, read_source
 from bottleneck.errors import BottleneckError
 from bottleneck.model import Classifier, load_model
 from bottleneck.progress import Progress, silent
@@ -43,7 +46,8 @@ def predict(
         `predictions`: per sample `image` (its first), `images` (all, where several), `label`, `confidence`
         (probability after temperature scaling) and `top` [{label, confidence}]. A regression's label is its
         value, a multi-label head's a list. `failed`: [{image, error}]. `output`, `seconds`,
-        `images_per_second`.
+        `images_per_second`. Image files are called as they were given, the images of a folder or manifest
+        by their path below it, and by their whole path where there are several sources.
 
     Raises
     ------
@@ -59,12 +63,14 @@ def predict(
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
     predictions, failed, images = [], [], 0
-    for source in sources:
-        if not isinstance(source, Source):
-            source = read_source(source, **reading)
+    opened = _opened(sources, reading)
+    for source in opened:
         records, reasons = classifier.classify(source, top, progress)
+        failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
+        if len(opened) > 1:
+            _name_by_whole_path([*records, *failures], source.root)
         predictions += records
-        failed += [{"image": key, "error": reason} for key, reason in reasons.items()]
+        failed += failures
         images += len(source.images)
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
@@ -79,6 +85,33 @@ def predict(
         "seconds": seconds,
         "images_per_second": images / seconds,
     }
+
+
+def _opened(named: Sequence[str | Path | Source], reading: dict[str, Any]) -> list[Source]:
+    """All sources, before anything is computed; image files in a row are one, which is run in one go."""
+    sources: list[Source] = []
+    for are_images, group in groupby(named, _is_image_file):
+        if are_images and not any(reading.values()):
+            sources.append(image_files([str(path) for path in group]))
+        else:
+            sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
+    return sources
+
+
+def _is_image_file(named: str | Path | Source) -> bool:
+    return not isinstance(named, Source) and str(named).lower().endswith(SUFFIXES) and Path(named).is_file()
+
+
+def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:
+    """Call images by a path that says from which source they are."""
+    for record in records:
+        record["image"] = _whole_path(root, record["image"])
+        if "images" in record:
+            record["images"] = [_whole_path(root, key) for key in record["images"]]
+
+
+def _whole_path(root: str, key: str) -> str:
+    return key if "://" in key or key.startswith("/") else f"{root.rstrip('/')}/{key}"
 
 
 def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:

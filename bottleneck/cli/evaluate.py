@@ -6,12 +6,31 @@ import click
 
 from bottleneck.cli.options import engine_options, reading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.errors import BottleneckError
+
+# Of which a class target has some, a multi-label one others, a regression the last ones.
+MEASURES = (
+    "balanced_accuracy",
+    "exact_match",
+    "top5",
+    "macro_f1",
+    "mean_average_precision",
+    "log_loss",
+    "ece",
+    "r2",
+    "mae",
+    "rmse",
+    "n",
+)
 
 
 @click.command()
 @click.argument("model", type=click.Path())
 @click.argument("source")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
+@click.option(
+    "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the source's."
+)
 @click.option("--errors", type=click.Path(), help="Write the misclassified samples to this CSV file.")
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
 @click.option("--weights", type=click.Path(), help="The weights file of the backbone, if it came from one.")
@@ -29,19 +48,23 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
     if confusion:
         from bottleneck.report.figures import confusion_matrix
 
+        if "confusion" not in result:
+            raise BottleneckError("--confusion is of classes; the head answers another kind of target.")
         confusion_matrix(result["confusion"], result["classes"], confusion, title=f"{result['split']} split")
+    shown = [table(f"On the {result['split']} split", ("measure", "value"), _measures(result).items())]
+    if "per_class" in result:
+        classes = [
+            (row["name"], row["n"], row["precision"], row["recall"], row["f1"]) for row in result["per_class"]
+        ]
+        shown.append(table("By class", ("class", "n", "precision", "recall", "f1"), classes))
+    terminal.result(result, *shown, *(f"Note: {note}" for note in result["notes"]))
+
+
+def _measures(result: dict) -> dict[str, object]:
+    """What there is of a target of any kind."""
+    found = {name: result[name] for name in MEASURES if name in result}
+    if "accuracy" not in result:
+        return found
     low, high = result["accuracy_ci95"]
-    summary = {
-        "accuracy": f"{result['accuracy']:.4f}  (95 % interval {low:.4f} … {high:.4f})",
-        **{name: result[name] for name in ("balanced_accuracy", "top5", "log_loss", "ece", "n")},
-    }
-    classes = [
-        (name, row["n"], row["precision"], row["recall"], row["f1"])
-        for name, row in zip(result["classes"], result["per_class"], strict=True)
-    ]
-    terminal.result(
-        result,
-        table(f"On the {result['split']} split", ("measure", "value"), summary.items()),
-        table("By class", ("class", "n", "precision", "recall", "f1"), classes),
-        *(f"Note: {note}" for note in result["notes"]),
-    )
+    accuracy = f"{result['accuracy']:.4f}  (95 % interval {low:.4f} … {high:.4f})"
+    return {"accuracy": accuracy} | found

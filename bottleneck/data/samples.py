@@ -117,6 +117,31 @@ def read_source(
     return found if limit is None else _limited(found, limit)
 
 
+def image_files(paths: Sequence[str]) -> Source:
+    """Images named one by one, wherever they lie, as a source whose keys are the paths or URLs as given.
+
+    An image named twice is two samples.
+
+    Raises
+    ------
+    SourceError
+        A file is no image by its name, or its name is not valid UTF-8.
+    """
+    for path in paths:
+        if not path.lower().endswith(SUFFIXES):
+            raise SourceError(f"{printable(path)} is no image by its name; expected {' '.join(SUFFIXES)}.")
+        if printable(path) != path:
+            raise SourceError(f"The image {printable(path)} has a name that is not valid UTF-8; rename it.")
+    images = {path: place for place, path in enumerate(dict.fromkeys(paths))}
+    samples = SampleTable(
+        key=np.array(paths, object),
+        image=np.array([[images[path]] for path in paths], np.int64),
+        split=np.full(len(paths), "train", object),
+    )
+    here = os.getcwd()
+    return Source(here, tuple(images), samples, 0, {}, LocalFiles(here))
+
+
 def _locate(source: str, columns: Columns) -> Source:
     """Tell the form of a source by where it leads and what it is called."""
     if source.lower().startswith("file://"):

@@ -20,12 +20,11 @@ from PIL import Image
 
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.samples import Source
+from bottleneck.data.samples import Source, image_files
 from bottleneck.errors import BottleneckError
 from bottleneck.origin import source_of
 from bottleneck.report.fonts import drawable, families
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.queries import files_source
 from bottleneck.studies.similar_images import Similar
 from bottleneck.threads import available_cores
 
@@ -137,7 +136,7 @@ def _pictures(result: Similar, names: Iterable[str]) -> dict[str, np.ndarray | s
             found = thumbnails(source_of(cache), own, preprocess) if own else {}
         except BottleneckError as error:  # the source as a whole is gone
             found = dict.fromkeys(own, error.message)
-    return found | (thumbnails(files_source(others), others, preprocess) if others else {})
+    return found | (thumbnails(image_files(others), others, preprocess) if others else {})
 
 
 def _draw(axes: Axes, tile: Tile, picture: np.ndarray | str, left: int, top: int) -> None:

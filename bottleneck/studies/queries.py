@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.data.files import SUFFIXES, LocalFiles
-from bottleneck.data.folder import folder_table
 from bottleneck.data.loader import LoadedImage
-from bottleneck.data.samples import Source
+from bottleneck.data.samples import image_files
 from bottleneck.errors import BottleneckError
 from bottleneck.heads.rows import ArrayRows, RowReader
 from bottleneck.request import ExtractConfig, Request
@@ -74,7 +72,7 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
     features = {name: stored.take(np.array([row]))[0] for name, row in own.items()}
     startup = 0.0
     if others:
-        trunk = Request(config, files_source(others), cache.path).trunk
+        trunk = Request(config, image_files(others), cache.path).trunk
         row_of = dict(_rows(cache))
         for name, row in _computed(cache, trunk, others, node):
             if isinstance(row, str):
@@ -88,18 +86,6 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
         raise BottleneckError(f"None of the images can be looked for: {reason}.")
     x = np.array([features[name] for name in used], np.float32).reshape(len(used), stored.shape[1])
     return Queries(used, ArrayRows(x), np.array([own[name] for name in used], np.int64), failed, startup)
-
-
-def files_source(paths: Sequence[str]) -> Source:
-    """Image files, wherever they lie, as a source whose keys are the paths as given.
-
-    Raises BottleneckError for a file that is no image by its name.
-    """
-    strange = [path for path in paths if not path.lower().endswith(SUFFIXES)]
-    if strange:
-        raise BottleneckError(f"{strange[0]} is no image by its name; expected {' '.join(SUFFIXES)}.")
-    here = os.getcwd()
-    return Source(here, tuple(paths), folder_table(paths, here), 0, {}, LocalFiles(here))
 
 
 def _rows(cache: FeatureCache) -> Iterator[tuple[str, int]]:
@@ -149,7 +135,7 @@ def _computed(
     known = {digest: row for row, digest in enumerate(cache.images.digests())}
     new: dict[bytes, np.ndarray] = {}
     copies: list[LoadedImage] = []
-    for item in trunk.stream(files_source(paths), paths, [node], known=known):
+    for item in trunk.stream(image_files(paths), paths, [node], known=known):
         if isinstance(item, Batch):
             for image, row in zip(item.images, item.features[0], strict=True):
                 new[image.digest] = row

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from photographs import photograph, write_photographs
 
-from bottleneck import extract, fit_heads, load_model
+from bottleneck import FeatureCache, extract, fit_heads, load_model
 
 
 def test_fit_head_prints_its_heads(fitted, tmp_path, run):
@@ -84,11 +84,75 @@ def test_a_bad_image_among_the_good_is_listed(fitted, tmp_path, run):
     assert [row["image"] for row in result["failed"]] == ["c.jpg"]
 
 
+def test_files_named_one_by_one_keep_the_names_given(fitted, tmp_path, run):
+    """Two files of one name in two folders can be told apart, and so can the images of two folders."""
+    for folder in ("ants", "bees"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(fitted.source / folder / "000.jpg", tmp_path / folder / "000.jpg")
+    paths = [str(tmp_path / folder / "000.jpg") for folder in ("bees", "ants", "bees")]
+    files = run("predict", fitted.head, *paths, "--json").json["predictions"]
+    assert [row["image"] for row in files] == paths
+    assert files[0]["top"] == files[2]["top"] != files[1]["top"]
+    folders = run("predict", fitted.head, tmp_path / "ants", tmp_path / "bees", "--json").json
+    assert [row["image"] for row in folders["predictions"]] == [paths[1], paths[0]]
+
+
+def test_a_source_that_does_not_exist_is_told_before_any_work(fitted, run):
+    result = run("predict", fitted.head, fitted.source, "gone.jpg")
+    assert result.code == 1
+    assert "gone.jpg does not exist" in result.err
+    assert "Classifying" not in result.err
+
+
 def test_nothing_readable_is_an_error(fitted, tmp_path, run):
     (tmp_path / "c.jpg").write_text("no image")
     result = run("predict", fitted.head, tmp_path / "c.jpg")
     assert result.code == 1
     assert "c.jpg" in result.err
+
+
+@pytest.mark.parametrize(
+    "command", ["predict {head} {source} -o {file}/out.csv", "fit-head {cache} -o {file}/heads"]
+)
+def test_an_output_that_cannot_be_written_is_one_line_with_its_place(fitted, tmp_path, run, command):
+    file = tmp_path / "in the way"
+    file.touch()
+    places = {"head": fitted.head, "source": fitted.source, "cache": fitted.cache, "file": file}
+    result = run(*(part.format(**places) for part in command.split()))
+    (line,) = [line for line in result.err.splitlines() if line.startswith("Error")]
+    assert result.code == 1
+    assert str(file) in line
+    assert "unexpected" not in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "measure"),
+    [(lambda i: i / 7, "r2"), (lambda i: [["warm"], ["warm", "wet"], []][i % 3], "exact")],
+)
+def test_labels_of_a_file_of_any_kind_are_measured(fitted, tmp_path, run, answer, measure):
+    with FeatureCache(fitted.cache) as cache:
+        keys = sorted(cache.images.key)
+    lines = [json.dumps({"image": key, "asked": answer(i)}) for i, key in enumerate(keys)]
+    labels = tmp_path / "labels.jsonl"
+    labels.write_text("\n".join(lines))
+    head = fit_heads(fitted.cache, labels=labels, output=tmp_path / "heads").heads[0]["path"]
+    without = run("evaluate", head, fitted.cache)
+    assert without.code == 1
+    assert "--labels" in without.err
+    shown = run("evaluate", head, fitted.cache, "--labels", labels)
+    assert shown.code == 0
+    assert measure in shown.out
+    on_cache = run("evaluate", head, fitted.cache, "--labels", labels, "--json").json
+    assert on_cache["split"] == "val"
+    refused = run("evaluate", head, fitted.cache, "--labels", labels, "--confusion", tmp_path / "c.png")
+    assert (refused.code, "of classes" in refused.err) == (1, True)
+
+
+def test_a_file_without_a_network_stands_for_the_one_that_it_names(fitted, tmp_path):
+    """As does a model whose training kept the head."""
+    other = extract(fitted.source, tmp_path / "other.h5", backbone=fitted.head, limit=3).cache
+    with FeatureCache(other) as named, FeatureCache(fitted.cache) as first:
+        assert named.fingerprint == first.fingerprint
 
 
 def test_a_head_of_other_features_is_refused(fitted, tmp_path, run):
