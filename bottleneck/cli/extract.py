@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 import click
 
 from bottleneck.cli.options import Crop, engine_options, reading_options
@@ -73,6 +75,6 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
             f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
         )
     if result.images:
-        parts.append(f"Next: bottleneck fit-head {result.cache}")
+        parts.append(f"Next: bottleneck fit-head {quote(result.cache)}")
     terminal.result(result.to_json(), *parts)
     result.require_rows()

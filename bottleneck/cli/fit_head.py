@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from shlex import quote
 
 import click
 
@@ -119,7 +120,8 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
     shown += [f"Note: {note}" for note in result.notes]
     shown += [f"Wrote {path}" for path in files.values()]
     values = result.to_json() | {"files": files}
-    terminal.result(values, *shown, f"Next: bottleneck evaluate {result.heads[0]['path']} {cache}")
+    first = quote(result.heads[0]["path"])
+    terminal.result(values, *shown, f"Next: bottleneck evaluate {first} {quote(cache)}")
 
 
 def _first(accuracy: float | None, head: dict, split: str) -> float | str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 import click
 
 from bottleneck.cli.terminal import Terminal, shows_results, table
@@ -34,5 +36,5 @@ def command(terminal: Terminal, caches: tuple[str, ...], **options: object) -> N
         found.to_json(),
         table(f"Best first by {found.by}", ("cache", "LogME", "H-score", "LEEP", "kNN", "accuracy"), rows),
         *taus,
-        f"Next: bottleneck advise {found.ranked[0].cache}",
+        f"Next: bottleneck advise {quote(found.ranked[0].cache)}",
     )

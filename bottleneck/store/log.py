@@ -19,7 +19,6 @@ from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json
 FORMAT = "bottleneck-feature-cache-parts"
 FORMAT_VERSION = 1
 NAME = "log"
-DIGITS = 64
 
 
 @dataclass(frozen=True)

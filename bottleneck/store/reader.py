@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -182,7 +183,8 @@ class FeatureCache:
         return rows
 
     def _add_with(self, node: str) -> str:
-        return f"Add them with `bottleneck extract {self.source_root} -o {self.path} --node {node}`."
+        source, path = quote(self.source_root), quote(str(self.path))
+        return f"Add them with `bottleneck extract {source} -o {path} --node {node}`."
 
     def close(self) -> None:
         """Close every file."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bottleneck.backbones.backbone import BOTTLENECK
@@ -26,9 +27,7 @@ EPOCHS = 10
 UNFROZEN = (1, 2)  # blocks below the head on top
 SCRATCH_EPOCHS = 20
 SCRATCH_SIZE = 64  # pixels a side
-WORTH_TUNING = (
-    0.01  # of cross-validated accuracy that earlier features must win for deeper tuning to be tried
-)
+WORTH_TUNING = 0.01  # of cross-validated accuracy, won by earlier features: then their blocks are tuned, too
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,22 @@ class Subject:
     @property
     def network_flags(self) -> str:
         """As the commands that load the network take them."""
-        weights = f" --weights {self.weights}" if self.weights else ""
+        weights = f" --weights {quote(self.weights)}" if self.weights else ""
         return weights + (" --trust-code" if self.trust_code else "")
 
     def fit_command(self, node: str) -> str:
         """Extract `node` where the cache lacks it, and fit a head on it."""
-        fit = f"bottleneck fit-head {self.cache} --target {self.target} --node {node}"
+        cache, root = quote(str(self.cache)), quote(self.root)
+        fit = f"bottleneck fit-head {cache} --target {quote(self.target)} --node {node}"
         if node in self.nodes:
             return fit
-        return f"bottleneck extract {self.root} -o {self.cache} --node {node}{self.network_flags} && {fit}"
+        return f"bottleneck extract {root} -o {cache} --node {node}{self.network_flags} && {fit}"
 
     def tune_command(self, head: dict[str, Any], unfreeze: int | str) -> str:
         """Fit the same head, and fine-tune the blocks below it from there."""
         path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.cache.stem}--", 1)
-        tune = f"bottleneck finetune {self.cache} --head {path} --unfreeze {unfreeze}{self.network_flags}"
+        cache, own = quote(str(self.cache)), quote(str(path))
+        tune = f"bottleneck finetune {cache} --head {own} --unfreeze {unfreeze}{self.network_flags}"
         return f"{self.fit_command(head['node'])} && {tune}"
 
 
@@ -145,7 +146,7 @@ class Attempts:
             progress=self.progress,
         )
         what = f"the small CNN from scratch at {SCRATCH_SIZE} pixels"
-        command = f"bottleneck scratch {self.subject.root} --image-size {SCRATCH_SIZE}"
+        command = f"bottleneck scratch {quote(self.subject.root)} --image-size {SCRATCH_SIZE}"
         self._add_network(SCRATCH, what, result, command)
 
     def _add_network(self, strategy: str, what: str, result: Result, command: str) -> None:

@@ -10,8 +10,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from bottleneck.progress import Progress, silent
 from bottleneck.request import ExtractConfig
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.neighbours import NONE, look_alikes, nearest
-from bottleneck.studies.queries import every_image, named_images
+from bottleneck.studies.queries import Queries, every_image, named_images
 from bottleneck.trunk import EngineConfig
 
 FORMATS = (".csv", ".jsonl")
@@ -129,7 +130,6 @@ def similar(
         raise BottleneckError("Name images, or ask for all of them, or give a threshold.")
     with FeatureCache(cache) as opened:
         name = _vector_node(opened, node)
-        rows = opened.features(name)
         started = time.perf_counter()
         if all_images:
             queries = every_image(opened, name)
@@ -137,27 +137,36 @@ def similar(
             engine = EngineConfig(**options)
             config = ExtractConfig(nodes=(name,), weights=weights, trust_code=trust_code, engine=engine)
             queries = named_images(opened, images, config)
-        with progress("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
-            index, cosine = nearest(rows, queries.rows, count, queries.own, advance)
-        group, pairs = None, 0
-        if threshold is not None:
-            with progress("Grouping", unit="pairs") as advance:
-                group, pairs = look_alikes(rows, threshold, advance)
-        result = Similar(
-            cache=str(cache),
-            node=name,
-            keys=opened.images.key,
-            images=queries.images,
-            index=index,
-            cosine=cosine,
-            group=group,
-            pairs=pairs,
-            failed=queries.failed,
-            seconds=time.perf_counter() - started - queries.startup_seconds,
-        )
+        found = _compared(opened, name, queries, count, threshold, progress)
+    seconds = time.perf_counter() - started - queries.startup_seconds
+    result = replace(found, cache=str(cache), seconds=seconds)
     if output is not None:
         _write(result, Path(output))
     return result
+
+
+def _compared(
+    cache: FeatureCache, node: str, queries: Queries, count: int, threshold: float | None, progress: Progress
+) -> Similar:
+    """The neighbours of the queries, and the groups of look-alikes where a threshold is given."""
+    rows = cache.features(node)
+    with progress("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
+        index, cosine = nearest(rows, queries.rows, count, queries.own, advance)
+    group, pairs = None, 0
+    if threshold is not None:
+        with progress("Grouping", unit="pairs") as advance:
+            group, pairs = look_alikes(rows, threshold, advance)
+    return Similar(
+        cache=str(cache.path),
+        node=node,
+        keys=cache.images.key,
+        images=queries.images,
+        index=index,
+        cosine=cosine,
+        group=group,
+        pairs=pairs,
+        failed=queries.failed,
+    )
 
 
 def _vector_node(cache: FeatureCache, name: str | None) -> str:
@@ -170,7 +179,8 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
     raise CacheError(
         f"Cosines need a vector for each image; {cache.path} has maps at {name or ', '.join(cache.nodes)} "
         f"and vectors at {', '.join(vectors) or 'no node'}.",
-        f"Add one: bottleneck extract {cache.source_root} -o {cache.path} --node bottleneck",
+        "Add one: "
+        f"bottleneck extract {quote(cache.source_root)} -o {quote(str(cache.path))} --node bottleneck",
     )
 
 

@@ -1,6 +1,8 @@
 """`advise` from cache to page on a few tiny images and a random network, with the shortest of trainings."""
 
 import json
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -59,6 +61,14 @@ def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classi
     assert "has no BatchNorm statistics" in found.similarity.text
     tuned = next(attempt for attempt in found.attempts if attempt.strategy == FINETUNE)
     assert f"--unfreeze 1 --weights {weights}" in tuned.command
+
+
+def test_commands_can_be_given_to_a_shell_whatever_the_names():
+    subject = attempts.Subject(Path("my cache.h5"), "/our photos", "the label", ("bottleneck",))
+    words = shlex.split(
+        subject.tune_command({"path": "advice/trial--x y.safetensors", "node": "blocks.3"}, 1)
+    )
+    assert {"my cache.h5", "/our photos", "the label", "heads/my cache--x y.safetensors"} <= set(words)
 
 
 def test_advice_has_what_was_promised(advised):
