@@ -219,11 +219,11 @@ def _from_images(
 
 
 def _only(source: Source, rows: np.ndarray) -> Source:
-    """The source cut to the samples `rows` and the images that they need."""
+    """The source cut to the samples `rows` and the images that they need; what is absent stays named."""
     samples = source.samples.take(rows)
     needed, image = np.unique(samples.image, return_inverse=True)
     samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
-    return replace(source, images=tuple(source.images[i] for i in needed), samples=samples, absent={})
+    return replace(source, images=tuple(source.images[i] for i in needed), samples=samples)
 
 
 def _notes(head: HeadArtifact, split: str) -> list[str]:

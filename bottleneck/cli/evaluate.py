@@ -57,6 +57,9 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
             (row["name"], row["n"], row["precision"], row["recall"], row["f1"]) for row in result["per_class"]
         ]
         shown.append(table("By class", ("class", "n", "precision", "recall", "f1"), classes))
+    if result["failed"]:
+        failed = [(row["image"], row["error"]) for row in result["failed"]]
+        shown.append(table("Images that were not measured", ("image", "reason"), failed))
     terminal.result(result, *shown, *(f"Note: {note}" for note in result["notes"]))
 
 

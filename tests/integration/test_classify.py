@@ -148,6 +148,16 @@ def test_labels_of_a_file_of_any_kind_are_measured(fitted, tmp_path, run, answer
     assert (refused.code, "of classes" in refused.err) == (1, True)
 
 
+def test_images_that_are_not_measured_are_named(fitted, tmp_path, run):
+    source = shutil.copytree(fitted.source, tmp_path / "photos")
+    (source / "ants" / "nowhere.jpg").symlink_to(tmp_path / "gone.jpg")
+    (source / "bees" / "text.jpg").write_text("no image")
+    result = run("evaluate", fitted.head, source, "--json").json
+    assert {row["image"] for row in result["failed"]} == {"ants/nowhere.jpg", "bees/text.jpg"}
+    shown = run("evaluate", fitted.head, source)
+    assert "leads nowhere" in shown.out
+
+
 def test_a_file_without_a_network_stands_for_the_one_that_it_names(fitted, tmp_path):
     """As does a model whose training kept the head."""
     other = extract(fitted.source, tmp_path / "other.h5", backbone=fitted.head, limit=3).cache
