@@ -17,17 +17,16 @@ import numpy as np
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError
 from bottleneck.fitted_files import HeadFiles, head_record, shot_record
-from bottleneck.heads.folds import assign_folds
 from bottleneck.heads.kinds import KINDS, LINEAR, KindResult, fit_kind
 from bottleneck.heads.questions import ClassWeight, Question
 from bottleneck.heads.select import grid_of
 from bottleneck.heads.shots import shot_scores
 from bottleneck.heads.sweep import DEFAULT_MEMORY, SweepConfig
-from bottleneck.heads.tasks import NO_FOLD
 from bottleneck.labelling import join_labels
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
+from bottleneck.train_samples import folds_of, training_samples
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,7 @@ def fit_heads(
         No such cache or node.
     """
     started = time.perf_counter()
-    kinds = (head,) if isinstance(head, str) else tuple(head)
+    kinds = (head,) if isinstance(head, str) else tuple(dict.fromkeys(head))
     config = FitConfig(head=kinds, memory=memory or DEFAULT_MEMORY, **_tuples(options))
     with FeatureCache(cache) as opened:
         opened.require_rows()
@@ -145,12 +144,12 @@ def fit_heads(
                 "--group names a column of a labels file.",
                 "Give the file with --labels, or name the groups when extracting: `extract --group`.",
             )
-        train, asked = _training(samples, targets, Path(cache))
+        train, asked = training_samples(samples, targets, Path(cache))
         notes += _left_out(config, asked)
-        names = list(nodes or (name for name, node in opened.nodes.items() if not node.is_map))
-        if not names:
-            raise FitError(f"{cache} has maps only.", "Extract a vector, for example with --node NODE@avg.")
-        folds = {target.name: _folds(target, samples, train, config, notes) for target in asked}
+        names = list(dict.fromkeys(nodes or _vectors(opened)))
+        folds = {
+            target.name: folds_of(target, samples, train, config.cv, config.seed, notes) for target in asked
+        }
         files = HeadFiles(opened, samples, Path(output))
         run = _Run(opened, samples, train, asked, folds, config, files, progress)
         records, shots = [], []
@@ -160,6 +159,14 @@ def fit_heads(
             shots += run.shots(node, records)
         written, curves = files.curves(records, shots)
     return FitResult(records, time.perf_counter() - started, written, curves, notes)
+
+
+def _vectors(cache: FeatureCache) -> list[str]:
+    """The nodes that a head can take as they are."""
+    names = [name for name, node in cache.nodes.items() if not node.is_map]
+    if not names:
+        raise FitError(f"{cache.path} has maps only.", "Extract a vector, for example with --node NODE@avg.")
+    return names
 
 
 @dataclass(frozen=True)
@@ -233,46 +240,6 @@ class _Run:
         return found
 
 
-def _training(
-    samples: SampleTable, wanted: Sequence[str] | None, cache: Path
-) -> tuple[np.ndarray, list[Target]]:
-    """Samples of the train split that have any label (n,), and the targets on them."""
-    if not samples.targets:
-        raise FitError(
-            f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
-        )
-    for name in wanted or ():
-        if name not in samples.targets:
-            raise FitError(f"There is no target {name!r}; there are {', '.join(samples.targets)}.")
-    targets = [samples.targets[name] for name in wanted or samples.targets]
-    in_train = samples.split == "train"
-    if not in_train.any():
-        raise FitError(f"{cache} has no sample in the train split.", "Extract it with other splits.")
-    labelled = np.any([target.labelled for target in targets], axis=0) & in_train
-    for target in targets:
-        _require_answers(target, in_train)
-    train = np.flatnonzero(labelled)
-    return train, [target.take(train) for target in targets]
-
-
-def _require_answers(target: Target, in_train: np.ndarray) -> None:
-    """Raise where the train split cannot teach anything of a target."""
-    values = target.values[in_train & target.labelled]
-    if len(values) < 2:
-        raise FitError(
-            f"Target {target.name!r} has {len(values)} labelled samples in the train split; 2 are needed."
-        )
-    if target.kind == "class" and len(np.unique(values)) < 2:
-        raise FitError(
-            f"All {len(values)} labelled samples of target {target.name!r} in the train split are of one "
-            f"class, {target.class_names[values[0]]!r}; a head needs two."
-        )
-    if target.kind == "regression" and np.ptp(values) == 0:
-        raise FitError(f"All values of target {target.name!r} in the train split are {values[0]:g}.")
-    if target.kind == "multilabel" and not target.class_names:
-        raise FitError(f"Target {target.name!r} has no label at all.")
-
-
 def _left_out(config: FitConfig, asked: list[Target]) -> list[str]:
     """Notes on targets and views that some of the kinds of head cannot use; FitError where none can."""
     others = [kind for kind in config.head if kind not in LINEAR]
@@ -294,55 +261,6 @@ def _left_out(config: FitConfig, asked: list[Target]) -> list[str]:
             )
         notes.append(f"Heads of kind {', '.join(others)} are fitted on plain features, not on views.")
     return notes
-
-
-def _folds(
-    target: Target, samples: SampleTable, train: np.ndarray, config: FitConfig, notes: list[str]
-) -> np.ndarray:
-    """(n,) folds of a target; fewer than asked for where samples or groups are few, which is noted."""
-    seen = target.labelled
-    groups = None if samples.group is None else samples.group[train]
-    units = int(seen.sum()) if groups is None else len(np.unique(groups[seen]))
-    most = units
-    if target.kind == "class":
-        counts = np.bincount(target.values[seen], minlength=len(target.class_names))
-        most = min(units, max(int(counts.max()), 2))
-        _note_classes(target, counts, config.cv, notes)
-        if groups is not None:
-            _note_groups(target, groups, notes)
-    count = min(config.cv, most)
-    if count < 2:
-        notes.append(f"Target {target.name!r} has one group only: there was no cross-validation.")
-        return np.full(len(train), NO_FOLD, np.int16)
-    if count < config.cv:
-        notes.append(f"Target {target.name!r} has too few samples for {config.cv} folds: {count} were used.")
-    fold = assign_folds(target, count, groups, config.seed)
-    if target.kind == "class":
-        alone = [k for k in range(count) if len(np.unique(target.values[seen & (fold != k)])) < 2]
-        if alone:
-            notes.append(f"Target {target.name!r} has one class only when fold {alone[0] + 1} is held out.")
-    return fold
-
-
-def _note_classes(target: Target, counts: np.ndarray, cv: int, notes: list[str]) -> None:
-    rare = [name for name, count in zip(target.class_names, counts, strict=True) if 0 < count < cv]
-    absent = [name for name, count in zip(target.class_names, counts, strict=True) if count == 0]
-    for names, what in ((rare, f"fewer than {cv} training samples"), (absent, "no training sample")):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            shown = ", ".join(map(repr, names[:5])) + more
-            notes.append(f"Target {target.name!r}: {shown} with {what}.")
-
-
-def _note_groups(target: Target, groups: np.ndarray, notes: list[str]) -> None:
-    """Name classes whose samples are all of one group: held out, they are unknown to the fold's head."""
-    for code, name in enumerate(target.class_names):
-        members = target.values == code
-        if members.any() and len(np.unique(groups[members])) == 1:
-            notes.append(
-                f"Target {target.name!r}: all samples of {name!r} are of one group, so that cross-validation "
-                "cannot tell how well it is recognised."
-            )
 
 
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:

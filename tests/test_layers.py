@@ -20,7 +20,7 @@ FLOORS = (
     ("prediction", "evaluation", "extraction"),
     ("model", "export", "fitting", "request"),
     ("trunk", "top", "model_file", "fitted_files"),
-    ("origin", "labelling"),
+    ("origin", "labelling", "train_samples"),
     ("backbones", "engines"),
     ("data", "store", "heads"),
     ("samples",),
