@@ -62,16 +62,9 @@ def predict(
     reading = {name: options.pop(name) for name in READING & options.keys()}
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
-    predictions, failed, images = [], [], 0
     opened = _opened(sources, reading)
-    for source in opened:
-        records, reasons = classifier.classify(source, top, progress)
-        failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
-        if len(opened) > 1:
-            _name_by_whole_path([*records, *failures], source.root)
-        predictions += records
-        failed += failures
-        images += len(source.images)
+    images = sum(len(source.images) for source in opened)
+    predictions, failed = _classified(classifier, opened, top, progress)
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
@@ -96,6 +89,21 @@ def _opened(named: Sequence[str | Path | Source], reading: dict[str, Any]) -> li
         else:
             sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
     return sources
+
+
+def _classified(
+    classifier: Classifier, sources: Sequence[Source], top: int, progress: Progress
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """Records of all samples, and [{image, error}] of the images that gave none."""
+    predictions, failed = [], []
+    for source in sources:
+        records, reasons = classifier.classify(source, top, progress)
+        failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
+        if len(sources) > 1:
+            _name_by_whole_path([*records, *failures], source.root)
+        predictions += records
+        failed += failures
+    return predictions, failed
 
 
 def _is_image_file(named: str | Path | Source) -> bool:

@@ -14,7 +14,7 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol
@@ -131,9 +131,7 @@ def load_images(
                 return
             job = waiting.popleft()
             while not job.done.wait(min(time_limit, 1.0)):
-                for late in (job, *waiting):  # a later image may hold the memory that this one waits for
-                    if late.clock() > time_limit:
-                        crew.give_up(late, run.abandon(late, time_limit))
+                run.give_up_late((job, *waiting), crew, time_limit)
             yield run.in_order(job.outcome())
     finally:
         crew.dismiss()
@@ -210,11 +208,16 @@ class _Run:
             self.claimed[digest] = first
             return first == index
 
-    def abandon(self, job: Job, time_limit: float) -> LoadedImage:
-        """Free the memory that a stuck job holds, and say what became of its image."""
-        self.budget.release(job)
-        reason = f"took longer than {time_limit:g} seconds to read and decode"
-        return LoadedImage(job.index, job.key, error=reason)
+    def give_up_late(self, jobs: Iterable[Job], crew: Crew, time_limit: float) -> None:
+        """Free the memory that stuck jobs hold, and say what became of their images.
+
+        Not only of the one that is waited for: a later image may hold the memory that it needs.
+        """
+        for late in jobs:
+            if late.clock() > time_limit:
+                self.budget.release(late)
+                reason = f"took longer than {time_limit:g} seconds to read and decode"
+                crew.give_up(late, LoadedImage(late.index, late.key, error=reason))
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
         """Settle copies as if images had been loaded one by one.

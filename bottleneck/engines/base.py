@@ -106,10 +106,8 @@ def build_engine(
         if refused:
             _log.warning("%s Next: %s in %s.", refused, name, one)
         try:
-            if one == "int8":
-                built = int8_engine(eager, example, key, GraphCache(), threads, calibration)
-            elif name == "onnxruntime":
-                built = float_engine(eager, key, GraphCache(), threads)
+            if name == "onnxruntime":
+                built = _onnx_engine(eager, one, example, key, threads, calibration)
             else:
                 built = _torch_engine(eager, name, one, device, threads)
             problem = complaint(built.agreement, one)
@@ -133,6 +131,14 @@ def _candidates(engine: str, precision: str, device: str) -> list[tuple[str, str
     if not pairs:
         raise EngineError(f"No engine for --engine {engine} --precision {precision} on {device}.", _HINT)
     return pairs
+
+
+def _onnx_engine(
+    eager: Eager, precision: str, example: np.ndarray, key: str, threads: int, calibration: dict | None
+) -> Engine:
+    if precision == "int8":
+        return int8_engine(eager, example, key, GraphCache(), threads, calibration)
+    return float_engine(eager, key, GraphCache(), threads)
 
 
 def _torch_engine(eager: Eager, name: str, precision: str, device: str, threads: int) -> Engine:
