@@ -79,6 +79,8 @@ class Check:
                         self.file(part)
                         if part.spec != state.spec or part.source_root != state.source_root:
                             self.problems.append(f"{path} belongs to another run than the log.")
+                        if entry == state.table:  # of a run that finished in its parts
+                            self.checked |= {"images": len(part.images), "samples": len(part.samples)}
                         if len(part.images) != entry.rows:
                             self.problems.append(f"{path} has {len(part.images)} rows, its log {entry.rows}.")
 

@@ -50,6 +50,13 @@ def test_a_sound_cache_is_counted(path):
     assert report.checked["bytes"] > 8 * (5 + 4 + 12) * 2
 
 
+def test_a_run_that_finished_in_its_parts_is_counted_too(tmp_path):
+    world_of(6).extract(tmp_path / "cache.h5", [A], consolidate=False)
+    report = verify(tmp_path / "cache.h5")
+    assert report.ok
+    assert (report.checked["images"], report.checked["samples"]) == (8, 8)
+
+
 def test_a_damaged_cache_is_reported_with_the_place(path):
     with h5py.File(path) as file:
         offset = file[f"features/{A.name}"].id.get_chunk_info(0).byte_offset
