@@ -93,7 +93,7 @@ training_options = _all(
         "--lr", type=click.FloatRange(0, min_open=True), help="Of the head. [default: 0.002, sgd 0.1]"
     ),
     click.option("--weight-decay", type=click.FloatRange(0), help="Not of biases and norms. [default: 0]"),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0]"),
+    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.1]"),
     click.option(
         "--val-fraction",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),

@@ -36,7 +36,7 @@ class RunConfig:
     epochs : at most.
     patience : epochs without a better one on val after which to stop; 0 goes on to the end.
     batch_size : samples of a step.
-    label_smoothing : share of the target spread over all classes.
+    label_smoothing : share of the target spread over all classes (why 0.1: see `optim`).
     val_fraction : of train, where there is no val split.
     seed : of orders, draws and new weights.
     memory : bytes that maps or pixels may take; what does not fit is read in shuffled chunks.
@@ -46,7 +46,7 @@ class RunConfig:
     epochs: int = 20
     patience: int = 8
     batch_size: int = 32
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     val_fraction: float = 0.2
     seed: int = 0
     memory: int = DEFAULT_MEMORY

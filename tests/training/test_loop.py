@@ -10,6 +10,8 @@ import torch
 
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.measure import Measured, logits_of, measure
+from bottleneck.training.objective import Objective
+from bottleneck.training.run import RunConfig
 from tests.training.killed import run
 from tests.training.tiny import training
 
@@ -28,6 +30,12 @@ def test_a_network_learns_and_its_epochs_are_recorded():
     assert max(record.val_accuracy for record in records) > 0.7
     assert records[0].samples == 0
     assert all(record.samples == len(job.train) for record in records[1:])
+
+
+def test_every_sample_pulls_even_where_the_head_is_sure_of_all():
+    logits = (40 * torch.eye(3)).requires_grad_()  # right on all of train, as a head that was fitted first
+    Objective(3, RunConfig().label_smoothing).loss(logits, torch.arange(3)).backward()
+    assert (logits.grad.norm(dim=1) > 0.01).all()
 
 
 def test_the_best_epoch_is_what_the_module_holds_at_the_end():
