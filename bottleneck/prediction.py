@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import inspect
+import io
 import json
+import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from bottleneck.data.files import SUFFIXES
 from bottleneck.data.samples import Source, image_files, read_source
 from bottleneck.errors import BottleneckError
+from bottleneck.heads.artifact import write_whole
 from bottleneck.model import Classifier, load_model
 from bottleneck.progress import Progress, silent
 
@@ -55,10 +59,8 @@ def predict(
     BottleneckError
         None of the images could be read, or `output` has another suffix.
     """
-    if output is not None and Path(output).suffix.lower() not in FORMATS:
-        raise BottleneckError(
-            f"The output {output} has no known suffix; expected one of {', '.join(FORMATS)}."
-        )
+    if output is not None:
+        _require_writable(Path(output))
     reading = {name: options.pop(name) for name in READING & options.keys()}
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
@@ -123,30 +125,58 @@ def _whole_path(root: str, key: str) -> str:
 
 
 def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:
-    """Write `image`, `label` and `confidence` (.csv, .parquet) or whole records (.jsonl)."""
+    """Write `image`, `label` and `confidence` (.csv, .parquet) or whole records (.jsonl), in one rename."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".jsonl":
-        lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in predictions)
-        path.write_text("".join(lines), encoding="utf-8")
-        return
-    rows = [
-        {
-            **record,
-            "images": "|".join(record.get("images", [record["image"]])),
-            "label": _text(record["label"]),
-        }
-        for record in predictions
-    ]
-    names = ["image", "label", "confidence"]
+    write = {".csv": _as_csv, ".jsonl": _as_lines, ".parquet": _as_parquet}[path.suffix.lower()]
+    write_whole(path, write(predictions))
+
+
+def _as_lines(predictions: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in predictions).encode()
+
+
+def _as_csv(predictions: list[dict[str, Any]]) -> bytes:
+    columns = _columns(predictions)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def _as_parquet(predictions: list[dict[str, Any]]) -> bytes:
+    arrow, parquet = _pyarrow()
+    data = io.BytesIO()
+    parquet.write_table(arrow.table(_columns(predictions)), data)
+    return data.getvalue()
+
+
+def _columns(predictions: list[dict[str, Any]]) -> dict[str, list]:
+    """The table by columns; `images` only where a sample has several."""
+    columns = {"image": [record["image"] for record in predictions]}
     if any("images" in record for record in predictions):
-        names.insert(1, "images")
-    if path.suffix.lower() == ".csv":
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, names, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
-        return
+        columns["images"] = ["|".join(record.get("images", [record["image"]])) for record in predictions]
+    columns["label"] = [_text(record["label"]) for record in predictions]
+    columns["confidence"] = [record["confidence"] for record in predictions]
+    return columns
+
+
+def _text(label: object) -> str:
+    return "|".join(label) if isinstance(label, list) else str(label)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise at once what would else be raised when all is computed."""
+    if path.suffix.lower() not in FORMATS:
+        raise BottleneckError(f"The output {path} has no known suffix; expected one of {', '.join(FORMATS)}.")
+    if path.suffix.lower() == ".parquet":
+        _pyarrow()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+def _pyarrow() -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -154,8 +184,4 @@ def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:
         raise BottleneckError(
             "Writing .parquet needs pyarrow.", "Run: pip install 'bottleneck-features[parquet]'"
         ) from None
-    parquet.write_table(pyarrow.table({name: [row[name] for row in rows] for name in names}), path)
-
-
-def _text(label: object) -> str:
-    return "|".join(label) if isinstance(label, list) else str(label)
+    return pyarrow, parquet

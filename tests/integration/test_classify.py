@@ -123,6 +123,7 @@ def test_an_output_that_cannot_be_written_is_one_line_with_its_place(fitted, tmp
     assert result.code == 1
     assert str(file) in line
     assert "unexpected" not in line
+    assert "Classifying" not in result.err
 
 
 @pytest.mark.parametrize(

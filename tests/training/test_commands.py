@@ -152,7 +152,8 @@ def test_predict_from_web_addresses(trained, images, tmp_path):
     by_path = answer(
         "predict", model, images / "test/red/0.png", images / "test/blue/1.png", "--engine", "torch"
     )
-    assert [row["image"] for row in by_web["predictions"]] == ["0.png", f"{here}/test/blue/1.png"]
+    names = [f"{here}/test/red/0.png", f"{here}/test/blue/1.png"]
+    assert [row["image"] for row in by_web["predictions"]] == names
     assert [row["confidence"] for row in by_web["predictions"]] == [
         pytest.approx(row["confidence"], abs=1e-5) for row in by_path["predictions"]
     ]
