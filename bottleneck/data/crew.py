@@ -61,6 +61,11 @@ class Job:
         since = self.since
         return 0.0 if since is None or self.done.is_set() else time.monotonic() - since
 
+    def forgive(self, seconds: float) -> None:
+        """Leave `seconds` out of its time, in which it could not go on."""
+        if self.since is not None:
+            self.since += seconds
+
     def outcome(self) -> Any:
         """The result, or the exception that the worker met."""
         if self.defect is not None:

@@ -121,7 +121,7 @@ def load_images(
     ahead = _images_ahead(preprocess, views, max(1, workers), memory)
     crew = Crew(run.load, max(1, workers))
     waiting: deque[Job] = deque()
-    upcoming = iter(enumerate(keys))
+    upcoming, tick = iter(enumerate(keys)), min(time_limit, 1.0)
     try:
         while True:
             for index, key in islice(upcoming, ahead - len(waiting)):
@@ -130,8 +130,11 @@ def load_images(
             if not waiting:
                 return
             job = waiting.popleft()
-            while not job.done.wait(min(time_limit, 1.0)):
-                run.give_up_late((job, *waiting), crew, time_limit)
+            asked = time.monotonic()
+            while not job.done.wait(tick):
+                now = time.monotonic()
+                run.give_up_late((job, *waiting), crew, time_limit, pause=now - asked - tick)
+                asked = now
             yield run.in_order(job.outcome())
     finally:
         crew.dismiss()
@@ -208,12 +211,16 @@ class _Run:
             self.claimed[digest] = first
             return first == index
 
-    def give_up_late(self, jobs: Iterable[Job], crew: Crew, time_limit: float) -> None:
+    def give_up_late(self, jobs: Iterable[Job], crew: Crew, time_limit: float, pause: float) -> None:
         """Free the memory that stuck jobs hold, and say what became of their images.
 
         Not only of the one that is waited for: a later image may hold the memory that it needs.
+
+        pause : seconds for which the whole process stood still (Ctrl-Z), which is no image's fault.
         """
         for late in jobs:
+            if pause > 1:
+                late.forgive(pause)
             if late.clock() > time_limit:
                 self.budget.release(late)
                 reason = f"took longer than {time_limit:g} seconds to read and decode"

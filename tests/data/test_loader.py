@@ -223,6 +223,20 @@ def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
     assert "0.3 seconds" in images[3].error
 
 
+def test_a_process_that_was_stopped_loses_no_image(monkeypatch):
+    """Ctrl-Z and fg: the clock has gone on, the decoder has not."""
+    real, ahead = time.monotonic, [0.0]
+    monkeypatch.setattr("bottleneck.data.crew.time.monotonic", lambda: real() + ahead[0])
+
+    def stop(key):
+        time.sleep(0.5)
+        ahead[0] = 100.0
+        time.sleep(1)
+
+    (image,) = load(shelf(1, before=stop), workers=1, time_limit=20)
+    assert image.error is None
+
+
 def test_the_copy_of_an_image_that_takes_too_long_fails_with_it(monkeypatch):
     release = threading.Event()
     started = threading.Event()
