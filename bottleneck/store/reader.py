@@ -20,6 +20,8 @@ from bottleneck.store.rows import FeatureRows, SampleRows
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import ImageTable, no_samples
 
+VIEWS = 4  # proposed where no node has any
+
 
 class FeatureCache:
     """A feature cache opened for reading; a context manager.
@@ -150,9 +152,10 @@ class FeatureCache:
         """Rows of a node's augmented views, (I, V, …)."""
         node = self.node(name)
         if node.views is None:
+            count = next((other.views["count"] for other in self.nodes.values() if other.views), VIEWS)
             raise CacheError(
                 f"{self.path} has no views of node {name!r}.",
-                self._add_with(f"{name} --views 4"),
+                self._add_with(f"{name} --views {count}"),
             )
         return self._rows(node, views=True)
 
