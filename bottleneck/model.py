@@ -18,7 +18,7 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.samples import Source, read_sources
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
 from bottleneck.model_file import backbone_of
@@ -151,13 +151,8 @@ class Classifier:
 
     def predict(self, *sources: str | Path | Source, top: int = 5, **reading: Any) -> list[dict[str, Any]]:
         """Predictions for images, folders, manifests or URLs; `reading` as of `read_source`."""
-        return [
-            record
-            for source in sources
-            for record in self.classify(
-                source if isinstance(source, Source) else read_source(source, **reading), top
-            )[0]
-        ]
+        opened = read_sources(*sources, **reading)
+        return [record for source in opened for record in self.classify(source, top)[0]]
 
 
 def _verdict(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:

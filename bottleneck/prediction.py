@@ -9,13 +9,11 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bottleneck.data.files import SUFFIXES
-from bottleneck.data.samples import Source, image_files, read_source
+from bottleneck.data.samples import Source, read_source, read_sources
 from bottleneck.errors import BottleneckError
 from bottleneck.heads.artifact import write_whole
 from bottleneck.model import Classifier, load_model
@@ -64,7 +62,7 @@ def predict(
     reading = {name: options.pop(name) for name in READING & options.keys()}
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
-    opened = _opened(sources, reading)
+    opened = read_sources(*sources, **reading)
     images = sum(len(source.images) for source in opened)
     predictions, failed = _classified(classifier, opened, top, progress)
     if not predictions:
@@ -82,17 +80,6 @@ def predict(
     }
 
 
-def _opened(named: Sequence[str | Path | Source], reading: dict[str, Any]) -> list[Source]:
-    """All sources, before anything is computed; image files in a row are one, which is run in one go."""
-    sources: list[Source] = []
-    for are_images, group in groupby(named, _is_image_file):
-        if are_images and not any(reading.values()):
-            sources.append(image_files([str(path) for path in group]))
-        else:
-            sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
-    return sources
-
-
 def _classified(
     classifier: Classifier, sources: Sequence[Source], top: int, progress: Progress
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
@@ -106,10 +93,6 @@ def _classified(
         predictions += records
         failed += failures
     return predictions, failed
-
-
-def _is_image_file(named: str | Path | Source) -> bool:
-    return not isinstance(named, Source) and str(named).lower().endswith(SUFFIXES) and Path(named).is_file()
 
 
 def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -115,6 +117,28 @@ def read_source(
     samples = replace(found.samples, split=set_aside(found.samples, val_fraction, test_fraction, seed))
     found = replace(found, samples=samples)
     return found if limit is None else _limited(found, limit)
+
+
+def read_sources(*named: str | os.PathLike | Source, **reading: Any) -> list[Source]:
+    """Several sources, all listed before any image is read; a `Source` is taken as it is.
+
+    Image files in a row are one source, so that they pass a network together (`image_files`). `reading` and
+    errors are those of `read_source`.
+    """
+    sources: list[Source] = []
+    for are_images, group in groupby(named, _is_image_file):
+        if are_images and not any(reading.values()):
+            sources.append(image_files([os.fspath(path) for path in group]))
+        else:
+            sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
+    return sources
+
+
+def _is_image_file(named: str | os.PathLike | Source) -> bool:
+    if isinstance(named, Source):
+        return False
+    path = os.fspath(named)
+    return path.lower().endswith(SUFFIXES) and os.path.isfile(path)
 
 
 def image_files(paths: Sequence[str]) -> Source:
