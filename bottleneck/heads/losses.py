@@ -56,3 +56,13 @@ def curvature(logits: Tensor, weights: Tensor) -> Tensor:
     """Second derivative of the weighted loss by each logit, w p (1 − p). (A, K, B), (A, B) → (A, K, B)."""
     p = torch.sigmoid(logits) if logits.shape[1] == 1 else torch.softmax(logits, dim=1)
     return p * (1 - p) * weights[:, None]
+
+
+def curvatures_between(logits: Tensor, weights: Tensor) -> Tensor:
+    """Second derivatives by all pairs of a softmax's logits, w (diag p − p pᵀ). (A, K, B) → (A, K, K, B)."""
+    p = torch.softmax(logits, dim=1)
+    square = -p[:, :, None] * p[:, None]
+    # p (1 − p) is summed from the other classes: equal logits then have no curvature, whatever the rounding.
+    square.diagonal(dim1=1, dim2=2).zero_()
+    square.diagonal(dim1=1, dim2=2).copy_(-square.sum(dim=2).mT)
+    return square * weights[:, None, None]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bottleneck.heads.crew import Crew
 from bottleneck.heads.design import Design
-from bottleneck.heads.losses import curvature, loss_and_residual
+from bottleneck.heads.losses import curvature, curvatures_between, loss_and_residual
 from bottleneck.heads.tasks import NO_FOLD, Group
 
 
@@ -55,19 +55,22 @@ class Passes:
         )
         return list(zip(losses, shaped, strict=True))
 
-    def curvatures(self, request: Request, r: int, every: int) -> Tensor:
-        """Σ s x xᵀ (A, K, r + 1, r + 1) float64 over r leading coordinates and a 1, with s = w p (1 − p).
+    def curvatures(self, request: Request, r: int, coupled: bool) -> Tensor:
+        """Σ_i S_i ⊗ x_i x_iᵀ over r leading coordinates and a 1, S_i the second derivatives by the logits.
 
-        Estimated from every `every`-th row.
+        coupled : a block for all K columns of a head together, else one for each of them.
+        Returns float64 (A, 1, K · (r + 1), K · (r + 1)) or (A, K, r + 1, r + 1).
         """
         columns = _Columns(self.design, [request])
+        A, K = request.coef.shape[:2]
 
         def block(x: Tensor, start: int, stop: int) -> Tensor:
-            x = x[::every]
             _, w = request.group.fitted(request.heads, start, stop)
-            s = curvature(columns.logits(x).view(*request.coef.shape[:2], len(x)), w[:, ::every] * every)
+            logits = columns.logits(x).view(A, K, len(x))
             lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1)
-            return torch.stack([torch.stack([(row * lead.T) @ lead for row in head]) for head in s])
+            if coupled:
+                return torch.stack([_coupled(S, lead)[None] for S in curvatures_between(logits, w)])
+            return torch.stack([torch.stack([(s * lead.T) @ lead for s in S]) for S in curvature(logits, w)])
 
         return sum(part.double() for part in self._over_blocks(block))
 
@@ -141,6 +144,17 @@ class _Columns:
             losses.append(loss)
             at += size
         return which, logits @ x, logits.sum(dim=1, dtype=torch.float64), losses
+
+
+def _coupled(S: Tensor, lead: Tensor) -> Tensor:
+    """Σ_i S_i ⊗ x_i x_iᵀ (K · q, K · q) of S (K, K, B) and rows (B, q)."""
+    K, q = len(S), lead.shape[1]
+    out = lead.new_empty(K, q, K, q)
+    for k in range(K):  # the rest is symmetric
+        part = ((S[k, : k + 1, None] * lead.T).flatten(0, 1) @ lead).view(k + 1, q, q)
+        out[k, :, : k + 1] = part.transpose(0, 1)
+        out[: k + 1, :, k] = part
+    return out.view(K * q, K * q)
 
 
 def _by_fold(group: Group, columns: _Columns, x: Tensor, start: int, stop: int) -> Tensor:

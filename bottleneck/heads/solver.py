@@ -36,9 +36,9 @@ POLISHED = 1e-6  # of the heads that are kept
 TOLERANCE = 1e-5  # relative, of the objective; what is promised is 1e-4, and slow heads stop early
 MEMORY, LEAST_STEPS = 20, 4  # steps remembered
 MOST_STEPS = 1000
-BLOCK_COST = 0.5  # passes that building a preconditioner may cost
-SAMPLE = 2048  # rows from which it is built
-LARGEST_BLOCK = 256  # coordinates; beyond it passes hardly get fewer
+BLOCK_COST = 1.0  # passes that building a preconditioner may cost
+LARGEST_BLOCK = 1536  # rows of one block
+LEAST_COUPLED = 16  # coordinates; columns are coupled where that many can be afforded
 SPEAKS = 0.02  # coordinates with less curvature than this beside the penalty's 1 need no exact block
 LEAST_SHARE = 1e-8
 FARTHEST = 1.5  # steps of the path that an extrapolation may reach
@@ -204,14 +204,18 @@ def _preconditioner(
     passes: Passes, group: Group, full: Tensor, coef: Tensor, C: float, memory: int
 ) -> Preconditioner:
     """From the curvature of the full fits `full` (T,) at `coef` (T, K, P)."""
-    design = passes.design
-    every = max(1, design.n // SAMPLE)
-    affordable = int(np.sqrt(BLOCK_COST * 2 * every * design.width * (group.folds + 1)))
+    design, K = passes.design, group.columns
+    # A pass takes 4 (F + 1) K · width operations of a row and task, blocks of j columns and q coordinates
+    # K (j + 1) q².
+    spendable = BLOCK_COST * 4 * (group.folds + 1) * design.width
+    coupled = K > 1 and spendable >= (K + 1) * LEAST_COUPLED**2
+    joint = K if coupled else 1
+    affordable = int(np.sqrt(spendable / (joint + 1)))
     speaking = int((0.25 * C * design.values > SPEAKS).sum())
-    held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * group.columns)))
-    r = min(affordable, speaking, held, LARGEST_BLOCK, design.width)
-    block = passes.curvatures(Request(group, full, coef), r, every)
-    return Preconditioner(block, design.values, design.n, C, group.folds + 1, design.dtype)
+    held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * K * joint)))
+    r = min(affordable, speaking, held, LARGEST_BLOCK // joint, design.width)
+    block = passes.curvatures(Request(group, full, coef), r, coupled)
+    return Preconditioner(block, K, design.values, design.n, C, group.folds + 1, design.dtype)
 
 
 def full_fits(group: Group) -> Tensor:
