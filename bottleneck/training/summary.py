@@ -81,10 +81,14 @@ def answers(rows: Sequence[Row], chosen: Row, measured_on: str, n: int) -> tuple
     """What the rows with the most samples say to the usual questions; none where they were not tried."""
     there = {row.name: row for row in rows if row.shots == chosen.shots}
     found = []
+    head, block = _name(0, "head", None), _name(1, "head", None)
+    is_deeper = not chosen.depth and chosen.name not in (head, block)
+    deeper = [("Is going deeper worth it?", head, chosen.name)] if is_deeper else []
     for question, first, second in (
-        ("Is fine-tuning worth it?", _name(0, "head", None), _name(1, "head", None)),
-        ("One block or two?", _name(1, "head", None), _name(2, "head", None)),
-        ("Does it matter to start from the head?", _name(1, "random", None), _name(1, "head", None)),
+        ("Is fine-tuning worth it?", head, block),
+        *deeper,
+        ("One block or two?", block, _name(2, "head", None)),
+        ("Does it matter to start from the head?", _name(1, "random", None), block),
     ):
         if first in there and second in there:
             found.append(Answer(question, _versus(there[first], there[second], measured_on, n)))

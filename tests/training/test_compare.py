@@ -105,6 +105,14 @@ def test_answers_say_when_the_data_cannot_tell(second, verdict):
     assert verdict in found["One block or two?"]
 
 
+def test_what_lies_deeper_is_held_against_the_head():
+    rows = summarise([run(0, test=0.8), run(1, test=0.81), run(4, val=0.9, test=0.99)], "test", 200)
+    found = {item.question: item.answer for item in answers(rows, choose(rows), "test", 200)}
+    assert found["Is going deeper worth it?"].startswith("4 blocks, from the head is better: ")
+    shallow = {item.question for item in answers(rows[:2], rows[1], "test", 200)}
+    assert "Is going deeper worth it?" not in shallow
+
+
 @pytest.mark.parametrize("bad", [{"shots": (0,)}, {"seeds": 0}, {"unfreeze": (-1,)}])
 def test_impossible_comparisons_are_refused(bad):
     with pytest.raises(FitError, match=next(iter(bad))):
