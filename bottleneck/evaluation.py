@@ -136,6 +136,8 @@ def _choose(
 
 def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray]:
     """The target's values in the head's class codes, and which samples are labelled."""
+    if head.target_kind == "regression" and target.kind == "class":
+        target = target.as_numbers()
     if target.kind != head.target_kind:
         raise ArtifactError(
             f"The head answers a {head.target_kind} target; {target.name!r} is a {target.kind} one here."

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,7 @@ def fit_heads(
     nodes: Sequence[str] | None = None,
     head: str | Sequence[str] = "logistic",
     group: str | None = None,
+    regression: Sequence[str] = (),
     output: str | os.PathLike = "heads",
     memory: int | None = None,
     progress: Progress = silent,
@@ -121,6 +122,7 @@ def fit_heads(
     nodes : names; all vectors of the cache where left out
     head : a kind or several, see `FitConfig`
     group : column of `labels` that names groups; without it the cache's own groups keep together in folds
+    regression : targets whose whole numbers are quantities (ages, counts), not names of classes
     output : folder for the heads
     options : further fields of `FitConfig`
 
@@ -144,6 +146,7 @@ def fit_heads(
                 "--group names a column of a labels file.",
                 "Give the file with --labels, or name the groups when extracting: `extract --group`.",
             )
+        samples = _with_numbers(samples, regression)
         train, asked = training_samples(samples, targets, Path(cache))
         notes += _left_out(config, asked)
         names = list(dict.fromkeys(nodes or _vectors(opened)))
@@ -159,6 +162,15 @@ def fit_heads(
             shots += run.shots(node, records)
         written, curves = files.curves(records, shots)
     return FitResult(records, time.perf_counter() - started, written, curves, notes)
+
+
+def _with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:
+    """The samples with these targets as regressions."""
+    for name in names:
+        if name not in samples.targets:
+            raise FitError(f"There is no target {name!r}; there are {', '.join(samples.targets)}.")
+    numbers = {name: samples.targets[name].as_numbers() for name in names}
+    return replace(samples, targets=samples.targets | numbers)
 
 
 def _vectors(cache: FeatureCache) -> list[str]:

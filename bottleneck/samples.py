@@ -59,6 +59,26 @@ class Target:
         """The same target for the samples `rows` (indices or a mask)."""
         return replace(self, values=self.values[rows])
 
+    def as_numbers(self) -> Target:
+        """The same as a regression target; SourceError unless all class names are numbers.
+
+        Whole numbers may name classes (digits) or measure something (ages): a column cannot tell.
+        """
+        if self.kind == "regression":
+            return self
+        try:
+            numbers = [float(name) for name in self.class_names]
+        except ValueError:
+            numbers = []
+        if self.kind != "class" or not numbers:
+            named = ", ".join(map(repr, self.class_names[:4]))
+            raise SourceError(
+                f"Target {self.name!r} is a {self.kind} one of {named}; a regression needs numbers."
+            )
+        return replace(
+            self, kind="regression", values=np.array([*numbers, np.nan])[self.values], class_names=()
+        )
+
 
 @dataclass(frozen=True)
 class SampleTable:

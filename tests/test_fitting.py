@@ -250,6 +250,25 @@ def test_missing_labels_and_several_targets(tmp_path):
     assert load_head(by_target["bits"]["path"]).probabilities(X).shape == (120, 2)
 
 
+def test_whole_numbers_can_be_quantities(tmp_path):
+    """A column of ages reads as classes; asked for, it is a regression, and is measured as one."""
+    X, _ = features(120, D, 3)
+    ages = np.round(10 * X[:, 0] + 5 * X[:, 1]).astype(int)
+    names = tuple(map(str, sorted(set(ages.tolist()))))
+    codes = np.array([names.index(str(age)) for age in ages])
+    codes[:6] = -1
+    cache = write_cache(
+        tmp_path / "x.h5", X, [Target("age", "class", codes, names), class_target(X[:, 2] > 1)]
+    )
+    (record,) = fit_heads(cache, targets=["age"], regression=["age"], output=tmp_path / "heads").heads
+    assert (record["head"], record["n"]) == ("ridge", 114)
+    assert record["r2"]["cv"] > 0.9
+    with pytest.raises(SourceError, match="'label' is a class one of 'c0', 'c1'; a regression needs"):
+        fit_heads(cache, regression=["label"], output=tmp_path)
+    with pytest.raises(FitError, match="no target 'weight'"):
+        fit_heads(cache, regression=["weight"], output=tmp_path)
+
+
 def test_groups_keep_together(tmp_path):
     """Copies of a sample in one group: without it they would leak, with it nothing can be learned."""
     generator = np.random.default_rng(0)

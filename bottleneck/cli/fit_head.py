@@ -54,6 +54,9 @@ class Counts(click.ParamType):
     "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the cache's."
 )
 @click.option("--group", help="Column of --labels whose equal values stay in one fold.")
+@click.option(
+    "--regression", multiple=True, help="Target whose whole numbers are quantities, not classes; repeatable."
+)
 @click.option("--node", "nodes", multiple=True, help="May be repeated. [default: all vectors in the cache]")
 @click.option(
     "--head",

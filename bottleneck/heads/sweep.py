@@ -43,9 +43,8 @@ class Fitted:
     standard : of the rows fitted on.
     C : chosen, or the one given. link : as `HeadArtifact` names it.
     scores : of cross-validation; None without folds.
-    out_of_fold : (n, C) float32 logits at the chosen C, each by a head that did not see the sample; NaN
-        where no
-        fold holds it out. None without folds.
+    out_of_fold : (n, C) float32 logits at the chosen C, each by a head that did not see the sample; NaN where
+        no fold holds it out. None without folds.
     converged : False where the solver gave up before its tolerance.
     """
 

@@ -127,16 +127,20 @@ def test_an_output_that_cannot_be_written_is_one_line_with_its_place(fitted, tmp
 
 
 @pytest.mark.parametrize(
-    ("answer", "measure"),
-    [(lambda i: i / 7, "r2"), (lambda i: [["warm"], ["warm", "wet"], []][i % 3], "exact")],
+    ("answer", "options", "measure"),
+    [
+        (lambda i: i / 7, {}, "r2"),
+        (lambda i: i, {"regression": ["asked"]}, "r2"),
+        (lambda i: [["warm"], ["warm", "wet"], []][i % 3], {}, "exact"),
+    ],
 )
-def test_labels_of_a_file_of_any_kind_are_measured(fitted, tmp_path, run, answer, measure):
+def test_labels_of_a_file_of_any_kind_are_measured(fitted, tmp_path, run, answer, options, measure):
     with FeatureCache(fitted.cache) as cache:
         keys = sorted(cache.images.key)
     lines = [json.dumps({"image": key, "asked": answer(i)}) for i, key in enumerate(keys)]
     labels = tmp_path / "labels.jsonl"
     labels.write_text("\n".join(lines))
-    head = fit_heads(fitted.cache, labels=labels, output=tmp_path / "heads").heads[0]["path"]
+    head = fit_heads(fitted.cache, labels=labels, output=tmp_path / "heads", **options).heads[0]["path"]
     without = run("evaluate", head, fitted.cache)
     assert without.code == 1
     assert "--labels" in without.err
