@@ -6,7 +6,7 @@ learns at `lr · backbone_ratio · decay^(d − 1)`, since lower layers are more
 
 A head that was fitted first is right on all of train and sure of it: the loss is near 0, its gradient comes
 from the few samples nearest to the boundary, and AdamW, whose steps do not shrink with the gradients, walks
-at its full rate where those few point. Low rates do not help, they stay where the head is. So the loss
+at its full rate where those few point. Low rates stay near the head, and near its accuracy. So the loss
 smooths labels (`RunConfig.label_smoothing`), and every sample pulls. Measured on val with EfficientNet-Lite0,
 4 blocks on digits at 64 pixels, 2 blocks on ants and bees (seed; accuracy of the head, after epoch 1, best):
 
