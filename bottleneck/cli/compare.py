@@ -58,8 +58,6 @@ def command(
     folder: str | None,
     from_scratch: bool,
     depths: tuple[int, ...],
-    tensorboard: str | None,
-    seed: int | None,
     **options: object,
 ) -> None:
     """Try head only, one block, two … from the head and from a random last layer, on the data of CACHE.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bottleneck.cli.options import training_options
+from bottleneck.cli.options import single_run_options, training_options
 from bottleneck.cli.terminal import Terminal, shows_results
 from bottleneck.cli.training import show_result
 
@@ -42,6 +42,7 @@ from bottleneck.cli.training import show_result
     "--trust-code", is_flag=True, help="Import a backbone that CACHE names as package.module:function."
 )
 @training_options
+@single_run_options
 @shows_results
 def command(
     terminal: Terminal, cache: str, head: str, find_lr: str | None, tensorboard: str | None, **options: object

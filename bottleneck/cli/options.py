@@ -101,6 +101,10 @@ training_options = _all(
     ),
     click.option("--memory", type=Memory(), help="For maps or pixels, else read in chunks. [default: 1GiB]"),
     click.option("--device", help="auto, cpu, cuda, cuda:1, mps … [default: auto]"),
+)
+
+# Of a single run; a comparison has its own seeds.
+single_run_options = _all(
     click.option("--seed", type=int, help="Of orders, draws and new weights. [default: 0]"),
     click.option("--tensorboard", type=click.Path(), help="Write the epochs as events below this folder."),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bottleneck.cli.options import Crop, column_options, training_options
+from bottleneck.cli.options import Crop, column_options, single_run_options, training_options
 from bottleneck.cli.terminal import Terminal, shows_results
 from bottleneck.cli.training import show_result
 
@@ -30,6 +30,7 @@ from bottleneck.cli.training import show_result
 @click.option("--trust-code", is_flag=True, help="Import a backbone given as package.module:function.")
 @column_options
 @training_options
+@single_run_options
 @shows_results
 def command(terminal: Terminal, source: str, tensorboard: str | None, **options: object) -> None:
     """Train a network with random weights on the images of SOURCE: the baseline that transfer has to beat.

@@ -47,6 +47,7 @@ class CompareConfig:
     unfreeze : blocks; 0 is the head alone. init : "head", "random". scratch : depths of the small CNN.
     shots : train samples per class, or "all". seeds : runs of each, other in order, draws and new weights.
     target, node : what the heads answer, and from which features.
+    extend : more epochs where samples are few, so that no run has fewer steps than it takes to learn.
     """
 
     unfreeze: tuple[int | str, ...] = (0, 1, 2)
@@ -58,6 +59,7 @@ class CompareConfig:
     node: str = BOTTLENECK
     weights: str | None = None
     trust_code: bool = False
+    extend: bool = True
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class Bench:
             found = labelled_sets(cache.samples, self.target, val_fraction=run.val_fraction, seed=run.seed)
             # Heads are fitted here, on train alone: there is nothing left that has seen a carved val.
             self.sets = replace(found, carved=False)
+            self._require_shots()
             self.backbone = backbone_of(cache, config.weights, config.trust_code)
         depths = [depth for depth in config.unfreeze if depth != 0]
         self.cuts = {depth: find_cut(self.backbone, config.node, depth) for depth in depths}
@@ -135,6 +138,16 @@ class Bench:
 
     def __exit__(self, *exception: object) -> None:
         self.cache.close()
+
+    def _require_shots(self) -> None:
+        """Raise FitError where no class has as many samples as are asked for: that would be all of them."""
+        most = int(np.bincount(self.sets.labels[self.sets.rows["train"]]).max())
+        for shots in self.config.shots:
+            if shots != ALL and shots > most:
+                raise FitError(
+                    f"shots is {shots}, but no class has more than {most} samples to train on.",
+                    f"Ask for up to {most}, or for all.",
+                )
 
     def trials(self) -> list[Trial]:
         """All runs, those that are fed alike together."""
@@ -165,7 +178,7 @@ class Bench:
                 paces[what] = self._pace(trial)
             sets = few_shots(self.sets, trial.shots, trial.seed)
             n = {split: len(rows) for split, rows in sets.rows.items()}
-            run = enough_steps(self.config.run, n["train"])
+            run = self._run_config(trial.seed, n["train"])
             seconds += paces[what].seconds(run.epochs, n["train"], n["val"], n.get("test", 0))
         return seconds
 
@@ -221,11 +234,16 @@ class Bench:
             with inputs_of(self.cache, self.backbone, node, folder=self.folder) as inputs:
                 yield inputs
 
+    def _run_config(self, seed: int, samples: int) -> RunConfig:
+        """How a run on so many samples is trained."""
+        run = replace(self.config.run, seed=seed)
+        return enough_steps(run, samples) if self.config.extend else run
+
     def _run(self, trial: Trial, inputs: Inputs | None) -> CompareRun:
         """Train and measure."""
         started = time.perf_counter()
         sets = few_shots(self.sets, trial.shots, trial.seed)
-        run = enough_steps(replace(self.config.run, seed=trial.seed), len(sets.rows["train"]))
+        run = self._run_config(trial.seed, len(sets.rows["train"]))
         if trial.unfreeze == 0:
             metrics, epochs = head_metrics(self._head(trial.shots, trial.seed, sets), self.cache, sets), 0
         else:

@@ -70,8 +70,9 @@ def compare(
         As `finetune` and `scratch` raise them.
     """
     started = time.perf_counter()
-    run = run_config(options)
-    config = CompareConfig(**{name: value for name, value in options.items() if value is not None}, run=run)
+    extend, run = options.get("epochs") is None, run_config(options)
+    chosen_options = {name: value for name, value in options.items() if value is not None}
+    config = CompareConfig(**chosen_options, extend=extend, run=run)
     path = Path(cache)
     folder = Path(folder) if folder else Path("compare") / path.stem
     with Bench(path, config, folder, tell) as bench:

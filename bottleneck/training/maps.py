@@ -6,7 +6,8 @@ Shapes: I images, C channels, H × W positions, V views.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -66,18 +67,36 @@ def ensure_map(
     """
     with FeatureCache(cache) as opened:
         there = opened.nodes.get(node)
-        if there is not None and (not views or there.views is not None) and dtype in (None, there.dtype):
+        if (
+            there is not None
+            and views in (0, (there.views or {}).get("count"))
+            and dtype in (None, there.dtype)
+        ):
             return 0.0
         source = source_of(opened)
         dtype = dtype or next(iter(opened.nodes.values())).dtype
     require_images(source, slice(None), "A new node is needed", cache)
-    if there is not None and there.dtype != dtype:
-        companion_path(cache, there).unlink()
     asked = {"nodes": (node,), "views": views, "dtype": dtype, "weights": weights, "trust_code": trust_code}
-    tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
-    started = time.perf_counter()
-    extract(source, cache, progress=progress, on_error="fail", **asked)
-    return time.perf_counter() - started
+    replaced = there is not None and there.dtype != dtype
+    with _set_aside(companion_path(cache, there)) if replaced else nullcontext():
+        tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
+        started = time.perf_counter()
+        extract(source, cache, progress=progress, on_error="fail", **asked)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """A map's file out of the way of the one that is to replace it; back in its place where none does."""
+    aside = path.with_name(path.name + ".replaced")
+    path.replace(aside)
+    try:
+        yield
+    except BaseException:
+        if not path.exists():
+            aside.replace(path)
+        raise
+    aside.unlink()
 
 
 def _work(request: Request, node: str, views: int) -> MapWork:

@@ -8,7 +8,7 @@ import torch
 from bottleneck.errors import FitError
 from bottleneck.training.bench import Bench, CompareConfig, CompareRun
 from bottleneck.training.compare import compare
-from bottleneck.training.run import run_config
+from bottleneck.training.run import LEAST_STEPS, run_config
 from bottleneck.training.summary import answers, choose, summarise
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
@@ -17,7 +17,7 @@ QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
 def few(options):
     """CompareConfig's arguments of those that `compare` takes."""
     options = dict(options)
-    return {"run": run_config(options), **options}
+    return {"run": run_config(options), "extend": False, **options}
 
 
 def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None, seconds=1.0):
@@ -26,7 +26,6 @@ def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=Non
 
 
 def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.training.run.LEAST_STEPS", 1)
     options = {"unfreeze": (0, 1), "shots": (4, "all"), "seeds": 2, "scratch": (2,), **QUICK}
     done = []
     original = Bench._run
@@ -44,6 +43,7 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
     # head alone: 2 draws of 4 shots, 1 with all; 2 starts × 2 shots × 2 seeds; from scratch 2 × 2
     assert len(result.runs) == 3 + 8 + 4
     assert len(done) == len(result.runs) + 1, "three runs were kept, the fourth was done again"
+    assert {each.epochs for each in result.runs if each.unfreeze != 0} == {1}, "as many as were asked for"
     few = [each for each in result.runs if each.shots == 4]
     assert {each.n for each in few} == {12}
     assert set(result.runs[0].accuracy) == {"train", "val", "test"}
@@ -58,8 +58,19 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
     json.dumps(result.to_json())
 
 
-def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.training.run.LEAST_STEPS", 1)
+def test_few_samples_get_more_epochs_where_none_are_asked_for(made_cache, tmp_path):
+    sets = Bench(made_cache, CompareConfig(), tmp_path, lambda text: None)
+    few, many = sets._run_config(0, 32), sets._run_config(0, 100_000)
+    assert few.epochs * -(-32 // few.batch_size) >= LEAST_STEPS
+    assert many == sets.config.run
+
+
+def test_more_shots_than_any_class_has_are_refused(made_cache, tmp_path):
+    with pytest.raises(FitError, match="shots is 500, but no class has more than 14 samples"):
+        compare(made_cache, tmp_path / "runs", shots=(5, 500), **QUICK)
+
+
+def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path):
     told = []
     options = {"unfreeze": (0, 1, "all"), "init": ("head",), "seeds": 1, "scratch": (2,), **QUICK}
     with Bench(made_cache, CompareConfig(**few(options)), tmp_path, told.append) as bench:
