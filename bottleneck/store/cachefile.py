@@ -119,9 +119,9 @@ class CacheFile:
             return []
         return failures_of(self._columns("failures", ("key", "reason", "digest", "size", "mtime_ns")))
 
-    @cached_property
+    @property
     def sample_columns(self) -> dict[str, Column]:
-        """The datasets of samples, labels and covariates, by path."""
+        """The datasets of samples, labels and covariates, by path; read anew each time."""
         paths = [f"{group}/{name}" for group in ("samples", "labels") for name in self.file.get(group, ())]
         columns = {}
         for path in paths + ["covariates"] * ("covariates" in self.file):

@@ -16,6 +16,7 @@ from bottleneck.samples import KINDS, SPLITS, SampleTable, Target
 from bottleneck.store.spec import canonical_json
 
 DIGEST_BYTES = 32
+DECODED = 1 << 16  # strings at a time
 LABELS = {
     "class": (np.dtype(np.int64), 1),
     "multilabel": (np.dtype(np.uint8), 2),
@@ -248,8 +249,12 @@ def _bytes(text: str) -> bytes:
 
 
 def decode(column: np.ndarray) -> np.ndarray:
-    """The object array of str that `encode` stored."""
-    return objects([item.decode("utf-8", "surrogateescape") for item in column.tolist()])
+    """The object array of str that `encode` stored, made in steps to hold fewer at once as bytes."""
+    out = np.empty(len(column), object)
+    for start in range(0, len(column), DECODED):
+        part = column[start : start + DECODED].tolist()
+        out[start : start + DECODED] = [item.decode("utf-8", "surrogateescape") for item in part]
+    return out
 
 
 def decode_repeated(column: np.ndarray) -> np.ndarray:
