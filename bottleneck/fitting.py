@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bottleneck.labelling import join_labels
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.train_samples import folds_of, training_samples
+from bottleneck.train_samples import folds_of, training_samples, with_numbers
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def fit_heads(
                 "--group names a column of a labels file.",
                 "Give the file with --labels, or name the groups when extracting: `extract --group`.",
             )
-        samples = _with_numbers(samples, regression)
+        samples = with_numbers(samples, regression)
         train, asked = training_samples(samples, targets, Path(cache))
         notes += _left_out(config, asked)
         names = list(dict.fromkeys(nodes or _vectors(opened)))
@@ -162,15 +162,6 @@ def fit_heads(
             shots += run.shots(node, records)
         written, curves = files.curves(records, shots)
     return FitResult(records, time.perf_counter() - started, written, curves, notes)
-
-
-def _with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:
-    """The samples with these targets as regressions."""
-    for name in names:
-        if name not in samples.targets:
-            raise FitError(f"There is no target {name!r}; there are {', '.join(samples.targets)}.")
-    numbers = {name: samples.targets[name].as_numbers() for name in names}
-    return replace(samples, targets=samples.targets | numbers)
 
 
 def _vectors(cache: FeatureCache) -> list[str]:

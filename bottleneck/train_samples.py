@@ -6,6 +6,7 @@ Shapes: S samples, n of them to train on, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,7 @@ def training_samples(
         raise FitError(
             f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
         )
-    for name in wanted or ():
-        if name not in samples.targets:
-            raise FitError(f"There is no target {name!r}; there are {', '.join(samples.targets)}.")
+    _require_targets(samples, wanted or ())
     targets = [samples.targets[name] for name in dict.fromkeys(wanted or samples.targets)]
     in_train = samples.split == "train"
     if not in_train.any():
@@ -54,6 +53,20 @@ def training_samples(
         _require_answers(target, in_train)
     train = np.flatnonzero(labelled)
     return train, [target.take(train) for target in targets]
+
+
+def with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:
+    """The samples with the targets `names` as regressions. Errors as of `Target.as_numbers`."""
+    _require_targets(samples, names)
+    numbers = {name: samples.targets[name].as_numbers() for name in names}
+    return replace(samples, targets=samples.targets | numbers)
+
+
+def _require_targets(samples: SampleTable, names: Sequence[str]) -> None:
+    for name in names:
+        if name not in samples.targets:
+            known = ", ".join(samples.targets) or "none"
+            raise FitError(f"There is no target {name!r}; there are {known}.")
 
 
 def _require_answers(target: Target, in_train: np.ndarray) -> None:

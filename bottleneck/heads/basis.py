@@ -100,12 +100,11 @@ def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     values, vectors = eigh(square, driver="evd", check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
-    eps = np.finfo(square.dtype).eps
-    kept = values > max(values[0], 0) * len(values) * eps
-    kept[0] = True
-    if square.dtype == np.float32:
-        kept[:] = True
-    floor = max(float(values[0]) * eps, np.finfo(square.dtype).tiny)
+    limits = np.finfo(square.dtype)
+    kept = np.ones(len(values), bool)
+    if square.dtype == np.float64:
+        kept[1:] = values[1:] > max(values[0], 0) * len(values) * limits.eps
+    floor = max(float(values[0]) * limits.eps, limits.tiny)
     return np.maximum(values[kept], floor), np.ascontiguousarray(vectors[:, kept])
 
 

@@ -58,11 +58,13 @@ def curvature(logits: Tensor, weights: Tensor) -> Tensor:
     return p * (1 - p) * weights[:, None]
 
 
-def curvatures_between(logits: Tensor, weights: Tensor) -> Tensor:
-    """Second derivatives by all pairs of a softmax's logits, w (diag p − p pᵀ). (A, K, B) → (A, K, K, B)."""
-    p = torch.softmax(logits, dim=1)
-    square = -p[:, :, None] * p[:, None]
+def coupled_curvature(p: Tensor, weights: Tensor, k: int) -> Tensor:
+    """Second derivatives by a softmax's logit k and those up to it, w (p_k [k = l] − p_k p_l).
+
+    (K, B) probabilities, (B,) → (k + 1, B).
+    """
+    scaled = weights * p[k]
+    rows = -scaled * p[: k + 1]
     # p (1 − p) is summed from the other classes: equal logits then have no curvature, whatever the rounding.
-    square.diagonal(dim1=1, dim2=2).zero_()
-    square.diagonal(dim1=1, dim2=2).copy_(-square.sum(dim=2).mT)
-    return square * weights[:, None, None]
+    rows[k] = scaled * (p[:k].sum(dim=0) + p[k + 1 :].sum(dim=0))
+    return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bottleneck.heads.crew import Crew
 from bottleneck.heads.design import Design
-from bottleneck.heads.losses import curvature, curvatures_between, loss_and_residual
+from bottleneck.heads.losses import coupled_curvature, curvature, loss_and_residual
 from bottleneck.heads.tasks import NO_FOLD, Group
 
 
@@ -69,7 +69,8 @@ class Passes:
             logits = columns.logits(x).view(A, K, len(x))
             lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1)
             if coupled:
-                return torch.stack([_coupled(S, lead)[None] for S in curvatures_between(logits, w)])
+                pairs = zip(torch.softmax(logits, dim=1), w, strict=True)
+                return torch.stack([_coupled(p, weights, lead)[None] for p, weights in pairs])
             return torch.stack([torch.stack([(s * lead.T) @ lead for s in S]) for S in curvature(logits, w)])
 
         return sum(part.double() for part in self._over_blocks(block))
@@ -146,12 +147,13 @@ class _Columns:
         return which, logits @ x, logits.sum(dim=1, dtype=torch.float64), losses
 
 
-def _coupled(S: Tensor, lead: Tensor) -> Tensor:
-    """Σ_i S_i ⊗ x_i x_iᵀ (K · q, K · q) of S (K, K, B) and rows (B, q)."""
-    K, q = len(S), lead.shape[1]
+def _coupled(p: Tensor, weights: Tensor, lead: Tensor) -> Tensor:
+    """Σ_i S_i ⊗ x_i x_iᵀ (K · q, K · q) of probabilities (K, B), weights (B,) and rows (B, q)."""
+    K, q = len(p), lead.shape[1]
     out = lead.new_empty(K, q, K, q)
     for k in range(K):  # the rest is symmetric
-        part = ((S[k, : k + 1, None] * lead.T).flatten(0, 1) @ lead).view(k + 1, q, q)
+        rows = coupled_curvature(p, weights, k)[:, None]
+        part = ((rows * lead.T).flatten(0, 1) @ lead).view(k + 1, q, q)
         out[k, :, : k + 1] = part.transpose(0, 1)
         out[: k + 1, :, k] = part
     return out.view(K * q, K * q)
