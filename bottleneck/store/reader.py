@@ -124,9 +124,9 @@ class FeatureCache:
     def require_rows(self) -> None:
         """Raise CacheError, with a reason, where no image has given a row."""
         if not len(self.images):
-            reasons = "; ".join(f"{key}: {reason}" for key, reason in sorted(self.failures.items())[:1])
+            first = "".join(f"; {key} {reason}" for key, reason in sorted(self.failures.items())[:1])
             raise CacheError(
-                f"{self.path} has no rows, of {len(self.failures)} images none could be used. {reasons}",
+                f"{self.path} has no rows: none of {len(self.failures)} images could be used{first}.",
                 "Mend or replace the images and run `bottleneck extract` again.",
             )
 
