@@ -18,7 +18,7 @@ from bottleneck.data.samples import Source, read_source
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
-from bottleneck.labelling import join_labels
+from bottleneck.labelling import relabelled
 from bottleneck.model import Classifier, load_model
 from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
@@ -82,12 +82,13 @@ def evaluate(
     head = classifier.head
     if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
         with FeatureCache(source) as cache:
-            samples, notes = _labelled(head, cache.samples, cache.images.key, labels)
+            samples, notes = relabelled(cache.samples, cache.images.key, labels, (head.target,))
             split, rows, values = _choose(head, samples, split)
             scored, kept = _from_cache(classifier, cache, rows, progress)
     else:
         source = source if isinstance(source, Source) else read_source(source, **reading)
-        samples, notes = _labelled(head, source.samples, np.array(source.images, object), labels)
+        keys = np.array(source.images, object)
+        samples, notes = relabelled(source.samples, keys, labels, (head.target,))
         split, rows, values = _choose(head, samples, split)
         scored, kept = _from_images(classifier, source, rows, progress)
     values = values[kept]
@@ -102,13 +103,6 @@ def evaluate(
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
         "notes": [*notes, *_notes(head, split)],
     }
-
-
-def _labelled(
-    head: HeadArtifact, samples: SampleTable, keys: np.ndarray, labels: str | Path | None
-) -> tuple[SampleTable, list[str]]:
-    """The samples with the labels of a file in place of their own, where one is given, and notes on it."""
-    return (samples, []) if labels is None else join_labels(samples, keys, labels, (head.target,))
 
 
 def _choose(

@@ -22,7 +22,7 @@ from bottleneck.heads.questions import ClassWeight, Question
 from bottleneck.heads.select import grid_of
 from bottleneck.heads.shots import shot_scores
 from bottleneck.heads.sweep import DEFAULT_MEMORY, SweepConfig
-from bottleneck.labelling import join_labels
+from bottleneck.labelling import relabelled
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -138,14 +138,7 @@ def fit_heads(
     config = FitConfig(head=kinds, memory=memory or DEFAULT_MEMORY, **_tuples(options))
     with FeatureCache(cache) as opened:
         opened.require_rows()
-        samples, notes = opened.samples, []
-        if labels is not None:
-            samples, notes = join_labels(samples, opened.images.key, labels, targets or (), group)
-        elif group is not None:
-            raise FitError(
-                "--group names a column of a labels file.",
-                "Give the file with --labels, or name the groups when extracting: `extract --group`.",
-            )
+        samples, notes = relabelled(opened.samples, opened.images.key, labels, targets or (), group)
         samples = with_numbers(samples, regression)
         train, asked = training_samples(samples, targets, Path(cache))
         notes += _left_out(config, asked)

@@ -20,6 +20,27 @@ from bottleneck.samples import SampleTable, Target
 KEY_COLUMNS = ("sample", "key", "image", "file_name")
 
 
+def relabelled(
+    samples: SampleTable,
+    image_keys: np.ndarray,
+    labels: str | Path | None,
+    targets: Sequence[str] = (),
+    group: str | None = None,
+) -> tuple[SampleTable, list[str]]:
+    """What `join_labels` gives where there is a file `labels`; else the samples as they are.
+
+    Raises FitError as it does, and where a column of groups is named without a file.
+    """
+    if labels is not None:
+        return join_labels(samples, image_keys, labels, targets, group)
+    if group is not None:
+        raise FitError(
+            "--group names a column of a labels file.",
+            "Give the file with --labels, or name the groups when extracting: `extract --group`.",
+        )
+    return samples, []
+
+
 def join_labels(
     samples: SampleTable,
     image_keys: np.ndarray,

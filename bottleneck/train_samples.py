@@ -39,10 +39,7 @@ def training_samples(
     FitError
         No labels or no such target; a target without answers, or with one answer alone, in the train split.
     """
-    if not samples.targets:
-        raise FitError(
-            f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
-        )
+    require_labels(samples, cache)
     _require_targets(samples, wanted or ())
     targets = [samples.targets[name] for name in dict.fromkeys(wanted or samples.targets)]
     in_train = samples.split == "train"
@@ -53,6 +50,14 @@ def training_samples(
         _require_answers(target, in_train)
     train = np.flatnonzero(labelled)
     return train, [target.take(train) for target in targets]
+
+
+def require_labels(samples: SampleTable, cache: Path) -> None:
+    """Raise FitError where the samples have no target at all."""
+    if not samples.targets:
+        raise FitError(
+            f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
+        )
 
 
 def with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:

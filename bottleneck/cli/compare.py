@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bottleneck.cli.options import training_options
+from bottleneck.cli.options import labels_options, training_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
 
@@ -45,6 +45,7 @@ class Several(click.ParamType):
 )
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each.")
 @click.option("--target", help="Which labels, where there are several.")
+@labels_options
 @click.option("--node", default="bottleneck", show_default=True, help="Features that the heads take.")
 @click.option("--weights", help="The backbone's weights file, where the cache was made with one.")
 @click.option(
@@ -92,5 +93,6 @@ def command(
         {**result.to_json(), "figure": str(figure)},
         table("Means over seeds; val chose the epoch of each run, and the row", columns, rows),
         *(f"{item.question} {item.answer}" for item in result.answers),
+        *(f"Note: {note}" for note in result.notes),
         f"Picture: {figure}",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from bottleneck.cli.options import single_run_options, training_options
+from bottleneck.cli.options import labels_options, single_run_options, training_options
 from bottleneck.cli.terminal import Terminal, shows_results
 from bottleneck.cli.training import show_result
 
@@ -12,6 +12,7 @@ from bottleneck.cli.training import show_result
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.option("--head", type=click.Path(), required=True, help="A head that was fitted on CACHE.")
+@labels_options
 @click.option("-o", "--output", type=click.Path(), help="[default: models/CACHE--TARGET--BLOCK.safetensors]")
 @click.option(
     "--unfreeze",

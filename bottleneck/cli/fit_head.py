@@ -7,7 +7,7 @@ from shlex import quote
 
 import click
 
-from bottleneck.cli.options import Memory
+from bottleneck.cli.options import Memory, labels_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
 SPLITS = ("train", "val", "test")
@@ -50,10 +50,7 @@ class Counts(click.ParamType):
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.option("--target", "targets", multiple=True, help="May be repeated. [default: all there are]")
-@click.option(
-    "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the cache's."
-)
-@click.option("--group", help="Column of --labels whose equal values stay in one fold.")
+@labels_options
 @click.option(
     "--regression", multiple=True, help="Target whose whole numbers are quantities, not classes; repeatable."
 )
@@ -123,8 +120,10 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
     shown += [f"Note: {note}" for note in result.notes]
     shown += [f"Wrote {path}" for path in files.values()]
     values = result.to_json() | {"files": files}
-    first = quote(result.heads[0]["path"])
-    terminal.result(values, *shown, f"Next: bottleneck evaluate {first} {quote(cache)}")
+    again = f"{quote(result.heads[0]['path'])} {quote(cache)}"
+    if options["labels"] is not None:
+        again += f" --labels {quote(options['labels'])}"
+    terminal.result(values, *shown, f"Next: bottleneck evaluate {again}")
 
 
 def _first(accuracy: float | None, head: dict, split: str) -> float | str | None:

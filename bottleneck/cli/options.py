@@ -81,6 +81,14 @@ reading_options = _all(
     click.option("--limit", type=click.IntRange(1), help="Only so many samples."),
 )
 
+# Of commands on a cache whose answers are to be others than the cache's own.
+labels_options = _all(
+    click.option(
+        "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the cache's."
+    ),
+    click.option("--group", help="Column of --labels whose equal values stay together."),
+)
+
 # A flag of training that is left out is None, which the library takes for its default.
 training_options = _all(
     click.option(

@@ -20,9 +20,11 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.labelling import relabelled
 from bottleneck.origin import source_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
+from bottleneck.train_samples import require_labels
 from bottleneck.training.cost import Pace, pace
 from bottleneck.training.exact import ensure_exact_map
 from bottleneck.training.feeds import backbone_of, inputs_of
@@ -47,6 +49,7 @@ class CompareConfig:
     unfreeze : blocks; 0 is the head alone. init : "head", "random". scratch : depths of the small CNN.
     shots : train samples per class, or "all". seeds : runs of each, other in order, draws and new weights.
     target, node : what the heads answer, and from which features.
+    labels, group : a table of the answers in place of the cache's, and its column of groups.
     extend : more epochs where samples are few, so that no run has fewer steps than it takes to learn.
     """
 
@@ -59,6 +62,8 @@ class CompareConfig:
     node: str = BOTTLENECK
     weights: str | None = None
     trust_code: bool = False
+    labels: str | Path | None = None
+    group: str | None = None
     extend: bool = True
     run: RunConfig = field(default_factory=RunConfig)
 
@@ -111,9 +116,13 @@ class Bench:
     def __init__(self, path: Path, config: CompareConfig, folder: Path, tell: Callable[[str], None]) -> None:
         self.path, self.config, self.folder, self.tell = path, config, folder, tell
         with FeatureCache(path) as cache:
-            self.target = target_of(cache.samples, config.target)
+            wanted = () if config.target is None else (config.target,)
+            keys = cache.images.key
+            samples, self.notes = relabelled(cache.samples, keys, config.labels, wanted, config.group)
+            require_labels(samples, path)
+            self.target = target_of(samples, config.target)
             run = config.run
-            found = labelled_sets(cache.samples, self.target, val_fraction=run.val_fraction, seed=run.seed)
+            found = labelled_sets(samples, self.target, val_fraction=run.val_fraction, seed=run.seed)
             # Heads are fitted here, on train alone: there is nothing left that has seen a carved val.
             self.sets = replace(found, carved=False)
             self._require_shots()
@@ -274,8 +283,10 @@ class Bench:
         key = (shots, 0 if shots == ALL else seed)
         if key not in self.heads:
             rows = sets.rows["train"]
-            plain = plain_head(self.cache, self.target, self.config.node)
-            self.heads[key] = refitted(plain, self.cache, rows, sets.labels[rows])
+            target, groups = sets.table.targets[self.target], sets.table.group
+            plain = plain_head(self.cache, target, self.config.node)
+            groups = None if groups is None else groups[rows]
+            self.heads[key] = refitted(plain, self.cache, rows, sets.labels[rows], groups=groups)
         return self.heads[key]
 
     def _pixels(self) -> Preprocess:

@@ -28,6 +28,7 @@ class Comparison:
     """All runs; rows : their means by what was tried; chosen : the row that val prefers, with all samples.
 
     measured_on : the split that answers and pictures show; n : its samples.
+    notes : what a reader must know of the labels.
     """
 
     runs: tuple[CompareRun, ...]
@@ -38,6 +39,7 @@ class Comparison:
     n: dict[str, int]
     seconds: float
     folder: str
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck compare --json`."""
@@ -99,4 +101,5 @@ def compare(
         n=n,
         seconds=time.perf_counter() - started,
         folder=str(folder),
+        notes=tuple(bench.notes),
     )

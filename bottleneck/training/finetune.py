@@ -16,11 +16,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bottleneck.backbones.section import Cut, find_cut
+from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.labelling import relabelled
 from bottleneck.progress import Progress, silent
+from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.exact import ensure_exact_map
@@ -104,8 +108,11 @@ def prepared(
     """A run on an open cache that has the map it needs."""
     artifact, run = load_head(head), config.run
     with FeatureCache(cache) as opened:
-        require_same_cache(artifact, opened)
-        sets = labelled_sets(opened.samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
+        labels = (config.labels, (artifact.target,), config.group)
+        samples, notes = relabelled(opened.samples, opened.images.key, *labels)
+        require_same_cache(artifact, opened, samples)
+        _require_target(artifact, samples, cache, head)
+        sets = labelled_sets(samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
         backbone = backbone_of(opened, config.weights, config.trust_code)
         start = starting_head(artifact, opened, sets)
     cut = find_cut(backbone, artifact.node, config.unfreeze)
@@ -121,7 +128,20 @@ def prepared(
             opened, backbone, cut.node, **kind, seed=run.seed, folder=path.parent, progress=progress
         ) as inputs,
     ):
-        yield Finetuning(opened, backbone, cut, inputs, sets, artifact, config, start, path, map_seconds)
+        yield Finetuning(
+            opened, backbone, cut, inputs, sets, artifact, config, start, path, map_seconds, tuple(notes)
+        )
+
+
+def _require_target(head: HeadArtifact, samples: SampleTable, cache: Path, path: str | Path) -> None:
+    """Raise FitError where the samples do not have the head's answers: they lie in a file of their own."""
+    if head.target not in samples.targets:
+        known = ", ".join(map(repr, samples.targets)) or "none"
+        raise FitError(
+            f"The head answers target {head.target!r}; the cache has: {known}.",
+            "Give the labels that it was fitted with: "
+            f"`bottleneck finetune {quote(str(cache))} --head {quote(str(path))} --labels FILE`.",
+        )
 
 
 def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:

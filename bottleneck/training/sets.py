@@ -50,8 +50,8 @@ def labelled_sets(table: SampleTable, target: str, *, val_fraction: float = 0.2,
     """
     if target not in table.targets:
         raise FitError(
-            f"There is no target {target!r}; the cache has {', '.join(map(repr, table.targets)) or 'none'}.",
-            "Extract again with the labels, or fit the head on a target of this cache.",
+            f"There is no target {target!r}; there are {', '.join(map(repr, table.targets)) or 'none'}.",
+            "Choose one of them, or bring the labels: --labels FILE beside a cache, else --label-column.",
         )
     chosen = table.targets[target]
     if chosen.kind != "class":

@@ -6,6 +6,7 @@ Shapes: n samples, D inputs of the head, C classes.
 from __future__ import annotations
 
 from dataclasses import replace
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from bottleneck.heads.rows import as_rows
 from bottleneck.heads.select import grid_of
 from bottleneck.heads.sweep import sweep
 from bottleneck.heads.tasks import NO_FOLD
-from bottleneck.samples import SPLITS, Target
+from bottleneck.samples import SPLITS, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec, differences
 from bottleneck.training.run import metrics_of
@@ -40,8 +41,10 @@ COMPUTED = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 FOLDS = 5
 
 
-def require_same_cache(head: HeadArtifact, cache: FeatureCache) -> None:
+def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleTable) -> None:
     """Raise where the head was fitted on other features, samples of another form or other classes.
+
+    samples : those of the cache, with the labels to train on.
 
     Raises
     ------
@@ -52,13 +55,13 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache) -> None:
     """
     ours = {"backbone": head.backbone, "preprocess": head.preprocess}
     fields = differences(cache.spec.to_json(), ours)
+    fit_one = f"Fit one on this cache with `bottleneck fit-head {quote(str(cache.path))}`."
     if fields:
         raise FingerprintError(
             f"The head was fitted on another cache than {cache.path}: {', '.join(fields[:4])} differ.",
-            f"Fit one on this cache with `bottleneck fit-head {cache.path}`.",
+            fit_one,
             fields=tuple(fields),
         )
-    samples = cache.samples
     forms = {
         "images per sample": (head.images_per_sample, samples.image.shape[1]),
         "covariates": (tuple(head.covariate_names), tuple(samples.covariate_names)),
@@ -69,7 +72,9 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache) -> None:
         if expected != found:
             raise ArtifactError(
                 f"The head has {what} {_short(expected)}, the cache {cache.path} has {_short(found)}.",
-                f"Fit one on this cache with `bottleneck fit-head {cache.path}`.",
+                f"{fit_one} If that was done with --labels FILE, give the same here."
+                if what == "classes"
+                else fit_one,
             )
 
 
@@ -80,18 +85,22 @@ def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
 
 
 def refitted(
-    head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, labels: np.ndarray, C: float | None = None
+    head: HeadArtifact,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    C: float | None = None,
+    groups: np.ndarray | None = None,
 ) -> HeadArtifact:
     """A logistic head like `head`, fitted on the samples `rows` alone; without C, it is cross-validated.
 
-    labels : (n,) codes.
+    labels : (n,) codes. groups : (n,) names; those of one group are in one fold.
     """
     x = as_rows(head_inputs(cache, head.node, rows))
     target = Target(head.target, "class", labels, head.class_names)
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
-        groups = cache.samples.group
-        fold = assign_folds(target, min(FOLDS, len(rows)), None if groups is None else groups[rows])
+        fold = assign_folds(target, min(FOLDS, len(rows)), groups)
     found = sweep(x, [Question(target, fold)], grid_of("auto" if C is None else C))[0]
     temperature = head.temperature
     if found.out_of_fold is not None:
@@ -146,9 +155,9 @@ def head_metrics(
     return found
 
 
-def plain_head(cache: FeatureCache, target: str, node: str) -> HeadArtifact:
+def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
     """A head that knows nothing yet, of the form that a cache's samples and a node ask for."""
-    samples, class_names = cache.samples, cache.samples.targets[target].class_names
+    samples, class_names = cache.samples, target.class_names
     D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
     shapes = {"coef": (len(class_names), D), "intercept": (len(class_names),)}
     arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
@@ -156,7 +165,7 @@ def plain_head(cache: FeatureCache, target: str, node: str) -> HeadArtifact:
         kind="logistic",
         form="linear",
         arrays={**arrays, "mean": np.zeros(D, np.float32), "scale": np.ones(D, np.float32)},
-        target=target,
+        target=target.name,
         class_names=class_names,
         node=node,
         images_per_sample=samples.image.shape[1],

@@ -57,6 +57,8 @@ class FinetuneConfig:
     batchnorm : "fixed", or "train" to renew its statistics (then dropout is active, too).
     weights : the backbone's weights file, where the cache was made with one.
     trust_code : allow a backbone that the cache names as package.module:function.
+    labels : table of the answers, in place of the cache's (`labelling.join_labels`).
+    group : column of `labels`; samples of one group are not parted where val is carved from train.
     """
 
     unfreeze: int | str = 1
@@ -66,6 +68,8 @@ class FinetuneConfig:
     batchnorm: str = "fixed"
     weights: str | None = None
     trust_code: bool = False
+    labels: str | None = None
+    group: str | None = None
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -80,6 +84,8 @@ def finetune_config(options: dict[str, Any]) -> FinetuneConfig:
     """The settings that `options` name: fields of FinetuneConfig, RunConfig and OptimConfig."""
     options = dict(options)
     run = run_config(options)
+    if options.get("labels") is not None:
+        options["labels"] = str(options["labels"])
     return FinetuneConfig(**options, run=run)
 
 
@@ -94,6 +100,7 @@ class Finetuning:
     start : HeadArtifact, optional
         The one that training starts from, where it is another (see `start.starting_head`).
     path : of the model; map_seconds : that extraction took before
+    notes : what a reader must know of the labels
 
     Attributes
     ----------
@@ -114,6 +121,7 @@ class Finetuning:
         start: HeadArtifact | None = None,
         path: Path = Path(),
         map_seconds: float = 0.0,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.path, self.map_seconds = path, map_seconds
         self.cache, self.backbone, self.cut = cache, backbone, cut
@@ -126,7 +134,7 @@ class Finetuning:
         if config.init == "random":
             renew(self.network.classifier, config.run.seed)
         self.difference: float | None = None
-        self.notes: tuple[str, ...] = ()
+        self.notes = notes
         layers = [LayerGroup("head", 0, tuple(self.network.classifier.named_parameters()))]
         for depth, (block, parameters) in enumerate(zip(cut.blocks, cut.parameters, strict=True), start=1):
             layers.append(LayerGroup(block, depth, parameters))
@@ -145,7 +153,8 @@ class Finetuning:
             with torch.inference_mode():
                 logits = self.network.classify(found.to(device)).cpu()
             node = self.cache.node(self.head.node)
-            self.difference, self.notes = require_same_start(self.start, node, cached, found, logits)
+            self.difference, notes = require_same_start(self.start, node, cached, found, logits)
+            self.notes += notes
 
     def train(
         self,
@@ -235,5 +244,6 @@ class Finetuning:
         for array in (*self.start.arrays.values(), self.cache.images.digest, *self.sets.rows.values()):
             digest.update(np.ascontiguousarray(array).tobytes())
         digest.update(self.sets.labels.tobytes())
-        settings = {"config": asdict(self.config), "cut": self.cut.node, "data": digest.hexdigest()}
+        config = asdict(replace(self.config, labels=None, group=None))  # what they say is in the digest
+        settings = {"config": config, "cut": self.cut.node, "data": digest.hexdigest()}
         return fingerprint({**settings, "cache": self.cache.fingerprint, "node": self.head.node})

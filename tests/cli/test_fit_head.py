@@ -49,3 +49,12 @@ def test_people_get_a_table(cache, tmp_path):
     )
     assert "logistic" in result.stdout
     assert "Next: bottleneck evaluate" in result.stdout
+
+
+def test_the_next_command_takes_the_same_labels(cache, tmp_path):
+    rows = "\n".join(f"그림/{i:03d}.png,{'ab'[i % 2]}" for i in range(90))
+    labels = tmp_path / "the labels.csv"
+    labels.write_text(f"image,letter\n{rows}", encoding="utf-8")
+    arguments = [str(cache), "--labels", str(labels), "--C", "0.1", "-o", str(tmp_path / "heads")]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert f"{cache} --labels '{labels}'" in result.stdout

@@ -53,7 +53,7 @@ def made_head(made_cache, tmp_path_factory):
     with FeatureCache(made_cache) as cache:
         target = cache.samples.targets["label"]
         rows = np.flatnonzero(cache.samples.split == "train")
-        head = refitted(plain_head(cache, "label", "bottleneck"), cache, rows, target.values[rows], C=1e-3)
+        head = refitted(plain_head(cache, target, "bottleneck"), cache, rows, target.values[rows], C=1e-3)
         noise = np.random.default_rng(0).normal(size=head.coef.shape) / head.scale
         coef = 0.3 * head.coef + 0.02 * noise  # a head that leaves something to be learnt
         arrays = {**head.arrays, "coef": coef, "intercept": head.intercept - (coef - head.coef) @ head.mean}

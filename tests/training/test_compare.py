@@ -1,11 +1,14 @@
 """Comparisons: every trial is run once, kept, and chosen among on val."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from bottleneck.errors import FitError
+from bottleneck.extraction import extract
+from bottleneck.store.reader import FeatureCache
 from bottleneck.training.bench import Bench, CompareConfig, CompareRun
 from bottleneck.training.compare import compare
 from bottleneck.training.run import LEAST_STEPS, run_config
@@ -56,6 +59,30 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
         "Is transfer worth it with these data?",
     }
     json.dumps(result.to_json())
+
+
+def test_labels_of_a_file_are_compared_on(made_cache, tmp_path):
+    with FeatureCache(made_cache) as cache:
+        keys = list(cache.samples.key)
+    rows = [f"{key},{'warm' if '/red/' in key else 'cold'}" for key in [*keys, "elsewhere.png"]]
+    (tmp_path / "warmth.csv").write_text("\n".join(["image,warmth", *rows]))
+    options = {"unfreeze": (0, 1), "init": ("head",), "seeds": 1, "labels": tmp_path / "warmth.csv", **QUICK}
+    result = compare(made_cache, tmp_path / "runs", **options)
+    assert len(result.runs) == 2
+    assert min(run.accuracy["val"] for run in result.runs) > 0.6, "two classes, one of them two thirds"
+    assert "name no sample" in result.notes[0]
+
+
+def test_a_cache_without_labels_is_told_where_they_may_come_from(images, tmp_path):
+    cache = tmp_path / "c.h5"
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number in range(3):
+        shutil.copy(images / f"train/red/{number}.png", flat)
+    extract(flat, cache, backbone="small_cnn", engine="torch")
+    with pytest.raises(FitError, match="holds no labels") as refused:
+        compare(cache, tmp_path / "runs", **QUICK)
+    assert "--labels FILE" in refused.value.hint
 
 
 def test_few_samples_get_more_epochs_where_none_are_asked_for(made_cache, tmp_path):

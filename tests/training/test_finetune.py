@@ -15,6 +15,7 @@ import torch
 from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError
 from bottleneck.evaluation import evaluate
 from bottleneck.extraction import extract
+from bottleneck.fitting import fit_heads
 from bottleneck.heads.artifact import load_head
 from bottleneck.model_file import STATISTICS, read_network
 from bottleneck.store.reader import FeatureCache
@@ -153,7 +154,8 @@ def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
     extract(folder, cache, backbone="small_cnn", engine="torch")
     (folder / "train" / "red" / "3.png").unlink()
     with FeatureCache(cache) as opened:
-        head = plain_head(opened, "label", "bottleneck").save(tmp_path / "h.safetensors")
+        target = opened.samples.targets["label"]
+        head = plain_head(opened, target, "bottleneck").save(tmp_path / "h.safetensors")
     with pytest.raises(CacheError, match=r"1 of 81 images .* are gone: train/red/3.png"):
         finetune(cache, head, **QUICK)
     with FeatureCache(cache) as opened:
@@ -196,7 +198,47 @@ def test_val_is_carved_where_there_is_none_and_the_start_has_not_seen_it(tmp_pat
     with FeatureCache(cache) as opened:
         target = opened.samples.targets["label"]
         rows = np.flatnonzero(opened.samples.split == "train")
-        head = refitted(plain_head(opened, "label", "bottleneck"), opened, rows, target.values[rows], C=1e-2)
+        head = refitted(plain_head(opened, target, "bottleneck"), opened, rows, target.values[rows], C=1e-2)
     result = finetune(cache, head.save(tmp_path / "h.safetensors"), tmp_path / "m.safetensors", **QUICK)
     assert result.n == {"train": 48, "val": 12, "test": 15}
     assert any("a part of train became it" in note for note in result.notes)
+
+
+def write_warmth(images, path, splits=("train", "val", "test")):
+    """Labels of another question, by image: is it warm? Its pictures lie on three sites."""
+    keys = [key.relative_to(images).as_posix() for key in sorted(images.rglob("*.png"))]
+    rows = [f"{key},{'warm' if '/red/' in key else 'cold'},s{number % 3}" for number, key in enumerate(keys)]
+    wanted = [row for row in rows if row.startswith(splits)]
+    path.write_text("\n".join(["image,warmth,site", *wanted, "elsewhere.png,warm,s0"]))
+    return path
+
+
+def test_labels_of_a_file_are_fitted_tuned_and_measured_alike(cache, images, tmp_path):
+    labels = write_warmth(images, tmp_path / "warmth.csv")
+    head = fit_heads(cache, labels=labels, group="site", C=1e-2, output=tmp_path / "heads").heads[0]
+    model = tmp_path / "m.safetensors"
+    result = finetune(cache, head["path"], model, labels=labels, group="site", **QUICK)
+    assert (result.target, result.classes) == ("warmth", ("cold", "warm"))
+    assert result.max_logit_difference_at_start <= 1e-4
+    assert result.head_accuracy == pytest.approx(head["accuracy"])
+    assert any("1 of 82 rows of warmth.csv name no sample" in note for note in result.notes)
+    found = evaluate(model, cache, labels=labels, split="test")
+    assert found["accuracy"] == pytest.approx(result.finetuned_accuracy["test"])
+
+
+def test_groups_of_the_file_stay_whole_where_val_is_carved(tmp_path):
+    images = write_images(tmp_path / "images", {"train": 15})
+    cache, labels = tmp_path / "c.h5", write_warmth(images, tmp_path / "warmth.csv")
+    extract(images, cache, backbone="small_cnn", nodes=("bottleneck", "block3@none"), engine="torch")
+    asked = {"labels": labels, "group": "site"}
+    head = fit_heads(cache, **asked, C=1e-2, output=tmp_path / "heads").heads[0]["path"]
+    result = finetune(cache, head, tmp_path / "m.safetensors", **asked, **{**QUICK, "epochs": 1})
+    assert result.n == {"train": 30, "val": 15}, "one of three sites, where a fifth was asked for"
+
+
+def test_a_head_on_labels_of_a_file_asks_for_them(cache, images, tmp_path):
+    labels = write_warmth(images, tmp_path / "warmth.csv")
+    head = fit_heads(cache, labels=labels, C=1e-2, output=tmp_path / "my heads").heads[0]["path"]
+    with pytest.raises(FitError, match="target 'warmth'; the cache has: 'label'") as refused:
+        finetune(cache, head, tmp_path / "m.safetensors", **QUICK)
+    assert f"bottleneck finetune {cache} --head '{head}' --labels FILE" in refused.value.hint

@@ -59,5 +59,5 @@ def test_what_cannot_be_trained_on_is_named(samples, message):
 
 
 def test_an_unknown_target_names_those_there_are():
-    with pytest.raises(FitError, match="no target 'species'; the cache has 'label'"):
+    with pytest.raises(FitError, match="no target 'species'; there are 'label'"):
         labelled_sets(table(), "species")
