@@ -41,8 +41,7 @@ class Catalog:
     def add_keys(self, file: CacheFile) -> None:
         """Take in what the file says of keys: its images, those taken over, its failures."""
         for table in (file.images, file.image_group("taken")):
-            sizes, mtimes = table.size.tolist(), table.mtime_ns.tolist()
-            for key, digest, size, mtime in zip(table.key, table.digests(), sizes, mtimes, strict=True):
+            for key, digest, size, mtime in table.rows():
                 self.records[key] = (digest, size, mtime)
                 self.failures.pop(key, None)
         for failure in file.failures:

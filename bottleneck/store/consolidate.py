@@ -15,7 +15,7 @@ from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile, dataset_paths
 from bottleneck.store.catalog import Catalog
-from bottleneck.store.files import as_cache_error, rename
+from bottleneck.store.files import replacing
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
 
@@ -59,10 +59,8 @@ def unique_images(tables: Iterable[ImageTable]) -> ImageTable:
     """The first image of each digest."""
     rows: dict[bytes, tuple[str, bytes, int, int]] = {}
     for table in tables:
-        for key, digest, size, mtime in zip(
-            table.key, table.digests(), table.size, table.mtime_ns, strict=True
-        ):
-            rows.setdefault(digest, (key, digest, int(size), int(mtime)))
+        for row in table.rows():
+            rows.setdefault(row[1], row)
     return ImageTable.of(list(rows.values()))
 
 
@@ -91,26 +89,10 @@ def _write_nodes(
 
 def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Build a file beside `path`, check it, and move it into place."""
-    fresh = temporary(path)
-    try:
+    with replacing(path) as fresh:
         with layout.new_file(fresh) as file:
             fill(file)
             layout.seal(file)
-        written = CacheFile(fresh)
-        try:
+        with CacheFile(fresh) as written:
             require_sound(written, written.nodes.values())
             _ = written.images, written.samples, written.failures  # each compares its checksums
-        finally:
-            written.close()
-        rename(fresh, path)
-    except OSError as error:
-        layout.remove_quietly(fresh)
-        raise as_cache_error(error, path) from error
-    except BaseException:
-        layout.remove_quietly(fresh)
-        raise
-
-
-def temporary(path: Path) -> Path:
-    """Where the file that will replace `path` is built."""
-    return path.with_name(path.name + ".new")

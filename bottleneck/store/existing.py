@@ -18,8 +18,8 @@ from bottleneck.samples import SampleTable
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
 from bottleneck.store.catalog import Catalog, Record
-from bottleneck.store.files import require_space
-from bottleneck.store.layout import companion_path, parts_folder, remove_quietly
+from bottleneck.store.files import require_space, temporary
+from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.log import LogState, PartEntry, read_log
 from bottleneck.store.parts import PartsFolder
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
@@ -280,8 +280,8 @@ def _row_bytes(node: NodeSpec) -> int:
 def _remove_temporaries(path: Path) -> None:
     """Files that an interrupted consolidation left behind; the lock makes them nobody's."""
     for name in os.listdir(path.parent):
-        ours = name == consolidate.temporary(path).name or (
+        ours = name == temporary(path).name or (
             name.startswith(f"{path.stem}--") and name.endswith(f"{path.suffix}.new")
         )
         if ours:
-            remove_quietly(path.with_name(name))
+            path.with_name(name).unlink(missing_ok=True)

@@ -16,9 +16,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.samples import Target
-from bottleneck.store.consolidate import temporary
-from bottleneck.store.files import as_cache_error, rename, sync_file
-from bottleneck.store.layout import remove_quietly
+from bottleneck.store.files import replacing, sync_file
 from bottleneck.store.reader import FeatureCache
 
 PARQUET_ROWS = 4096
@@ -55,17 +53,9 @@ def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str]
         )
         for name in names:
             cache.node(name)
-        fresh = temporary(out)
-        try:
+        with replacing(out) as fresh:
             shapes = writers[out.suffix](cache, fresh, names)
             sync_file(fresh)
-            rename(fresh, out)
-        except OSError as error:
-            remove_quietly(fresh)
-            raise as_cache_error(error, out) from error
-        except BaseException:
-            remove_quietly(fresh)
-            raise
     return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}
 
 

@@ -11,6 +11,8 @@ import hashlib
 import io
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bottleneck.errors import CacheError
@@ -125,6 +127,28 @@ def rename(source: Path, target: Path) -> None:
     """Move a durable file over `target`, and make the move durable."""
     os.replace(source, target)
     sync_folder(target.parent)
+
+
+def temporary(path: Path) -> Path:
+    """Where the file that will replace `path` is built."""
+    return path.with_name(path.name + ".new")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place to build the file that replaces `path`: moved there at the end, deleted after an error.
+
+    Raises CacheError where the system refuses; what was at `path` is then as it was.
+    """
+    fresh = temporary(path)
+    try:
+        yield fresh
+        rename(fresh, path)
+    except BaseException as error:
+        fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise as_cache_error(error, path) from error
+        raise
 
 
 def write_durably(path: Path, data: bytes | memoryview) -> None:

@@ -6,9 +6,8 @@ Shapes: N rows of a dataset, whatever they are rows of.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -26,6 +25,7 @@ FORMAT_VERSION = 1
 CHUNK_BYTES = 512 * 1024
 LIBVER = ("v110", "v110")  # superblock and indexes of HDF5 1.10: their metadata carry checksums
 BLOCK_BYTES = 16 * 1024 * 1024  # a block of a streaming dataset; two or three are held at a time
+NODE_TEXTS = ("node", "pool", "dtype", "precision", "layout")  # of a NodeSpec, attributes of its rows
 DTYPE_NAMES = ("float16", "float32", "float64", "int64", "uint8")
 
 
@@ -92,7 +92,7 @@ def write_rows(
         start += len(block)
     if start != count:
         raise CacheError(f"{path} was given {start} rows; expected {count}.")
-    for name in ("node", "pool", "dtype", "precision", "layout"):
+    for name in NODE_TEXTS:
         dataset.attrs[name] = getattr(node, name)
     if node.calibration is not None:
         dataset.attrs["calibration"] = canonical_json(node.calibration)
@@ -170,12 +170,6 @@ def map_label(node: NodeSpec) -> str:
 def parts_folder(path: Path) -> Path:
     """The folder of an unfinished run beside the main file `path`."""
     return path.with_name(path.name + ".parts")
-
-
-def remove_quietly(path: Path) -> None:
-    """Delete a file that may be gone."""
-    with suppress(FileNotFoundError):
-        os.unlink(path)
 
 
 def _attributes(item) -> dict[str, str | int]:

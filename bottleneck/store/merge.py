@@ -151,15 +151,13 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
     rows: dict[str, tuple[int, tuple[str, bytes, int, int]]] = {}
     row_of = []
     for file, prefix in zip(files, prefixes, strict=True):
-        table = file.images
         mine = []
-        for key, digest, size, mtime in zip(
-            table.key, table.digests(), table.size.tolist(), table.mtime_ns.tolist(), strict=True
-        ):
-            at, row = rows.setdefault(prefix + key, (len(rows), (prefix + key, digest, size, mtime)))
+        for name, digest, size, mtime in file.images.rows():
+            key = prefix + name
+            at, row = rows.setdefault(key, (len(rows), (key, digest, size, mtime)))
             if row[1] != digest:
                 raise CacheError(
-                    f"The image {prefix + key!r} differs between {file.path} and an earlier cache.",
+                    f"The image {key!r} differs between {file.path} and an earlier cache.",
                     "Extract the older of the two again, then merge.",
                 )
             mine.append(at)

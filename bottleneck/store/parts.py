@@ -153,14 +153,14 @@ class PartsFolder:
     def close(self) -> None:
         """Leave the parts for the next run; a folder in which nothing was committed goes."""
         self._log.close()
-        layout.remove_quietly(self.path / PID)
+        (self.path / PID).unlink(missing_ok=True)
         if self.path.exists() and not os.listdir(self.path):
             self.path.rmdir()
 
     def remove(self) -> None:
         """Delete the folder; the log first, so that a stop in between leaves files that nobody names."""
         self._log.close()
-        layout.remove_quietly(self.path / "log")
+        (self.path / "log").unlink(missing_ok=True)
         sync_folder(self.path)
         shutil.rmtree(self.path, ignore_errors=True)
 

@@ -6,7 +6,7 @@ Shapes: I images, F failures, S samples, M images per sample, L labels of a mult
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -68,6 +68,10 @@ class ImageTable:
             np.array(sizes, np.int64),
             np.array(mtimes, np.int64),
         )
+
+    def rows(self) -> Iterator[tuple[str, bytes, int, int]]:
+        """What `of` takes."""
+        return zip(self.key, self.digests(), self.size.tolist(), self.mtime_ns.tolist(), strict=True)
 
     def digests(self) -> list[bytes]:
         """The digests as bytes, one per image."""
