@@ -10,6 +10,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -195,7 +196,7 @@ def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str
         fields = fields or ["dtype or precision"]
         raise FingerprintError(
             f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
-            f"Fit a head on this cache: bottleneck fit-head {cache.path}",
+            f"Fit a head on this cache: bottleneck fit-head {quote(str(cache.path))}",
             fields=tuple(fields),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from bottleneck.cli.terminal import Terminal, table
@@ -39,5 +40,5 @@ def show_result(terminal: Terminal, result: Result, title: str) -> None:
         kept,
         *(f"Note: {note}" for note in result.notes),
         f"{len(result.epochs) - 1} epochs at {result.images_per_second:.0f} images/s. Curves: {figure}",
-        f"Model: {result.model}. Next: bottleneck predict {result.model} IMAGES",
+        f"Model: {result.model}. Next: bottleneck predict {quote(result.model)} IMAGES",
     )

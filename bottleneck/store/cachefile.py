@@ -11,6 +11,7 @@ import os
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 import h5py
 import numpy as np
@@ -30,8 +31,6 @@ from bottleneck.store.tables import (
     no_samples,
     samples_of,
 )
-
-NODE_TEXT = ("node", "pool", "dtype", "precision", "layout")
 
 
 class CacheFile:
@@ -83,7 +82,7 @@ class CacheFile:
         views = self.file.get("views", {})
         nodes = []
         for link, dataset in self.file.get("features", {}).items():
-            texts = {name: str(dataset.attrs[name]) for name in NODE_TEXT}
+            texts = {name: str(dataset.attrs[name]) for name in layout.NODE_TEXTS}
             recipe = json.loads(views[link].attrs["views"]) if link in views else None
             calibration = json.loads(dataset.attrs["calibration"]) if "calibration" in dataset.attrs else None
             node = NodeSpec(shape=dataset.shape[1:], views=recipe, calibration=calibration, **texts)
@@ -169,9 +168,10 @@ class CacheFile:
 
     def damaged(self, what: str) -> CacheError:
         """The error for a file that does not hold together."""
+        verify = f"bottleneck cache verify {quote(str(self.path))}"
         return CacheError(
             f"{self.path} is damaged: {what}.",
-            f"See `bottleneck cache verify {self.path}`; restore it or delete it and compute it again.",
+            f"See `{verify}`; restore it or delete it and compute it again.",
         )
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
+from shlex import quote
 
 import h5py
 import numpy as np
@@ -170,7 +171,7 @@ class FeatureRows:
             except (OSError, RuntimeError, ValueError, KeyError) as error:
                 raise CacheError(
                     f"/{self._dataset} of {path} cannot be read: {' '.join(str(error).split())}.",
-                    f"See `bottleneck cache verify {path}`.",
+                    f"See `bottleneck cache verify {quote(str(path))}`.",
                 ) from None
         return out
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 
@@ -46,7 +47,8 @@ def class_target(cache: FeatureCache, name: str | None) -> str:
         wanted = f"target {name!r} with classes" if name else "target with classes"
         hint = "Name one that has classes by --target."
         if "class" not in kinds.values():
-            hint = f"Put the images into one folder a class: bottleneck extract SOURCE -o {cache.path}"
+            again = f"bottleneck extract SOURCE -o {quote(str(cache.path))}"
+            hint = f"Put the images into one folder a class: {again}"
         raise FitError(f"{cache.path} has no {wanted}; its targets are: {known or 'none'}.", hint)
     learnt = targets[name].values[targets[name].labelled & (cache.samples.split == "train")]
     if len(np.unique(learnt)) < 2:

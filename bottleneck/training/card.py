@@ -6,6 +6,7 @@ The sections follow Mitchell et al. 2019, "Model Cards for Model Reporting", as 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from typing import Any
 
 from bottleneck.heads.artifact import HeadArtifact
@@ -37,7 +38,7 @@ def model_card(
         f"# {file_name}",
         f"Classifies {inputs} by `{_cell(head.target)}` into {len(head.class_names)} classes.",
         "## Classes\n\n" + ", ".join(names),
-        "## Use\n\n```sh\n" + f"bottleneck predict {file_name} IMAGES\n```",
+        "## Use\n\n```sh\n" + f"bottleneck predict {quote(file_name)} IMAGES\n```",
         "## How good it is\n\n" + _metrics(head),
         *(f"> {note}" for note in notes),
         "## Training\n\n" + _table(("what", "value"), training.items()),

@@ -119,3 +119,16 @@ def test_a_row_larger_than_a_block_is_a_chunk_of_its_own(tmp_path, monkeypatch):
     world_of(3).extract(tmp_path / "x.h5", [big])
     with FeatureCache(tmp_path / "x.h5") as opened:
         np.testing.assert_array_equal(opened.features(big.name).read(0, 9), whole(opened, big))
+
+
+def test_a_damaged_row_is_told_with_a_command_that_can_be_pasted(tmp_path):
+    path = tmp_path / "my cache.h5"
+    world_of(6).extract(path, [A])
+    with h5py.File(path) as file:
+        offset = file[f"features/{A.name}"].id.get_chunk_info(0).byte_offset
+    with open(path, "r+b") as raw:
+        raw.seek(offset)
+        raw.write(b"\1\7" * 20)
+    with FeatureCache(path) as opened, pytest.raises(CacheError) as caught:
+        opened.features(A.name).read(0, 3)
+    assert f"bottleneck cache verify '{path}'" in caught.value.hint

@@ -170,11 +170,13 @@ def test_a_learning_rate_is_found_and_drawn(made_cache, made_head, tmp_path):
 
 
 def test_scratch_shows_its_table(images, tmp_path):
-    path = tmp_path / "m.safetensors"
+    path = tmp_path / "my models" / "my model.safetensors"
     result = run("scratch", images, "-o", path, "--image-size", "48", "--depth", "2", *EPOCH)
     assert result.code == 0, result.err
     assert "chose the epoch" in result.out
     assert path.exists()
+    assert f"Next: bottleneck predict '{path}' IMAGES" in result.out
+    assert "bottleneck predict 'my model.safetensors' IMAGES" in path.with_suffix(".md").read_text()
 
 
 def test_compare_shows_a_table_its_answers_and_a_picture(made_cache, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -164,9 +165,12 @@ def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
 
 def test_the_head_of_another_cache_is_refused_by_the_fields_that_differ(cache, made_head, tmp_path):
     head = load_head(made_head)
-    other = replace(head, preprocess={**head.preprocess, "size": 64}).save(tmp_path / "h.safetensors")
-    with pytest.raises(FingerprintError, match=r"preprocess\.size differ"):
-        finetune(cache, other, **QUICK)
+    other = replace(head, preprocess={**head.preprocess, "size": 64}, node_fingerprint="another")
+    path, cache = other.save(tmp_path / "h.safetensors"), cache.rename(tmp_path / "my cache.h5")
+    for refused_by in (partial(finetune, cache, path, **QUICK), partial(evaluate, path, cache)):
+        with pytest.raises(FingerprintError, match=r"preprocess\.size differ") as refused:
+            refused_by()
+        assert f"bottleneck fit-head '{cache}'" in refused.value.hint
 
 
 def test_more_blocks_than_there_are(cache, made_head):
