@@ -21,7 +21,7 @@ from bottleneck.heads.basis import Standardisation, eigenbasis, gram, read_block
 from bottleneck.heads.crew import Crew
 from bottleneck.heads.rows import ArrayRows, RowReader, block_size, blocks, read_checked
 
-BLOCK_ROWS = 1024  # times the columns of a pass stay in a core's cache
+BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
 # Beyond this the cubic cost of a decomposition exceeds what it saves; features then stay as they are.
 LARGEST_DECOMPOSITION = 4096
 RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
@@ -36,6 +36,8 @@ class ResidentDesign:
     n, width : rows, and r
     values : (r,) float64 eigenvalues of the Gram matrix
     dtype, device : of the blocks
+
+    `edges` are numbers of rows that no block may cross.
     """
 
     def __init__(
@@ -45,19 +47,24 @@ class ResidentDesign:
         back: np.ndarray | None,
         standard: Standardisation,
         device: torch.device,
+        edges: Sequence[int] = (),
     ) -> None:
         self.x = torch.from_numpy(x).to(device)
         self.n, self.width = x.shape
         self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
         self.standard, self._back = standard, back
         self.dtype, self.device = self.x.dtype, device
+        self._edges = sorted({0, *edges, self.n})
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks: an even number of about equal ones."""
+        """Bounds of blocks, none across an edge: an even number of about equal ones between two of them."""
         if self.device.type != "cpu":
             return [(0, self.n)]
-        edges = np.linspace(0, self.n, 2 * -(-self.n // (2 * BLOCK_ROWS)) + 1).astype(int)
-        return [(int(a), int(b)) for a, b in pairwise(edges) if b > a]
+        cuts: set[int] = set()
+        for first, last in pairwise(self._edges):
+            count = 2 * -(-(last - first) // (2 * BLOCK_ROWS))
+            cuts.update(np.linspace(first, last, count + 1).astype(int).tolist())
+        return list(pairwise(sorted(cuts)))
 
     def read(self, start: int, stop: int) -> Tensor:
         """(B, r) of rows in their present order."""
@@ -147,17 +154,20 @@ def build_design(
     standard: Standardisation,
     crew: Crew,
     memory: int,
-    order: np.ndarray | None = None,
+    parts: np.ndarray | None = None,
     dtype: np.dtype | type = np.float32,
 ) -> tuple[Design, np.ndarray]:
     """The design of `rows` (n, D) that fits into `memory` bytes, and the order of its rows.
 
-    order : (n,), rows in memory are arranged so; a stream keeps its own.
+    parts : (n,) int, rows in memory are arranged by it, and no block crosses from one part to the next; a
+        stream keeps its order.
     """
     n, D = rows.shape
     if RESIDENT_SHARE * n * D * np.dtype(dtype).itemsize <= memory:
-        order = np.arange(n) if order is None else order
-        return _resident(_arranged(rows, standard, crew, dtype, order), standard, crew), order
+        parts = np.zeros(n, np.int8) if parts is None else parts
+        order = np.argsort(parts, kind="stable")
+        edges = np.cumsum(np.unique(parts, return_counts=True)[1])
+        return _resident(_arranged(rows, standard, crew, dtype, order), standard, crew, edges.tolist()), order
     if D > LARGEST_DECOMPOSITION:
         raise FitError(
             f"{n} rows of {D} features need {RESIDENT_SHARE * n * D * 4 / 2**20:.0f} MiB to be fitted, "
@@ -191,7 +201,7 @@ def _arranged(
     return z
 
 
-def _resident(z: np.ndarray, standard: Standardisation, crew: Crew) -> ResidentDesign:
+def _resident(z: np.ndarray, standard: Standardisation, crew: Crew, edges: Sequence[int]) -> ResidentDesign:
     """Standardised rows (n, D) in their eigenbasis; z is overwritten.
 
     With n < D the rows span at most n directions, and every gradient lies in their span, so that nothing is
@@ -200,13 +210,13 @@ def _resident(z: np.ndarray, standard: Standardisation, crew: Crew) -> ResidentD
     n, D = z.shape
     if min(n, D) > LARGEST_DECOMPOSITION:
         values = np.einsum("ij,ij->j", z, z, dtype=np.float64)
-        return ResidentDesign(z, values, None, standard, crew.device)
+        return ResidentDesign(z, values, None, standard, crew.device, edges)
     if n < D:
         wide = z.astype(np.float64)
         values, vectors = eigenbasis(wide @ wide.T)
         root = np.sqrt(values)
         back = wide.T @ (vectors / root)
-        return ResidentDesign((vectors * root).astype(z.dtype), values, back, standard, crew.device)
+        return ResidentDesign((vectors * root).astype(z.dtype), values, back, standard, crew.device, edges)
     bounds = list(blocks(ArrayRows(z), BLOCK_ROWS))
     square = sum(part.astype(np.float64) for part in crew.run(lambda a, b: z[a:b].T @ z[a:b], bounds))
     values, vectors = eigenbasis(square.astype(z.dtype))
@@ -217,4 +227,4 @@ def _resident(z: np.ndarray, standard: Standardisation, crew: Crew) -> ResidentD
 
     for _ in crew.run(rotate, bounds):
         pass
-    return ResidentDesign(z[:, :r], values, vectors, standard, crew.device)
+    return ResidentDesign(z[:, :r], values, vectors, standard, crew.device, edges)

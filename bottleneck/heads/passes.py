@@ -1,7 +1,11 @@
 """Passes over the rows: one product for the logits of all heads of all groups, one for all their gradients.
 
-Shapes: A heads asked for in a group, K columns of a head, P = width + 1 coefficients (intercept last), c
-columns of all requests together, B rows of a block, r leading coordinates.
+The columns of a softmax sum to zero, as the penalty has it at the optimum; so do its residuals. The last
+column is therefore never multiplied: it is what the others leave.
+
+Shapes: A heads asked for in a group, K columns of a head, P = width + 1 coefficients (intercept last), J
+columns of a head that are multiplied (K − 1, or 1 of a sigmoid), c those of all requests together, B rows of
+a block, r leading coordinates.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from bottleneck.heads.tasks import NO_FOLD, Group
 
 @dataclass(frozen=True)
 class Request:
-    """Heads (A,) of a group at coefficients coef (A, K, P)."""
+    """Heads (A,) of a group at coef (A, K, P), which sum to zero over the columns of a softmax."""
 
     group: Group
     heads: Tensor
@@ -49,11 +53,7 @@ class Passes:
             for total, loss in zip(losses, block_losses, strict=True):
                 total += loss
         slope = torch.cat([self.design.lower(slope), offset[:, None]], dim=1)
-        shaped = (
-            part.view(len(request.heads), request.group.columns, -1)
-            for part, request in zip(slope.split(columns.sizes), requests, strict=True)
-        )
-        return list(zip(losses, shaped, strict=True))
+        return list(zip(losses, columns.by_request(slope), strict=True))
 
     def curvatures(self, request: Request, r: int, coupled: bool) -> Tensor:
         """Σ_i S_i ⊗ x_i x_iᵀ over r leading coordinates and a 1, S_i the second derivatives by the logits.
@@ -62,11 +62,10 @@ class Passes:
         Returns float64 (A, 1, K · (r + 1), K · (r + 1)) or (A, K, r + 1, r + 1).
         """
         columns = _Columns(self.design, [request])
-        A, K = request.coef.shape[:2]
 
         def block(x: Tensor, start: int, stop: int) -> Tensor:
             _, w = request.group.fitted(request.heads, start, stop)
-            logits = columns.logits(x).view(A, K, len(x))
+            (logits,) = columns.by_request(columns.logits(x))
             lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1)
             if coupled:
                 pairs = zip(torch.softmax(logits, dim=1), w, strict=True)
@@ -79,7 +78,7 @@ class Passes:
         """Logits of every task on each row by the head that was not fitted on it, block by block.
 
         fits : groups with the coefficients (H, K, P) of all their heads.
-        Yields (start, stop, per group (T, K, B)); rows that no fold holds out get the full fit's logits.
+        Yields (start, stop, per group (T, K, B)); zeros where there are folds and none holds the row out.
         """
         columns = [
             _Columns(self.design, [Request(group, torch.arange(group.heads), coef)]) for group, coef in fits
@@ -108,20 +107,27 @@ class Passes:
 class _Columns:
     """The coefficients of several requests as the rows of one matrix.
 
-    coef : (c, D) as they multiply blocks, offset : (c,), sizes : columns of each request.
+    coef : (c, D) as they multiply blocks, offset : (c,), multiplied : J of each request, sizes : A · J.
     """
 
     def __init__(self, design: Design, requests: Sequence[Request]) -> None:
-        flat = torch.cat([request.coef.reshape(-1, request.coef.shape[-1]) for request in requests])
-        self.coef, self.offset = design.lift(flat[:, :-1]), flat[:, -1:]
         self.requests = requests
-        self.sizes = [request.coef.shape[0] * request.coef.shape[1] for request in requests]
+        self.multiplied = [max(1, request.group.columns - 1) for request in requests]
+        parts = [request.coef[:, :J].flatten(0, 1) for request, J in self._each()]
+        self.sizes = [len(part) for part in parts]
+        flat = torch.cat(parts)
+        self.coef, self.offset = design.lift(flat[:, :-1]), flat[:, -1:]
 
     def logits(self, x: Tensor, which: Tensor | None = None) -> Tensor:
         """(c, B) of a block (B, D), or of some columns."""
         if which is None:
             return (self.coef @ x.T).add_(self.offset)
         return (self.coef[which] @ x.T).add_(self.offset[which])
+
+    def by_request(self, values: Tensor) -> list[Tensor]:
+        """(A, K, …) of each request, of values (c, …) that sum to zero over the columns of a softmax."""
+        parts = zip(values.split(self.sizes), self._each(), strict=True)
+        return [_completed(part.unflatten(0, (-1, J)), request.group) for part, (request, J) in parts]
 
     def gradients(
         self, x: Tensor, start: int, stop: int
@@ -131,20 +137,31 @@ class _Columns:
         here = [w.any(dim=1) for _, w in answers]
         which = None
         if not all(bool(heads.all()) for heads in here):
-            K = [request.group.columns for request in self.requests]
-            which = torch.cat([h.repeat_interleave(k) for h, k in zip(here, K, strict=True)]).nonzero()[:, 0]
+            marks = (h.repeat_interleave(J) for h, J in zip(here, self.multiplied, strict=True))
+            which = torch.cat(list(marks)).nonzero()[:, 0]
         logits = self.logits(x, which)
-        losses, at = [], 0
-        for request, (codes, w), heads in zip(self.requests, answers, here, strict=True):
+        losses, residuals, at = [], [], 0
+        for (request, J), (codes, w), heads in zip(self._each(), answers, here, strict=True):
             if which is not None:
                 codes, w = codes[heads], w[heads]
-            size = len(w) * request.group.columns
-            part = logits[at : at + size].view(len(w), request.group.columns, len(x))
+            part = _completed(logits[at : at + len(w) * J].view(len(w), J, len(x)), request.group)
             loss = w.new_zeros(len(heads), dtype=torch.float64)
             loss[heads] = loss_and_residual(part, codes, w)
             losses.append(loss)
-            at += size
-        return which, logits @ x, logits.sum(dim=1, dtype=torch.float64), losses
+            residuals.append(part[:, :J].flatten(0, 1))
+            at += len(w) * J
+        residual = torch.cat(residuals)
+        return which, residual @ x, residual.sum(dim=1, dtype=torch.float64), losses
+
+    def _each(self) -> Iterator[tuple[Request, int]]:
+        return zip(self.requests, self.multiplied, strict=True)
+
+
+def _completed(columns: Tensor, group: Group) -> Tensor:
+    """(A, K, …) of the multiplied columns (A, J, …)."""
+    if group.columns == 1:
+        return columns
+    return torch.cat([columns, -columns.sum(dim=1, keepdim=True)], dim=1)
 
 
 def _coupled(p: Tensor, weights: Tensor, lead: Tensor) -> Tensor:
@@ -160,12 +177,14 @@ def _coupled(p: Tensor, weights: Tensor, lead: Tensor) -> Tensor:
 
 
 def _by_fold(group: Group, columns: _Columns, x: Tensor, start: int, stop: int) -> Tensor:
-    """(T, K, B) logits of a block by the heads of each row's fold."""
+    """(T, K, B) logits of a block by the heads of each row's fold, or by those that have none."""
+    if not group.folds:
+        return columns.by_request(columns.logits(x))[0]
     fold = group.fold[:, start:stop]
-    T, K, heads = group.tasks, group.columns, group.folds + 1
-    place = torch.arange(T * heads * K, device=x.device).view(T, heads, K)
-    out = x.new_zeros(T, K, len(x))
-    for number in fold.unique().tolist():
-        logits = columns.logits(x, place[:, number - NO_FOLD].flatten()).view(T, K, len(x))
+    T, (J,) = group.tasks, columns.multiplied
+    place = torch.arange(T * group.folds * J, device=x.device).view(T, group.folds, J)
+    out = x.new_zeros(T, J, len(x))
+    for number in set(fold.unique().tolist()) - {NO_FOLD}:
+        logits = columns.logits(x, place[:, number].flatten()).view(T, J, len(x))
         out = torch.where((fold == number)[:, None], logits, out)
-    return out
+    return _completed(out, group)

@@ -7,7 +7,8 @@ In the Gram matrix's eigenbasis (coordinates j with eigenvalues λ_j) the Hessia
 Its first r coordinates, where the data speak loudest, are kept exactly with the intercepts, as a block that
 couples all columns, or one block per column where those are many. On the other coordinates the column's mean
 curvature stands on the diagonal, 1 + C ā λ_j with ā = Σ_i S_i[k, k] / n. Böhning's (1992) bound p (1 − p) ≤ ½
-would serve all columns with one matrix, but at large C it overrates curvature manifold.
+would serve all columns with one matrix, but at large C it overrates curvature manifold. A softmax's steps
+are made to sum to zero over its columns, as its coefficients and gradients do.
 
 All rows count. A sample of them overrates the directions it happens to vary in: at 50,000 rows of 1,280
 features and 10 classes, 13 values of C took 923 passes with 256 coordinates, a block per column, from 2,048
@@ -84,6 +85,8 @@ class Preconditioner:
         out[..., :r] = solved[..., :r]
         out[..., -1] = solved[..., r]
         torch.mul(g[..., r:-1], self.tail[heads // grid], out=out[..., r:-1])
+        if K > 1:
+            out -= out.mean(dim=1, keepdim=True)
         return out.view(len(g), g.shape[1] * g.shape[2])
 
 

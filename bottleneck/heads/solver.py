@@ -9,9 +9,10 @@ all columns in one product. Each head has its own step length and leaves the bat
 
 Warm starts: at the next C a head begins where the parabola through its last three optima, over log C, points.
 Its L-BFGS steps are carried over too, since only the loss's share of a change of gradient grows, by the
-ratio of the Cs. The folds of a task share the full fit's preconditioner. All values of C in one batch
-instead would need no order, but 3 times the passes (10,000 rows, 1,280 features, 10 classes, to 4e-5: 430 of
-cold starts against 140).
+ratio of the Cs. The folds of a task share a preconditioner, that of the mean of their coefficients on all
+rows; from that mean the fit on all rows starts, which is made at the chosen C alone. All values of C in one
+batch instead would need no order, but 3 times the passes (10,000 rows, 1,280 features, 10 classes, to 4e-5:
+430 of cold starts against 140).
 
 Shapes: n rows, H heads of a group, A of them in one share, K columns of a head, P = width + 1 coefficients.
 """
@@ -30,7 +31,7 @@ from bottleneck.heads.design import Design
 from bottleneck.heads.lbfgs import History
 from bottleneck.heads.passes import Passes, Request
 from bottleneck.heads.preconditioner import Preconditioner
-from bottleneck.heads.tasks import NO_FOLD, Group, Task
+from bottleneck.heads.tasks import Group, Task
 
 POLISHED = 1e-6  # of the heads that are kept
 TOLERANCE = 1e-5  # relative, of the objective; what is promised is 1e-4, and slow heads stop early
@@ -166,7 +167,8 @@ def _start(group: Group, heads: Tensor, design: Design) -> tuple[Tensor, list[Te
     total = counts.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     offset = (counts / total).clamp(min=LEAST_SHARE).log()
     coef = torch.zeros(len(heads), group.columns, design.width + 1, dtype=design.dtype, device=design.device)
-    coef[..., -1] = offset[:, 1:] - offset[:, :1] if group.columns == 1 else offset
+    sides = offset[:, 1:] - offset[:, :1] if group.columns == 1 else offset - offset.mean(dim=1, keepdim=True)
+    coef[..., -1] = sides
     return -(counts * offset).sum(dim=1), [coef]
 
 
@@ -192,51 +194,53 @@ def _preconditioners(
     C: float,
     memory: int,
 ) -> dict[Group, Preconditioner]:
-    """One per group, from its full fits' curvature where they set out."""
+    """One per group, from the curvature where its heads set out."""
     coefs = _by_group(groups, shares, ahead)
     return {
-        group: _preconditioner(passes, group, full_fits(group), coef[full_fits(group)], C, memory)
+        group: _preconditioner(passes, group, coef, C, memory)
         for group, coef in zip(groups, coefs, strict=True)
     }
 
 
-def _preconditioner(
-    passes: Passes, group: Group, full: Tensor, coef: Tensor, C: float, memory: int
-) -> Preconditioner:
-    """From the curvature of the full fits `full` (T,) at `coef` (T, K, P)."""
+def _preconditioner(passes: Passes, group: Group, coef: Tensor, C: float, memory: int) -> Preconditioner:
+    """From the curvature on all rows, where a task's heads (H, K, P) are on average."""
     design, K = passes.design, group.columns
-    # A pass takes 4 (F + 1) K · width operations of a row and task, blocks of j columns and q coordinates
+    # A pass takes 4 G K · width operations of a row and task, blocks of j columns and q coordinates
     # K (j + 1) q².
-    spendable = BLOCK_COST * 4 * (group.folds + 1) * design.width
+    spendable = BLOCK_COST * 4 * group.heads_per_task * design.width
     coupled = K > 1 and spendable >= (K + 1) * LEAST_COUPLED**2
     joint = K if coupled else 1
     affordable = int(np.sqrt(spendable / (joint + 1)))
     speaking = int((0.25 * C * design.values > SPEAKS).sum())
     held = int(np.sqrt(memory / 8 / (3 * 8 * group.tasks * K * joint)))
     r = min(affordable, speaking, held, LARGEST_BLOCK // joint, design.width)
-    block = passes.curvatures(Request(group, full, coef), r, coupled)
-    return Preconditioner(block, K, design.values, design.n, C, group.folds + 1, design.dtype)
+    whole = group.whole(range(group.tasks))
+    every = torch.arange(group.tasks, device=design.device)
+    block = passes.curvatures(Request(whole, every, _mean_of_folds(group, coef)), r, coupled)
+    return Preconditioner(block, K, design.values, design.n, C, group.heads_per_task, design.dtype)
 
 
-def full_fits(group: Group) -> Tensor:
-    """(T,) the heads of a group that leave no row out."""
-    return (group.fold_of_head == NO_FOLD).nonzero()[:, 0]
+def _mean_of_folds(group: Group, coef: Tensor) -> Tensor:
+    """(T, K, P) of the heads' (H, K, P)."""
+    return coef.view(group.tasks, group.heads_per_task, *coef.shape[1:]).mean(dim=1)
 
 
-def polish(
+def refit(
     passes: Passes, group: Group, coef: Tensor, C: float, tasks: Sequence[int], tol: float, memory: int
-) -> Tensor:
-    """The full fits (T, K, P) of a group at C, those of `tasks` brought closer to their optimum, to `tol`."""
-    full = full_fits(group)
-    polished = coef[full].clone()
-    chosen = torch.as_tensor(list(tasks), device=coef.device)
-    null, _ = _start(group, full[chosen], passes.design)
-    share = _Share(group, full[chosen], null, [])
-    prec = _preconditioner(passes, group, full, polished, C, memory)
-    descent = _set_out(share, polished[chosen], prec, C, (), tol, MEMORY)
+) -> tuple[Tensor, Tensor]:
+    """Some tasks of a group on all their rows at C, from the heads (H, K, P) of the group there.
+
+    Returns coefficients (t, K, P) and (t,) bool, which of them converged to `tol`.
+    """
+    whole = group.whole(tasks)
+    start = _mean_of_folds(group, coef)[list(tasks)]
+    heads = torch.arange(whole.tasks, device=coef.device)
+    null, _ = _start(whole, heads, passes.design)
+    share = _Share(whole, heads, null, [])
+    prec = _preconditioner(passes, whole, start, C, memory)
+    descent = _set_out(share, start, prec, C, (), tol, MEMORY)
     _descend(passes, [share], [descent])
-    polished[chosen] = descent.coef
-    return polished
+    return descent.coef, descent.converged
 
 
 def _by_group(groups: Sequence[Group], shares: Sequence[_Share], parts: Sequence[Tensor]) -> list[Tensor]:
@@ -253,7 +257,7 @@ def group_tasks(
     """Groups of tasks with equal columns, and for each task its (group, place in it)."""
     columns = sorted({task.columns for task in tasks})
     members = [[task for task in tasks if task.columns == K] for K in columns]
-    groups = [Group(member, folds, design.dtype, design.device) for member in members]
+    groups = [Group.of(member, folds, design.dtype, design.device) for member in members]
     where, seen = [], dict.fromkeys(columns, 0)
     for task in tasks:
         where.append((columns.index(task.columns), seen[task.columns]))

@@ -23,9 +23,8 @@ from bottleneck.heads.solver import (
     POLISHED,
     TOLERANCE,
     Solution,
-    full_fits,
     group_tasks,
-    polish,
+    refit,
     solve_path,
 )
 from bottleneck.heads.tally import Tally, tally_of
@@ -110,9 +109,9 @@ def sweep(
         scores = [tally.scores([s.C for s in solutions]) if folds else None for tally in tallies]
         chosen = [s.choose(config.one_standard_error) if s else len(solutions) - 1 for s in scores]
         held = problem.held_out(solutions, chosen) if folds else [None] * len(questions)
-        kept = problem.polished(solutions, chosen)
+        whole = problem.refitted(solutions, chosen)
         return [
-            problem.fitted(i, solutions[chosen[i]], kept[i], scores[i], held[i])
+            problem.fitted(i, solutions[chosen[i]].C, *whole[i], scores[i], held[i])
             for i in range(len(questions))
         ]
 
@@ -139,9 +138,10 @@ class _Problem:
         if config.standardize:
             weights = _row_weights(questions, views)
             self.standard = standardisation(rows, crew, block_size(rows.shape[1]), weights, config.dtype)
-        by_fold = np.argsort(questions[0].fold, kind="stable")
-        order = (by_fold[:, None] * views + np.arange(views)).ravel()
-        self.design, order = build_design(rows, self.standard, crew, config.memory, order, config.dtype)
+        folds_of_rows = np.repeat(questions[0].fold, views)  # a block then knows which heads it is no use to
+        self.design, order = build_design(
+            rows, self.standard, crew, config.memory, folds_of_rows, config.dtype
+        )
         self.passes = Passes(self.design, crew)
         self.groups, self.where = group_tasks(
             [task.arranged(order // views, 1 / views) for task in tasks], folds, self.design
@@ -182,35 +182,42 @@ class _Problem:
             values[question.fold == NO_FOLD] = np.nan
         return out
 
-    def polished(self, solutions: Sequence[Solution], chosen: Sequence[int]) -> list[np.ndarray]:
-        """(tasks, K, P) of each question's full fit at its chosen C, solved closer than the rest."""
-        config = self.config
-        found: list[np.ndarray] = [np.empty(0)] * len(self.questions)
-        for place in sorted(set(chosen)):
-            wanted = [i for i, c in enumerate(chosen) if c == place]
-            pairs = zip(self.groups, solutions[place].coef, strict=True)
-            full = [coef[full_fits(group)] for group, coef in pairs]
-            for number, group in enumerate(self.groups):
-                tasks = [p for i in wanted for g, p in self.where[slice(*self.task_range[i])] if g == number]
-                if tasks:
-                    coef = solutions[place].coef[number]
-                    tol = min(config.tol, POLISHED)
-                    full[number] = polish(
-                        self.passes, group, coef, solutions[place].C, tasks, tol, config.memory
-                    )
-            for i in wanted:
-                found[i] = self.columns(i, full)
-        return found
+    def refitted(self, solutions: Sequence[Solution], chosen: Sequence[int]) -> list[tuple[np.ndarray, bool]]:
+        """Each question's columns (tasks, K, P) fitted on all rows at its C, and whether they converged."""
+        config, found = self.config, {}
+        tol = min(config.tol, POLISHED)
+        for (place, number), tasks in self._wanted(chosen).items():
+            solution = solutions[place]
+            group, coef = self.groups[number], solution.coef[number]
+            fits = refit(self.passes, group, coef, solution.C, tasks, tol, config.memory)
+            found |= {(number, task): fit for task, *fit in zip(tasks, *fits, strict=True)}
+        parts = [[found[place] for place in self.where[slice(*edges)]] for edges in self.task_range]
+        return [
+            (torch.stack([coef for coef, _ in part]).cpu().numpy(), all(bool(ok) for _, ok in part))
+            for part in parts
+        ]
+
+    def _wanted(self, chosen: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+        """(place of a C, group) → the tasks in it that are refitted there."""
+        wanted: dict[tuple[int, int], list[int]] = {}
+        for place, edges in zip(chosen, self.task_range, strict=True):
+            for group, task in self.where[slice(*edges)]:
+                wanted.setdefault((place, group), []).append(task)
+        return wanted
 
     def fitted(
-        self, i: int, solution: Solution, columns: np.ndarray, scores: Scores | None, held: np.ndarray | None
+        self,
+        i: int,
+        C: float,
+        columns: np.ndarray,
+        converged: bool,
+        scores: Scores | None,
+        held: np.ndarray | None,
     ) -> Fitted:
-        """The full fit of question i."""
-        done = [ok[full_fits(group)] for group, ok in zip(self.groups, solution.converged, strict=True)]
+        """Question i's head on raw features."""
         coef, intercept = self.questions[i].head(columns)
         raw, offset = self.standard.fold(self.design.on_features(coef), intercept.astype(np.float64))
-        converged = bool(self.columns(i, done).all())
-        return Fitted(raw, offset, self.standard, solution.C, self.questions[i].link, scores, held, converged)
+        return Fitted(raw, offset, self.standard, C, self.questions[i].link, scores, held, converged)
 
 
 def _row_weights(questions: Sequence[Question], views: int) -> np.ndarray | None:

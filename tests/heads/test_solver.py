@@ -59,8 +59,8 @@ def test_every_head_of_a_sweep_reaches_its_optimum(monkeypatch):
         for fold in range(4):
             seen = asked.fold != fold
             model_best = best_on(Z[seen], y[seen], solution.C)
-            assert solution.objective[0][fold + 1] / model_best - 1 < 1e-4
-            assert solution.objective[0][fold + 1] / model_best - 1 > -1e-6
+            assert solution.objective[0][fold] / model_best - 1 < 1e-4
+            assert solution.objective[0][fold] / model_best - 1 > -1e-6
 
 
 def best_on(Z, y, C):
