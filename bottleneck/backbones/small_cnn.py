@@ -21,8 +21,7 @@ _HIDDEN = 128
 class SmallCNN(nn.Module):
     """Blocks of 3 × 3 convolution (no padding), ReLU, 2 × 2 max-pool, BatchNorm with 8, 16, 32 … channels.
 
-    The classifier reads the flattened maps of all images of a sample and its covariates:
-    Linear(M·D + P, 128), BatchNorm, ReLU, Dropout 0.3, Linear. Two classes share one logit.
+    The classifier reads the flattened maps of all images of a sample and its covariates, M·D + P numbers.
 
     Parameters
     ----------
@@ -61,13 +60,7 @@ class SmallCNN(nn.Module):
         self.features = nn.Sequential(
             OrderedDict((f"block{i + 1}", _block(widths[i], widths[i + 1])) for i in range(depth))
         )
-        self.classifier = nn.Sequential(
-            nn.Linear(images * widths[-1] * side * side + covariates, _HIDDEN),
-            nn.BatchNorm1d(_HIDDEN),
-            nn.ReLU(),
-            nn.Dropout(0.3),
-            nn.Linear(_HIDDEN, 1 if classes == 2 else classes),
-        )
+        self.classifier = classifier(images * widths[-1] * side * side + covariates, classes)
 
     def forward(self, images: Tensor, covariates: Tensor | None = None) -> Tensor:
         """Logits (B, classes); for two classes (B, 1), the second one's, for a sigmoid.
@@ -82,6 +75,17 @@ class SmallCNN(nn.Module):
         if self.covariates:
             rows = torch.cat([rows, covariates], 1)
         return self.classifier(rows)
+
+
+def classifier(inputs: int, classes: int) -> nn.Sequential:
+    """A hidden layer of 128 with BatchNorm, ReLU and dropout, then the logits; two classes share one."""
+    return nn.Sequential(
+        nn.Linear(inputs, _HIDDEN),
+        nn.BatchNorm1d(_HIDDEN),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(_HIDDEN, 1 if classes == 2 else classes),
+    )
 
 
 def small_cnn(weights: str | None, in_channels: int, depth: int | None) -> Architecture:

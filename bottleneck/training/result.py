@@ -6,6 +6,7 @@ Shapes: n samples of a split, C classes.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from bottleneck.heads.artifact import HeadArtifact, write_whole
 from bottleneck.model_file import save_model
 from bottleneck.training.card import model_card
 from bottleneck.training.loop import EpochRecord, Training
+from bottleneck.training.sets import Sets
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,35 @@ class Result:
     notes: tuple[str, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
 
+    @staticmethod
+    def of(
+        training: Training, sets: Sets, metrics: Mapping[str, Mapping[str, Any]], started: float, **own: Any
+    ) -> Result:
+        """What a run's loop, samples and metrics come to, beside the fields that are its `own`.
+
+        metrics : of the kept model, by split. started : `time.perf_counter()` at the run's begin.
+        """
+        state = training.state
+        told = {
+            "finetuned_accuracy": accuracies(metrics),
+            "accuracy_ci95": {split: tuple(values["accuracy_ci95"]) for split, values in metrics.items()},
+            "metrics": metrics,
+            "epochs": tuple(state.history),
+            "best_epoch": state.best_epoch,
+            "stopped": state.stopped,
+            "resumed": training.resumed,
+            "images_per_second": images_per_second(training),
+            "seconds": time.perf_counter() - started,
+            "n": {split: len(rows) for split, rows in sets.rows.items()},
+        }
+        return Result(**told | own)
+
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
         return {**vars(self), "epochs": [asdict(record) for record in self.epochs]}
 
 
-def notes_on(training: Training, carved: bool, has_test: bool) -> tuple[str, ...]:
+def notes_on(training: Training, sets: Sets) -> tuple[str, ...]:
     """What a reader of the figures must know, and what to try after a divergence."""
     notes = []
     if training.state.stopped == "diverged":
@@ -69,9 +94,9 @@ def notes_on(training: Training, carved: bool, has_test: bool) -> tuple[str, ...
             f"The loss diverged in epoch {training.state.epoch} at learning rate {lr:g}; "
             f"the best epoch before is kept. Try --lr {lr / 10:g}, or --find-lr."
         )
-    if carved:
+    if sets.carved:
         notes.append("There was no val split: a part of train became it, and nothing was fitted on that.")
-    others = "" if has_test else ", and there is no test split to confirm it"
+    others = "" if "test" in sets.rows else ", and there is no test split to confirm it"
     notes.append(f"The val split chose the epoch, so accuracies on it are optimistic{others}.")
     return tuple(notes)
 
@@ -87,11 +112,6 @@ def images_per_second(training: Training) -> float:
 def accuracies(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Accuracy by split."""
     return {split: values["accuracy"] for split, values in metrics.items()}
-
-
-def intervals(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
-    """95 % interval of the accuracy by split."""
-    return {split: tuple(values["accuracy_ci95"]) for split, values in metrics.items()}
 
 
 def write_files(

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from bottleneck.backbones import small_cnn
 from bottleneck.backbones.backbone import BOTTLENECK, Backbone
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.backbones.section import Section, find_cut
-from bottleneck.backbones.small_cnn import NAME as SMALL_CNN
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source, read_source
 from bottleneck.errors import FitError
@@ -38,21 +38,12 @@ from bottleneck.training.loop import EpochRecord
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.optim import LayerGroup, OptimConfig
 from bottleneck.training.pixels import LiveRows, PixelRows, decoded
-from bottleneck.training.result import (
-    Result,
-    accuracies,
-    images_per_second,
-    intervals,
-    notes_on,
-    settings_of,
-    write_files,
-)
+from bottleneck.training.result import Result, notes_on, settings_of, write_files
 from bottleneck.training.rows import Rows
 from bottleneck.training.run import Inputs, RunConfig, build_training, enough_steps, run_config, split_metrics
 from bottleneck.training.sets import Sets, labelled_sets
 
 DEFAULTS = OptimConfig(lr=1e-3, weight_decay=1e-2)
-HIDDEN, DROPOUT = 128, 0.3
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ class ScratchConfig:
     augment : "live" trains on a new view of each image in every epoch.
     """
 
-    backbone: str = SMALL_CNN
+    backbone: str = small_cnn.NAME
     depth: int | None = None
     target: str | None = None
     in_channels: int = 3
@@ -192,28 +183,21 @@ class Scratch:
 
     def conclude(self, path: Path, started: float, failures: dict[str, str]) -> Result:
         """Measure, and write the model with its card and history."""
-        state, metrics = self.training.state, self.trained_metrics()
-        notes = notes_on(self.training, self.sets.carved, "test" in self.sets.rows)
+        metrics, notes = self.trained_metrics(), notes_on(self.training, self.sets)
         if failures:
             notes += (f"{len(failures)} images could not be read, {next(iter(failures))} first.",)
-        result = Result(
+        result = Result.of(
+            self.training,
+            self.sets,
+            metrics,
+            started,
             model=str(path),
             kept="scratch",
             target=self.target,
             classes=self.class_names,
             unfrozen=tuple(block.name for block in self.backbone.blocks[:-1]),
             input="pixels",
-            finetuned_accuracy=accuracies(metrics),
-            accuracy_ci95=intervals(metrics),
             head_accuracy={},
-            metrics=metrics,
-            epochs=tuple(state.history),
-            best_epoch=state.best_epoch,
-            stopped=state.stopped,
-            resumed=self.training.resumed,
-            images_per_second=images_per_second(self.training),
-            seconds=time.perf_counter() - started,
-            n={split: len(rows) for split, rows in self.sets.rows.items()},
             notes=notes,
             failures=failures,
         )
@@ -297,13 +281,6 @@ def _covariate_scaling(sets: Sets, D: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _classifier(inputs: int, classes: int, backbone: str) -> nn.Sequential:
     """Layers on the features and covariates; two classes share one logit."""
-    outputs = 1 if classes == 2 else classes
-    if backbone != SMALL_CNN:
-        return nn.Sequential(nn.Linear(inputs, outputs))
-    return nn.Sequential(
-        nn.Linear(inputs, HIDDEN),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Dropout(DROPOUT),
-        nn.Linear(HIDDEN, outputs),
-    )
+    if backbone == small_cnn.NAME:
+        return small_cnn.classifier(inputs, classes)
+    return nn.Sequential(nn.Linear(inputs, 1 if classes == 2 else classes))

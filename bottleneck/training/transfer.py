@@ -6,7 +6,6 @@ Shapes: n samples of a split, C classes.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -30,15 +29,7 @@ from bottleneck.training.measure import logits_of, measure
 from bottleneck.training.network import folded, network_of, renew
 from bottleneck.training.objective import Objective
 from bottleneck.training.optim import LayerGroup
-from bottleneck.training.result import (
-    Result,
-    accuracies,
-    images_per_second,
-    intervals,
-    notes_on,
-    settings_of,
-    write_files,
-)
+from bottleneck.training.result import Result, accuracies, notes_on, settings_of, write_files
 from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
 from bottleneck.training.sets import Sets
 from bottleneck.training.start import head_inputs, head_metrics, logits_on, require_same_start
@@ -190,29 +181,24 @@ class Finetuning:
 
     def conclude(self, started: float) -> Result:
         """Measure what is kept, and write it with its card and history."""
-        state, head = self.training.state, self.head_metrics()
+        head = self.head_metrics()
         metrics = self.trained_metrics() if self.kept == "finetuned" else head
-        result = Result(
+        result = Result.of(
+            self.training,
+            self.sets,
+            metrics,
+            started,
             model=str(self.path),
             kept=self.kept,
             target=self.head.target,
             classes=self.head.class_names,
             unfrozen=self.cut.blocks,
             input=self.cut.node or "pixels",
-            finetuned_accuracy=accuracies(metrics),
-            accuracy_ci95=intervals(metrics),
             head_accuracy=accuracies(head),
-            metrics=metrics,
-            epochs=tuple(state.history),
-            best_epoch=state.best_epoch if self.kept == "finetuned" else 0,
-            stopped=state.stopped,
-            resumed=self.training.resumed,
-            images_per_second=images_per_second(self.training),
-            seconds=time.perf_counter() - started,
-            n={split: len(rows) for split, rows in self.sets.rows.items()},
+            best_epoch=self.training.state.best_epoch if self.kept == "finetuned" else 0,
             max_logit_difference_at_start=self.difference,
             map_seconds=self.map_seconds,
-            notes=self.notes + notes_on(self.training, self.sets.carved, "test" in self.sets.rows),
+            notes=self.notes + notes_on(self.training, self.sets),
         )
         if self.kept == "finetuned":
             network = self.backbone.module.state_dict()
