@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import csv
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -33,10 +34,20 @@ BLOCK = 4096  # samples whose features are in memory at once
 
 
 @dataclass(frozen=True)
-class _Scored:
-    """Samples with an answer: their table, first images, and probabilities (S, C) or values (S,)."""
+class _Asked:
+    """Samples `rows` (n,) of a split, their answers `values` in the head's codes, and how many samples have
+    each class that it does not know."""
 
-    samples: SampleTable
+    split: str
+    rows: np.ndarray
+    values: np.ndarray
+    unknown: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Samples with an answer: their first images, and probabilities (S, C) or values (S,)."""
+
     images: Sequence[str]
     scores: np.ndarray
     failed: dict[str, str]
@@ -67,49 +78,59 @@ def evaluate(
     Returns
     -------
     dict
-        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}] and `notes`.
+        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}], `notes`, and
+        `unknown_classes` {name: samples}: those that the head does not know, which no figure counts.
 
     Raises
     ------
     FingerprintError
         The cache's features are not those that the head was fitted on.
     ArtifactError
-        The source lacks the head's target, or has other classes.
+        The source lacks the head's target, or has none of its classes.
     BottleneckError
         No labelled sample is in the split.
     """
     reading = {name: options.pop(name) for name in READING & options.keys()}
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     head = classifier.head
-    if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
-        with FeatureCache(source) as cache:
-            samples, notes = relabelled(cache.samples, cache.images.key, labels, (head.target,))
-            split, rows, values = _choose(head, samples, split)
-            scored, kept = _from_cache(classifier, cache, rows, progress)
-    else:
-        source = source if isinstance(source, Source) else read_source(source, **reading)
-        keys = np.array(source.images, object)
-        samples, notes = relabelled(source.samples, keys, labels, (head.target,))
-        split, rows, values = _choose(head, samples, split)
-        scored, kept = _from_images(classifier, source, rows, progress)
-    values = values[kept]
+    with _opened(source, reading) as opened:
+        cached = isinstance(opened, FeatureCache)
+        keys = opened.images.key if cached else np.array(opened.images, object)
+        samples, notes = relabelled(opened.samples, keys, labels, (head.target,))
+        asked = _choose(head, samples, split)
+        scored, kept = (_from_cache if cached else _from_images)(classifier, opened, asked.rows, progress)
+    values = asked.values[kept]
     if not len(values):
-        raise BottleneckError(f"No image of the {split} split could be read.")
+        raise BottleneckError(f"No image of the {asked.split} split could be read.")
     result = measure(head.target_kind, values, scored.scores, head.class_names)
     if errors is not None:
         _write_errors(errors, scored, values, head)
     return {
         **result,
-        "split": split,
+        "split": asked.split,
+        "unknown_classes": asked.unknown,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*notes, *_notes(head, split)],
+        "notes": [*notes, *_notes(head, asked)],
     }
 
 
-def _choose(
-    head: HeadArtifact, samples: SampleTable, split: str | None
-) -> tuple[str, np.ndarray, np.ndarray]:
-    """The split, its labelled samples (positions), and their answers in the head's codes."""
+@contextmanager
+def _opened(source: str | Path | Source, reading: dict[str, Any]) -> Iterator[FeatureCache | Source]:
+    """What is measured on; a cache is open until leaving."""
+    if isinstance(source, Source):
+        yield source
+    elif str(source).endswith(CACHE_SUFFIXES):
+        with FeatureCache(source) as cache:
+            yield cache
+    else:
+        yield read_source(source, **reading)
+
+
+def _choose(head: HeadArtifact, samples: SampleTable, split: str | None) -> _Asked:
+    """The first split with labelled samples, or the one that is named, and what the head can be asked of it.
+
+    Raises ArtifactError where the head knows no class of it, BottleneckError where there is none.
+    """
     target = samples.targets.get(head.target)
     if target is None:
         known = ", ".join(samples.targets) or "none"
@@ -117,11 +138,17 @@ def _choose(
             f"The head answers target {head.target!r}; the source has: {known}.",
             "Give the labels with --labels FILE, or name their column with --label-column.",
         )
-    values, labelled = _in_codes_of(head, target)
+    target = _of_the_kind(head, target)
     for name in [split] if split else ["test", "val", "train"]:
-        rows = np.flatnonzero(labelled & (samples.split == name))
+        rows = np.flatnonzero(target.labelled & (samples.split == name))
         if len(rows):
-            return name, rows, values[rows]
+            values, known, unknown = _in_codes_of(head, target.take(rows))
+            if not known.any():
+                raise ArtifactError(
+                    f"The head knows none of the classes of the {name} split: {_listed(unknown)}.",
+                    f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
+                )
+            return _Asked(name, rows[known], values[known], unknown)
     found = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
     raise BottleneckError(
         f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {found}.",
@@ -129,35 +156,46 @@ def _choose(
     )
 
 
-def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray]:
-    """The target's values in the head's class codes, and which samples are labelled."""
+def _of_the_kind(head: HeadArtifact, target: Target) -> Target:
+    """The target, as numbers where the head answers with numbers; ArtifactError where it is another kind."""
     if head.target_kind == "regression" and target.kind == "class":
         target = target.as_numbers()
     if target.kind != head.target_kind:
         raise ArtifactError(
             f"The head answers a {head.target_kind} target; {target.name!r} is a {target.kind} one here."
         )
+    return target
+
+
+def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """What labelled samples say, as the head would say it.
+
+    Returns
+    -------
+    values : (n,) codes, (n, L) labels or (n,) numbers
+    known : (n,) which of them the head can be held against
+    unknown : how many samples have each class that it does not know
+    """
+    everywhere = np.ones(len(target.values), bool)
     if target.kind == "regression":
-        return target.values, target.labelled
+        return target.values, everywhere, {}
     code_of = {name: code for code, name in enumerate(head.class_names)}
-    present = (
-        np.unique(target.values[target.labelled])
-        if target.kind == "class"
-        else range(len(target.class_names))
-    )
-    strange = [target.class_names[code] for code in present if target.class_names[code] not in code_of]
-    if strange:
-        shown = ", ".join(map(repr, strange[:5])) + (" …" if len(strange) > 5 else "")
-        raise ArtifactError(
-            f"The source has {len(strange)} classes that the head does not know: {shown}.",
-            f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
-        )
-    if target.kind == "multilabel":
-        values = np.zeros((len(target.values), len(head.class_names)), np.uint8)
-        values[:, [code_of[name] for name in target.class_names]] = target.values
-        return values, target.labelled
-    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names] + [UNLABELLED])
-    return codes[target.values], target.labelled  # −1, unlabelled, finds the last entry
+    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names], np.int64)
+    if target.kind == "class":
+        values = codes[target.values]
+        known, carried = values != UNLABELLED, np.bincount(target.values, minlength=len(codes))
+    else:
+        values, here = np.zeros((len(everywhere), len(head.class_names)), np.uint8), codes != UNLABELLED
+        values[:, codes[here]] = target.values[:, here]
+        known, carried = everywhere & here.any(), (target.values == 1).sum(axis=0)
+    counts = zip(target.class_names, codes, carried.tolist(), strict=True)
+    return values, known, {name: n for name, code, n in counts if code == UNLABELLED and n}
+
+
+def _listed(unknown: dict[str, int]) -> str:
+    """The commonest classes with their counts."""
+    names = sorted(unknown, key=unknown.get, reverse=True)
+    return ", ".join(f"{name!r} ({unknown[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _from_cache(
@@ -185,9 +223,8 @@ def _from_cache(
         for block in blocks:
             scores.append(head.probabilities(block))
             advance(len(block))
-    samples = cache.samples.take(rows)
-    images = cache.images.key[samples.image[:, 0]]
-    return _Scored(samples, images, np.concatenate(scores), {}), np.arange(len(rows))
+    images = cache.images.key[cache.samples.image[rows, 0]]
+    return _Scored(images, np.concatenate(scores), {}), np.arange(len(rows))
 
 
 def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
@@ -207,12 +244,12 @@ def _from_images(
     """Scores of the samples `rows`, and which of them have one."""
     chosen = _only(source, rows)
     outputs = classifier.outputs(chosen, progress)
-    head, samples = classifier.head, chosen.samples.take(outputs.rows)
-    images = [chosen.images[image] for image in samples.image[:, 0]]
+    head = classifier.head
+    images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
     if not len(outputs.rows):
-        return _Scored(samples, images, np.zeros(0), outputs.failed), outputs.rows
+        return _Scored(images, np.zeros(0), outputs.failed), outputs.rows
     scores = apply_link(outputs.decisions, head.link, head.temperature)
-    return _Scored(samples, images, scores, outputs.failed), outputs.rows
+    return _Scored(images, scores, outputs.failed), outputs.rows
 
 
 def _only(source: Source, rows: np.ndarray) -> Source:
@@ -223,13 +260,18 @@ def _only(source: Source, rows: np.ndarray) -> Source:
     return replace(source, images=tuple(source.images[i] for i in needed), samples=samples)
 
 
-def _notes(head: HeadArtifact, split: str) -> list[str]:
+def _notes(head: HeadArtifact, asked: _Asked) -> list[str]:
     """What a reader has to know to take the figures for what they are."""
+    notes, split = [], asked.split
+    if asked.unknown:
+        several = head.target_kind == "multilabel"
+        what, out = ("Labels", "left out") if several else ("Classes", "left out with their samples")
+        notes.append(f"{what} that the head does not know were {out}: {_listed(asked.unknown)}.")
     if split == "train":
-        return ["The head was fitted on the train split: these figures say nothing of new images."]
-    if split in head.settings.get("chosen_on", ()):
-        return [f"The {split} split was used to choose this model: expect a little less on new images."]
-    return []
+        notes.append("The head was fitted on the train split: these figures say nothing of new images.")
+    elif split in head.settings.get("chosen_on", ()):
+        notes.append(f"The {split} split was used to choose this model: expect a little less on new images.")
+    return notes
 
 
 def _write_errors(path: str | Path, scored: _Scored, values: np.ndarray, head: HeadArtifact) -> None:

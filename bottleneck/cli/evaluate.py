@@ -41,7 +41,10 @@ MEASURES = (
 @reading_options
 @shows_results
 def command(terminal: Terminal, model: str, source: str, confusion: str | None, **options: object) -> None:
-    """Measure MODEL, a head or a model file, on SOURCE: a feature cache, or images with labels."""
+    """Measure MODEL, a head or a model file, on SOURCE: a feature cache, or images with labels.
+
+    Classes that MODEL does not know are left out, and counted.
+    """
     from bottleneck.evaluation import evaluate
 
     result = evaluate(model, source, progress=terminal.progress, **options)

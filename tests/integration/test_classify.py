@@ -30,6 +30,66 @@ def test_evaluate_gives_the_same_on_cache_and_images(fitted, run):
     assert on_cache["classes"] == ["ants", "bees", "개미 🐜"]
 
 
+def write_labels(cache, path, renamed):
+    """The cache's labels as a file; `renamed` takes whether a sample is in val, and the name of its class."""
+    with FeatureCache(cache) as opened:
+        target = opened.samples.targets["label"]
+        names = [target.class_names[code] for code in target.values]
+        in_val = (opened.samples.split == "val").tolist()
+        keys = opened.samples.key
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("image", "label"), *zip(keys, map(renamed, in_val, names), strict=True)])
+    return path
+
+
+def test_samples_of_an_unknown_class_are_left_out_and_counted(fitted, tmp_path, run):
+    labels = write_labels(
+        fitted.cache, tmp_path / "l.csv", lambda val, name: "wasps" if name == "bees" else name
+    )
+    whole = run("evaluate", fitted.head, fitted.cache, "--json").json
+    found = run("evaluate", fitted.head, fitted.cache, "--labels", labels, "--json").json
+    assert whole["unknown_classes"] == {}
+    assert found["unknown_classes"] == {"wasps": 3}
+    assert found["n"] == whole["n"] - 3
+    assert found["confusion"][0] == whole["confusion"][0]
+    assert found["confusion"][1] == [0, 0, 0]
+    shown = run("evaluate", fitted.head, fitted.cache, "--labels", labels)
+    assert "does not know were left out with their samples: 'wasps' (3)" in shown.out
+
+
+def test_a_folder_of_an_unknown_class_is_left_out(fitted, tmp_path, run):
+    source = shutil.copytree(fitted.source, tmp_path / "photos")
+    (source / "bees").rename(source / "wasps")
+    found = run("evaluate", fitted.head, source, "--json").json
+    assert found["unknown_classes"] == {"wasps": 10}
+    assert found["n"] == 20
+
+
+def test_a_split_of_unknown_classes_alone_is_refused(fitted, tmp_path, run):
+    labels = write_labels(fitted.cache, tmp_path / "l.csv", lambda val, name: f"new {name}" if val else name)
+    result = run("evaluate", fitted.head, fitted.cache, "--labels", labels)
+    assert result.code == 1
+    assert "knows none of the classes of the val split: 'new ants' (3)" in " ".join(result.err.split())
+    assert run("evaluate", fitted.head, fitted.cache, "--labels", labels, "--split", "train").code == 0
+
+
+def test_an_unknown_label_among_several_costs_no_sample(fitted, tmp_path, run):
+    with FeatureCache(fitted.cache) as cache:
+        keys = sorted(cache.images.key)
+    said = [["warm"], ["warm", "wet"], []]
+    for name, more in (("fit", []), ("measured", ["windy"])):
+        lines = [json.dumps({"image": key, "weather": said[i % 3] + more}) for i, key in enumerate(keys)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    head = fit_heads(fitted.cache, labels=tmp_path / "fit.jsonl", output=tmp_path / "heads").heads[0]["path"]
+    before, after = (
+        run("evaluate", head, fitted.cache, "--labels", tmp_path / f"{name}.jsonl", "--json").json
+        for name in ("fit", "measured")
+    )
+    assert after["unknown_classes"] == {"windy": after["n"]}
+    assert after["exact_match"] == before["exact_match"]
+    assert after["n"] == before["n"]
+
+
 def test_evaluate_lists_the_misclassified(fitted, tmp_path, run):
     result = run(
         "evaluate", fitted.head, fitted.cache, "--split", "train", "--errors", tmp_path / "e.csv", "--json"
