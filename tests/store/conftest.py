@@ -14,3 +14,17 @@ def _no_sync(request, monkeypatch):
     if request.module.__name__.rpartition(".")[2] != "test_faults":
         monkeypatch.setattr("bottleneck.store.files.sync", lambda descriptor: None)
         monkeypatch.setattr("bottleneck.store.log.sync", lambda descriptor: None)
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Where a test's cache is to be."""
+    return tmp_path / "cache.h5"
+
+
+@pytest.fixture
+def world():
+    """Images to extract, a copy and a failure among them."""
+    from tests.store.world import world_of
+
+    return world_of(9)

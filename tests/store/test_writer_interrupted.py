@@ -1,0 +1,136 @@
+"""A run that ends early loses nothing that it computed, and neither do those who read meanwhile."""
+
+import os
+
+import pytest
+
+from bottleneck.errors import CacheError
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.writer import CacheWriter
+from tests.store.world import MAP, ROOT, SPEC, A, B, content, digest_of, row_of
+
+
+def test_an_interrupted_run_goes_on_where_its_last_commit_was(path, world, monkeypatch):
+    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 2)
+    with CacheWriter(path, SPEC, [A, MAP], ROOT) as writer:
+        world.feed(writer, stop_after=7)
+    done = set(world.computed)
+    world.computed.clear()
+    world.extract(path, [A, MAP])
+    assert done
+    assert not done & set(world.computed)
+    assert content(path) == world.expected([A, MAP])
+
+
+def test_rows_stay_in_parts_where_asked_and_are_consolidated_later(path, world):
+    world.extract(path, [A, MAP], consolidate=False)
+    assert not path.exists()
+    assert content(path) == world.expected([A, MAP])
+    log = (path.parent / "cache.h5.parts" / "log").read_bytes()
+    assert world.extract(path, [A, MAP], consolidate=False).computed == 0
+    assert (path.parent / "cache.h5.parts" / "log").read_bytes() == log
+    world.put("c/new.jpg", b"new")
+    assert world.extract(path, [A, MAP], consolidate=False).computed == 1
+    assert content(path) == world.expected([A, MAP])
+    assert world.extract(path, [A]).computed == 0
+    assert content(path) == world.expected([A])
+    assert not (path.parent / "cache.h5.parts").exists()
+
+
+def test_a_reader_goes_on_reading_what_it_opened(path, world):
+    world.extract(path, [A, MAP])
+    before = content(path)
+    with FeatureCache(path) as cache:
+        del world.files["a/0003.jpg"]
+        world.put("a/0000.jpg", b"changed", 99)
+        world.extract(path, [A, B, MAP])
+        assert cache.features(A.name).read(0, 99).tobytes() == before[A.name]
+        assert cache.features(MAP.name).read(0, 99).tobytes() == before[MAP.name]
+        assert B.name not in cache.nodes
+    assert content(path) == world.expected([A, B, MAP])
+
+
+def test_the_old_main_file_beside_the_new_map_lacks_no_row(path, world, monkeypatch):
+    """A reader may open the two between the two renames; so may a run that follows a kill there."""
+    world.extract(path, [A, MAP])
+    before = content(path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bottleneck.store.consolidate.write_main", stop)
+    del world.files["a/0003.jpg"]
+    world.put("c/new.jpg", b"new")
+    with pytest.raises(KeyboardInterrupt):
+        world.extract(path, [A, MAP])
+    assert content(path) == before
+    monkeypatch.undo()
+    world.computed.clear()
+    world.extract(path, [A, MAP])
+    assert world.computed == []
+    assert content(path) == world.expected([A, MAP])
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
+def test_whatever_ends_a_run_keeps_the_rows_computed(path, world, error):
+    def end_early():
+        with CacheWriter(path, SPEC, [A], ROOT) as writer:
+            world.feed(writer)
+            raise error
+
+    with pytest.raises(error):
+        end_early()
+    world.computed.clear()
+    world.extract(path)
+    assert world.computed == []
+
+
+def test_a_run_that_only_planned_leaves_nothing(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        writer.fail("absent.jpg", "There is no such file.")
+        writer.plan(world.keys, [world.stat(key) for key in world.keys])
+    assert os.listdir(path.parent) == ["cache.h5.lock"]
+
+
+def test_a_second_writer_is_told_who_the_first_is(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT):
+        with pytest.raises(CacheError, match=f"process {os.getpid()}.* is at work") as caught:
+            CacheWriter(path, SPEC, [A], ROOT)
+        assert caught.value.hint
+    world.extract(path)
+
+
+def test_a_lock_file_that_nobody_holds_is_no_obstacle(path, world):
+    (path.parent / "cache.h5.lock").write_text("4711")
+    assert world.extract(path).images == 11
+
+
+def test_a_reader_of_parts_that_finish_meanwhile_reads_the_finished_file(path, world, monkeypatch):
+    world.extract(path, [A], consolidate=False)
+    expected = world.expected([A])
+
+    def finish(folder):
+        monkeypatch.undo()
+        world.extract(path, [A])
+        raise CacheError("The parts are gone.")
+
+    monkeypatch.setattr("bottleneck.store.reader.read_state", finish)
+    assert content(path) == expected
+    assert path.exists()
+
+
+def test_the_parts_folder_itself_can_be_read(path, world, monkeypatch):
+    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 3)
+    world.extract(path, [A])
+    before = content(path)
+    world.put("c/new.jpg", b"new")
+    world.put("c/bad.jpg", b"bad too")
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+    assert content(path) == before  # the finished file stands first
+    with FeatureCache(path.with_name("cache.h5.parts")) as cache:
+        assert not cache.finished
+        assert list(cache.images.key) == ["c/new.jpg"]
+        assert len(cache.samples) == 0
+        assert list(cache.failures) == ["c/bad.jpg"]
+        assert (cache.features(A.name).read(0, 1)[0] == row_of(digest_of(b"new"), A)).all()
