@@ -10,7 +10,6 @@ Shapes: I images, B images of a batch, V views.
 
 from __future__ import annotations
 
-import inspect
 import re
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.samples import Source, read_source, reading_options
 from bottleneck.errors import ImageError
 from bottleneck.progress import Progress, silent
 from bottleneck.request import DEFAULT_BACKBONE, ExtractConfig, Request
@@ -30,7 +29,6 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
 from bottleneck.trunk import Batch, EngineConfig
 
-READING = frozenset(inspect.signature(read_source).parameters) - {"source", "seed"}
 ENGINE_FIELDS = frozenset(field.name for field in fields(EngineConfig))
 
 
@@ -182,7 +180,7 @@ def survey(source: str | Path | Source, cache: str | Path | None = None, **optio
 
 def _read_options(source: str | Path | Source, options: dict[str, Any]) -> tuple[Source, ExtractConfig]:
     """Sort keyword arguments into those of the source, the engine and the extraction."""
-    reading = {name: options.pop(name) for name in READING & options.keys()}
+    reading = reading_options(options, besides=("seed",))
     running = {name: options.pop(name) for name in ENGINE_FIELDS & options.keys()}
     seed = options.get("seed")
     config = ExtractConfig(**options, engine=EngineConfig(**running))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import json
 import tempfile
@@ -13,13 +12,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bottleneck.data.samples import Source, read_source, read_sources
+from bottleneck.data.samples import Source, read_sources, reading_options
 from bottleneck.errors import BottleneckError
 from bottleneck.heads.artifact import write_whole
 from bottleneck.model import Classifier, load_model
 from bottleneck.progress import Progress, silent
 
-READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
 FORMATS = (".csv", ".jsonl", ".parquet")
 
 
@@ -59,7 +57,7 @@ def predict(
     """
     if output is not None:
         _require_writable(Path(output))
-    reading = {name: options.pop(name) for name in READING & options.keys()}
+    reading = reading_options(options)
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
     opened = read_sources(*sources, **reading)

@@ -8,8 +8,9 @@ Shapes: I images, S samples.
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -62,6 +63,13 @@ class Source:
     def stat(self, key: str) -> Stat:
         """Size in bytes and time of last change in ns. Raises ImageError or OSError."""
         return self._files(key).stat(key)
+
+    def take(self, rows: np.ndarray) -> Source:
+        """The source cut to the samples `rows` (indices or a mask) and their images; `absent` stays."""
+        samples = self.samples.take(rows)
+        needed, image = np.unique(samples.image, return_inverse=True)
+        samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
+        return replace(self, images=tuple(self.images[i] for i in needed), samples=samples)
 
     def _files(self, key: str) -> Files:
         """A manifest may name images by URL, wherever it lies itself."""
@@ -117,6 +125,14 @@ def read_source(
     samples = replace(found.samples, split=set_aside(found.samples, val_fraction, test_fraction, seed))
     found = replace(found, samples=samples)
     return found if limit is None else _limited(found, limit)
+
+
+READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
+
+
+def reading_options(options: dict[str, Any], besides: Collection[str] = ()) -> dict[str, Any]:
+    """Take the keyword arguments of `read_source` out of `options`, but for those named in `besides`."""
+    return {name: options.pop(name) for name in READING.difference(besides) & options.keys()}
 
 
 def read_sources(*named: str | os.PathLike | Source, **reading: Any) -> list[Source]:
@@ -280,7 +296,7 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
 
 
 def _limited(source: Source, limit: int) -> Source:
-    """Keep `limit` samples and the images that they need."""
+    """Keep `limit` samples."""
     if limit < 1:
         raise SourceError(f"--limit is {limit}; expected 1 or more.")
     samples = source.samples
@@ -289,7 +305,4 @@ def _limited(source: Source, limit: int) -> Source:
         return source
     rank = np.argsort(np.argsort(samples.key))
     order = np.lexsort((rank, strata(samples), samples.split.astype(str)))
-    samples = samples.take(np.sort(order[np.arange(limit) * S // limit]))
-    kept, image = np.unique(samples.image, return_inverse=True)
-    samples = replace(samples, image=image.reshape(samples.image.shape))
-    return replace(source, images=tuple(source.images[row] for row in kept), samples=samples)
+    return source.take(np.sort(order[np.arange(limit) * S // limit]))

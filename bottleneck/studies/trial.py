@@ -69,16 +69,10 @@ def trial_source(cache: FeatureCache, target: str, budget: int, seed: int = 0) -
     table = replace(table, targets={target: table.targets[target]})
     if not (table.split == "val").any():
         table = replace(table, split=set_aside(table, VAL_FRACTION, seed=seed))
-    rows = [
-        chosen
-        for split, share in SHARES.items()
-        for chosen in [_spread(table, target, split, round(share * budget), seed)]
-    ]
-    table = table.take(np.sort(np.concatenate(rows)))
-    require_images(replace(whole, samples=table), slice(None), "Advice looks at images", cache.path)
-    used = np.unique(table.image)
-    images = tuple(whole.images[i] for i in used)
-    return replace(whole, images=images, samples=replace(table, image=np.searchsorted(used, table.image)))
+    rows = [_spread(table, target, split, round(share * budget), seed) for split, share in SHARES.items()]
+    source = replace(whole, samples=table).take(np.sort(np.concatenate(rows)))
+    require_images(source, slice(None), "Advice looks at images", cache.path)
+    return source
 
 
 def _spread(table: SampleTable, target: str, split: str, count: int, seed: int) -> np.ndarray:

@@ -26,9 +26,8 @@ from bottleneck.backbones.backbone import BOTTLENECK, Backbone
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.samples import Source, read_source, reading_options
 from bottleneck.errors import FitError
-from bottleneck.extraction import READING
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
@@ -97,7 +96,7 @@ def scratch(
         No labels, no val possible, one class only.
     """
     started = time.perf_counter()
-    reading = {name: options.pop(name) for name in READING - {"val_fraction"} & options.keys()}
+    reading = reading_options(options, besides=("seed", "val_fraction"))
     epochs, run = options.get("epochs"), run_config(options, DEFAULTS)
     config = ScratchConfig(**{k: v for k, v in options.items() if v is not None}, run=run)
     if not isinstance(source, Source):
