@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,9 @@ class Curves:
         """1 for every val image that is right, else 0."""
         return self._hits.get((kind, 0 if kind in BASES else n, share), {})
 
-    def accuracies(self, kind: str, n: int, share: float = 1.0) -> list[float]:
+    def accuracies(self, kind: str, n: int) -> list[float]:
         """One a seed."""
-        return [float(each.mean()) for _, each in sorted(self.hits(kind, n, share).items())]
+        return [float(each.mean()) for _, each in sorted(self.hits(kind, n).items())]
 
     def difference(self, name: str, n: int, share: float = 1.0) -> Outcomes:
         """One of `DIFFERENCES` at n, of the seeds that have both. The share is of the minuend's source."""
@@ -153,35 +154,28 @@ def find_effects(curves: Curves) -> list[Effect]:
     middle = [n for n in depths if depths[0] < n < depths[-1]] or depths
     top = depths[-1]
     upper = depths[len(depths) // 2 :]
+    mean = partial(_mean_effect, curves)
     effects = [
-        _mean_effect(
-            curves, "co-adaptation", "Frozen selffer layers lose accuracy in the middle", "base-BnB", middle
-        ),
+        mean("base-BnB", middle, "co-adaptation", "Frozen selffer layers lose accuracy in the middle"),
         _recovery(curves, middle, top),
-        _mean_effect(curves, "fine-tuned selffer", "Fine-tuning brings the selffer back", "BnB+-BnB", middle),
-        _mean_effect(
-            curves, "specificity", "Transferred frozen layers lose more, the higher", "BnB-AnB", upper
-        ),
-        _mean_effect(
-            curves, "gain", "Transfer with fine-tuning beats training on B alone", "AnB+-base", depths
-        ),
-        _mean_effect(
-            curves, "second training", "A second training on B alone beats one", "BnB+-base", depths
-        ),
-        _mean_effect(
-            curves,
-            "gain over selffer",
-            "Transfer with fine-tuning beats as long a training on B",
+        mean("BnB+-BnB", middle, "fine-tuned selffer", "Fine-tuning brings the selffer back"),
+        mean("BnB-AnB", upper, "specificity", "Transferred frozen layers lose more, the higher"),
+        mean("AnB+-base", depths, "gain", "Transfer with fine-tuning beats training on B alone"),
+        mean("BnB+-base", depths, "second training", "A second training on B alone beats one"),
+        mean(
             "AnB+-BnB+",
             depths,
+            "gain over selffer",
+            "Transfer with fine-tuning beats as long a training on B",
         ),
-        _mean_effect(curves, "learnt filters", "Transferred layers beat random ones", "AnB-random", depths),
+        mean("AnB-random", depths, "learnt filters", "Transferred layers beat random ones"),
         _dependence_on_size(curves, top),
     ]
     return [effect for effect in effects if effect is not None]
 
 
-def _mean_effect(curves: Curves, key: str, finding: str, name: str, depths: Sequence[int]) -> Effect | None:
+def _mean_effect(curves: Curves, name: str, depths: Sequence[int], key: str, finding: str) -> Effect | None:
+    """A difference as a mean over `depths`."""
     outcomes = _mean([curves.difference(name, n) for n in depths])
     if not outcomes:
         return None
