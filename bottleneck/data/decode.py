@@ -8,6 +8,7 @@ Shapes: H, W height and width, C channels.
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from PIL import (  # noqa: F401  (opening a format whose plugin is not loaded would load all that Pillow has)
@@ -76,13 +77,10 @@ class EncodedImage:
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data = data
-        self._header = _read_header(data)
+        self._header = _read_header(data, max_pixels)
         width, height = self._header.size
         if width * height > max_pixels:
-            raise ImageError(
-                f"has {width} × {height} = {width * height / 1e6:.0f} megapixels; "
-                f"the limit is {max_pixels / 1e6:.0f}"
-            )
+            raise _too_large(f"{width} × {height} = {width * height:,} pixels", max_pixels)
         if self._header.info.get("progressive"):  # elsewhere, time is bound by the file's length
             scans = data.count(b"\xff\xda")
             if scans * width * height > MAX_SCANNED:
@@ -123,8 +121,8 @@ class EncodedImage:
             return 1
 
 
-def _read_header(data: bytes) -> Image.Image:
-    """Open an image without decoding any pixel."""
+def _read_header(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image, decoding no pixel. Beyond a bound of its own, Pillow tells the size in words alone."""
     if not data:
         raise ImageError("is empty (0 bytes)")
     with parsing("cannot be opened"):
@@ -133,3 +131,11 @@ def _read_header(data: bytes) -> Image.Image:
         except Image.UnidentifiedImageError:
             start, formats = bytes(data[:8]), ", ".join(FORMATS)
             raise ImageError(f"is damaged or none of {formats} (it begins with {start!r})") from None
+        except Image.DecompressionBombError as error:
+            pixels = re.search(r"\((\d+) pixels\)", str(error))
+            size = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
+            raise _too_large(size, min(max_pixels, 2 * Image.MAX_IMAGE_PIXELS)) from None
+
+
+def _too_large(size: str, allowed: int) -> ImageError:
+    return ImageError(f"has {size}, and {allowed:,} are allowed: scale it down")
