@@ -24,7 +24,16 @@ from sklearn.utils.validation import (
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.rows import ArrayRows, RowReader, as_rows, block_size, blocks, is_reader, read_checked
+from bottleneck.heads.rows import (
+    ArrayRows,
+    RowReader,
+    as_rows,
+    block_size,
+    blocks,
+    is_reader,
+    read_checked,
+    without_torch,
+)
 
 DTYPES = (np.float32, np.float64, np.float16)  # kept as they come; others become the first
 
@@ -98,7 +107,7 @@ class ClassHead(ClassifierMixin, BaseEstimator):
     def _rows(self, X: Any, reset: bool, least: int = 1) -> RowReader:
         """X as rows (n, D), checked as scikit-learn does where it is an array; a reader as it is read."""
         if not is_reader(X):
-            X = X.detach().cpu().numpy() if hasattr(X, "detach") else X
+            X = without_torch(X)
             return ArrayRows(validate_data(self, X, reset=reset, dtype=DTYPES, ensure_min_samples=least))
         rows = as_rows(X)
         if reset:

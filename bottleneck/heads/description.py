@@ -1,10 +1,5 @@
 """What a head file may say of itself, checked before any of its arrays is read: it may be a stranger's.
 
-    form    arrays
-    linear  coef (C, D), intercept (C,)
-    mlp     coef (H, D), intercept (H,), coef2 (C, H), intercept2 (C,)
-    knn     features (n, D), answers (n, C)
-
 Shapes: n samples, D features, H hidden units, C classes or labels.
 """
 
@@ -19,7 +14,7 @@ from bottleneck.errors import ArtifactError
 FORMAT, FORMAT_VERSION = "bottleneck-head", 1
 MAX_DESCRIPTION = 64 << 20  # bytes of JSON
 LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
-AXES = {
+AXES = {  # of the arrays of each form, as `artifact` describes them
     "linear": {"coef": "CD", "intercept": "C"},
     "mlp": {"coef": "HD", "intercept": "H", "coef2": "CH", "intercept2": "C"},
     "knn": {"features": "nD", "answers": "nC"},

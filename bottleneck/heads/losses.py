@@ -44,10 +44,15 @@ def _softmax(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
 
 
 def _sigmoid(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
-    """With the sign that makes the true class negative, both loss and residual keep their digits."""
+    """With the sign that makes the true class negative, both loss and residual keep their digits.
+
+    The loss log(1 + exp z) is max(z, 0) + log(1 + e), e = exp −|z|, and log(1 + e) = 2 artanh(e / (2 + e)):
+    torch's log1p takes 4 times as long on a CPU.
+    """
     sign = 1 - 2 * codes.to(logits.dtype)
     logits *= sign
-    loss = torch.logaddexp(logits, torch.zeros_like(logits))
+    e = logits.abs().neg_().exp_()
+    loss = torch.atanh(e / (2 + e)).mul_(2).add_(logits.clamp(min=0))
     logits.sigmoid_().mul_(sign).mul_(weights)
     return loss
 

@@ -26,6 +26,7 @@ from bottleneck.heads.rows import (
     is_double,
     is_reader,
     linear_outputs,
+    without_torch,
 )
 from bottleneck.heads.select import AUTO_C, grid_of
 from bottleneck.heads.sweep import DEFAULT_MEMORY
@@ -129,9 +130,8 @@ class RidgeRegressionHead(RegressorMixin, BaseEstimator):
             rows, values = as_rows(X), np.asarray(y, np.float64)
             self.n_features_in_ = rows.shape[1]
         else:
-            X = X.detach().cpu().numpy() if hasattr(X, "detach") else X
             X, values = validate_data(
-                self, X, y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True
+                self, without_torch(X), y, dtype=(np.float64, np.float32), multi_output=True, y_numeric=True
             )
             rows = ArrayRows(X)
         answers = values.astype(np.float64).reshape(len(values), -1)
@@ -146,8 +146,8 @@ class RidgeRegressionHead(RegressorMixin, BaseEstimator):
         if is_reader(X):
             rows = as_rows(X)
         else:
-            X = X.detach().cpu().numpy() if hasattr(X, "detach") else X
-            rows = ArrayRows(validate_data(self, X, reset=False, dtype=(np.float64, np.float32)))
+            X = validate_data(self, without_torch(X), reset=False, dtype=(np.float64, np.float32))
+            rows = ArrayRows(X)
         outputs = linear_outputs(rows, np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_))
         return outputs[:, 0] if self.coef_.ndim == 1 else outputs
 

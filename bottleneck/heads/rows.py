@@ -61,9 +61,12 @@ def as_rows(X: Any) -> RowReader:
     """A reader of (n, D) rows for an array, a tensor, or a reader of rows or of views (n, V, D)."""
     if is_reader(X):
         return ViewRows(X) if len(X.shape) == 3 else X
-    if hasattr(X, "detach"):
-        X = X.detach().cpu().numpy()
-    return ArrayRows(np.asarray(X))
+    return ArrayRows(np.asarray(without_torch(X)))
+
+
+def without_torch(X: Any) -> Any:
+    """A tensor as an array; anything else as it is."""
+    return X.detach().cpu().numpy() if hasattr(X, "detach") else X
 
 
 def is_double(rows: RowReader) -> bool:

@@ -83,8 +83,7 @@ def solve_path(
     tol : as of `descent.Descent`. memory : bytes that may be used beside the rows; fewer steps are
     remembered, and smaller blocks kept by the preconditioner, where heads are many.
     """
-    size = sum(group.heads * group.columns for group in groups) * (passes.design.width + 1)
-    steps = int(np.clip(memory / 8 / (3 * 4 * size), LEAST_STEPS, MEMORY))
+    steps = _steps(groups, passes.design, memory)
     shares = [
         _Share(group, heads, *_start(group, heads, passes.design))
         for group in groups
@@ -238,9 +237,15 @@ def refit(
     null, _ = _start(whole, heads, passes.design)
     share = _Share(whole, heads, null, [])
     prec = _preconditioner(passes, whole, start, C, memory)
-    descent = _set_out(share, start, prec, C, (), tol, MEMORY)
+    descent = _set_out(share, start, prec, C, (), tol, _steps([whole], passes.design, memory))
     _descend(passes, [share], [descent])
     return descent.coef, descent.converged
+
+
+def _steps(groups: Sequence[Group], design: Design, memory: int) -> int:
+    """How many steps of all heads can be remembered in an eighth of the memory."""
+    size = sum(group.heads * group.columns for group in groups) * (design.width + 1)
+    return int(np.clip(memory / 8 / (3 * 4 * size), LEAST_STEPS, MEMORY))
 
 
 def _by_group(groups: Sequence[Group], shares: Sequence[_Share], parts: Sequence[Tensor]) -> list[Tensor]:

@@ -74,7 +74,7 @@ def compare(features: Path, peer: Path | None, rounds: int) -> None:
     row("    its cv accuracy", f"{ours['cv_accuracy']:.4f}  {theirs['cv_accuracy']:.4f}", "equal scores")
     exact = child("exact", features)
     row(
-        "    objective above scikit-learn's at tol 1e-8, worst of 6",
+        "    objective above scikit-learn's at tol 1e-8, worst of 7",
         f"{exact['worst']:.1e}",
         f"≤ {EXACT:.0e}",
     )
@@ -200,7 +200,7 @@ def child_classes(path: str) -> dict:
 
 
 def child_exact(path: str) -> dict:
-    """Fold heads and full fits at three C against scikit-learn's optimum on the same standardised rows."""
+    """Two folds' heads at three C, and the refit, against scikit-learn's optimum on the same rows."""
     import bottleneck.heads.sweep as module
 
     x, y = load(path)
@@ -216,12 +216,15 @@ def child_exact(path: str) -> dict:
     asked = question_of(y, FOLDS)
     found = measured_sweep(x, [asked], GRID)[0][0]
     z = ((x - found.standard.mean) / found.standard.scale).astype(np.float32)
-    gaps = []
+    whole = objective(
+        z, y, found.coef * found.standard.scale, found.intercept + found.coef @ found.standard.mean, found.C
+    )
+    gaps = [whole / best_objective(z, y, found.C) - 1]
     for place in (3, 8, 12):
-        for fold in (-1, 2):
+        for fold in (0, 2):
             seen = asked.fold != fold
             best = best_objective(z[seen], y[seen], GRID[place])
-            gaps.append(float(solutions[place].objective[0][fold + 1]) / best - 1)
+            gaps.append(float(solutions[place].objective[0][fold]) / best - 1)
     return {"worst": max(gaps), "gaps": gaps}
 
 
@@ -229,11 +232,14 @@ def best_objective(z: np.ndarray, y: np.ndarray, C: float) -> float:
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(C=C, tol=1e-8, max_iter=20_000).fit(z, y)
-    logits = z.astype(np.float64) @ model.coef_.T.astype(np.float64) + model.intercept_
-    if logits.shape[1] == 1:
-        logits = np.hstack([np.zeros_like(logits), logits])
+    return objective(z, y, model.coef_, model.intercept_, C)
+
+
+def objective(z: np.ndarray, y: np.ndarray, coef: np.ndarray, intercept: np.ndarray, C: float) -> float:
+    """Of a softmax head with a row of coefficients per class, in float64."""
+    logits = z.astype(np.float64) @ coef.T.astype(np.float64) + intercept
     loss = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(y)), y]
-    return C * loss.sum() + 0.5 * np.square(model.coef_, dtype=np.float64).sum()
+    return C * loss.sum() + 0.5 * np.square(coef, dtype=np.float64).sum()
 
 
 def child_peer(path: str) -> dict:
