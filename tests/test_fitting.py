@@ -1,7 +1,6 @@
-"""fit_heads on caches written for the purpose: labels, nodes, kinds, folds, files, and bad input."""
+"""fit_heads on caches written for the purpose: nodes, kinds, folds, files, and what cannot be asked."""
 
 import csv
-import hashlib
 import json
 
 import numpy as np
@@ -13,49 +12,10 @@ from bottleneck.heads.artifact import apply_link, load_head
 from bottleneck.heads.rows import ArrayRows
 from bottleneck.heads.sweep import sweep
 from bottleneck.report.heads import head_curves
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.writer import CacheWriter
+from tests.caches import D, class_target, write_cache
 from tests.heads.problems import features, question
-
-D = 10
-
-
-def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
-    """A cache of rows X (S, D) under node "bottleneck", further nodes {name: rows}, views (S, V, D)."""
-    S = len(X)
-    rows = {"bottleneck": X} | (more or {})
-    keys = [f"그림/{i:03d}.png" for i in range(S)]
-    nodes = [
-        NodeSpec(
-            name,
-            "native" if name == "bottleneck" else "avg",
-            (values.shape[1],),
-            dtype=dtype,
-            views={"count": views.shape[1], "seed": 0} if views is not None else None,
-        )
-        for name, values in rows.items()
-    ]
-    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-    table = SampleTable(
-        key=np.array(keys, object),
-        image=np.arange(S)[:, None],
-        split=np.array(["train"] * S if split is None else split, object),
-        targets={target.name: target for target in targets},
-        group=group,
-    )
-    spec = CacheSpec(backbone={"name": "drawn"}, preprocess={"size": 8})
-    with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
-        writer.plan(keys, [(1, 1)] * S)
-        extra = dict.fromkeys(rows, views) if views is not None else {}
-        writer.add(keys, digests, [1] * S, [1] * S, rows, extra)
-        writer.finish(table)
-    return path
-
-
-def class_target(y, name="label", names=None):
-    return Target(name, "class", np.asarray(y, np.int64), names or tuple(f"c{k}" for k in range(max(y) + 1)))
 
 
 @pytest.fixture(scope="module")
@@ -283,156 +243,40 @@ def test_groups_keep_together(tmp_path):
     assert b["cv_accuracy"] < 0.8
 
 
-class TestLabelsFile:
-    """--labels FILE"""
-
-    @pytest.fixture
-    def cache(self, tmp_path):
-        self.X, self.y = features(90, D, 3)
-        return write_cache(tmp_path / "x.h5", self.X, [class_target(self.y)])
-
-    def write(self, tmp_path, rows, name="labels.csv"):
-        path = tmp_path / name
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-        return path
-
-    def test_labels_join_by_image(self, cache, tmp_path):
-        rows = [("image", "sex", "site")]
-        rows += [(f"./그림/{i:03d}.png", "fm"[int(self.y[i] > 0)], f"s{i % 9}") for i in range(5, 90)]
-        rows.append(("elsewhere.png", "f", "s0"))
-        labels = self.write(tmp_path, rows)
-        result = fit_heads(cache, labels=labels, group="site", C=0.1, output=tmp_path / "heads")
-        (record,) = result.heads
-        assert (record["target"], record["n"]) == ("sex", 85)
-        assert record["cv_accuracy"] > 0.6
-        assert any("1 of 86 rows" in note for note in result.notes)
-        assert any("5 of 90 samples" in note for note in result.notes)
-        with np.load(record["out_of_fold"]) as kept:
-            site = np.arange(5, 90) % 9
-            assert all(len(set(kept["fold"][site == s])) == 1 for s in range(9))
-
-    def test_labels_in_decomposed_letters(self, cache, tmp_path):
-        import unicodedata
-
-        rows = [("sample", "odd")]
-        rows += [(unicodedata.normalize("NFD", f"그림/{i:03d}.png"), f"o{i % 2}") for i in range(90)]
-        labels = self.write(tmp_path, rows)
-        assert fit_heads(cache, labels=labels, C=0.1, output=tmp_path / "heads").heads[0]["n"] == 90
-
-    @pytest.mark.parametrize(
-        ("rows", "message"),
-        [
-            ([("image", "sex"), ("a.png", "f"), ("b.png", "m")], "join to nothing"),
-            ([("name", "sex"), ("그림/000.png", "f")], "expected one of sample, key, image, file_name"),
-            ([("image", "sex"), ("그림/000.png", "f"), ("그림/000.png", "m")], "twice, in rows 1, 2"),
-            ([("image",), ("그림/000.png",)], "no column of labels"),
-        ],
-    )
-    def test_what_cannot_be_joined(self, cache, tmp_path, rows, message):
-        with pytest.raises(FitError, match=message):
-            fit_heads(cache, labels=self.write(tmp_path, rows), output=tmp_path / "heads")
-
-    def test_no_such_file_or_group(self, cache, tmp_path):
-        with pytest.raises(FitError, match="no labels file"):
-            fit_heads(cache, labels=tmp_path / "gone.csv", output=tmp_path)
-        with pytest.raises(FitError, match="column of a labels file"):
-            fit_heads(cache, group="site", output=tmp_path)
-        rows = [("image", "sex"), *((f"그림/{i:03d}.png", "fm"[i % 2]) for i in range(90))]
-        with pytest.raises(FitError, match="no column 'site'"):
-            fit_heads(cache, labels=self.write(tmp_path, rows), group="site", output=tmp_path)
-        with pytest.raises(SourceError, match="no rows"):
-            fit_heads(cache, labels=self.write(tmp_path, [("image", "sex")]), output=tmp_path)
+def test_constant_columns(tmp_path):
+    X, y = features(60, D, 2)
+    X[:, :4] = 7
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)])
+    head = load_head(fit_heads(cache, C=0.1, output=tmp_path / "heads").heads[0]["path"])
+    assert (head.scale[:4] == 1).all()
+    assert (head.coef[:, :4] == 0).all()
 
 
-class TestBadInput:
-    """Named, and solved where it can be."""
+def test_all_columns_constant(tmp_path):
+    X, y = features(60, D, 2)
+    cache = write_cache(tmp_path / "x.h5", np.ones_like(X), [class_target(y)])
+    (record,) = fit_heads(cache, C=0.1, output=tmp_path / "heads").heads
+    assert record["accuracy"]["train"] == pytest.approx(np.bincount(y).max() / 60)
 
-    def fit(self, tmp_path, X, y, **options):
-        cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], **options)
-        return fit_heads(cache, C=0.1, output=tmp_path / "heads")
 
-    def test_one_class(self, tmp_path):
-        X, _ = features(20, D, 2)
-        with pytest.raises(FitError, match="are of one class, 'c0'"):
-            self.fit(tmp_path, X, np.zeros(20, int))
+def test_unknown_names(world, tmp_path):
+    cache, _, _ = world
+    with pytest.raises(FitError, match="no target 'sex'"):
+        fit_heads(cache, targets=["sex"], output=tmp_path)
+    with pytest.raises(CacheError, match=r"no features of node 'blocks\.9'"):
+        fit_heads(cache, nodes=["blocks.9"], output=tmp_path)
+    with pytest.raises(FitError, match="no head 'forest'"):
+        fit_heads(cache, head="forest", output=tmp_path)
+    with pytest.raises(CacheError):
+        fit_heads(tmp_path / "gone.h5", output=tmp_path)
+    with pytest.raises(FitError, match="leave none to measure on"):
+        fit_heads(cache, shots=[500], output=tmp_path)
+    with pytest.raises(FitError, match="cv is 1"):
+        fit_heads(cache, cv=1, output=tmp_path)
 
-    def test_fewer_samples_than_folds(self, tmp_path):
-        X, y = features(4, D, 2)
-        y[:] = [0, 1, 0, 1]
-        result = self.fit(tmp_path, X, y)
-        assert any("too few samples for 5 folds: 2 were used" in note for note in result.notes)
-        assert result.heads[0]["cv_accuracy"] is not None
 
-    def test_a_rare_class(self, tmp_path):
-        X, y = features(60, D, 2)
-        y[0] = 2
-        result = self.fit(tmp_path, X, y)
-        assert any("'c2' with fewer than 5 training samples" in note for note in result.notes)
-        assert result.heads[0]["n"] == 60
-
-    def test_a_group_in_one_class_only(self, tmp_path):
-        X, y = features(60, D, 3)
-        group = np.array([f"g{i % 10}" for i in range(60)], object)
-        group[y == 2] = "lone"
-        result = self.fit(tmp_path, X, y, group=group)
-        assert any("all samples of 'c2' are of one group" in note for note in result.notes)
-
-    def test_one_group(self, tmp_path):
-        X, y = features(30, D, 2)
-        result = self.fit(tmp_path, X, y, group=np.full(30, "all", object))
-        (record,) = result.heads
-        assert record["cv_accuracy"] is None
-        assert record["out_of_fold"] is None
-        assert any("one group only" in note for note in result.notes)
-
-    def test_one_class_in_a_fold(self, tmp_path):
-        X, y = features(30, D, 2)
-        y[:] = 0
-        y[3] = 1
-        result = self.fit(tmp_path, X, y)
-        assert any("one class only when fold" in note for note in result.notes)
-        assert load_head(result.heads[0]["path"]).predict(X)[3] in (0, 1)
-
-    def test_constant_columns(self, tmp_path):
-        X, y = features(60, D, 2)
-        X[:, :4] = 7
-        head = load_head(self.fit(tmp_path, X, y).heads[0]["path"])
-        assert (head.scale[:4] == 1).all()
-        assert (head.coef[:, :4] == 0).all()
-
-    def test_all_columns_constant(self, tmp_path):
-        X, y = features(60, D, 2)
-        (record,) = self.fit(tmp_path, np.ones_like(X), y).heads
-        assert record["accuracy"]["train"] == pytest.approx(np.bincount(y).max() / 60)
-
-    def test_no_training_samples(self, tmp_path):
-        X, y = features(20, D, 2)
-        with pytest.raises(FitError, match="no sample in the train split"):
-            self.fit(tmp_path, X, y, split=["test"] * 20)
-
-    def test_no_labels(self, tmp_path):
-        X, _ = features(20, D, 2)
-        with pytest.raises(FitError, match="holds no labels"):
-            fit_heads(write_cache(tmp_path / "x.h5", X, []), output=tmp_path)
-
-    def test_unknown_names(self, world, tmp_path):
-        cache, _, _ = world
-        with pytest.raises(FitError, match="no target 'sex'"):
-            fit_heads(cache, targets=["sex"], output=tmp_path)
-        with pytest.raises(CacheError, match=r"no features of node 'blocks\.9'"):
-            fit_heads(cache, nodes=["blocks.9"], output=tmp_path)
-        with pytest.raises(FitError, match="no head 'forest'"):
-            fit_heads(cache, head="forest", output=tmp_path)
-        with pytest.raises(CacheError):
-            fit_heads(tmp_path / "gone.h5", output=tmp_path)
-        with pytest.raises(FitError, match="leave none to measure on"):
-            fit_heads(cache, shots=[500], output=tmp_path)
-        with pytest.raises(FitError, match="cv is 1"):
-            fit_heads(cache, cv=1, output=tmp_path)
-
-    def test_a_kind_that_answers_classes_only(self, tmp_path):
-        X, _ = features(20, D, 2)
-        cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
-        with pytest.raises(FitError, match="knn head answers class targets"):
-            fit_heads(cache, head="knn", output=tmp_path)
+def test_a_kind_that_answers_classes_only(tmp_path):
+    X, _ = features(20, D, 2)
+    cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
+    with pytest.raises(FitError, match="knn head answers class targets"):
+        fit_heads(cache, head="knn", output=tmp_path)

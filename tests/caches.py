@@ -1,0 +1,47 @@
+"""Caches of rows drawn at random, written for the tests of what is fitted on them."""
+
+import hashlib
+
+import numpy as np
+
+from bottleneck.samples import SampleTable, Target
+from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.writer import CacheWriter
+
+D = 10
+
+
+def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
+    """A cache of rows X (S, D) under node "bottleneck", further nodes {name: rows}, views (S, V, D)."""
+    S = len(X)
+    rows = {"bottleneck": X} | (more or {})
+    keys = [f"그림/{i:03d}.png" for i in range(S)]
+    nodes = [
+        NodeSpec(
+            name,
+            "native" if name == "bottleneck" else "avg",
+            (values.shape[1],),
+            dtype=dtype,
+            views={"count": views.shape[1], "seed": 0} if views is not None else None,
+        )
+        for name, values in rows.items()
+    ]
+    digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+    table = SampleTable(
+        key=np.array(keys, object),
+        image=np.arange(S)[:, None],
+        split=np.array(["train"] * S if split is None else split, object),
+        targets={target.name: target for target in targets},
+        group=group,
+    )
+    spec = CacheSpec(backbone={"name": "drawn"}, preprocess={"size": 8})
+    with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
+        writer.plan(keys, [(1, 1)] * S)
+        extra = dict.fromkeys(rows, views) if views is not None else {}
+        writer.add(keys, digests, [1] * S, [1] * S, rows, extra)
+        writer.finish(table)
+    return path
+
+
+def class_target(y, name="label", names=None):
+    return Target(name, "class", np.asarray(y, np.int64), names or tuple(f"c{k}" for k in range(max(y) + 1)))
