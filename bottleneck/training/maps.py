@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,11 +19,14 @@ from bottleneck.extraction import extract
 from bottleneck.origin import require_images, source_of
 from bottleneck.progress import Progress, silent
 from bottleneck.request import ExtractConfig, Request
+from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.files import readable
 from bottleneck.store.layout import companion_path
+from bottleneck.store.lock import locked
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.cost import duration
 
+REPLACED = ".replaced"  # ends the name of a map while the one that is to replace it is being made
 TRIED = 16  # images on which the speed is measured
 
 
@@ -63,8 +66,9 @@ def ensure_map(
     Raises
     ------
     CacheError
-        The images that the cache was made from are gone, or the disk is full.
+        The images that the cache was made from are gone, the disk is full, or another run is at work.
     """
+    _settle(cache)
     with FeatureCache(cache) as opened:
         there = opened.nodes.get(node)
         if (
@@ -88,7 +92,7 @@ def ensure_map(
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
     """A map's file out of the way of the one that is to replace it; back in its place where none does."""
-    aside = path.with_name(path.name + ".replaced")
+    aside = path.with_name(path.name + REPLACED)
     path.replace(aside)
     try:
         yield
@@ -96,7 +100,31 @@ def _set_aside(path: Path) -> Iterator[None]:
         if not path.exists():
             aside.replace(path)
         raise
-    aside.unlink()
+    aside.unlink(missing_ok=True)
+
+
+def _settle(cache: Path) -> None:
+    """After a kill: a map that was set aside goes back to its place, or away where there is a new one.
+
+    Raises CacheError where a run is at work that may need it.
+    """
+    left = [path for path in cache.parent.glob(f"*--*{REPLACED}") if path.name.startswith(f"{cache.stem}--")]
+    if not left:
+        return
+    with locked(cache):
+        for aside in left:
+            place = aside.with_name(aside.name.removesuffix(REPLACED))
+            if place.exists():
+                aside.unlink(missing_ok=True)
+            elif aside.exists() and _is_map_of(cache, aside, place):
+                aside.replace(place)
+
+
+def _is_map_of(cache: Path, aside: Path, place: Path) -> bool:
+    """Whether a file belongs to this cache at that place, not to one whose name begins alike."""
+    with closing(CacheFile(aside)) as file:
+        node = file.nodes.get(file.map_name or "")
+        return node is not None and companion_path(cache, node) == place
 
 
 def _work(request: Request, node: str, views: int) -> MapWork:
