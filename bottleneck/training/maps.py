@@ -111,13 +111,16 @@ def _settle(cache: Path) -> None:
     left = [path for path in cache.parent.glob(f"*--*{REPLACED}") if path.name.startswith(f"{cache.stem}--")]
     if not left:
         return
-    with locked(cache):
+    lock = locked(cache)
+    try:
         for aside in left:
             place = aside.with_name(aside.name.removesuffix(REPLACED))
             if place.exists():
                 aside.unlink(missing_ok=True)
             elif aside.exists() and _is_map_of(cache, aside, place):
                 aside.replace(place)
+    finally:
+        lock.release()
 
 
 def _is_map_of(cache: Path, aside: Path, place: Path) -> bool:
