@@ -13,20 +13,20 @@ Shapes: N images, L layers, B images of a batch.
 from __future__ import annotations
 
 import json
-import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from scipy.stats import binom
 from torch import Tensor, nn
 
+from bottleneck.heads.artifact import write_whole
 from bottleneck.studies.study_images import StudyImages
 from bottleneck.studies.study_networks import ALEXNET, LayeredNetwork, build_network
 from bottleneck.studies.study_plan import Run, StudyConfig
@@ -141,7 +141,7 @@ class Runner:
         module = _OnRows(network.suffix(run.n if run.frozen else 0))
         hits, train_accuracy = self._fit(run, module, rows, classes, train, val)
         if run.n == 0:
-            self._replace(run, "safetensors", lambda path: save_file(network.module.state_dict(), path))
+            write_whole(self._path(run, "safetensors"), save(network.module.state_dict()))
         result = RunResult(
             **asdict(run),
             accuracy=float(hits.mean()) if hits is not None else 0.0,
@@ -153,7 +153,7 @@ class Runner:
             seconds=time.perf_counter() - started,
             correct=np.packbits(np.zeros(len(val), bool) if hits is None else hits).tobytes().hex(),
         )
-        self._replace(run, "json", lambda path: path.write_text(json.dumps(asdict(result))))
+        write_whole(self._path(run, "json"), json.dumps(asdict(result)).encode())
         return result
 
     def _network(self, run: Run, classes: int) -> LayeredNetwork:
@@ -225,10 +225,3 @@ class Runner:
 
     def _path(self, run: Run, suffix: str) -> Path:
         return self.folder / f"{run.name}.{suffix}"
-
-    def _replace(self, run: Run, suffix: str, write: Callable[[Path], object]) -> None:
-        """Write a file of `run` beside its place, then move it there."""
-        path = self._path(run, suffix)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        write(temporary)
-        os.replace(temporary, path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bottleneck.errors import BottleneckError
+from bottleneck.heads.artifact import write_whole
 from bottleneck.progress import Progress, silent
 from bottleneck.store.spec import canonical_json, require_equal
 from bottleneck.studies import study_reference
@@ -207,9 +207,7 @@ def _require_same_study(runner: Runner, halves: Halves | None) -> None:
             raise BottleneckError(f"{path} is damaged.", "Name another folder with -o.") from None
         require_equal(there, recipe, f"The study in {folder}", "Name another folder with -o.")
         return
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(canonical_json(recipe))
-    temporary.replace(path)
+    write_whole(path, canonical_json(recipe).encode())
 
 
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
