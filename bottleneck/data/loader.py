@@ -90,22 +90,14 @@ def load_images(
 
     Parameters
     ----------
-    source : Readable
-        Called from several threads at once.
-    keys : sequence of str
-        What to load, in this order.
-    preprocess : Preprocess
-    workers : int
-        Decoder threads; 0 counts as 1.
-    known : container of bytes
-        Digests whose images need no pixels.
-    views : ViewRecipe, optional
-        Also make augmented views of each image.
-    memory : int
-        Bytes that the images being decoded may take together, and that those waiting for the caller may. An
-        image that needs more by itself is decoded alone; a file larger than this is a failure.
-    time_limit : float
-        Seconds for reading and decoding one image, after which it is a failure and its thread is given up.
+    source : called from several threads at once
+    keys : what to load, in this order
+    workers : decoder threads; 0 counts as 1
+    known : digests whose images need no pixels
+    views : also make augmented views of each image
+    memory : bytes that the images being decoded may take together, and that those waiting for the caller may
+        An image that needs more by itself is decoded alone; a file larger than this is a failure.
+    time_limit : seconds for one image, after which it is a failure and its thread is given up
 
     Yields
     ------

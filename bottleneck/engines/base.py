@@ -77,16 +77,11 @@ def build_engine(
     example : uint8 array of shape (B, H, W, C)
         Images of the user's, best drawn at random: the engine is compared on the first 8; int8 is calibrated
         on three quarters of them and judged on the rest (32 to 128 serve well).
-    key : str
-        Fingerprint of trunk, weights, nodes and preprocessing.
-    engine, precision, device : str
-        One of `ENGINES`, one of `PRECISIONS`, and "auto", "cpu", "cuda", "cuda:N" or "mps".
-    threads : int, optional
-        Threads of the network on a CPU; default: the thread budget's.
-    force : bool
-        Keep an int8 engine whose cosine is below the bound.
-    calibration : dict, optional
-        `engine.calibration` of an earlier run: its int8 engine, and no other, continues its rows.
+    key : fingerprint of trunk, weights, nodes and preprocessing
+    engine, precision, device : one of `ENGINES`, one of `PRECISIONS`, and a device as of `resolve_device`
+    threads : of the network on a CPU; default: the thread budget's
+    force : keep an int8 engine whose cosine is below the bound
+    calibration : `engine.calibration` of an earlier run: its int8 engine, and no other, continues its rows
 
     Raises
     ------
