@@ -4,7 +4,7 @@ Only shapes are used, so that a network without weights (`registry.outline`) wil
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import prod
 
 from torch import nn
@@ -71,8 +71,8 @@ class Inspection:
     bottleneck_node: str
     bottleneck_rule: str
     blocks: list[BlockRow]
-    modules: list[ModuleRow] | None = field(default=None)
-    state: list[StateRow] | None = field(default=None)
+    modules: list[ModuleRow] | None = None
+    state: list[StateRow] | None = None
 
     def to_json(self) -> dict:
         """The JSON object of `bottleneck inspect --json`: parts that were not asked for are left out."""

@@ -84,8 +84,9 @@ def load_backbone(
             source = {"weights": architecture.weights}
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
     recipe = {"name": architecture.name, **source, "weights_sha256": state_sha256(module)}
-    recipe |= {"in_channels": in_channels}
-    recipe |= {"depth": module.depth} if isinstance(module, small_cnn.SmallCNN) else {}
+    recipe["in_channels"] = in_channels
+    if isinstance(module, small_cnn.SmallCNN):
+        recipe["depth"] = module.depth
     return Backbone(architecture.name, module, preprocess, recipe, class_names)
 
 

@@ -14,9 +14,9 @@ from bottleneck.errors import BackboneError
 PREFIX = "timm/"
 
 
-def names(pattern: str = "*") -> list[str]:
+def names() -> list[str]:
     """`timm/NAME` of all architectures, sorted."""
-    return [PREFIX + name for name in timm.list_models(pattern)]
+    return [PREFIX + name for name in timm.list_models()]
 
 
 def timm_model(name: str, tag: str | None = None) -> Architecture:

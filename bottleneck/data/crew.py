@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
+PATIENCE = 5.0  # seconds that dismissed threads may take to end
+
 
 class Budget:
     """Memory for decoding: each job reserves its share before it takes it, and waits where none is left."""
@@ -111,12 +113,12 @@ class Crew:
         self.threads.discard(job.thread)
         self._hire()
 
-    def dismiss(self, patience: float = 5.0) -> None:
-        """Drop the jobs that have not begun and wait, `patience` seconds at most, for the others to end."""
+    def dismiss(self) -> None:
+        """Drop the jobs that have not begun and wait a little for the others to end."""
         with suppress(Empty):
             while True:
                 self.jobs.get_nowait()
         self.jobs.put(None)
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + PATIENCE
         for thread in self.threads:
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -20,7 +20,6 @@ def probe_curve(
     path: str | Path,
     intervals: Mapping[str, Sequence[tuple[float, float] | None]] | None = None,
     title: str = "",
-    score: str = "accuracy",
 ) -> Path:
     """Draw one line per entry of `series` over N nodes, in their order.
 
@@ -39,7 +38,7 @@ def probe_curve(
         axes.set_xticks(
             place, [drawable(node, 32) for node in nodes], rotation=35, ha="right", rotation_mode="anchor"
         )
-        axes.set(ylabel=score, title=drawable(title, 80))
+        axes.set(ylabel="accuracy", title=drawable(title, 80))
         axes.grid(axis="y", alpha=0.3)
         axes.legend(frameon=False)
     return Path(path)

@@ -17,6 +17,7 @@ from bottleneck.errors import CacheError, FingerprintError
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 DTYPES = ("float16", "float32")
+SHOWN = 60  # characters of a value in a message
 BOTTLENECK, NATIVE = "bottleneck", "native"  # the one node whose own form, not its average, is the default
 
 
@@ -176,12 +177,12 @@ def require_equal(cached: Mapping, asked: Mapping, where: str, hint: str) -> Non
         )
 
 
-def _show(value: Any, dotted: str, width: int = 60) -> str:
+def _show(value: Any, dotted: str) -> str:
     """The value at a dotted name, short enough for one line."""
     for key in _path(value, dotted):
         value = value.get(key) if isinstance(value, Mapping) else None
     text = "absent" if value is None else canonical_json(value)
-    return text if len(text) <= width else text[: width - 1] + "…"
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def _path(value: Any, dotted: str) -> Sequence[str]:

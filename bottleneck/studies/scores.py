@@ -16,7 +16,7 @@ from bottleneck.heads.rows import RowReader
 from bottleneck.studies.moments import Moments, check, chunks, class_sums, moments
 
 MOST_QUERIES = 2000  # the standard error of an accuracy is then at most 1.1 points
-GOLDEN = (np.sqrt(5) - 1) / 2
+GOLDEN, STEPS = (np.sqrt(5) - 1) / 2, 30  # of the search: 1e-6 of the bounds are left
 TINY = np.finfo(float).tiny
 
 
@@ -106,9 +106,9 @@ def _logme(summed: Moments) -> float:
     return float(_maximum_between(evidence, centre - 0.5, centre + 0.5).mean() / N)
 
 
-def _maximum_between(function: Callable, low: np.ndarray, high: np.ndarray, steps: int = 30) -> np.ndarray:
+def _maximum_between(function: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Golden-section search, side by side: (K,) bounds → (K,) maxima of `function`, (K,) → (K,)."""
-    for _ in range(steps):
+    for _ in range(STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         rises = function(left) < function(right)
         low, high = np.where(rises, left, low), np.where(rises, high, right)
