@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from shlex import quote
@@ -14,7 +15,7 @@ from shlex import quote
 import h5py
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, first_line
 from bottleneck.samples import SampleTable
 from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
@@ -170,7 +171,7 @@ class FeatureRows:
                 _fill(out, here, self._pool.get(path).rows_of(self._dataset), row[here])
             except (OSError, RuntimeError, ValueError, KeyError) as error:
                 raise CacheError(
-                    f"/{self._dataset} of {path} cannot be read: {' '.join(str(error).split())}.",
+                    f"/{self._dataset} of {path} cannot be read: {first_line(error)}.",
                     f"See `bottleneck cache verify {quote(str(path))}`.",
                 ) from None
         return out
@@ -178,17 +179,28 @@ class FeatureRows:
 
 def _fill(out: np.ndarray, where: np.ndarray, dataset: h5py.Dataset, rows: np.ndarray) -> None:
     """out[where] = dataset[rows] for ascending rows, by runs that lie in the same or neighbouring chunks."""
-    step = dataset.chunks[0]
     row_bytes = max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize)
-    longest = max(1, BLOCK_BYTES // row_bytes)
-    start = 0
-    while start < len(rows):
-        stop = start + 1
-        while stop < len(rows) and rows[stop] - rows[stop - 1] <= step and rows[stop] - rows[start] < longest:
-            stop += 1
-        first, last = int(rows[start]), int(rows[stop - 1])
-        out[where[start:stop]] = dataset[first : last + 1][rows[start:stop] - first]
-        start = stop
+    for start, stop in _runs(rows, dataset.chunks[0], max(1, BLOCK_BYTES // row_bytes)):
+        source, target = rows[start:stop], where[start:stop]
+        span = slice(int(source[0]), int(source[-1]) + 1)
+        if _consecutive(source) and _consecutive(target):  # as nearly always: no copy on the way
+            dataset.read_direct(out, span, slice(int(target[0]), int(target[-1]) + 1))
+        else:
+            out[target] = dataset[span][source - span.start]
+
+
+def _runs(rows: np.ndarray, step: int, longest: int) -> Iterator[tuple[int, int]]:
+    """Bounds of runs of ascending rows with gaps of up to `step`, that span up to `longest` rows each."""
+    gaps = np.flatnonzero(np.diff(rows) > step) + 1
+    for start, end in pairwise([0, *gaps.tolist(), len(rows)]):
+        while start < end:
+            stop = start + int(np.searchsorted(rows[start:end], rows[start] + longest))
+            yield start, stop
+            start = stop
+
+
+def _consecutive(numbers: np.ndarray) -> bool:
+    return bool((np.diff(numbers) == 1).all())
 
 
 class SampleRows:
