@@ -59,3 +59,12 @@ class FitError(BottleneckError):
 
 class ArtifactError(BottleneckError):
     """A head or model file cannot be read, or does not fit what it is used with."""
+
+
+LONGEST_REASON = 300  # characters
+
+
+def first_line(error: object) -> str:
+    """What a library's exception says, to be put into a sentence of ours; its kind where it says nothing."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(lines[0].split())[:LONGEST_REASON].rstrip(".")

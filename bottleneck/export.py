@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.engines.export import silence
-from bottleneck.errors import ArtifactError, EngineError
+from bottleneck.errors import ArtifactError, EngineError, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head, write_whole
 from bottleneck.model_file import backbone_of
 
@@ -125,9 +125,9 @@ def export(
         with silence():
             data, run = write(deployed, example, _metadata(head))
     except Exception as error:  # exporters have error classes without end
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise EngineError(
-            f"{head.backbone.get('name')} cannot be exported as {format}: {type(error).__name__}: {reason}",
+            f"{head.backbone.get('name')} cannot be exported as {format}: {reason}.",
             f"Try --format {'torch' if format == 'onnx' else 'onnx'}.",
         ) from error
     difference = max(_difference(deployed, head, run, _inputs(head, size)) for size in SIZES)

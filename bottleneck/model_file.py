@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, first_line
 from bottleneck.heads.artifact import NETWORK, HeadArtifact, write_whole
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def read_network(path: str | Path) -> OrderedDict[str, Tensor]:
                 raise ArtifactError(f"{path} holds {len(names)} tensors; at most {MOST_TENSORS} are read.")
             return OrderedDict((name.removeprefix(NETWORK), file.get_tensor(name)) for name in names)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ArtifactError(f"{path} is not a model file: {reason}.") from None
+        raise ArtifactError(f"{path} is not a model file: {first_line(error)}.") from None
 
 
 def holds_network(path: str | Path) -> bool:

@@ -19,7 +19,7 @@ from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import NodePathTracer
 
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, first_line
 
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -138,7 +138,7 @@ def trace(module: nn.Module, *, training: bool = False) -> NetworkGraph:
         except Exception as error:
             raise BackboneError(
                 f"{type(module).__name__} cannot be taken apart: its forward does not trace with torch.fx "
-                f"({type(error).__name__}: {next(iter(str(error).splitlines()), '')}).",
+                f"({type(error).__name__}: {first_line(error)}).",
                 "Mark the module that decides by values with torch.fx.wrap, or rewrite its forward.",
             ) from error
     _make_functional(graph)

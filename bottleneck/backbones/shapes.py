@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from bottleneck.backbones.graph import NetworkGraph
+from bottleneck.errors import first_line
 
 # A batch size that no channel count, grid or head count has: the batch axis is then known wherever it goes.
 _BATCH = 1009
@@ -50,7 +51,7 @@ def measure(
         with torch.no_grad():
             walk.run(pixels)
     except Exception as error:
-        shapes.failure = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        shapes.failure = first_line(error)
     return shapes
 
 

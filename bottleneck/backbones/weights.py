@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, first_line
 
 MODEL_PREFIX = "backbone."  # of the network's tensors in a model file, which has its head's beside them
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")
@@ -112,7 +112,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BackboneError(f"The weights file {path} is damaged: {_first_line(error)}.") from error
+        raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
 
 
 def _read_pickle(path: Path) -> object:
@@ -130,7 +130,7 @@ def _read_pickle(path: Path) -> object:
     except pickle.UnpicklingError as error:
         code = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-        reason = _first_line(reason[1] if reason else error)
+        reason = first_line(reason[1] if reason else error)
         raise BackboneError(
             f"The weights file {path} holds code ({code[1]}), not tensors alone; it was not run."
             if code
@@ -140,11 +140,7 @@ def _read_pickle(path: Path) -> object:
     except BackboneError:
         raise
     except Exception as error:
-        raise BackboneError(f"The weights file {path} is damaged: {_first_line(error)}.") from error
-
-
-def _first_line(reason: object) -> str:
-    return next(iter(str(reason).strip().splitlines()), type(reason).__name__)[:200].rstrip(".")
+        raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
 
 
 def _some(names: list[str]) -> str:

@@ -16,7 +16,7 @@ import warnings
 import click
 
 from bottleneck import __version__
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, first_line
 
 COMMANDS = {
     "demo": ("bottleneck.cli.demo", "Run the whole chain on digits that scikit-learn ships, offline."),
@@ -106,11 +106,8 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        click.echo(
-            f"Error: unexpected {type(error).__name__}: {reason} Run again with --debug to see where.",
-            err=True,
-        )
+        what = f"Error: unexpected {type(error).__name__}: {first_line(error)}."
+        click.echo(f"{what} Run again with --debug to see where.", err=True)
         sys.exit(1)
 
 

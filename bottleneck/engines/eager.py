@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bottleneck.errors import BottleneckError, EngineError
+from bottleneck.errors import BottleneckError, EngineError, first_line
 from bottleneck.threads import use_torch_threads
 
 if TYPE_CHECKING:
@@ -61,5 +61,4 @@ def refusal(what: str) -> Iterator[None]:
     except BottleneckError:
         raise
     except Exception as error:
-        first = next(iter(str(error).strip().splitlines()), "")
-        raise EngineError(f"{what} failed: {type(error).__name__}: {first[:300]}") from error
+        raise EngineError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error

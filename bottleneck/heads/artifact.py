@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, first_line
 from bottleneck.heads.description import (
     AXES,
     FORMAT,
@@ -245,9 +245,8 @@ def load_head(path: str | os.PathLike) -> HeadArtifact:
     except ArtifactError as error:
         raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())
         raise ArtifactError(
-            f"{path} is not a head file: {reason}.", "Make one with `bottleneck fit-head CACHE`."
+            f"{path} is not a head file: {first_line(error)}.", "Make one with `bottleneck fit-head CACHE`."
         ) from None
 
 

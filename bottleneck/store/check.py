@@ -17,7 +17,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, first_line
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes
 from bottleneck.store.log import read_log
@@ -107,7 +107,7 @@ class Check:
         try:
             same = checksum(item) == item.attrs.get("sha256")
         except (OSError, RuntimeError) as error:
-            self._problem(file, f"/{path} cannot be read ({' '.join(str(error).split())})")
+            self._problem(file, f"/{path} cannot be read ({first_line(error)})")
             return
         if not same:
             self._problem(file, f"/{path} does not match its sha256")
@@ -142,9 +142,7 @@ class Check:
             if error.message not in self.problems:
                 self.problems.append(error.message)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as error:
-            self.problems.append(
-                f"It cannot be read: {' '.join(str(error).split()) or type(error).__name__}."
-            )
+            self.problems.append(f"It cannot be read: {first_line(error)}.")
 
 
 def _bound_memory() -> None:

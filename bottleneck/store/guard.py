@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, first_line
 from bottleneck.store.layout import DTYPE_NAMES, FORMAT, FORMAT_VERSION
 
 MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
@@ -64,7 +64,7 @@ def open_untrusted(path: str | os.PathLike) -> h5py.File:
     try:
         file = h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError, ValueError) as error:
-        raise _refusal(path, f"HDF5 cannot open it ({_short(error)})") from None
+        raise _refusal(path, f"HDF5 cannot open it ({first_line(error)})") from None
     try:
         _Inspection(path, file).run()
     except CacheError:
@@ -72,7 +72,7 @@ def open_untrusted(path: str | os.PathLike) -> h5py.File:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
         file.close()
-        raise _refusal(path, f"its structure is damaged ({_short(error)})") from None
+        raise _refusal(path, f"its structure is damaged ({first_line(error)})") from None
     return file
 
 
@@ -95,11 +95,6 @@ def _refusal(path: Path, what: str) -> CacheError:
     return CacheError(
         f"{path} is refused: {what}.", "Get it anew, or compute it again with `bottleneck extract`."
     )
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:159] + "…"
 
 
 class _Inspection:

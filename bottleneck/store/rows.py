@@ -204,15 +204,13 @@ def _consecutive(numbers: np.ndarray) -> bool:
 
 
 class SampleRows:
-    """Rows of samples in float32: the M images' features side by side, then the P covariates as they are.
+    """Rows of samples: the M images' features side by side, then the P covariates as they are.
 
     Attributes
     ----------
     shape : (S, M·D + P), with views (S, V, M·D + P)
-    dtype : float32
+    dtype : that of the features; float32 with covariates
     """
-
-    dtype = np.dtype(np.float32)
 
     def __init__(self, features: FeatureRows, samples: SampleTable, rows: np.ndarray | None = None) -> None:
         self._features = features
@@ -221,19 +219,22 @@ class SampleRows:
         self._covariates = covariates.astype(np.float32)
         width = self._image.shape[1] * features.shape[-1] + covariates.shape[1]
         self.shape = (len(self._image), *features.shape[1:-1], width)
+        self.dtype = np.dtype(np.float32) if covariates.shape[1] else features.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1 as float32."""
+        """Rows start … stop−1."""
         start, stop, _ = slice(start, stop).indices(len(self))
         return self.take(np.arange(start, stop))
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices` as float32, in that order."""
+        """The rows `indices`, in that order."""
         image, covariates = self._image[indices], self._covariates[indices]
-        out = np.empty((len(image), *self.shape[1:]), np.float32)
+        if image.shape[1] == 1 and not covariates.shape[1]:
+            return self._features.take(image[:, 0])
+        out = np.empty((len(image), *self.shape[1:]), self.dtype)
         width = self._features.shape[-1]
         for m in range(image.shape[1]):
             out[..., m * width : (m + 1) * width] = self._features.take(image[:, m])

@@ -19,7 +19,7 @@ from bottleneck.backbones.blocks import affine_layers
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, first_line
 
 ALEXNET = "alexnet8"
 FEWEST_LAYERS = 3
@@ -159,7 +159,7 @@ def _require_size(backbone: Backbone, size: int) -> None:
         backbone.module.eval()(torch.zeros(1, preprocess.channels, size, size))
     except (RuntimeError, ValueError) as error:
         raise BackboneError(
-            f"{backbone.name} does not take images of {size} pixels a side: {str(error).splitlines()[0]}.",
+            f"{backbone.name} does not take images of {size} pixels a side: {first_line(error)}.",
             f"Use --image-size {preprocess.size}, its own, or --network {ALEXNET}.",
         ) from None
 
