@@ -9,8 +9,9 @@ Shapes: n rows, D features, r coordinates, B rows of a block, c columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
 LARGEST_DECOMPOSITION = 4096
 RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
 STREAM_BYTES = 4 << 20  # of a block on its way; never by the memory allowed, so that sums do not depend on it
+
+
+Part = TypeVar("Part")
 
 
 class ResidentDesign:
@@ -70,6 +74,10 @@ class ResidentDesign:
         """(B, r) of rows in their present order."""
         return self.x[start:stop]
 
+    def each_block(self, crew: Crew, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+        """work(block, start, stop) of all blocks, in order."""
+        return crew.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
+
     def lift(self, coef: Tensor) -> Tensor:
         """(c, r) coefficients in the eigenbasis → those that multiply blocks."""
         return coef
@@ -107,6 +115,10 @@ class StreamedDesign:
         device: torch.device,
     ) -> None:
         self.rows, self.standard = rows, standard
+        self._mean, self._inverse = (
+            torch.from_numpy(values.astype(np.float32)).to(device)
+            for values in (standard.mean, 1 / standard.scale)
+        )
         self.n, self.width = rows.shape[0], vectors.shape[1]
         self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
         self.vectors = torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)
@@ -119,7 +131,24 @@ class StreamedDesign:
 
     def read(self, start: int, stop: int) -> Tensor:
         """(B, D) standardised."""
-        return torch.from_numpy(self.standard.apply(read_checked(self.rows, start, stop))).to(self.device)
+        return self._standardised(self.rows.read(start, stop), start)
+
+    def each_block(self, crew: Crew, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+        """work(block, start, stop) of all blocks, in order; the caller's thread does nothing but read."""
+        return crew.run(
+            lambda raw, start, stop: work(self._standardised(raw, start), start, stop),
+            ((self.rows.read(*bounds), *bounds) for bounds in self.blocks()),
+        )
+
+    def _standardised(self, raw: np.ndarray, start: int) -> Tensor:
+        """(B, D) of the rows from `start` on as they were read. Errors as of `read_checked`."""
+        if raw.dtype == np.float16:  # numpy takes 8 times as long to widen it
+            x = torch.from_numpy(np.require(raw, requirements="W")).to(self.device).float()
+        else:
+            x = torch.from_numpy(np.array(raw, np.float32)).to(self.device)
+        if not x.sum().isfinite():
+            read_checked(self.rows, start, start + len(raw))
+        return x.sub_(self._mean).mul_(self._inverse)
 
     def lift(self, coef: Tensor) -> Tensor:
         """(c, r) → (c, D)."""

@@ -115,8 +115,7 @@ def moments_by_fold(
     C = answers.shape[1]
     shapes = ((), (D,), (C,), (D, D), (D, C), (C,))
     totals = [[np.zeros(shape) for shape in shapes] for _ in range(folds + 1)]
-    bounds = ((design.read(start, stop), start, stop) for start, stop in design.blocks())
-    for parts in crew.run(block, bounds):
+    for parts in design.each_block(crew, block):
         for number, sums in parts:
             for total, part in zip(totals[number], sums, strict=True):
                 total += part

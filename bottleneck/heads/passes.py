@@ -10,7 +10,7 @@ a block, r leading coordinates.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +43,7 @@ class Passes:
         slope = torch.zeros(columns.coef.shape, dtype=torch.float64, device=self.design.device)
         offset = slope.new_zeros(len(slope))
         losses = [offset.new_zeros(len(request.heads)) for request in requests]
-        for which, part, offset_part, block_losses in self._over_blocks(columns.gradients):
+        for which, part, offset_part, block_losses in self.design.each_block(self.crew, columns.gradients):
             if which is None:
                 slope += part
                 offset += offset_part
@@ -72,7 +72,7 @@ class Passes:
                 return torch.stack([_coupled(p, weights, lead)[None] for p, weights in pairs])
             return torch.stack([torch.stack([(s * lead.T) @ lead for s in S]) for S in curvature(logits, w)])
 
-        return sum(part.double() for part in self._over_blocks(block))
+        return sum(part.double() for part in self.design.each_block(self.crew, block))
 
     def held_out(self, fits: Sequence[tuple[Group, Tensor]]) -> Iterator[tuple[int, int, list[Tensor]]]:
         """Logits of every task on each row by the head that was not fitted on it, block by block.
@@ -94,14 +94,7 @@ class Passes:
                 ],
             )
 
-        yield from self._over_blocks(block)
-
-    def _over_blocks(self, work: Callable) -> Iterator:
-        """work(block, start, stop) of all blocks in order; rows are read by the caller's thread alone."""
-        design = self.design
-        return self.crew.run(
-            work, ((design.read(start, stop), start, stop) for start, stop in design.blocks())
-        )
+        yield from self.design.each_block(self.crew, block)
 
 
 class _Columns:

@@ -160,7 +160,7 @@ class FeatureCache:
         return self._rows(node, views=True)
 
     def sample_rows(self, name: str, rows: np.ndarray | None = None, views: bool = False) -> SampleRows:
-        """Rows of samples for a head: float32 (S, M·D + P), with views (S, V, M·D + P).
+        """Rows of samples for a head: (S, M·D + P), with views (S, V, M·D + P); see `SampleRows`.
 
         Parameters
         ----------

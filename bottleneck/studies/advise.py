@@ -146,15 +146,20 @@ class _Trial:
         with FeatureCache(self.path) as opened:
             codes = opened.samples.targets[self.subject.target].values
             train, val = (np.flatnonzero(opened.samples.split == split) for split in ("train", "val"))
-            rows = {node: opened.sample_rows(node, train).read(0, len(train)) for node in self.nodes}
+            rows = {node: _read(opened, node, train) for node in self.nodes}
             single = opened.samples.image.shape[1] == 1
             outputs = source_outputs(self.backbone, rows[BOTTLENECK]) if single else None
             scores = {
                 node: score(x, codes[train], outputs if node == BOTTLENECK else None, seed=seed)
                 for node, x in rows.items()
             }
-            held = opened.sample_rows(BOTTLENECK, val).read(0, len(val))
+            held = _read(opened, BOTTLENECK, val)
             return shot_curve(rows[BOTTLENECK], codes[train], held, codes[val], seed=seed), scores
+
+
+def _read(cache: FeatureCache, node: str, samples: np.ndarray) -> np.ndarray:
+    """(n, D) float32 of the samples (n,)."""
+    return cache.sample_rows(node, samples).read(0, len(samples)).astype(np.float32)
 
 
 def _prepare(

@@ -80,8 +80,7 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
 
 def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
     """(n, D) float32: what the head takes of the samples `rows`."""
-    found = cache.sample_rows(node, rows)
-    return found.read(0, len(rows))
+    return cache.sample_rows(node, rows).read(0, len(rows)).astype(np.float32)
 
 
 def refitted(

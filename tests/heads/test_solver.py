@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bottleneck.errors import FitError
 from bottleneck.heads.rows import ArrayRows
 from bottleneck.heads.solver import solve_path
 from bottleneck.heads.sweep import SweepConfig, sweep
@@ -132,6 +133,32 @@ def test_a_stream_does_not_depend_on_the_block_size(monkeypatch):
         (fitted,) = sweep(ArrayRows(X), [question(y, 3)], [1e-3, 1e-2], SweepConfig(memory=1 << 14))
         found.append(relative_gap(X, y, fitted, 1e-2))
     assert np.ptp(found) < 1e-5
+
+
+def test_a_stream_of_half_floats_is_as_one_of_floats():
+    X, y = features(300, 12, 3)
+    half = X.astype(np.float16)
+    half.flags.writeable = False  # as of a memory map
+    config = SweepConfig(memory=1 << 12)
+    found = [sweep(ArrayRows(x), [question(y, 3)], [1e-2], config)[0].coef for x in (half, half.astype("f4"))]
+    assert np.array_equal(*found)
+
+
+def test_a_stream_names_the_row_that_is_not_finite():
+    X, y = features(300, 12, 3)
+
+    class Damaged(ArrayRows):
+        passes = 0
+
+        def read(self, start, stop):
+            self.passes += start == 0
+            block = super().read(start, stop).copy()
+            if self.passes > 3 and start <= 250 < stop:
+                block[250 - start, 7] = np.nan
+            return block
+
+    with pytest.raises(FitError, match="Feature 7 of row 250 is NaN"):
+        sweep(Damaged(X), [question(y, 3)], [1e-2], SweepConfig(memory=1 << 12))
 
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
