@@ -56,7 +56,7 @@ def command(
     and more --seeds add to it.
     """
     from bottleneck.report.study import transfer_figure
-    from bottleneck.studies.transferability import transfer_study
+    from bottleneck.studies.transferability.study import transfer_study
 
     if (half_a is None) != (half_b is None):
         raise click.UsageError("Give both --half-a and --half-b, or neither.")
@@ -90,7 +90,7 @@ def _accuracies(values: dict) -> list[list[object]]:
 
 def _differences(study) -> list[list[object]]:
     """One row per n, each difference with its interval."""
-    from bottleneck.studies.study_effects import DIFFERENCES
+    from bottleneck.studies.transferability.effects import DIFFERENCES
 
     curves = study.curves
     return [[n, *(str(curves.estimate(name, n) or "–") for name in DIFFERENCES)] for n in curves.depths]

@@ -1,4 +1,4 @@
-"""Figures of the studies: the transfer study in the paper's form, the advice on one page."""
+"""The figure of the transfer study, in the form of the paper."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bottleneck.report.figures import picture
-from bottleneck.studies import study_reference
-from bottleneck.studies.study_effects import Curves, Effect
-from bottleneck.studies.transferability import TransferStudy
+from bottleneck.studies.transferability import reference
+from bottleneck.studies.transferability.effects import Curves, Effect
+from bottleneck.studies.transferability.study import TransferStudy
 
 STYLES = {  # colour, marker; frozen dark, fine-tuned light, as in the paper
     "baseB": ("#222222", "o"),
@@ -129,16 +129,14 @@ def _line(axes: Axes, curves: Curves, kind: str, start: float | None = None) -> 
 
 def _published(axes: Axes) -> None:
     """The authors' own numbers."""
-    axes.axhline(study_reference.BASE, color=STYLES["baseB"][0], linewidth=1, linestyle=":", label="base")
-    for kind, values in study_reference.CURVES.items():
+    axes.axhline(reference.BASE, color=STYLES["baseB"][0], linewidth=1, linestyle=":", label="base")
+    for kind, values in reference.CURVES.items():
         colour, marker = STYLES[kind]
         axes.plot(
-            range(len(values) + 1), (study_reference.BASE, *values), color=colour, marker=marker, markersize=4
+            range(len(values) + 1), (reference.BASE, *values), color=colour, marker=marker, markersize=4
         )
     axes.set(title="Published, for comparison (% top-1)", xlabel=AXIS)
-    axes.text(
-        0.02, 0.02, study_reference.SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=7
-    )
+    axes.text(0.02, 0.02, reference.SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=7)
 
 
 def _differences(axes: Axes, curves: Curves) -> None:

@@ -21,10 +21,10 @@ import torch
 from torch import nn
 
 from bottleneck.studies.scores import h_score, knn_accuracy, leep, logme, score
-from bottleneck.studies.study_images import StudyImages
-from bottleneck.studies.study_plan import Run, StudyConfig
-from bottleneck.studies.study_prefix import ArrayRows
-from bottleneck.studies.study_runs import Runner
+from bottleneck.studies.transferability.images import StudyImages
+from bottleneck.studies.transferability.plan import Run, StudyConfig
+from bottleneck.studies.transferability.prefix import ArrayRows
+from bottleneck.studies.transferability.runs import Runner
 from bottleneck.threads import serial_libraries
 
 

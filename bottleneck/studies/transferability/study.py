@@ -23,13 +23,13 @@ from bottleneck.errors import BottleneckError
 from bottleneck.heads.artifact import write_whole
 from bottleneck.progress import Progress, silent
 from bottleneck.store.spec import canonical_json, require_equal
-from bottleneck.studies import study_reference
-from bottleneck.studies.study_effects import Curves, Effect, find_effects
-from bottleneck.studies.study_images import StudyImages, read_images
-from bottleneck.studies.study_networks import build_network
-from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
-from bottleneck.studies.study_runs import Runner, RunResult
-from bottleneck.studies.study_soundness import complaints, may_follow, require_sound, sound
+from bottleneck.studies.transferability import reference
+from bottleneck.studies.transferability.effects import Curves, Effect, find_effects
+from bottleneck.studies.transferability.images import StudyImages, read_images
+from bottleneck.studies.transferability.networks import build_network
+from bottleneck.studies.transferability.plan import Run, StudyConfig, class_halves, plan_runs
+from bottleneck.studies.transferability.runs import Runner, RunResult
+from bottleneck.studies.transferability.soundness import complaints, may_follow, require_sound, sound
 
 Halves = tuple[Sequence[str], Sequence[str]]
 CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
@@ -84,7 +84,7 @@ class TransferStudy:
             "trained": self.trained,
             "failed": self.failed,
             "csv": str(self.folder / "runs.csv"),
-            "reference": {"base": study_reference.BASE, "curves": study_reference.CURVES},
+            "reference": {"base": reference.BASE, "curves": reference.CURVES},
             "seconds": self.seconds,
         }
 

@@ -18,11 +18,11 @@ from stripes import write_stripes
 import bottleneck
 from bottleneck.cli.main import group
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, FitError, SourceError
-from bottleneck.studies.study_images import read_images
-from bottleneck.studies.study_networks import build_network
-from bottleneck.studies.study_plan import Run, StudyConfig, class_halves, plan_runs
-from bottleneck.studies.study_runs import Runner, _OnRows
-from bottleneck.studies.transferability import transfer_study
+from bottleneck.studies.transferability.images import read_images
+from bottleneck.studies.transferability.networks import build_network
+from bottleneck.studies.transferability.plan import Run, StudyConfig, class_halves, plan_runs
+from bottleneck.studies.transferability.runs import Runner, _OnRows
+from bottleneck.studies.transferability.study import transfer_study
 
 SMALL = {
     "image_size": 16,
@@ -228,7 +228,7 @@ def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path)
 
 
 def test_a_network_with_too_few_layers_is_refused(monkeypatch):
-    monkeypatch.setattr("bottleneck.studies.study_networks.FEWEST_LAYERS", 9)
+    monkeypatch.setattr("bottleneck.studies.transferability.networks.FEWEST_LAYERS", 9)
     with pytest.raises(BackboneError, match=r"resnet18 has 6 layers.* needs 9"):
         build_network("resnet18", 2, size=32, channels=3)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bottleneck.errors import FitError
-from bottleneck.studies.study_plan import Run
-from bottleneck.studies.study_runs import RunResult
+from bottleneck.studies.transferability.plan import Run
+from bottleneck.studies.transferability.runs import RunResult
 
 
 def sound(results: Sequence[RunResult]) -> list[RunResult]:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import FitError
-from bottleneck.studies.study_plan import Run
-from bottleneck.studies.study_runs import RunResult
-from bottleneck.studies.study_soundness import complaints, may_follow, require_sound, sound
+from bottleneck.studies.transferability.plan import Run
+from bottleneck.studies.transferability.runs import RunResult
+from bottleneck.studies.transferability.soundness import complaints, may_follow, require_sound, sound
 
 VAL, CLASSES = 400, 20
 

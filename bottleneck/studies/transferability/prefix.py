@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bottleneck.studies.study_images import temporary_array
+from bottleneck.studies.transferability.images import temporary_array
 
 PASS = 256  # images that pass the layers at once
 CALIBRATION = 512  # images that set the BatchNorm statistics of random layers

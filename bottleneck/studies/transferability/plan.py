@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import BottleneckError, SourceError
-from bottleneck.studies.study_networks import ALEXNET
+from bottleneck.studies.transferability.networks import ALEXNET
 
 BASES = ("baseA", "baseB")
 COPIES = ("BnB", "BnB+", "AnB", "AnB+", "random")

@@ -7,16 +7,16 @@ import pytest
 from PIL import Image
 
 from bottleneck.report.study import transfer_figure
-from bottleneck.studies import study_reference
-from bottleneck.studies.study_effects import Curves, Estimate, find_effects
-from bottleneck.studies.study_plan import StudyConfig, plan_runs
-from bottleneck.studies.study_runs import RunResult
-from bottleneck.studies.transferability import TransferStudy
+from bottleneck.studies.transferability import reference
+from bottleneck.studies.transferability.effects import Curves, Estimate, find_effects
+from bottleneck.studies.transferability.plan import StudyConfig, plan_runs
+from bottleneck.studies.transferability.runs import RunResult
+from bottleneck.studies.transferability.study import TransferStudy
 
 VAL = 4000  # val images
 
 
-def results(seeds, noise, curves=study_reference.CURVES, base=study_reference.BASE):
+def results(seeds, noise, curves=reference.CURVES, base=reference.BASE):
     """Runs whose accuracies are `curves` plus a level of the seed and noise; all are right on easy images."""
     rng = np.random.default_rng(3)
 
@@ -55,7 +55,7 @@ def test_levels_of_seeds_are_no_noise_because_runs_are_paired():
 
 
 def test_flat_curves_show_nothing():
-    flat = dict.fromkeys(study_reference.CURVES, (study_reference.BASE,) * 7)
+    flat = dict.fromkeys(reference.CURVES, (reference.BASE,) * 7)
     effects = by_key(results(3, 0.5, flat))
     for key in ("co-adaptation", "recovery", "gain", "specificity"):
         assert effects[key].shown == 0, effects[key].verdict
@@ -63,7 +63,7 @@ def test_flat_curves_show_nothing():
 
 
 def test_the_opposite_of_an_effect_is_said():
-    worse = dict(study_reference.CURVES) | {"AnB+": (60.0,) * 7}
+    worse = dict(reference.CURVES) | {"AnB+": (60.0,) * 7}
     effect = by_key(results(4, 0.2, worse))["gain"]
     assert effect.shown == -1
     assert "opposite" in effect.verdict

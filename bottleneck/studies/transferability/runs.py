@@ -27,10 +27,10 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from bottleneck.heads.artifact import write_whole
-from bottleneck.studies.study_images import StudyImages
-from bottleneck.studies.study_networks import ALEXNET, LayeredNetwork, build_network
-from bottleneck.studies.study_plan import Run, StudyConfig
-from bottleneck.studies.study_prefix import PASS, ArrayRows, activations, calibrate
+from bottleneck.studies.transferability.images import StudyImages
+from bottleneck.studies.transferability.networks import ALEXNET, LayeredNetwork, build_network
+from bottleneck.studies.transferability.plan import Run, StudyConfig
+from bottleneck.studies.transferability.prefix import PASS, ArrayRows, activations, calibrate
 from bottleneck.threads import available_cores, serial_libraries
 from bottleneck.training.batches import Batches, SampleSet
 from bottleneck.training.loop import Training

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from bottleneck.studies.study_plan import BASES, KINDS
-from bottleneck.studies.study_runs import RunResult
+from bottleneck.studies.transferability.plan import BASES, KINDS
+from bottleneck.studies.transferability.runs import RunResult
 
 CONFIDENCE = 0.95
 DIFFERENCES = {  # minuend − subtrahend, at the same n; a base has n = 0
