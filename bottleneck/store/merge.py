@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +19,7 @@ from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
-from bottleneck.store.lock import locked
+from bottleneck.store.lock import CacheLock
 from bottleneck.store.spec import NodeSpec, require_equal
 from bottleneck.store.tables import Failure, ImageTable, objects
 
@@ -51,13 +52,9 @@ def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
         raise CacheError(f"Merging takes two caches or more, got {len(paths)}.")
     if out.exists():
         raise CacheError(f"{out} exists already.", "Name a new file with -o.")
-    lock, catalog = locked(out), Catalog()
-    try:
+    with CacheLock(out), closing(Catalog()) as catalog:
         files = [_opened(catalog, Path(path)) for path in paths]
         return _merge(files, out, catalog)
-    finally:
-        catalog.close()
-        lock.release()
 
 
 def _opened(catalog: Catalog, path: Path) -> CacheFile:

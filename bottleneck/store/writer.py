@@ -26,7 +26,7 @@ from bottleneck.store.background import Batch, Committer, Taken
 from bottleneck.store.catalog import Record
 from bottleneck.store.existing import Existing
 from bottleneck.store.files import as_cache_error
-from bottleneck.store.lock import locked
+from bottleneck.store.lock import CacheLock
 from bottleneck.store.plan import KnownDigests, Plan, Work, duplicates, sort_images
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, without_failed
@@ -87,7 +87,7 @@ class CacheWriter:
         self.path = Path(path)
         self.spec = spec
         self.source_root = str(source_root).encode("utf-8", "backslashreplace").decode()
-        self._lock = locked(self.path, lock_timeout)
+        self._lock = CacheLock(self.path, lock_timeout)
         self._existing: Existing | None = None
         self._committer: Committer | None = None
         try:

@@ -22,7 +22,7 @@ from bottleneck.request import ExtractConfig, Request
 from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.files import readable
 from bottleneck.store.layout import companion_path
-from bottleneck.store.lock import locked
+from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.cost import duration
 
@@ -111,16 +111,13 @@ def _settle(cache: Path) -> None:
     left = [path for path in cache.parent.glob(f"*--*{REPLACED}") if path.name.startswith(f"{cache.stem}--")]
     if not left:
         return
-    lock = locked(cache)
-    try:
+    with CacheLock(cache):
         for aside in left:
             place = aside.with_name(aside.name.removesuffix(REPLACED))
             if place.exists():
                 aside.unlink(missing_ok=True)
             elif aside.exists() and _is_map_of(cache, aside, place):
                 aside.replace(place)
-    finally:
-        lock.release()
 
 
 def _is_map_of(cache: Path, aside: Path, place: Path) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.extraction import extract
-from bottleneck.store.lock import locked
+from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training import maps
 from bottleneck.training.maps import ensure_map
@@ -89,7 +89,7 @@ def test_the_map_of_a_cache_whose_name_begins_alike_is_left_alone(cache):
 def test_a_map_that_another_run_has_set_aside_is_left_to_it(cache):
     (place,) = cache.parent.glob("c--*.h5")
     aside = place.rename(place.with_name(place.name + ".replaced"))
-    with locked(cache), pytest.raises(CacheError, match="is at work"):
+    with CacheLock(cache), pytest.raises(CacheError, match="is at work"):
         ensure_map(cache, NODE)
     assert aside.exists()
 
