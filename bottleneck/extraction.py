@@ -17,8 +17,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.samples import Source, read_source, reading_options
 from bottleneck.errors import ImageError
@@ -157,12 +155,6 @@ def survey(source: str | Path | Source, cache: str | Path | None = None, **optio
     request = Request(config, source, path)
     with CacheWriter(path, request.spec, request.nodes, source.root) as writer:
         plan = _plan(source, writer)
-        row_bytes = {
-            name: int(np.prod(node.shape))
-            * np.dtype(node.dtype).itemsize
-            * (1 + (node.views or {}).get("count", 0))
-            for name, node in writer.nodes.items()
-        }
         return Survey(
             cache=str(path),
             images=len(source.images),
@@ -172,7 +164,7 @@ def survey(source: str | Path | Source, cache: str | Path | None = None, **optio
             failed=plan.failed,
             ignored=source.ignored,
             bytes_to_write=sum(
-                len(work.images) * row_bytes[name] for work in plan.work for name in work.nodes
+                len(work.images) * writer.nodes[name].row_bytes for work in plan.work for name in work.nodes
             ),
             nodes={name: node.shape for name, node in writer.nodes.items()},
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -174,14 +173,14 @@ class Existing:
         if not computed:
             return
         need = (images + computed) * TABLE_BYTES
-        need += sum(rows * _row_bytes(self.nodes[name]) for names, rows in work.items() for name in names)
+        need += sum(rows * self.nodes[name].row_bytes for names, rows in work.items() for name in names)
         for name, node in self.nodes.items():
             if not node.is_map:
-                need += images * _row_bytes(node)
+                need += images * node.row_bytes
                 continue
             fresh = sum(rows for names, rows in work.items() if name in names)
             held = len(self._companions[name].images) if name in self._companions else 0
-            need += (held + fresh) * _row_bytes(node) if fresh else 0
+            need += (held + fresh) * node.row_bytes if fresh else 0
         require_space(self._path.parent, need, f"Extracting {computed} images")
 
     def finish(self, images: ImageTable, samples: SampleTable, failures: list[Failure]) -> None:
@@ -270,11 +269,6 @@ def _same_tables(file: CacheFile, images: ImageTable, samples: SampleTable, fail
         and same_columns(file.sample_columns, sample_columns(samples))
         and same_columns(failure_columns(file.failures), failure_columns(failures))
     )
-
-
-def _row_bytes(node: NodeSpec) -> int:
-    values = prod(node.shape) + (0 if node.views is None else prod(node.views_shape))
-    return values * np.dtype(node.dtype).itemsize
 
 
 def _remove_temporaries(path: Path) -> None:

@@ -11,7 +11,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
+
+import numpy as np
 
 from bottleneck.errors import CacheError, FingerprintError
 
@@ -124,6 +127,12 @@ class NodeSpec:
     def views_shape(self) -> tuple[int, ...]:
         """Shape of one image's views: (V, …)."""
         return (int(self.views["count"]), *self.shape)
+
+    @property
+    def row_bytes(self) -> int:
+        """What one image takes in the cache, its views included."""
+        values = prod(self.shape) + (0 if self.views is None else prod(self.views_shape))
+        return values * np.dtype(self.dtype).itemsize
 
     def fingerprint(self, cache: CacheSpec, views: bool = False) -> str:
         """Fingerprint of this node's rows (`views`: of its views) in a cache with the recipe `cache`."""
