@@ -268,7 +268,7 @@ def child_memory(argument: str) -> dict:
     if done.returncode:
         sys.exit(done.stderr)
     import bottleneck.heads.kinds
-    import bottleneck.report.curves  # noqa: F401
+    import bottleneck.report.heads  # noqa: F401
     from bottleneck.fitting import fit_heads
 
     before, start = peak(), time.perf_counter()
