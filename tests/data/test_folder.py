@@ -242,3 +242,13 @@ def test_a_name_that_looks_like_a_url_is_a_path_where_it_exists(tmp_path, monkey
     put(tmp_path, "a::b/c/1.jpg")
     monkeypatch.chdir(tmp_path)
     assert read_source("a::b").images == ("c/1.jpg",)
+
+
+def test_a_source_cut_to_some_samples_has_their_images_alone(tmp_path):
+    put(tmp_path, "a/1.png", "a/2.png", "b/3.png")
+    (tmp_path / "b" / "gone.png").symlink_to("nowhere")
+    part = read_source(tmp_path).take([2, 0])
+    assert part.images == ("a/1.png", "b/3.png")
+    assert [part.images[row] for row in part.samples.image[:, 0]] == list(part.samples.key)
+    assert labels(part) == {"b/3.png": "b", "a/1.png": "a"}
+    assert list(part.absent) == ["b/gone.png"]
