@@ -17,11 +17,11 @@ from safetensors.numpy import save
 
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, BottleneckError, CacheError, SourceError
+from bottleneck.errors import BackboneError, BottleneckError, CacheError
 from bottleneck.heads.artifact import load_head
 from bottleneck.model_file import holds_network
 from bottleneck.store.files import write_durably
@@ -253,14 +253,7 @@ class Request:
         """Pixels (B, H, W, C) of up to `count` readable images, spread evenly over the source."""
         keys = self.source.images
         spread = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))]
-        loaded = load_images(self.source, spread, self.trunk.preprocess, workers=1)
-        pixels = [image.pixels for image in loaded if image.pixels is not None]
-        if not pixels:
-            raise SourceError(
-                f"None of {len(spread)} images tried in {self.source.root} can be read.",
-                "Look at one of them with another program.",
-            )
-        return np.stack(pixels)
+        return readable_pixels(self.source, spread, self.trunk.preprocess, workers=1)
 
 
 def _opened(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:

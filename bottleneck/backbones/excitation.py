@@ -16,10 +16,10 @@ from torch import nn
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.extractor import Extractor
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import read_source
-from bottleneck.errors import BackboneError, SourceError
+from bottleneck.errors import BackboneError
 from bottleneck.progress import Progress, silent
 from bottleneck.threads import thread_budget
 
@@ -88,14 +88,10 @@ def patches_of_source(
     ]
     opened = read_source(source)
     keys = opened.images[:limit]
-    pixels = []
     with progress("Reading", total=len(keys), unit="images") as advance:
-        for image in load_images(opened, keys, preprocess, workers=thread_budget().decode):
-            pixels += [image.pixels] if image.pixels is not None else []
-            advance(1)
-    if not pixels:
-        raise SourceError(f"None of {len(keys)} images of {source} can be read.")
-    return strongest_patches(backbone, np.stack(pixels), nodes, preprocess=preprocess, progress=progress)
+        workers = thread_budget().decode
+        pixels = readable_pixels(opened, keys, preprocess, workers=workers, advance=advance)
+    return strongest_patches(backbone, pixels, nodes, preprocess=preprocess, progress=progress)
 
 
 def strongest_patches(

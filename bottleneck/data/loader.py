@@ -14,10 +14,10 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -28,7 +28,10 @@ from bottleneck.data.modes import as_array
 from bottleneck.data.parsing import one_line
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.resize import fast_pixels
-from bottleneck.errors import ImageError
+from bottleneck.errors import ImageError, SourceError
+
+if TYPE_CHECKING:
+    from bottleneck.data.samples import Source
 
 MEMORY = 512 << 20  # bytes
 TIME_LIMIT = 30.0  # seconds for one image
@@ -130,6 +133,32 @@ def load_images(
             yield run.in_order(job.outcome())
     finally:
         crew.dismiss()
+
+
+def readable_pixels(
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    workers: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> np.ndarray:
+    """Pixels (B, H, W, C) of the images `keys`, without copies and those that cannot be read.
+
+    Raises SourceError, with the reason of the first, where that leaves none.
+    """
+    pixels, reason = [], None
+    for image in load_images(source, keys, preprocess, workers=workers):
+        if image.pixels is not None:
+            pixels.append(image.pixels)
+        reason = reason or image.error
+        advance(1)
+    if not pixels:
+        raise SourceError(
+            f"None of {len(keys)} images of {source.root} can be read; {keys[0]}: {reason}.",
+            "Mend them, or name the place where they are now.",
+        )
+    return np.stack(pixels)
 
 
 def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int, memory: int) -> int:

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.backbones.backbone import BOTTLENECK, Backbone
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source
-from bottleneck.errors import BottleneckError, SourceError
+from bottleneck.errors import BottleneckError
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SPLITS
 from bottleneck.store.reader import FeatureCache
@@ -124,15 +124,8 @@ class _Trial:
         train = np.unique(samples.image[samples.split == "train"])
         chosen = np.sort(np.random.default_rng(seed).permutation(train)[:COMPARED])
         keys = [self.source.images[i] for i in chosen]
-        loaded = list(load_images(self.source, keys, self.preprocess, workers=thread_budget().decode))
-        pixels = [image.pixels for image in loaded if image.pixels is not None]
-        if not pixels:
-            raise SourceError(
-                f"None of {len(keys)} images in {self.source.root} can be read any more; {keys[0]}: "
-                f"{loaded[0].error}.",
-                "Mend the images, or extract again from where they are.",
-            )
-        return similarity(self.backbone, np.stack(pixels), self.preprocess, progress=progress)
+        pixels = readable_pixels(self.source, keys, self.preprocess, workers=thread_budget().decode)
+        return similarity(self.backbone, pixels, self.preprocess, progress=progress)
 
     def guess(self) -> float:
         """Val accuracy of always naming the class that is most frequent in train."""

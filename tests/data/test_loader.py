@@ -14,8 +14,9 @@ from PIL import Image
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.crew import Budget, Job
 from bottleneck.data.decode import pixels_from_bytes
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import load_images, readable_pixels
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import SourceError
 
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -28,6 +29,8 @@ def picture(shade, side=8):
 
 class Shelf:
     """A source in memory; `before` is called with each key that is read."""
+
+    root = "memory"
 
     def __init__(self, files, before=lambda key: None):
         self.files = files
@@ -342,3 +345,12 @@ def test_views_come_with_the_pixels_and_leave_them_as_they_are():
         assert np.array_equal(one.pixels, two.pixels)
         assert two.views.shape == (2, 8, 8, 3)
         assert np.array_equal(two.views, three.views)
+
+
+def test_the_pixels_of_what_can_be_read_come_without_copies():
+    source = Shelf({"a": picture(1), "b": b"no image", "c": picture(1), "d": picture(2)})
+    done = []
+    pixels = readable_pixels(source, list(source.files), PREPROCESS, workers=2, advance=done.append)
+    assert (pixels.shape, pixels[:, 0, 0, 0].tolist(), sum(done)) == ((2, 8, 8, 3), [1, 2], 4)
+    with pytest.raises(SourceError, match=r"None of 1 images of memory can be read; b: is damaged"):
+        readable_pixels(source, ["b"], PREPROCESS, workers=1)
