@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.heads.class_head import ClassHead, scaler_of, standard_arrays
+from bottleneck.heads.class_head import ClassHead, standardisation_of
 from bottleneck.heads.rows import RowReader, block_size, blocks, read_checked
 
 MOST_NEIGHBOURS = 20
@@ -39,17 +39,16 @@ class NearestMeanHead(ClassHead):
         return self._fit(X, y)
 
     def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
-        scaler = scaler_of(rows)
-        self.mean_, self.scale_ = scaler.mean_, scaler.scale_
+        standard = standardisation_of(rows)
+        self.mean_, self.scale_ = standard.mean, standard.scale
         counts = np.bincount(codes)
         sums = np.zeros((len(counts), rows.shape[1]))
         for start, stop in blocks(rows, block_size(rows.shape[1])):
             member = np.arange(len(counts))[:, None] == codes[start:stop]
-            sums += member.astype(np.float32) @ scaler.transform(read_checked(rows, start, stop))
+            sums += member.astype(np.float32) @ standard.apply(read_checked(rows, start, stop))
         means = sums / counts[:, None]  # (C, D) standardised
-        coef = means / scaler.scale_
-        intercept = -0.5 * np.square(means).sum(axis=1) - coef @ scaler.mean_
-        return {"coef": coef, "intercept": intercept} | standard_arrays(scaler), {}
+        coef, intercept = standard.fold(means, -0.5 * np.square(means).sum(axis=1))
+        return {"coef": coef, "intercept": intercept, "mean": self.mean_, "scale": self.scale_}, {}
 
 
 class KNNHead(ClassHead):
@@ -92,7 +91,8 @@ def knn_arrays(rows: RowReader, answers: np.ndarray) -> dict[str, np.ndarray]:
 
     rows : (n, D); answers : (n, C), 1 at the true class or labels, or the value (n, 1) of a regression.
     """
-    kept = standard_arrays(scaler_of(rows))
+    standard = standardisation_of(rows)
+    kept = {"mean": standard.mean.astype(np.float32), "scale": standard.scale.astype(np.float32)}
     features = np.empty(rows.shape, np.float32)
     for start, stop in blocks(rows, block_size(rows.shape[1])):
         z = (read_checked(rows, start, stop) - kept["mean"]) / kept["scale"]

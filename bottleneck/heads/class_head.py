@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_feature_names,
@@ -24,6 +23,8 @@ from sklearn.utils.validation import (
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.heads.basis import Standardisation, standardisation
+from bottleneck.heads.crew import Crew
 from bottleneck.heads.rows import (
     ArrayRows,
     RowReader,
@@ -123,14 +124,7 @@ class ClassHead(ClassifierMixin, BaseEstimator):
         return rows
 
 
-def scaler_of(rows: RowReader) -> StandardScaler:
-    """Mean and standard deviation of each feature, read in blocks; the scale of a constant one is 1."""
-    scaler = StandardScaler()
-    for start, stop in blocks(rows, block_size(rows.shape[1])):
-        scaler.partial_fit(read_checked(rows, start, stop))
-    return scaler
-
-
-def standard_arrays(scaler: StandardScaler) -> dict[str, np.ndarray]:
-    """The standardisation as an artifact holds it."""
-    return {"mean": scaler.mean_.astype(np.float32), "scale": scaler.scale_.astype(np.float32)}
+def standardisation_of(rows: RowReader) -> Standardisation:
+    """Mean and standard deviation of each feature, read in blocks."""
+    with Crew() as crew:
+        return standardisation(rows, crew, block_size(rows.shape[1]))

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state, compute_class_weight
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bottleneck.errors import FitError
-from bottleneck.heads.class_head import ClassHead, scaler_of, standard_arrays
+from bottleneck.heads.basis import Standardisation
+from bottleneck.heads.class_head import ClassHead, standardisation_of
 from bottleneck.heads.rows import RowReader, blocks, read_checked
 
 HIDDEN = 128
@@ -87,9 +87,9 @@ class MLPHead(ClassHead):
         generator = check_random_state(self.random_state)
         held = held_out(codes, HELD_OUT, generator, groups)
         weight = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
-        scaler = scaler_of(rows)
-        self.mean_, self.scale_ = scaler.mean_, scaler.scale_
-        data = _Data(rows, codes, scaler, generator)
+        standard = standardisation_of(rows)
+        self.mean_, self.scale_ = standard.mean, standard.scale
+        data = _Data(rows, codes, standard, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.randint(2**31))
             network = _network(rows.shape[1], len(self.classes_))
@@ -97,7 +97,7 @@ class MLPHead(ClassHead):
             self.losses_ = _train(network, loss, data, held, self.epochs, self.patience)
         self.n_iter_ = len(self.losses_)
         settings = {"epochs": int(np.argmin(self.losses_)) + 1, "held_out": int(held.sum())}
-        return _folded(network, scaler), settings
+        return _folded(network, standard), settings
 
 
 def held_out(
@@ -127,7 +127,7 @@ class _Data:
 
     rows: RowReader
     codes: np.ndarray
-    scaler: StandardScaler
+    standard: Standardisation
     generator: np.random.RandomState
 
     def shuffled(self, kept: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
@@ -151,10 +151,7 @@ class _Data:
     def _read(self, runs: list[tuple[int, int]], kept: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [read_checked(self.rows, *bounds)[kept[slice(*bounds)]] for bounds in runs]
         codes = np.concatenate([self.codes[slice(*bounds)][kept[slice(*bounds)]] for bounds in runs])
-        x = np.concatenate(parts)
-        if len(x):
-            x = self.scaler.transform(x)
-        return torch.from_numpy(x), torch.from_numpy(codes)
+        return torch.from_numpy(self.standard.apply(np.concatenate(parts))), torch.from_numpy(codes)
 
 
 def _network(width: int, classes: int) -> nn.Sequential:
@@ -201,19 +198,14 @@ def _judged(network: nn.Sequential, loss: nn.CrossEntropyLoss, data: _Data, kept
     return total / weight
 
 
-def _folded(network: nn.Sequential, scaler: StandardScaler) -> dict[str, np.ndarray]:
+def _folded(network: nn.Sequential, standard: Standardisation) -> dict[str, np.ndarray]:
     """The artifact's arrays, in the form "mlp"."""
     first, norm, last = network[0], network[1], network[4]
     gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
-    coef = _double(first.weight) * gain[:, None]
     intercept = (_double(first.bias) - _double(norm.running_mean)) * gain + _double(norm.bias)
-    coef = coef / scaler.scale_
-    return {
-        "coef": coef,
-        "intercept": intercept - coef @ scaler.mean_,
-        "coef2": _double(last.weight),
-        "intercept2": _double(last.bias),
-    } | standard_arrays(scaler)
+    coef, intercept = standard.fold(_double(first.weight) * gain[:, None], intercept)
+    arrays = {"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale}
+    return arrays | {"coef2": _double(last.weight), "intercept2": _double(last.bias)}
 
 
 def _double(tensor: Tensor) -> np.ndarray:
