@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bottleneck.cli.options import reading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
+
+if TYPE_CHECKING:
+    from bottleneck.studies.transferability.study import TransferStudy
+
+KINDS_SHOWN = ("base", "BnB", "BnB+", "AnB", "AnB+", "random")
 
 
 class Names(click.ParamType):
@@ -75,9 +81,6 @@ def command(
     )
 
 
-KINDS_SHOWN = ("base", "BnB", "BnB+", "AnB", "AnB+", "random")
-
-
 def _accuracies(values: dict) -> list[list[object]]:
     """One row per n; n = 0 is the base network."""
     by_kind = {
@@ -88,7 +91,7 @@ def _accuracies(values: dict) -> list[list[object]]:
     return [[n, *(by_kind[kind].get(n) for kind in KINDS_SHOWN)] for n in depths]
 
 
-def _differences(study) -> list[list[object]]:
+def _differences(study: TransferStudy) -> list[list[object]]:
     """One row per n, each difference with its interval."""
     from bottleneck.studies.transferability.effects import DIFFERENCES
 

@@ -111,7 +111,7 @@ def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
 
 def _place(curves: Curves, effect: Effect, base: float) -> int:
     """The n to which an annotation points: where its effect is largest, or the top for the recovery."""
-    if effect.key == "recovery" or not curves.depths:
+    if effect.key == "recovery":
         return curves.depths[-1]
     kind = NOTES[effect.key][1]
     depths = effect.where or tuple(curves.depths)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import bottleneck
 from bottleneck.errors import CacheError
+from bottleneck.store.guard import MAKE_ONE
 from bottleneck.store.layout import parts_folder
 
 START_SECONDS = 60.0
@@ -57,9 +58,7 @@ def verify(path: str | os.PathLike, timeout: float | None = None) -> Report:
     """
     path = Path(path)
     if not path.exists() and not parts_folder(path).is_dir():
-        raise CacheError(
-            f"There is no feature cache {path}.", "Make one with `bottleneck extract SOURCE -o …`."
-        )
+        raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
     limit = START_SECONDS + _bytes(path) / BYTES_PER_SECOND if timeout is None else timeout
     package = str(Path(bottleneck.__file__).parents[1])
     found = os.environ.get("PYTHONPATH")
