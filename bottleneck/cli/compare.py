@@ -71,7 +71,7 @@ def command(
 
     scratch = depths if from_scratch else ()
     result = compare(
-        cache, folder, scratch=scratch, progress=terminal.progress, tell=terminal.err.print, **options
+        cache, folder, scratch=scratch, progress=terminal.progress, tell=terminal.tell, **options
     )
     figure = comparison(result, Path(result.folder) / "compare.png")
     rows = [

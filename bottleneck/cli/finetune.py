@@ -57,9 +57,7 @@ def command(
 
     if find_lr:
         options.pop("output")
-        found = find_learning_rate(
-            cache, head, progress=terminal.progress, tell=terminal.err.print, **options
-        )
+        found = find_learning_rate(cache, head, progress=terminal.progress, tell=terminal.tell, **options)
         picture = history.rate_curve(found, find_lr)
         terminal.result(
             {**vars(found), "figure": str(picture)}, f"Try --lr {found.lr:.2g}. The curve is in {picture}"
@@ -67,6 +65,6 @@ def command(
         return
     with history.tensorboard(tensorboard) as log:
         result = finetune(
-            cache, head, progress=terminal.progress, tell=terminal.err.print, on_epoch=log, **options
+            cache, head, progress=terminal.progress, tell=terminal.tell, on_epoch=log, **options
         )
     show_result(terminal, result, f"Fine-tuned {', '.join(reversed(result.unfrozen))}")

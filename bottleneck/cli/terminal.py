@@ -48,6 +48,10 @@ class Terminal:
             task = bars.add_task(step, total=total)
             yield lambda done: bars.advance(task, done)
 
+    def tell(self, text: str) -> None:
+        """One line on stderr, as it is: brackets in a path are no markup."""
+        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
         """Print `values` as JSON, or `shown` for people."""
         if self.as_json:

@@ -76,6 +76,8 @@ def finetune(
     with prepared(Path(cache), head, config, output, progress, tell) as job:
         checkpoint = Checkpoint(job.path.with_suffix(".checkpoint.safetensors"), job.fingerprint())
         job.compare()
+        for note in job.notes:
+            tell(f"Note: {note}")
         job.train(checkpoint, progress, on_epoch)
         result = job.conclude(started)
     checkpoint.remove()

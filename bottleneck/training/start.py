@@ -5,6 +5,7 @@ Shapes: n samples, D inputs of the head, C classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from shlex import quote
 from typing import Any
@@ -25,6 +26,8 @@ from bottleneck.heads.tasks import NO_FOLD
 from bottleneck.samples import SPLITS, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec, differences
+from bottleneck.training.measure import Measured
+from bottleneck.training.objective import Objective
 from bottleneck.training.run import metrics_of
 from bottleneck.training.sets import Sets
 
@@ -221,6 +224,41 @@ def require_same_start(
         "One with a smaller C is steadier."
     )
     return difference, (note,)
+
+
+def faint_start(
+    head: HeadArtifact,
+    cache: FeatureCache,
+    logits: Tensor,
+    labels: Tensor,
+    measured: Measured,
+    labels_file: str | None = None,
+) -> tuple[str, ...]:
+    """What a reader must know of a head whose logits are too small for the loss to see what it knows.
+
+    At a very small C the order of the classes is right and the temperature makes probabilities of it. But the
+    loss has no temperature: for it such a head is hardly better than a guess, and training moves its weights
+    as if they were new. Named is one whose advantage over guessing shrinks to less than half.
+
+    logits : (n, C) of the head on val; labels : (n,); measured : on these; labels_file : where they lie.
+    """
+    objective = Objective(len(head.class_names))
+    guess, loss = objective.chance, objective.loss(logits, labels).item()
+    if measured.temperature >= 1 or guess - loss >= (guess - measured.calibrated) / 2:
+        return ()
+    what, asked = "a logistic head", "--head logistic"
+    if head.kind == "logistic" and head.C:  # while logits are small, they grow as C does
+        C = 10.0 ** math.ceil(math.log10(head.C / measured.temperature))
+        what, asked = "one with a larger C", f"--C {C:g}"
+    if labels_file:
+        asked += f" --labels {quote(labels_file)}"
+    path, target, node = (quote(text) for text in (str(cache.path), head.target, head.node))
+    return (
+        f"The head's logits are so small that training starts almost anew: their loss on val is {loss:.3f}, "
+        f"that of guessing {guess:.3f}, and {measured.calibrated:.3f} at the temperature "
+        f"{measured.temperature:.2g}. Fit {what}: "
+        f"`bottleneck fit-head {path} --target {target} --node {node} {asked}`.",
+    )
 
 
 def _short(value: object) -> str:

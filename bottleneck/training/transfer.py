@@ -32,7 +32,7 @@ from bottleneck.training.optim import LayerGroup
 from bottleneck.training.result import Result, accuracies, notes_on, settings_of, write_files
 from bottleneck.training.run import Inputs, RunConfig, build_training, run_config, split_metrics
 from bottleneck.training.sets import Sets
-from bottleneck.training.start import head_inputs, head_metrics, logits_on, require_same_start
+from bottleneck.training.start import faint_start, head_inputs, head_metrics, logits_on, require_same_start
 
 CHOICES = {"init": ("head", "random"), "augment": ("none", "live"), "batchnorm": ("fixed", "train")}
 
@@ -139,13 +139,16 @@ class Finetuning:
         cached = torch.from_numpy(head_inputs(self.cache, self.head.node, self.sets.rows["val"]))
         val, device = self.training.val, self.training.device
         found, labels = logits_of(self.network, val, device, self.network.inputs)
-        self.head_on_val = measure(logits_on(self.start, cached), labels, self.objective)
+        expected = logits_on(self.start, cached)
+        self.head_on_val = measure(expected, labels, self.objective)
         if self.config.init == "head":
             with torch.inference_mode():
                 logits = self.network.classify(found.to(device)).cpu()
             node = self.cache.node(self.head.node)
             self.difference, notes = require_same_start(self.start, node, cached, found, logits)
-            self.notes += notes
+            self.notes += notes + faint_start(
+                self.start, self.cache, expected, labels, self.head_on_val, self.config.labels
+            )
 
     def train(
         self,

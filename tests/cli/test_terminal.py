@@ -71,3 +71,11 @@ def test_every_command_loads_and_has_json_help(monkeypatch):
 
 def test_unknown_command_is_wrong_usage():
     assert CliRunner().invoke(group, ["nonsense"]).exit_code == 2
+
+
+def test_what_is_told_is_shown_as_it_is(capsys):
+    Terminal(as_json=True).tell("Fit it anew: bottleneck fit-head '[bold] photos [/x].h5' " + "--C 1 " * 40)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("Fit it anew: bottleneck fit-head '[bold] photos [/x].h5' --C 1")
+    assert len(told.err.splitlines()) == 1

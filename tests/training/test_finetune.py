@@ -1,6 +1,7 @@
 """Fine-tuning from a cache: it starts as the head, is never worse, and leaves frozen things alone."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -19,10 +20,12 @@ from bottleneck.extraction import extract
 from bottleneck.fitting import fit_heads
 from bottleneck.heads.artifact import load_head
 from bottleneck.model_file import STATISTICS, read_network
+from bottleneck.progress import silent
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.feeds import backbone_of
-from bottleneck.training.finetune import find_learning_rate, finetune
+from bottleneck.training.finetune import find_learning_rate, finetune, prepared
 from bottleneck.training.start import plain_head, refitted
+from bottleneck.training.transfer import finetune_config
 from tests.training.conftest import write_images
 
 QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
@@ -47,6 +50,28 @@ def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_
     history = json.loads((tmp_path / "m.history.json").read_text())
     assert history["kept"] == result.kept
     assert "`blue`, `green`, `red`" in (tmp_path / "m.md").read_text()
+
+
+def find_notes(cache, head):
+    """What is said of a head before training starts from it."""
+    with prepared(cache, head, finetune_config(dict(QUICK)), None, silent, lambda text: None) as job:
+        job.compare()
+        return job.notes
+
+
+def test_a_head_whose_logits_are_too_small_for_the_loss_is_said_first(cache, tmp_path):
+    told = []
+    head, larger = (fit_heads(cache, C=C, output=tmp_path / f"{C}").heads[0]["path"] for C in (1e-7, 1e-3))
+    result = finetune(cache, head, tmp_path / "m.safetensors", tell=told.append, **{**QUICK, "epochs": 1})
+    assert result.max_logit_difference_at_start <= 1e-4, "what it starts at is the head all the same"
+    (note,) = [note for note in result.notes if "training starts almost anew" in note]
+    assert told == [f"Note: {note}"]
+    command = re.search("bottleneck fit-head .* --target label --node bottleneck --C ([0-9.e-]+)`", note)
+    assert 1e-6 < float(command[1]) < 1e-2
+    assert find_notes(cache, larger) == ()
+    other = replace(load_head(head), kind="nearest-mean", C=None).save(tmp_path / "other.safetensors")
+    (note,) = find_notes(cache, other)
+    assert note.endswith("--node bottleneck --head logistic`.")
 
 
 def test_the_head_is_what_is_saved_where_nothing_beats_it(cache, made_head, tmp_path):
