@@ -44,9 +44,8 @@ class FitResult:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """All of it."""
-        names = ("heads", "seconds", "files", "curves", "notes")
-        return {name: getattr(self, name) for name in names}
+        """The JSON object of `bottleneck fit-head --json`."""
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from bottleneck.store.tables import (
     sample_columns,
 )
 
+OTHER_FILE = "Leave those flags out, or give another file with -o."
+OTHER_RUN = "Repeat that run with its settings, or delete {} to give it up."
 TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space
 
 
@@ -71,12 +73,7 @@ class Existing:
                     f"{self._path} is the map of node {main.map_name!r} of another cache.",
                     "Name the main file, whose name ends before the last '--'.",
                 )
-            self._require_settings(
-                main.spec,
-                main.source_root,
-                f"The cache {self._path}",
-                "Leave those flags out, or give another file with -o.",
-            )
+            self._require_settings(main.spec, main.source_root, f"The cache {self._path}", OTHER_FILE)
             self._catalog.add_rows(main)
             self._catalog.add_keys(main)
         self.keys = () if self._main is None else tuple(self._main.images.key)
@@ -91,8 +88,8 @@ class Existing:
         folder = parts_folder(self._path)
         state = read_log(folder)
         if state is not None:
-            hint = f"Repeat that run with its settings, or delete {folder} to give it up."
-            self._require_settings(state.spec, state.source_root, f"The interrupted run in {folder}", hint)
+            where = f"The interrupted run in {folder}"
+            self._require_settings(state.spec, state.source_root, where, OTHER_RUN.format(folder))
         return state
 
     def _require_settings(self, spec: CacheSpec, source_root: str, where: str, hint: str) -> None:
@@ -107,19 +104,16 @@ class Existing:
         interrupted = {} if state is None else {node.name: node for node in state.nodes}
         effective = kept
         for node in asked:
-            where = f"Node {node.name!r} of {self._path}"
-            hint = "Leave those flags out, or give another file with -o."
             if node.is_map and companion_path(self._path, node).name in self._broken:
                 raise self._broken[companion_path(self._path, node).name]
             if node.name in cached:
-                node = _agreed(cached[node.name], node, where, hint)
+                where = f"Node {node.name!r} of {self._path}"
+                node = _agreed(cached[node.name], node, where, OTHER_FILE)
             effective[node.name] = node
         for name in effective.keys() & interrupted.keys():
             folder = parts_folder(self._path)
-            hint = f"Repeat that run with its settings, or delete {folder} to give it up."
-            _agreed(
-                interrupted[name], effective[name], f"Node {name!r} of the interrupted run in {folder}", hint
-            )
+            where = f"Node {name!r} of the interrupted run in {folder}"
+            _agreed(interrupted[name], effective[name], where, OTHER_RUN.format(folder))
         if not effective:
             raise CacheError("A cache needs at least one node.", "Name one with --node.")
         return effective
