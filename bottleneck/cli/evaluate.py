@@ -27,7 +27,7 @@ MEASURES = (
 @click.command()
 @click.argument("model", type=click.Path())
 @click.argument("source")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, else val]")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, val or train]")
 @click.option(
     "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the source's."
 )

@@ -26,7 +26,7 @@ COMMANDS = {
     ),
     "fit-head": (
         "bottleneck.cli.fit_head",
-        "Fit linear heads on cached features, C chosen by cross-validation.",
+        "Fit heads on cached features, C chosen by cross-validation.",
     ),
     "finetune": ("bottleneck.cli.finetune", "Unfreeze blocks below a head and train them from the cache."),
     "scratch": ("bottleneck.cli.scratch", "Train a network from nothing: the baseline of transfer."),
