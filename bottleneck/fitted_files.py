@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.heads.artifact import HeadArtifact, apply_link, write_whole
+from bottleneck.heads.artifact import HeadArtifact, apply_link, whole_file, write_whole
 from bottleneck.heads.calibration import fit_temperature
 from bottleneck.heads.kinds import KindResult
 from bottleneck.heads.metrics import measure
-from bottleneck.heads.rows import block_size, blocks, read_checked
+from bottleneck.heads.rows import ArrayRows, RowReader, block_size, blocks, read_checked
 from bottleneck.samples import SPLITS, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 
@@ -66,16 +66,15 @@ class HeadFiles:
         if result.out_of_fold is None:
             return head, path, None
         beside = self.folder / f"{base}--out-of-fold.npz"
-        arrays = {
-            "sample": self.samples.key[train].astype(str),
-            "fold": fold,
-            "values": target.values,
-            "logits": result.out_of_fold,
-            "class_names": np.array(target.class_names, str),
-        }
-        buffer = io.BytesIO()
-        np.savez(buffer, **arrays)
-        write_whole(beside, buffer.getvalue())
+        with whole_file(beside) as file:
+            np.savez(
+                file,
+                sample=self.samples.key[train].astype(str),
+                fold=fold,
+                values=target.values,
+                logits=result.out_of_fold,
+                class_names=np.array(target.class_names, str),
+            )
         return head, path, beside
 
     def _own_name(self, name: str) -> str:
@@ -119,7 +118,8 @@ class HeadFiles:
         found = {}
         if result.out_of_fold is not None:
             held = np.isfinite(result.out_of_fold).all(axis=1)
-            outputs = apply_link(result.out_of_fold[held], head.link, head.temperature)
+            logits = ArrayRows(result.out_of_fold[held])
+            outputs = _blockwise(logits, lambda block: apply_link(block, head.link, head.temperature))
             found["cv"] = measure(target.kind, target.values[held], outputs, target.class_names)
         whole = self.samples.targets[target.name]
         place = np.full(len(target.class_names) + 1, -1)
@@ -134,14 +134,8 @@ class HeadFiles:
         return found
 
     def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:
-        """Probabilities (m, C) of the samples `which`; float32, since there may be millions."""
-        rows = self.cache.sample_rows(head.node, which)
-        return np.concatenate(
-            [
-                head.probabilities(read_checked(rows, *bounds)).astype(np.float32)
-                for bounds in blocks(rows, block_size(rows.shape[1]))
-            ]
-        )
+        """Probabilities (m, C) of the samples `which`."""
+        return _blockwise(self.cache.sample_rows(head.node, which), head.probabilities)
 
     def _statistics(self) -> dict[str, np.ndarray] | None:
         """BatchNorm's, of a random network that was calibrated: the head's file must carry them."""
@@ -167,6 +161,12 @@ class HeadFiles:
             files["shot_curve_table"] = str(_write_table(path, _shot_table(shots)))
             curves["shots"] = list(shots)
         return files, curves
+
+
+def _blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """What `work` makes of all rows, as float32, since there may be millions."""
+    bounds = blocks(rows, block_size(rows.shape[1]))
+    return np.concatenate([work(read_checked(rows, *bound)).astype(np.float32) for bound in bounds])
 
 
 def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:

@@ -9,17 +9,23 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 from bottleneck.heads.artifact import apply_link
-from bottleneck.heads.metrics import TINY, log_loss
+from bottleneck.heads.metrics import TINY
+from bottleneck.heads.rows import block_size
 
 WIDEST = np.log(1e3)  # temperatures between 1/1000 and 1000 of the logits' own size
 
 
 def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0) -> float:
-    """Mean log loss in nats: values (n,) codes, or (n, L) of 0 and 1 under "sigmoid"; logits (n, C)."""
-    p = apply_link(logits, link, temperature)
-    if link != "sigmoid":
-        return log_loss(values, p)
-    return float(-np.log(np.maximum(np.where(values == 1, p, 1 - p), TINY)).mean())
+    """Mean log loss in nats: values (n,) codes, or (n, L) of 0 and 1 under "sigmoid"; logits (n, C).
+
+    Taken block by block: millions of probabilities in float64 would be the most that a fit needs.
+    """
+    size, total = block_size(logits.shape[1]), 0.0
+    for start in range(0, len(values), size):
+        answers, p = values[start : start + size], apply_link(logits[start : start + size], link, temperature)
+        true = np.where(answers == 1, p, 1 - p) if link == "sigmoid" else p[np.arange(len(p)), answers]
+        total -= np.log(np.maximum(true, TINY)).sum() / (true.size // len(true))
+    return float(total / len(values))
 
 
 def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:

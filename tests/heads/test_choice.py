@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import log_loss as sk_log_loss
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
@@ -123,3 +124,20 @@ def test_the_temperature_is_never_worse_than_none(link, seed):
 
 def test_no_held_out_sample_no_temperature():
     assert fit_temperature(np.zeros(0, int), np.zeros((0, 2)), "softmax") == 1
+
+
+@pytest.mark.parametrize("link", ["softmax", "ovr", "sigmoid"])
+def test_a_loss_is_the_same_taken_in_blocks(link, monkeypatch):
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal((50, 3)).astype(np.float32)
+    values = generator.integers(0, 2, (50, 3)) if link == "sigmoid" else generator.integers(0, 3, 50)
+    whole = link_loss(values, logits, link, 0.7)
+    monkeypatch.setattr("bottleneck.heads.calibration.block_size", lambda width: 7)
+    assert link_loss(values, logits, link, 0.7) == pytest.approx(whole, rel=1e-12)
+    p = np.clip(apply_link(logits, link, 0.7), 1e-15, 1)
+    judge = (
+        [sk_log_loss(values[:, k], p[:, k]) for k in range(3)]
+        if link == "sigmoid"
+        else sk_log_loss(values, p)
+    )
+    assert whole == pytest.approx(np.mean(judge), rel=1e-6)
