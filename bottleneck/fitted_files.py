@@ -56,9 +56,7 @@ class HeadFiles:
         """
         described = self._described(node, target, result, train)
         if result.out_of_fold is not None and result.link != "identity":
-            held = np.isfinite(result.out_of_fold).all(axis=1)
-            values, logits = target.values[held], result.out_of_fold[held]
-            described["temperature"] = fit_temperature(values, logits, result.link)
+            described["temperature"] = fit_temperature(*_held_out(result, target), result.link)
         head = HeadArtifact(**described)
         head = replace(head, metrics=self._metrics(head, result, target))
         base = self._own_name(file_name(self.stem, target.name, node, result.kind))
@@ -117,10 +115,7 @@ class HeadFiles:
         """{"cv", "train", "val", "test"}: each that exists."""
         found = {}
         if result.out_of_fold is not None:
-            held = np.isfinite(result.out_of_fold).all(axis=1)
-            logits = ArrayRows(result.out_of_fold[held])
-            outputs = _blockwise(logits, lambda block: apply_link(block, head.link, head.temperature))
-            found["cv"] = measure(target.kind, target.values[held], outputs, target.class_names)
+            found["cv"] = _measured_on_held_out(head, result, target)
         whole = self.samples.targets[target.name]
         place = np.full(len(target.class_names) + 1, -1)
         place[result.classes] = np.arange(len(result.classes))  # the last place is that of the unlabelled
@@ -161,6 +156,20 @@ class HeadFiles:
             files["shot_curve_table"] = str(_write_table(path, _shot_table(shots)))
             curves["shots"] = list(shots)
         return files, curves
+
+
+def _held_out(result: KindResult, target: Target) -> tuple[np.ndarray, np.ndarray]:
+    """Answers (m,) and logits (m, C) of the samples that a fold held out."""
+    held = np.isfinite(result.out_of_fold).all(axis=1)
+    if held.all():  # as nearly always; a copy of millions would be felt
+        return target.values, result.out_of_fold
+    return target.values[held], result.out_of_fold[held]
+
+
+def _measured_on_held_out(head: HeadArtifact, result: KindResult, target: Target) -> dict[str, Any]:
+    values, logits = _held_out(result, target)
+    outputs = _blockwise(ArrayRows(logits), lambda block: apply_link(block, head.link, head.temperature))
+    return measure(target.kind, values, outputs, target.class_names)
 
 
 def _blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -23,6 +23,7 @@ from bottleneck.heads.select import grid_of
 from bottleneck.heads.shots import shot_scores
 from bottleneck.heads.sweep import DEFAULT_MEMORY, SweepConfig
 from bottleneck.labelling import relabelled
+from bottleneck.memory import hand_back
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -202,6 +203,7 @@ class _Run:
             seed=config.seed,
             progress=self.progress,
         )
+        hand_back()
         seconds = time.perf_counter() - started
         pairs = zip(asked, found, strict=True)
         return [self._keep(node, target, result, seconds) for target, result in pairs]

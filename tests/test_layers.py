@@ -24,7 +24,7 @@ FLOORS = (
     ("backbones", "engines"),
     ("data", "store", "heads"),
     ("samples",),
-    ("threads", "progress", "errors"),
+    ("threads", "memory", "progress", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -1,0 +1,25 @@
+"""Handing memory back."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+from bottleneck.memory import hand_back
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident size is read from /proc")
+def test_freed_blocks_go_back_to_the_system():
+    kept = []
+    for _ in range(200):  # too small to be mapped one by one
+        kept.append(np.ones(100_000, np.uint8))
+    before = resident()
+    kept = kept[-1:]
+    hand_back()
+    assert before - resident() > 10 << 20
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
