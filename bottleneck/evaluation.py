@@ -6,17 +6,16 @@ Shapes: S samples, C classes.
 from __future__ import annotations
 
 import csv
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
 
-from bottleneck.data.samples import Source, read_source
+from bottleneck.data.samples import Source, read_source, reading_options
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
@@ -28,7 +27,6 @@ from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 
-READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
 CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
 BLOCK = 4096  # samples whose features are in memory at once
 
@@ -90,7 +88,7 @@ def evaluate(
     BottleneckError
         No labelled sample is in the split.
     """
-    reading = {name: options.pop(name) for name in READING & options.keys()}
+    reading = reading_options(options)
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     head = classifier.head
     with _opened(source, reading) as opened:
@@ -242,7 +240,7 @@ def _from_images(
     classifier: Classifier, source: Source, rows: np.ndarray, progress: Progress
 ) -> tuple[_Scored, np.ndarray]:
     """Scores of the samples `rows`, and which of them have one."""
-    chosen = _only(source, rows)
+    chosen = source.take(rows)
     outputs = classifier.outputs(chosen, progress)
     head = classifier.head
     images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
@@ -250,14 +248,6 @@ def _from_images(
         return _Scored(images, np.zeros(0), outputs.failed), outputs.rows
     scores = apply_link(outputs.decisions, head.link, head.temperature)
     return _Scored(images, scores, outputs.failed), outputs.rows
-
-
-def _only(source: Source, rows: np.ndarray) -> Source:
-    """The source cut to the samples `rows` and the images that they need; what is absent stays named."""
-    samples = source.samples.take(rows)
-    needed, image = np.unique(samples.image, return_inverse=True)
-    samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
-    return replace(source, images=tuple(source.images[i] for i in needed), samples=samples)
 
 
 def _notes(head: HeadArtifact, asked: _Asked) -> list[str]:

@@ -11,7 +11,6 @@ Shapes: n samples of a split, C classes.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 
 from bottleneck.backbones.section import Cut, find_cut
 from bottleneck.errors import FitError
+from bottleneck.fitted_files import file_name
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.labelling import relabelled
 from bottleneck.progress import Progress, silent
@@ -148,5 +148,4 @@ def _require_target(head: HeadArtifact, samples: SampleTable, cache: Path, path:
 
 def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:
     """`models/CACHE--TARGET--LOWEST_UNFROZEN_BLOCK.safetensors` below the current folder."""
-    name = re.sub(r"[^\w.@-]+", "_", "--".join((cache.stem, head.target, cut.blocks[-1])))
-    return Path("models") / f"{name}.safetensors"
+    return Path("models") / f"{file_name(cache.stem, head.target, cut.blocks[-1])}.safetensors"

@@ -10,7 +10,6 @@ Shapes: I images, S samples, M images per sample, P covariates, D inputs of the 
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.samples import Source, read_source, reading_options
 from bottleneck.errors import FitError
+from bottleneck.fitted_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import Progress, silent
 from bottleneck.samples import SampleTable
@@ -266,8 +266,8 @@ def readable_samples(samples: SampleTable, pixels: PixelRows) -> SampleTable:
 
 def default_model(source: Source, target: str) -> Path:
     """`models/SOURCE--TARGET--scratch.safetensors` below the current folder."""
-    name = "--".join((Path(source.root.rstrip("/")).stem or "images", target, "scratch"))
-    return Path("models") / (re.sub(r"[^\w.@-]+", "_", name) + ".safetensors")
+    name = file_name(Path(source.root.rstrip("/")).stem or "images", target, "scratch")
+    return Path("models") / f"{name}.safetensors"
 
 
 def _covariate_scaling(sets: Sets, D: int) -> tuple[np.ndarray, np.ndarray]:
