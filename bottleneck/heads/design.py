@@ -23,6 +23,7 @@ from bottleneck.heads.crew import Crew
 from bottleneck.heads.rows import ArrayRows, RowReader, block_size, blocks, read_checked
 
 BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
+LEAST_PART = 1024  # rows between two edges, on average; with fewer, more blocks cost more than they save
 # Beyond this the cubic cost of a decomposition exceeds what it saves; features then stay as they are.
 LARGEST_DECOMPOSITION = 4096
 RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
@@ -41,7 +42,7 @@ class ResidentDesign:
     values : (r,) float64 eigenvalues of the Gram matrix
     dtype, device : of the blocks
 
-    `edges` are numbers of rows that no block may cross.
+    `edges` are numbers of rows that no block crosses, where that does not make too many of them.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class ResidentDesign:
         self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
         self.standard, self._back = standard, back
         self.dtype, self.device = self.x.dtype, device
-        self._edges = sorted({0, *edges, self.n})
+        worth = self.n >= LEAST_PART * len(edges)
+        self._edges = sorted({0, *(edges if worth else ()), self.n})
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks, none across an edge: an even number of about equal ones between two of them."""
+        """Bounds of blocks: between two edges an even number of about equal ones."""
         if self.device.type != "cpu":
             return [(0, self.n)]
         cuts: set[int] = set()
@@ -188,8 +190,8 @@ def build_design(
 ) -> tuple[Design, np.ndarray]:
     """The design of `rows` (n, D) that fits into `memory` bytes, and the order of its rows.
 
-    parts : (n,) int, rows in memory are arranged by it, and no block crosses from one part to the next; a
-        stream keeps its order.
+    parts : (n,) int, rows in memory are arranged by it, and no block crosses from one part to the next unless
+        parts are small; a stream keeps its order.
     """
     n, D = rows.shape
     if RESIDENT_SHARE * n * D * np.dtype(dtype).itemsize <= memory:
