@@ -22,6 +22,7 @@ from bottleneck.heads.calibration import fit_temperature
 from bottleneck.heads.kinds import KindResult
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.rows import ArrayRows, RowReader, block_size, blocks, read_checked
+from bottleneck.memory import hand_back
 from bottleneck.samples import SPLITS, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 
@@ -36,6 +37,7 @@ MORE_METRICS = (
     "mae",
     "rmse",
 )
+MOST_ROWS = 1 << 14  # that are measured at a time
 LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
 
 
@@ -57,6 +59,7 @@ class HeadFiles:
         described = self._described(node, target, result, train)
         if result.out_of_fold is not None and result.link != "identity":
             described["temperature"] = fit_temperature(*_held_out(result, target), result.link)
+            hand_back()
         head = HeadArtifact(**described)
         head = replace(head, metrics=self._metrics(head, result, target))
         base = self._own_name(file_name(self.stem, target.name, node, result.kind))
@@ -116,6 +119,7 @@ class HeadFiles:
         found = {}
         if result.out_of_fold is not None:
             found["cv"] = _measured_on_held_out(head, result, target)
+            hand_back()
         whole = self.samples.targets[target.name]
         place = np.full(len(target.class_names) + 1, -1)
         place[result.classes] = np.arange(len(result.classes))  # the last place is that of the unlabelled
@@ -126,6 +130,7 @@ class HeadFiles:
                 here, values = here[place[values] >= 0], place[values[place[values] >= 0]]
             if len(here):
                 found[split] = measure(target.kind, values, self._predicted(head, here), head.class_names)
+                hand_back()
         return found
 
     def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:
@@ -174,7 +179,7 @@ def _measured_on_held_out(head: HeadArtifact, result: KindResult, target: Target
 
 def _blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """What `work` makes of all rows, as float32, since there may be millions."""
-    bounds = blocks(rows, block_size(rows.shape[1]))
+    bounds = blocks(rows, min(block_size(rows.shape[1]), MOST_ROWS))
     return np.concatenate([work(read_checked(rows, *bound)).astype(np.float32) for bound in bounds])
 
 

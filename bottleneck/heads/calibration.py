@@ -12,6 +12,7 @@ from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import TINY
 from bottleneck.heads.rows import block_size
 
+BLOCK_BYTES = 1 << 20  # of logits; their probabilities take ten times as much on the way
 WIDEST = np.log(1e3)  # temperatures between 1/1000 and 1000 of the logits' own size
 
 
@@ -20,7 +21,7 @@ def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: fl
 
     Taken block by block: millions of probabilities in float64 would be the most that a fit needs.
     """
-    size, total = block_size(logits.shape[1]), 0.0
+    size, total = block_size(logits.shape[1], BLOCK_BYTES), 0.0
     for start in range(0, len(values), size):
         answers, p = values[start : start + size], apply_link(logits[start : start + size], link, temperature)
         true = np.where(answers == 1, p, 1 - p) if link == "sigmoid" else p[np.arange(len(p)), answers]

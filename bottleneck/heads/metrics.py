@@ -185,5 +185,15 @@ def _checked(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def _mean_auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
     """Mean area under the curve of the columns that have both answers. truth, scores : (n, C)."""
     both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
-    areas = [sk.roc_auc_score(truth[:, k], scores[:, k]) for k in both]
+    areas = [_auc(truth[:, k], scores[:, k]) for k in both]
     return float(np.mean(areas)) if areas else None
+
+
+def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Share of the pairs of a positive and a negative that are in order, ties half (Mann and Whitney 1947).
+
+    That is the area under the curve; without the curve it takes a tenth of the memory. truth, scores : (n,)
+    """
+    positives, negatives = scores[truth], np.sort(scores[~truth])
+    below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
+    return float(below.mean() / (2 * len(negatives)))

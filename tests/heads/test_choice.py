@@ -132,7 +132,7 @@ def test_a_loss_is_the_same_taken_in_blocks(link, monkeypatch):
     logits = generator.standard_normal((50, 3)).astype(np.float32)
     values = generator.integers(0, 2, (50, 3)) if link == "sigmoid" else generator.integers(0, 3, 50)
     whole = link_loss(values, logits, link, 0.7)
-    monkeypatch.setattr("bottleneck.heads.calibration.block_size", lambda width: 7)
+    monkeypatch.setattr("bottleneck.heads.calibration.BLOCK_BYTES", 4 * 3 * 7)
     assert link_loss(values, logits, link, 0.7) == pytest.approx(whole, rel=1e-12)
     p = np.clip(apply_link(logits, link, 0.7), 1e-15, 1)
     judge = (

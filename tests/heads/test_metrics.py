@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 from bottleneck.errors import BottleneckError
 from bottleneck.heads import metrics
@@ -103,3 +104,13 @@ def test_nothing_to_measure_on(kind):
     empty = {"class": np.zeros(0, int), "multilabel": np.zeros((0, 2)), "regression": np.zeros(0)}[kind]
     with pytest.raises(BottleneckError, match="No labelled sample"):
         metrics.measure(kind, empty, np.zeros((0, 2)), NAMES[:2])
+
+
+def test_the_area_is_scikit_learns_with_ties():
+    generator = np.random.default_rng(0)
+    scores = generator.integers(0, 9, (200, 3)) / 8
+    codes = generator.integers(0, 3, 200)
+    found = metrics.classification_metrics(codes, scores, NAMES)["roc_auc"]
+    assert found == pytest.approx(
+        np.mean([roc_auc_score(codes == k, scores[:, k]) for k in range(3)]), abs=1e-12
+    )
