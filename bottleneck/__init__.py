@@ -8,15 +8,15 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "BottleneckError": "bottleneck.errors",
-    "extract": "bottleneck.extraction",
+    "extract": "bottleneck.extraction.extract",
     "FeatureCache": "bottleneck.store.reader",
-    "fit_heads": "bottleneck.fitting",
+    "fit_heads": "bottleneck.fitting.fit_heads",
     "finetune": "bottleneck.training.finetune",
     "scratch": "bottleneck.training.scratch",
     "compare": "bottleneck.training.compare",
-    "evaluate": "bottleneck.evaluation",
-    "predict": "bottleneck.prediction",
-    "load_model": "bottleneck.model",
+    "evaluate": "bottleneck.models.evaluate",
+    "predict": "bottleneck.models.predict",
+    "load_model": "bottleneck.models.classifier",
     "Backbone": "bottleneck.backbones.backbone",
     "load_backbone": "bottleneck.backbones.registry",
 }

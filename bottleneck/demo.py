@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bottleneck.evaluation import evaluate
-from bottleneck.extraction import extract
-from bottleneck.fitting import fit_heads
-from bottleneck.prediction import predict
-from bottleneck.progress import Progress, silent
+from bottleneck.extraction.extract import extract
+from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.models.evaluate import evaluate
+from bottleneck.models.predict import predict
+from bottleneck.progress import SILENT, Reporter
 from bottleneck.report.figures import confusion_matrix
-from bottleneck.report.heads import head_curves
+from bottleneck.report.head_curves import head_curves
 
 # Every stage, averaged over a 2 × 2 grid that keeps where the strokes are, and the network's end.
 NODES = (*(f"blocks.{i}@avg2" for i in range(7)), "bottleneck")
@@ -39,7 +39,7 @@ def write_digits(folder: Path) -> Path:
 
 
 def demo(
-    output: str | Path = "bottleneck-demo", *, seed: int = 0, progress: Progress = silent
+    output: str | Path = "bottleneck-demo", *, seed: int = 0, reporter: Reporter = SILENT
 ) -> dict[str, Any]:
     """Digits → extract → fit-head → evaluate → predict, all below the folder `output`.
 
@@ -53,12 +53,12 @@ def demo(
     output = Path(output)
     source = write_digits(output / "digits")
     cache = output / "digits.h5"
-    extracted = extract(source, cache, nodes=NODES, test_fraction=TEST_FRACTION, seed=seed, progress=progress)
+    extracted = extract(source, cache, nodes=NODES, test_fraction=TEST_FRACTION, seed=seed, reporter=reporter)
     fitted = fit_heads(
-        cache, nodes=tuple(extracted.nodes), output=output / "heads", seed=seed, progress=progress
+        cache, nodes=tuple(extracted.nodes), output=output / "heads", seed=seed, reporter=reporter
     )
     chosen = max(fitted.heads, key=lambda head: head["cv_accuracy"])
-    evaluation = evaluate(chosen["path"], cache, split="test", progress=progress)
+    evaluation = evaluate(chosen["path"], cache, split="test", reporter=reporter)
     picture = confusion_matrix(
         evaluation["confusion"],
         evaluation["classes"],

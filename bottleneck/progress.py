@@ -1,27 +1,33 @@
-"""Progress of long steps, as the library reports it; the command line draws it.
+"""Report progress of long operations. The library calls a `Reporter`; the command line draws it.
 
-A library function takes `progress` and calls it around each long step:
-
-    with progress("Extracting", total=len(keys), unit="images") as advance:
+    with reporter.step("Extracting", total=len(keys), unit="images") as advance:
         advance(1)
+
+`SILENT`, the default of every public function, ignores everything.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from contextlib import contextmanager
+from typing import Any
 
 
-class Progress(Protocol):
-    """Opens one step; the context's value is called with the number of units just done."""
+class Reporter:
+    """Receive progress, messages and epoch records. Subclass it and override what you want to show."""
 
-    def __call__(
-        self, step: str, total: int | None = None, unit: str = "images"
-    ) -> AbstractContextManager[Callable[[int], None]]: ...
+    @contextmanager
+    def step(
+        self, name: str, total: int | None = None, unit: str = "images"
+    ) -> Iterator[Callable[[int], None]]:
+        """Open one long step; call the yielded function with the number of units just done."""
+        yield lambda done: None
+
+    def tell(self, text: str) -> None:
+        """Receive one line for the user, for example the cost of the next step before it starts."""
+
+    def epoch(self, record: Any) -> None:
+        """Receive the `EpochRecord` of a training epoch as soon as it ends."""
 
 
-@contextmanager
-def silent(step: str, total: int | None = None, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """The default of every library function: report nothing."""
-    yield lambda done: None
+SILENT = Reporter()

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.errors import SourceError
+from bottleneck.names import TARGET_KINDS
 
-SPLITS = ("train", "val", "test")
 UNLABELLED = -1
-KINDS = ("class", "multilabel", "regression")
 
 
 @dataclass(frozen=True)
@@ -41,9 +40,9 @@ class Target:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if self.kind not in TARGET_KINDS:
             raise SourceError(
-                f"Target {self.name!r} has kind {self.kind!r}; expected one of {', '.join(KINDS)}."
+                f"Target {self.name!r} has kind {self.kind!r}; expected one of {', '.join(TARGET_KINDS)}."
             )
 
     @property

@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.helpers.fitted_cache"]
+
 os.environ.setdefault("MPLBACKEND", "agg")
 
 

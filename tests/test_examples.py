@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from bottleneck.demo import write_digits
-from bottleneck.extraction import extract
+from bottleneck.extraction.extract import extract
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

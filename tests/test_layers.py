@@ -17,14 +17,13 @@ FLOORS = (
     ("report",),
     ("studies",),
     ("training",),
-    ("prediction", "evaluation", "extraction"),
-    ("model", "export", "fitting", "request"),
-    ("trunk", "top", "model_file", "fitted_files"),
-    ("origin", "labelling", "train_samples"),
-    ("backbones", "engines"),
-    ("data", "store", "heads"),
+    ("models",),
+    ("fitting", "extraction"),
+    ("backbones",),
+    ("data", "store", "heads", "engines"),
     ("samples",),
-    ("threads", "memory", "progress", "errors"),
+    ("files",),
+    ("threads", "progress", "names", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

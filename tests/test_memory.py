@@ -6,7 +6,7 @@ import platform
 import numpy as np
 import pytest
 
-from bottleneck.memory import hand_back
+from bottleneck.threads import hand_back
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other blocks")

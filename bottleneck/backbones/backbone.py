@@ -14,15 +14,11 @@ import torch
 from torch import fx, nn
 
 from bottleneck.backbones.blocks import Anatomy, Block, dissect
-from bottleneck.backbones.extractor import Extractor
-from bottleneck.backbones.graph import NetworkGraph, trace
-from bottleneck.backbones.pooling import NATIVE, POOLS, Pool
-from bottleneck.backbones.shapes import Shapes, layout_of, measure
-from bottleneck.backbones.split import split
+from bottleneck.backbones.extractor import NATIVE, Extractor, Pool
+from bottleneck.backbones.graph import NetworkGraph, Shapes, layout_of, measure, split, trace
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
-
-BOTTLENECK = "bottleneck"
+from bottleneck.names import BOTTLENECK, POOLS
 
 
 class Backbone:

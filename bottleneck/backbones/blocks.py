@@ -22,8 +22,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from bottleneck.backbones.graph import NetworkGraph
-from bottleneck.backbones.shapes import Shapes, layout_of
+from bottleneck.backbones.graph import NetworkGraph, Shapes, layout_of
 from bottleneck.errors import BackboneError
 
 _ENOUGH_STAGES = 3

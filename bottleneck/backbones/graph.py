@@ -1,23 +1,44 @@
-"""The network as a graph in which every tensor between input and output has a name.
+"""Cut a network in two at one tensor: trunk and top, which together are the network, bit for bit.
+
+Both halves share the network's parameters (nothing is copied) and keep their names, so that a state dict of
+the network serves its halves. Each half carries the graphs of both modes and switches between them with
+`.train()` and `.eval()`: a graph traced in evaluation mode would have dropout and stochastic depth switched
+off for good.
+
+The network as a graph in which every tensor between input and output has a name.
 
 Names are torchvision's feature-extraction names: the dotted path of the module that made the tensor
 (`layer4.1.conv2`), the path and the operation for plain functions (`layer4.1.add`), a suffix `_1`, `_2`
 where a module runs again. The path of a module that holds others means the last tensor made inside it.
 
 A tensor is a *cut* when every path from the input to the output runs through it: a residual branch is none.
+
+Shapes and multiplications of every tensor of a network, without computing any of them.
+
+The network is walked on torch's meta device: no weights are read, no pixels made, and a network that is still
+without weights will do.
+
+Shapes: B images, C channels, H × W positions, L tokens, D features.
 """
 
+from __future__ import annotations
+
+import copy
 import inspect
 import math
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 
+import torch
 import torchvision
 from timm.layers import get_notrace_functions, get_notrace_modules
 from torch import Tensor, fx, nn
-from torchvision.models.feature_extraction import NodePathTracer
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import DualGraphModule, NodePathTracer
 
 from bottleneck.errors import BackboneError, first_line
 
@@ -177,3 +198,135 @@ def _make_functional(graph: fx.Graph) -> None:
             node.target = node.target[:-1]
         if node.op != "call_module" and node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
+
+
+# A batch size that no channel count, grid or head count has: the batch axis is then known wherever it goes.
+_BATCH = 1009
+
+
+@dataclass
+class Shapes:
+    """What a walk found.
+
+    Attributes
+    ----------
+    rows : dict of torch.fx.Node to tuple of int
+        Shape of one image's part of each tensor; a tensor whose first axis is not the images is left out.
+    macs : dict of torch.fx.Node to int
+        Multiplications with addition for one image; only where asked for.
+    failure : str
+        Why the walk ended early: the classifier of a network with a fixed input size refuses another one.
+    """
+
+    rows: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    macs: dict[fx.Node, int] = field(default_factory=dict)
+    failure: str = ""
+
+
+def measure(
+    module: nn.Module, network: NetworkGraph, size: int, channels: int, *, macs: bool = False
+) -> Shapes:
+    """Walk `network` for images of `size` × `size` pixels."""
+    shapes = Shapes()
+    walk = _Walk(on_meta(module), network.graph, shapes, FlopCounterMode(display=False) if macs else None)
+    pixels = torch.empty(_BATCH, channels, size, size, device="meta")
+    try:
+        with torch.no_grad():
+            walk.run(pixels)
+    except Exception as error:
+        shapes.failure = first_line(error)
+    return shapes
+
+
+def layout_of(row: tuple[int, ...]) -> str:
+    """ "NC", "NCHW", "NHWC", "NLC" or "" for a tensor that is none of them, from the shape of one row.
+
+    Inputs are square, so H = W tells channels first from channels last; where all three agree, first it is.
+    """
+    if len(row) == 3:
+        return "NCHW" if row[1] == row[2] else "NHWC" if row[0] == row[1] else ""
+    return {1: "NC", 2: "NLC"}.get(len(row), "")
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose tensors have shapes but no storage."""
+    twins: dict[int, Tensor] = {}
+    constants = [
+        value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)
+    ]
+    for tensor in [*module.parameters(), *module.buffers(), *constants]:
+        twin = tensor.detach().to("meta")
+        twins[id(tensor)] = (
+            nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
+        )
+    return copy.deepcopy(module, twins)
+
+
+class _Walk(fx.Interpreter):
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, shapes: Shapes, counter: FlopCounterMode | None
+    ) -> None:
+        super().__init__(module, graph=graph)
+        self.extra_traceback = False
+        self.shapes, self.counter = shapes, counter
+
+    def call_module(self, target, args, kwargs):
+        if isinstance(self.fetch_attr(target), _BatchNorm):
+            return args[0]  # as an operation on meta tensors it would take longer than all others together
+        return super().call_module(target, args, kwargs)
+
+    def run_node(self, node: fx.Node):
+        if self.counter is None:
+            value = super().run_node(node)
+        else:
+            with self.counter:
+                value = super().run_node(node)
+            self.shapes.macs[node] = self.counter.get_total_flops() // (2 * _BATCH)
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == _BATCH:
+            self.shapes.rows[node] = tuple(value.shape[1:])
+        return value
+
+
+def split(
+    module: nn.Module, evaluation: NetworkGraph, training: NetworkGraph, node: fx.Node
+) -> tuple[nn.Module, nn.Module]:
+    """Trunk and top of `module`, cut after the tensor that `node` makes, both in evaluation mode.
+
+    Parameters
+    ----------
+    evaluation, training : NetworkGraph
+        The two modes of `module`.
+    node : torch.fx.Node
+        One of `evaluation`.
+
+    Raises
+    ------
+    BackboneError
+        If the top would need more tensors than this one; names the nearest where one suffices.
+    """
+    name = evaluation.canonical[node]
+    if node not in evaluation.cuts:
+        raise _no_cut(evaluation, node)
+    twin = training.by_name.get(evaluation.names[node])
+    if twin is None or twin not in training.cuts:
+        raise BackboneError(f"The network cannot be cut at {name}: it runs otherwise in training mode.")
+    trunk = DualGraphModule(module, training.part(twin), evaluation.part(node), "Trunk")
+    top = DualGraphModule(
+        module,
+        training.part(training.output, start=twin),
+        evaluation.part(evaluation.output, start=node),
+        "Top",
+    )
+    return trunk.eval(), top.eval()
+
+
+def _no_cut(network: NetworkGraph, node: fx.Node) -> BackboneError:
+    at = network.position[node]
+    before = [cut for cut in network.cuts[1:] if network.position[cut] < at]
+    after = [cut for cut in network.cuts if network.position[cut] > at]
+    nearest = " and ".join(network.canonical[cut] for cut in [*before[-1:], *after[:1]])
+    return BackboneError(
+        f"The network cannot be cut at {network.canonical[node]}: what follows needs more than this tensor "
+        "(a residual branch or a skip runs beside it).",
+        f"The nearest nodes that can be cut at are {nearest}.",
+    )

@@ -16,12 +16,24 @@ This module knows no torch: a second run of `extract` compares recipes and is do
 """
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from bottleneck.errors import BackboneError
 
-DEFAULT = "efficientnet_lite0"
 PUBLISHED = ("DEFAULT", "published")
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """What loading a recorded backbone needs from the user.
+
+    weights : path of the weights file, for recipes whose weights are "file".
+    trust_code : allow a backbone named `package.module:function` to be imported.
+    """
+
+    weights: str | None = None
+    trust_code: bool = False
 
 
 def split_name(name: str) -> tuple[str, str | None]:

@@ -1,38 +1,86 @@
-"""Backbones by name: the embedded one, torchvision's, timm's, the small CNN and a user's own.
+"""What backbones can be had: names, weights, published accuracy, size, feature width.
+
+A user's own network as a backbone: `package.module:function`, imported only where that is permitted.
+
+Backbones by name: the embedded one, torchvision's, timm's, the small CNN and a user's own.
 
 efficientnet_lite0 · resnet50 · resnet50:IMAGENET1K_V1 · timm/NAME[.TAG] · small_cnn · package.module:f
 """
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
+import timm
 import torch
+import torchvision.models as zoo
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from bottleneck.backbones import efficientnet_lite, small_cnn, timm_models, torchvision_models
-from bottleneck.backbones.architecture import Architecture
 from bottleneck.backbones.backbone import Backbone, state_sha256
-from bottleneck.backbones.calibrate import set_statistics
+from bottleneck.backbones.batchnorm import set_statistics
 from bottleneck.backbones.channels import adapt_channels
-from bottleneck.backbones.recipe import (
-    DEFAULT,
-    PUBLISHED,
-    file_sha256,
-    is_weights_file,
-    names_code,
-    split_name,
-)
-from bottleneck.backbones.shapes import on_meta
-from bottleneck.backbones.user_code import user_network
+from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
+from bottleneck.backbones.families.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture
+from bottleneck.backbones.graph import on_meta
+from bottleneck.backbones.recipe import PUBLISHED, file_sha256, is_weights_file, names_code, split_name
 from bottleneck.backbones.weights import classes_in, load_weights, read_weights
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
+from bottleneck.names import DEFAULT_BACKBONE
+
+
+def user_network(name: str, weights: str | None, *, trust_code: bool) -> Architecture:
+    """The network that calling `function()` gives: an `nn.Module`, or a `Backbone` for its own preprocessing.
+
+    A bare module is taken to want 224 × 224 RGB pixels in ImageNet's normalisation.
+
+    Raises
+    ------
+    BackboneError
+        If `trust_code` is false (nothing is imported then), if published weights are asked for, or if the
+        function cannot be found or fails.
+    """
+    if not trust_code:
+        raise BackboneError(
+            f"The backbone is code, {name}; it is not imported on a file's word.",
+            "If you trust it, add --trust-code.",
+        )
+    if weights is not None:
+        raise BackboneError(f"{name} has no weights {weights!r}; expected what the code brings, or a file.")
+    made = _call(name)
+    if isinstance(made, Backbone):
+        return Architecture(
+            name, lambda classes: made.module, made.preprocess, "module", class_names=made.class_names
+        )
+    preprocess = Preprocess(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+    return Architecture(name, lambda classes: made, preprocess, "module")
+
+
+def _call(name: str) -> nn.Module | Backbone:
+    path, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        made = getattr(import_module(path), function)()
+    except Exception as error:
+        raise BackboneError(f"{name} gave no network: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(made, nn.Module | Backbone):
+        raise BackboneError(f"{name} returned a {type(made).__name__}, expected an nn.Module or a Backbone.")
+    return made
 
 
 def load_backbone(
-    name: str = DEFAULT,
+    name: str = DEFAULT_BACKBONE,
     *,
     weights: str | None = None,
     seed: int = 0,
@@ -91,7 +139,7 @@ def load_backbone(
 
 
 def outline(
-    name: str = DEFAULT, *, in_channels: int = 3, depth: int | None = None, trust_code: bool = False
+    name: str = DEFAULT_BACKBONE, *, in_channels: int = 3, depth: int | None = None, trust_code: bool = False
 ) -> Backbone:
     """The architecture alone: blocks, nodes, shapes and counts, but no weights (its tensors are on `meta`).
 
@@ -231,3 +279,68 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+# Building an architecture, which feature width and timm's parameter counts need, takes up to a second.
+MOST_OPENED = 24
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A network with one set of weights.
+
+    accuracy : published top-1 on ImageNet-1k in percent, where the library says it.
+    parameters, features : None where too many are listed to open each.
+    """
+
+    name: str
+    weights: str
+    accuracy: float | None
+    parameters: int | None
+    features: int | None = None
+
+
+def available(pattern: str | None = None) -> list[Listed]:
+    """Backbones whose name contains `pattern` or matches it as a wildcard; without one, all but timm's.
+
+    Raises
+    ------
+    BackboneError
+        If nothing matches.
+    """
+    found = [entry for entry in _all(pattern) if _matches(entry.name, pattern)]
+    if not found:
+        raise BackboneError(f"No backbone matches {pattern!r}.", "Try a shorter part of the name, or timm/*.")
+    names = dict.fromkeys(entry.name for entry in found)
+    if len(names) > MOST_OPENED:
+        return found
+    opened = {name: outline(name) for name in names}
+    widths = {name: backbone.num_features for name, backbone in opened.items()}
+    sizes = {name: sum(p.numel() for p in backbone.module.parameters()) for name, backbone in opened.items()}
+    return [
+        replace(entry, features=widths[entry.name], parameters=entry.parameters or sizes[entry.name])
+        for entry in found
+    ]
+
+
+def timm_count() -> int:
+    """How many architectures timm adds."""
+    return len(timm_models.names())
+
+
+def _all(pattern: str | None) -> Iterator[Listed]:
+    # 75.1: https://github.com/tensorflow/tpu, efficientnet/lite
+    yield Listed(efficientnet_lite.NAME, "embedded", 75.1, 4_652_008)
+    yield Listed(small_cnn.NAME, "none", None, None)
+    for name in torchvision_models.names():
+        for weights in zoo.get_model_weights(name):
+            metrics = weights.meta["_metrics"].get("ImageNet-1K", {})
+            yield Listed(name, weights.name, metrics.get("acc@1"), weights.meta["num_params"])
+    if pattern:
+        for name in timm.list_models(pretrained=True, include_tags=True):
+            architecture, _, tag = name.partition(".")
+            yield Listed(timm_models.PREFIX + architecture, tag or "published", None, None)
+
+
+def _matches(name: str, pattern: str | None) -> bool:
+    return not pattern or pattern in name or fnmatch(name, pattern)

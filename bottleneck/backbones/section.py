@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
 
-from bottleneck.backbones.backbone import BOTTLENECK, Backbone
+from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.graph import NetworkGraph, trace
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
+from bottleneck.names import BOTTLENECK
 
 
 @dataclass(frozen=True)

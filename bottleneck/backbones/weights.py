@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bottleneck.errors import BackboneError, first_line
+from bottleneck.names import STATE_PREFIX
 
-MODEL_PREFIX = "backbone."  # of the network's tensors in a model file, which has its head's beside them
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")
 _SHOWN = 4  # names listed of each kind of misfit
 _MAX_INFLATION = 20  # how much larger than its file a checkpoint may unpack; torch stores uncompressed
@@ -49,9 +49,9 @@ def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
     odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if odd:
         raise BackboneError(f"The weights file {path} holds more than tensors: {_some(odd)}.")
-    network = {name: value for name, value in content.items() if name.startswith(MODEL_PREFIX)}
+    network = {name: value for name, value in content.items() if name.startswith(STATE_PREFIX)}
     state = OrderedDict(
-        (name.removeprefix(MODEL_PREFIX).removeprefix("module."), value)
+        (name.removeprefix(STATE_PREFIX).removeprefix("module."), value)
         for name, value in (network or content).items()
     )
     if hasattr(content, "_metadata"):

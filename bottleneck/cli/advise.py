@@ -28,9 +28,9 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
     recommendation is what was best on val.
     """
     from bottleneck.report.advice import advice_page
-    from bottleneck.studies.advise import advise
+    from bottleneck.studies.advise.advise import advise
 
-    advice = advise(cache, progress=terminal.progress, **options)
+    advice = advise(cache, reporter=terminal, **options)
     figure = advice_page(advice, advice.folder / "advice.png")
     values = plain(advice.to_json() | {"figure": str(figure)})
     Path(advice.folder / "advice.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")

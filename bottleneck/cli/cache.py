@@ -20,7 +20,7 @@ def command() -> None:
 @shows_results
 def info(terminal: Terminal, cache: str) -> None:
     """Say what CACHE holds: backbone, nodes, images, samples, targets, failures."""
-    from bottleneck.store.describe import describe
+    from bottleneck.store.reader import describe
 
     values = describe(cache)
     shown = {
@@ -79,7 +79,7 @@ def verify(terminal: Terminal, cache: str, timeout: float) -> None:
 @shows_results
 def export(terminal: Terminal, cache: str, output: str) -> None:
     """Write the features, keys, labels and splits of CACHE for other tools."""
-    from bottleneck.store.export import export as export_cache
+    from bottleneck.store.convert import export as export_cache
 
     values = export_cache(Path(cache), Path(output))
     terminal.result(values, f"Written to {output}")

@@ -70,9 +70,7 @@ def command(
     from bottleneck.training.compare import compare
 
     scratch = depths if from_scratch else ()
-    result = compare(
-        cache, folder, scratch=scratch, progress=terminal.progress, tell=terminal.tell, **options
-    )
+    result = compare(cache, folder, scratch=scratch, reporter=terminal, **options)
     figure = comparison(result, Path(result.folder) / "compare.png")
     rows = [
         (

@@ -15,7 +15,7 @@ def command(terminal: Terminal, output: str, seed: int) -> None:
     """Run the whole chain on digits that scikit-learn ships, offline: extract to predict."""
     from bottleneck.demo import demo
 
-    result = demo(output, seed=seed, progress=terminal.progress)
+    result = demo(output, seed=seed, reporter=terminal)
     rows = [
         (
             head["node"],

@@ -45,9 +45,9 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
 
     Classes that MODEL does not know are left out, and counted.
     """
-    from bottleneck.evaluation import evaluate
+    from bottleneck.models.evaluate import evaluate
 
-    result = evaluate(model, source, progress=terminal.progress, **options)
+    result = evaluate(model, source, reporter=terminal, **options)
     if confusion:
         from bottleneck.report.figures import confusion_matrix
 

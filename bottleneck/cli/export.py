@@ -21,7 +21,7 @@ def command(terminal: Terminal, model: str, **options: object) -> None:
     Images are to be resized and cropped beforehand, as the metadata say; normalisation is inside. The file is
     compared with the model before it is written.
     """
-    from bottleneck.export import export
+    from bottleneck.models.export import export
 
     result = export(model, **options)
     rows = [(name, " × ".join(map(str, shape))) for name, shape in result.inputs.items()]

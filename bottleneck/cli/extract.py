@@ -47,13 +47,13 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     SOURCE is a folder (class/x.jpg or split/class/x.jpg), a manifest (.csv, .jsonl, .parquet), tar shards or
     a URL of any of these. A second run computes only what is new.
     """
-    from bottleneck.extraction import extract, survey
+    from bottleneck.extraction.extract import extract, survey
 
     if dry_run:
         plan = survey(source, cache, **options)
         terminal.result(plan.to_json(), table("Would extract", ("what", "value"), plan.to_json().items()))
         return
-    result = extract(source, cache, progress=terminal.progress, **options)
+    result = extract(source, cache, reporter=terminal, **options)
     shown = {
         "cache": result.cache,
         "images": result.images,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from bottleneck.cli.options import labels_options, single_run_options, training_options
-from bottleneck.cli.terminal import Terminal, shows_results
-from bottleneck.cli.training import show_result
+from bottleneck.cli.terminal import Terminal, show_result, shows_results
 
 
 @click.command()
@@ -57,14 +56,13 @@ def command(
 
     if find_lr:
         options.pop("output")
-        found = find_learning_rate(cache, head, progress=terminal.progress, tell=terminal.tell, **options)
+        found = find_learning_rate(cache, head, reporter=terminal, **options)
         picture = history.rate_curve(found, find_lr)
         terminal.result(
             {**vars(found), "figure": str(picture)}, f"Try --lr {found.lr:.2g}. The curve is in {picture}"
         )
         return
     with history.tensorboard(tensorboard) as log:
-        result = finetune(
-            cache, head, progress=terminal.progress, tell=terminal.tell, on_epoch=log, **options
-        )
+        terminal.log_epoch = log
+        result = finetune(cache, head, reporter=terminal, **options)
     show_result(terminal, result, f"Fine-tuned {', '.join(reversed(result.unfrozen))}")

@@ -87,10 +87,10 @@ class Counts(click.ParamType):
 @shows_results
 def command(terminal: Terminal, cache: str, **options: object) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
-    from bottleneck.fitting import fit_heads
-    from bottleneck.report.heads import head_curves
+    from bottleneck.fitting.fit_heads import fit_heads
+    from bottleneck.report.head_curves import head_curves
 
-    result = fit_heads(cache, progress=terminal.progress, **options)
+    result = fit_heads(cache, reporter=terminal, **options)
     files = result.files | head_curves(result)
     splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""

@@ -11,7 +11,7 @@ from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BackboneError
 
 if TYPE_CHECKING:
-    from bottleneck.backbones.inspection import Inspection
+    from bottleneck.backbones.inspect import Inspection
 
 
 @click.command()
@@ -55,7 +55,7 @@ def command(
 
     Node names are what `extract --node` takes.
     """
-    from bottleneck.backbones.inspection import inspect_backbone
+    from bottleneck.backbones.inspect import inspect_backbone
     from bottleneck.backbones.registry import load_backbone, outline
 
     if (patches is None) != (source is None):
@@ -68,16 +68,16 @@ def command(
     preprocess = network.preprocess.override(image_size, crop)
     drawn = {}
     if filters:
-        from bottleneck.backbones.excitation import first_kernels
-        from bottleneck.report.filters import draw_filters
+        from bottleneck.backbones.patches import first_kernels
+        from bottleneck.report.contact_sheet import draw_filters
 
         drawn["filters"] = str(draw_filters(first_kernels(network), filters))
     if patches:
-        from bottleneck.backbones.excitation import patches_of_source
-        from bottleneck.report.filters import draw_patches
+        from bottleneck.backbones.patches import patches_of_source
+        from bottleneck.report.contact_sheet import draw_patches
 
         found = patches_of_source(
-            network, source, nodes, preprocess=preprocess, limit=limit, progress=terminal.progress
+            network, source, nodes, preprocess=preprocess, limit=limit, reporter=terminal
         )
         drawn["patches"] = str(draw_patches(found, patches))
     references = free.split(",") if free else ()

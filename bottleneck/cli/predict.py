@@ -27,9 +27,9 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
 
     SOURCES are images, folders, manifests, shards or URLs.
     """
-    from bottleneck.prediction import predict
+    from bottleneck.models.predict import predict
 
-    result = predict(model, *sources, progress=terminal.progress, **options)
+    result = predict(model, *sources, reporter=terminal, **options)
     rows = [(row["image"], row["label"], row["confidence"]) for row in result["predictions"][:ROWS_SHOWN]]
     parts = [table("Predictions", ("image", "label", "confidence"), rows)]
     if len(result["predictions"]) > ROWS_SHOWN:

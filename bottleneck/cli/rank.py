@@ -24,9 +24,9 @@ from bottleneck.cli.terminal import Terminal, shows_results, table
 @shows_results
 def command(terminal: Terminal, caches: tuple[str, ...], **options: object) -> None:
     """Rank backbones for a data set: CACHES of the same samples, one a backbone, scored on train."""
-    from bottleneck.studies.rank import rank
+    from bottleneck.studies.rank.rank import rank
 
-    found = rank(caches, progress=terminal.progress, **options)
+    found = rank(caches, reporter=terminal, **options)
     rows = [
         (each.cache, each.scores.logme, each.scores.h_score, each.scores.leep, each.scores.knn, each.accuracy)
         for each in found.ranked

@@ -5,8 +5,7 @@ from __future__ import annotations
 import click
 
 from bottleneck.cli.options import Crop, column_options, single_run_options, training_options
-from bottleneck.cli.terminal import Terminal, shows_results
-from bottleneck.cli.training import show_result
+from bottleneck.cli.terminal import Terminal, show_result, shows_results
 
 
 @click.command()
@@ -42,5 +41,6 @@ def command(terminal: Terminal, source: str, tensorboard: str | None, **options:
     from bottleneck.training.scratch import scratch
 
     with history.tensorboard(tensorboard) as log:
-        result = scratch(source, progress=terminal.progress, on_epoch=log, **options)
+        terminal.log_epoch = log
+        result = scratch(source, reporter=terminal, **options)
     show_result(terminal, result, f"Trained {options['backbone']} from scratch")

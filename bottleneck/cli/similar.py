@@ -11,7 +11,7 @@ from bottleneck.cli.options import engine_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
 if TYPE_CHECKING:
-    from bottleneck.studies.similar_images import Similar
+    from bottleneck.studies.similar.similar import Similar
 
 IMAGES_SHOWN = 20
 
@@ -53,13 +53,13 @@ def command(
         raise click.UsageError("Name images or use --all, not both.")
     if not (all_images or images or threshold is not None):
         raise click.UsageError("Name an IMAGE, or use --all, or --threshold for groups of look-alikes.")
-    from bottleneck.studies.similar_images import similar
+    from bottleneck.studies.similar.similar import similar
 
     asked = {"all_images": all_images, "threshold": threshold}
-    result = similar(cache, images, progress=terminal.progress, **asked, **options)
+    result = similar(cache, images, reporter=terminal, **asked, **options)
     unreadable: dict[str, str] = {}
     if sheet:
-        from bottleneck.report.sheet import similar_sheet
+        from bottleneck.report.contact_sheet import similar_sheet
 
         unreadable = similar_sheet(result, sheet)
     written = {"output": options["output"], "sheet": sheet}

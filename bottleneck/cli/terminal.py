@@ -1,4 +1,6 @@
-"""What a command shows: progress on stderr, tables for people or one JSON object on stdout.
+"""How the commands that train show their result.
+
+What a command shows: progress on stderr, tables for people or one JSON object on stdout.
 
 Every command is written as
 
@@ -6,7 +8,7 @@ Every command is written as
     @click.argument("source")
     @shows_results
     def command(terminal: Terminal, source: str) -> None:
-        result = library_call(source, progress=terminal.progress)
+        result = library_call(source, reporter=terminal)
         terminal.result(result.to_json(), table(...))
 """
 
@@ -18,7 +20,9 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, RenderableType
@@ -27,22 +31,29 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from bottleneck.progress import Reporter
+
+if TYPE_CHECKING:
+    from bottleneck.training.results import Result
+
+
 FILE_WIDTH = 120  # characters of a table that goes to a file or a pipe
 
 
-class Terminal:
+class Terminal(Reporter):
     """The two streams of a command. `as_json`: stdout carries one JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
+        self.log_epoch: Callable[[Any], None] = lambda record: None  # TensorBoard, where asked for
 
     @contextmanager
-    def progress(
+    def step(
         self, step: str, total: int | None = None, unit: str = "images"
     ) -> Iterator[Callable[[int], None]]:
-        """One bar on stderr with rate and time left (the library's `Progress`)."""
+        """One bar on stderr with rate and time left and the library's `Reporter.step`."""
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
             task = bars.add_task(step, total=total)
@@ -51,6 +62,10 @@ class Terminal:
     def tell(self, text: str) -> None:
         """One line on stderr, as it is: brackets in a path are no markup."""
         self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def epoch(self, record: Any) -> None:
+        """Hand an epoch's record to `log_epoch`."""
+        self.log_epoch(record)
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
         """Print `values` as JSON, or `shown` for people."""
@@ -124,3 +139,35 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     return str(value)
+
+
+def show_result(terminal: Terminal, result: Result, title: str) -> None:
+    """Draw the curves beside the model and print the result."""
+    from bottleneck.report.history import training_curves
+
+    figure = training_curves(
+        result.epochs,
+        Path(result.model).with_suffix(".history.png"),
+        result.best_epoch,
+        title,
+        result.head_accuracy.get("val"),
+    )
+    rows = []
+    for split, accuracy in result.finetuned_accuracy.items():
+        low, high = result.accuracy_ci95[split]
+        mark = "chose the epoch" if split == result.chosen_on else ""
+        head = result.head_accuracy.get(split)
+        rows.append((split, result.n[split], head, accuracy, f"{low:.4f} … {high:.4f}", mark))
+    kept = {
+        "finetuned": f"Kept: the network of epoch {result.best_epoch}.",
+        "head": "Kept: the head. No epoch of training was better on val.",
+        "scratch": f"Kept: the network of epoch {result.best_epoch}.",
+    }[result.kept]
+    terminal.result(
+        {**result.to_json(), "figure": str(figure)},
+        table(title, ("split", "samples", "head", "kept", "95 % interval", ""), rows),
+        kept,
+        *(f"Note: {note}" for note in result.notes),
+        f"{len(result.epochs) - 1} epochs at {result.images_per_second:.0f} images/s. Curves: {figure}",
+        f"Model: {result.model}. Next: bottleneck predict {quote(result.model)} IMAGES",
+    )

@@ -11,7 +11,7 @@ from bottleneck.cli.options import reading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
 if TYPE_CHECKING:
-    from bottleneck.studies.transferability.study import TransferStudy
+    from bottleneck.studies.transfer_study.study import TransferStudy
 
 KINDS_SHOWN = ("base", "BnB", "BnB+", "AnB", "AnB+", "random")
 
@@ -61,13 +61,13 @@ def command(
     frozen or fine-tuned, to networks for B. Every run is kept: a study that was stopped goes on where it was,
     and more --seeds add to it.
     """
-    from bottleneck.report.study import transfer_figure
-    from bottleneck.studies.transferability.study import transfer_study
+    from bottleneck.report.transfer_figure import transfer_figure
+    from bottleneck.studies.transfer_study.study import transfer_study
 
     if (half_a is None) != (half_b is None):
         raise click.UsageError("Give both --half-a and --half-b, or neither.")
     halves = (half_a, half_b) if half_a is not None else None
-    study = transfer_study(source, halves=halves, progress=terminal.progress, **options)
+    study = transfer_study(source, halves=halves, reporter=terminal, **options)
     figure = transfer_figure(study, study.folder / "figure.png")
     values = study.to_json() | {"figure": str(figure)}
     terminal.result(
@@ -93,7 +93,7 @@ def _accuracies(values: dict) -> list[list[object]]:
 
 def _differences(study: TransferStudy) -> list[list[object]]:
     """One row per n, each difference with its interval."""
-    from bottleneck.studies.transferability.effects import DIFFERENCES
+    from bottleneck.studies.transfer_study.effects import DIFFERENCES
 
     curves = study.curves
     return [[n, *(str(curves.estimate(name, n) or "–") for name in DIFFERENCES)] for n in curves.depths]

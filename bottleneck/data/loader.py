@@ -22,16 +22,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.crew import Budget, Crew, Job
-from bottleneck.data.decode import EncodedImage
-from bottleneck.data.modes import as_array
-from bottleneck.data.parsing import one_line
+from bottleneck.data.decode import EncodedImage, as_array, fast_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.resize import fast_pixels
+from bottleneck.data.untrusted import one_line
+from bottleneck.data.workers import Budget, Crew, Job
 from bottleneck.errors import ImageError, SourceError
 
 if TYPE_CHECKING:
-    from bottleneck.data.samples import Source
+    from bottleneck.data.source import Source
 
 MEMORY = 512 << 20  # bytes
 TIME_LIMIT = 30.0  # seconds for one image

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bottleneck.data.names import printable, storable
 from bottleneck.data.splits import ALIASES, split_named
-from bottleneck.data.tables import Table, rows_named
+from bottleneck.data.table_file import Table, printable, rows_named, storable
 from bottleneck.data.targets import target_from_column, to_number
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable

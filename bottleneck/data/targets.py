@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bottleneck.data.names import storable
-from bottleneck.data.tables import rows_named
+from bottleneck.data.table_file import rows_named, storable
 from bottleneck.errors import SourceError
 from bottleneck.samples import UNLABELLED, Target
 

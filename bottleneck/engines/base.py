@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from bottleneck.engines.agreement import complaint, measure
 from bottleneck.engines.device import resolve_device
-from bottleneck.engines.eager import Eager, refusal
 from bottleneck.engines.graph_cache import GraphCache
 from bottleneck.engines.onnx_engine import float_engine, int8_engine
+from bottleneck.engines.reference import Eager, complaint, measure, refusal
 from bottleneck.errors import EngineError
+from bottleneck.names import ENGINES, PRECISIONS
 from bottleneck.threads import thread_budget
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("bottleneck")
 
-ENGINES = ("auto", "onnxruntime", "torch", "torch-compiled")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 _TORCH = dict.fromkeys(("torch", "torch-compiled"), ("fp32", "fp16", "bf16"))
 _ABLE = {"cpu": {"onnxruntime": ("fp32", "int8"), **_TORCH}, "cuda": _TORCH, "mps": _TORCH}

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.engines.export import INPUT
+from bottleneck.engines.onnx_export import INPUT
 
 # Kernels that gain from int8. Others (sigmoids, scalings) lose accuracy, and their gain to conversions.
 _OPERATORS = [

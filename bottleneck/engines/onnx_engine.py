@@ -11,10 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from bottleneck.engines import int8
-from bottleneck.engines.agreement import complaint, measure
-from bottleneck.engines.eager import Eager, refusal
-from bottleneck.engines.export import INPUT, export_graph
 from bottleneck.engines.graph_cache import GraphCache, KeptGraph
+from bottleneck.engines.onnx_export import INPUT, export_graph
+from bottleneck.engines.reference import Eager, complaint, measure, refusal
 from bottleneck.errors import EngineError
 from bottleneck.threads import passes_side_by_side
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.heads.class_head import ClassHead, standardisation_of
-from bottleneck.heads.rows import RowReader, block_size, blocks, read_checked
+from bottleneck.heads.estimator import ClassHead, standardisation_of
+from bottleneck.heads.row_blocks import RowReader, block_size, blocks, read_checked
 
 MOST_NEIGHBOURS = 20
 

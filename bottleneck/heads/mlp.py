@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bottleneck.errors import FitError
-from bottleneck.heads.basis import Standardisation
-from bottleneck.heads.class_head import ClassHead, standardisation_of
-from bottleneck.heads.rows import RowReader, blocks, read_checked
+from bottleneck.heads.estimator import ClassHead, standardisation_of
+from bottleneck.heads.row_blocks import RowReader, blocks, read_checked
+from bottleneck.heads.solver.design import Standardisation
 
 HIDDEN = 128
 DROPOUT = 0.3

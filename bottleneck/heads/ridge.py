@@ -1,24 +1,39 @@
 """Least squares with an L2 penalty, for classes and for numbers, as scikit-learn estimators.
 
 Shapes: n samples, D features, C outputs.
+
+Ridge regression: one decomposition, then every penalty in closed form; folds by subtraction.
+
+With centred rows X (n, D), weights s and answers Y (n, C), ½ C Σ s_i |y_i − x_i W − b|² + ½ ‖W‖² is least at
+
+    W = (XᵀSX + λI)⁻¹ XᵀSY = Q (Λ + λ)⁻¹ Qᵀ XᵀSY,    λ = 1/C,    XᵀSX = Q Λ Qᵀ,
+
+for all λ from one decomposition. The moments of the rows outside a fold are those of all rows less the
+fold's, so that one pass serves the full fit and all folds.
+
+Shapes: n rows, D features, C outputs, G penalties, F folds, B rows of a block.
+
+All ridge heads of a call: every penalty × fold of a target in closed form, one chosen, refit included.
+
+Shapes: n samples, V rows (views) of a sample, D features, C outputs, G values of C, F folds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.linalg import eigh
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.basis import standardisation, unchanged
-from bottleneck.heads.class_head import ClassHead
-from bottleneck.heads.crew import Crew
-from bottleneck.heads.design import build_design
-from bottleneck.heads.least_squares import Path, moments_by_fold, ridge_path
-from bottleneck.heads.questions import class_factors, weights_by_code
-from bottleneck.heads.rows import (
+from bottleneck.heads.cross_validation import AUTO_C, grid_of, tally_of
+from bottleneck.heads.estimator import ClassHead
+from bottleneck.heads.logistic import DEFAULT, DEFAULT_MEMORY, Fitted, SweepConfig
+from bottleneck.heads.row_blocks import (
     ArrayRows,
     RowReader,
     as_rows,
@@ -28,9 +43,219 @@ from bottleneck.heads.rows import (
     linear_outputs,
     without_torch,
 )
-from bottleneck.heads.select import AUTO_C, grid_of
-from bottleneck.heads.sweep import DEFAULT_MEMORY
-from bottleneck.heads.tasks import NO_FOLD
+from bottleneck.heads.solver.design import Design, build_design, standardisation, streamed_like, unchanged
+from bottleneck.heads.solver.problem import NO_FOLD, Question, class_factors, weights_by_code
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import UNLABELLED
+from bottleneck.threads import Crew
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Weighted sums over rows: weight, x (D,), y (C,), xx (D, D), xy (D, C), yy (C,); float64."""
+
+    weight: float
+    x: np.ndarray
+    y: np.ndarray
+    xx: np.ndarray
+    xy: np.ndarray
+    yy: np.ndarray
+
+    def less(self, other: Moments) -> Moments:
+        """The moments without the rows of `other`."""
+        return Moments(*(mine - theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True)))
+
+    def parts(self) -> tuple:
+        """All sums, in order."""
+        return self.weight, self.x, self.y, self.xx, self.xy, self.yy
+
+
+@dataclass(frozen=True)
+class Path:
+    """The ridge path of one set of rows.
+
+    values (D,), vectors (D, D) of XᵀSX; projected : (D, C) Qᵀ XᵀSY; mean_x (D,), mean_y (C,); weight, and
+    yy (C,), the centred sum of squares.
+    """
+
+    values: np.ndarray
+    vectors: np.ndarray
+    projected: np.ndarray
+    mean_x: np.ndarray
+    mean_y: np.ndarray
+    weight: float
+    yy: np.ndarray
+
+    def at(self, penalty: float) -> tuple[np.ndarray, np.ndarray]:
+        """coef (C, D) and intercept (C,) at λ = `penalty`."""
+        coef = (self.vectors @ (self.projected / (self.values + penalty)[:, None])).T
+        return coef, self.mean_y - coef @ self.mean_x
+
+    def gcv(self, penalties: Sequence[float]) -> np.ndarray:
+        """(G,) generalised cross-validation (Golub, Heath and Wahba 1979), a mean squared error per λ.
+
+        RSS / n over (1 − df / n)², with df = 1 + Σ Λ / (Λ + λ): neither needs the rows.
+        """
+        found = []
+        for penalty in penalties:
+            shrunk = 1 / (self.values + penalty)
+            square = self.projected**2
+            rss = self.yy - 2 * (square.T @ shrunk) + square.T @ (self.values * shrunk**2)
+            free = max(1 - (1 + (self.values * shrunk).sum()) / self.weight, 1e-12)
+            found.append(max(float(rss.sum()), 0.0) / self.weight / free**2)
+        return np.array(found)
+
+
+def ridge_path(moments: Moments) -> Path:
+    """Decompose the moments of some rows, centred."""
+    mean_x, mean_y = moments.x / moments.weight, moments.y / moments.weight
+    xx = moments.xx - moments.weight * np.outer(mean_x, mean_x)
+    xy = moments.xy - moments.weight * np.outer(mean_x, mean_y)
+    yy = moments.yy - moments.weight * mean_y**2
+    values, vectors = eigh(xx, driver="evd", overwrite_a=True, check_finite=False)
+    return Path(np.maximum(values, 0), vectors, vectors.T @ xy, mean_x, mean_y, moments.weight, yy)
+
+
+def moments_by_fold(
+    design: Design, crew: Crew, answers: np.ndarray, weights: np.ndarray, fold: np.ndarray, folds: int
+) -> list[Moments]:
+    """Moments of the rows of every fold, and last of the rows that no fold holds out.
+
+    answers (n, C), weights (n,), fold (n,) in the order of the design's rows; products in its dtype.
+    """
+
+    def block(x, start: int, stop: int) -> list[tuple[int, tuple]]:
+        x, y, w = x.numpy(force=True), answers[start:stop], weights[start:stop]
+        parts = []
+        for number in np.unique(fold[start:stop]):
+            here = np.flatnonzero(fold[start:stop] == number)
+            xh, yh, wh = x[here], y[here].astype(x.dtype), w[here].astype(x.dtype)
+            xw = xh * wh[:, None]
+            sums = (
+                wh.sum(dtype=np.float64),
+                xw.sum(axis=0, dtype=np.float64),
+                (yh * wh[:, None]).sum(axis=0),
+            )
+            parts.append((int(number), (*sums, xw.T @ xh, xw.T @ yh, (yh**2 * wh[:, None]).sum(axis=0))))
+        return parts
+
+    D = design.read(0, 1).shape[1]
+    C = answers.shape[1]
+    shapes = ((), (D,), (C,), (D, D), (D, C), (C,))
+    totals = [[np.zeros(shape) for shape in shapes] for _ in range(folds + 1)]
+    for parts in design.each_block(crew, block):
+        for number, sums in parts:
+            for total, part in zip(totals[number], sums, strict=True):
+                total += part
+    return [Moments(*total) for total in totals]
+
+
+def ridge_sweep(
+    rows: RowReader,
+    questions: Sequence[Question],
+    Cs: Sequence[float],
+    config: SweepConfig = DEFAULT,
+    plain: RowReader | None = None,
+    reporter: Reporter = SILENT,
+) -> list[Fitted]:
+    """Fit all questions by least squares; arguments and result are those of `sweep.sweep`, C = 1/λ.
+
+    Classes and labels are asked as −1 and 1, one output each; the values of a regression as they are.
+    """
+    with Crew(config.device) as crew:
+        n = len(questions[0].fold)
+        views = rows.shape[0] // n
+        standard = unchanged(rows.shape[1])
+        if config.standardize:
+            standard = standardisation(rows, crew, block_size(rows.shape[1]), None, config.dtype)
+        design, order = build_design(rows, standard, crew, config.memory, None, config.dtype)
+        scored: Design = design
+        if plain is not None:
+            scored = streamed_like(design, plain)
+        with reporter.step("Fitting ridge heads", total=len(questions), unit="targets") as advance:
+            found = []
+            for question in questions:
+                found.append(_one(question, design, scored, crew, sorted(Cs), order // views, views, config))
+                advance(1)
+        return found
+
+
+def _one(
+    question: Question,
+    design: Design,
+    scored: Design,
+    crew: Crew,
+    Cs: Sequence[float],
+    sample: np.ndarray,
+    views: int,
+    config: SweepConfig,
+) -> Fitted:
+    """sample : (n · V,), the sample of each row of the design."""
+    folds = int(question.fold.max(initial=NO_FOLD)) + 1
+    answers, weights = _answers(question)
+    parts = moments_by_fold(
+        design, crew, answers[sample], weights[sample] / views, question.fold[sample], folds
+    )
+    whole = parts[-1] if not folds else _sum(parts)
+    paths = [ridge_path(whole.less(part)) for part in parts[:-1]]
+    scores = held = None
+    chosen = len(Cs) - 1
+    if folds:
+        tally = tally_of(question.target, question.fold, folds, question.link)
+        for _ in Cs:
+            tally.begin()
+        for samples, number, x in _held_rows(design, scored, crew, question.fold, sample):
+            coef, intercept = _grid(paths[number], Cs, design, scored)
+            for place in range(len(Cs)):
+                tally.add(samples, x @ coef[place].T + intercept[place], place)
+        scores = tally.scores(Cs)
+        chosen = scores.choose(config.one_standard_error)
+        held = np.full((len(question.fold), answers.shape[1]), np.nan, np.float32)
+        for samples, number, x in _held_rows(design, scored, crew, question.fold, sample):
+            coef, intercept = _grid(paths[number], Cs[chosen : chosen + 1], design, scored)
+            held[samples] = x @ coef[0].T + intercept[0]
+    coef, intercept = ridge_path(whole).at(1 / Cs[chosen])
+    raw, offset = design.standard.fold(design.from_blocks(coef), intercept)
+    return Fitted(raw, offset, design.standard, Cs[chosen], question.link, scores, held, True)
+
+
+def _answers(question: Question) -> tuple[np.ndarray, np.ndarray]:
+    """(n, C) float64 answers and (n,) weights, 0 where there is no label."""
+    target, seen = question.target, question.target.labelled
+    weights = np.ones(len(seen)) if question.sample_weight is None else question.sample_weight
+    if target.kind == "regression":
+        return np.where(seen, target.values, 0.0)[:, None], np.where(seen, weights, 0.0)
+    if target.kind == "multilabel":
+        return np.where(target.values == 1, 1.0, -1.0), np.where(seen, weights, 0.0)
+    codes = np.where(target.values == UNLABELLED, 0, target.values)
+    factor = class_factors(question.class_weight, codes, seen)
+    answers = np.where(codes[:, None] == np.arange(question.outputs), 1.0, -1.0)
+    return answers, np.where(seen, weights * factor[codes], 0.0)
+
+
+def _sum(parts: Sequence[Moments]) -> Moments:
+    return Moments(*(sum(values) for values in zip(*(part.parts() for part in parts), strict=True)))
+
+
+def _grid(path: Path, Cs: Sequence[float], design: Design, scored: Design) -> tuple[np.ndarray, np.ndarray]:
+    """coef (G, C, D) float32 as they multiply the blocks of `scored`, intercept (G, C)."""
+    found = [path.at(1 / C) for C in Cs]
+    coef = np.stack([coef for coef, _ in found])
+    if scored is not design:
+        coef = np.stack([design.from_blocks(part) for part in coef])
+    return coef.astype(np.float32), np.stack([intercept for _, intercept in found]).astype(np.float32)
+
+
+def _held_rows(design: Design, scored: Design, crew: Crew, fold: np.ndarray, sample: np.ndarray):
+    """(samples (B,), their fold, rows (B, D)) of all blocks, fold by fold within a block."""
+    order = sample if scored is design else np.arange(len(fold))
+    for start, stop in scored.blocks():
+        x = scored.read(start, stop).numpy(force=True)
+        samples = order[start:stop]
+        for number in np.unique(fold[samples]):
+            if number != NO_FOLD:
+                here = fold[samples] == number
+                yield samples[here], int(number), x[here]
 
 
 class RidgeHead(ClassHead):

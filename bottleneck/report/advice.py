@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from bottleneck.report.figures import picture
-from bottleneck.report.fonts import drawable
-from bottleneck.studies.advice import Advice
-from bottleneck.studies.anchors import DIFFERENT, SIMILAR
-from bottleneck.studies.similarity import Similarity
+from bottleneck.report.figures import drawable, picture
+from bottleneck.studies.advise.image_similarity import DIFFERENT, SIMILAR, Similarity
+from bottleneck.studies.advise.recommendation import Advice
 
 BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
 LINE = 150  # characters of the text

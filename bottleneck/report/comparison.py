@@ -7,10 +7,8 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from bottleneck.report.figures import picture
-from bottleneck.report.fonts import drawable
-from bottleneck.training.compare import Comparison
-from bottleneck.training.summary import Row
+from bottleneck.report.figures import drawable, picture
+from bottleneck.training.compare import Comparison, Row
 
 COLOURS = {"head": "tab:blue", "random": "tab:orange"}
 ASIDE = 0.12  # so that bars of two starts do not lie on each other

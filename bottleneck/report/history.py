@@ -9,8 +9,7 @@ from pathlib import Path
 from matplotlib.ticker import MaxNLocator
 
 from bottleneck.errors import BottleneckError
-from bottleneck.report.figures import picture
-from bottleneck.report.fonts import drawable
+from bottleneck.report.figures import drawable, picture
 from bottleneck.training.loop import EpochRecord
 from bottleneck.training.lr_finder import FoundRate
 

@@ -19,7 +19,6 @@ import numpy as np
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
-from bottleneck.store.guard import open_untrusted
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import (
     Column,
@@ -31,6 +30,7 @@ from bottleneck.store.tables import (
     no_samples,
     samples_of,
 )
+from bottleneck.store.validate import open_untrusted
 
 
 class CacheFile:

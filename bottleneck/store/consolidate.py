@@ -11,11 +11,11 @@ from pathlib import Path
 import h5py
 
 from bottleneck.errors import CacheError
+from bottleneck.files import replacing
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile, dataset_paths
-from bottleneck.store.catalog import Catalog
-from bottleneck.store.files import replacing
+from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from bottleneck import __version__
 from bottleneck.errors import CacheError
-from bottleneck.store.files import LatchedFile
+from bottleneck.files import LatchedFile
 from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json, fingerprint
 from bottleneck.store.tables import Column, ImageTable, link_name
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 
 from bottleneck.errors import CacheError
-from bottleneck.store.files import as_cache_error
+from bottleneck.files import as_cache_error
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.parts import PID
 

@@ -17,9 +17,9 @@ from bottleneck.errors import CacheError
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
-from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
+from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, require_equal
 from bottleneck.store.tables import Failure, ImageTable, objects
 

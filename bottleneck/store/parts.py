@@ -4,12 +4,17 @@ A part is built in memory, written under another name, made durable, read back, 
 in the commit log; so whatever stops the process, a part either counts whole or not at all.
 
 Shapes: B rows of one part.
+
+The commit log of a parts folder: append-only lines, each with its own checksum (FORMAT.md, section 8).
+
+What is in the log happened; what is not, did not. A torn last line is a commit that never was.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
@@ -21,12 +26,169 @@ import h5py
 import numpy as np
 
 from bottleneck.errors import CacheError
+from bottleneck.files import BINARY, rename, sha256_of_file, sync, sync_folder, write_all, write_durably
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
-from bottleneck.store.files import rename, sha256_of_file, sync_folder, write_durably
-from bottleneck.store.log import LogState, LogWriter, PartEntry, read_log
-from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json
 from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
+
+FORMAT = "bottleneck-feature-cache-parts"
+FORMAT_VERSION = 1
+NAME = "log"
+
+
+@dataclass(frozen=True)
+class PartEntry:
+    """A committed file: its name, length and sha256, and how many rows it holds."""
+
+    name: str
+    bytes: int
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What a log says.
+
+    nodes : what the last run wanted. table : the file that ends a run whose rows stay in the parts.
+    lines, length : number and bytes of the good lines; what follows `length` is a torn one.
+    """
+
+    spec: CacheSpec
+    source_root: str
+    nodes: tuple[NodeSpec, ...]
+    parts: tuple[PartEntry, ...]
+    table: PartEntry | None
+    lines: int
+    length: int
+
+
+def read_log(folder: Path) -> LogState | None:
+    """Read a folder's log; None where nothing was ever committed.
+
+    Raises
+    ------
+    CacheError
+        A line other than the last is damaged, or the log is of another version.
+    """
+    path = folder / NAME
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {error.strerror or error}.") from None
+    objects, length = _good_lines(path, data)
+    if not objects:
+        return None
+    try:
+        return _state(path, objects, length)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"a line lacks what it should say ({error})") from None
+
+
+def _good_lines(path: Path, data: bytes) -> tuple[list[dict], int]:
+    objects: list[dict] = []
+    length = 0
+    lines = io.BytesIO(data).readlines()
+    for number, line in enumerate(lines):
+        value = _parse(line, number)
+        if value is None:
+            if number < len(lines) - 1:
+                raise _damaged(path, f"line {number + 1} of {len(lines)} fails its checksum")
+            break
+        objects.append(value)
+        length += len(line)
+    return objects, length
+
+
+def _parse(line: bytes, number: int) -> dict | None:
+    """The object of a whole and undamaged line, otherwise None."""
+    digits, _, text = line.rstrip(b"\n").partition(b" ")
+    whole = line.endswith(b"\n") and hashlib.sha256(text).hexdigest().encode() == digits
+    if not whole:
+        return None
+    value = json.loads(text.decode())
+    return value if isinstance(value, dict) and value.get("n") == number else None
+
+
+def _state(path: Path, objects: list[dict], length: int) -> LogState:
+    first = objects[0]
+    if first["format"] != FORMAT or first["format_version"] != FORMAT_VERSION:
+        raise _damaged(path, f"its format is {first['format']!r} {first['format_version']!r}")
+    nodes: tuple[NodeSpec, ...] = ()
+    parts: list[PartEntry] = []
+    table = None
+    for value in objects[1:]:
+        table = None  # what follows a table supersedes it
+        if "nodes" in value:
+            nodes = tuple(NodeSpec.from_json(node) for node in value["nodes"])
+        else:
+            name = value["table"] if "table" in value else value["part"]
+            if os.path.basename(name) != name:
+                raise _damaged(path, f"it names a file elsewhere ({name!r})")
+            entry = PartEntry(name, int(value["bytes"]), value["sha256"], int(value["rows"]))
+            if "table" in value:
+                table = entry
+            else:
+                parts.append(entry)
+    spec = CacheSpec(first["backbone"], first["preprocess"])
+    return LogState(spec, first["source_root"], nodes, tuple(parts), table, len(objects), length)
+
+
+def _damaged(path: Path, what: str) -> CacheError:
+    return CacheError(
+        f"The commit log {path} is damaged: {what}.",
+        f"Delete {path.parent} to give up the unfinished run, then run the same command again.",
+    )
+
+
+class LogWriter:
+    """Appends to a folder's log; the caller holds the cache's lock."""
+
+    def __init__(self, folder: Path, state: LogState | None) -> None:
+        self._path = folder / NAME
+        self._lines = state.lines if state else 0
+        self._length = state.length if state else 0
+        self._descriptor: int | None = None
+
+    def start(self, spec: CacheSpec, source_root: str) -> None:
+        """Write line 0, where the log has none."""
+        if self._lines == 0:
+            self.append(
+                {
+                    "format": FORMAT,
+                    "format_version": FORMAT_VERSION,
+                    "source_root": source_root,
+                    **spec.to_json(),
+                }
+            )
+            sync_folder(self._path.parent)
+
+    def append(self, value: dict) -> None:
+        """Commit one line. When this returns it has happened; when it raises it has not."""
+        if self._descriptor is None:
+            self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | BINARY, 0o666)
+            os.ftruncate(self._descriptor, self._length)  # drops a torn line
+        text = canonical_json({"n": self._lines, **value}).encode()
+        line = hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
+        os.lseek(self._descriptor, self._length, os.SEEK_SET)
+        try:
+            write_all(self._descriptor, line)
+            sync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, self._length)
+            raise
+        self._lines += 1
+        self._length += len(line)
+
+    def close(self) -> None:
+        """Close the file; nothing is pending."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
 
 PID = "pid"
 

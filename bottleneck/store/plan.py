@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bottleneck.store.catalog import Record
+from bottleneck.store.rows import Record
 
 
 @dataclass(frozen=True)

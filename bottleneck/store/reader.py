@@ -1,4 +1,8 @@
-"""Reading a feature cache: a finished file with its companions, or the committed rows of an unfinished run.
+"""What a cache holds, in numbers and names; `bottleneck cache info` shows it.
+
+Shapes: S samples.
+
+Reading a feature cache: a finished file with its companions, or the committed rows of an unfinished run.
 
 Shapes: I images, S samples, M images per sample, D features, V views, P covariates.
 """
@@ -8,15 +12,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
 from bottleneck.errors import CacheError
+from bottleneck.names import SPLITS
 from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
-from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_state
-from bottleneck.store.rows import FeatureRows, SampleRows
+from bottleneck.store.rows import Catalog, FeatureRows, SampleRows
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import ImageTable, no_samples
 
@@ -198,3 +203,53 @@ class FeatureCache:
 
     def __exit__(self, *exception) -> None:
         self.close()
+
+
+def describe(path: str | os.PathLike) -> dict[str, Any]:
+    """Describe the cache at `path` as one JSON object. Raises CacheError as `FeatureCache` does.
+
+    Returns
+    -------
+    dict with cache, finished, backbone, preprocess, fingerprint, source_root, created_with, images, samples,
+    images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout, map,
+    views}}, targets {name: {kind, classes, class_names, labelled}}, covariates and failures {key: reason}
+    """
+    with FeatureCache(path) as cache:
+        samples = cache.samples
+        counts = {split: int((samples.split == split).sum()) for split in SPLITS}
+        return {
+            "cache": str(cache.path),
+            "finished": cache.finished,
+            "backbone": cache.spec.backbone,
+            "preprocess": cache.spec.preprocess,
+            "fingerprint": cache.fingerprint,
+            "source_root": cache.source_root,
+            "created_with": cache.created_with,
+            "images": len(cache.images),
+            "samples": len(samples),
+            "images_per_sample": samples.image.shape[1],
+            "splits": {split: count for split, count in counts.items() if count},
+            "nodes": {
+                name: {
+                    "shape": list(node.shape),
+                    "dtype": node.dtype,
+                    "precision": node.precision,
+                    "pool": node.pool,
+                    "layout": node.layout,
+                    "map": node.is_map,
+                    "views": 0 if node.views is None else node.views["count"],
+                }
+                for name, node in cache.nodes.items()
+            },
+            "targets": {
+                name: {
+                    "kind": target.kind,
+                    "classes": len(target.class_names),
+                    "class_names": list(target.class_names),
+                    "labelled": int(target.labelled.sum()),
+                }
+                for name, target in samples.targets.items()
+            },
+            "covariates": list(samples.covariate_names),
+            "failures": dict(cache.failures),
+        }

@@ -1,4 +1,6 @@
-"""Rows of features read in any order from one or many files, in bounded memory.
+"""What a number of files say together: where each digest's rows lie, and what became of each key.
+
+Rows of features read in any order from one or many files, in bounded memory.
 
 Shapes: I images, D features, V views, S samples, M images per sample, P covariates.
 """
@@ -17,9 +19,11 @@ import numpy as np
 
 from bottleneck.errors import CacheError, first_line
 from bottleneck.samples import SampleTable
-from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.cachefile import CacheFile, dataset_paths
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
-from bottleneck.store.tables import as_bytes
+from bottleneck.store.parts import PartEntry, require_intact
+from bottleneck.store.spec import NodeSpec
+from bottleneck.store.tables import Failure, as_bytes, link_name
 
 MAX_OPEN = 64
 ABSENT = -1
@@ -243,3 +247,55 @@ class SampleRows:
                 len(image), *(1,) * (out.ndim - 2), covariates.shape[1]
             )
         return out
+
+
+Record = tuple[bytes, int, int]  # digest, size, mtime_ns
+
+
+class Catalog:
+    """Files taken in one after the other; of what two say of a key, the later holds.
+
+    Attributes
+    ----------
+    index : RowIndex
+    pool : FilePool
+        Closes every file that was taken in.
+    records : dict of key to (digest, size, mtime_ns)
+    failures : dict of key to Failure; no key is in both
+    """
+
+    def __init__(self) -> None:
+        self.index, self.pool = RowIndex(), FilePool()
+        self.records: dict[str, Record] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def add_rows(self, file: CacheFile) -> None:
+        """Take in where the file's rows lie."""
+        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
+        self.index.add(file.path, paths, file.images.digest)
+
+    def add_keys(self, file: CacheFile) -> None:
+        """Take in what the file says of keys: its images, those taken over, its failures."""
+        for table in (file.images, file.image_group("taken")):
+            for key, digest, size, mtime in table.rows():
+                self.records[key] = (digest, size, mtime)
+                self.failures.pop(key, None)
+        for failure in file.failures:
+            self.failures[failure.key] = failure
+            self.records.pop(failure.key, None)
+
+    def rows(self, node: NodeSpec, digest: np.ndarray, views: bool = False) -> FeatureRows:
+        """The node's rows (`views`: its views) of digest (N, 32), in that order; some may be absent."""
+        dataset = f"{'views' if views else 'features'}/{link_name(node.name)}"
+        which, row = self.index.locate(digest, dataset)
+        shape = node.views_shape if views else node.shape
+        return FeatureRows(self.pool, self.index.files, dataset, which, row, shape, node.dtype)
+
+    def open_part(self, folder: Path, entry: PartEntry, thorough: bool) -> CacheFile:
+        """Open a committed file of a parts folder (`thorough`: after comparing its sha256 with the log's)."""
+        require_intact(folder, entry, thorough)
+        return self.pool.get(folder / entry.name)
+
+    def close(self) -> None:
+        """Close every file."""
+        self.pool.close()

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.names import BOTTLENECK, DTYPES, NATIVE
 
 SURROGATE = re.compile("[\ud800-\udfff]")
-DTYPES = ("float16", "float32")
 SHOWN = 60  # characters of a value in a message
-BOTTLENECK, NATIVE = "bottleneck", "native"  # the one node whose own form, not its average, is the default
 
 
 def canonical_json(value: Any) -> str:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.samples import KINDS, SPLITS, SampleTable, Target
+from bottleneck.names import SPLITS, TARGET_KINDS
+from bottleneck.samples import SampleTable, Target
 from bottleneck.store.spec import canonical_json
 
 DIGEST_BYTES = 32
@@ -160,8 +161,8 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
 
 def _target_of(name: str, column: Column) -> Target:
     kind, values = column.attributes["kind"], column.values
-    if kind not in KINDS:
-        raise CacheError(f"the labels {name!r} have kind {kind!r}; expected one of {', '.join(KINDS)}")
+    if kind not in TARGET_KINDS:
+        raise CacheError(f"the labels {name!r} have kind {kind!r}; expected one of {', '.join(TARGET_KINDS)}")
     class_names = _names_of(column.attributes["class_names"])
     expected, axes = LABELS[kind]
     if values.dtype != expected or values.ndim != axes:

@@ -21,14 +21,14 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import CacheError
+from bottleneck.files import as_cache_error
 from bottleneck.samples import SampleTable
-from bottleneck.store.background import Batch, Committer, Taken
-from bottleneck.store.catalog import Record
-from bottleneck.store.existing import Existing
-from bottleneck.store.files import as_cache_error
+from bottleneck.store.committer import Batch, Committer, Taken
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.plan import KnownDigests, Plan, Work, duplicates, sort_images
+from bottleneck.store.rows import Record
 from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.state import Existing
 from bottleneck.store.tables import Failure, ImageTable, without_failed
 
 CHANGED = "Its content changed although its size and time did not; run again."

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-from bottleneck.progress import Progress, silent
+from bottleneck.progress import SILENT, Reporter
 from bottleneck.training.batches import Batch, Batches
 from bottleneck.training.checkpoint import (
     Checkpoint,
@@ -28,8 +28,7 @@ from bottleneck.training.checkpoint import (
     with_prefix,
     without_prefix,
 )
-from bottleneck.training.measure import Measured, logits_of, measure
-from bottleneck.training.objective import Objective, predicted
+from bottleneck.training.loss import Measured, Objective, logits_of, measure, predicted
 from bottleneck.training.optim import Schedule, unfreeze
 
 # An epoch's mean loss of so many times that of guessing does not come back; it is judged after so many steps.
@@ -115,7 +114,7 @@ class Training:
     state: State = field(default_factory=State)
     resumed: bool = False
 
-    def records(self, progress: Progress = silent) -> Iterator[EpochRecord]:
+    def records(self, reporter: Reporter = SILENT) -> Iterator[EpochRecord]:
         """Train and yield each epoch as it ends; first those that an earlier, killed run has done."""
         self._saved_at = time.monotonic()
         self._restore()
@@ -125,17 +124,17 @@ class Training:
             self.state.epoch = 1
         while not self.state.stopped:
             self._save()
-            lr = self._train_epoch(progress)
+            lr = self._train_epoch(reporter)
             if self.state.stopped != "diverged":
                 yield self._measure(lr)
                 self._next_epoch()
         self.module.load_state_dict(self._best_tensors)
 
-    def _train_epoch(self, progress: Progress) -> float | None:
+    def _train_epoch(self, reporter: Reporter) -> float | None:
         """Do the steps of the epoch that are left; returns the head's last learning rate."""
         state = self.state
         unfreeze(self.optimizer, state.epoch)
-        with progress(self._title(), len(self.train), "samples") as advance:
+        with reporter.step(self._title(), len(self.train), "samples") as advance:
             advance(state.samples)
             started = time.perf_counter()
             for batch in self.train.epoch(state.epoch, state.step):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bottleneck.errors import FitError
-from bottleneck.progress import Progress, silent
+from bottleneck.progress import SILENT, Reporter
 from bottleneck.training.loop import Training
 
 LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
@@ -32,7 +32,7 @@ class FoundRate:
     losses: tuple[float, ...]
 
 
-def find_rate(training: Training, progress: Progress = silent) -> FoundRate:
+def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
     """Try rates from 1e-6 to 10 of the head, the others in proportion; the network is put back as it was.
 
     training : a run that has not begun. Its optimizer is used up: build another run to train.
@@ -48,7 +48,10 @@ def find_rate(training: Training, progress: Progress = silent) -> FoundRate:
             parameter.requires_grad_(True)
     height = training.optimizer.param_groups[0]["base_lr"]
     batches = chain.from_iterable(training.train.epoch(epoch) for epoch in count(1))
-    with torch.random.fork_rng(devices=[]), progress("Finding a learning rate", STEPS, "steps") as advance:
+    with (
+        torch.random.fork_rng(devices=[]),
+        reporter.step("Finding a learning rate", STEPS, "steps") as advance,
+    ):
         for step, (rate, batch) in enumerate(zip(rates, islice(batches, STEPS), strict=True), start=1):
             for group in training.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * rate / height

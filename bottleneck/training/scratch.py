@@ -11,7 +11,6 @@ Shapes: I images, S samples, M images per sample, P covariates, D inputs of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,27 +19,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from bottleneck.backbones import small_cnn
-from bottleneck.backbones.backbone import BOTTLENECK, Backbone
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.families import small_cnn
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.samples import Source, read_source, reading_options
+from bottleneck.data.source import Source, read_source, reading_options
 from bottleneck.errors import FitError
-from bottleneck.fitted_files import file_name
+from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.progress import Progress, silent
+from bottleneck.names import BOTTLENECK
+from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable
 from bottleneck.store.spec import CacheSpec, fingerprint
+from bottleneck.training.batches import Rows
 from bottleneck.training.checkpoint import Checkpoint
-from bottleneck.training.loop import EpochRecord
+from bottleneck.training.config import (
+    Inputs,
+    RunConfig,
+    build_training,
+    enough_steps,
+    run_config,
+    split_metrics,
+)
+from bottleneck.training.inputs import LiveRows, PixelRows, decoded
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.optim import LayerGroup, OptimConfig
-from bottleneck.training.pixels import LiveRows, PixelRows, decoded
-from bottleneck.training.result import Result, notes_on, settings_of, write_files
-from bottleneck.training.rows import Rows
-from bottleneck.training.run import Inputs, RunConfig, build_training, enough_steps, run_config, split_metrics
-from bottleneck.training.sets import Sets, labelled_sets
+from bottleneck.training.results import Result, notes_on, settings_of, write_files
+from bottleneck.training.split_rows import Sets, labelled_sets
 
 DEFAULTS = OptimConfig(lr=1e-3, weight_decay=1e-2)
 
@@ -70,8 +76,7 @@ def scratch(
     source: str | Path | Source,
     output: str | Path | None = None,
     *,
-    progress: Progress = silent,
-    on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+    reporter: Reporter = SILENT,
     **options: Any,
 ) -> Result:
     """Train a network with random weights on the images of `source`; the model predicts like any other.
@@ -83,7 +88,7 @@ def scratch(
     source : anything that `extract` takes, with labels
     output : path, optional
         The model; `models/SOURCE--TARGET--scratch.safetensors` by default.
-    progress, on_epoch
+    reporter, on_epoch
         Hear of long steps, and of each epoch as it ends.
     options
         Fields of `ScratchConfig`, `RunConfig` and `OptimConfig`, and the keyword arguments of `read_source`.
@@ -105,7 +110,7 @@ def scratch(
     path = Path(output) if output else default_model(source, target)
     backbone = new_backbone(config)
     preprocess = backbone.preprocess.override(config.image_size, config.crop)
-    with decoded(source, source.images, preprocess, path.parent, progress) as pixels:
+    with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:
         samples = readable_samples(source.samples, pixels)
         sets = labelled_sets(samples, target, val_fraction=run.val_fraction, seed=run.seed)
         if not epochs:
@@ -115,7 +120,7 @@ def scratch(
             train = LiveRows(source, source.images, preprocess, pixels.shape, seed=run.seed)
         job = Scratch(backbone, preprocess, Inputs(train, pixels), sets, target, config)
         checkpoint = Checkpoint(path.with_suffix(".checkpoint.safetensors"), job.fingerprint(source))
-        job.train(checkpoint, progress, on_epoch)
+        job.train(checkpoint, reporter)
         result = job.conclude(path, started, {source.images[i]: why for i, why in pixels.failures.items()})
     checkpoint.remove()
     return result
@@ -156,8 +161,7 @@ class Scratch:
     def train(
         self,
         checkpoint: Checkpoint | None = None,
-        progress: Progress = silent,
-        on_epoch: Callable[[EpochRecord], None] = lambda record: None,
+        reporter: Reporter = SILENT,
     ) -> None:
         """Train; the network then holds the best epoch's parameters."""
         with torch.random.fork_rng(devices=[]):
@@ -171,8 +175,8 @@ class Scratch:
                 self.config.run,
                 checkpoint,
             )
-            for record in self.training.records(progress):
-                on_epoch(record)
+            for record in self.training.records(reporter):
+                reporter.epoch(record)
 
     def trained_metrics(self) -> dict[str, dict[str, Any]]:
         """Metrics by split. Reads the test split: call it once, at the end."""

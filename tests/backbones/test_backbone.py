@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.pooling import Pool
+from bottleneck.backbones.extractor import Pool
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from bottleneck.backbones.calibrate import calibrate_batchnorm
+from bottleneck.backbones.batchnorm import calibrate_batchnorm
 from bottleneck.backbones.extractor import Normalise
-from bottleneck.backbones.freeze import freeze, trainable
+from bottleneck.backbones.inspect import freeze, trainable
 from bottleneck.backbones.registry import load_backbone, outline
 
 # name: (bottleneck width, map behind it, block names from the stem to before the classifier)

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from bottleneck.backbones.freeze import freeze, trainable
+from bottleneck.backbones.inspect import freeze, trainable
 
 
 def _train(module, images, steps=3):

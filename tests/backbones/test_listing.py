@@ -2,7 +2,7 @@
 
 import pytest
 
-from bottleneck.backbones.listing import available
+from bottleneck.backbones.registry import available
 from bottleneck.errors import BackboneError
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision.models as zoo
 
-from bottleneck.backbones import torchvision_models
+from bottleneck.backbones.families import torchvision_models
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.backbones.registry import load_backbone, load_from_recipe, outline
 from bottleneck.errors import BackboneError

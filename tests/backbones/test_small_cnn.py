@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bottleneck.backbones.families.small_cnn import SmallCNN
 from bottleneck.backbones.registry import load_backbone
-from bottleneck.backbones.small_cnn import SmallCNN
 from bottleneck.errors import BackboneError
 
 

@@ -183,7 +183,7 @@ def peer(folder: Path, backbone: str, limit: int) -> dict:
 
 def extract(folder: Path, cache: Path, **options: object) -> dict:
     """What `bottleneck extract` reports, and whether torch was needed."""
-    from bottleneck.extraction import extract
+    from bottleneck.extraction.extract import extract
 
     result = extract(folder, cache, **options)
     return {**result.to_json(), "torch": "torch" in sys.modules}

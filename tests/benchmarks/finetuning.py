@@ -66,8 +66,8 @@ def compare(folder: Path, backbone: str, args: argparse.Namespace, scratch: Path
 
 def prepare(folder: Path, backbone: str, work: Path) -> dict:
     """The features that the head takes, and the head: what is there before fine-tuning is thought of."""
-    from bottleneck.extraction import extract
-    from bottleneck.fitting import fit_heads
+    from bottleneck.extraction.extract import extract
+    from bottleneck.fitting.fit_heads import fit_heads
 
     weights = {"weights": "none"} if backbone == "resnet50" else {}  # not shipped; random ones cost the same
     extracted = extract(folder, work / "c.h5", backbone=backbone, **weights)

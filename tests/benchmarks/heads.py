@@ -160,9 +160,8 @@ def load(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 def question_of(y: np.ndarray, folds: int):
     """A class target as the sweep takes it."""
-    from bottleneck.heads.folds import assign_folds
-    from bottleneck.heads.questions import Question
-    from bottleneck.heads.tasks import NO_FOLD
+    from bottleneck.heads.cross_validation import assign_folds
+    from bottleneck.heads.solver.problem import NO_FOLD, Question
     from bottleneck.samples import Target
 
     target = Target("y", "class", y, tuple(map(str, range(int(y.max()) + 1))))
@@ -171,8 +170,8 @@ def question_of(y: np.ndarray, folds: int):
 
 
 def measured_sweep(x: np.ndarray, questions: list, grid: np.ndarray) -> tuple[list, dict]:
-    from bottleneck.heads.rows import ArrayRows
-    from bottleneck.heads.sweep import sweep
+    from bottleneck.heads.logistic import sweep
+    from bottleneck.heads.row_blocks import ArrayRows
 
     before, start = peak(), time.perf_counter()
     found = sweep(ArrayRows(x), questions, grid)
@@ -269,7 +268,7 @@ def child_memory(argument: str) -> dict:
         sys.exit(done.stderr)
     import bottleneck.heads.kinds
     import bottleneck.report.heads  # noqa: F401
-    from bottleneck.fitting import fit_heads
+    from bottleneck.fitting.fit_heads import fit_heads
 
     before, start = peak(), time.perf_counter()
     fit_heads(path, C=1e-3, memory=MEMORY, output=Path(folder, "heads"))

@@ -20,11 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from bottleneck.studies.scores import h_score, knn_accuracy, leep, logme, score
-from bottleneck.studies.transferability.images import StudyImages
-from bottleneck.studies.transferability.plan import Run, StudyConfig
-from bottleneck.studies.transferability.prefix import ArrayRows
-from bottleneck.studies.transferability.runs import Runner
+from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
+from bottleneck.studies.transfer_study.images import StudyImages
+from bottleneck.studies.transfer_study.runs import ArrayRows, Runner
+from bottleneck.studies.transfer_study.study_config import Run, StudyConfig
 from bottleneck.threads import serial_libraries
 
 

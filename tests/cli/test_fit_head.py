@@ -8,8 +8,8 @@ from click.testing import CliRunner
 
 from bottleneck.cli.fit_head import Counts, Strength, command
 from bottleneck.cli.options import Memory
-from tests.heads.problems import features
-from tests.test_fitting import class_target, write_cache
+from tests.fitting.test_fit_heads import class_target, write_cache
+from tests.helpers.problems import features
 
 
 @pytest.mark.parametrize("kind", [Memory(), Counts(), Strength()])

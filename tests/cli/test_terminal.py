@@ -33,7 +33,7 @@ def test_json_is_the_only_thing_on_stdout():
     @click.command()
     @shows_results
     def command(terminal: Terminal) -> None:
-        with terminal.progress("Working", total=2) as advance:
+        with terminal.step("Working", total=2) as advance:
             advance(2)
         terminal.result({"name": "개미 [bold]"}, "shown to people")
 

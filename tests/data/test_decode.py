@@ -289,6 +289,6 @@ def test_pillow_alone_needs_no_torch():
     code = (
         "import sys, io; from PIL import Image; from bottleneck.data.decode import decode_image;"
         "f = io.BytesIO(); Image.new('RGB', (4, 4)).save(f, 'JPEG'); decode_image(f.getvalue());"
-        "import bottleneck.data.samples, bottleneck.data.loader; sys.exit('torch' in sys.modules)"
+        "import bottleneck.data.source, bottleneck.data.loader; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

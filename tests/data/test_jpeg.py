@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.data import decode, jpeg
-from bottleneck.data.decode import EncodedImage, decode_image
-from bottleneck.data.modes import as_array
+from bottleneck.data import decode
+from bottleneck.data.decode import EncodedImage, as_array, decode_image
 
 
 def photograph(mode="RGB", size=(90, 61)):
@@ -38,7 +37,7 @@ KINDS = {
 def test_both_decoders_give_the_same_pixels(name):
     data = encoded(**KINDS[name])
     mode = KINDS[name].get("mode", "RGB")
-    fast = jpeg.jpeg_array(data, Image.open(io.BytesIO(data)), mode)
+    fast = decode.jpeg_array(data, Image.open(io.BytesIO(data)), mode)
     assert fast is not None
     np.testing.assert_array_equal(fast, as_array(decode_image(data, mode)))
 
@@ -54,14 +53,14 @@ def test_both_turn_by_exif(orientation):
 @pytest.mark.parametrize(("stored", "wanted"), [("CMYK", "RGB"), ("L", "RGB"), ("RGB", "L"), ("RGB", "RGBA")])
 def test_what_is_converted_is_left_to_pillow(stored, wanted):
     data = encoded(stored)
-    assert jpeg.jpeg_array(data, Image.open(io.BytesIO(data)), wanted) is None
+    assert decode.jpeg_array(data, Image.open(io.BytesIO(data)), wanted) is None
     np.testing.assert_array_equal(EncodedImage(data).array(wanted), as_array(decode_image(data, wanted)))
 
 
 def test_other_formats_are_left_to_pillow():
     buffer = io.BytesIO()
     photograph().save(buffer, "PNG")
-    assert jpeg.jpeg_array(buffer.getvalue(), Image.open(buffer), "RGB") is None
+    assert decode.jpeg_array(buffer.getvalue(), Image.open(buffer), "RGB") is None
 
 
 def test_damage_is_judged_alike():
@@ -74,7 +73,7 @@ def test_damage_is_judged_alike():
             del data[generator.integers(start + 20, len(data)) :]
         else:
             data[generator.integers(start + 20, len(data))] ^= 1 << generator.integers(8)
-        fast = jpeg.jpeg_array(bytes(data), Image.open(io.BytesIO(data)), "RGB")
+        fast = decode.jpeg_array(bytes(data), Image.open(io.BytesIO(data)), "RGB")
         try:
             slow = as_array(decode_image(bytes(data)))
         except decode.ImageError:
@@ -87,5 +86,5 @@ def test_damage_is_judged_alike():
 
 
 def test_without_torchvisions_decoder_pillow_does_it(monkeypatch):
-    monkeypatch.setattr(jpeg, "_decoder", lambda: None)
+    monkeypatch.setattr(decode, "_decoder", lambda: None)
     np.testing.assert_array_equal(EncodedImage(encoded()).array("RGB"), as_array(decode_image(encoded())))

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.crew import Budget, Job
 from bottleneck.data.decode import pixels_from_bytes
 from bottleneck.data.loader import load_images, readable_pixels
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.workers import Budget, Job
 from bottleneck.errors import SourceError
 
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -229,7 +229,7 @@ def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
 def test_a_process_that_was_stopped_loses_no_image(monkeypatch):
     """Ctrl-Z and fg: the clock has gone on, the decoder has not."""
     real, ahead = time.monotonic, [0.0]
-    monkeypatch.setattr("bottleneck.data.crew.time.monotonic", lambda: real() + ahead[0])
+    monkeypatch.setattr("bottleneck.data.workers.time.monotonic", lambda: real() + ahead[0])
 
     def stop(key):
         time.sleep(0.5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.data.samples import read_source
+from bottleneck.data.source import read_source
 from bottleneck.errors import SourceError
 
 NAMES = ("a.png", "b.png", "c.png", "sub/d.png")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bottleneck.engines.agreement import complaint, measure
+from bottleneck.engines.reference import complaint, measure
 
 
 def test_a_faint_row_is_not_hidden_by_a_strong_one():

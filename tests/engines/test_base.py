@@ -4,7 +4,10 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from engines.networks import (
+
+from bottleneck.engines.base import build_engine
+from bottleneck.errors import BackboneError, EngineError
+from tests.helpers.networks import (
     ExportsWrongly,
     TinyExtractor,
     TooWideForInt8,
@@ -13,9 +16,6 @@ from engines.networks import (
     photos,
     refuse_to_make,
 )
-
-from bottleneck.engines.base import build_engine
-from bottleneck.errors import BackboneError, EngineError
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "torch"])

@@ -7,10 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from engines.networks import TinyExtractor, eager, photos, refuse_to_make
 
 from bottleneck.engines.base import build_engine
 from bottleneck.engines.graph_cache import GraphCache, KeptGraph, user_cache
+from tests.helpers.networks import TinyExtractor, eager, photos, refuse_to_make
 
 
 def kept(fill=1, size=1000):

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from photographs import write_photographs
 
 from bottleneck.cli.main import main
+from tests.helpers.photographs import write_photographs
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,9 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-from photographs import photograph, write_photographs
 
 from bottleneck import FeatureCache, extract, fit_heads, load_model
+from tests.helpers.photographs import photograph, write_photographs
 
 
 def test_fit_head_prints_its_heads(fitted, tmp_path, run):

@@ -6,10 +6,10 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-from photographs import photograph, write_photographs
 from PIL import Image
 
 from bottleneck import FeatureCache, extract
+from tests.helpers.photographs import photograph, write_photographs
 
 
 def test_every_file_is_a_row_or_a_named_failure(photographs, tmp_path, run):

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from photographs import photograph, write_photographs
 from PIL import Image
 
 from bottleneck import FeatureCache, extract
+from tests.helpers.photographs import photograph, write_photographs
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.report.figures import confusion_matrix, picture
-from bottleneck.report.fonts import drawable
+from bottleneck.report.figures import confusion_matrix, drawable, picture
 
 
 def test_what_no_font_has_is_shown_by_its_code_point():

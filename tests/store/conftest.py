@@ -1,19 +1,14 @@
-"""Lets the tests import their helpers as `tests.store.…`, as `python -m tests.store.faults.…` does too."""
-
-import sys
-from pathlib import Path
+"""Fixtures of the store's tests: fast writing, a path, a small world of images."""
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 
 @pytest.fixture(autouse=True)
 def _no_sync(request, monkeypatch):
     """No test stops the machine itself, so what fsync buys cannot show; the fault scripts keep it."""
     if request.module.__name__.rpartition(".")[2] != "test_faults":
-        monkeypatch.setattr("bottleneck.store.files.sync", lambda descriptor: None)
-        monkeypatch.setattr("bottleneck.store.log.sync", lambda descriptor: None)
+        monkeypatch.setattr("bottleneck.files.sync", lambda descriptor: None)
+        monkeypatch.setattr("bottleneck.store.parts.sync", lambda descriptor: None)
 
 
 @pytest.fixture
@@ -25,6 +20,6 @@ def path(tmp_path):
 @pytest.fixture
 def world():
     """Images to extract, a copy and a failure among them."""
-    from tests.store.world import world_of
+    from tests.helpers.world import world_of
 
     return world_of(9)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bottleneck.store import background
+from bottleneck.store import committer
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, world_of
+from tests.helpers.world import MAP, ROOT, SPEC, VIEWED, A, world_of
 
 
 def make(folder: Path) -> Path:
@@ -19,12 +19,12 @@ def make(folder: Path) -> Path:
 
 def interrupted(folder: Path) -> Path:
     """The parts folder of a run that ended before it finished."""
-    usual, background.PART_ROWS = background.PART_ROWS, 2
+    usual, committer.PART_ROWS = committer.PART_ROWS, 2
     try:
         with CacheWriter(folder / "cache.h5", SPEC, [A], ROOT) as writer:
             world_of(3).feed(writer)
     finally:
-        background.PART_ROWS = usual
+        committer.PART_ROWS = usual
     return folder / "cache.h5.parts"
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bottleneck.store.check import Check
-from tests.store.world import MAP, VIEWED, A, content, digest_of, world_of
+from bottleneck.store.verify import Check
+from tests.helpers.world import MAP, VIEWED, A, content, digest_of, world_of
 
 NODES = [A, VIEWED, MAP]
 

@@ -10,7 +10,7 @@ from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.merge import merge
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import ROOT, SPEC, A, B, world_of
+from tests.helpers.world import ROOT, SPEC, A, B, world_of
 
 
 def test_a_refused_merge_leaves_nothing(tmp_path):

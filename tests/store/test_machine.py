@@ -15,11 +15,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bottleneck.store import background
-from bottleneck.store.check import Check
+from bottleneck.store import committer
 from bottleneck.store.reader import FeatureCache
+from bottleneck.store.verify import Check
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, row_of
+from tests.helpers.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, row_of
 
 NAMES = st.sampled_from(["a/1.jpg", "b/2.jpg", "c/3.jpg", "a/사진.png", "b/d/5.jpg", "c/%2F.jpg"])
 CONTENTS = st.sampled_from([b"one", b"two", b"three", b"four", b"bad", b"bad too"])
@@ -109,7 +109,7 @@ class Histories(RuleBasedStateMachine):
 
 
 def test_every_history_ends_in_the_right_cache(long, monkeypatch):
-    monkeypatch.setattr(background, "PART_ROWS", 3)
+    monkeypatch.setattr(committer, "PART_ROWS", 3)
     run_state_machine_as_test(
         Histories,
         settings=settings(

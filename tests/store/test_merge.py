@@ -13,7 +13,7 @@ from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import objects
 from bottleneck.store.verify import verify
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, row_of, world_of
+from tests.helpers.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, row_of, world_of
 
 
 def halves():

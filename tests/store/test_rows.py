@@ -10,7 +10,7 @@ from bottleneck.errors import CacheError
 from bottleneck.store import layout, rows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
-from tests.store.world import MAP, VIEWED, A, B, row_of, world_of
+from tests.helpers.world import MAP, VIEWED, A, B, row_of, world_of
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_node_without_views_says_how_to_add_them(cache):
 
 
 def test_rows_of_many_parts_are_read_with_few_files_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 2)
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 2)
     monkeypatch.setattr(rows, "MAX_OPEN", 3)
     world = world_of(12)
     world.extract(tmp_path / "x.h5", [A], consolidate=False)

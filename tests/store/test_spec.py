@@ -6,7 +6,7 @@ from hypothesis import given
 
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json, differences, require_equal
-from tests.store.world import MAP, SPEC, VIEWED, A, B
+from tests.helpers.world import MAP, SPEC, VIEWED, A, B
 
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False)

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError
-from bottleneck.store import check as checking
-from bottleneck.store.check import Check
+from bottleneck.store import verify as checking
 from bottleneck.store.layout import seal
-from bottleneck.store.verify import verify
+from bottleneck.store.verify import Check, verify
+from tests.helpers.world import MAP, VIEWED, A, world_of
 from tests.store.make_golden import interrupted
-from tests.store.world import MAP, VIEWED, A, world_of
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import pytest
 
 from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable, Target
-from bottleneck.store.check import Check
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import objects
+from bottleneck.store.verify import Check
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, SPEC, VIEWED, A, B, World, content, digest_of
+from tests.helpers.world import MAP, SPEC, VIEWED, A, B, World, content, digest_of
 
 
 def stamp(path):

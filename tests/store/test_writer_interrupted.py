@@ -7,11 +7,11 @@ import pytest
 from bottleneck.errors import CacheError
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, A, B, content, digest_of, row_of
+from tests.helpers.world import MAP, ROOT, SPEC, A, B, content, digest_of, row_of
 
 
 def test_an_interrupted_run_goes_on_where_its_last_commit_was(path, world, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 2)
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 2)
     with CacheWriter(path, SPEC, [A, MAP], ROOT) as writer:
         world.feed(writer, stop_after=7)
     done = set(world.computed)
@@ -120,7 +120,7 @@ def test_a_reader_of_parts_that_finish_meanwhile_reads_the_finished_file(path, w
 
 
 def test_the_parts_folder_itself_can_be_read(path, world, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 3)
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 3)
     world.extract(path, [A])
     before = content(path)
     world.put("c/new.jpg", b"new")

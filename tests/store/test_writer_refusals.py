@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
+from bottleneck import files
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.samples import SampleTable
-from bottleneck.store import files
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.writer import CacheWriter
-from tests.store.world import MAP, ROOT, SPEC, A, B, World, content, digest_of
+from tests.helpers.world import MAP, ROOT, SPEC, A, B, World, content, digest_of
 
 
 def test_an_unchanged_failure_is_not_tried_again_and_a_changed_one_is(path, world):
@@ -145,7 +145,7 @@ def test_an_error_of_the_writing_thread_surfaces_at_the_next_call(path, monkeypa
     def fail(*_):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("bottleneck.store.background.PART_ROWS", 1)
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 1)
     monkeypatch.setattr(files, "write", fail)
     with CacheWriter(path, SPEC, [A], ROOT) as writer:
         writer.plan([str(i) for i in range(99)], [(1, 1)] * 99)

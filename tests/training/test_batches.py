@@ -7,9 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.errors import FitError
-from bottleneck.training.batches import Batches
-from bottleneck.training.rows import DrawnViews
-from tests.training.tiny import ArrayRows, blobs
+from bottleneck.training.batches import Batches, DrawnViews
+from tests.helpers.tiny_training import ArrayRows, blobs
 
 
 def labelled_rows(n, M=1, D=3):

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from bottleneck.cli.main import main
 from bottleneck.store.reader import FeatureCache
-from tests.training.conftest import write_images
+from tests.helpers.fitted_cache import write_images
 
 TRAINED = [
     "--lr",
@@ -180,7 +180,7 @@ def test_scratch_shows_its_table(images, tmp_path):
 
 
 def test_compare_shows_a_table_its_answers_and_a_picture(made_cache, tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.training.run.LEAST_STEPS", 1)
+    monkeypatch.setattr("bottleneck.training.config.LEAST_STEPS", 1)
     flags = ["--unfreeze", "0,1", "--init", "head", "--seeds", "1", "--epochs", "1", "--batch-size", "32"]
     result = run("compare", made_cache, "-o", tmp_path / "runs", *flags)
     assert result.code == 0, result.err

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from bottleneck.errors import FitError
-from bottleneck.extraction import extract
+from bottleneck.extraction.extract import extract
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.bench import Bench, CompareConfig, CompareRun
-from bottleneck.training.compare import compare
-from bottleneck.training.run import LEAST_STEPS, run_config
-from bottleneck.training.summary import answers, choose, summarise
+from bottleneck.training.compare import answers, choose, compare, summarise
+from bottleneck.training.config import LEAST_STEPS, run_config
+from bottleneck.training.trials import Bench, CompareConfig, CompareRun
+from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
 
@@ -98,9 +98,9 @@ def test_more_shots_than_any_class_has_are_refused(made_cache, tmp_path):
 
 
 def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path):
-    told = []
+    recorder = Recorder()
     options = {"unfreeze": (0, 1, "all"), "init": ("head",), "seeds": 1, "scratch": (2,), **QUICK}
-    with Bench(made_cache, CompareConfig(**few(options)), tmp_path, told.append) as bench:
+    with Bench(made_cache, CompareConfig(**few(options)), tmp_path, recorder) as bench:
         trials = bench.trials()
         costs = [bench.estimate([trial]) for trial in trials]
         before = [tensor.clone() for tensor in bench.backbone.module.state_dict().values()]
@@ -110,10 +110,10 @@ def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path):
     assert min(costs[1:]) > 0
     assert both > 0
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "nothing has been learnt"
-    compare(made_cache, tmp_path / "runs", tell=told.append, **options)
-    compare(made_cache, tmp_path / "runs", tell=told.append, **options)
-    assert "4 of 4 runs are to be done: at most" in told[-2]
-    assert "0 of 4 runs are to be done: at most 0 s" in told[-1]
+    compare(made_cache, tmp_path / "runs", reporter=recorder, **options)
+    compare(made_cache, tmp_path / "runs", reporter=recorder, **options)
+    assert "4 of 4 runs are to be done: at most" in recorder.told[-2]
+    assert "0 of 4 runs are to be done: at most 0 s" in recorder.told[-1]
 
 
 def test_the_choice_is_by_val_never_by_test_and_with_the_most_samples():

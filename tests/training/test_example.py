@@ -20,6 +20,6 @@ def test_the_example_prints_the_head_and_the_model(images, tmp_path, monkeypatch
 
 def small(source, path):
     """The small CNN in place of the embedded network: what is shown is the example, not the network."""
-    from bottleneck.extraction import extract
+    from bottleneck.extraction.extract import extract
 
     return extract(source, path, backbone="small_cnn", engine="torch")

@@ -14,19 +14,19 @@ import numpy as np
 import pytest
 import torch
 
+from bottleneck.backbones.model_file import STATISTICS, read_network
 from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError
-from bottleneck.evaluation import evaluate
-from bottleneck.extraction import extract
-from bottleneck.fitting import fit_heads
+from bottleneck.extraction.extract import extract
+from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
-from bottleneck.model_file import STATISTICS, read_network
-from bottleneck.progress import silent
+from bottleneck.models.evaluate import evaluate
+from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.feeds import backbone_of
-from bottleneck.training.finetune import find_learning_rate, finetune, prepared
-from bottleneck.training.start import plain_head, refitted
-from bottleneck.training.transfer import finetune_config
-from tests.training.conftest import write_images
+from bottleneck.training.finetune import find_learning_rate, finetune, finetune_config, prepared
+from bottleneck.training.initial_head import plain_head, refitted
+from bottleneck.training.inputs import backbone_of
+from tests.helpers.fitted_cache import write_images
+from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
 
@@ -54,18 +54,18 @@ def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_
 
 def find_notes(cache, head):
     """What is said of a head before training starts from it."""
-    with prepared(cache, head, finetune_config(dict(QUICK)), None, silent, lambda text: None) as job:
+    with prepared(cache, head, finetune_config(dict(QUICK)), None, SILENT) as job:
         job.compare()
         return job.notes
 
 
 def test_a_head_whose_logits_are_too_small_for_the_loss_is_said_first(cache, tmp_path):
-    told = []
+    recorder = Recorder()
     head, larger = (fit_heads(cache, C=C, output=tmp_path / f"{C}").heads[0]["path"] for C in (1e-7, 1e-3))
-    result = finetune(cache, head, tmp_path / "m.safetensors", tell=told.append, **{**QUICK, "epochs": 1})
+    result = finetune(cache, head, tmp_path / "m.safetensors", reporter=recorder, **{**QUICK, "epochs": 1})
     assert result.max_logit_difference_at_start <= 1e-4, "what it starts at is the head all the same"
     (note,) = [note for note in result.notes if "training starts almost anew" in note]
-    assert told == [f"Note: {note}"]
+    assert recorder.told == [f"Note: {note}"]
     command = re.search("bottleneck fit-head .* --target label --node bottleneck --C ([0-9.e-]+)`", note)
     assert 1e-6 < float(command[1]) < 1e-2
     assert find_notes(cache, larger) == ()
@@ -162,12 +162,12 @@ def test_other_feeds_start_at_the_head_as_well(cache, made_head, tmp_path, optio
 
 
 def test_a_map_that_is_missing_is_extracted_after_its_cost_is_told(cache, made_head, tmp_path):
-    told = []
+    recorder = Recorder()
     result = finetune(
-        cache, made_head, tmp_path / "m.safetensors", unfreeze=2, tell=told.append, **{**QUICK, "epochs": 1}
+        cache, made_head, tmp_path / "m.safetensors", unfreeze=2, reporter=recorder, **{**QUICK, "epochs": 1}
     )
-    assert "features.block2@none of 81 images once" in told[0]
-    assert "on disk" in told[0]
+    assert "features.block2@none of 81 images once" in recorder.told[0]
+    assert "on disk" in recorder.told[0]
     assert result.map_seconds > 0
     with FeatureCache(cache) as opened:
         assert {"bottleneck", "features.block2@none", "features.block3@none"} <= set(opened.nodes)

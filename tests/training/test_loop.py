@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from bottleneck.training.checkpoint import Checkpoint
-from bottleneck.training.measure import Measured, logits_of, measure
-from bottleneck.training.objective import Objective
-from bottleneck.training.run import RunConfig
-from tests.training.killed import run
-from tests.training.tiny import training
+from bottleneck.training.config import RunConfig
+from bottleneck.training.loss import Measured, Objective, logits_of, measure
+from tests.helpers.killed_training import run
+from tests.helpers.tiny_training import training
 
 
 def equal(first, second):
@@ -94,7 +93,8 @@ def test_a_learning_rate_that_works_is_not_called_divergence():
 @pytest.mark.parametrize("kill_at", [(1, 0), (3, 2)])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at):
     whole, records = run(tmp_path / "whole")
-    command = [sys.executable, "-m", "tests.training.killed", str(tmp_path / "cut"), *map(str, kill_at)]
+    script = "tests.helpers.killed_training"
+    command = [sys.executable, "-m", script, str(tmp_path / "cut"), *map(str, kill_at)]
     killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert killed.returncode == -9
     resumed, resumed_records = run(tmp_path / "cut")

@@ -7,8 +7,8 @@ from torch import nn
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.training.loss import Objective, calibrated_loss, predicted, two_logits
 from bottleneck.training.network import TransferNetwork, folded, network_of
-from bottleneck.training.objective import Objective, calibrated_loss, predicted, two_logits
 
 
 def head(classes=3, D=7, hidden=0, seed=0, **options):

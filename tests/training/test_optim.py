@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from bottleneck.errors import FitError
+from bottleneck.training.config import run_config
 from bottleneck.training.optim import (
     OPTIMIZERS,
     LayerGroup,
@@ -14,7 +15,6 @@ from bottleneck.training.optim import (
     parameter_groups,
     unfreeze,
 )
-from bottleneck.training.run import run_config
 from bottleneck.training.scratch import DEFAULTS
 
 

@@ -5,14 +5,14 @@ import csv
 import numpy as np
 import pytest
 import torch
-from stripes import write_stripes
 from torch import nn
 
 from bottleneck.errors import FitError
-from bottleneck.evaluation import evaluate
 from bottleneck.heads.artifact import load_head
+from bottleneck.models.evaluate import evaluate
 from bottleneck.training.scratch import scratch
-from tests.training.conftest import write_images
+from tests.helpers.fitted_cache import write_images
+from tests.helpers.stripes import write_stripes
 
 QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu", "image_size": 48}
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import h5py
 
-from bottleneck.store.check import Check
-from bottleneck.store.verify import verify
+from bottleneck.store.verify import Check, verify
+from tests.helpers.world import MAP, VIEWED, A, B, content, world_of
 from tests.store.faults.runner import in_child, main
-from tests.store.world import MAP, VIEWED, A, B, content, world_of
 
 NODES = [A, B, MAP, VIEWED]
 THROUGH_VERIFY = 20

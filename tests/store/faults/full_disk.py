@@ -13,10 +13,11 @@ import random
 import shutil
 from pathlib import Path
 
+from bottleneck import files
 from bottleneck.errors import CacheError
-from bottleneck.store import background, files
+from bottleneck.store import committer
+from tests.helpers.world import MAP, A, content, world_of
 from tests.store.faults.runner import main
-from tests.store.world import MAP, A, content, world_of
 
 NODES = [A, MAP]
 
@@ -39,15 +40,15 @@ class Disk:
 
 def attempt(path: Path, room: int) -> tuple[int, str | None]:
     """Run on a disk with `room` bytes; bytes written and the error."""
-    disk, write, rows = Disk(room), files.write, background.PART_ROWS
-    files.write, background.PART_ROWS = disk.write, 4
+    disk, write, rows = Disk(room), files.write, committer.PART_ROWS
+    files.write, committer.PART_ROWS = disk.write, 4
     try:
         world_of(9).extract(path, NODES)
         return disk.written, None
     except CacheError as error:
         return disk.written, str(error)
     finally:
-        files.write, background.PART_ROWS = write, rows
+        files.write, committer.PART_ROWS = write, rows
 
 
 def run(folder: Path, rounds: int, seed: int = 0) -> dict:

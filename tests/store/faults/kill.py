@@ -15,14 +15,13 @@ import time
 from pathlib import Path
 
 from bottleneck.errors import CacheError
-from bottleneck.store import background
+from bottleneck.store import committer
 from bottleneck.store.layout import parts_folder
-from bottleneck.store.log import read_log
-from bottleneck.store.parts import require_intact
+from bottleneck.store.parts import read_log, require_intact
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
+from tests.helpers.world import MAP, A, B, content, digest_of, world_of
 from tests.store.faults.runner import main
-from tests.store.world import MAP, A, B, content, digest_of, world_of
 
 IMAGES = 24
 NODES = [A, B, MAP]
@@ -42,7 +41,7 @@ def start(path: Path) -> int:
     if child:
         return child
     try:
-        background.PART_ROWS = 5
+        committer.PART_ROWS = 5
         world = world_of(IMAGES)
         add = CacheWriter.add
 

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bottleneck.errors import CacheError
-from bottleneck.store import background
+from bottleneck.store import committer
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
+from tests.helpers.world import MAP, A, World, content, row_of, world_of
 from tests.store.faults.runner import main
-from tests.store.world import MAP, A, World, content, row_of, world_of
 
 NODES = [A, MAP]
 STEPS = ("write", "fsync", "replace", "unlink", "ftruncate", "mkdir", "rmdir")  # of the os module
@@ -48,7 +48,7 @@ def stopped_run(path: Path, before: int | None, settle: Callable[[], World]) -> 
 
             return step
 
-        background.PART_ROWS = PART_ROWS
+        committer.PART_ROWS = PART_ROWS
         world = settle()
         for name in STEPS:
             setattr(os, name, counted(getattr(os, name)))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from bottleneck.errors import CacheError
 from bottleneck.store.writer import CacheWriter
+from tests.helpers.world import ROOT, SPEC, A, content, world_of
 from tests.store.faults.runner import main
-from tests.store.world import ROOT, SPEC, A, content, world_of
 
 SECONDS = 60.0
 WON, REFUSED, STRANGE = 0, 3, 4

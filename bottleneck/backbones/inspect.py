@@ -1,0 +1,329 @@
+"""What a network is made of: blocks and their costs, modules and their indices, parameters, what would train.
+
+Only shapes are used, so that a network without weights (`registry.outline`) will do.
+
+Freeze the lower part of a network: no gradient, and nothing in it that changes or varies in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from math import prod
+
+from timm.layers import DropPath
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision.ops import StochasticDepth
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.graph import measure
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import BackboneError
+from bottleneck.names import BOTTLENECK
+
+# Modules whose training mode changes their state or their output.
+_VARYING = (_BatchNorm, _DropoutNd, StochasticDepth, DropPath)
+
+
+def freeze(backbone: Backbone, up_to: str | int | None) -> None:
+    """Freeze everything up to and including a node; what lies above is free, whatever it was before.
+
+    Frozen means: parameters without gradient, BatchNorm normalising by its stored statistics and keeping
+    them, dropout and stochastic depth off, also after `.train()` on the network or on any of its halves. So
+    a frozen trunk says in training what it said when its features were cached. (Dropout that is written as
+    a function, not a module, follows the mode of the module that calls it.)
+
+    Parameters
+    ----------
+    up_to : str, int or None
+        A node, a block or its index (see `Backbone.resolve`); None frees the whole network.
+
+    Raises
+    ------
+    BackboneError
+        If there is no such node.
+    """
+    below = backbone.graph.ancestors([backbone.operation(up_to)]) if up_to is not None else set()
+    frozen = _targets(below)
+    free = _targets(node for node in backbone.graph.graph.nodes if node not in below) - frozen
+    for name, parameter in backbone.module.named_parameters():
+        parameter.requires_grad_(any(_inside(name, target) for target in free))
+    for name, module in backbone.module.named_modules():
+        if isinstance(module, _VARYING):
+            _fix(module, any(_inside(name, target) for target in frozen))
+
+
+def trainable(backbone: Backbone) -> list[str]:
+    """Names of the parameters that have a gradient."""
+    return [name for name, parameter in backbone.module.named_parameters() if parameter.requires_grad]
+
+
+def _targets(nodes) -> set[str]:
+    """Paths of the modules that operations call and of the parameters that they read."""
+    return {node.target for node in nodes if node.op in ("call_module", "get_attr")}
+
+
+def _inside(name: str, target: str) -> bool:
+    return name == target or name.startswith(target + ".")
+
+
+class _Fixed:
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+@cache
+def _fixed_class(kind: type[nn.Module]) -> type[nn.Module]:
+    # The module name is kept: torch.fx tells by it what is a layer of torch and what is to be traced through.
+    return type(kind.__name__, (_Fixed, kind), {"__module__": kind.__module__})
+
+
+def _fix(module: nn.Module, fixed: bool) -> None:
+    """Change the module's class rather than the module: parameters, names and hooks stay what they are."""
+    if fixed and not isinstance(module, _Fixed):
+        module.__class__ = _fixed_class(type(module))
+        module.eval()
+    elif not fixed and isinstance(module, _Fixed):
+        module.__class__ = type(module).__bases__[1]
+
+
+_FLOAT16 = 2  # bytes of one value in a cache
+
+
+@dataclass(frozen=True)
+class BlockRow:
+    """One block. `shape`: what it gives for one image; `cached_bytes`: of that in a float16 cache.
+
+    `macs` : multiplications with addition for one image; `trainable` : parameters with a gradient.
+    """
+
+    index: int
+    name: str
+    node: str
+    parameters: int
+    trainable: int
+    shape: tuple[int, ...]
+    macs: int
+    cached_bytes: int
+
+
+@dataclass(frozen=True)
+class ModuleRow:
+    """One module. `index`: where it stands in its parent, `features[9]`."""
+
+    path: str
+    index: str
+    type: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class StateRow:
+    """One parameter or buffer of the state dict."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    requires_grad: bool
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """All that `bottleneck inspect` says. `features`: width of `bottleneck`, made of `bottleneck_node`."""
+
+    name: str
+    weights: str
+    image_size: int
+    in_channels: int
+    parameters: int
+    trainable: int
+    macs: int
+    features: int
+    bottleneck_node: str
+    bottleneck_rule: str
+    blocks: list[BlockRow]
+    modules: list[ModuleRow] | None = None
+    state: list[StateRow] | None = None
+
+    def to_json(self) -> dict:
+        """The JSON object of `bottleneck inspect --json`: parts that were not asked for are left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def inspect_backbone(
+    backbone: Backbone,
+    *,
+    preprocess: Preprocess | None = None,
+    freeze_to: str | int | None = None,
+    free: Sequence[str] = (),
+    modules: bool = False,
+    state: bool = False,
+) -> Inspection:
+    """Take stock of a network.
+
+    Parameters
+    ----------
+    preprocess : Preprocess, optional
+        For shapes and costs at another image size.
+    freeze_to : str or int, optional
+        Count as trainable what lies above this node.
+    free : sequence of str
+        Count as trainable these alone: module paths, indices (`features.9`), blocks, ranges of them (`3-4`).
+    modules, state : bool
+        List every module; every parameter and buffer.
+
+    Raises
+    ------
+    BackboneError
+        Unknown nodes or modules, `freeze_to` and `free` together, or a network that refuses the image size.
+    """
+    preprocess = preprocess or backbone.preprocess
+    if freeze_to is not None and free:
+        raise BackboneError("--freeze-to and --free both say what trains; give one of them.")
+    freeze(backbone, freeze_to)
+    if free:
+        _free_only(backbone, free)
+    rows = _block_rows(backbone, preprocess)
+    sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
+    return Inspection(
+        name=backbone.name,
+        weights=backbone.recipe["weights"],
+        image_size=preprocess.size,
+        in_channels=preprocess.channels,
+        parameters=sum(sizes.values()),
+        trainable=sum(sizes[name] for name in trainable(backbone)),
+        macs=sum(row.macs for row in rows),
+        features=prod(backbone.node_shape(BOTTLENECK, preprocess)[0]),
+        bottleneck_node=backbone.graph.canonical[backbone.anatomy.map],
+        bottleneck_rule=backbone.anatomy.rule,
+        blocks=rows,
+        modules=_module_rows(backbone.module) if modules else None,
+        state=_state_rows(backbone.module) if state else None,
+    )
+
+
+def block_parameters(backbone: Backbone) -> list[list[str]]:
+    """Names of each block's parameters; one that several blocks use is the first one's."""
+    names = list(dict(backbone.module.named_parameters()))
+    taken: set[str] = set()
+    blocks = []
+    for operations in _operations(backbone):
+        targets = {node.target for node in operations if node.op in ("call_module", "get_attr")}
+        own = [n for n in names if n not in taken and any(n == t or n.startswith(f"{t}.") for t in targets)]
+        taken.update(own)
+        blocks.append(own)
+    return blocks
+
+
+def _operations(backbone: Backbone) -> list[set]:
+    """Operations of each block: what its end needs, and no earlier block's end did."""
+    done: set = set()
+    blocks = []
+    for end in backbone.anatomy.ends:
+        needed = backbone.graph.ancestors([end]) - done
+        done |= needed
+        blocks.append(needed)
+    return blocks
+
+
+def _block_rows(backbone: Backbone, preprocess: Preprocess) -> list[BlockRow]:
+    shapes = measure(backbone.module, backbone.graph, preprocess.size, preprocess.channels, macs=True)
+    sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
+    free = set(trainable(backbone))
+    rows = []
+    parts = zip(
+        backbone.blocks, backbone.anatomy.ends, block_parameters(backbone), _operations(backbone), strict=True
+    )
+    for block, end, parameters, operations in parts:
+        if end not in shapes.rows:
+            raise BackboneError(
+                f"{backbone.name} does not take {preprocess.size} × {preprocess.size} pixels: "
+                f"{shapes.failure or f'{block.node} does not give one row per image'}."
+            )
+        shape = shapes.rows[end]
+        rows.append(
+            BlockRow(
+                index=block.index,
+                name=block.name,
+                node=block.node,
+                parameters=sum(sizes[name] for name in parameters),
+                trainable=sum(sizes[name] for name in parameters if name in free),
+                shape=shape,
+                macs=sum(shapes.macs.get(node, 0) for node in operations),
+                cached_bytes=_FLOAT16 * prod(shape),
+            )
+        )
+    return rows
+
+
+def _module_rows(module: nn.Module) -> list[ModuleRow]:
+    rows = []
+    for path, parent in module.named_modules():
+        for index, (name, child) in enumerate(parent.named_children()):
+            rows.append(
+                ModuleRow(
+                    path=f"{path}.{name}".lstrip("."),
+                    index=f"{path}[{index}]",
+                    type=type(child).__name__,
+                    parameters=sum(p.numel() for p in child.parameters()),
+                )
+            )
+    return rows
+
+
+def _state_rows(module: nn.Module) -> list[StateRow]:
+    parameters = dict(module.named_parameters())
+    return [
+        StateRow(
+            name=name,
+            kind="parameter" if name in parameters else "buffer",
+            shape=tuple(value.shape),
+            dtype=str(value.dtype).removeprefix("torch."),
+            requires_grad=name in parameters and parameters[name].requires_grad,
+        )
+        for name, value in module.state_dict().items()
+    ]
+
+
+def _free_only(backbone: Backbone, references: Sequence[str]) -> None:
+    """Let only the parameters of the given modules and blocks train."""
+    by_block = block_parameters(backbone)
+    chosen: set[str] = set()
+    for reference in references:
+        first, dash, last = reference.partition("-")
+        if first.isdigit() and (not dash or last.isdigit()):
+            indices = range(int(first), int(last or first) + 1)
+            chosen.update(name for i in indices for name in by_block[backbone.block(i).index])
+            continue
+        path = _module_path(backbone.module, reference)
+        block = next((b for b in backbone.blocks if b.name == reference), None)
+        if path is not None:
+            inside = [n for n, _ in backbone.module.named_parameters() if f"{n}.".startswith(f"{path}.")]
+            chosen.update(inside)
+        elif block is not None:
+            chosen.update(by_block[block.index])
+        else:
+            raise BackboneError(
+                f"{backbone.name} has no module or block {reference!r}.",
+                f"See bottleneck inspect {backbone.name} --modules.",
+            )
+    for name, parameter in backbone.module.named_parameters():
+        parameter.requires_grad_(name in chosen)
+
+
+def _module_path(module: nn.Module, reference: str) -> str | None:
+    """The path of a module given by names or by indices: `features.9` is DenseNet's features.transition3."""
+    path = []
+    for part in reference.replace("[", ".").replace("]", "").split("."):
+        children = dict(module.named_children())
+        if part not in children and part.isdigit() and int(part) < len(children):
+            part = list(children)[int(part)]
+        if part not in children:
+            return None
+        module = children[part]
+        path.append(part)
+    return ".".join(path)

@@ -1,0 +1,198 @@
+"""Tar shards: images in uncompressed .tar files, read where they lie, nothing unpacked.
+
+What lies below a folder: images, other files, and what the folders say of split and class.
+
+Layouts: `class/x.jpg`, `split/class/x.jpg`, or no folders at all. Folders below a class belong to the class.
+Links to files and folders are followed, but not in a circle.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from bottleneck.data.splits import split_named
+from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
+from bottleneck.data.table_file import printable
+from bottleneck.data.targets import class_target
+from bottleneck.data.untrusted import one_line
+from bottleneck.errors import SourceError
+from bottleneck.samples import SampleTable
+
+_NOT_UTF8 = "has a name that is not valid UTF-8; rename the file or its folder"
+
+
+def is_image(key: str) -> bool:
+    """Whether a file counts as an image by its name; an address may go on behind it (x.jpg?size=2)."""
+    return key.lower().endswith(SUFFIXES) or key.lower().partition("?")[0].endswith(SUFFIXES)
+
+
+@dataclass
+class Listing:
+    """What was found: image keys, the number of other files by suffix, tar files among them, and images that
+    are known to be unreadable."""
+
+    keys: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    shards: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+
+    def add(self, key: str, reason: str | None = None) -> None:
+        """Take a file into account; `reason` says why it cannot be read, if that is known."""
+        hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
+        if hidden or not is_image(key):
+            self.others["hidden" if hidden else printable(PurePosixPath(key).suffix) or "no suffix"] += 1
+            if key.endswith(".tar") and not hidden:
+                self.shards.append(key)
+        elif (shown := printable(key)) != key:
+            self.absent[shown] = _NOT_UTF8
+        elif reason:
+            self.absent[key] = reason
+        else:
+            self.keys.append(key)
+
+
+def list_folder(root: str) -> Listing:
+    """List the files below a folder of this machine.
+
+    Raises
+    ------
+    SourceError
+        The folder itself cannot be listed. One below it that cannot is among `absent`.
+    """
+    found = Listing()
+    folders = [("", (_identity(root),))]
+    while folders:
+        prefix, above = folders.pop()
+        try:
+            with os.scandir(os.path.join(root, prefix)) as entries:
+                for entry in entries:
+                    if (inside := _take(entry, prefix + entry.name, above, found)) is not None:
+                        folders.append(inside)
+        except OSError as error:
+            if not prefix:
+                raise SourceError(f"The folder {root} cannot be listed: {error.strerror}.") from error
+            found.absent[printable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
+    found.keys.sort()
+    found.absent = dict(sorted(found.absent.items()))
+    return found
+
+
+def _take(entry: os.DirEntry, key: str, above: tuple, found: Listing) -> tuple[str, tuple] | None:
+    """Add a file to what was found, or return a folder to be listed with its identity among those above."""
+    reason = None
+    try:
+        if entry.is_dir():
+            identity = _identity(entry.path)
+            return None if identity in above else (key + "/", (*above, identity))
+        if not entry.is_file():
+            reason = "is a link that leads nowhere" if entry.is_symlink() else "is not a regular file"
+    except OSError as error:  # a link to itself, or beyond a folder that may not be entered
+        reason = f"cannot be read: {error.strerror}"
+    found.add(key, reason)
+    return None
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def list_remote(files: RemoteFiles) -> Listing:
+    """List the files below a folder of an fsspec filesystem.
+
+    Raises
+    ------
+    SourceError
+        The store cannot be listed.
+    """
+    try:
+        entries = files.filesystem.find(files.folder, detail=True)
+    except Exception as error:  # each backend has error classes of its own
+        raise SourceError(f"The source {files.root} cannot be listed: {one_line(error)}.") from error
+    files.listing |= entries
+    found = Listing()
+    for path in entries:
+        found.add(path.removeprefix(files.folder).lstrip("/"))
+    found.keys.sort()
+    return found
+
+
+def folder_table(keys: Sequence[str], root: str) -> SampleTable:
+    """Samples of one image each, split and labelled by their folders; the target is named "label".
+
+    Where all folders at the top are named like splits, the classes lie below them; else they are the classes.
+    Images outside of any class are unlabelled. A shard counts as no folder.
+
+    Raises
+    ------
+    SourceError
+        Split folders with classes in them lie beside other folders.
+    """
+    folders = [[part for part in key.split("/")[:-1] if not part.endswith(".tar")] for key in keys]
+    top = {parts[0] for parts in folders if parts}
+    splits = {name for name in top if split_named(name)}
+    if splits and splits != top:
+        if any(len(parts) > 1 and parts[0] in splits for parts in folders):
+            raise SourceError(
+                f"{root} has split folders ({', '.join(sorted(splits))}) beside others "
+                f"({', '.join(sorted(top - splits)[:5])}); expected split/class/image or class/image alone.",
+                "Move the other folders away, or list the images in a manifest.",
+            )
+        splits = set()
+    split = [split_named(parts[0]) if parts and splits else "train" for parts in folders]
+    depth = 1 if splits else 0
+    labels = [parts[depth] if len(parts) > depth else None for parts in folders]
+    return SampleTable(
+        key=np.array(keys, object),
+        image=np.arange(len(keys), dtype=np.int64)[:, None],
+        split=np.array(split, object),
+        targets={"label": class_target("label", labels)} if any(labels) else {},
+    )
+
+
+def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple[TarFiles, Listing]:
+    """List the members of tar files. Keys are `shard.tar/member`.
+
+    Raises
+    ------
+    SourceError
+        A shard is compressed or damaged, or two members have one name.
+    """
+    members: dict[str, tuple[str, int, int]] = {}
+    found = Listing()
+    for shard in sorted(shards):
+        for member in _members(files, shard):
+            key = f"{shard}/{member.name.removeprefix('./').lstrip('/')}"
+            if key in members:
+                raise SourceError(f"Duplicate sample key {key!r}: the shard has two members of this name.")
+            regular = member.isreg() and not member.issparse()
+            members[key] = (shard, member.offset_data, member.size)
+            found.add(key, None if regular else "is a link or a sparse file in its shard")
+    found.keys.sort()
+    return TarFiles(files, members), found
+
+
+def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tarfile.TarInfo]:
+    """The files and links in an uncompressed tar, read header by header."""
+    path = files.path(shard)
+    opener = open if isinstance(files, LocalFiles) else files.filesystem.open
+    try:
+        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # tarfile keeps every header otherwise
+                if not member.isdir():
+                    yield member
+            stream.seek(tar.offset)
+            if stream.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
+                raise tarfile.ReadError(f"bad header at byte {tar.offset}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SourceError(
+            f"The shard {shard} cannot be read: {error}.", "Shards are uncompressed .tar files."
+        ) from error

@@ -1,0 +1,306 @@
+"""A source of images, whatever its form, as keys that can be read and a table of samples.
+
+Forms: a folder (`class/x.jpg`, `split/class/x.jpg`, or flat), one image, a manifest (.csv, .jsonl, .parquet),
+tar shards (one .tar, or a folder of them), a .zip, or an fsspec URL of any of these.
+
+Shapes: I images, S samples.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from bottleneck.data.listing import Listing, folder_table, is_image, list_folder, list_remote, list_shards
+from bottleneck.data.manifest import Columns, manifest_table
+from bottleneck.data.splits import set_aside, strata
+from bottleneck.data.storage import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
+from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
+from bottleneck.data.untrusted import one_line
+from bottleneck.errors import SourceError
+from bottleneck.samples import SampleTable
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images and what is known of them.
+
+    Parameters
+    ----------
+    root : str
+        Absolute folder or URL to which the keys are relative; for a manifest the folder that holds it.
+    images : tuple of I str
+        Keys, unique, ordered by code point.
+    samples : SampleTable
+        `samples.image` are positions in `images`. In the order of the images, or of the manifest.
+    ignored : int
+        Files that are no images by their names, hidden files included.
+    absent : dict of str to str
+        Images that are known to be unreadable without reading any, with the reason; never among `images`.
+    files : Files
+        Where the bytes lie.
+    """
+
+    root: str
+    images: tuple[str, ...]
+    samples: SampleTable
+    ignored: int
+    absent: dict[str, str]
+    files: Files = field(repr=False)
+
+    def read(self, key: str) -> bytes:
+        """The bytes of an image. Raises ImageError or OSError."""
+        return self._files(key).read(key)
+
+    def stat(self, key: str) -> Stat:
+        """Size in bytes and time of last change in ns. Raises ImageError or OSError."""
+        return self._files(key).stat(key)
+
+    def take(self, rows: np.ndarray) -> Source:
+        """The source cut to the samples `rows` (indices or a mask) and their images; `absent` stays."""
+        samples = self.samples.take(rows)
+        needed, image = np.unique(samples.image, return_inverse=True)
+        samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
+        return replace(self, images=tuple(self.images[i] for i in needed), samples=samples)
+
+    def _files(self, key: str) -> Files:
+        """A manifest may name images by URL, wherever it lies itself."""
+        if "://" not in key:
+            return self.files
+        filesystem, _ = open_url(key)
+        return RemoteFiles(filesystem, "", key)
+
+
+def read_source(
+    source: str | os.PathLike,
+    *,
+    image_columns: Sequence[str] = (),
+    label_columns: Sequence[str] = (),
+    split_column: str | None = None,
+    group_column: str | None = None,
+    sample_column: str | None = None,
+    covariate_columns: Sequence[str] = (),
+    val_fraction: float = 0.0,
+    test_fraction: float = 0.0,
+    seed: int = 0,
+    limit: int | None = None,
+) -> Source:
+    """List a source of images; no image is read.
+
+    Parameters
+    ----------
+    source : str or path
+        See the module's opening.
+    image_columns, label_columns, split_column, group_column, sample_column, covariate_columns
+        Columns of a manifest, see `Columns`.
+    val_fraction, test_fraction : float
+        Fractions of the train samples to set aside, see `splits.set_aside`.
+    seed : int
+    limit : int, optional
+        Keep this many samples, evenly spaced when the samples stand by split, then class, then key: each
+        class keeps its share. Splits are those of the whole source.
+
+    Raises
+    ------
+    SourceError
+        What was looked for, what was found, and what to do.
+    """
+    columns = Columns(
+        tuple(image_columns),
+        tuple(label_columns),
+        split_column,
+        group_column,
+        sample_column,
+        tuple(covariate_columns),
+    )
+    found = _locate(os.fspath(source), columns)
+    samples = replace(found.samples, split=set_aside(found.samples, val_fraction, test_fraction, seed))
+    found = replace(found, samples=samples)
+    return found if limit is None else _limited(found, limit)
+
+
+READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
+
+
+def reading_options(options: dict[str, Any], besides: Collection[str] = ()) -> dict[str, Any]:
+    """Take the keyword arguments of `read_source` out of `options`, but for those named in `besides`."""
+    return {name: options.pop(name) for name in READING.difference(besides) & options.keys()}
+
+
+def read_sources(*named: str | os.PathLike | Source, **reading: Any) -> list[Source]:
+    """Several sources, all listed before any image is read; a `Source` is taken as it is.
+
+    Image files in a row are one source, so that they pass a network together (`image_files`). `reading` and
+    errors are those of `read_source`.
+    """
+    sources: list[Source] = []
+    for are_images, group in groupby(named, _is_image_file):
+        if are_images and not any(reading.values()):
+            sources.append(image_files([os.fspath(path) for path in group]))
+        else:
+            sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
+    return sources
+
+
+def _is_image_file(named: str | os.PathLike | Source) -> bool:
+    if isinstance(named, Source):
+        return False
+    path = os.fspath(named)
+    return path.lower().endswith(SUFFIXES) and os.path.isfile(path)
+
+
+def image_files(paths: Sequence[str]) -> Source:
+    """Images named one by one, wherever they lie, as a source whose keys are the paths or URLs as given.
+
+    An image named twice is two samples.
+
+    Raises
+    ------
+    SourceError
+        A file is no image by its name, or its name is not valid UTF-8.
+    """
+    for path in paths:
+        if not path.lower().endswith(SUFFIXES):
+            raise SourceError(f"{printable(path)} is no image by its name; expected {' '.join(SUFFIXES)}.")
+        if printable(path) != path:
+            raise SourceError(f"The image {printable(path)} has a name that is not valid UTF-8; rename it.")
+    images = {path: place for place, path in enumerate(dict.fromkeys(paths))}
+    samples = SampleTable(
+        key=np.array(paths, object),
+        image=np.array([[images[path]] for path in paths], np.int64),
+        split=np.full(len(paths), "train", object),
+    )
+    here = os.getcwd()
+    return Source(here, tuple(images), samples, 0, {}, LocalFiles(here))
+
+
+def _locate(source: str, columns: Columns) -> Source:
+    """Tell the form of a source by where it leads and what it is called."""
+    if source.lower().startswith("file://"):
+        source = open_url(source)[1]
+    if ("://" in source or "::" in source) and not os.path.exists(source):
+        return _locate_url(source, columns)
+    path = os.path.abspath(os.path.expanduser(source))
+    if printable(path) != path:
+        raise SourceError(f"The source {printable(path)} has a name that is not valid UTF-8; rename it.")
+    if path.lower().endswith(".zip") and os.path.isfile(path):
+        return _locate_url(f"zip://::{path}", columns)
+    if os.path.isdir(path):
+        _refuse_columns(columns, path)
+        return _folder(LocalFiles(path), list_folder(path))
+    if not os.path.exists(path):
+        raise SourceError(
+            f"The source {source} does not exist; expected a folder, an image, a manifest, a .tar or a URL."
+        )
+    folder, name = os.path.split(path)
+    return _one_file(LocalFiles(folder), name, columns)
+
+
+def _locate_url(url: str, columns: Columns) -> Source:
+    """A folder or a file behind fsspec."""
+    filesystem, path = open_url(url)
+    try:
+        is_folder = not path.strip("/") or filesystem.isdir(path)
+        exists = is_folder or filesystem.exists(path)
+    except Exception as error:  # each backend has error classes of its own
+        raise SourceError(f"The source {url} cannot be reached: {one_line(error)}.") from error
+    if is_folder:
+        _refuse_columns(columns, url)
+        files = RemoteFiles(filesystem, path, url)
+        return _folder(files, list_remote(files))
+    if not exists:
+        raise SourceError(f"The source {url} does not exist.")
+    folder, _, name = path.rpartition("/")
+    head, chain, archive = url.partition("::")
+    protocol, _, inside = head.partition("://")
+    above = f"{protocol}://{inside.rpartition('/')[0]}{chain}{archive}"
+    return _one_file(RemoteFiles(filesystem, folder, above), name, columns)
+
+
+def _refuse_columns(columns: Columns, source: str) -> None:
+    if columns.given:
+        raise SourceError(
+            f"Columns are named, but {source} is a folder; only a manifest has columns.",
+            "Leave the column flags out, or give a .csv, .jsonl or .parquet file.",
+        )
+
+
+def _folder(files: LocalFiles | RemoteFiles, found: Listing) -> Source:
+    """A folder of images, or of tar shards where it holds no images of its own."""
+    if found.shards and not found.keys:
+        beside = found.others.total() - len(found.shards)
+        source = _shards(files, found.shards)
+        return replace(source, ignored=source.ignored + beside, absent=found.absent | source.absent)
+    return _listed(files, found)
+
+
+def _shards(files: LocalFiles | RemoteFiles, shards: list[str]) -> Source:
+    return _listed(*list_shards(files, shards))
+
+
+def _listed(files: Files, found: Listing) -> Source:
+    """A source of what a listing found."""
+    if not found.keys:
+        raise SourceError(_nothing(files.root, found))
+    samples = folder_table(found.keys, files.root)
+    return Source(files.root, tuple(found.keys), samples, found.others.total(), found.absent, files)
+
+
+def _nothing(root: str, found: Listing) -> str:
+    """Say what was looked for and what was found instead."""
+    told = [f"{count} × {suffix}" for suffix, count in sorted(found.others.items())[:5]]
+    told += [f"{key} ({reason})" for key, reason in list(found.absent.items())[:1]]
+    return (
+        f"No images in {root}: looked for {' '.join(SUFFIXES)}, found {', '.join(told) or 'no files at all'}."
+    )
+
+
+def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> Source:
+    """A manifest, a shard or a single image."""
+    if name.lower().endswith(TABLE_SUFFIXES):
+        return _manifest(files, name, columns)
+    _refuse_columns(columns, name)
+    if name.lower().endswith(".tar"):
+        return _shards(files, [name])
+    if not is_image(name):
+        raise SourceError(
+            f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
+            f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."
+        )
+    found = Listing()
+    found.add(name, files.missing([name]).get(name))
+    return _listed(files, found)
+
+
+def _manifest(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> Source:
+    try:
+        data = files.read(name)
+    except OSError as error:
+        raise SourceError(f"The manifest {name} cannot be read: {error.strerror or error}.") from error
+    images, samples, absent = manifest_table(read_table(name, data), columns, name, files.root, files.missing)
+    if not images:
+        key, reason = next(iter(absent.items()))
+        raise SourceError(
+            f"None of the {len(absent)} images that {name} names can be read; the first is {key}: {reason}.",
+            f"Paths are relative to {files.root}.",
+        )
+    return Source(files.root, tuple(images), samples, 0, absent, files)
+
+
+def _limited(source: Source, limit: int) -> Source:
+    """Keep `limit` samples."""
+    if limit < 1:
+        raise SourceError(f"--limit is {limit}; expected 1 or more.")
+    samples = source.samples
+    S = len(samples)
+    if limit >= S:
+        return source
+    rank = np.argsort(np.argsort(samples.key))
+    order = np.lexsort((rank, strata(samples), samples.split.astype(str)))
+    return source.take(np.sort(order[np.arange(limit) * S // limit]))

@@ -1,0 +1,190 @@
+"""Where the bytes of images lie: a folder, a store behind an fsspec URL, tar shards.
+
+Keys are paths relative to the root with "/" between their parts, whatever the platform. In a manifest a key
+may also be an absolute path, lead out of the root by "..", or be a URL: the list is the user's own, and
+nothing is done with what it names but decoding it as an image.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+import stat
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import nullcontext
+from datetime import datetime
+from threading import Lock
+from typing import Protocol
+
+from bottleneck.data.untrusted import one_line
+from bottleneck.errors import ImageError, SourceError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+Stat = tuple[int, int]  # size in bytes, time of last change in ns
+
+
+class Files(Protocol):
+    """A store of files by key. Methods are called from several threads at once."""
+
+    root: str
+
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        """The file's bytes, or `size` of them from `start`. Raises ImageError or OSError."""
+        ...
+
+    def stat(self, key: str) -> Stat:
+        """Size and time of last change. Raises ImageError or OSError."""
+        ...
+
+    def missing(self, keys: Iterable[str]) -> dict[str, str]:
+        """The keys that are certainly not files that can be read, with the reason."""
+        ...
+
+
+class LocalFiles:
+    """Files below a folder of this machine."""
+
+    def __init__(self, root: str | os.PathLike) -> None:
+        self.root = os.path.abspath(root)
+
+    def path(self, key: str) -> str:
+        """The file's path on this machine."""
+        return os.path.join(self.root, key)
+
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        with open(self.path(key), "rb") as file:
+            file.seek(start)
+            return file.read(size)
+
+    def stat(self, key: str) -> Stat:
+        status = os.stat(self.path(key))
+        return status.st_size, status.st_mtime_ns
+
+    def missing(self, keys: Iterable[str]) -> dict[str, str]:
+        reasons = {}
+        for key in keys:
+            try:
+                status = os.stat(self.path(key))
+            except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+                reasons[key] = getattr(error, "strerror", None) or str(error)
+            else:
+                if not stat.S_ISREG(status.st_mode):
+                    reasons[key] = "is a folder" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+        return reasons
+
+
+class RemoteFiles:
+    """Files behind an fsspec filesystem: object stores, archives, web servers, memory.
+
+    `listing` holds what listings told of files by their path, so that none is asked for its size by itself.
+    """
+
+    def __init__(self, filesystem, folder: str, url: str, listing: dict[str, dict] | None = None) -> None:
+        from fsspec.archive import AbstractArchiveFileSystem
+
+        self.filesystem = filesystem
+        self.folder = folder.rstrip("/")
+        url = url if url.endswith("://") else url.rstrip("/")
+        self.root = re.sub(r"//[^/@]*@", "//", url)  # no credentials in caches and messages
+        self.listing = listing or {}
+        # The members of an archive are read through one file, whose position threads would fight over
+        self.turn = Lock() if isinstance(filesystem, AbstractArchiveFileSystem) else nullcontext()
+
+    def path(self, key: str) -> str:
+        """The file's path within the filesystem."""
+        path = posixpath.join(self.folder, key)
+        return posixpath.normpath(path) if ".." in path and "://" not in path else path
+
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        end = None if size is None else start + size
+        try:
+            with self.turn:
+                return self.filesystem.cat_file(self.path(key), start=start or None, end=end)
+        except OSError:
+            raise
+        except Exception as error:  # each backend has error classes of its own
+            raise ImageError(f"cannot be read: {one_line(error)}") from error
+
+    def stat(self, key: str) -> Stat:
+        path = self.path(key)
+        info = self.listing.get(path) or self.filesystem.info(path)
+        return info.get("size") or 0, changed_ns(info)
+
+    def missing(self, keys: Iterable[str]) -> dict[str, str]:
+        """Looks each folder up once instead of each file. Of a store that lists none, nothing is certain."""
+        paths = {key: self.path(key) for key in keys}
+        for folder in {path.rpartition("/")[0] for path in paths.values()}:
+            try:
+                entries = self.filesystem.ls(folder, detail=True)
+            except NotImplementedError:
+                return {}
+            except OSError:
+                continue
+            self.listing |= {entry["name"]: entry for entry in entries if entry["type"] == "file"}
+        return {key: "does not exist" for key, path in paths.items() if path not in self.listing}
+
+
+class TarFiles:
+    """Members of tar shards; `members` maps a key to its shard's key, offset and size in bytes."""
+
+    def __init__(self, shards: LocalFiles | RemoteFiles, members: dict[str, tuple[str, int, int]]) -> None:
+        self.shards = shards
+        self.members = members
+        self.root = shards.root
+
+    def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
+        shard, offset, length = self.members[key]
+        data = self.shards.read(shard, offset, length)
+        if len(data) < length:
+            raise ImageError(f"is cut off by the end of its shard ({len(data)} of {length} bytes)")
+        return data[start:] if size is None else data[start : start + size]
+
+    def stat(self, key: str) -> Stat:
+        """The member's size and the shard's time of change: members often carry no time of their own."""
+        shard, _, length = self.members[key]
+        return length, self.shards.stat(shard)[1]
+
+    def missing(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: "is not in its shard" for key in keys if key not in self.members}
+
+
+def open_url(url: str) -> tuple[object, str]:
+    """The fsspec filesystem of a URL, and the path in it.
+
+    Raises
+    ------
+    SourceError
+        No such protocol, its package is not installed, or it cannot be reached.
+    """
+    from fsspec.core import url_to_fs
+
+    if url.lower().startswith(("http://", "https://")) and "::" not in url:
+        from bottleneck.data.http import WebFileSystem
+
+        return WebFileSystem(), url
+    try:
+        return url_to_fs(url)
+    except Exception as error:  # each backend has error classes of its own
+        raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
+
+
+_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
+
+
+def changed_ns(info: dict) -> int:
+    """Time of last change in ns that a listing tells, or a checksum of the version's tag in its place.
+
+    A store that tells neither gets the present time: its files then count as changed and are read again.
+    """
+    for name in _CHANGED:
+        value = info.get(name)
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1e9)
+        if isinstance(value, int | float):
+            return int(value * 1e9)
+    tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("CRC")
+    return zlib.crc32(str(tag).encode()) if tag else time.time_ns()

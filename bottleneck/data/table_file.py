@@ -1,0 +1,141 @@
+"""Tables on disk, .csv, .jsonl and .parquet, as columns of cells. What the columns mean is said elsewhere.
+
+Rows are counted from 1, a header not included.
+
+Names that cannot be kept: undecodable bytes of a file system, lone surrogates of JSON, NUL.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from bottleneck.errors import SourceError
+
+
+def printable(text: str) -> str:
+    """The text itself, or with escapes for what UTF-8 cannot say (undecodable bytes, lone surrogates)."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "surrogateescape" if _from_bytes(text) else "backslashreplace")
+        return raw.decode("utf-8", "backslashreplace")
+    return text
+
+
+def _from_bytes(text: str) -> bool:
+    return all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
+
+
+def storable(text: str) -> bool:
+    """True for text that a cache can hold: valid UTF-8 without NUL."""
+    return printable(text) == text and "\0" not in text
+
+
+TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+Table = dict[str, list]  # column name -> one cell a row, None where it is missing
+
+
+def read_table(name: str, data: bytes) -> Table:
+    """Read a table.
+
+    Parameters
+    ----------
+    name : str
+        File name; its suffix says the format.
+    data : bytes
+        The file. Text is UTF-8, with or without a byte order mark.
+
+    Returns
+    -------
+    dict of str to list
+        CSV cells are text, None where empty; JSONL and Parquet cells are what JSON and Arrow call them.
+
+    Raises
+    ------
+    SourceError
+        Not such a file, or without rows: where and why.
+    """
+    if name.lower().endswith(".parquet"):
+        table = _read_parquet(name, data)
+    else:
+        text = _decoded(name, data)
+        table = _read_csv(name, text) if name.lower().endswith(".csv") else _read_jsonl(name, text)
+    if not table or not next(iter(table.values())):
+        raise SourceError(f"The table {name} has no rows.")
+    return table
+
+
+def rows_named(rows: Sequence[int]) -> str:
+    """Say "row 3" or "rows 3, 7, 8, 9, 11 and 12 more"."""
+    shown = ", ".join(map(str, rows[:5]))
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def _decoded(name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SourceError(f"The table {name} is not UTF-8 text (line {line}): {error.reason}.") from error
+
+
+def _read_csv(name: str, text: str) -> Table:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader, [])
+        rows = [row for row in reader if row]
+    except csv.Error as error:
+        raise SourceError(f"The table {name} is not CSV (line {reader.line_num}): {error}.") from error
+    if twice := [column for column in header if header.count(column) > 1]:
+        raise SourceError(f"The table {name} has two columns named {twice[0]!r}.")
+    if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
+        raise SourceError(
+            f"The table {name} has {len(header)} columns, "
+            f"but {len(rows[odd[0] - 1])} cells in {rows_named(odd)}."
+        )
+    return {column: [row[place] or None for row in rows] for place, column in enumerate(header)}
+
+
+def _read_jsonl(name: str, text: str) -> Table:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise SourceError(f"The table {name} is not JSON in line {number}: {error}.") from error
+        if not isinstance(row, dict):
+            raise SourceError(f"The table {name} has no JSON object in line {number}: {line[:40]!r}.")
+        rows.append(row)
+    columns = dict.fromkeys(column for row in rows for column in row)
+    return {column: [row.get(column) for row in rows] for column in columns}
+
+
+def _read_parquet(name: str, data: bytes) -> Table:
+    """Columns of text, numbers and lists; others, such as embedded images, are left unread."""
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise SourceError(
+            f"The table {name} is Parquet, and pyarrow is not installed.",
+            "Run: pip install 'bottleneck-features[parquet]'",
+        ) from error
+    try:
+        file = parquet.ParquetFile(arrow.BufferReader(data))
+        columns = [
+            field.name
+            for field in file.schema_arrow
+            if not (arrow.types.is_struct(field.type) or arrow.types.is_binary(field.type))
+        ]
+        return file.read(columns).to_pydict()
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise SourceError(f"The table {name} cannot be read as Parquet: {error}.") from error

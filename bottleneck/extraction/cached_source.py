@@ -1,0 +1,58 @@
+"""The images that a cache was made from, found again where they lie.
+
+Shapes: I images, S samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.data.source import Source, read_source
+from bottleneck.data.storage import Files, LocalFiles, RemoteFiles, open_url
+from bottleneck.errors import CacheError
+from bottleneck.store.reader import FeatureCache
+
+
+def source_of(cache: FeatureCache) -> Source:
+    """The source that a cache was made from, with the cache's own images, samples, labels and splits.
+
+    Images that failed come along, so that their failures stay listed. CacheError where the cache has no rows.
+    """
+    cache.require_rows()
+    cached = cache.images.key
+    keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
+    place = {key: i for i, key in enumerate(keys)}
+    places = np.array([place[key] for key in cached], dtype=np.int64)
+    samples = replace(cache.samples, image=places[cache.samples.image])
+    return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
+
+
+def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Path) -> None:
+    """Raise CacheError where images of the samples `rows` of `source` are gone from where they were.
+
+    why : what they are needed for, a sentence's beginning. cache : that was made from them.
+    """
+    needed = [source.images[i] for i in np.unique(source.samples.image[rows])]
+    missing = source.files.missing([key for key in needed if "://" not in key])
+    if missing:
+        key, reason = next(iter(missing.items()))
+        raise CacheError(
+            f"{why}, but {len(missing)} of {len(needed)} images of {cache} are gone: {key} in {source.root} "
+            f"({reason}).",
+            "Put the images back, or extract again from where they are.",
+        )
+
+
+def _files(root: str, key: str) -> Files:
+    """Where the bytes of a source lie; shards are listed again, which is what finds `key`."""
+    if "://" in root or "::" in root:
+        filesystem, folder = open_url(root)
+        files: Files = RemoteFiles(filesystem, folder, root)
+    else:
+        files = LocalFiles(root)
+    if "://" in key or not files.missing([key]):
+        return files
+    return read_source(root).files if Path(root).exists() or "://" in root else files

@@ -1,0 +1,243 @@
+"""From a recipe to features: the backbone and its engines, loaded only when an image has to be computed.
+
+A run that finds every row in the cache never gets here past construction, so it needs no torch.
+
+Shapes: B images of a batch, H × W pixels, V views.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bottleneck.data.loader import LoadedImage, load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.store.spec import canonical_json, fingerprint
+from bottleneck.threads import thread_budget
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
+    from bottleneck.data.augment import ViewRecipe
+    from bottleneck.data.source import Source
+    from bottleneck.engines.base import Engine
+
+BATCH_SIZE = 32
+MOST_CALLS = 2
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the trunk is run.
+
+    engine : "auto", "onnxruntime", "torch" or "torch-compiled" (compiles for a minute).
+    precision : "auto" (fp32 on a CPU), "fp32", "bf16", "fp16" or "int8".
+    device : "auto", "cpu", "cuda", "cuda:1", "mps" …
+    batch_size : images that pass at once; None for the engine's own choice.
+    workers : decoder threads; None shares the cores (`bottleneck.threads`).
+    force : keep an int8 engine although it disagrees with float32 by more than its bound.
+    """
+
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    force: bool = False
+
+
+@dataclass
+class Batch:
+    """Images that passed the network together.
+
+    images : list of B `LoadedImage`.
+    features : one float32 array (B, …) per node.
+    views : one float32 array (B, V, …) per node, or None.
+    """
+
+    images: list[LoadedImage]
+    features: tuple[np.ndarray, ...]
+    views: tuple[np.ndarray, ...] | None = None
+
+
+class _Calls:
+    """Calls of the network in threads of their own, so that it need not wait while batches are made and kept.
+
+    Several at once leave no core idle at a call's end, when the last of its passes is still under way.
+
+    Attributes
+    ----------
+    busy_seconds : in which at least one call ran.
+    """
+
+    def __init__(self, compute: Callable[..., Batch]) -> None:
+        self.busy_seconds = 0.0
+        self._compute, self._until = compute, 0.0
+        self._running: deque[Future] = deque()
+        self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="bottleneck-call")
+
+    def submit(self, at_once: int, *arguments: object) -> Iterator[Batch]:
+        """Begin a call as soon as fewer than `at_once` are running; yields the batch waited for, if any."""
+        done = [self._oldest()] if len(self._running) >= min(at_once, MOST_CALLS) else []
+        self._running.append(self._pool.submit(self._timed, *arguments))
+        yield from done
+
+    def rest(self) -> Iterator[Batch]:
+        """The batches still on their way."""
+        while self._running:
+            yield self._oldest()
+
+    def close(self) -> None:
+        """End the threads; calls that have not begun are forgotten."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _timed(self, *arguments: object) -> tuple[Batch, float, float]:
+        started = time.perf_counter()
+        return self._compute(*arguments), started, time.perf_counter()
+
+    def _oldest(self) -> Batch:
+        batch, started, ended = self._running.popleft().result()
+        self.busy_seconds += max(0.0, ended - max(started, self._until))
+        self._until = max(ended, self._until)
+        return batch
+
+
+@dataclass
+class Trunk:
+    """A frozen network that turns pixels into the features of some nodes.
+
+    load : builds the backbone; called once, when it is first needed.
+    preprocess_override : how images become pixels; None takes the backbone's own.
+    startup_seconds : time that loading and engine building took.
+    calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
+    spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
+    """
+
+    load: Callable[[], Backbone]
+    preprocess_override: Preprocess | None
+    config: EngineConfig
+    startup_seconds: float = 0.0
+    spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
+    calibrations: dict[str, dict | None] = field(default_factory=dict)
+    _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        started = time.perf_counter()
+        backbone = self.load()
+        self.startup_seconds += time.perf_counter() - started
+        return backbone
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.preprocess_override or self.backbone.preprocess
+
+    @property
+    def engine_name(self) -> str | None:
+        """Name of the engine that ran; None where none was needed."""
+        return next((engine.name for engine in self._engines.values()), None)
+
+    def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
+        """The engine that gives `nodes` in one pass, checked against eager float32 on `example`.
+
+        example : (B, H, W, C) uint8, images of the user's own.
+        """
+        nodes = tuple(nodes)
+        if nodes not in self._engines:
+            from bottleneck.engines.base import build_engine
+
+            key = fingerprint(
+                {"backbone": self.backbone.recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes}
+            )
+            started = time.perf_counter()
+            self._engines[nodes] = build_engine(
+                lambda: self.backbone.extractor(nodes, self.preprocess),
+                example,
+                key=key,
+                engine=self.config.engine,
+                precision=self.config.precision,
+                device=self.config.device,
+                force=self.config.force,
+                calibration=self.calibrations.get(nodes[0]),
+            )
+            self.startup_seconds += time.perf_counter() - started
+        return self._engines[nodes]
+
+    def stream(
+        self,
+        source: Source,
+        keys: Sequence[str],
+        nodes: Iterable[str],
+        *,
+        known: Container[bytes] = (),
+        views: ViewRecipe | None = None,
+    ) -> Iterator[Batch | LoadedImage]:
+        """Features of the images `keys`, batch by batch while later images are being decoded.
+
+        Yields a `Batch` for images that were computed, and the bare `LoadedImage` for one without pixels:
+        with `error` set it failed; else its digest is in `known` or belongs to an earlier image of this call.
+        """
+        budget = thread_budget(self.config.workers, self.config.device)
+        size, nodes = self.config.batch_size or BATCH_SIZE, tuple(nodes)
+        waiting: list[LoadedImage] = []
+        with closing(_Calls(self._compute)) as calls:
+            for image in load_images(
+                source, keys, self.preprocess, workers=budget.decode, known=known, views=views
+            ):
+                self.spent["read"] += image.read_seconds
+                self.spent["decode"] += image.decode_seconds
+                if image.pixels is None:
+                    yield image
+                    continue
+                waiting.append(image)
+                if len(waiting) == size:
+                    yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
+                    waiting = []
+                    if self.config.batch_size is None:  # there is an engine now, which knows better
+                        size = max(engine.batch for engine in self._engines.values())
+            if waiting:
+                yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
+            yield from calls.rest()
+            self.spent["network"] += calls.busy_seconds
+
+    def _at_once(self, images: list[LoadedImage], nodes: tuple[str, ...]) -> int:
+        """Calls that the engines of `nodes` take at once; built now if need be, outside of the calls."""
+        example = None
+        for group in self._groups(nodes):
+            if group not in self._engines:
+                example = np.stack([image.pixels for image in images]) if example is None else example
+                self.engine(group, example)
+        return min(self._engines[group].calls for group in self._groups(nodes))
+
+    def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
+        pixels = np.stack([image.pixels for image in images])
+        features, views = self._rows(pixels, nodes), None
+        if images[0].views is not None:
+            flat = np.concatenate([image.views for image in images])  # (B·V, H, W, C)
+            parts = [self._rows(flat[at : at + size], nodes) for at in range(0, len(flat), size)]
+            views = tuple(
+                np.concatenate(rows).reshape(len(images), -1, *rows[0].shape[1:])
+                for rows in zip(*parts, strict=True)
+            )
+        return Batch(images, features, views)
+
+    def _rows(self, pixels: np.ndarray, nodes: tuple[str, ...]) -> tuple[np.ndarray, ...]:
+        """One float32 array (B, …) per node, for pixels (B, H, W, C)."""
+        rows: dict[str, np.ndarray] = {}
+        for group in self._groups(nodes):
+            rows |= zip(group, self.engine(group, pixels)(pixels), strict=True)
+        return tuple(rows[name] for name in nodes)
+
+    def _groups(self, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
+        """Nodes that one engine gives: all of them, but int8 nodes only with those calibrated along."""
+        groups: dict[str, list[str]] = {}
+        for name in nodes:
+            groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
+        return [tuple(group) for group in groups.values()]

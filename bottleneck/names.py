@@ -1,0 +1,20 @@
+"""Words that users type and files contain, each written once. This module imports nothing."""
+
+from __future__ import annotations
+
+SPLITS = ("train", "val", "test")
+TARGET_KINDS = ("class", "multilabel", "regression")
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classifier
+NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
+POOLS = ("avg", "avg2", "avg3", "max", "flatten", "none")
+DTYPES = ("float16", "float32")  # types of stored features; the first is the default
+
+ENGINES = ("auto", "onnxruntime", "torch", "torch-compiled")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+
+LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
+HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")
+
+STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays

@@ -1,0 +1,182 @@
+"""A cache as other tools take it: one .npz of arrays, or one Parquet table of samples, written in blocks.
+
+Shapes: I images, S samples, M images per sample, D features, P covariates.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from bottleneck.errors import CacheError
+from bottleneck.files import replacing, sync_file
+from bottleneck.samples import Target
+from bottleneck.store.reader import FeatureCache
+
+PARQUET_ROWS = 4096
+
+
+def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str] | None = None) -> dict:
+    """Write a cache's content for other tools.
+
+    Parameters
+    ----------
+    path : the cache
+    out : file ending in .npz or .parquet; one that exists is replaced
+        .npz: the arrays of the format under their paths, "images/key", "features/NODE" …; strings as unicode.
+        .parquet: a row per sample (or per image, where the cache has no samples) with its key, image, split,
+        group, labels by name, covariates, and each node's features as a list of float32.
+    nodes : names of the nodes to write; all vector nodes where left out
+
+    Returns
+    -------
+    dict with path, and arrays: {array or column: its shape}
+
+    Raises
+    ------
+    CacheError
+        The ending is another, a node is absent, pyarrow is not installed, or the disk refuses.
+    """
+    out = Path(out)
+    writers = {".npz": _write_npz, ".parquet": _write_parquet}
+    if out.suffix not in writers:
+        raise CacheError(f"A cache is exported to .npz or .parquet, not to {out.suffix or 'no ending'!r}.")
+    with FeatureCache(path) as cache:
+        names = (
+            [name for name, node in cache.nodes.items() if not node.is_map] if nodes is None else list(nodes)
+        )
+        for name in names:
+            cache.node(name)
+        with replacing(out) as fresh:
+            shapes = writers[out.suffix](cache, fresh, names)
+            sync_file(fresh)
+    return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}
+
+
+def _write_npz(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, shape, dtype, blocks in _arrays(cache, names):
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
+                header = {
+                    "descr": np.lib.format.dtype_to_descr(dtype),
+                    "fortran_order": False,
+                    "shape": shape,
+                }
+                np.lib.format.write_array_header_2_0(entry, header)
+                for block in blocks:
+                    entry.write(np.ascontiguousarray(block, dtype).tobytes())
+            shapes[name] = shape
+    return shapes
+
+
+def _arrays(
+    cache: FeatureCache, names: list[str]
+) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Iterable[np.ndarray]]]:
+    """Name, shape, type and blocks of every array."""
+    images, samples = cache.images, cache.samples
+    whole = {
+        "images/key": images.key.astype(str),
+        "images/digest": images.digest,
+        "images/size": images.size,
+        "images/mtime_ns": images.mtime_ns,
+        "samples/key": samples.key.astype(str),
+        "samples/image": samples.image,
+        "samples/split": samples.split.astype(str),
+        "covariates": samples.covariates,
+        "covariates/names": np.array(samples.covariate_names, str),
+        "failures/key": np.array(list(cache.failures), str),
+        "failures/reason": np.array(list(cache.failures.values()), str),
+    }
+    if samples.group is not None:
+        whole["samples/group"] = samples.group.astype(str)
+    for name, target in samples.targets.items():
+        whole[f"labels/{name}"] = target.values
+        whole[f"labels/{name}/class_names"] = np.array(target.class_names, str)
+    for name, array in whole.items():
+        yield name, array.shape, array.dtype, [array]
+    for name in names:
+        rows = cache.features(name)
+        yield f"features/{name}", rows.shape, rows.dtype, rows.blocks()
+        if cache.nodes[name].views is not None:
+            rows = cache.views(name)
+            yield f"views/{name}", rows.shape, rows.dtype, rows.blocks()
+
+
+def _write_parquet(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
+    pyarrow = _pyarrow()
+    table = _table(cache)
+    count = len(table["key"])
+    image = cache.samples.image if len(cache.samples) else np.arange(count)[:, None]
+    features = {name: cache.features(name) for name in names}
+    writer, shapes = None, {}
+    try:
+        for start in range(0, max(count, 1), PARQUET_ROWS):
+            here = slice(start, start + PARQUET_ROWS)
+            columns = {name: pyarrow.array(values[here]) for name, values in table.items()}
+            for name, rows in features.items():
+                block = rows.take(image[here].reshape(-1)).astype(np.float32)
+                width = int(np.prod(rows.shape[1:])) * image.shape[1]
+                flat = pyarrow.array(block.reshape(-1))
+                columns[f"features/{name}"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
+                shapes[f"features/{name}"] = (count, width)
+            batch = pyarrow.table(columns)
+            writer = writer or pyarrow.parquet.ParquetWriter(path, batch.schema)
+            writer.write_table(batch.cast(writer.schema))
+    finally:
+        if writer is not None:
+            writer.close()
+    return dict.fromkeys(table, (count,)) | shapes
+
+
+def _pyarrow() -> ModuleType:
+    """The library. It imports pandas where there is one, which warns that we are not its `bottleneck`."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise CacheError(
+            "Parquet needs pyarrow, which is not installed.", "pip install 'bottleneck-features[parquet]'"
+        ) from None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Pandas requires version", UserWarning)
+        pyarrow.array([""])
+    return pyarrow
+
+
+def _table(cache: FeatureCache) -> dict[str, list]:
+    """Columns of the Parquet table but the features, as Python values."""
+    samples = cache.samples
+    if not len(samples):
+        return {"key": list(cache.images.key), "image": list(cache.images.key)}
+    keys = cache.images.key[samples.image]
+    single = samples.image.shape[1] == 1
+    columns = {
+        "key": list(samples.key),
+        "image": list(keys[:, 0]) if single else [list(row) for row in keys],
+        "split": list(samples.split),
+    }
+    if samples.group is not None:
+        columns["group"] = list(samples.group)
+    columns |= {name: _readable(target) for name, target in samples.targets.items()}
+    for name, values in zip(samples.covariate_names, samples.covariates.T, strict=True):
+        columns[name] = values.tolist()
+    return columns
+
+
+def _readable(target: Target) -> list:
+    """Labels by name, None where unlabelled."""
+    if target.kind == "regression":
+        return [None if np.isnan(value) else float(value) for value in target.values]
+    if target.kind == "class":
+        return [target.class_names[code] if code >= 0 else None for code in target.values]
+    return [
+        [name for name, bit in zip(target.class_names, row, strict=True) if bit] if labelled else None
+        for row, labelled in zip(target.values, target.labelled, strict=True)
+    ]

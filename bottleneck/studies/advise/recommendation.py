@@ -1,0 +1,247 @@
+"""What advice consists of: size, similarity, what was tried, the rules beside it, the recommendation.
+
+The four scenarios of transfer learning, and three published rules for them, side by side: they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.studies.advise.image_similarity import Similarity
+from bottleneck.studies.advise.shot_curve import ShotCurve
+from bottleneck.studies.rank.scores import Scores
+
+SIZES = ("small", "large")
+NEARNESS = ("similar", "different")
+SCENARIOS = tuple(f"{size}-{near}" for size in SIZES for near in NEARNESS)
+LARGE = 500  # train images per class from which data count as large: that of CIFAR-100, as text-book cases go
+
+HEAD, EARLY, FINETUNE, SCRATCH = "head", "early head", "finetune", "scratch"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a text says of one scenario. strategy : the one of ours that it comes to."""
+
+    text: str
+    strategy: str
+
+
+RULES: dict[str, dict[str, Rule]] = {
+    "CS231n notes": {
+        "small-similar": Rule("linear classifier on top features", HEAD),
+        "small-different": Rule("linear classifier on earlier activations", EARLY),
+        "large-similar": Rule("fine-tune with confidence", FINETUNE),
+        "large-different": Rule(
+            "fine-tune through the whole network, initialised from pre-trained weights", FINETUNE
+        ),
+    },
+    "text 1 (2021, after CS231n)": {
+        "small-similar": Rule("linear classifier only; fine-tuning would overfit", HEAD),
+        "small-different": Rule(
+            "linear classifier only; tuning just the late layers is not good; "
+            "retraining from the early layers may work",
+            HEAD,
+        ),
+        "large-similar": Rule("no problem: fine-tuning will not overfit", FINETUNE),
+        "large-different": Rule("fine-tuning has no point: as good as building from nothing", SCRATCH),
+    },
+    "text 2 (2021)": {
+        "small-similar": Rule("freeze the backbone, train the classifier", HEAD),
+        "small-different": Rule("transfer not recommended", SCRATCH),
+        "large-similar": Rule("freeze the backbone, train the classifier", HEAD),
+        "large-different": Rule("keep the architecture alone, train backbone and classifier anew", SCRATCH),
+    },
+}
+
+
+def scenario(samples_per_class: float, similar: bool) -> str:
+    """One of `SCENARIOS`."""
+    return f"{SIZES[samples_per_class >= LARGE]}-{NEARNESS[not similar]}"
+
+
+MARGIN = 0.01  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
+UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
+NOTHING = (
+    "But nothing that was tried is surely better than always naming the commonest class ({:.3f}): "
+    "look at the labels, or bring more images, before you train anything."
+)
+CONTRADICTION = 0.01  # of val accuracy: what a rule must cost at least to be called contradicted
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much there is to learn from: train samples in all, and per class (median and smallest)."""
+
+    samples: int
+    classes: int
+    per_class: float
+    smallest: int
+    curve: ShotCurve
+
+    @staticmethod
+    def of(codes: np.ndarray, curve: ShotCurve) -> Size:
+        """Of train samples with class `codes`."""
+        counts = np.unique(codes, return_counts=True)[1]
+        return Size(len(codes), len(counts), float(np.median(counts)), int(counts.min()), curve)
+
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        word = "large" if self.per_class >= LARGE else "small"
+        return (
+            f"{word}: {self.samples:,} train samples, {self.per_class:g} per class (large from {LARGE}); "
+            f"{self.curve.text}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, curve and sentence."""
+        return {**asdict(self), "curve": self.curve.to_json(), "text": self.text}
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One strategy as it was tried.
+
+    strategy : of `rules`. what : in words. accuracy, ci95 : by split. command : the same with all data.
+    """
+
+    strategy: str
+    what: str
+    accuracy: dict[str, float]
+    ci95: dict[str, tuple[float, float]]
+    seconds: float
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields by name."""
+        return asdict(self)
+
+
+def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
+    """The first, so the cheapest, of those within `MARGIN` of the best on val."""
+    best = max(attempt.accuracy["val"] for attempt in attempts)
+    return next(attempt for attempt in attempts if attempt.accuracy["val"] >= best - MARGIN)
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A rule beside the evidence.
+
+    accuracy : on val, of the best attempt that follows the rule; None where none was tried.
+    lost : by which the recommendation exceeds it. contradicted : whether that is more than chance.
+    """
+
+    says: str
+    strategy: str
+    accuracy: float | None = None
+    lost: float | None = None
+    contradicted: bool | None = None
+
+    @property
+    def text(self) -> str:
+        """Half a sentence."""
+        if self.accuracy is None:
+            return "not tried here"
+        if not self.contradicted:
+            agrees = "agrees" if self.lost <= CONTRADICTION else "contradicts it not beyond chance"
+            return f"the evidence {agrees}: {self.accuracy:.3f} on val"
+        return (
+            f"the evidence contradicts it: {self.accuracy:.3f} on val, {100 * self.lost:.1f} points less "
+            "than what is recommended"
+        )
+
+
+def judge(rule: Rule, attempts: list[Attempt], val: int) -> Judgement:
+    """Hold `rule` against what was tried and measured on `val` samples."""
+    followed = [attempt.accuracy["val"] for attempt in attempts if attempt.strategy == rule.strategy]
+    if not followed:
+        return Judgement(rule.text, rule.strategy)
+    accuracy = max(followed)
+    lost = best_attempt(attempts).accuracy["val"] - accuracy
+    best = accuracy + lost
+    # As of two separate sets of samples: wider than paired, for the best was picked among several.
+    chance = 1.96 * np.sqrt((accuracy * (1 - accuracy) + best * (1 - best)) / val)
+    return Judgement(rule.text, rule.strategy, accuracy, lost, bool(lost > max(CONTRADICTION, chance)))
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What `advise` found.
+
+    heads : the probe curve. scores : by node. tried : samples of the trial per split.
+    guess : val accuracy of always naming the class that is most frequent in train. seconds : wall time.
+    """
+
+    cache: str
+    target: str
+    scenario: str
+    size: Size
+    similarity: Similarity | None
+    attempts: list[Attempt]
+    heads: list[dict[str, Any]]
+    scores: dict[str, Scores]
+    tried: dict[str, int]
+    guess: float
+    folder: Path
+    seconds: float
+
+    @property
+    def chosen(self) -> Attempt:
+        """The recommended strategy."""
+        return best_attempt(self.attempts)
+
+    @property
+    def learnt(self) -> bool:
+        """Whether the 95 % interval of what is recommended lies above guessing."""
+        return self.chosen.ci95["val"][0] > self.guess
+
+    @property
+    def rules(self) -> dict[str, Judgement]:
+        """What each text says of this scenario, beside the evidence."""
+        val = self.tried["val"]
+        return {text: judge(rules[self.scenario], self.attempts, val) for text, rules in RULES.items()}
+
+    @property
+    def text(self) -> list[str]:
+        """The advice in sentences."""
+        near = f"The images are {self.similarity.text}." if self.similarity else UNKNOWN
+        rules = [f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()]
+        accuracy, val = self.chosen.accuracy["val"], self.tried["val"]
+        return [
+            f"Size is {self.size.text}.",
+            near,
+            f"Scenario: {self.scenario}.",
+            *rules,
+            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",
+            *([] if self.learnt else [NOTHING.format(self.guess)]),
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck advise --json`, less the figure."""
+        told = ("node", "C", "cv_accuracy", "accuracy")
+        evidence = {
+            "attempts": [attempt.to_json() for attempt in self.attempts],
+            "probe_curve": [{key: head[key] for key in told} for head in self.heads],
+            "scores": {node: scores.to_json() for node, scores in self.scores.items()},
+            "samples": self.tried,
+            "guess": self.guess,
+        }
+        return {
+            "scenario": self.scenario,
+            "size": self.size.to_json(),
+            "similarity": self.similarity and self.similarity.to_json(),
+            "recommendation": self.chosen.to_json(),
+            "rules": {text: {**asdict(rule), "text": rule.text} for text, rule in self.rules.items()},
+            "evidence": evidence,
+            "text": self.text,
+            "cache": self.cache,
+            "target": self.target,
+            "folder": str(self.folder),
+            "seconds": self.seconds,
+        }

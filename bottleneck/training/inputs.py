@@ -1,0 +1,226 @@
+"""What a section of a backbone is fed with: cached maps, their views, live views, or pixels.
+
+Shapes: I images.
+
+Rows made from the images themselves: pixels decoded once, or views drawn anew in every epoch.
+
+Shapes: I images, n of them, H × W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.batchnorm import read_statistics
+from bottleneck.backbones.registry import load_from_recipe
+from bottleneck.data.augment import ViewRecipe
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source
+from bottleneck.errors import ImageError
+from bottleneck.extraction.cached_source import source_of
+from bottleneck.extraction.pipeline import EngineConfig, Trunk
+from bottleneck.files import require_space
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.store.reader import FeatureCache
+from bottleneck.threads import thread_budget
+from bottleneck.training.batches import DrawnViews
+from bottleneck.training.config import Inputs
+
+PASS = 32  # images that pass a network at once
+
+
+class PixelRows:
+    """Pixels (I, H, W, C) uint8 in a file. `failures`: why, by number, of images that could not be read."""
+
+    def __init__(self, values: np.memmap, failures: dict[int, str]) -> None:
+        self._values, self.failures = values, failures
+        self.shape, self.dtype = values.shape, values.dtype
+
+    def take(self, images: np.ndarray) -> np.ndarray:
+        """Pixels (n, H, W, C)."""
+        return np.array(self._values[images])
+
+
+class LiveRows:
+    """A view of each image, made when it is asked for, and what the frozen trunk says of it.
+
+    Parameters
+    ----------
+    source, keys, preprocess
+        The images (I), and how they become pixels.
+    shape : of all rows, (I, …)
+    seed : int
+        Of the views, with the epoch.
+    trunk : callable, optional
+        Pixels (n, H, W, C) uint8 → rows (n, …); without one the rows are the pixels.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        keys: Sequence[str],
+        preprocess: Preprocess,
+        shape: tuple[int, ...],
+        *,
+        seed: int,
+        trunk: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:
+        self.source, self.keys, self.preprocess = source, keys, preprocess
+        self.shape, self.seed, self.trunk = shape, seed, trunk
+        self.dtype = np.dtype(np.float32 if trunk else np.uint8)
+        self.start_epoch(0)
+
+    def start_epoch(self, epoch: int) -> None:
+        """Draw other views from now on."""
+        seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
+        self.recipe = ViewRecipe(1, seed=seed)
+
+    def take(self, images: np.ndarray) -> np.ndarray:
+        """Rows (n, …) of one view of each image."""
+        size, channels = self.preprocess.size, self.preprocess.channels
+        pixels = np.empty((len(images), size, size, channels), np.uint8)
+        keys = [self.keys[i] for i in images]
+        require_read(fill(pixels, self.source, keys, self.preprocess, views=self.recipe), keys)
+        if self.trunk is None:
+            return pixels
+        parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
+        return np.concatenate(parts)
+
+
+@contextmanager
+def decoded(
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    folder: Path,
+    reporter: Reporter = SILENT,
+) -> Iterator[PixelRows]:
+    """Pixels of the images `keys`, decoded once into a scratch file in `folder` that is removed on leaving.
+
+    Images that cannot be read are listed in `failures` of the rows, and are black.
+
+    Raises CacheError where the disk has no room.
+    """
+    shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
+    folder.mkdir(parents=True, exist_ok=True)
+    require_space(folder, int(np.prod(shape)), f"Decoding {len(keys):,} images")
+    with TemporaryDirectory(dir=folder, prefix=".pixels-") as place:
+        values = np.memmap(Path(place) / "pixels", np.uint8, "w+", shape=shape)
+        with reporter.step("Decoding", total=len(keys), unit="images") as advance:
+            failures = fill(values, source, keys, preprocess, advance=advance)
+        yield PixelRows(values, failures)
+        del values
+
+
+def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
+    """Raise ImageError naming the first image that could not be read."""
+    for number, reason in failures.items():
+        raise ImageError(f"{keys[number]} cannot be read: {reason}.", "Mend the image, or extract again.")
+
+
+def fill(
+    out: np.ndarray,
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    views: ViewRecipe | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> dict[int, str]:
+    """Put the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
+
+    Returns the reasons, by number, of images that cannot be read; their rows stay as they were.
+    """
+    failures: dict[int, str] = {}
+    first: dict[bytes, int] = {}  # a copy comes without pixels: they are those of its first
+    workers = thread_budget().decode
+    for image in load_images(source, keys, preprocess, workers=workers, views=views):
+        if image.error is not None:
+            failures[image.index] = image.error
+        elif image.pixels is None:
+            out[image.index] = out[first[image.digest]]
+        else:
+            first[image.digest] = image.index
+            out[image.index] = image.pixels if views is None else image.views[0]
+        advance(1)
+    return failures
+
+
+def backbone_of(cache: FeatureCache, weights: str | None = None, trust_code: bool = False) -> Backbone:
+    """The network that a cache was made with.
+
+    weights : its weights file, where it came from one. Raises BackboneError where it cannot be had.
+    """
+    statistics = statistics_of(cache)
+    return load_from_recipe(
+        cache.spec.backbone, weights=weights, statistics=statistics or None, trust_code=trust_code
+    )
+
+
+def statistics_of(cache: FeatureCache) -> dict[str, np.ndarray]:
+    """BatchNorm's statistics by name where the network's weights are random; else none."""
+    return read_statistics(cache.path) if cache.spec.backbone.get("calibrated") else {}
+
+
+@contextmanager
+def inputs_of(
+    cache: FeatureCache,
+    backbone: Backbone,
+    node: str | None,
+    *,
+    views: bool = False,
+    live: bool = False,
+    seed: int = 0,
+    folder: Path,
+    reporter: Reporter = SILENT,
+) -> Iterator[Inputs]:
+    """Rows by image for training and for measuring, until leaving.
+
+    Parameters
+    ----------
+    node : NODE@none of a map that the cache has, or None for pixels
+    views : train on one of the cached views, drawn in each epoch
+    live : train on a view that is made anew in each epoch
+    folder : where pixels may lie meanwhile
+    """
+    preprocess = Preprocess.from_json(cache.spec.preprocess)
+    if node is None:
+        keys = list(cache.images.key)
+        with decoded(source_of(cache), keys, preprocess, folder, reporter) as pixels:
+            require_read(pixels.failures, keys)
+            train = _live(cache, backbone, None, pixels.shape, preprocess, seed) if live else pixels
+            yield Inputs(train, pixels)
+        return
+    plain = cache.features(node)
+    if live:
+        yield Inputs(_live(cache, backbone, node, plain.shape, preprocess, seed), plain)
+    elif views:
+        yield Inputs(DrawnViews(cache.views(node), seed), plain)
+    else:
+        yield Inputs(plain, plain)
+
+
+def _live(
+    cache: FeatureCache,
+    backbone: Backbone,
+    node: str | None,
+    shape: tuple[int, ...],
+    preprocess: Preprocess,
+    seed: int,
+) -> LiveRows:
+    """New views in every epoch, through the fast engine up to `node`."""
+    trunk = None
+    if node is not None:
+        frozen = Trunk(lambda: backbone, preprocess, EngineConfig())
+
+        def trunk(pixels):
+            return frozen.engine([node], pixels)(pixels)[0]
+
+    return LiveRows(source_of(cache), list(cache.images.key), preprocess, shape, seed=seed, trunk=trunk)

@@ -1,0 +1,69 @@
+"""Model files: the network comes back whole or not at all."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bottleneck.backbones.model_file import load_network, read_network, save_model
+from bottleneck.errors import ArtifactError
+from bottleneck.heads.artifact import HeadArtifact, load_head
+
+
+def network(width=4, bias=True):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, width, 3, bias=bias), nn.BatchNorm2d(width))
+
+
+def head(**options):
+    arrays = {"coef": np.eye(2, 4), "intercept": np.zeros(2), "mean": np.zeros(4), "scale": np.ones(4)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    return replace(HeadArtifact("logistic", "linear", arrays, class_names=("a|b", "`c`")), **options)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return save_model(tmp_path / "m.safetensors", head(), network().state_dict(), "# card\n")
+
+
+def test_head_network_and_card_come_back(path):
+    other = network()
+    nn.init.zeros_(other[0].weight)
+    assert load_network(other, path)
+    expected = network().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
+    assert load_head(path).class_names == ("a|b", "`c`")
+    assert path.with_suffix(".md").read_text() == "# card\n"
+
+
+def test_a_head_file_holds_no_network(tmp_path):
+    path = head().save(tmp_path / "h.safetensors")
+    assert not read_network(path)
+    assert not load_network(network(), path)
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (network(width=5), r"0\.weight is float32 \(4, 3, 3, 3\), expected float32 \(5, 3, 3, 3\)"),
+        (network(bias=False), "0.bias is unknown"),
+        (nn.Sequential(network(), nn.Linear(2, 2)), "is missing"),
+        (network().double(), "expected float64"),
+    ],
+)
+def test_another_network_is_refused_and_left_as_it_was(path, other, said):
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with pytest.raises(ArtifactError, match=said):
+        load_network(other, path)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\xff" * 99]
+)
+def test_a_damaged_file_is_said_to_be_one(path, damage):
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ArtifactError, match="is not a model file"):
+        read_network(path)

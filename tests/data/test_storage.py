@@ -1,0 +1,279 @@
+"""Stores other than a folder: fsspec URLs, zip archives, tar shards."""
+
+import gzip
+import io
+import os
+import sys
+import tarfile
+import uuid
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import fsspec
+import pytest
+from PIL import Image
+
+from bottleneck.data.source import read_source
+from bottleneck.data.storage import RemoteFiles
+from bottleneck.errors import ImageError, SourceError
+
+
+def image(shade=0):
+    file = io.BytesIO()
+    Image.new("L", (2, 2), shade).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar_of(members, path=None):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    if path is not None:
+        path.write_bytes(file.getvalue())
+    return file.getvalue()
+
+
+@pytest.fixture
+def memory():
+    """A folder in fsspec's memory store: its URL, and a function that writes files there."""
+    store = fsspec.filesystem("memory")
+    root = f"/{uuid.uuid4().hex}"
+
+    def put(name, data):
+        store.pipe_file(f"{root}/{name}", data)
+
+    yield f"memory:/{root}", put
+    store.rm(root, recursive=True)
+
+
+def told(source):
+    target = source.samples.targets["label"]
+    return [target.class_names[code] for code in target.values]
+
+
+def test_a_folder_behind_a_url(memory):
+    url, put = memory
+    for name in ("train/b/1.png", "val/a/2.png"):
+        put(name, image())
+    put("train/notes.txt", b"x")
+    source = read_source(url)
+    assert source.root == url
+    assert source.images == ("train/b/1.png", "val/a/2.png")
+    assert told(source) == ["b", "a"]
+    assert source.samples.split.tolist() == ["train", "val"]
+    assert source.ignored == 1
+    assert source.read("val/a/2.png") == image()
+    assert source.stat("val/a/2.png") == source.stat("val/a/2.png")
+    assert source.stat("val/a/2.png")[0] == len(image())
+
+
+def test_a_change_behind_a_url_changes_its_stat(memory):
+    url, put = memory
+    put("a/1.png", image())
+    before = read_source(url).stat("a/1.png")
+    put("a/1.png", image())
+    assert read_source(url).stat("a/1.png") != before
+
+
+def test_one_image_and_a_manifest_behind_a_url(memory):
+    url, put = memory
+    put("here/1.png", image())
+    put("there/2.png", image(9))
+    put("here/list.csv", f"image\n1.png\n../there/2.png\n{url}/here/1b.png\n".encode())
+    put("here/1b.png", image(8))
+    assert read_source(f"{url}/here/1.png").images == ("1.png",)
+    source = read_source(f"{url}/here/list.csv")
+    assert source.images == ("../there/2.png", "1.png", "1b.png")
+    assert source.absent == {}
+    assert source.read("../there/2.png") == image(9)
+
+
+def test_absent_images_of_a_manifest_behind_a_url(memory):
+    url, put = memory
+    put("1.png", image())
+    put("list.csv", b"image\n1.png\n2.png\nnowhere/3.png\n")
+    source = read_source(f"{url}/list.csv")
+    assert source.images == ("1.png",)
+    assert source.absent == {"2.png": "does not exist", "nowhere/3.png": "does not exist"}
+
+
+def test_a_manifest_names_images_by_url(memory, tmp_path):
+    url, put = memory
+    put("1.png", image(3))
+    (tmp_path / "list.csv").write_text(f"image\n{url}/1.png\n")
+    source = read_source(tmp_path / "list.csv")
+    assert source.images == (f"{url}/1.png",)
+    assert source.read(f"{url}/1.png") == image(3)
+    assert source.stat(f"{url}/1.png")[0] == len(image(3))
+
+
+def test_what_is_not_there(memory):
+    url, put = memory
+    put("a/readme.txt", b"x")
+    with pytest.raises(SourceError, match=r"1 × \.txt"):
+        read_source(f"{url}/a")
+    with pytest.raises(SourceError, match="does not exist"):
+        read_source(f"{url}/b")
+    with pytest.raises(SourceError, match="nosuchprotocol"):
+        read_source("nosuchprotocol://x/y")
+
+
+def test_a_file_url_is_a_path(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(image())
+    source = read_source(f"file://{tmp_path}")
+    assert (source.root, source.images) == (str(tmp_path), ("a/1.png",))
+
+
+def test_credentials_do_not_reach_the_root():
+    files = RemoteFiles(None, "host/data", "https://user:secret@host/data/")
+    assert files.root == "https://host/data"
+
+
+@pytest.mark.parametrize("form", ["{}", "zip://::{}", "zip://::file://{}"])
+def test_a_zip_archive(tmp_path, form):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(20):
+            archive.writestr(f"train/c{number % 2}/{number:02}.png", image(number))
+        archive.writestr("__MACOSX/train/._00.png", b"x")
+    source = read_source(form.format(path))
+    assert len(source.images) == 20
+    assert source.samples.targets["label"].class_names == ("c0", "c1")
+    assert source.ignored == 1
+    with ThreadPoolExecutor(8) as pool:
+        data = list(pool.map(source.read, source.images * 5))
+    assert data == [image(int(key[-6:-4])) for key in source.images] * 5
+
+
+@pytest.mark.parametrize("damage", ["text", "member"])
+def test_damaged_archives(tmp_path, damage):
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/1.png", image(1))
+    data = bytearray(path.read_bytes())
+    if damage == "text":
+        path.write_bytes(b"no archive")
+        with pytest.raises(SourceError, match="cannot be opened"):
+            read_source(path)
+        return
+    data[data.index(b"IHDR")] ^= 0xFF  # the checksum no longer fits
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_source(path).read("a/1.png")
+
+
+def test_a_tar_through_fsspec_can_be_read_by_threads(tmp_path):
+    members = {f"a/{number:03}.png": image(number) + bytes([number]) * 20_000 for number in range(40)}
+    tar_of(members, tmp_path / "x.tar")
+    source = read_source(f"tar://::{tmp_path}/x.tar")
+    assert source.images == tuple(members)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns between any two instructions
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(source.read, source.images * 5)) == list(members.values()) * 5
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_manifest_in_an_archive(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("list.csv", "image,label\na.png,cat\nsub/b.png,dog\n")
+        archive.writestr("a.png", image(1))
+        archive.writestr("sub/b.png", image(2))
+    source = read_source(f"zip://list.csv::{tmp_path}/x.zip")
+    assert source.root == f"zip://::{tmp_path}/x.zip"
+    assert [source.read(key) for key in source.images] == [image(1), image(2)]
+
+
+def test_one_shard(tmp_path):
+    tar_of({"./a/1.png": image(1), "b/deep/2.png": image(2), "b/2.json": b"{}"}, tmp_path / "x.tar")
+    source = read_source(tmp_path / "x.tar")
+    assert source.root == str(tmp_path)
+    assert source.images == ("x.tar/a/1.png", "x.tar/b/deep/2.png")
+    assert told(source) == ["a", "b"]
+    assert source.ignored == 1
+    assert [source.read(key) for key in source.images] == [image(1), image(2)]
+
+
+def test_a_folder_of_shards(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for number in range(2):
+            tar_of({f"c{number}/1.png": image(number)}, tmp_path / split / f"{number}.tar")
+    (tmp_path / "readme.txt").write_text("x")
+    source = read_source(tmp_path)
+    assert source.images[0] == "train/0.tar/c0/1.png"
+    assert source.ignored == 1
+    assert source.samples.split.tolist() == ["train", "train", "val", "val"]
+    assert told(source) == ["c0", "c1", "c0", "c1"]
+    assert source.read("val/1.tar/c1/1.png") == image(1)
+
+
+def test_shards_behind_a_url(memory):
+    url, put = memory
+    put("s/0.tar", tar_of({"a/1.png": image(1)}))
+    put("s/1.tar", tar_of({"a/1.png": image(2)}))
+    source = read_source(f"{url}/s")
+    assert source.images == ("0.tar/a/1.png", "1.tar/a/1.png")
+    assert source.read("1.tar/a/1.png") == image(2)
+    assert read_source(f"{url}/s/0.tar").images == ("0.tar/a/1.png",)
+
+
+def test_a_shard_that_changed_changes_the_stat_of_its_members(tmp_path):
+    tar_of({"a/1.png": image(1)}, tmp_path / "x.tar")
+    before = read_source(tmp_path / "x.tar").stat("x.tar/a/1.png")
+    os.utime(tmp_path / "x.tar", ns=(1, 1))
+    assert read_source(tmp_path / "x.tar").stat("x.tar/a/1.png") != before
+
+
+def test_links_in_a_shard_are_named_failures(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        link = tarfile.TarInfo("a/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+        info = tarfile.TarInfo("a/1.png")
+        info.size = len(image())
+        tar.addfile(info, io.BytesIO(image()))
+    source = read_source(tmp_path / "x.tar")
+    assert source.images == ("x.tar/a/1.png",)
+    assert list(source.absent) == ["x.tar/a/link.png"]
+
+
+def test_a_shard_cut_off_after_it_was_listed_fails_its_lost_members_alone(tmp_path):
+    data = tar_of({"a/1.png": image(1), "a/2.png": image(2)}, tmp_path / "x.tar")
+    source = read_source(tmp_path / "x.tar")
+    (tmp_path / "x.tar").write_bytes(data[: 512 + 512 + 512 + 20])
+    assert source.read("x.tar/a/1.png") == image(1)
+    with pytest.raises(ImageError, match="cut off"):
+        source.read("x.tar/a/2.png")
+
+
+@pytest.mark.parametrize("damage", ["header", "cut", "compressed", "text"])
+def test_damaged_shards_are_refused(tmp_path, damage):
+    data = bytearray(tar_of({"a/1.png": image(1), "a/2.png": image(2)}))
+    if damage == "header":
+        data[1024 + 150] ^= 0xFF  # in the second header's checksum
+    elif damage == "cut":
+        data = data[: 512 + 512 + 512 + 20]
+    elif damage == "compressed":
+        data = gzip.compress(data)
+    else:
+        data = b"not a tar at all" * 100
+    (tmp_path / "x.tar").write_bytes(data)
+    with pytest.raises(SourceError, match=r"x\.tar cannot be read"):
+        read_source(tmp_path / "x.tar")
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for shade in (1, 2):
+            info = tarfile.TarInfo("a/1.png")
+            info.size = len(image(shade))
+            tar.addfile(info, io.BytesIO(image(shade)))
+    with pytest.raises(SourceError, match=r"Duplicate sample key .x\.tar/a/1\.png."):
+        read_source(tmp_path / "x.tar")

@@ -1,0 +1,74 @@
+"""The stream from pixels to features: every row beside its own image, however many calls overlap."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import read_source
+from bottleneck.extraction.pipeline import Batch, EngineConfig, Trunk
+
+GREY = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+
+
+class SlowEngine:
+    """Gives an image's mean; later calls are faster, so that they would overtake earlier ones."""
+
+    name, precision, device = "slow", "fp32", "cpu"
+
+    def __init__(self, calls, fails_at=None):
+        self.calls, self.batch, self.fails_at = calls, 4, fails_at
+        self.running = self.most = self.made = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, pixels):
+        with self._lock:
+            self.made += 1
+            number, self.running = self.made, self.running + 1
+            self.most = max(self.most, self.running)
+        time.sleep(0.03 if number % 2 else 0.0)
+        with self._lock:
+            self.running -= 1
+        if number == self.fails_at:
+            raise RuntimeError("the network broke")
+        return (pixels.reshape(len(pixels), -1).mean(axis=1, keepdims=True).astype(np.float32),)
+
+
+def stream(tmp_path, engine, bad=()):
+    """The stream over 30 plain images, image i of grey level 8 i; those of `bad` cannot be decoded."""
+    for i in range(30):
+        path = tmp_path / "a" / f"{i:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"no image %d" % i) if i in bad else Image.new("RGB", (8, 8), (8 * i,) * 3).save(
+            path
+        )
+    trunk = Trunk(lambda: None, GREY, EngineConfig(workers=2, batch_size=4))
+    trunk._engines[("node",)] = engine
+    source = read_source(tmp_path)
+    return trunk, trunk.stream(source, list(source.images), ["node"])
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_rows_stay_beside_their_images_when_calls_overlap(tmp_path, calls):
+    engine = SlowEngine(calls)
+    trunk, items = stream(tmp_path, engine, bad=(3, 17, 29))
+    rows, failed = {}, []
+    for item in items:
+        if isinstance(item, Batch):
+            rows |= zip((image.key for image in item.images), item.features[0][:, 0], strict=True)
+        else:
+            failed.append(item.key)
+    assert failed == ["a/03.png", "a/17.png", "a/29.png"]
+    assert rows == {f"a/{i:02}.png": 8.0 * i for i in range(30) if i not in (3, 17, 29)}
+    assert engine.most <= calls
+    assert trunk.spent["network"] > 0
+
+
+def test_an_error_of_the_network_reaches_the_caller_and_ends_the_threads(tmp_path):
+    _, items = stream(tmp_path, SlowEngine(2, fails_at=3))
+    with pytest.raises(RuntimeError, match="the network broke"):
+        list(items)
+    assert not [t for t in threading.enumerate() if t.name.startswith("bottleneck-call")]

@@ -1,0 +1,282 @@
+"""fit_heads on caches written for the purpose: nodes, kinds, folds, files, and what cannot be asked."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from bottleneck.errors import CacheError, EngineError, FitError, SourceError
+from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.heads.artifact import apply_link, load_head
+from bottleneck.heads.logistic import sweep
+from bottleneck.heads.row_blocks import ArrayRows
+from bottleneck.report.head_curves import head_curves
+from bottleneck.samples import Target
+from bottleneck.store.reader import FeatureCache
+from tests.helpers.caches import D, class_target, write_cache
+from tests.helpers.problems import features, question
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """180 samples of three classes, the last 60 held out for test."""
+    X, y = features(180, D, 3)
+    split = np.repeat(["train", "test"], [120, 60])
+    folder = tmp_path_factory.mktemp("world")
+    noise = np.random.default_rng(1).standard_normal((180, 6)).astype(np.float32)
+    cache = write_cache(folder / "digits.h5", X, [class_target(y)], split, more={"blocks.0": noise})
+    return cache, X, y
+
+
+def test_heads_are_fitted_measured_and_written(world, tmp_path):
+    cache, X, y = world
+    result = fit_heads(cache, nodes=["bottleneck"], output=tmp_path)
+    (record,) = result.heads
+    assert record["head"] == "logistic"
+    assert record["n"] == 120
+    assert record["accuracy"].keys() == {"train", "test"}
+    low, high = record["accuracy_ci95"]["test"]
+    assert low < record["accuracy"]["test"] < high
+    assert 0.6 < record["cv_accuracy"] <= 1
+    head = load_head(record["path"])
+    assert (head.predict(X[120:]) == y[120:]).mean() == record["accuracy"]["test"]
+    with FeatureCache(cache) as opened:
+        assert head.node_fingerprint == opened.nodes["bottleneck"].fingerprint(opened.spec)
+        assert head.fingerprint == opened.fingerprint
+    json.dumps(result.to_json())
+
+
+def test_the_test_split_has_no_say(world, tmp_path):
+    """The head is the one that a sweep of the train rows alone gives."""
+    cache, X, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], output=tmp_path).heads
+    asked = question(y[:120], 3, folds=5)
+    (fitted,) = sweep(ArrayRows(X[:120]), [asked], np.logspace(-6, 0, 13))
+    head = load_head(record["path"])
+    assert pytest.approx(fitted.C) == head.C
+    assert np.allclose(head.coef, fitted.coef, rtol=1e-3, atol=1e-5)
+
+
+def test_out_of_fold_logits_are_kept(world, tmp_path):
+    cache, _, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], output=tmp_path).heads
+    with np.load(record["out_of_fold"], allow_pickle=False) as kept:
+        assert kept["logits"].shape == (120, 3)
+        assert (kept["values"] == y[:120]).all()
+        assert kept["sample"][5] == "그림/005.png"
+        assert set(kept["fold"]) == set(range(5))
+        hits = kept["logits"].argmax(axis=1) == y[:120]
+        assert hits.mean() == pytest.approx(record["cv_accuracy"])
+        p = apply_link(kept["logits"], "softmax", record["temperature"])
+    assert -np.log(p[np.arange(120), y[:120]]).mean() == pytest.approx(record["log_loss"]["cv"])
+
+
+def test_several_nodes_give_the_probe_curve(world, tmp_path):
+    cache, _, _ = world
+    result = fit_heads(cache, head=["logistic", "nearest-mean"], C=0.01, output=tmp_path)
+    assert [(r["node"], r["head"]) for r in result.heads] == [
+        (node, head) for node in ("blocks.0", "bottleneck") for head in ("logistic", "nearest-mean")
+    ]
+    best = max(result.heads, key=lambda r: r["cv_accuracy"])
+    assert best["node"] == "bottleneck"  # the other is noise
+    with open(result.files["probe_curve_table"], newline="") as file:
+        assert len(list(csv.DictReader(file))) == 4
+    picture = head_curves(result)["probe_curve"]
+    assert picture == result.files["probe_curve_table"].replace(".csv", ".png")
+    with open(picture, "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+
+
+@pytest.mark.parametrize("kind", ["ridge", "knn", "nearest-mean", "mlp"])
+def test_other_kinds(world, tmp_path, kind):
+    cache, X, y = world
+    (record,) = fit_heads(cache, nodes=["bottleneck"], head=kind, cv=3, output=tmp_path).heads
+    assert record["head"] == kind
+    assert record["cv_accuracy"] > 0.5
+    head = load_head(record["path"])
+    assert (head.predict(X[120:]) == y[120:]).mean() == record["accuracy"]["test"]
+
+
+def test_the_shot_curve_rises(world, tmp_path):
+    cache, _, _ = world
+    result = fit_heads(cache, nodes=["bottleneck"], C=0.1, shots=[1, 20], repeats=6, output=tmp_path)
+    (curve,) = result.curves["shots"]
+    assert curve["shots"] == [1, 20]
+    assert np.shape(curve["accuracy"]) == (2, 6)
+    assert curve["mean"][1] > curve["mean"][0] + 0.1
+    assert "shot_curve_table" in result.files
+    assert head_curves(result).keys() == {"shot_curve"}
+
+
+def test_a_draw_is_scored_as_a_head_fitted_on_it(world, tmp_path):
+    from bottleneck.heads.few_shot import _draws, shot_scores
+    from bottleneck.heads.solver.design import standardisation
+    from bottleneck.threads import Crew
+
+    _, X, y = world
+    target = class_target(y)
+    (scores,) = shot_scores(ArrayRows(X), target, 0.01, [10], 2, seed=4)
+    draws = _draws(target, 10, 2, np.random.default_rng([4, 10]))
+    with Crew() as crew:
+        standard = standardisation(ArrayRows(X), crew, 64)
+    Z = standard.apply(X)
+    for drawn, score in zip(draws, scores, strict=True):
+        from sklearn.linear_model import LogisticRegression
+
+        assert drawn.sum() == 30
+        judge = LogisticRegression(C=0.01 * 180 / 30, tol=1e-8, max_iter=5000).fit(Z[drawn], y[drawn])
+        assert judge.score(Z[~drawn], y[~drawn]) == pytest.approx(score, abs=0.014)  # two of 150
+
+
+def test_views_train_and_plain_features_validate(tmp_path):
+    """The views of a sample share its weight; copies of the plain features as views change nothing."""
+    X, y = features(90, D, 3)
+    views = np.repeat(X[:, None], 3, axis=1)
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], views=views)
+    (plain,) = fit_heads(cache, C=[0.01, 0.1], output=tmp_path / "plain").heads
+    (viewed,) = fit_heads(cache, C=[0.01, 0.1], views=True, output=tmp_path / "views").heads
+    assert viewed["C"] == plain["C"]
+    assert viewed["cv_accuracy"] == pytest.approx(plain["cv_accuracy"], abs=0.02)
+    a, b = load_head(plain["path"]), load_head(viewed["path"])
+    assert np.allclose(a.decision(X), b.decision(X), atol=0.02)
+
+
+def test_what_a_kind_of_head_cannot_use_is_said_and_left_out(tmp_path):
+    """Numbers have no nearest neighbours' vote; views train heads that have a penalty."""
+    X, y = features(60, D, 2)
+    views = np.repeat(X[:, None], 2, axis=1)
+    number = Target("age", "regression", np.linspace(0, 1, 60))
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y), number], views=views)
+    result = fit_heads(cache, head=("ridge", "knn"), views=True, output=tmp_path / "heads")
+    assert [(r["target"], r["head"]) for r in result.heads] == [
+        ("age", "ridge"),
+        ("label", "ridge"),
+        ("label", "knn"),
+    ]
+    assert any("none is fitted to 'age'" in note for note in result.notes)
+    assert any("not on views" in note for note in result.notes)
+    with pytest.raises(FitError, match="Views train logistic and ridge heads"):
+        fit_heads(cache, head="knn", targets=["label"], views=True, output=tmp_path / "heads")
+
+
+def test_names_that_a_file_system_cannot_tell_apart_are_files_of_their_own(tmp_path):
+    X, y = features(40, D, 2)
+    names = ("a b", "a/b", "A_b", "x" * 200, "x" * 201)
+    cache = write_cache(tmp_path / "c.h5", X, [class_target(y, name) for name in names])
+    result = fit_heads(cache, C=0.1, output=tmp_path / "heads")
+    assert sorted(load_head(record["path"]).target for record in result.heads) == sorted(names)
+    assert len({record["path"].casefold() for record in result.heads}) == len(names)
+
+
+def test_a_device_that_is_not_there_is_refused(world, tmp_path):
+    with pytest.raises(EngineError, match="Device must be"):
+        fit_heads(world[0], device="quantum", output=tmp_path)
+
+
+def test_noisy_views_are_not_what_is_validated(tmp_path):
+    X, y = features(90, D, 3)
+    views = X[:, None] + 50 * np.random.default_rng(0).standard_normal((90, 2, D)).astype(np.float32)
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], views=views)
+    (record,) = fit_heads(cache, C=0.01, views=True, output=tmp_path / "heads").heads
+    with np.load(record["out_of_fold"]) as kept:
+        assert kept["logits"].shape == (90, 3)
+
+
+def test_missing_labels_and_several_targets(tmp_path):
+    X, y = features(120, D, 3)
+    some = np.where(np.arange(120) % 4 == 0, -1, y)
+    number = np.where(np.arange(120) % 5 == 0, np.nan, X[:, 0] + X[:, 1])
+    bits = np.stack([y == 0, y >= 1], axis=1).astype(np.uint8)
+    bits[:10] = 255
+    targets = [
+        class_target(y),
+        class_target(some, "some", ("c0", "c1", "c2")),
+        Target("sum", "regression", number),
+        Target("bits", "multilabel", bits, ("zero", "more")),
+    ]
+    cache = write_cache(tmp_path / "x.h5", X, targets)
+    result = fit_heads(cache, output=tmp_path / "heads")
+    by_target = {record["target"]: record for record in result.heads}
+    assert {name: record["n"] for name, record in by_target.items()} == {
+        "label": 120,
+        "some": 90,
+        "sum": 96,
+        "bits": 110,
+    }
+    assert by_target["sum"]["head"] == "ridge"
+    assert by_target["sum"]["r2"]["cv"] > 0.9
+    assert by_target["bits"]["cv_accuracy"] > 0.7
+    assert load_head(by_target["bits"]["path"]).probabilities(X).shape == (120, 2)
+
+
+def test_whole_numbers_can_be_quantities(tmp_path):
+    """A column of ages reads as classes; asked for, it is a regression, and is measured as one."""
+    X, _ = features(120, D, 3)
+    ages = np.round(10 * X[:, 0] + 5 * X[:, 1]).astype(int)
+    names = tuple(map(str, sorted(set(ages.tolist()))))
+    codes = np.array([names.index(str(age)) for age in ages])
+    codes[:6] = -1
+    cache = write_cache(
+        tmp_path / "x.h5", X, [Target("age", "class", codes, names), class_target(X[:, 2] > 1)]
+    )
+    (record,) = fit_heads(cache, targets=["age"], regression=["age"], output=tmp_path / "heads").heads
+    assert (record["head"], record["n"]) == ("ridge", 114)
+    assert record["r2"]["cv"] > 0.9
+    with pytest.raises(SourceError, match="'label' is a class one of 'c0', 'c1'; a regression needs"):
+        fit_heads(cache, regression=["label"], output=tmp_path)
+    with pytest.raises(FitError, match="no target 'weight'"):
+        fit_heads(cache, regression=["weight"], output=tmp_path)
+
+
+def test_groups_keep_together(tmp_path):
+    """Copies of a sample in one group: without it they would leak, with it nothing can be learned."""
+    generator = np.random.default_rng(0)
+    X = np.repeat(generator.standard_normal((30, 60)).astype(np.float32), 4, axis=0)
+    X += 0.01 * generator.standard_normal(X.shape).astype(np.float32)
+    y = np.repeat(np.arange(30) % 2, 4)
+    group = np.repeat([f"g{i}" for i in range(30)], 4).astype(object)
+    leaky = write_cache(tmp_path / "leaky.h5", X, [class_target(y)])
+    honest = write_cache(tmp_path / "honest.h5", X, [class_target(y)], group=group)
+    (a,), (b,) = (fit_heads(c, C=0.1, output=tmp_path / "heads").heads for c in (leaky, honest))
+    assert a["cv_accuracy"] == 1
+    assert b["cv_accuracy"] < 0.8
+
+
+def test_constant_columns(tmp_path):
+    X, y = features(60, D, 2)
+    X[:, :4] = 7
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)])
+    head = load_head(fit_heads(cache, C=0.1, output=tmp_path / "heads").heads[0]["path"])
+    assert (head.scale[:4] == 1).all()
+    assert (head.coef[:, :4] == 0).all()
+
+
+def test_all_columns_constant(tmp_path):
+    X, y = features(60, D, 2)
+    cache = write_cache(tmp_path / "x.h5", np.ones_like(X), [class_target(y)])
+    (record,) = fit_heads(cache, C=0.1, output=tmp_path / "heads").heads
+    assert record["accuracy"]["train"] == pytest.approx(np.bincount(y).max() / 60)
+
+
+def test_unknown_names(world, tmp_path):
+    cache, _, _ = world
+    with pytest.raises(FitError, match="no target 'sex'"):
+        fit_heads(cache, targets=["sex"], output=tmp_path)
+    with pytest.raises(CacheError, match=r"no features of node 'blocks\.9'"):
+        fit_heads(cache, nodes=["blocks.9"], output=tmp_path)
+    with pytest.raises(FitError, match="no head 'forest'"):
+        fit_heads(cache, head="forest", output=tmp_path)
+    with pytest.raises(CacheError):
+        fit_heads(tmp_path / "gone.h5", output=tmp_path)
+    with pytest.raises(FitError, match="leave none to measure on"):
+        fit_heads(cache, shots=[500], output=tmp_path)
+    with pytest.raises(FitError, match="cv is 1"):
+        fit_heads(cache, cv=1, output=tmp_path)
+
+
+def test_a_kind_that_answers_classes_only(tmp_path):
+    X, _ = features(20, D, 2)
+    cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
+    with pytest.raises(FitError, match="knn head answers class targets"):
+        fit_heads(cache, head="knn", output=tmp_path)

@@ -1,0 +1,73 @@
+"""Labels of a file, joined to the samples of a cache: `fit_heads(labels=…)`."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from bottleneck.errors import FitError, SourceError
+from bottleneck.fitting.fit_heads import fit_heads
+from tests.helpers.caches import D, class_target, write_cache
+from tests.helpers.problems import features
+
+
+class TestLabelsFile:
+    """--labels FILE"""
+
+    @pytest.fixture
+    def cache(self, tmp_path):
+        self.X, self.y = features(90, D, 3)
+        return write_cache(tmp_path / "x.h5", self.X, [class_target(self.y)])
+
+    def write(self, tmp_path, rows, name="labels.csv"):
+        path = tmp_path / name
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+        return path
+
+    def test_labels_join_by_image(self, cache, tmp_path):
+        rows = [("image", "sex", "site")]
+        rows += [(f"./그림/{i:03d}.png", "fm"[int(self.y[i] > 0)], f"s{i % 9}") for i in range(5, 90)]
+        rows.append(("elsewhere.png", "f", "s0"))
+        labels = self.write(tmp_path, rows)
+        result = fit_heads(cache, labels=labels, group="site", C=0.1, output=tmp_path / "heads")
+        (record,) = result.heads
+        assert (record["target"], record["n"]) == ("sex", 85)
+        assert record["cv_accuracy"] > 0.6
+        assert any("1 of 86 rows" in note for note in result.notes)
+        assert any("5 of 90 samples" in note for note in result.notes)
+        with np.load(record["out_of_fold"]) as kept:
+            site = np.arange(5, 90) % 9
+            assert all(len(set(kept["fold"][site == s])) == 1 for s in range(9))
+
+    def test_labels_in_decomposed_letters(self, cache, tmp_path):
+        import unicodedata
+
+        rows = [("sample", "odd")]
+        rows += [(unicodedata.normalize("NFD", f"그림/{i:03d}.png"), f"o{i % 2}") for i in range(90)]
+        labels = self.write(tmp_path, rows)
+        assert fit_heads(cache, labels=labels, C=0.1, output=tmp_path / "heads").heads[0]["n"] == 90
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            ([("image", "sex"), ("a.png", "f"), ("b.png", "m")], "join to nothing"),
+            ([("name", "sex"), ("그림/000.png", "f")], "expected one of sample, key, image, file_name"),
+            ([("image", "sex"), ("그림/000.png", "f"), ("그림/000.png", "m")], "twice, in rows 1, 2"),
+            ([("image",), ("그림/000.png",)], "no column of labels"),
+        ],
+    )
+    def test_what_cannot_be_joined(self, cache, tmp_path, rows, message):
+        with pytest.raises(FitError, match=message):
+            fit_heads(cache, labels=self.write(tmp_path, rows), output=tmp_path / "heads")
+
+    def test_no_such_file_or_group(self, cache, tmp_path):
+        with pytest.raises(FitError, match="no labels file"):
+            fit_heads(cache, labels=tmp_path / "gone.csv", output=tmp_path)
+        with pytest.raises(FitError, match="column of a labels file"):
+            fit_heads(cache, group="site", output=tmp_path)
+        rows = [("image", "sex"), *((f"그림/{i:03d}.png", "fm"[i % 2]) for i in range(90))]
+        with pytest.raises(FitError, match="no column 'site'"):
+            fit_heads(cache, labels=self.write(tmp_path, rows), group="site", output=tmp_path)
+        with pytest.raises(SourceError, match="no rows"):
+            fit_heads(cache, labels=self.write(tmp_path, [("image", "sex")]), output=tmp_path)

@@ -1,0 +1,57 @@
+"""Fixtures: a folder of coloured noise, its feature cache, and a logistic head on it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.extraction.extract import extract
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training.initial_head import plain_head, refitted
+
+COLOURS = {"blue": (60, 80, 170), "green": (70, 150, 80), "red": (170, 70, 60)}
+COUNTS = {"train": 14, "val": 8, "test": 5}
+
+
+def write_images(folder, counts=COUNTS, names=tuple(COLOURS), size=50):
+    """Noisy patches of colour, one in five of another class: split/class/number.png."""
+    random = np.random.default_rng(0)
+    for split, count in counts.items():
+        for name in names:
+            for number in range(count):
+                shown = names[random.integers(len(names))] if random.random() < 0.2 else name
+                pixels = random.normal(COLOURS[shown], 60, (size, size, 3)).clip(0, 255).astype(np.uint8)
+                path = folder / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """A folder of three classes in three splits."""
+    return write_images(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def made_cache(images, tmp_path_factory):
+    """Its cache by the small CNN with random weights, with the map below the last block."""
+    path = tmp_path_factory.mktemp("cache") / "c.h5"
+    nodes = ("bottleneck", "block3@none")
+    extract(images, path, backbone="small_cnn", nodes=nodes, engine="torch", dtype="float32")
+    return path
+
+
+@pytest.fixture(scope="session")
+def made_head(made_cache, tmp_path_factory):
+    """A logistic head on it."""
+    with FeatureCache(made_cache) as cache:
+        target = cache.samples.targets["label"]
+        rows = np.flatnonzero(cache.samples.split == "train")
+        head = refitted(plain_head(cache, target, "bottleneck"), cache, rows, target.values[rows], C=1e-3)
+        noise = np.random.default_rng(0).normal(size=head.coef.shape) / head.scale
+        coef = 0.3 * head.coef + 0.02 * noise  # a head that leaves something to be learnt
+        arrays = {**head.arrays, "coef": coef, "intercept": head.intercept - (coef - head.coef) @ head.mean}
+        head = replace(head, arrays={name: array.astype(np.float32) for name, array in arrays.items()})
+    return head.save(tmp_path_factory.mktemp("head") / "h.safetensors")

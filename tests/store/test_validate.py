@@ -1,0 +1,72 @@
+"""Files that anyone may have made are refused before any of their data is read."""
+
+import h5py
+import pytest
+
+from bottleneck.errors import CacheError
+from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.validate import open_untrusted
+from tests.helpers.hostile import HOSTILE, make
+from tests.helpers.world import A, B, world_of
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """A cache of six images and two copies."""
+    path = tmp_path_factory.mktemp("sound") / "sound.h5"
+    world_of(6).extract(path, [A, B])
+    return path
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused_before_its_data_is_read(name, sound, tmp_path, monkeypatch):
+    path = make(name, sound, tmp_path / "hostile.h5")
+
+    def read(self, *_):
+        raise AssertionError(f"{self.name} was read")
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", read)
+    with pytest.raises(CacheError, match=HOSTILE[name][0]) as caught:
+        CacheFile(path)
+    assert caught.value.hint
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CacheError):
+        FeatureCache(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "not a feature cache"),
+        (b"PK\x03\x04 a zip file", "not a feature cache"),
+        (b"\x89HDF\r\n\x1a\n", "cannot open"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(4096), "cannot open"),
+    ],
+)
+def test_what_is_no_hdf5_is_refused(data, reason, tmp_path):
+    path = tmp_path / "x.h5"
+    path.write_bytes(data)
+    with pytest.raises(CacheError, match=reason):
+        open_untrusted(path)
+
+
+def test_an_absent_file_and_a_folder_are_named_with_the_next_command(tmp_path):
+    for path in (tmp_path / "absent.h5", tmp_path):
+        with pytest.raises(CacheError, match="no feature cache") as caught:
+            open_untrusted(path)
+        assert "bottleneck extract" in caught.value.hint
+
+
+def test_unknown_but_harmless_content_is_ignored(tmp_path):
+    world = world_of(3)
+    path = tmp_path / "x.h5"
+    world.extract(path)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset("notes/page", data=[1, 2, 3], chunks=(3,), fletcher32=True)
+        file["notes/page"].attrs["sha256"] = "0"
+        from bottleneck.store.layout import seal
+
+        seal(file)
+    with FeatureCache(path) as cache:
+        assert list(cache.nodes) == [A.name]

@@ -1,0 +1,158 @@
+"""Advice: scenarios, the rules as published, rules held against evidence, the curve over images per class."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck.report.advice import advice_page
+from bottleneck.studies.advise.image_similarity import Reading, Similarity
+from bottleneck.studies.advise.recommendation import (
+    EARLY,
+    FINETUNE,
+    HEAD,
+    LARGE,
+    RULES,
+    SCENARIOS,
+    SCRATCH,
+    Advice,
+    Attempt,
+    Rule,
+    Size,
+    best_attempt,
+    judge,
+    scenario,
+)
+from bottleneck.studies.advise.shot_curve import ShotCurve, ShotPoint, shot_curve
+from bottleneck.studies.rank.scores import Scores
+
+
+def attempt(strategy, val, what="something"):
+    return Attempt(strategy, what, {"val": val}, {"val": (val - 0.02, val + 0.02)}, 1.0, "bottleneck …")
+
+
+@pytest.mark.parametrize(
+    ("per_class", "similar", "expected"),
+    [
+        (20, True, "small-similar"),
+        (LARGE - 1, False, "small-different"),
+        (LARGE, True, "large-similar"),
+        (5000, False, "large-different"),
+    ],
+)
+def test_the_scenario_is_size_and_nearness(per_class, similar, expected):
+    assert scenario(per_class, similar) == expected
+
+
+def test_each_text_has_a_rule_for_each_scenario_and_they_differ():
+    assert len(RULES) == 3
+    for rules in RULES.values():
+        assert set(rules) == set(SCENARIOS)
+    strategies = {name: {rules[name].strategy for rules in RULES.values()} for name in SCENARIOS}
+    assert strategies["small-similar"] == {HEAD}  # where all agree
+    assert strategies["small-different"] == {EARLY, HEAD, SCRATCH}
+    assert strategies["large-similar"] == {FINETUNE, HEAD}
+    assert strategies["large-different"] == {FINETUNE, SCRATCH}
+
+
+def test_the_cheapest_of_those_near_the_best_is_recommended():
+    tried = [attempt(HEAD, 0.950), attempt(EARLY, 0.90), attempt(FINETUNE, 0.959)]
+    assert best_attempt(tried).strategy == HEAD
+    assert best_attempt([*tried, attempt(FINETUNE, 0.99)]).accuracy["val"] == 0.99
+
+
+def test_a_rule_is_contradicted_only_beyond_chance():
+    tried = [attempt(HEAD, 0.93), attempt(EARLY, 0.97)]
+    assert judge(Rule("on top", HEAD), tried, val=2000).contradicted is True
+    few = judge(Rule("on top", HEAD), tried, val=50)
+    assert few.contradicted is False
+    assert few.lost == pytest.approx(0.04)
+    assert "not beyond chance" in few.text
+    assert judge(Rule("earlier", EARLY), tried, val=2000).contradicted is False
+
+
+def test_a_rule_that_was_not_tried_is_neither():
+    found = judge(Rule("from nothing", SCRATCH), [attempt(HEAD, 0.9)], val=100)
+    assert found.contradicted is None
+    assert found.text == "not tried here"
+
+
+def gaussians(n, D=20, classes=4, seed=0, apart=0.35):
+    """Classes that overlap, so that more images help."""
+    centres = np.random.default_rng(7).normal(size=(classes, D)) * apart
+    rng = np.random.default_rng(seed)
+    codes = np.arange(n) % classes
+    return (centres[codes] + rng.normal(size=(n, D))).astype(np.float32), codes
+
+
+def test_the_curve_rises_and_foretells_what_more_images_bring():
+    held = gaussians(2000, seed=1)
+    curve = shot_curve(*gaussians(400), *held)
+    assert [point.shots for point in curve.points] == [1, 2, 5, 10, 20, 50, 100]
+    means = [point.mean for point in curve.points]
+    assert means[-1] > means[0] + 0.15
+    twice = shot_curve(*gaussians(800), *held).points[-1].mean
+    assert means[-1] + curve.doubling == pytest.approx(twice, abs=0.04)
+
+
+def test_the_same_seed_draws_the_same_curve():
+    data = (*gaussians(80), *gaussians(200, seed=1))
+    assert shot_curve(*data, seed=3) == shot_curve(*data, seed=3)
+    assert shot_curve(*data, seed=3) != shot_curve(*data, seed=4)
+
+
+def test_too_few_images_for_a_law_say_so():
+    curve = shot_curve(*gaussians(8), *gaussians(40, seed=1))
+    assert [point.shots for point in curve.points] == [1, 2]
+    assert curve.doubling is None
+    assert "too few" in curve.text
+
+
+def advice(similarity, tmp_path, guess=0.25):
+    reading = {"n": 9, "entropy": 0.5, "classes": 4.0}
+    names = ("photographs", "inverted photographs", "grey photographs", "texture of photographs")
+    known = {name: Reading((0.05,), **reading) for name in names}
+    known |= {name: Reading((0.5,), **reading) for name in ("photographs of 32 pixels", "digits", "noise")}
+    points = tuple(ShotPoint(k, 1 - 0.4 / k, (0.9, 0.95)) for k in (1, 2, 5, 10))
+    head = {"C": 0.1, "cv_accuracy": 0.9, "accuracy": {"train": 1.0, "val": 0.93}}
+    return Advice(
+        cache="개미.h5",
+        target="label",
+        scenario="small-different",
+        size=Size.of(np.arange(40) % 4, ShotCurve(points, 0.5, 0.02)),
+        similarity=Similarity(Reading((0.4,), **reading), known, 0.2, "BatchNorm statistics")
+        if similarity
+        else None,
+        attempts=[
+            attempt(HEAD, 0.93, "linear head on bottleneck"),
+            attempt(EARLY, 0.97, "linear head on blocks.4"),
+        ],
+        heads=[{"node": node, **head} for node in ("blocks.4", "bottleneck")],
+        scores=dict.fromkeys(("blocks.4", "bottleneck"), Scores(0.1, 2.0, 0.9, None, 40)),
+        tried={"train": 40, "val": 2000, "test": 0},
+        guess=guess,
+        folder=tmp_path,
+        seconds=1.0,
+    )
+
+
+@pytest.mark.parametrize("similarity", [True, False])
+def test_advice_tells_scenario_rules_evidence_and_what_to_run(tmp_path, similarity):
+    found = advice(similarity, tmp_path)
+    values = found.to_json()
+    assert set(values) >= {"scenario", "size", "similarity", "recommendation", "rules", "evidence"}
+    assert values["recommendation"]["strategy"] == EARLY
+    assert values["rules"]["CS231n notes"]["contradicted"] is False
+    assert values["rules"]["text 1 (2021, after CS231n)"]["contradicted"] is True
+    assert values["rules"]["text 2 (2021)"]["contradicted"] is None
+    text = "\n".join(found.text)
+    assert "contradicts it: 0.930 on val, 4.0 points less" in text
+    assert ("random weights" in text) is not similarity
+    with Image.open(advice_page(found, Path(tmp_path) / "page.png")) as page:
+        assert min(page.size) > 1000
+
+
+def test_advice_says_when_nothing_beats_guessing(tmp_path):
+    assert "commonest class" not in advice(True, tmp_path).text[-1]
+    assert "commonest class (0.960)" in advice(True, tmp_path, guess=0.96).text[-1]

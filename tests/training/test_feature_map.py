@@ -1,0 +1,102 @@
+"""Maps that fine-tuning needs: made once, replaced where another type is needed, never lost on the way."""
+
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.extraction.extract import extract
+from bottleneck.store.lock import CacheLock
+from bottleneck.store.reader import FeatureCache
+from bottleneck.training import feature_map
+from bottleneck.training.feature_map import ensure_map
+
+NODE = "features.block3@none"
+
+
+@pytest.fixture
+def cache(images, tmp_path):
+    """A cache with a float16 map."""
+    path = tmp_path / "c.h5"
+    extract(images, path, backbone="small_cnn", nodes=("bottleneck", NODE), engine="torch")
+    return path
+
+
+def stored(cache):
+    with FeatureCache(cache) as opened:
+        return opened.nodes[NODE].dtype, len(opened.features(NODE))
+
+
+def test_a_map_in_another_type_is_replaced(cache):
+    assert stored(cache) == ("float16", 81)
+    assert ensure_map(cache, NODE) == 0
+    assert ensure_map(cache, NODE, dtype="float32") > 0
+    assert stored(cache) == ("float32", 81)
+    assert not list(cache.parent.glob("*.replaced"))
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_the_old_map_stays_where_the_new_one_is_not_finished(cache, monkeypatch, stop):
+    def stopped(*arguments, **options):
+        raise stop
+
+    monkeypatch.setattr(feature_map, "extract", stopped)
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        ensure_map(cache, NODE, dtype="float32")
+    assert stored(cache) == ("float16", 81)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_what_a_kill_left_is_used_or_removed(cache, finished):
+    (place,) = cache.parent.glob("c--*.h5")
+    aside = place.with_name(place.name + ".replaced")
+    shutil.copy(place, aside)
+    if not finished:
+        place.unlink()
+    assert ensure_map(cache, NODE) == 0, "the map is there"
+    assert stored(cache) == ("float16", 81)
+    assert not aside.exists()
+
+
+def test_a_kill_before_the_new_map_was_there_costs_nothing(cache):
+    script = """
+import os, signal, sys
+from pathlib import Path
+from bottleneck.training import feature_map
+feature_map.extract = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+feature_map.ensure_map(Path(sys.argv[1]), sys.argv[2], dtype="float32")
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(cache), NODE], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    with FeatureCache(cache) as opened:
+        assert NODE not in opened.nodes
+    assert ensure_map(cache, NODE, dtype="float32") > 0
+    assert stored(cache) == ("float32", 81)
+    assert not list(cache.parent.glob("*.replaced"))
+
+
+def test_the_map_of_a_cache_whose_name_begins_alike_is_left_alone(cache):
+    (place,) = cache.parent.glob("c--*.h5")
+    other = cache.with_name("c--more--features.block3.h5.replaced")
+    shutil.copy(place, other)
+    assert ensure_map(cache, NODE) == 0
+    assert other.exists()
+
+
+def test_a_map_that_another_run_has_set_aside_is_left_to_it(cache):
+    (place,) = cache.parent.glob("c--*.h5")
+    aside = place.rename(place.with_name(place.name + ".replaced"))
+    with CacheLock(cache), pytest.raises(CacheError, match="is at work"):
+        ensure_map(cache, NODE)
+    assert aside.exists()
+
+
+def test_other_views_than_those_cached_are_refused(images, tmp_path):
+    path = tmp_path / "v.h5"
+    extract(images, path, backbone="small_cnn", nodes=("bottleneck", NODE), engine="torch", views=2)
+    assert ensure_map(path, NODE, views=2) == 0
+    with pytest.raises(FingerprintError, match="count"):
+        ensure_map(path, NODE, views=5)

@@ -1,0 +1,108 @@
+"""Where training starts: the head's own logits, on a map that is exact enough for that."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bottleneck.backbones.section import find_cut
+from bottleneck.errors import CacheError, FitError
+from bottleneck.extraction.extract import extract
+from bottleneck.heads.artifact import load_head
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import NodeSpec
+from bottleneck.training.config import RunConfig
+from bottleneck.training.feature_map import ensure_exact_map
+from bottleneck.training.initial_head import logits_on, require_same_start
+from bottleneck.training.inputs import backbone_of
+from bottleneck.training.split_rows import labelled_sets
+from tests.backbones.test_model_file import head
+from tests.helpers.recorder import Recorder
+
+INPUTS = torch.from_numpy(np.random.default_rng(0).uniform(0, 4, (20, 4)).astype(np.float32))
+
+
+def start(found, weight=1.0, dtype="float16", logits=None):
+    """The comparison of a head on INPUTS with a network whose features are `found`."""
+    node = NodeSpec("bottleneck", "avg", (4,), dtype, "fp32", "NC")
+    steep = replace(head(), arrays={**head().arrays, "coef": weight * head().coef})
+    return require_same_start(
+        steep, node, INPUTS, found, logits_on(steep, found) if logits is None else logits
+    )
+
+
+def test_rounding_within_the_bound_needs_no_word():
+    difference, notes = start(INPUTS.half().float())
+    assert 0 < difference <= 2e-2
+    assert notes == ()
+
+
+def test_rounding_that_the_head_makes_large_is_said():
+    difference, notes = start(INPUTS.half().float(), weight=1000.0)
+    assert difference > 2e-2
+    assert "by rounding alone" in notes[0]
+    assert "1000" in notes[0]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_features_are_refused(dtype):
+    with pytest.raises(FitError, match=r"features by 1\.0e-02 of the greatest"):
+        start(INPUTS + 0.01 * INPUTS.max(), weight=1000.0, dtype=dtype)
+
+
+def test_other_layers_are_refused():
+    with pytest.raises(FitError, match=r"the layers by 1\.0e"):
+        start(INPUTS, logits=logits_on(head(), INPUTS) + 1)
+
+
+@pytest.fixture(scope="module")
+def made_coarse(images, tmp_path_factory):
+    """A cache in float16 with a map."""
+    path = tmp_path_factory.mktemp("coarse") / "c.h5"
+    extract(images, path, backbone="small_cnn", nodes=("bottleneck", "block3@none"), engine="torch")
+    return path
+
+
+@pytest.fixture
+def coarse(made_coarse, tmp_path):
+    """A copy of it that a test may change."""
+    for path in made_coarse.parent.iterdir():
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path / "c.h5"
+
+
+def exact_map(path, made_head, weight):
+    """What was told, the map's type afterwards, and the node's."""
+    with FeatureCache(path) as cache:
+        sets, backbone = labelled_sets(cache.samples, "label"), backbone_of(cache)
+    given, recorder = load_head(made_head), Recorder()
+    given = replace(given, arrays={**given.arrays, "coef": weight * given.coef})
+    cut = find_cut(backbone, "bottleneck", 1)
+    ensure_exact_map(path, backbone, cut, given, sets, RunConfig(), reporter=recorder)
+    with FeatureCache(path) as cache:
+        return recorder.told, cache.node("features.block3@none").dtype, cache.node("bottleneck").dtype
+
+
+def test_a_map_that_is_exact_enough_stays(coarse, made_head):
+    assert exact_map(coarse, made_head, 1.0) == ([], "float16", "float16")
+
+
+def test_a_map_too_coarse_for_the_head_is_kept_in_float32(coarse, made_head):
+    told, of_map, of_features = exact_map(coarse, made_head, 3000.0)
+    assert (of_map, of_features) == ("float32", "float16")
+    assert "moves the head's logits" in told[0]
+
+
+def test_a_coarse_map_stays_where_its_images_are_gone(coarse, made_head, images):
+    gone = images / "test" / "blue" / "2.png"
+    kept = gone.read_bytes()
+    gone.unlink()
+    try:
+        with pytest.raises(CacheError, match="are gone"):
+            exact_map(coarse, made_head, 3000.0)
+    finally:
+        gone.write_bytes(kept)
+    with FeatureCache(coarse) as cache:
+        assert cache.node("features.block3@none").dtype == "float16"
