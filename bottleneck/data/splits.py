@@ -100,29 +100,28 @@ def _rank(seed: int, key: str) -> bytes:
 
 
 def _stratified(stratum: np.ndarray, fractions: list[float]) -> np.ndarray:
-    """(S,) index of the fraction that each sample goes to, −1 for none; samples come in random order.
+    """Return the (S,) index of the fraction of each sample, -1 for train; samples come in random order.
 
-    Largest remainders: every class gets its quota rounded down, and the classes with the largest remainders
-    one more until the total is met.
+    Largest remainders: every class gives its quota rounded down, then the classes with the largest remainders
+    give one more until the total is met. One sample of each class stays in train.
     """
     chosen = np.full(len(stratum), -1)
-    classes, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
-    left = sizes.copy()
-    starts = np.zeros(len(classes), np.int64)
+    _, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
     order = np.argsort(code, kind="stable")
-    first = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-    for place, fraction in enumerate(fractions):
-        quota = sizes * fraction
-        counts = np.minimum(np.floor(quota + 1e-9).astype(np.int64), left)
-        short = round(len(stratum) * fraction) - counts.sum()
-        by_remainder = np.argsort(counts - quota, kind="stable")
-        for index in by_remainder[left[by_remainder] - counts[by_remainder] > 1][: max(short, 0)]:
-            counts[index] += 1
-        for index, count in enumerate(counts):
-            begin = first[index] + starts[index]
-            chosen[order[begin : begin + count]] = place
-        starts += counts
-        left -= counts
+    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])  # in `order`, of the samples not yet chosen
+    quotas = np.outer(fractions, sizes)  # (fractions, classes)
+    floors = np.floor(quotas + 1e-9).astype(np.int64)
+    available = sizes - 1
+    for index, fraction in enumerate(fractions):
+        counts = np.minimum(floors[index], available)
+        spare = available - counts - floors[index + 1 :].sum(axis=0)  # beyond what later fractions need
+        missing = round(len(stratum) * fraction) - counts.sum()
+        by_remainder = np.argsort(counts - quotas[index], kind="stable")
+        counts[by_remainder[spare[by_remainder] > 0][: max(missing, 0)]] += 1
+        for first, count in zip(start, counts, strict=True):
+            chosen[order[first : first + count]] = index
+        start += counts
+        available -= counts
     return chosen
 
 

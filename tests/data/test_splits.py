@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bottleneck.data.splits import set_aside, split_named
@@ -28,6 +28,7 @@ def table(classes, groups=None, split=None, kind="class"):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(-1, 4), min_size=20, max_size=200), FRACTIONS, FRACTIONS, st.integers(0, 99))
+@example([0] * 16 + [1, 1, 1, -1], 0.375, 0.375, 0)  # three samples: one for each split
 def test_every_class_gives_its_share(classes, val, test, seed):
     samples = table(classes)
     split = set_aside(samples, val, test, seed)
