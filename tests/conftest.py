@@ -1,16 +1,30 @@
-"""What every test shares: the `--long` flag, and one thread per library so that runs repeat."""
+"""Flags of the test suite: `--long` and `--random`.
+
+Hypothesis draws the same examples in every run, so that a suite that passed once passes again. With `--random` it
+draws new ones, as fits a search for defects.
+"""
 
 import os
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.helpers.fitted_cache"]
 
 os.environ.setdefault("MPLBACKEND", "agg")
 
+# No deadline: a test asserts no time.
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+hypothesis.settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+
 
 def pytest_addoption(parser):
     parser.addoption("--long", action="store_true", help="run the fault tests in their long form")
+    parser.addoption("--random", action="store_true", help="let hypothesis draw new examples in each run")
+
+
+def pytest_configure(config):
+    hypothesis.settings.load_profile("random" if config.getoption("--random") else "repeatable")
 
 
 @pytest.fixture(scope="session")

