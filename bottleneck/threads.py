@@ -142,7 +142,7 @@ Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
-class Crew:
+class WorkerPool:
     """A context manager that holds the threads for a device ("cpu", "cuda", …).
 
     Attributes
@@ -159,7 +159,7 @@ class Crew:
         self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> WorkerPool:
         if self.device.type == "cpu":
             self._stack.enter_context(serial_libraries())
         if self.size > 1:

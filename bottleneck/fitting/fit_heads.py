@@ -23,7 +23,7 @@ from bottleneck.heads.cross_validation import grid_of
 from bottleneck.heads.few_shot import shot_scores
 from bottleneck.heads.fit import KindResult, fit_kind
 from bottleneck.heads.logistic import DEFAULT_MEMORY, SweepConfig
-from bottleneck.heads.solver.problem import ClassWeight, Question
+from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEAD_KINDS, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable, Target
@@ -189,7 +189,7 @@ class _Run:
         if kind not in LINEAR_HEADS:
             asked = [target for target in asked if target.kind == "class"]
         questions = [
-            Question(target, self.folds[target.name], config.class_weight, None, config.multi_class)
+            TargetProblem(target, self.folds[target.name], config.class_weight, None, config.multi_class)
             for target in asked
         ]
         if not questions:

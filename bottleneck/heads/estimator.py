@@ -34,7 +34,7 @@ from bottleneck.heads.row_blocks import (
     without_torch,
 )
 from bottleneck.heads.solver.design import Standardisation, standardisation
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 DTYPES = (np.float32, np.float64, np.float16)  # kept as they come; others become the first
 
@@ -126,5 +126,5 @@ class ClassHead(ClassifierMixin, BaseEstimator):
 
 def standardisation_of(rows: RowReader) -> Standardisation:
     """Mean and standard deviation of each feature, read in blocks."""
-    with Crew() as crew:
+    with WorkerPool() as crew:
         return standardisation(rows, crew, block_size(rows.shape[1]))

@@ -16,10 +16,10 @@ from bottleneck.heads.row_blocks import ArrayRows, RowReader, block_size, blocks
 from bottleneck.heads.solver.design import Standardisation, build_design, standardisation, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import group_tasks, solve_path
-from bottleneck.heads.solver.problem import NO_FOLD, Question, Task
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, Task
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import Target
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 LARGEST_C = 1.0
 
@@ -56,7 +56,7 @@ def shot_scores(
             f"Use --shots below {counts.max()}.",
         )
     found = []
-    with Crew(config.device) as crew:
+    with WorkerPool(config.device) as crew:
         standard = standardisation(rows, crew, block_size(rows.shape[1]), None, config.dtype)
         with reporter.step("Drawing shots", total=len(shots), unit="sizes") as advance:
             for k in shots:
@@ -83,7 +83,7 @@ def _scores(
     draws: np.ndarray,
     C: float,
     standard: Standardisation,
-    crew: Crew,
+    crew: WorkerPool,
     config: SweepConfig,
 ) -> np.ndarray:
     """(R,) accuracy of one head per draw on what it leaves."""
@@ -91,7 +91,7 @@ def _scores(
     picked = ArrayRows(_pick(rows, union))
     design, order = build_design(picked, standard, crew, config.memory, None, config.dtype)
     everyone = np.full(len(union), NO_FOLD, np.int16)
-    asked = [Question(target.take(union), everyone, sample_weight=drawn[union] * 1.0) for drawn in draws]
+    asked = [TargetProblem(target.take(union), everyone, sample_weight=drawn[union] * 1.0) for drawn in draws]
     tasks = [question.tasks()[0].arranged(order) for question in asked]
     groups, _ = group_tasks(tasks, 0, design)
     (solution,) = solve_path(Passes(design, crew), groups, [C], config.tol, config.memory)

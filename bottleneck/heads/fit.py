@@ -19,7 +19,7 @@ from bottleneck.heads.logistic import Fitted, SweepConfig, sweep
 from bottleneck.heads.mlp import MLPHead
 from bottleneck.heads.ridge import ridge_sweep
 from bottleneck.heads.row_blocks import RowReader, ViewRows, block_size, blocks, read_checked
-from bottleneck.heads.solver.problem import NO_FOLD, Question
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.names import LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 
@@ -53,7 +53,7 @@ class KindResult:
 def fit_kind(
     kind: str,
     read: Rows,
-    questions: Sequence[Question],
+    questions: Sequence[TargetProblem],
     Cs: Sequence[float],
     config: SweepConfig,
     views: bool = False,
@@ -86,7 +86,7 @@ def fit_kind(
 def _linear(
     kind: str,
     rows: RowReader,
-    questions: Sequence[Question],
+    questions: Sequence[TargetProblem],
     Cs: Sequence[float],
     config: SweepConfig,
     plain: RowReader | None,
@@ -104,7 +104,7 @@ def _linear(
     return [found[i] for i in range(len(questions))]
 
 
-def _as_result(kind: str, question: Question, fitted: Fitted) -> KindResult:
+def _as_result(kind: str, question: TargetProblem, fitted: Fitted) -> KindResult:
     link = "identity" if question.target.kind == "regression" else fitted.link
     arrays = {
         "coef": fitted.coef,
@@ -129,7 +129,7 @@ def _as_result(kind: str, question: Question, fitted: Fitted) -> KindResult:
     )
 
 
-def _estimator(kind: str, read: Rows, question: Question, seed: int) -> KindResult:
+def _estimator(kind: str, read: Rows, question: TargetProblem, seed: int) -> KindResult:
     """A head without C, fitted on all labelled samples and once more without each fold."""
     target, fold = question.target, question.fold
     if target.kind != "class":
@@ -157,7 +157,7 @@ def _estimator(kind: str, read: Rows, question: Question, seed: int) -> KindResu
     return KindResult(kind, head.form, "softmax", arrays, None, head.classes_, scores, held, True, settings)
 
 
-def _maker(kind: str, question: Question, seed: int) -> Callable[[], ClassHead]:
+def _maker(kind: str, question: TargetProblem, seed: int) -> Callable[[], ClassHead]:
     if kind == "knn":
         return KNNHead
     if kind == "nearest-mean":

@@ -32,10 +32,10 @@ from bottleneck.heads.solver.design import (
 )
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import POLISHED, TOLERANCE, Solution, group_tasks, refit, solve_path
-from bottleneck.heads.solver.problem import NO_FOLD, Question, weights_by_code
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, weights_by_code
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import Target
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 DEFAULT_MEMORY = 4 << 30
 
@@ -85,7 +85,7 @@ DEFAULT = SweepConfig()
 
 def sweep(
     rows: RowReader,
-    questions: Sequence[Question],
+    questions: Sequence[TargetProblem],
     Cs: Sequence[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
@@ -99,7 +99,7 @@ def sweep(
     questions : their folds count from 0; NO_FOLD throughout means no cross-validation, and then Cs is one.
     plain : (n, D), what held-out samples are scored on in place of their views.
     """
-    with Crew(config.device) as crew:
+    with WorkerPool(config.device) as crew:
         folds = int(max(question.fold.max(initial=NO_FOLD) for question in questions)) + 1
         problem = _Problem(rows, questions, folds, config, plain, crew)
         solutions, tallies = (
@@ -128,11 +128,11 @@ class _Problem:
     def __init__(
         self,
         rows: RowReader,
-        questions: Sequence[Question],
+        questions: Sequence[TargetProblem],
         folds: int,
         config: SweepConfig,
         plain: RowReader | None,
-        crew: Crew,
+        crew: WorkerPool,
     ) -> None:
         self.questions, self.config, self.n = questions, config, len(questions[0].fold)
         views = rows.shape[0] // self.n
@@ -220,13 +220,13 @@ class _Problem:
         scores: Scores | None,
         held: np.ndarray | None,
     ) -> Fitted:
-        """Question i's head on raw features."""
+        """Head of problem i on raw features."""
         coef, intercept = self.questions[i].head(columns)
         raw, offset = self.standard.fold(self.design.on_features(coef), intercept.astype(np.float64))
         return Fitted(raw, offset, self.standard, C, self.questions[i].link, scores, held, converged)
 
 
-def _row_weights(questions: Sequence[Question], views: int) -> np.ndarray | None:
+def _row_weights(questions: Sequence[TargetProblem], views: int) -> np.ndarray | None:
     """(n · V,) weights for the standardisation: the samples' own where one question alone has them."""
     if len(questions) > 1 or questions[0].sample_weight is None:
         return None
@@ -304,7 +304,7 @@ class LogisticHead(ClassHead):
             sample_weight = _check_sample_weight(
                 sample_weight, np.empty((len(codes), 1)), ensure_non_negative=True
             )
-        question = Question(
+        question = TargetProblem(
             Target("y", "class", codes, tuple(map(str, self.classes_))),
             np.full(len(codes), NO_FOLD, np.int16),
             weights_by_code(self.class_weight, self.classes_),

@@ -44,10 +44,10 @@ from bottleneck.heads.row_blocks import (
     without_torch,
 )
 from bottleneck.heads.solver.design import Design, build_design, standardisation, streamed_like, unchanged
-from bottleneck.heads.solver.problem import NO_FOLD, Question, class_factors, weights_by_code
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors, weights_by_code
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def ridge_path(moments: Moments) -> Path:
 
 
 def moments_by_fold(
-    design: Design, crew: Crew, answers: np.ndarray, weights: np.ndarray, fold: np.ndarray, folds: int
+    design: Design, crew: WorkerPool, answers: np.ndarray, weights: np.ndarray, fold: np.ndarray, folds: int
 ) -> list[Moments]:
     """Moments of the rows of every fold, and last of the rows that no fold holds out.
 
@@ -152,7 +152,7 @@ def moments_by_fold(
 
 def ridge_sweep(
     rows: RowReader,
-    questions: Sequence[Question],
+    questions: Sequence[TargetProblem],
     Cs: Sequence[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
@@ -162,7 +162,7 @@ def ridge_sweep(
 
     Classes and labels are asked as −1 and 1, one output each; the values of a regression as they are.
     """
-    with Crew(config.device) as crew:
+    with WorkerPool(config.device) as crew:
         n = len(questions[0].fold)
         views = rows.shape[0] // n
         standard = unchanged(rows.shape[1])
@@ -181,10 +181,10 @@ def ridge_sweep(
 
 
 def _one(
-    question: Question,
+    question: TargetProblem,
     design: Design,
     scored: Design,
-    crew: Crew,
+    crew: WorkerPool,
     Cs: Sequence[float],
     sample: np.ndarray,
     views: int,
@@ -219,7 +219,7 @@ def _one(
     return Fitted(raw, offset, design.standard, Cs[chosen], question.link, scores, held, True)
 
 
-def _answers(question: Question) -> tuple[np.ndarray, np.ndarray]:
+def _answers(question: TargetProblem) -> tuple[np.ndarray, np.ndarray]:
     """(n, C) float64 answers and (n,) weights, 0 where there is no label."""
     target, seen = question.target, question.target.labelled
     weights = np.ones(len(seen)) if question.sample_weight is None else question.sample_weight
@@ -246,7 +246,7 @@ def _grid(path: Path, Cs: Sequence[float], design: Design, scored: Design) -> tu
     return coef.astype(np.float32), np.stack([intercept for _, intercept in found]).astype(np.float32)
 
 
-def _held_rows(design: Design, scored: Design, crew: Crew, fold: np.ndarray, sample: np.ndarray):
+def _held_rows(design: Design, scored: Design, crew: WorkerPool, fold: np.ndarray, sample: np.ndarray):
     """(samples (B,), their fold, rows (B, D)) of all blocks, fold by fold within a block."""
     order = sample if scored is design else np.arange(len(fold))
     for start, stop in scored.blocks():
@@ -382,7 +382,7 @@ def _solve(
 ) -> tuple[np.ndarray, np.ndarray]:
     """coef (C, D) and intercept (C,) on raw features; C_, mean_ and scale_ are set on `head`."""
     dtype = np.float64 if is_double(rows) else np.float32
-    with Crew() as crew:
+    with WorkerPool() as crew:
         standard = unchanged(rows.shape[1])
         if head.standardize:
             standard = standardisation(rows, crew, block_size(rows.shape[1]), weights, dtype)

@@ -20,7 +20,7 @@ from bottleneck.heads.cross_validation import assign_folds, grid_of
 from bottleneck.heads.logistic import sweep
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.heads.row_blocks import as_rows
-from bottleneck.heads.solver.problem import NO_FOLD, Question
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -101,7 +101,7 @@ def refitted(
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
         fold = assign_folds(target, min(FOLDS, len(rows)), groups)
-    found = sweep(x, [Question(target, fold)], grid_of("auto" if C is None else C))[0]
+    found = sweep(x, [TargetProblem(target, fold)], grid_of("auto" if C is None else C))[0]
     temperature = head.temperature
     if found.out_of_fold is not None:
         temperature = fit_temperature(labels, found.out_of_fold, found.link)

@@ -161,12 +161,12 @@ def load(path: str) -> tuple[np.ndarray, np.ndarray]:
 def question_of(y: np.ndarray, folds: int):
     """A class target as the sweep takes it."""
     from bottleneck.heads.cross_validation import assign_folds
-    from bottleneck.heads.solver.problem import NO_FOLD, Question
+    from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
     from bottleneck.samples import Target
 
     target = Target("y", "class", y, tuple(map(str, range(int(y.max()) + 1))))
     fold = assign_folds(target, folds) if folds else np.full(len(y), NO_FOLD, np.int16)
-    return Question(target, fold)
+    return TargetProblem(target, fold)
 
 
 def measured_sweep(x: np.ndarray, questions: list, grid: np.ndarray) -> tuple[list, dict]:

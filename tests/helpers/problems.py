@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from bottleneck.heads.cross_validation import assign_folds
-from bottleneck.heads.solver.problem import NO_FOLD, Question
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.samples import Target
 
 
@@ -29,7 +29,7 @@ def question(y, K, folds=0, seed=0, **options):
     """A class question about y, with folds or none."""
     target = Target("y", "class", np.asarray(y, np.int64), tuple(f"class {k}" for k in range(K)))
     fold = assign_folds(target, folds, seed=seed) if folds else np.full(len(y), NO_FOLD, np.int16)
-    return Question(target, fold, **options)
+    return TargetProblem(target, fold, **options)
 
 
 def objective(X, y, coef, intercept, C, weights=None):

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bottleneck.errors import FitError
 from bottleneck.heads.row_blocks import ArrayRows, RowReader, block_size, blocks, read_checked
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_blocks(rows: RowReader, size: int, dtype: np.dtype | type) -> Iterator[
 
 def standardisation(
     rows: RowReader,
-    crew: Crew,
+    crew: WorkerPool,
     size: int,
     weights: np.ndarray | None = None,
     dtype: np.dtype | type = np.float32,
@@ -95,7 +95,7 @@ def standardisation(
     return Standardisation(mean, np.where(constant, 1.0, np.sqrt(variance)), constant)
 
 
-def gram(rows: RowReader, standard: Standardisation, crew: Crew, size: int) -> np.ndarray:
+def gram(rows: RowReader, standard: Standardisation, crew: WorkerPool, size: int) -> np.ndarray:
     """ZᵀZ (D, D) float64 of the standardised rows Z, block by block; products in float32."""
 
     def square(start: int, stop: int, block: np.ndarray) -> tuple[np.ndarray]:
@@ -121,7 +121,7 @@ def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(values[kept], floor), np.ascontiguousarray(vectors[:, kept])
 
 
-def _summed(crew: Crew, work: Callable, rows: RowReader, size: int, dtype: np.dtype | type) -> list:
+def _summed(crew: WorkerPool, work: Callable, rows: RowReader, size: int, dtype: np.dtype | type) -> list:
     """The parts that `work` gives of each block, summed over the blocks in float64."""
     totals: list = []
     for parts in crew.run(work, read_blocks(rows, size, dtype)):
@@ -187,7 +187,7 @@ class ResidentDesign:
         """(B, r) of rows in their present order."""
         return self.x[start:stop]
 
-    def each_block(self, crew: Crew, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+    def each_block(self, crew: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
         """work(block, start, stop) of all blocks, in order."""
         return crew.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
 
@@ -246,7 +246,7 @@ class StreamedDesign:
         """(B, D) standardised."""
         return self._standardised(self.rows.read(start, stop), start)
 
-    def each_block(self, crew: Crew, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+    def each_block(self, crew: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
         """work(block, start, stop) of all blocks, in order; the caller's thread does nothing but read."""
         return crew.run(
             lambda raw, start, stop: work(self._standardised(raw, start), start, stop),
@@ -294,7 +294,7 @@ Design = ResidentDesign | StreamedDesign
 def build_design(
     rows: RowReader,
     standard: Standardisation,
-    crew: Crew,
+    crew: WorkerPool,
     memory: int,
     parts: np.ndarray | None = None,
     dtype: np.dtype | type = np.float32,
@@ -328,7 +328,7 @@ def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
 
 
 def _arranged(
-    rows: RowReader, standard: Standardisation, crew: Crew, dtype: np.dtype | type, order: np.ndarray
+    rows: RowReader, standard: Standardisation, crew: WorkerPool, dtype: np.dtype | type, order: np.ndarray
 ) -> np.ndarray:
     """All rows (n, D) standardised, in memory; row i is row order[i] of `rows`."""
     z = np.empty(rows.shape, dtype)
@@ -343,7 +343,9 @@ def _arranged(
     return z
 
 
-def _resident(z: np.ndarray, standard: Standardisation, crew: Crew, edges: Sequence[int]) -> ResidentDesign:
+def _resident(
+    z: np.ndarray, standard: Standardisation, crew: WorkerPool, edges: Sequence[int]
+) -> ResidentDesign:
     """Standardised rows (n, D) in their eigenbasis; z is overwritten.
 
     With n < D the rows span at most n directions, and every gradient lies in their span, so that nothing is

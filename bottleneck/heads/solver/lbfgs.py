@@ -128,7 +128,7 @@ GAIN, LEAST_GAIN = 10.0, 0.05  # see `_bound`
 CROWDED = 0.75  # share of heads on the way below which the others' memory is given up
 
 
-class Descent:
+class BatchedLBFGS:
     """Minimises C · loss + ½ ‖w‖² for some heads of a group.
 
     A head has converged when its objective is within `tol` (relative) of the optimum: either ½ ‖∇F‖² proves

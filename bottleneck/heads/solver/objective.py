@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bottleneck.heads.solver.design import Design
 from bottleneck.heads.solver.problem import NO_FOLD, Group
-from bottleneck.threads import Crew
+from bottleneck.threads import WorkerPool
 
 
 def loss_and_residual(logits: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class Request:
 class Passes:
     """Passes over a design by a crew."""
 
-    def __init__(self, design: Design, crew: Crew) -> None:
+    def __init__(self, design: Design, crew: WorkerPool) -> None:
         self.design, self.crew = design, crew
 
     def gradients(self, requests: Sequence[Request]) -> list[tuple[Tensor, Tensor]]:

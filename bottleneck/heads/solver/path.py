@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from bottleneck.heads.solver.design import Design
-from bottleneck.heads.solver.lbfgs import Descent, History
+from bottleneck.heads.solver.lbfgs import BatchedLBFGS, History
 from bottleneck.heads.solver.objective import Passes, Request
 from bottleneck.heads.solver.preconditioner import Preconditioner
 from bottleneck.heads.solver.problem import Group, Task
@@ -79,7 +79,7 @@ def solve_path(
 ) -> Iterator[Solution]:
     """Solve all heads of `groups` for each C of the grid, smallest first.
 
-    tol : as of `descent.Descent`. memory : bytes that may be used beside the rows; fewer steps are
+    tol : as of `lbfgs.BatchedLBFGS`. memory : bytes that may be used beside the rows; fewer steps are
     remembered, and smaller blocks kept by the preconditioner, where heads are many.
     """
     steps = _steps(groups, passes.design, memory)
@@ -113,7 +113,7 @@ def solve_path(
         )
 
 
-def _descend(passes: Passes, shares: Sequence[_Share], descents: Sequence[Descent]) -> int:
+def _descend(passes: Passes, shares: Sequence[_Share], descents: Sequence[BatchedLBFGS]) -> int:
     """Run until all heads have arrived; the number of passes."""
     count = 0
     while moving := [(s, d) for s, d in zip(shares, descents, strict=True) if len(d.heads)]:
@@ -123,7 +123,7 @@ def _descend(passes: Passes, shares: Sequence[_Share], descents: Sequence[Descen
             (descent, request.coef, *answer)
             for (_, descent), request, answer in zip(moving, requests, found, strict=True)
         )
-        for _ in passes.crew.run(Descent.update, work):
+        for _ in passes.crew.run(BatchedLBFGS.update, work):
             pass
         count += 1
     return count
@@ -137,7 +137,7 @@ def _set_out(
     done: Sequence[float],
     tol: float,
     steps: int,
-) -> Descent:
+) -> BatchedLBFGS:
     """Heads at the start of their way at this C, their earlier steps carried over.
 
     With y = C ∇²loss s + s on the weights (without the latter on intercepts), only the first term grows with
@@ -153,7 +153,7 @@ def _set_out(
         share.history.rescale(
             lambda s, y: ratio * y + (1 - ratio) * on_weights * s, lambda y: prec.apply(share.heads, y)
         )
-    return Descent(share.heads, start, C * share.null, C, share.history, prec, tol, MOST_STEPS)
+    return BatchedLBFGS(share.heads, start, C * share.null, C, share.history, prec, tol, MOST_STEPS)
 
 
 def _start(group: Group, heads: Tensor, design: Design) -> tuple[Tensor, list[Tensor]]:

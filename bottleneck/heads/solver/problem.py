@@ -115,7 +115,7 @@ ClassWeight = str | Mapping[int, float] | None
 
 
 @dataclass(frozen=True)
-class Question:
+class TargetProblem:
     """One target on the samples to train on.
 
     Parameters
