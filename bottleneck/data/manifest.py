@@ -10,10 +10,11 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.splits import ALIASES, split_named
 from bottleneck.data.table_file import Table, printable, rows_named, storable
 from bottleneck.data.targets import target_from_column, to_number
@@ -23,39 +24,9 @@ from bottleneck.samples import SampleTable
 IMAGE_DEFAULTS = ("image", "file_name")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which columns of a manifest mean what.
-
-    Parameters
-    ----------
-    images : tuple of M str
-        Default: "image", else "file_name".
-    labels : tuple of str
-        Each a target of its name. Default: "label", where there is one.
-    split : str, optional
-        Default: "split", where there is one that names nothing but splits; without one all is train.
-    group, sample : str, optional
-        Sample keys are the image's key by default (several: joined by "|").
-    covariates : tuple of P str
-    """
-
-    images: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()
-    split: str | None = None
-    group: str | None = None
-    sample: str | None = None
-    covariates: tuple[str, ...] = ()
-
-    @property
-    def given(self) -> bool:
-        """True where any column was named by the user."""
-        return self != Columns()
-
-
 def manifest_table(
     table: Table,
-    columns: Columns,
+    config: ReadConfig,
     name: str,
     root: str,
     missing: Callable[[Sequence[str]], dict[str, str]],
@@ -66,7 +37,7 @@ def manifest_table(
     ----------
     table : dict
         From `read_table`.
-    columns : Columns
+    config : ReadConfig
     name, root : str
         The manifest's file name, and its folder, to which paths are relative.
     missing : callable
@@ -86,10 +57,10 @@ def manifest_table(
     SourceError
         A column is not there or holds what it cannot mean; rows are named.
     """
-    columns = _present(table, columns, name)
-    keys = list(zip(*(_image_keys(table, column, root) for column in columns.images), strict=True))
-    sample_keys = _sample_keys(table, columns.sample, keys)
-    targets = {label: target_from_column(label, table[label]) for label in columns.labels}
+    columns = _present_columns(table, config, name)
+    keys = list(zip(*(_image_keys(table, column, root) for column in columns.image_columns), strict=True))
+    sample_keys = _sample_keys(table, columns.sample_column, keys)
+    targets = {label: target_from_column(label, table[label]) for label in columns.label_columns}
     absent = _absent({key for row in keys for key in row}, missing)
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
     images = sorted({key for row, there in zip(keys, whole, strict=True) if there for key in row})
@@ -97,11 +68,11 @@ def manifest_table(
     samples = SampleTable(
         key=np.array(sample_keys, object),
         image=np.array([[place.get(key, -1) for key in row] for row in keys], np.int64),
-        split=_splits(table, columns.split, len(keys)),
+        split=_splits(table, columns.split_column, len(keys)),
         targets=targets,
-        covariates=_covariates(table, columns.covariates, len(keys)),
-        covariate_names=columns.covariates,
-        group=_names(table, columns.group, "group") if columns.group else None,
+        covariates=_covariates(table, columns.covariate_columns, len(keys)),
+        covariate_names=columns.covariate_columns,
+        group=_names(table, columns.group_column, "group") if columns.group_column else None,
     )
     return images, samples.take(whole), {printable(key): reason for key, reason in absent.items()}
 
@@ -112,26 +83,27 @@ def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) 
     return dict(sorted((absent | missing([key for key in keys - absent.keys() if "://" not in key])).items()))
 
 
-def _present(table: Table, columns: Columns, name: str) -> Columns:
-    """The columns with defaults filled in, all of them in the table."""
-    images = columns.images or tuple(column for column in IMAGE_DEFAULTS if column in table)[:1]
+def _present_columns(table: Table, config: ReadConfig, name: str) -> ReadConfig:
+    """Return `config` with default columns filled in; SourceError where a column is not in the table."""
+    images = config.image_columns or tuple(column for column in IMAGE_DEFAULTS if column in table)[:1]
     if not images:
         raise SourceError(
             f"The manifest {name} has columns {', '.join(table)}; expected 'image' or 'file_name'.",
             "Name the column with --image-column.",
         )
-    labels = columns.labels or (("label",) if "label" in table else ())
-    split = columns.split
+    labels = config.label_columns or (("label",) if "label" in table else ())
+    split = config.split_column
     if split is None and "split" in table and all(_names_split(cell) for cell in table["split"]):
         split = "split"
-    for column in filter(None, (*images, *labels, *columns.covariates, split, columns.group, columns.sample)):
+    one_each = (split, config.group_column, config.sample_column)
+    for column in filter(None, (*images, *labels, *config.covariate_columns, *one_each)):
         if column not in table:
             close = difflib.get_close_matches(column, table, n=1)
             raise SourceError(
                 f"The manifest {name} has no column {column!r}; it has {', '.join(table)}.",
                 f"Did you mean {close[0]!r}?" if close else "",
             )
-    return replace(columns, images=images, labels=labels, split=split)
+    return replace(config, image_columns=images, label_columns=labels, split_column=split)
 
 
 def _image_keys(table: Table, column: str, root: str) -> list[str]:

@@ -8,17 +8,17 @@ Shapes: I images, S samples.
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.listing import Listing, folder_table, is_image, list_folder, list_remote, list_shards
-from bottleneck.data.manifest import Columns, manifest_table
+from bottleneck.data.manifest import manifest_table
 from bottleneck.data.splits import set_aside, strata
 from bottleneck.data.storage import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
@@ -77,75 +77,45 @@ class Source:
         return RemoteFiles(filesystem, "", key)
 
 
-def read_source(
-    source: str | os.PathLike,
-    *,
-    image_columns: Sequence[str] = (),
-    label_columns: Sequence[str] = (),
-    split_column: str | None = None,
-    group_column: str | None = None,
-    sample_column: str | None = None,
-    covariate_columns: Sequence[str] = (),
-    val_fraction: float = 0.0,
-    test_fraction: float = 0.0,
-    seed: int = 0,
-    limit: int | None = None,
-) -> Source:
-    """List a source of images; no image is read.
-
-    Parameters
-    ----------
-    source : str or path
-        See the module's opening.
-    image_columns, label_columns, split_column, group_column, sample_column, covariate_columns
-        Columns of a manifest, see `Columns`.
-    val_fraction, test_fraction : float
-        Fractions of the train samples to set aside, see `splits.set_aside`.
-    seed : int
-    limit : int, optional
-        Keep this many samples, evenly spaced when the samples stand by split, then class, then key: each
-        class keeps its share. Splits are those of the whole source.
+def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | None = None) -> Source:
+    """List a source of images; no image is read. A `Source` is returned as it is.
 
     Raises
     ------
     SourceError
-        What was looked for, what was found, and what to do.
+        What was looked for, what was there, and what to do.
     """
-    columns = Columns(
-        tuple(image_columns),
-        tuple(label_columns),
-        split_column,
-        group_column,
-        sample_column,
-        tuple(covariate_columns),
-    )
-    found = _locate(os.fspath(source), columns)
-    samples = replace(found.samples, split=set_aside(found.samples, val_fraction, test_fraction, seed))
-    found = replace(found, samples=samples)
-    return found if limit is None else _limited(found, limit)
+    if isinstance(source, Source):
+        return source
+    config = config or ReadConfig()
+    whole = _locate(os.fspath(source), config)
+    split = set_aside(whole.samples, config.val_fraction, config.test_fraction, config.seed)
+    whole = replace(whole, samples=replace(whole.samples, split=split))
+    return whole if config.limit is None else _limited(whole, config.limit)
 
 
-READING = frozenset(inspect.signature(read_source).parameters) - {"source"}
+def reading_options(options: dict[str, Any], besides: Collection[str] = ()) -> ReadConfig:
+    """Take the fields of `ReadConfig` out of `options`, but for those named in `besides`."""
+    names = {field.name for field in fields(ReadConfig)}.difference(besides)
+    return ReadConfig(**{name: options.pop(name) for name in names & options.keys()})
 
 
-def reading_options(options: dict[str, Any], besides: Collection[str] = ()) -> dict[str, Any]:
-    """Take the keyword arguments of `read_source` out of `options`, but for those named in `besides`."""
-    return {name: options.pop(name) for name in READING.difference(besides) & options.keys()}
+def read_sources(
+    sources: Sequence[str | os.PathLike[str] | Source], config: ReadConfig | None = None
+) -> list[Source]:
+    """List several sources before any image is read.
 
+    Image files in a row become one source, so that they pass a network together (`image_files`).
 
-def read_sources(*named: str | os.PathLike | Source, **reading: Any) -> list[Source]:
-    """Several sources, all listed before any image is read; a `Source` is taken as it is.
-
-    Image files in a row are one source, so that they pass a network together (`image_files`). `reading` and
-    errors are those of `read_source`.
+    Raises SourceError as `read_source` does.
     """
-    sources: list[Source] = []
-    for are_images, group in groupby(named, _is_image_file):
-        if are_images and not any(reading.values()):
-            sources.append(image_files([os.fspath(path) for path in group]))
+    opened: list[Source] = []
+    for are_images, group in groupby(sources, _is_image_file):
+        if are_images and config in (None, ReadConfig()):
+            opened.append(image_files([os.fspath(path) for path in group if not isinstance(path, Source)]))
         else:
-            sources += [one if isinstance(one, Source) else read_source(one, **reading) for one in group]
-    return sources
+            opened += [read_source(one, config) for one in group]
+    return opened
 
 
 def _is_image_file(named: str | os.PathLike | Source) -> bool:
@@ -180,29 +150,29 @@ def image_files(paths: Sequence[str]) -> Source:
     return Source(here, tuple(images), samples, 0, {}, LocalFiles(here))
 
 
-def _locate(source: str, columns: Columns) -> Source:
+def _locate(source: str, config: ReadConfig) -> Source:
     """Tell the form of a source by where it leads and what it is called."""
     if source.lower().startswith("file://"):
         source = open_url(source)[1]
     if ("://" in source or "::" in source) and not os.path.exists(source):
-        return _locate_url(source, columns)
+        return _locate_url(source, config)
     path = os.path.abspath(os.path.expanduser(source))
     if printable(path) != path:
         raise SourceError(f"The source {printable(path)} has a name that is not valid UTF-8; rename it.")
     if path.lower().endswith(".zip") and os.path.isfile(path):
-        return _locate_url(f"zip://::{path}", columns)
+        return _locate_url(f"zip://::{path}", config)
     if os.path.isdir(path):
-        _refuse_columns(columns, path)
+        _refuse_columns(config, path)
         return _folder(LocalFiles(path), list_folder(path))
     if not os.path.exists(path):
         raise SourceError(
             f"The source {source} does not exist; expected a folder, an image, a manifest, a .tar or a URL."
         )
     folder, name = os.path.split(path)
-    return _one_file(LocalFiles(folder), name, columns)
+    return _one_file(LocalFiles(folder), name, config)
 
 
-def _locate_url(url: str, columns: Columns) -> Source:
+def _locate_url(url: str, config: ReadConfig) -> Source:
     """A folder or a file behind fsspec."""
     filesystem, path = open_url(url)
     try:
@@ -211,7 +181,7 @@ def _locate_url(url: str, columns: Columns) -> Source:
     except Exception as error:  # each backend has error classes of its own
         raise SourceError(f"The source {url} cannot be reached: {one_line(error)}.") from error
     if is_folder:
-        _refuse_columns(columns, url)
+        _refuse_columns(config, url)
         files = RemoteFiles(filesystem, path, url)
         return _folder(files, list_remote(files))
     if not exists:
@@ -220,11 +190,11 @@ def _locate_url(url: str, columns: Columns) -> Source:
     head, chain, archive = url.partition("::")
     protocol, _, inside = head.partition("://")
     above = f"{protocol}://{inside.rpartition('/')[0]}{chain}{archive}"
-    return _one_file(RemoteFiles(filesystem, folder, above), name, columns)
+    return _one_file(RemoteFiles(filesystem, folder, above), name, config)
 
 
-def _refuse_columns(columns: Columns, source: str) -> None:
-    if columns.given:
+def _refuse_columns(config: ReadConfig, source: str) -> None:
+    if config.names_columns:
         raise SourceError(
             f"Columns are named, but {source} is a folder; only a manifest has columns.",
             "Leave the column flags out, or give a .csv, .jsonl or .parquet file.",
@@ -261,11 +231,11 @@ def _nothing(root: str, found: Listing) -> str:
     )
 
 
-def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> Source:
+def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     """A manifest, a shard or a single image."""
     if name.lower().endswith(TABLE_SUFFIXES):
-        return _manifest(files, name, columns)
-    _refuse_columns(columns, name)
+        return _manifest(files, name, config)
+    _refuse_columns(config, name)
     if name.lower().endswith(".tar"):
         return _shards(files, [name])
     if not is_image(name):
@@ -278,12 +248,12 @@ def _one_file(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
     return _listed(files, found)
 
 
-def _manifest(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> Source:
+def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     try:
         data = files.read(name)
     except OSError as error:
         raise SourceError(f"The manifest {name} cannot be read: {error.strerror or error}.") from error
-    images, samples, absent = manifest_table(read_table(name, data), columns, name, files.root, files.missing)
+    images, samples, absent = manifest_table(read_table(name, data), config, name, files.root, files.missing)
     if not images:
         key, reason = next(iter(absent.items()))
         raise SourceError(
@@ -294,9 +264,7 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, columns: Columns) -> S
 
 
 def _limited(source: Source, limit: int) -> Source:
-    """Keep `limit` samples."""
-    if limit < 1:
-        raise SourceError(f"--limit is {limit}; expected 1 or more.")
+    """Keep `limit` samples, evenly spaced by split, class and key: each class keeps its share."""
     samples = source.samples
     S = len(samples)
     if limit >= S:

@@ -13,15 +13,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.source import Source, read_source, reading_options
 from bottleneck.errors import ImageError
-from bottleneck.extraction.pipeline import Batch, EngineConfig
-from bottleneck.extraction.settings import ExtractConfig, Request
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.pipeline import Batch
+from bottleneck.extraction.settings import Request
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.plan import Plan, Work
@@ -175,11 +176,8 @@ def _read_options(source: str | Path | Source, options: dict[str, Any]) -> tuple
     """Sort keyword arguments into those of the source, the engine and the extraction."""
     reading = reading_options(options, besides=("seed",))
     running = {name: options.pop(name) for name in ENGINE_FIELDS & options.keys()}
-    seed = options.get("seed")
     config = ExtractConfig(**options, engine=EngineConfig(**running))
-    if not isinstance(source, Source):
-        source = read_source(source, seed=seed or 0, **reading)
-    return source, config
+    return read_source(source, replace(reading, seed=config.seed or 0)), config
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:

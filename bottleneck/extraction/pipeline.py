@@ -20,6 +20,7 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.extraction.config import EngineConfig
 from bottleneck.store.spec import canonical_json, fingerprint
 from bottleneck.threads import thread_budget
 
@@ -31,26 +32,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 MOST_CALLS = 2
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """How the trunk is run.
-
-    engine : "auto", "onnxruntime", "torch" or "torch-compiled" (compiles for a minute).
-    precision : "auto" (fp32 on a CPU), "fp32", "bf16", "fp16" or "int8".
-    device : "auto", "cpu", "cuda", "cuda:1", "mps" …
-    batch_size : images that pass at once; None for the engine's own choice.
-    workers : decoder threads; None shares the cores (`bottleneck.threads`).
-    force : keep an int8 engine although it disagrees with float32 by more than its bound.
-    """
-
-    engine: str = "auto"
-    precision: str = "auto"
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    force: bool = False
 
 
 @dataclass

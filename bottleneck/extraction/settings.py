@@ -8,7 +8,7 @@ Shapes: B images of a batch, H × W pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +22,9 @@ from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, BottleneckError, CacheError
-from bottleneck.extraction.pipeline import BATCH_SIZE, EngineConfig, Trunk
+from bottleneck.errors import BackboneError, CacheError
+from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.files import write_durably
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
@@ -36,55 +37,6 @@ if TYPE_CHECKING:
 
 CALIBRATION_IMAGES = 128
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
-
-
-@dataclass(frozen=True)
-class ExtractConfig:
-    """What to extract. None everywhere means: what the cache has, or the default in a new cache.
-
-    backbone : registry name; `efficientnet_lite0` by default.
-        A model file (`models/x.safetensors`) means its network and its preprocessing.
-    weights : weights id, a file, or "none" for random ones drawn with `seed`.
-    nodes : NODE or NODE@POOL, each becomes a dataset; ("bottleneck",) by default.
-    pool : how the maps of nodes without @POOL become vectors: avg, max, flatten, avg2, avg3, none.
-    dtype : "float16" (default) or "float32", as stored.
-    views : augmented views per image, stored beside the plain features.
-    image_size, crop : override the published preprocessing (`Preprocess.override`).
-    in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is folded.
-    depth : blocks of `small_cnn`.
-    on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
-    keep_parts : leave the parts folder as it is, where one file would be too big.
-    trust_code : allow a backbone named `package.module:function` to be imported.
-    """
-
-    backbone: str | None = None
-    weights: str | None = None
-    nodes: tuple[str, ...] = ()
-    pool: str | None = None
-    dtype: str | None = None
-    views: int = 0
-    image_size: int | None = None
-    crop: float | str | None = None
-    in_channels: int | None = None
-    depth: int | None = None
-    seed: int | None = None
-    on_error: str = "skip"
-    keep_parts: bool = False
-    trust_code: bool = False
-    engine: EngineConfig = field(default_factory=EngineConfig)
-
-    def __post_init__(self) -> None:
-        choices = {"dtype": (None, "float16", "float32"), "on_error": ("skip", "fail")}
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                expected = " or ".join(choice for choice in allowed if choice)
-                raise BottleneckError(f"{name} is {getattr(self, name)!r}; expected {expected}.")
-        if self.views < 0:
-            raise BottleneckError(f"views is {self.views}; expected 0 or more.")
-
-    def node_names(self) -> tuple[str, ...]:
-        """The nodes asked for, `pool` written into those that name none."""
-        return tuple(f"{node}@{self.pool}" if self.pool and "@" not in node else node for node in self.nodes)
 
 
 class Request:
@@ -125,7 +77,7 @@ class Request:
             self._calibrate(backbone)
         self.spec = CacheSpec(backbone=backbone.recipe, preprocess=self.trunk.preprocess.to_json())
         views = ViewRecipe(config.views, seed=config.seed or 0).to_json() if config.views else None
-        names = config.node_names() or (BOTTLENECK,)
+        names = config.node_names or (BOTTLENECK,)
         self.nodes = self._new_nodes(names, config.engine.precision, views)
 
     def _adopt(self, cache: FeatureCache) -> None:
@@ -138,7 +90,7 @@ class Request:
         precision = next(node.precision for node in cached.values())
         self.trunk = Trunk(self._load_recorded, preprocess, replace(config.engine, precision=precision))
         self.trunk.calibrations = {name: node.calibration for name, node in cached.items()}
-        names = config.node_names() or tuple(cached)
+        names = config.node_names or tuple(cached)
         added = tuple(name for name in names if name not in cached)
         views = self._views_beside(cached)
         self.nodes = [
@@ -152,7 +104,7 @@ class Request:
         A node that is new may be stored in another type than those that are there.
         """
         config, recipe = self.config, self.spec.backbone
-        stored = [cached[name].dtype for name in config.node_names() or cached if name in cached]
+        stored = [cached[name].dtype for name in config.node_names or cached if name in cached]
         asked = {"dtype": config.dtype if stored else None, "precision": config.engine.precision}
         asked = {field: value for field, value in asked.items() if value not in (None, "auto")}
         there = {"dtype": next(iter(stored), None), "precision": next(iter(cached.values())).precision}

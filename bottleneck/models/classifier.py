@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.backbones.model_file import backbone_of
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import ArtifactError
-from bottleneck.extraction.pipeline import Batch, EngineConfig, Trunk
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable
@@ -150,8 +152,8 @@ class Classifier:
         return records, outputs.failed
 
     def predict(self, *sources: str | Path | Source, top: int = 5, **reading: Any) -> list[dict[str, Any]]:
-        """Predictions for images, folders, manifests or URLs; `reading` as of `read_source`."""
-        opened = read_sources(*sources, **reading)
+        """Predictions for images, folders, manifests or URLs; `reading` are fields of `ReadConfig`."""
+        opened = read_sources(sources, ReadConfig(**reading))
         return [record for source in opened for record in self.classify(source, top)[0]]
 
 

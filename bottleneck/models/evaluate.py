@@ -22,6 +22,7 @@ import torch
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.section import Section, find_cut
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source, reading_options
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
@@ -147,7 +148,7 @@ def evaluate(
 
 
 @contextmanager
-def _opened(source: str | Path | Source, reading: dict[str, Any]) -> Iterator[FeatureCache | Source]:
+def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
     """What is measured on; a cache is open until leaving."""
     if isinstance(source, Source):
         yield source
@@ -155,7 +156,7 @@ def _opened(source: str | Path | Source, reading: dict[str, Any]) -> Iterator[Fe
         with FeatureCache(source) as cache:
             yield cache
     else:
-        yield read_source(source, **reading)
+        yield read_source(source, reading)
 
 
 def _choose(head: HeadArtifact, samples: SampleTable, split: str | None) -> _Asked:

@@ -60,7 +60,7 @@ def predict(
     reading = reading_options(options)
     classifier = model if isinstance(model, Classifier) else load_model(model, **options)
     started = time.perf_counter()
-    opened = read_sources(*sources, **reading)
+    opened = read_sources(sources, reading)
     images = sum(len(source.images) for source in opened)
     predictions, failed = _classified(classifier, opened, top, reporter)
     if not predictions:

@@ -25,8 +25,9 @@ from bottleneck.backbones.section import Cut, Section
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.extraction.cached_source import require_images, source_of
+from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import extract
-from bottleneck.extraction.settings import ExtractConfig, Request
+from bottleneck.extraction.settings import Request
 from bottleneck.files import readable
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import SILENT, Reporter

@@ -25,7 +25,8 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.errors import ImageError
 from bottleneck.extraction.cached_source import source_of
-from bottleneck.extraction.pipeline import EngineConfig, Trunk
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.extraction.pipeline import Trunk
 from bottleneck.files import require_space
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache

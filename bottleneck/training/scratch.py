@@ -104,8 +104,7 @@ def scratch(
     reading = reading_options(options, besides=("seed", "val_fraction"))
     epochs, run = options.get("epochs"), run_config(options, DEFAULTS)
     config = ScratchConfig(**{k: v for k, v in options.items() if v is not None}, run=run)
-    if not isinstance(source, Source):
-        source = read_source(source, seed=run.seed, **reading)
+    source = read_source(source, replace(reading, seed=run.seed))
     target = target_of(source.samples, config.target)
     path = Path(output) if output else default_model(source, target)
     backbone = new_backbone(config)

@@ -6,6 +6,7 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import read_source
 from bottleneck.errors import SourceError
 
@@ -214,7 +215,7 @@ def test_a_file_that_is_no_source(tmp_path):
 def test_columns_of_a_folder_are_refused(tmp_path):
     put(tmp_path, "a/1.jpg")
     with pytest.raises(SourceError, match="only a manifest has columns"):
-        read_source(tmp_path, label_columns=["species"])
+        read_source(tmp_path, ReadConfig(label_columns=("species",)))
 
 
 def test_listing_does_not_depend_on_the_order_of_the_file_system(tmp_path, monkeypatch):

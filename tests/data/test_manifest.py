@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import read_source
 from bottleneck.errors import SourceError
 
@@ -24,12 +25,12 @@ def folder(tmp_path):
 
 def csv(folder, text, **columns):
     (folder / "list.csv").write_text(text, encoding="utf-8")
-    return read_source(folder / "list.csv", **columns)
+    return read_source(folder / "list.csv", ReadConfig(**columns))
 
 
 def jsonl(folder, rows, **columns):
     (folder / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_source(folder / "list.jsonl", **columns)
+    return read_source(folder / "list.jsonl", ReadConfig(**columns))
 
 
 def parquet(folder, rows, **columns):
@@ -39,7 +40,7 @@ def parquet(folder, rows, **columns):
 
     text = "".join(json.dumps(row) + "\n" for row in rows)
     write_table(arrow_json.read_json(io.BytesIO(text.encode())), folder / "list.parquet")
-    return read_source(folder / "list.parquet", **columns)
+    return read_source(folder / "list.parquet", ReadConfig(**columns))
 
 
 def names(target):
@@ -270,13 +271,13 @@ def test_limit_keeps_each_class_its_share(folder):
         Image.new("RGB", (2, 2)).save(folder / f"{number:02}.png")
     rows = "".join(f"{number:02}.png,{'rare' if number % 4 == 3 else 'common'}\n" for number in range(40))
     source = csv(folder, "image,label\n" + rows)
-    few = read_source(folder / "list.csv", limit=8)
+    few = read_source(folder / "list.csv", ReadConfig(limit=8))
     assert names(few.samples.targets["label"]).count("rare") == 2
     assert len(few.images) == 8
     assert set(few.images) < set(source.images)
     assert few.samples.key.tolist() == [few.images[row] for (row,) in few.samples.image.tolist()]
-    assert read_source(folder / "list.csv", limit=8).images == few.images
-    assert read_source(folder / "list.csv", limit=400).images == source.images
+    assert read_source(folder / "list.csv", ReadConfig(limit=8)).images == few.images
+    assert read_source(folder / "list.csv", ReadConfig(limit=400)).images == source.images
     assert np.ptp([int(key[:2]) for key in few.images]) > 25  # spread over the whole, not its start
     with pytest.raises(SourceError, match="--limit is 0"):
-        read_source(folder / "list.csv", limit=0)
+        read_source(folder / "list.csv", ReadConfig(limit=0))

@@ -9,7 +9,8 @@ from PIL import Image
 
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
-from bottleneck.extraction.pipeline import Batch, EngineConfig, Trunk
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.extraction.pipeline import Batch, Trunk
 
 GREY = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 

@@ -26,8 +26,9 @@ import numpy as np
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.source import image_files
 from bottleneck.errors import BottleneckError, CacheError
-from bottleneck.extraction.pipeline import Batch, EngineConfig, Trunk
-from bottleneck.extraction.settings import ExtractConfig, Request
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.pipeline import Batch, Trunk
+from bottleneck.extraction.settings import Request
 from bottleneck.heads.row_blocks import ArrayRows, RowReader
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
@@ -80,7 +81,7 @@ def read_images(
 ) -> StudyImages:
     """Decode the labelled images of `source` into a temporary file in `folder`.
 
-    reading : keyword arguments of `read_source`. Test images are left unseen. Without val images a quarter of
+    reading : fields of `ReadConfig`. Test images are left unseen. Without val images a quarter of
         train is set aside, by class.
 
     Raises
@@ -88,9 +89,10 @@ def read_images(
     SourceError
         There are no labels of classes, or samples have several images.
     """
-    found = read_source(source, **reading)
+    config = ReadConfig(**reading)
+    found = read_source(source, config)
     if not (found.samples.split == "val").any():
-        found = read_source(source, **{**reading, "val_fraction": VAL_FRACTION})
+        found = read_source(source, replace(config, val_fraction=VAL_FRACTION))
     names, chosen, codes = _labelled(found)
     keys = [found.images[i] for i in found.samples.image[chosen, 0]]
     splits = found.samples.split[chosen]

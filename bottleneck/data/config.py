@@ -1,0 +1,46 @@
+"""How a source of images is read. This module imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bottleneck.errors import SourceError
+
+
+@dataclass(frozen=True)
+class ReadConfig:
+    """Which columns of a manifest mean what, and which samples are taken.
+
+    image_columns : M columns of image paths; "image", else "file_name", by default.
+    label_columns : each a target of its name; "label" by default, where there is one.
+    split_column : train, val or test; "split" by default, where it names only splits; else all is train.
+    group_column : samples with equal values stay on one side of every split and fold.
+    sample_column : unique sample keys; by default the image's key, several joined by "|".
+    covariate_columns : P columns of numbers that a head gets beside the features.
+    val_fraction, test_fraction : fractions of the train samples to set aside (`splits.set_aside`).
+    seed : decides which samples are set aside.
+    limit : keep this many samples, spread evenly over splits and classes, without changing a sample's split.
+    """
+
+    image_columns: tuple[str, ...] = ()
+    label_columns: tuple[str, ...] = ()
+    split_column: str | None = None
+    group_column: str | None = None
+    sample_column: str | None = None
+    covariate_columns: tuple[str, ...] = ()
+    val_fraction: float = 0.0
+    test_fraction: float = 0.0
+    seed: int = 0
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("image_columns", "label_columns", "covariate_columns"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.limit is not None and self.limit < 1:
+            raise SourceError(f"--limit is {self.limit}; expected 1 or more.")
+
+    @property
+    def names_columns(self) -> bool:
+        """True where the user named any column of a manifest."""
+        named = self.image_columns + self.label_columns + self.covariate_columns
+        return any((*named, self.split_column, self.group_column, self.sample_column))

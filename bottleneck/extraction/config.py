@@ -1,0 +1,86 @@
+"""Settings of an extraction and of the engine that runs it. This module imports neither torch nor numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bottleneck.errors import BottleneckError
+from bottleneck.names import DTYPES
+
+ON_ERROR = ("skip", "fail")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a network is run.
+
+    engine : one of `names.ENGINES`; "torch-compiled" compiles for a minute.
+    precision : one of `names.PRECISIONS`; "auto" is fp32 on a CPU.
+    device : "auto", "cpu", "cuda", "cuda:1", "mps" …
+    batch_size : images that pass the network at once; None takes the engine's best.
+    workers : decoder threads; None takes as many as there are cores.
+    force : use an int8 engine although it differs from float32 by more than its bound.
+    """
+
+    engine: str = "auto"
+    precision: str = "auto"
+    device: str = "auto"
+    batch_size: int | None = None
+    workers: int | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise BottleneckError(f"batch_size is {self.batch_size}; expected 1 or more.")
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """What to extract. None means: what the cache has, or the default in a new cache.
+
+    backbone : registry name; `names.DEFAULT_BACKBONE` in a new cache.
+        A model file (`models/x.safetensors`) stands for its network and its preprocessing.
+    weights : weights id, a file, or "none" for random ones drawn with `seed`.
+    nodes : NODE or NODE@POOL, each becomes a dataset; the bottleneck in a new cache.
+    pool : pooling of the maps of nodes without @POOL, one of `names.POOLS`.
+    dtype : type in which features are stored, one of `names.DTYPES`; float16 in a new cache.
+    views : augmented views per image, stored beside the plain features.
+    image_size, crop : replace those of the published preprocessing (`Preprocess.override`).
+    in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is adapted.
+    depth : blocks of `small_cnn`.
+    seed : of random weights and of views; 0 in a new cache.
+    on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
+    keep_parts : leave the cache as a folder of parts, where one file would be too big.
+    trust_code : allow a backbone named `package.module:function` to be imported.
+    engine : how the network is run.
+    """
+
+    backbone: str | None = None
+    weights: str | None = None
+    nodes: tuple[str, ...] = ()
+    pool: str | None = None
+    dtype: str | None = None
+    views: int = 0
+    image_size: int | None = None
+    crop: float | str | None = None
+    in_channels: int | None = None
+    depth: int | None = None
+    seed: int | None = None
+    on_error: str = "skip"
+    keep_parts: bool = False
+    trust_code: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if self.dtype not in (None, *DTYPES):
+            raise BottleneckError(f"dtype is {self.dtype!r}; expected {' or '.join(DTYPES)}.")
+        if self.on_error not in ON_ERROR:
+            raise BottleneckError(f"on_error is {self.on_error!r}; expected {' or '.join(ON_ERROR)}.")
+        if self.views < 0:
+            raise BottleneckError(f"views is {self.views}; expected 0 or more.")
+
+    @property
+    def node_names(self) -> tuple[str, ...]:
+        """The requested nodes, with `pool` written into those that name none."""
+        return tuple(f"{node}@{self.pool}" if self.pool and "@" not in node else node for node in self.nodes)
