@@ -1,7 +1,8 @@
 """Flags of the test suite: `--long` and `--random`.
 
-Hypothesis draws the same examples in every run, so that a suite that passed once passes again. With `--random` it
-draws new ones, as fits a search for defects.
+Hypothesis draws the same examples in every run, so that a suite that passed once passes again.
+With `--random` it draws new ones, to search for defects.
+
 """
 
 import os

@@ -64,6 +64,13 @@ def test_types_are_packaged():
     assert "py.typed" in setup_cfg()["options.package_data"]["bottleneck"].split()
 
 
+def test_no_test_module_imports_another():
+    tests = REPOSITORY / "tests"
+    for path in tests.rglob("*.py"):
+        imported = re.findall(r"^\s*from (tests\.\S+)", path.read_text("utf-8"), re.MULTILINE)
+        assert not [module for module in imported if ".test_" in module], path
+
+
 def test_names_imports_nothing():
     tree = ast.parse((PACKAGE / "names.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

@@ -1,26 +1,18 @@
 """Model files: the network comes back whole or not at all."""
 
-from dataclasses import replace
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bottleneck.backbones.model_file import load_network, read_network, save_model
 from bottleneck.errors import ArtifactError
-from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.heads.artifact import load_head
+from tests.helpers.heads import head
 
 
 def network(width=4, bias=True):
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, width, 3, bias=bias), nn.BatchNorm2d(width))
-
-
-def head(**options):
-    arrays = {"coef": np.eye(2, 4), "intercept": np.zeros(2), "mean": np.zeros(4), "scale": np.ones(4)}
-    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
-    return replace(HeadArtifact("logistic", "linear", arrays, class_names=("a|b", "`c`")), **options)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from bottleneck.cli.fit_head import Counts, Strength, command
 from bottleneck.cli.options import Memory
-from tests.fitting.test_fit_heads import class_target, write_cache
+from tests.helpers.caches import class_target, write_cache
 from tests.helpers.problems import features
 
 

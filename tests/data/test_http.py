@@ -9,7 +9,7 @@ import pytest
 from bottleneck.data import http
 from bottleneck.data.source import read_source
 from bottleneck.errors import ImageError, SourceError
-from tests.data.test_storage import image, tar_of
+from tests.helpers.encoded import image, tar_of
 
 STAMP = "Sun, 06 Nov 1994 08:49:37 GMT"
 

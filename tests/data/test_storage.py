@@ -11,29 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
 import pytest
-from PIL import Image
 
 from bottleneck.data.source import read_source
 from bottleneck.data.storage import RemoteFiles
 from bottleneck.errors import ImageError, SourceError
-
-
-def image(shade=0):
-    file = io.BytesIO()
-    Image.new("L", (2, 2), shade).save(file, "PNG")
-    return file.getvalue()
-
-
-def tar_of(members, path=None):
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as tar:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    if path is not None:
-        path.write_bytes(file.getvalue())
-    return file.getvalue()
+from tests.helpers.encoded import image, tar_of
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from bottleneck.training.feature_map import ensure_exact_map
 from bottleneck.training.initial_head import logits_on, require_same_start
 from bottleneck.training.inputs import backbone_of
 from bottleneck.training.split_rows import labelled_sets
-from tests.backbones.test_model_file import head
+from tests.helpers.heads import head
 from tests.helpers.recorder import Recorder
 
 INPUTS = torch.from_numpy(np.random.default_rng(0).uniform(0, 4, (20, 4)).astype(np.float32))

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from bottleneck.training.results import MOST_CLASSES_LISTED, model_card
-from tests.backbones.test_model_file import head
+from tests.helpers.heads import head
 
 FIGURES = {"accuracy": 0.9, "accuracy_ci95": [0.8, 0.95], "log_loss": 0.3, "n": 50}
 
