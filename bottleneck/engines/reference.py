@@ -1,8 +1,14 @@
-"""What every engine is judged by: the extractor in eager float32 on a few of the user's images."""
+"""The reference that every engine is compared with: the extractor in eager float32 on a few of the user's images.
+
+Each row is compared as a whole: values near zero are judged against the size of their row, and a row of small
+values is not hidden by a row of large ones.
+
+Shapes: B images of (H, W, C) uint8 in; one array (B, …) per node out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,17 +21,20 @@ from bottleneck.threads import use_torch_threads
 if TYPE_CHECKING:
     from torch import nn
 
-# Images on which an engine is compared with eager float32.
-_PROBES = 8
+_PROBES = 8  # images on which an engine is compared
+
+# The largest relative difference of a row that each precision may show (DESIGN §5).
+BOUNDS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
+INT8_COSINE = 0.98
 
 
 class Eager:
-    """The extractor and its rows for the probe, each made when first asked for; torch is imported only then.
+    """The extractor and its rows for the probe images. Both are made at first use; torch is imported only then.
 
     Parameters
     ----------
     make_extractor : callable
-        Gives an nn.Module, uint8 (B, H, W, C) → tuple of float32 tensors.
+        Returns an nn.Module, uint8 (B, H, W, C) → tuple of float32 tensors.
     example : uint8 array of shape (B, H, W, C)
         Its first 8 images are the probe.
     threads : int
@@ -55,10 +64,63 @@ class Eager:
 
 @contextmanager
 def refusal(what: str) -> Iterator[None]:
-    """Turn whatever a library raises while doing `what` into an EngineError: another engine may do better."""
+    """Turn whatever a library raises while doing `what` into an EngineError, so that another engine is tried."""
     try:
         yield
     except BottleneckError:
         raise
     except Exception as error:
         raise EngineError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
+
+
+def measure(
+    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], precision: str
+) -> dict[int, float]:
+    """Agreement of each node's rows with eager float32: a cosine for int8, otherwise a relative difference.
+
+    Parameters
+    ----------
+    outputs, reference : sequences of arrays of shape (B, …), one per node
+    precision : "fp32", "bf16", "fp16" or "int8"
+    """
+    if [np.shape(a) for a in outputs] != [np.shape(a) for a in reference]:
+        return {index: -1.0 if precision == "int8" else float("inf") for index in range(len(reference))}
+    distance = mean_cosine if precision == "int8" else relative_difference
+    with np.errstate(invalid="ignore"):  # infinite values; the result is then out of bounds
+        return {index: distance(a, b) for index, (a, b) in enumerate(zip(outputs, reference, strict=True))}
+
+
+def complaint(agreement: dict[int, float], precision: str) -> str:
+    """What is out of bounds, as a clause for a message; empty if everything is within its bound."""
+    if precision == "int8":
+        worst = min(agreement.values(), default=1.0)
+        problem = f"cosine {worst:.4f} with float32, at least {INT8_COSINE} is needed"
+        return "" if worst >= INT8_COSINE else problem
+    worst = max(agreement.values(), default=0.0)
+    bound = BOUNDS[precision]
+    problem = f"relative difference {worst:.1e} from eager float32, at most {bound:.0e} is allowed"
+    return "" if worst <= bound else problem
+
+
+def relative_difference(rows: np.ndarray, reference: np.ndarray) -> float:
+    """Largest ‖row − reference‖ / ‖reference‖ over the rows; NaN and infinite values give infinity."""
+    rows, reference = _flat(rows), _flat(reference)
+    distance = np.linalg.norm(rows - reference, axis=1)
+    size = np.linalg.norm(reference, axis=1)
+    ratio = np.divide(distance, size, out=np.where(distance == 0, 0.0, np.inf), where=size > 0)
+    return float(np.nan_to_num(ratio, nan=np.inf).max(initial=0.0))
+
+
+def mean_cosine(rows: np.ndarray, reference: np.ndarray) -> float:
+    """Mean cosine between rows and reference; rows that are zero or not finite count as −1, unless equal."""
+    rows, reference = _flat(rows), _flat(reference)
+    product = (rows * reference).sum(axis=1)
+    sizes = np.linalg.norm(rows, axis=1) * np.linalg.norm(reference, axis=1)
+    equal = (rows == reference).all(axis=1).astype(float) * 2 - 1
+    cosine = np.divide(product, sizes, out=equal, where=sizes > 0)
+    return float(np.nan_to_num(cosine, nan=-1.0).mean()) if len(cosine) else 1.0
+
+
+def _flat(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.float64)
+    return rows.reshape(len(rows), -1)
