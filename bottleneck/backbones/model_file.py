@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.errors import ArtifactError, first_line
 from bottleneck.heads.artifact import HeadArtifact, write_whole
 from bottleneck.names import STATE_PREFIX
@@ -98,9 +99,7 @@ def load_network(module: nn.Module, path: str | Path) -> bool:
     return True
 
 
-def backbone_of(
-    head: HeadArtifact, path: str | Path, *, weights: str | None = None, trust_code: bool = False
-) -> Backbone:
+def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_OPTIONS) -> Backbone:
     """The network that the head in the file `path` takes its features from.
 
     Of a head file it is the recipe's, with the BatchNorm statistics that the file holds where the weights are
@@ -108,8 +107,7 @@ def backbone_of(
 
     Parameters
     ----------
-    weights : the weights file, where the recipe says that they came from one
-    trust_code : allow a backbone that the head names as package.module:function
+    options : the weights file, where the recipe's weights are "file"; the permission to import code
 
     Raises
     ------
@@ -121,9 +119,9 @@ def backbone_of(
     state, recipe = read_network(path), head.backbone
     if not _is_whole(state):
         statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
-        return load_from_recipe(recipe, weights=weights, statistics=statistics, trust_code=trust_code)
+        return load_from_recipe(recipe, options, statistics=statistics)
     own = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
-    backbone = load_backbone(recipe["name"], weights="none", trust_code=trust_code, **own)
+    backbone = load_backbone(recipe["name"], weights="none", trust_code=options.trust_code, **own)
     load_network(backbone.module, path)
     trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}
     backbone.recipe = {"name": recipe["name"], **trained, **own}

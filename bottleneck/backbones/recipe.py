@@ -36,6 +36,9 @@ class LoadOptions:
     trust_code: bool = False
 
 
+NO_OPTIONS = LoadOptions()  # published weights or the library's own code: nothing is needed from the user
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """`resnet50:IMAGENET1K_V1` and `timm/resnet50.a1_in1k` → name and weights id.
 

@@ -31,7 +31,15 @@ from bottleneck.backbones.channels import adapt_channels
 from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
 from bottleneck.backbones.families.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture
 from bottleneck.backbones.graph import on_meta
-from bottleneck.backbones.recipe import PUBLISHED, file_sha256, is_weights_file, names_code, split_name
+from bottleneck.backbones.recipe import (
+    NO_OPTIONS,
+    PUBLISHED,
+    LoadOptions,
+    file_sha256,
+    is_weights_file,
+    names_code,
+    split_name,
+)
 from bottleneck.backbones.weights import classes_in, load_weights, read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
@@ -160,21 +168,18 @@ def outline(
 
 def load_from_recipe(
     recipe: dict,
+    options: LoadOptions = NO_OPTIONS,
     *,
-    weights: str | None = None,
     statistics: Mapping[str, np.ndarray] | None = None,
-    trust_code: bool = False,
 ) -> Backbone:
     """Rebuild the network that a cache, a head or a model names, and check that it is the same.
 
     Parameters
     ----------
-    weights : str, optional
-        The weights file, where the recipe says "file".
+    options : LoadOptions
+        The weights file, where the recipe's weights are "file"; the permission to import code.
     statistics : mapping of str to ndarray, optional
-        BatchNorm's, where the recipe says "calibrated" (see `calibrate.statistics`).
-    trust_code : bool
-        Whether code that the recipe names may be imported: only on the user's own word.
+        BatchNorm's, where the recipe says "calibrated" (see `batchnorm.statistics`).
 
     Raises
     ------
@@ -184,18 +189,18 @@ def load_from_recipe(
     name, kept = recipe.get("name"), recipe.get("weights")
     if not isinstance(name, str) or not isinstance(kept, str):
         raise BackboneError(f"The recipe {recipe} names no backbone and weights.")
-    if kept == "file" and weights is None:
+    if kept == "file" and options.weights is None:
         raise BackboneError(
             f"The weights of {name} came from a file (sha256 {recipe.get('file_sha256')}).",
             "Give it with --weights FILE.",
         )
     backbone = load_backbone(
         name,
-        weights={"file": weights, "module": None}.get(kept, kept),
+        weights={"file": options.weights, "module": None}.get(kept, kept),
         seed=recipe.get("seed", 0),
         in_channels=recipe.get("in_channels", 3),
         depth=recipe.get("depth"),
-        trust_code=trust_code,
+        trust_code=options.trust_code,
     )
     if recipe.get("calibrated"):
         if statistics is None:

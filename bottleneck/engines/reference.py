@@ -1,4 +1,4 @@
-"""The reference that every engine is compared with: the extractor in eager float32 on a few of the user's images.
+"""The reference that every engine is compared with: the extractor in eager float32 on a few images.
 
 Each row is compared as a whole: values near zero are judged against the size of their row, and a row of small
 values is not hidden by a row of large ones.
@@ -29,7 +29,7 @@ INT8_COSINE = 0.98
 
 
 class Eager:
-    """The extractor and its rows for the probe images. Both are made at first use; torch is imported only then.
+    """The extractor and its rows for the probe images; both are made, and torch imported, at first use.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class Eager:
 
 @contextmanager
 def refusal(what: str) -> Iterator[None]:
-    """Turn whatever a library raises while doing `what` into an EngineError, so that another engine is tried."""
+    """Turn what a library raises while doing `what` into an EngineError, so that another engine is tried."""
     try:
         yield
     except BottleneckError:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from bottleneck.backbones.model_file import holds_network
-from bottleneck.backbones.recipe import request_differences
+from bottleneck.backbones.recipe import LoadOptions, request_differences
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
@@ -162,9 +162,8 @@ class Request:
             from bottleneck.backbones.batchnorm import read_statistics
 
             statistics = read_statistics(self.path)
-        return load_from_recipe(
-            recipe, weights=self.config.weights, statistics=statistics, trust_code=self.config.trust_code
-        )
+        options = LoadOptions(self.config.weights, self.config.trust_code)
+        return load_from_recipe(recipe, options, statistics=statistics)
 
     def _calibrate(self, backbone: Backbone) -> None:
         """Set a random network's BatchNorm statistics from the user's images; keep them beside the cache."""

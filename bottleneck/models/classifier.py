@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.backbones.model_file import backbone_of
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
@@ -225,5 +226,5 @@ def load_model(
         The file is no head or model, is damaged or hostile.
     """
     head = load_head(path)
-    load = partial(backbone_of, head, path, weights=weights, trust_code=trust_code)
+    load = partial(backbone_of, head, path, LoadOptions(weights, trust_code))
     return Classifier(head, load, EngineConfig(**options))

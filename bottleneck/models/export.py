@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.model_file import backbone_of
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.engines.onnx_export import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
@@ -116,7 +117,7 @@ def export(
     if format not in SUFFIXES:
         raise ArtifactError(f"The format is {format!r}; expected {' or '.join(SUFFIXES)}.")
     head = load_head(model)
-    backbone = backbone_of(head, model, trust_code=trust_code)
+    backbone = backbone_of(head, model, LoadOptions(trust_code=trust_code))
     deployed = Deployed(backbone, head)
     path = Path(output) if output else Path(model).with_suffix(SUFFIXES[format])
     write = _onnx if format == "onnx" else _torch

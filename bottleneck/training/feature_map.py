@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.backbones.section import Cut, Section
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
@@ -68,8 +69,7 @@ def ensure_map(
     *,
     views: int = 0,
     dtype: str | None = None,
-    weights: str | None = None,
-    trust_code: bool = False,
+    options: LoadOptions = NO_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> float:
     """See that the cache has the map `node`, with `views` views; returns the seconds that this took.
@@ -95,7 +95,7 @@ def ensure_map(
         source = source_of(opened)
         dtype = dtype or next(iter(opened.nodes.values())).dtype
     require_images(source, slice(None), "A new node is needed", cache)
-    asked = {"nodes": (node,), "views": views, "dtype": dtype, "weights": weights, "trust_code": trust_code}
+    asked = {"nodes": (node,), "views": views, "dtype": dtype, **asdict(options)}
     replaced = there is not None and there.dtype != dtype
     with _set_aside(companion_path(cache, there)) if replaced else nullcontext():
         reporter.tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
@@ -171,8 +171,7 @@ def ensure_exact_map(
     config: RunConfig,
     *,
     views: int = 0,
-    weights: str | None = None,
-    trust_code: bool = False,
+    options: LoadOptions = NO_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> float:
     """See that the cache `path` has the map of `cut`, exact enough for `head`; returns the seconds it took.
@@ -184,7 +183,7 @@ def ensure_exact_map(
     CacheError
         The map has to be extracted, and images are gone, or the disk is full.
     """
-    asked = {"views": views, "weights": weights, "trust_code": trust_code, "reporter": reporter}
+    asked = {"views": views, "options": options, "reporter": reporter}
     seconds = ensure_map(path, cut.node, **asked)
     with FeatureCache(path) as cache:
         if cache.node(cut.node).dtype == "float32":

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
@@ -335,11 +336,12 @@ def prepared(
         require_same_cache(artifact, opened, samples)
         _require_target(artifact, samples, cache, head)
         sets = labelled_sets(samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
-        backbone = backbone_of(opened, config.weights, config.trust_code)
+        options = LoadOptions(config.weights, config.trust_code)
+        backbone = backbone_of(opened, options)
         start = starting_head(artifact, opened, sets)
     cut = find_cut(backbone, artifact.node, config.unfreeze)
     path = Path(output) if output else default_model(cache, artifact, cut)
-    asked = {"weights": config.weights, "trust_code": config.trust_code, "reporter": reporter}
+    asked = {"options": options, "reporter": reporter}
     map_seconds = 0.0
     if cut.node:
         map_seconds = ensure_exact_map(cache, backbone, cut, start, sets, run, views=config.views, **asked)

@@ -18,6 +18,7 @@ import numpy as np
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.batchnorm import read_statistics
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.backbones.registry import load_from_recipe
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.loader import load_images
@@ -154,15 +155,9 @@ def fill(
     return failures
 
 
-def backbone_of(cache: FeatureCache, weights: str | None = None, trust_code: bool = False) -> Backbone:
-    """The network that a cache was made with.
-
-    weights : its weights file, where it came from one. Raises BackboneError where it cannot be had.
-    """
-    statistics = statistics_of(cache)
-    return load_from_recipe(
-        cache.spec.backbone, weights=weights, statistics=statistics or None, trust_code=trust_code
-    )
+def backbone_of(cache: FeatureCache, options: LoadOptions = NO_OPTIONS) -> Backbone:
+    """The network that a cache was made with. Raises BackboneError where it cannot be had."""
+    return load_from_recipe(cache.spec.backbone, options, statistics=statistics_of(cache) or None)
 
 
 def statistics_of(cache: FeatureCache) -> dict[str, np.ndarray]:

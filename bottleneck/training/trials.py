@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
@@ -126,7 +127,7 @@ class Bench:
             # Heads are fitted here, on train alone: there is nothing left that has seen a carved val.
             self.sets = replace(found, carved=False)
             self._require_shots()
-            self.backbone = backbone_of(cache, config.weights, config.trust_code)
+            self.backbone = backbone_of(cache, LoadOptions(config.weights, config.trust_code))
         depths = [depth for depth in config.unfreeze if depth != 0]
         self.cuts = {depth: find_cut(self.backbone, config.node, depth) for depth in depths}
         self.original = {name: tensor.clone() for name, tensor in self.backbone.module.state_dict().items()}
@@ -134,7 +135,7 @@ class Bench:
 
     def __enter__(self) -> Bench:
         config = self.config
-        asked = {"weights": config.weights, "trust_code": config.trust_code, "reporter": self.reporter}
+        asked = {"options": LoadOptions(config.weights, config.trust_code), "reporter": self.reporter}
         with FeatureCache(self.path) as self.cache:
             head = self._head(ALL, 0, self.sets)
         for cut in self.cuts.values():

@@ -8,7 +8,7 @@ import torch
 import torchvision.models as zoo
 
 from bottleneck.backbones.families import torchvision_models
-from bottleneck.backbones.recipe import request_differences
+from bottleneck.backbones.recipe import LoadOptions, request_differences
 from bottleneck.backbones.registry import load_backbone, load_from_recipe, outline
 from bottleneck.errors import BackboneError
 
@@ -178,7 +178,7 @@ def user_net(tmp_path, monkeypatch):
 def test_a_user_s_function_is_a_backbone_once_trusted(user_net):
     backbone = load_backbone(user_net, trust_code=True, seed=2)
     assert backbone.num_features == 4
-    assert load_from_recipe(backbone.recipe, trust_code=True).recipe == backbone.recipe
+    assert load_from_recipe(backbone.recipe, LoadOptions(trust_code=True)).recipe == backbone.recipe
 
 
 def test_a_user_s_function_may_say_how_its_images_are_preprocessed(user_net):

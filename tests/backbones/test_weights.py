@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.registry import load_backbone, load_from_recipe
 from bottleneck.backbones.weights import load_weights, read_weights
 from bottleneck.errors import BackboneError
@@ -49,7 +50,9 @@ def test_a_classifier_of_other_classes_is_taken_from_the_file(tmp_path):
     backbone = load_backbone("shufflenet_v2_x0_5", weights=str(tmp_path / "pets.pth"))
     assert backbone.node_shape("classifier") == ((37,), "NC")
     assert backbone.class_names is None
-    assert load_from_recipe(backbone.recipe, weights=str(tmp_path / "pets.pth")).recipe == backbone.recipe
+    assert (
+        load_from_recipe(backbone.recipe, LoadOptions(str(tmp_path / "pets.pth"))).recipe == backbone.recipe
+    )
 
 
 def test_recipe_of_a_file_asks_for_the_file_and_checks_it(squeezenet, tmp_path):
@@ -59,7 +62,7 @@ def test_recipe_of_a_file_asks_for_the_file_and_checks_it(squeezenet, tmp_path):
         load_from_recipe(recipe)
     torch.save({name: value + 1 for name, value in squeezenet.items()}, tmp_path / "other.pth")
     with pytest.raises(BackboneError, match="file_sha256, weights_sha256 differ"):
-        load_from_recipe(recipe, weights=str(tmp_path / "other.pth"))
+        load_from_recipe(recipe, LoadOptions(str(tmp_path / "other.pth")))
 
 
 def test_weights_of_another_architecture_are_reported_by_key(squeezenet, tmp_path):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
@@ -76,7 +77,7 @@ def advise(
     if budget < LEAST_BUDGET:
         raise BottleneckError(f"The budget is {budget} samples; expected {LEAST_BUDGET} or more.")
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
-    trial = _prepare(Path(cache), folder, target, budget, seed, weights, trust_code, reporter)
+    trial = _prepare(Path(cache), folder, target, budget, seed, LoadOptions(weights, trust_code), reporter)
     near = trial.compare(seed, reporter)
     attempts = Attempts(trial.path, trial.source, trial.subject, trial.nodes, folder, reporter)
     attempts.run()
@@ -159,22 +160,20 @@ def _prepare(
     target: str | None,
     budget: int,
     seed: int,
-    weights: str | None,
-    trust_code: bool,
+    options: LoadOptions,
     reporter: Reporter,
 ) -> _Trial:
     """Draw the samples, load the network, extract every block's features."""
     with FeatureCache(cache) as opened:
         target = class_target(opened, target)
         source = trial_source(opened, target, budget, seed)
-        backbone = backbone_of(opened, weights, trust_code)
+        backbone = backbone_of(opened, options)
         preprocess = Preprocess.from_json(opened.spec.preprocess)
         nodes = probe_nodes(backbone, preprocess)
-        own = {"weights": weights, "trust_code": trust_code, "reporter": reporter}
-        path = extract_trial(opened, source, folder / "trial.h5", nodes, **own)
+        path = extract_trial(opened, source, folder / "trial.h5", nodes, options=options, reporter=reporter)
         values = opened.samples.targets[target]
         codes = values.values[values.labelled & (opened.samples.split == "train")]
-        subject = Subject(cache, opened.source_root, target, tuple(opened.nodes), weights, trust_code)
+        subject = Subject(cache, opened.source_root, target, tuple(opened.nodes), options)
     with FeatureCache(path) as written:
         counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
     return _Trial(path, source, subject, backbone, preprocess, nodes, codes, counts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.data.source import Source
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.names import BOTTLENECK
@@ -33,21 +34,20 @@ WORTH_TUNING = 0.01  # of cross-validated accuracy, won by earlier features: the
 class Subject:
     """What is advised on.
 
-    cache : the user's. root : its source. nodes : those that it has. weights, trust_code : of its network.
+    cache : the user's. root : its source. nodes : those that it has. options : those that load its network.
     """
 
     cache: Path
     root: str
     target: str
     nodes: tuple[str, ...]
-    weights: str | None = None
-    trust_code: bool = False
+    options: LoadOptions = NO_OPTIONS
 
     @property
     def network_flags(self) -> str:
         """As the commands that load the network take them."""
-        weights = f" --weights {quote(self.weights)}" if self.weights else ""
-        return weights + (" --trust-code" if self.trust_code else "")
+        weights = f" --weights {quote(self.options.weights)}" if self.options.weights else ""
+        return weights + (" --trust-code" if self.options.trust_code else "")
 
     def fit_command(self, node: str) -> str:
         """Extract `node` where the cache lacks it, and fit a head on it."""
@@ -127,8 +127,8 @@ class Attempts:
             model,
             unfreeze=unfreeze,
             epochs=EPOCHS,
-            weights=self.subject.weights,
-            trust_code=self.subject.trust_code,
+            weights=self.subject.options.weights,
+            trust_code=self.subject.options.trust_code,
             reporter=self.reporter,
         )
         blocks = ", ".join(result.unfrozen)

@@ -15,6 +15,7 @@ from shlex import quote
 import numpy as np
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.splits import set_aside
@@ -109,8 +110,7 @@ def extract_trial(
     path: Path,
     nodes: Sequence[str],
     *,
-    weights: str | None = None,
-    trust_code: bool = False,
+    options: LoadOptions = NO_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> Path:
     """Extract `nodes` of `source` into the cache `path`, by the recipe of `cache`."""
@@ -120,13 +120,13 @@ def extract_trial(
         source,
         path,
         backbone=recipe["name"],
-        weights=weights if kept == "file" else kept,
+        weights=options.weights if kept == "file" else kept,
         seed=recipe.get("seed"),
         in_channels=recipe.get("in_channels"),
         nodes=tuple(nodes),
         image_size=preprocess.size,
         crop="squash" if preprocess.squash else preprocess.size / preprocess.resize,
-        trust_code=trust_code,
+        trust_code=options.trust_code,
         reporter=reporter,
     )
     return path
