@@ -1,13 +1,16 @@
-"""What a source says of its samples: images, split, targets. Plain arrays, no torch, no files.
+"""The samples of a source (images, split, targets), and the protocol by which their rows are read.
 
-`data` reads such a table from a folder or a manifest, `store` keeps it in the cache; both meet only here.
+`data` reads a sample table from a folder or a manifest, `store` writes it to the cache. `store`, `heads` and
+`training` exchange rows of features, feature maps or pixels as `RowReader` objects. Plain arrays, no torch.
 
-Shapes: I images, S samples, M images per sample, L labels of a multi-label target, P covariates.
+Shapes: I images, S samples, M images per sample, L labels of a multi-label target, P covariates, n rows.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -15,6 +18,42 @@ from bottleneck.errors import SourceError
 from bottleneck.names import TARGET_KINDS
 
 UNLABELLED = -1
+
+
+class RowReader(Protocol):
+    """Rows of numbers, one per image or sample, in memory or in files.
+
+    Attributes
+    ----------
+    shape : (n, …) of all rows.
+    dtype : as `read` and `take` return them.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @abstractmethod
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows `indices` (m,), in that order, as an array (m, …)."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows start … stop−1."""
+        return self.take(np.arange(start, stop))
+
+
+class ArrayRows(RowReader):
+    """An array (n, …), in memory or mapped from a file, as a row reader."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return a copy of the rows `indices`."""
+        return self.array[indices]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the rows start … stop−1, without a copy."""
+        return self.array[start:stop]
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ import numpy as np
 from bottleneck.heads.artifact import HeadArtifact, apply_link, whole_file, write_whole
 from bottleneck.heads.fit import KindResult
 from bottleneck.heads.metrics import fit_temperature, measure
-from bottleneck.heads.row_blocks import ArrayRows, RowReader, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.names import SPLITS
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import hand_back
 

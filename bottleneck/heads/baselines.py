@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bottleneck.heads.estimator import ClassHead, standardisation_of
-from bottleneck.heads.row_blocks import RowReader, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_checked
+from bottleneck.samples import RowReader
 
 MOST_NEIGHBOURS = 20
 

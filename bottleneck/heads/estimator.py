@@ -23,17 +23,9 @@ from sklearn.utils.validation import (
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.row_blocks import (
-    ArrayRows,
-    RowReader,
-    as_rows,
-    block_size,
-    blocks,
-    is_reader,
-    read_checked,
-    without_torch,
-)
+from bottleneck.heads.row_blocks import as_rows, block_size, blocks, is_reader, read_checked, without_torch
 from bottleneck.heads.solver.design import Standardisation, standardisation
+from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
 DTYPES = (np.float32, np.float64, np.float16)  # kept as they come; others become the first

@@ -12,13 +12,13 @@ import torch
 
 from bottleneck.errors import FitError
 from bottleneck.heads.logistic import DEFAULT, SweepConfig
-from bottleneck.heads.row_blocks import ArrayRows, RowReader, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.design import Standardisation, build_design, standardisation, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import group_tasks, solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, Task
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import Target
+from bottleneck.samples import ArrayRows, RowReader, Target
 from bottleneck.threads import WorkerPool
 
 LARGEST_C = 1.0

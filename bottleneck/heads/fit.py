@@ -18,10 +18,11 @@ from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.logistic import Fitted, SweepConfig, sweep
 from bottleneck.heads.mlp import MLPHead
 from bottleneck.heads.ridge import ridge_sweep
-from bottleneck.heads.row_blocks import RowReader, ViewRows, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import ViewRows, block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.names import LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import RowReader
 
 ABSENT = -30.0  # logit of a class that a fold's training samples lack
 

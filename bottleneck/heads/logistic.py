@@ -21,7 +21,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.cross_validation import Scores, Tally, grid_of, tally_of
 from bottleneck.heads.estimator import ClassHead
-from bottleneck.heads.row_blocks import RowReader, block_size, is_double, linear_outputs
+from bottleneck.heads.row_blocks import block_size, is_double, linear_outputs
 from bottleneck.heads.solver.design import (
     Design,
     Standardisation,
@@ -34,7 +34,7 @@ from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import POLISHED, TOLERANCE, Solution, group_tasks, refit, solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, weights_by_code
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import Target
+from bottleneck.samples import RowReader, Target
 from bottleneck.threads import WorkerPool
 
 DEFAULT_MEMORY = 4 << 30

@@ -22,8 +22,9 @@ from torch.nn.functional import cross_entropy
 
 from bottleneck.errors import FitError
 from bottleneck.heads.estimator import ClassHead, standardisation_of
-from bottleneck.heads.row_blocks import RowReader, blocks, read_checked
+from bottleneck.heads.row_blocks import blocks, read_checked
 from bottleneck.heads.solver.design import Standardisation
+from bottleneck.samples import RowReader
 
 HIDDEN = 128
 DROPOUT = 0.3

@@ -34,8 +34,6 @@ from bottleneck.heads.cross_validation import AUTO_C, grid_of, tally_of
 from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.logistic import DEFAULT, DEFAULT_MEMORY, Fitted, SweepConfig
 from bottleneck.heads.row_blocks import (
-    ArrayRows,
-    RowReader,
     as_rows,
     block_size,
     is_double,
@@ -46,7 +44,7 @@ from bottleneck.heads.row_blocks import (
 from bottleneck.heads.solver.design import Design, build_design, standardisation, streamed_like, unchanged
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors, weights_by_code
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import UNLABELLED
+from bottleneck.samples import UNLABELLED, ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
 

@@ -1,96 +1,95 @@
-"""Rows of features from wherever they lie: numpy arrays, torch tensors, open caches.
+"""Rows of features read in blocks, so that a head is fitted on more rows than fit in memory.
 
-A row reader has `shape` (n, …, D), `dtype` and `read(start, stop) -> ndarray`; everything in `heads` that may
-be larger than memory asks for nothing else.
+A head takes an array, a torch tensor, or any object with `shape` (n, D), `dtype` and `read(start, stop)`
+(`bottleneck.samples.RowReader`), for example the rows of an open cache.
 
-Shapes: n rows, D features, V views, B rows of a block.
+Shapes: n rows, D features, V views, B rows of a block, K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from bottleneck.errors import FitError
+from bottleneck.samples import ArrayRows, RowReader
 
 BLOCK_BYTES = 8 << 20
 
 
-class RowReader(Protocol):
-    """Rows that are read in blocks."""
+class SelectedRows(RowReader):
+    """The rows `indices` (m,) of another reader, in that order."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    def __init__(self, rows: RowReader, indices: np.ndarray) -> None:
+        self.rows, self.indices = rows, indices
+        self.shape, self.dtype = (len(indices), *rows.shape[1:]), rows.dtype
 
-    def read(self, start: int, stop: int) -> np.ndarray: ...
-
-
-class ArrayRows:
-    """An array (n, D) as a row reader."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array, self.shape, self.dtype = array, array.shape, array.dtype
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1, without a copy."""
-        return self.array[start:stop]
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows `indices` of this selection."""
+        return self.rows.take(self.indices[indices])
 
 
-class ViewRows:
+class ViewRows(RowReader):
     """Views (n, V, D) of another reader as n·V rows; row i·V + v is view v of sample i."""
 
     def __init__(self, rows: RowReader) -> None:
         n, self.views, width = rows.shape
         self.rows, self.shape, self.dtype = rows, (n * self.views, width), rows.dtype
 
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows `indices`."""
+        return self.rows.take(indices // self.views)[np.arange(len(indices)), indices % self.views]
+
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1."""
+        """Return the rows start … stop−1; each sample's views are read once."""
         first = start // self.views
         block = self.rows.read(first, -(-stop // self.views)).reshape(-1, self.shape[1])
         return block[start - first * self.views : stop - first * self.views]
 
 
 def is_reader(X: Any) -> bool:
-    """True for an object with the row-reader protocol that is not an array."""
+    """Return True for an object that is read in blocks, False for arrays and tensors."""
     return hasattr(X, "read") and hasattr(X, "shape")
 
 
 def as_rows(X: Any) -> RowReader:
-    """A reader of (n, D) rows for an array, a tensor, or a reader of rows or of views (n, V, D)."""
-    if is_reader(X):
-        return ViewRows(X) if len(X.shape) == 3 else X
-    return ArrayRows(np.asarray(without_torch(X)))
+    """Return a reader of rows (n, D) for an array, a tensor, or a reader of rows or of views (n, V, D)."""
+    if not is_reader(X):
+        return ArrayRows(np.asarray(without_torch(X)))
+    rows: RowReader = ViewRows(X) if len(X.shape) == 3 else X
+    return rows
 
 
 def without_torch(X: Any) -> Any:
-    """A tensor as an array; anything else as it is."""
+    """Return a tensor as an array, anything else unchanged."""
     return X.detach().cpu().numpy() if hasattr(X, "detach") else X
 
 
 def is_double(rows: RowReader) -> bool:
-    """True where the rows need float64; float16, float32 and integers of a pixel are solved in float32."""
+    """Return True where the rows are solved in float64; float16, float32 and integers are in float32."""
     return rows.dtype == np.float64
 
 
 def blocks(rows: RowReader, size: int) -> Iterator[tuple[int, int]]:
-    """Bounds (start, stop) of blocks of up to `size` rows."""
+    """Yield the bounds (start, stop) of blocks of up to `size` rows."""
     return ((start, min(start + size, rows.shape[0])) for start in range(0, rows.shape[0], size))
 
 
 def block_size(width: int, block_bytes: int = BLOCK_BYTES) -> int:
-    """Rows of `width` float32 numbers in about `block_bytes`."""
+    """Return how many rows of `width` float32 numbers take about `block_bytes`; 1 or more."""
     return max(1, block_bytes // (4 * max(1, width)))
 
 
-def read_checked(rows: RowReader, start: int, stop: int, dtype: np.dtype | type = np.float32) -> np.ndarray:
-    """Rows start … stop−1 as `dtype` (B, D), all finite.
+def read_checked(rows: RowReader, start: int, stop: int, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Return the rows start … stop−1 as `dtype` (B, D), all finite.
 
     Raises
     ------
     FitError
-        Naming the first row and feature that is NaN or infinite.
+        A number is NaN or infinite; the message names the first such row and feature.
     """
     block = np.asarray(rows.read(start, stop), dtype)
     if not np.isfinite(block.sum(dtype=np.float64)) and not np.isfinite(block).all():
@@ -104,7 +103,7 @@ def read_checked(rows: RowReader, start: int, stop: int, dtype: np.dtype | type 
 
 
 def linear_outputs(rows: RowReader, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:
-    """rows · coefᵀ + intercept (n, C) block by block, in float64 for float64 rows. coef : (C, D)."""
+    """Return rows · coefᵀ + intercept (n, K) for coef (K, D); in float64 for float64 rows."""
     dtype = np.float64 if is_double(rows) else np.float32
     coef, intercept = coef.T.astype(dtype), intercept.astype(dtype)
     size = block_size(rows.shape[1])

@@ -171,7 +171,7 @@ def question_of(y: np.ndarray, folds: int):
 
 def measured_sweep(x: np.ndarray, questions: list, grid: np.ndarray) -> tuple[list, dict]:
     from bottleneck.heads.logistic import sweep
-    from bottleneck.heads.row_blocks import ArrayRows
+    from bottleneck.samples import ArrayRows
 
     before, start = peak(), time.perf_counter()
     found = sweep(ArrayRows(x), questions, grid)

@@ -11,7 +11,7 @@ from bottleneck.errors import FitError
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.baselines import KNNHead, NearestMeanHead, knn_arrays, neighbours
 from bottleneck.heads.mlp import MLPHead
-from bottleneck.heads.row_blocks import ArrayRows
+from bottleneck.samples import ArrayRows
 
 
 class Blocks:

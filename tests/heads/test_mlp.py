@@ -9,7 +9,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.mlp import HELD_OUT, MLPHead, held_out
-from bottleneck.heads.row_blocks import ArrayRows
+from bottleneck.samples import ArrayRows
 
 
 class Reader(ArrayRows):

@@ -24,7 +24,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from bottleneck.errors import FitError
-from bottleneck.heads.row_blocks import ArrayRows, RowReader, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_checked
+from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
 

@@ -24,8 +24,9 @@ from scipy import linalg, sparse
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.errors import BackboneError, FitError
-from bottleneck.heads.row_blocks import RowReader, as_rows, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import as_rows, block_size, blocks, read_checked
 from bottleneck.names import BOTTLENECK
+from bottleneck.samples import RowReader
 
 CHUNK_BYTES = 64 << 20  # of float64 rows read at a time
 WIDEST = 8192  # features, where rows are more: the scatter then takes 0.5 GiB

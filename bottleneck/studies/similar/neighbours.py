@@ -13,7 +13,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from bottleneck.heads.row_blocks import RowReader, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_checked
+from bottleneck.samples import RowReader
 
 QUERY_BYTES = 64 << 20  # of queries that are compared together; the rows are read once for each such block
 CELLS = 1 << 22  # cosines of a block

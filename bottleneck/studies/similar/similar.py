@@ -29,8 +29,8 @@ from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.extraction.settings import Request
-from bottleneck.heads.row_blocks import ArrayRows, RowReader
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, look_alikes, nearest
 

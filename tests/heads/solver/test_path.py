@@ -5,8 +5,8 @@ import pytest
 
 from bottleneck.errors import FitError
 from bottleneck.heads.logistic import SweepConfig, sweep
-from bottleneck.heads.row_blocks import ArrayRows
 from bottleneck.heads.solver.path import solve_path
+from bottleneck.samples import ArrayRows
 from tests.helpers.problems import features, judge, objective, question, standardised_coef
 
 GRID = (1e-6, 1e-4, 1e-2, 1.0)

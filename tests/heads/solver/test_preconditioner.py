@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bottleneck.heads.row_blocks import ArrayRows
 from bottleneck.heads.solver.design import build_design, unchanged
 from bottleneck.heads.solver.objective import Passes, Request
 from bottleneck.heads.solver.preconditioner import Preconditioner
 from bottleneck.heads.solver.problem import NO_FOLD, Group, Task
+from bottleneck.samples import ArrayRows
 from bottleneck.threads import WorkerPool
 from tests.helpers.problems import features
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.errors import FitError
-from bottleneck.heads.row_blocks import ArrayRows
+from bottleneck.samples import ArrayRows
 from bottleneck.studies.similar import neighbours
 from bottleneck.studies.similar.neighbours import NONE, Groups, look_alikes, nearest
 
