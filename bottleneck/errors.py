@@ -61,6 +61,10 @@ class ArtifactError(BottleneckError):
     """A head or model file cannot be read, or does not fit what it is used with."""
 
 
+class WriteError(ArtifactError, CacheError):
+    """A file cannot be written: the disk is full, or its folder is read-only."""
+
+
 LONGEST_REASON = 300  # characters
 
 

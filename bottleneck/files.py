@@ -1,7 +1,7 @@
-"""Files that survive: durable writes, one rename, and room on the disk checked beforehand.
+"""Write files that survive a crash: durable bytes, one rename, free disk checked beforehand.
 
-All writing of the store goes through `write`, `sync` and `rename` here, so that the fault tests can fail or
-stop each of them.
+Every file that users keep is written by `replacing`, `whole_file` or `write_whole`. The store writes through
+`write`, `sync` and `rename`, so that the fault tests can fail or stop each of them.
 """
 
 from __future__ import annotations
@@ -10,21 +10,81 @@ import errno
 import hashlib
 import io
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, WriteError
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+TEMPORARY = ".new"  # ends the name of a file that is being written
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `path`; then make it durable and rename it to `path`.
+
+    After an error the temporary file is deleted, and a file at `path` is as it was.
+
+    Raises
+    ------
+    WriteError
+        The disk is full, or the folder cannot be written. An OSError that names another file is the caller's
+        own and passes unchanged.
+    """
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
+        sync_file(fresh)
+        rename(fresh, path)
+    except BaseException as error:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        if isinstance(error, OSError) and _concerns(error, {fresh, path, *path.parents}):
+            raise write_error(error, path) from error
+        raise
+
+
+def _concerns(error: OSError, paths: set[Path]) -> bool:
+    """True if the error names one of `paths` or, as errors of open files do, no path at all."""
+    return not isinstance(error.filename, str) or Path(error.filename) in paths
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a binary file whose content replaces `path` as in `replacing`."""
+    with replacing(path) as fresh, open(fresh, "xb") as file:
+        yield file
+
+
+def write_whole(path: Path, data: bytes | memoryview) -> None:
+    """Replace the file `path` by one that holds `data`, as in `replacing`."""
+    with replacing(path) as fresh:
+        _write_new(fresh, data)
+
+
+def write_durably(path: Path, data: bytes | memoryview) -> None:
+    """Write a file under its final name and make its bytes durable; a crash may leave half of it."""
+    _write_new(path, data)
+    sync_file(path)
+
+
+def _write_new(path: Path, data: bytes | memoryview) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
+    try:
+        write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
 
 
 class LatchedFile(io.RawIOBase):
-    """The file object through which HDF5 writes.
+    """A file object for HDF5, which cannot close a file after a failed write.
 
-    HDF5 cannot close a file whose writes fail: it keeps the handle and complains when the process ends.
-    So the first error is kept, every later write is dropped, and `commit` raises it once HDF5 is done.
+    The first error is stored in `error`, and later writes are dropped. Raise it when HDF5 is done.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,7 +92,7 @@ class LatchedFile(io.RawIOBase):
         self.error: OSError | None = None
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
         if self.error is None:
             try:
@@ -41,12 +101,12 @@ class LatchedFile(io.RawIOBase):
                 self.error = error
         return len(view)
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
         data = os.read(self._descriptor, len(view))
         view[: len(data)] = data
         if self.error is not None and len(data) < len(view):
-            view[len(data) :] = bytes(len(view) - len(data))  # what was dropped; the file is thrown away
+            view[len(data) :] = bytes(len(view) - len(data))  # dropped bytes; the file will be deleted
             return len(view)
         return len(data)
 
@@ -74,12 +134,6 @@ class LatchedFile(io.RawIOBase):
     def seekable(self) -> bool:
         return True
 
-    def commit(self) -> None:
-        """Raise the error kept, or make the bytes durable."""
-        if self.error is not None:
-            raise self.error
-        sync(self._descriptor)
-
     def close(self) -> None:
         if not self.closed:
             os.close(self._descriptor)
@@ -87,7 +141,7 @@ class LatchedFile(io.RawIOBase):
 
 
 def write_all(descriptor: int, data: memoryview | bytes) -> None:
-    """Write every byte; the system may take fewer at a time."""
+    """Write every byte; one system call may write fewer."""
     view = memoryview(data)
     while view:
         view = view[write(descriptor, view) :]
@@ -124,41 +178,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Move a durable file over `target`, and make the move durable."""
+    """Move a durable file over `target` and make the move durable."""
     os.replace(source, target)
     sync_folder(target.parent)
-
-
-def temporary(path: Path) -> Path:
-    """Where the file that will replace `path` is built."""
-    return path.with_name(path.name + ".new")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A place to build the file that replaces `path`: moved there at the end, deleted after an error.
-
-    Raises CacheError where the system refuses; what was at `path` is then as it was.
-    """
-    fresh = temporary(path)
-    try:
-        yield fresh
-        rename(fresh, path)
-    except BaseException as error:
-        fresh.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise as_cache_error(error, path) from error
-        raise
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole new file and make its bytes durable."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | BINARY, 0o666)
-    try:
-        write_all(descriptor, data)
-        sync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -168,8 +190,10 @@ def sha256_of_file(path: Path) -> str:
 
 
 def require_space(folder: Path, need: int, purpose: str) -> None:
-    """Raise CacheError where `folder` has less than `need` bytes free."""
-    free = shutil.disk_usage(folder).free
+    """Raise CacheError if less than `need` bytes are free in `folder`, which may not exist yet."""
+    folder = folder.absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < need:
         raise CacheError(
             f"{purpose} needs {readable(need)} of free disk in {folder}, which has {readable(free)}.",
@@ -178,7 +202,7 @@ def require_space(folder: Path, need: int, purpose: str) -> None:
 
 
 def readable(count: int) -> str:
-    """A number of bytes for people."""
+    """Return a number of bytes as text with a unit, such as "80.4 MB"."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
@@ -187,14 +211,13 @@ def readable(count: int) -> str:
     return f"{size:.3g} TB"
 
 
-def as_cache_error(error: OSError, path: Path) -> CacheError:
-    """An operating-system error while writing, in the user's terms."""
+def write_error(error: OSError, path: Path) -> WriteError:
+    """Return the error for users when the system refused to write `path`."""
+    reason = error.strerror or error
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return CacheError(
-            f"The disk is full: {path} could not be written.",
-            "Free some space and run the same command again; what was computed is kept.",
-        )
-    return CacheError(
-        f"{path} could not be written: {error.strerror or error}.",
-        "Run the same command again once that is mended; what was computed is kept.",
-    )
+        message = f"The disk is full: {path} could not be written."
+        hint = "Free some space and run the same command again; work already saved is reused."
+    else:
+        message = f"{path} could not be written: {reason}."
+        hint = "Remove the cause and run the same command again; work already saved is reused."
+    return WriteError(message, hint)

@@ -15,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 
 from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.errors import ArtifactError, first_line
-from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.files import write_whole
+from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import STATE_PREFIX
 
 if TYPE_CHECKING:

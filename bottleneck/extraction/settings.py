@@ -25,7 +25,7 @@ from bottleneck.engines.device import resolve_device
 from bottleneck.errors import BackboneError, CacheError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
-from bottleneck.files import write_durably
+from bottleneck.files import write_whole
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
 from bottleneck.store.layout import parts_folder
@@ -172,7 +172,7 @@ class Request:
         calibrate_batchnorm(backbone, self._example(BATCH_SIZE), self.trunk.preprocess)
         path = statistics_file(self.path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, save(statistics(backbone)))
+        write_whole(path, save(statistics(backbone)))
 
     def _new_nodes(self, names: Sequence[str], precision: str, views: dict | None) -> list[NodeSpec]:
         """Descriptions of nodes that the cache lacks. An int8 network is calibrated here, before any row."""

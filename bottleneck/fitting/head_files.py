@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.heads.artifact import HeadArtifact, apply_link, whole_file, write_whole
+from bottleneck.files import whole_file, write_whole
+from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.fit import KindResult
 from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked

@@ -20,12 +20,10 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -33,6 +31,7 @@ from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
 from bottleneck.errors import ArtifactError, first_line
+from bottleneck.files import write_whole
 from bottleneck.names import STATE_PREFIX
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 1
@@ -333,41 +332,6 @@ def load_head(path: str | os.PathLike) -> HeadArtifact:
         raise ArtifactError(
             f"{path} is not a head file: {first_line(error)}.", "Make one with `bottleneck fit-head CACHE`."
         ) from None
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write `data` as `whole_file` does."""
-    with whole_file(path) as file:
-        file.write(data)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write beside `path`, which is then made durable and moved into place in one rename.
-
-    Raises
-    ------
-    ArtifactError
-        The disk is full, or the folder cannot be written; a file that was at `path` is as it was.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ArtifactError(
-            f"{path} could not be written: {error.strerror or error}.",
-            "Free space or choose another place with -o, then run the same command again.",
-        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -27,7 +27,8 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.engines.onnx_export import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
-from bottleneck.heads.artifact import HeadArtifact, load_head, write_whole
+from bottleneck.files import write_whole
+from bottleneck.heads.artifact import HeadArtifact, load_head
 
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 BOUND = 1e-4  # greatest difference of an output from the model's

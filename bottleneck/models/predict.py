@@ -14,7 +14,7 @@ from typing import Any
 
 from bottleneck.data.source import Source, read_sources, reading_options
 from bottleneck.errors import BottleneckError
-from bottleneck.heads.artifact import write_whole
+from bottleneck.files import write_whole
 from bottleneck.models.classifier import Classifier, load_model
 from bottleneck.progress import SILENT, Reporter
 

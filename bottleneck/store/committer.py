@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import as_cache_error
+from bottleneck.files import write_error
 from bottleneck.store.parts import PartContent, PartsFolder
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import Failure, ImageTable
@@ -109,7 +109,7 @@ class Committer:
             if self._rows or self._finishing:
                 self._commit()
         except OSError as error:
-            self._error = as_cache_error(error, self._parts.path)
+            self._error = write_error(error, self._parts.path)
         except BaseException as error:
             self._error = error
 

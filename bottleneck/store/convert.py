@@ -15,7 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import replacing, sync_file
+from bottleneck.files import replacing
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 
@@ -55,7 +55,6 @@ def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str]
             cache.node(name)
         with replacing(out) as fresh:
             shapes = writers[out.suffix](cache, fresh, names)
-            sync_file(fresh)
     return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}
 
 

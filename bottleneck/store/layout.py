@@ -31,7 +31,7 @@ DTYPE_NAMES = ("float16", "float32", "float64", "int64", "uint8")
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file, durable when the context ends without an error.
+    """A new HDF5 file, to be made durable by the caller. Raises the first OSError of writing it.
 
     Superblock and indexes are those of HDF5 1.10, whose metadata carry checksums.
     """
@@ -40,7 +40,8 @@ def new_file(path: Path) -> Iterator[h5py.File]:
             yield file
             if raw.error is not None:
                 raise raw.error
-        raw.commit()
+        if raw.error is not None:
+            raise raw.error
 
 
 def write_root(file: h5py.File, spec: CacheSpec, source_root: str, map_name: str | None = None) -> None:

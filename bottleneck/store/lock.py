@@ -9,7 +9,7 @@ from pathlib import Path
 import filelock
 
 from bottleneck.errors import CacheError
-from bottleneck.files import as_cache_error
+from bottleneck.files import write_error
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.parts import PID
 
@@ -37,7 +37,7 @@ class CacheLock:
                 "Wait until it has finished, or stop it.",
             ) from None
         except OSError as error:
-            raise as_cache_error(error, path) from error
+            raise write_error(error, path) from error
         self._before = _stamp(path)
 
     def release(self) -> None:

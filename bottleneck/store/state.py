@@ -6,6 +6,7 @@ Shapes: I images.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import require_space, temporary
+from bottleneck.files import TEMPORARY, require_space
 from bottleneck.samples import SampleTable
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
@@ -265,10 +266,14 @@ def _same_tables(file: CacheFile, images: ImageTable, samples: SampleTable, fail
 
 
 def _remove_temporaries(path: Path) -> None:
-    """Files that an interrupted consolidation left behind; the lock makes them nobody's."""
-    for name in os.listdir(path.parent):
-        ours = name == temporary(path).name or (
-            name.startswith(f"{path.stem}--") and name.endswith(f"{path.suffix}.new")
-        )
-        if ours:
-            path.with_name(name).unlink(missing_ok=True)
+    """Delete what an interrupted consolidation of the main file `path` left. The caller holds its lock.
+
+    NAME--X.h5 is not touched if it has a lock file: it is then another cache, with a writer of its own.
+    """
+    names = set(os.listdir(path.parent))
+    pattern = re.compile(rf"(.+?{re.escape(path.suffix)})(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY)}")
+    for match in filter(None, map(pattern.fullmatch, names)):
+        target = match[1]
+        is_companion = target.startswith(f"{path.stem}--") and f"{target}.lock" not in names
+        if target == path.name or is_companion:
+            path.with_name(match[0]).unlink(missing_ok=True)

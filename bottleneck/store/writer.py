@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import as_cache_error
+from bottleneck.files import write_error
 from bottleneck.samples import SampleTable
 from bottleneck.store.committer import Batch, Committer, Taken
 from bottleneck.store.lock import CacheLock
@@ -96,7 +96,7 @@ class CacheWriter:
             self._committer = Committer(self._existing.parts, self.nodes)
         except OSError as error:
             self.close()
-            raise as_cache_error(error, self.path) from error
+            raise write_error(error, self.path) from error
         except BaseException:
             self.close()
             raise
@@ -217,7 +217,7 @@ class CacheWriter:
             else:
                 self._existing.finish_in_parts(images, table, failures)
         except OSError as error:
-            raise as_cache_error(error, self.path) from error
+            raise write_error(error, self.path) from error
         return replace(summary, write_seconds=self._committer.seconds + time.perf_counter() - started)
 
     def _image_table(self) -> tuple[ImageTable, np.ndarray]:

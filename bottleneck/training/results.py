@@ -18,7 +18,8 @@ from shlex import quote
 from typing import Any
 
 from bottleneck.backbones.model_file import save_model
-from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.files import write_whole
+from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.training.loop import EpochRecord, Training
 from bottleneck.training.split_rows import Sets
 

@@ -20,9 +20,10 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError
 from bottleneck.extraction.cached_source import source_of
+from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.fitting.training_set import require_labels
-from bottleneck.heads.artifact import HeadArtifact, write_whole
+from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache

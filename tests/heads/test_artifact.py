@@ -172,7 +172,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*arguments):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("bottleneck.heads.artifact.os.replace", fail)
+    monkeypatch.setattr("bottleneck.files.os.replace", fail)
     with pytest.raises(ArtifactError, match="disk is full"):
         linear(temperature=3.0).save(path)
     assert path.read_bytes() == before

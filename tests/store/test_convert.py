@@ -114,7 +114,7 @@ def test_a_full_disk_leaves_the_old_export(path, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bottleneck.store.convert.sync_file", full)
+    monkeypatch.setattr("bottleneck.files.sync_file", full)
     with pytest.raises(CacheError, match="disk is full"):
         export(path, tmp_path / "out.npz")
     assert (tmp_path / "out.npz").read_bytes() == before

@@ -31,7 +31,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bottleneck.heads.artifact import write_whole
+from bottleneck.files import write_whole
 from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
 from bottleneck.studies.transfer_study.networks import ALEXNET, LayeredNetwork, build_network
 from bottleneck.studies.transfer_study.study_config import Run, StudyConfig

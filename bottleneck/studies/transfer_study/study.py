@@ -20,7 +20,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from bottleneck.errors import BottleneckError
-from bottleneck.heads.artifact import write_whole
+from bottleneck.files import write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import canonical_json, require_equal
 from bottleneck.studies.transfer_study import reference

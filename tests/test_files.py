@@ -1,0 +1,64 @@
+"""Whole files are written in one rename, with the user's permissions, and errors are told apart."""
+
+import os
+
+import pytest
+
+from bottleneck import files
+from bottleneck.errors import ArtifactError, CacheError, WriteError
+
+
+def test_a_whole_file_replaces_the_old_one_and_makes_its_folder(tmp_path):
+    path = tmp_path / "new" / "x.bin"
+    files.write_whole(path, b"old")
+    with files.whole_file(path) as file:
+        file.write(b"new")
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(path.parent) == ["x.bin"]
+
+
+def test_an_error_of_the_caller_passes_unchanged_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(FileNotFoundError) as caught, files.whole_file(path) as file:
+        file.write(b"half")
+        (tmp_path / "another").read_bytes()
+    assert caught.value.filename == str(tmp_path / "another")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.bin"]
+
+
+@pytest.mark.parametrize("kind", [ArtifactError, CacheError])
+def test_a_refusal_of_the_system_is_an_error_of_head_and_cache(tmp_path, kind):
+    (tmp_path / "file").touch()
+    with pytest.raises(kind, match="could not be written") as caught:
+        files.write_whole(tmp_path / "file" / "x.bin", b"data")
+    assert isinstance(caught.value, WriteError)
+    assert caught.value.hint
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_permissions_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_whole(tmp_path / "x.bin", b"data")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.bin").stat().st_mode & 0o777 == 0o640
+
+
+def test_file_and_folder_are_made_durable_before_and_after_the_rename(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(files, "sync", lambda descriptor: steps.append("sync"))
+    replace = os.replace
+    monkeypatch.setattr(files.os, "replace", lambda *paths: (steps.append("rename"), replace(*paths)))
+    files.write_whole(tmp_path / "x.bin", b"data")
+    assert steps == ["sync", "rename", "sync"]
+
+
+def test_room_is_asked_of_the_nearest_folder_that_exists(tmp_path):
+    files.require_space(tmp_path / "a" / "b", 1, "Work")
+    with pytest.raises(CacheError, match="Work needs 1e"):
+        files.require_space(tmp_path / "a" / "b", 10**30, "Work")
+    assert os.listdir(tmp_path) == []
