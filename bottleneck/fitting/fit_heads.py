@@ -196,11 +196,11 @@ class _Run:
             return []
         found = fit_kind(
             kind,
-            lambda which, views: self.cache.sample_rows(node, self.train[which], views=views),
+            self.cache.sample_rows(node, self.train),
             questions,
             grid_of(config.C),
             config.sweep(),
-            views=config.views,
+            views=self.cache.sample_rows(node, self.train, views=True) if config.views else None,
             seed=config.seed,
             reporter=self.reporter,
         )

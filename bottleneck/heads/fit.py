@@ -18,15 +18,13 @@ from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.logistic import Fitted, SweepConfig, sweep
 from bottleneck.heads.mlp import MLPHead
 from bottleneck.heads.ridge import ridge_sweep
-from bottleneck.heads.row_blocks import ViewRows, block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import SelectedRows, ViewRows, block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.names import LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
 
 ABSENT = -30.0  # logit of a class that a fold's training samples lack
-
-Rows = Callable[[np.ndarray, bool], RowReader]  # samples by index, views or plain → their rows
 
 
 @dataclass(frozen=True)
@@ -53,33 +51,31 @@ class KindResult:
 
 def fit_kind(
     kind: str,
-    read: Rows,
+    rows: RowReader,
     questions: Sequence[TargetProblem],
     Cs: Sequence[float],
     config: SweepConfig,
-    views: bool = False,
+    views: RowReader | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> list[KindResult]:
     """Fit one kind of head on all questions about the same n samples.
 
-    read : gives the rows of samples by index; with True their views, (m, V, D).
+    rows : (n, D). views : (n, V, D), on which linear heads are fitted instead.
 
     Raises
     ------
     FitError
         The kind does not answer a target of this sort.
     """
-    everyone = np.arange(len(questions[0].fold))
     if kind in LINEAR_HEADS:
-        rows = read(everyone, views)
-        rows = ViewRows(rows) if views else rows
-        plain = read(everyone, False) if views else None
-        return _linear(kind, rows, questions, Cs, config, plain, reporter)
+        if views is None:
+            return _linear(kind, rows, questions, Cs, config, None, reporter)
+        return _linear(kind, ViewRows(views), questions, Cs, config, rows, reporter)
     with reporter.step(f"Fitting {kind} heads", total=len(questions), unit="targets") as advance:
         found = []
         for question in questions:
-            found.append(_estimator(kind, read, question, seed))
+            found.append(_estimator(kind, rows, question, seed))
             advance(1)
     return found
 
@@ -130,7 +126,7 @@ def _as_result(kind: str, question: TargetProblem, fitted: Fitted) -> KindResult
     )
 
 
-def _estimator(kind: str, read: Rows, question: TargetProblem, seed: int) -> KindResult:
+def _estimator(kind: str, rows: RowReader, question: TargetProblem, seed: int) -> KindResult:
     """A head without C, fitted on all labelled samples and once more without each fold."""
     target, fold = question.target, question.fold
     if target.kind != "class":
@@ -140,7 +136,7 @@ def _estimator(kind: str, read: Rows, question: TargetProblem, seed: int) -> Kin
         )
     make = _maker(kind, question, seed)
     labelled = np.flatnonzero(target.labelled)
-    head = make().fit(read(labelled, False), target.values[labelled])
+    head = make().fit(SelectedRows(rows, labelled), target.values[labelled])
     folds = int(fold.max(initial=NO_FOLD)) + 1
     scores = held = None
     if folds:
@@ -149,9 +145,9 @@ def _estimator(kind: str, read: Rows, question: TargetProblem, seed: int) -> Kin
         tally.begin()
         for number in range(folds):
             seen = labelled[fold[labelled] != number]
-            apart = make().fit(read(seen, False), target.values[seen])
+            apart = make().fit(SelectedRows(rows, seen), target.values[seen])
             out = np.flatnonzero(fold == number)
-            held[out] = _all_logits(apart, read(out, False), question.outputs)
+            held[out] = _all_logits(apart, SelectedRows(rows, out), question.outputs)
             tally.add(out, held[out])
         scores = tally.scores([np.nan])
     arrays, settings = head.arrays_, dict(head.settings_)
