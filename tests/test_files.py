@@ -1,5 +1,6 @@
 """Whole files are written in one rename, with the user's permissions, and errors are told apart."""
 
+import errno
 import os
 
 import pytest
@@ -62,3 +63,18 @@ def test_room_is_asked_of_the_nearest_folder_that_exists(tmp_path):
     with pytest.raises(CacheError, match="Work needs 1e"):
         files.require_space(tmp_path / "a" / "b", 10**30, "Work")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])
+def test_a_full_disk_is_reported_and_the_old_file_stays(tmp_path, monkeypatch, size):
+    path = tmp_path / "x.bin"
+    files.write_whole(path, b"old")
+
+    def full(descriptor, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "write", full)
+    with pytest.raises(WriteError, match="The disk is full"):
+        files.write_whole(path, bytes(size))
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x.bin"]
