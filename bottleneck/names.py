@@ -18,3 +18,6 @@ LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on c
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")
 
 STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays
+
+EXPORT_FORMATS = ("onnx", "torch")
+TOP_CLASSES = 5  # listed per prediction

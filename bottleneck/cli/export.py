@@ -15,7 +15,7 @@ from bottleneck.cli.terminal import Terminal, shows_results, table
     "--trust-code", is_flag=True, help="Import a backbone that MODEL names as package.module:function."
 )
 @shows_results
-def command(terminal: Terminal, model: str, **options: object) -> None:
+def command(terminal: Terminal, model: str, format: str, output: str | None, trust_code: bool) -> None:
     """Write MODEL, a head or a model file, for other runtimes: uint8 images in, probabilities out.
 
     Images are to be resized and cropped beforehand, as the metadata say; normalisation is inside. The file is
@@ -23,7 +23,7 @@ def command(terminal: Terminal, model: str, **options: object) -> None:
     """
     from bottleneck.models.export import export
 
-    result = export(model, **options)
+    result = export(model, format=format, output=output, trust_code=trust_code)
     rows = [(name, " × ".join(map(str, shape))) for name, shape in result.inputs.items()]
     terminal.result(
         result.to_json(),

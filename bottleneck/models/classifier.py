@@ -2,13 +2,13 @@
 
     source ──► pixels ──► trunk ──► features of M images + P covariates ──► head ──► label, confidence
 
-Shapes: I images, S samples, M images per sample, P covariates, D features, C classes.
+Shapes: S samples, M images per sample, P covariates, D features, B rows of a batch, K classes.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,21 +26,22 @@ from bottleneck.errors import ArtifactError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
+from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
 
-CHUNK = 4096  # images among which copies are recognised; their features are held that long
+CHUNK = 4096  # images among which copies are recognised; their features stay in memory that long
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a head says of a source.
+    """Outputs of a head for a source.
 
-    rows : (B,) positions in the source's samples, ascending; samples with a failed image are missing.
-    decisions : (B, C) float32, the head's decision function.
+    rows : (B,) indices of the source's samples, ascending; samples with a failed image are missing.
+    decisions : (B, K) float32, the head's decision function.
     failed : reason by image key.
     """
 
@@ -50,69 +51,62 @@ class Outputs:
 
 
 class Classifier:
-    """What `load_model` gives: images in, predictions out.
+    """A model in memory, as `load_model` returns it: images in, predictions out.
 
     Attributes
     ----------
     head : HeadArtifact
         Classes, target, temperature, metrics, the recipe of its backbone.
     trunk : Trunk
-        Loaded when the first image is computed.
+        The network up to the head's node; loaded when the first image is computed.
     """
 
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
         self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config)
 
-    def features(
-        self, source: Source, failed: dict[str, str], reporter: Reporter = SILENT
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Head inputs of the samples as their images become ready.
+    def predict(
+        self,
+        *sources: str | Path | Source,
+        top: int = TOP_CLASSES,
+        image_columns: Sequence[str] = ReadConfig.image_columns,
+        label_columns: Sequence[str] = ReadConfig.label_columns,
+        split_column: str | None = ReadConfig.split_column,
+        group_column: str | None = ReadConfig.group_column,
+        sample_column: str | None = ReadConfig.sample_column,
+        covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    ) -> list[dict[str, Any]]:
+        """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
-        Yields positions in `source.samples` (B,) and float32 inputs (B, M·D + P). An image that gives no
-        features goes to `failed` with its reason; its samples never come.
+        top : classes listed per sample. The columns are those of `ReadConfig`. A record is described at
+        `bottleneck.models.predict.predict`, which also returns the images that failed.
         """
-        gather = _Gather(source.samples)
-        with reporter.step("Classifying", total=len(source.images), unit="images") as advance:
-            for start in range(0, len(source.images), CHUNK):
-                for positions, features in self._chunk(source, start, failed):
-                    yield gather.add(positions, features)
-                    advance(len(positions))
+        reading = ReadConfig(
+            image_columns=tuple(image_columns),
+            label_columns=tuple(label_columns),
+            split_column=split_column,
+            group_column=group_column,
+            sample_column=sample_column,
+            covariate_columns=tuple(covariate_columns),
+        )
+        opened = read_sources(sources, reading)
+        return [record for source in opened for record in self.classify(source, top)[0]]
 
-    def _chunk(
-        self, source: Source, start: int, failed: dict[str, str]
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Positions and features (B, D) of the images of one chunk, copies among them last."""
-        of_digest: dict[bytes, np.ndarray] = {}
-        copies: list[LoadedImage] = []
-        for item in self.trunk.stream(source, source.images[start : start + CHUNK], [self.head.node]):
-            if isinstance(item, Batch):
-                of_digest |= {
-                    image.digest: row for image, row in zip(item.images, item.features[0], strict=True)
-                }
-                yield [start + image.index for image in item.images], item.features[0]
-            elif item.error is None:
-                copies.append(item)
-            else:
-                failed[item.key] = item.error
-        if copies:
-            rows = np.stack([of_digest[image.digest] for image in copies])
-            yield [start + image.index for image in copies], rows
-
-    def _require_fit(self, samples: SampleTable) -> None:
-        """Refuse samples that are not of the form that the head was fitted on."""
+    def classify(
+        self, source: Source, top: int = TOP_CLASSES, reporter: Reporter = SILENT
+    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
+        """Return one record per classified sample, in order, and the reason of each failed image by key."""
+        outputs = self.outputs(source, reporter)
+        if not len(outputs.rows):
+            return [], outputs.failed
         head = self.head
-        M, names = samples.image.shape[1], tuple(samples.covariate_names)
-        if head.images_per_sample != M:
-            raise ArtifactError(
-                f"The head takes {head.images_per_sample} images per sample, the source gives {M}.",
-                "Name the image columns with --image-column.",
-            )
-        if names != tuple(head.covariate_names):
-            raise ArtifactError(
-                f"The head takes covariates {list(head.covariate_names)}, the source gives {list(names)}.",
-                "Name the covariate columns with --covariate, in that order.",
-            )
+        scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, K), or (B,) of a regression
+        records = []
+        for row, score in zip(outputs.rows, scores, strict=True):
+            images = [source.images[image] for image in source.samples.image[row]]
+            record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
+            records.append(record | _prediction(head, score, top))
+        return records, outputs.failed
 
     def outputs(self, source: Source, reporter: Reporter = SILENT) -> Outputs:
         """Run all images of `source` through the network and the head.
@@ -120,46 +114,74 @@ class Classifier:
         Raises
         ------
         ArtifactError
-            The samples have other images per sample or covariates than the head was fitted on.
+            The samples have other images per sample or other covariates than the head was fitted on.
         """
-        self._require_fit(source.samples)
-        rows, decisions, failed = [], [], dict(source.absent)
-        for ready, inputs in self.features(source, failed, reporter):
+        self._require_form(source.samples)
+        rows: list[np.ndarray] = []
+        decisions: list[np.ndarray] = []
+        failed = dict(source.absent)
+        for ready, inputs in self.inputs(source, failed, reporter):
             if len(ready):
                 rows.append(ready)
                 decisions.append(self.head.decision(inputs))
         if not rows:
             return Outputs(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), failed)
-        order = np.argsort(rows := np.concatenate(rows))
-        return Outputs(rows[order], np.concatenate(decisions)[order], failed)
+        row = np.concatenate(rows)
+        order = np.argsort(row)
+        return Outputs(row[order], np.concatenate(decisions)[order], failed)
 
-    def classify(
-        self, source: Source, top: int = 5, reporter: Reporter = SILENT
-    ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """One record per sample that could be classified, in order; the reason of each image that could not.
+    def inputs(
+        self, source: Source, failed: dict[str, str], reporter: Reporter = SILENT
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the head's inputs of the samples as their images become ready.
 
-        A record is what `bottleneck.prediction.predict` describes.
+        Yields indices of `source.samples` (B,) and float32 inputs (B, M·D + P). The reason of an image
+        without features is added to `failed`; its samples are not yielded.
         """
-        outputs = self.outputs(source, reporter)
-        if not len(outputs.rows):
-            return [], outputs.failed
-        head = self.head
-        scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, C), a regression's (B,)
-        records = []
-        for row, score in zip(outputs.rows, scores, strict=True):
-            images = [source.images[image] for image in source.samples.image[row]]
-            record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
-            records.append(record | _verdict(head, score, top))
-        return records, outputs.failed
+        assembly = _SampleAssembly(source.samples)
+        with reporter.step("Classifying", total=len(source.images), unit="images") as advance:
+            for start in range(0, len(source.images), CHUNK):
+                for images, features in self._chunk(source, start, failed):
+                    yield assembly.add(images, features)
+                    advance(len(images))
 
-    def predict(self, *sources: str | Path | Source, top: int = 5, **reading: Any) -> list[dict[str, Any]]:
-        """Predictions for images, folders, manifests or URLs; `reading` are fields of `ReadConfig`."""
-        opened = read_sources(sources, ReadConfig(**reading))
-        return [record for source in opened for record in self.classify(source, top)[0]]
+    def _chunk(
+        self, source: Source, start: int, failed: dict[str, str]
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Yield indices and features (B, D) of the images of one chunk, copies of other images last."""
+        features_of: dict[bytes | None, np.ndarray] = {}
+        copies: list[LoadedImage] = []
+        for item in self.trunk.stream(source, source.images[start : start + CHUNK], [self.head.node]):
+            if isinstance(item, Batch):
+                features = item.features[0]
+                features_of |= zip((image.digest for image in item.images), features, strict=True)
+                yield [start + image.index for image in item.images], features
+            elif item.error is None:
+                copies.append(item)
+            else:
+                failed[item.key] = item.error
+        if copies:
+            rows = np.stack([features_of[image.digest] for image in copies])
+            yield [start + image.index for image in copies], rows
+
+    def _require_form(self, samples: SampleTable) -> None:
+        """Refuse samples with other images per sample or other covariates than the head was fitted on."""
+        head, M = self.head, samples.image.shape[1]
+        if head.images_per_sample != M:
+            raise ArtifactError(
+                f"The head takes {head.images_per_sample} images per sample, the source gives {M}.",
+                "Name the image columns with --image-column.",
+            )
+        if tuple(samples.covariate_names) != tuple(head.covariate_names):
+            raise ArtifactError(
+                f"The head takes covariates {list(head.covariate_names)}, "
+                f"the source gives {list(samples.covariate_names)}.",
+                "Name the covariate columns with --covariate, in that order.",
+            )
 
 
-def _verdict(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:
-    """Label, confidence and the likeliest classes of one sample."""
+def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:
+    """Return label, confidence and the likeliest classes of one sample, for scores (K,) or a value ()."""
     if head.target_kind == "regression":
         return {"label": float(score), "confidence": None, "top": []}
     best = np.argsort(-score, kind="stable")[:top]
@@ -170,8 +192,8 @@ def _verdict(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:
     return {**ranked[0], "top": ranked}
 
 
-class _Gather:
-    """Brings the features of a sample's images together; holds them no longer than needed."""
+class _SampleAssembly:
+    """Joins the features of each sample's images, and drops them as soon as no sample needs them."""
 
     def __init__(self, samples: SampleTable) -> None:
         self.samples = samples
@@ -179,46 +201,54 @@ class _Gather:
         for row, images in enumerate(samples.image):
             for image in set(images.tolist()):
                 self.samples_of[image].append(row)
-        self.awaited = [len(set(images.tolist())) for images in samples.image]
-        self.held: dict[int, np.ndarray] = {}
+        self.missing = [len(set(images.tolist())) for images in samples.image]  # images per sample
+        self.features: dict[int, np.ndarray] = {}
         self.uses = {image: len(rows) for image, rows in self.samples_of.items()}
 
-    def add(self, images: Iterable[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Take features (B, D) of `images`; give the samples that are complete now and their inputs."""
+    def add(self, images: Sequence[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take features (B, D) of `images`; return the samples that are now complete and their inputs."""
         ready = []
         for image, feature in zip(images, features, strict=True):
-            self.held[image] = feature
+            self.features[image] = feature
             for row in self.samples_of[image]:
-                self.awaited[row] -= 1
-                if not self.awaited[row]:
+                self.missing[row] -= 1
+                if not self.missing[row]:
                     ready.append(row)
-        table = self.samples
-        inputs = [
-            np.concatenate([*(self.held[image] for image in table.image[row]), table.covariates[row]])
-            for row in ready
-        ]
+        inputs = [self._input(row) for row in ready]
         for row in ready:
             for image in set(self.samples.image[row].tolist()):
                 self.uses[image] -= 1
                 if not self.uses[image]:
-                    del self.held[image]
+                    del self.features[image]
         width = len(inputs[0]) if inputs else 0
         return np.array(ready, dtype=np.int64), np.array(inputs, dtype=np.float32).reshape(len(ready), width)
 
+    def _input(self, row: int) -> np.ndarray:
+        """(M·D + P,) features of a sample's images, then its covariates."""
+        features = [self.features[image] for image in self.samples.image[row]]
+        return np.concatenate([*features, self.samples.covariates[row]])
+
 
 def load_model(
-    path: str | Path, *, weights: str | None = None, trust_code: bool = False, **options: Any
+    path: str | Path,
+    *,
+    weights: str | None = None,
+    trust_code: bool = False,
+    engine: str = EngineConfig.engine,
+    precision: str = EngineConfig.precision,
+    device: str = EngineConfig.device,
+    batch_size: int | None = EngineConfig.batch_size,
+    workers: int | None = EngineConfig.workers,
+    force: bool = EngineConfig.force,
 ) -> Classifier:
     """Open a head or a model file for prediction; the network is loaded with the first image.
 
     Parameters
     ----------
-    path : path of a `.safetensors` file that `fit-head`, `finetune` or `scratch` wrote
-    weights : path, optional
-        The weights file, where the backbone's came from one.
-    trust_code : bool
-        Import a backbone that the file names as `package.module:function`.
-    options : fields of `EngineConfig`
+    path : a `.safetensors` file that `fit-head`, `finetune` or `scratch` wrote
+    weights : path of the weights file, for a backbone whose weights came from one
+    trust_code : import a backbone that the file names as `package.module:function`
+    engine, precision, device, batch_size, workers, force : how the network is run, see `EngineConfig`
 
     Raises
     ------
@@ -227,4 +257,5 @@ def load_model(
     """
     head = load_head(path)
     load = partial(backbone_of, head, path, LoadOptions(weights, trust_code))
-    return Classifier(head, load, EngineConfig(**options))
+    config = EngineConfig(engine, precision, device, batch_size, workers, force)
+    return Classifier(head, load, config)

@@ -1,15 +1,15 @@
-"""How good a head or model is, on a cache or on images: with intervals, by class, and honest about the split.
+"""Measure a head or model on one split of a cache or of images: metrics, intervals, figures by class.
 
-Shapes: S samples, C classes.
+    samples of a split ──► scores: by the head on cached features, by the fine-tuned layers on a cached map,
+    or by the whole network on images ──► metrics
 
-What a trained network says of a cached map: its upper part runs on what its frozen part said once.
-
-Shapes: n samples, M images per sample, P covariates, D features.
+Shapes: S samples of the source, n measured samples, M images per sample, P covariates, K classes, L labels.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_source, reading_options
+from bottleneck.data.source import Source, read_source
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.extraction.cached_source import require_images, source_of
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
@@ -36,19 +37,291 @@ from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 
-PASS = 64  # samples that pass the network at once
+CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
+DEFAULT_SPLITS = ("test", "val", "train")  # the first with labelled samples is measured
+BLOCK = 4096  # samples whose features are in memory at once
+PASS = 64  # samples that pass the fine-tuned layers at once
 
 
-def head_inputs_from_map(
-    backbone: Backbone, head: HeadArtifact, cache: FeatureCache, node: str, rows: np.ndarray
-) -> Iterator[np.ndarray]:
-    """What the head takes of the samples `rows` (n,), in blocks of float32 (B, M·D + P).
+def evaluate(
+    model: str | Path | Classifier,
+    source: str | Path | Source,
+    *,
+    split: str | None = None,
+    labels: str | Path | None = None,
+    errors: str | Path | None = None,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    label_columns: Sequence[str] = ReadConfig.label_columns,
+    split_column: str | None = ReadConfig.split_column,
+    group_column: str | None = ReadConfig.group_column,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    val_fraction: float = ReadConfig.val_fraction,
+    test_fraction: float = ReadConfig.test_fraction,
+    seed: int = ReadConfig.seed,
+    limit: int | None = ReadConfig.limit,
+    weights: str | None = None,
+    trust_code: bool = False,
+    engine: str = EngineConfig.engine,
+    precision: str = EngineConfig.precision,
+    device: str = EngineConfig.device,
+    batch_size: int | None = EngineConfig.batch_size,
+    workers: int | None = EngineConfig.workers,
+    force: bool = EngineConfig.force,
+    reporter: Reporter = SILENT,
+) -> dict[str, Any]:
+    """Measure a head or model on a feature cache or on images with labels.
 
     Parameters
     ----------
-    backbone : of the model, whose part below `node` is the one that made the cache
-    node : NODE@none of a map in the cache, below the head's node
+    model : path of a head or model file, or an open Classifier
+    source : a cache (.h5), or anything that `extract` takes
+    split : {"train", "val", "test"}, optional
+        By default test, else val, else train; the last is noted in the result.
+    labels : path of a table with labels that replace those of the source (`fitting.labels`), optional
+    errors : path of a CSV file to write the misclassified samples to, optional
+    image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them
+    weights, trust_code : needed to load some backbones, see `load_model`
+    engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
+
+    Returns
+    -------
+    dict
+        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}], `notes`, and
+        `unknown_classes` {name: samples}: classes that the head does not know; no metric includes them.
+
+    Raises
+    ------
+    FingerprintError
+        The cache's features are not those that the head was fitted on.
+    ArtifactError
+        The source lacks the head's target, or has none of its classes.
+    BottleneckError
+        The split has no labelled sample, or `errors` is given for a target without classes.
     """
+    reading = ReadConfig(
+        image_columns=tuple(image_columns),
+        label_columns=tuple(label_columns),
+        split_column=split_column,
+        group_column=group_column,
+        sample_column=sample_column,
+        covariate_columns=tuple(covariate_columns),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        limit=limit,
+    )
+    if isinstance(model, Classifier):
+        classifier = model
+    else:
+        classifier = load_model(
+            model,
+            weights=weights,
+            trust_code=trust_code,
+            engine=engine,
+            precision=precision,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            force=force,
+        )
+    head = classifier.head
+    if errors is not None and head.target_kind != "class":
+        raise BottleneckError(
+            f"--errors lists misclassified samples; the target is a {head.target_kind} one."
+        )
+    with _opened(source, reading) as opened:
+        samples, notes = relabelled(opened.samples, _image_keys(opened), labels, (head.target,))
+        selection = _select(head, samples, split)
+        if isinstance(opened, FeatureCache):
+            scored = _score_cache(classifier, opened, selection.rows, reporter)
+        else:
+            scored = _score_images(classifier, opened, selection.rows, reporter)
+    answers = selection.answers[scored.index]
+    if not len(answers):
+        raise BottleneckError(f"No image of the {selection.split} split could be read.")
+    if errors is not None:
+        write_whole(Path(errors), _errors_csv(scored, answers, head.class_names))
+    return {
+        **measure(head.target_kind, answers, scored.scores, head.class_names),
+        "split": selection.split,
+        "unknown_classes": selection.unknown,
+        "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
+        "notes": [*notes, *_notes(head, selection)],
+    }
+
+
+@contextmanager
+def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
+    """Open the cache or read the source; a cache is closed on leaving."""
+    if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
+        with FeatureCache(source) as cache:
+            yield cache
+    else:
+        yield read_source(source, reading)
+
+
+def _image_keys(opened: FeatureCache | Source) -> np.ndarray:
+    """(I,) keys of all images."""
+    return opened.images.key if isinstance(opened, FeatureCache) else np.array(opened.images, object)
+
+
+# ---------------------------------------------------------------- which samples, and their true answers
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Samples of a split that the head can be measured on.
+
+    rows : (n,) indices of the source's samples.
+    answers : (n,) codes, (n, L) labels or (n,) numbers, in the head's order of classes.
+    unknown : number of samples of each class that the head does not know.
+    """
+
+    split: str
+    rows: np.ndarray
+    answers: np.ndarray
+    unknown: dict[str, int]
+
+
+def _select(head: HeadArtifact, samples: SampleTable, split: str | None) -> _Selection:
+    """Return the labelled samples of the named split, or of the first default split that has any.
+
+    Raises ArtifactError if the head knows no class of that split, BottleneckError if no sample is labelled.
+    """
+    target = _target_of(head, samples)
+    for name in [split] if split else DEFAULT_SPLITS:
+        rows = np.flatnonzero(target.labelled & (samples.split == name))
+        if len(rows):
+            answers, known, unknown = _in_codes_of(head, target.take(rows))
+            if not known.any():
+                raise ArtifactError(
+                    f"The head knows none of the classes of the {name} split: {_listed(unknown)}.",
+                    f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
+                )
+            return _Selection(name, rows[known], answers[known], unknown)
+    counts = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
+    raise BottleneckError(
+        f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {counts}.",
+        "Choose another --split, or extract with --val-fraction 0.2.",
+    )
+
+
+def _target_of(head: HeadArtifact, samples: SampleTable) -> Target:
+    """Return the target that the head predicts; ArtifactError if it is missing or of another kind."""
+    target = samples.targets.get(head.target)
+    if target is None:
+        known = ", ".join(samples.targets) or "none"
+        raise ArtifactError(
+            f"The head predicts target {head.target!r}; the source has: {known}.",
+            "Give the labels with --labels FILE, or name their column with --label-column.",
+        )
+    if head.target_kind == "regression" and target.kind == "class":
+        target = target.as_numbers()
+    if target.kind != head.target_kind:
+        raise ArtifactError(
+            f"The head predicts a {head.target_kind} target; {target.name!r} is a {target.kind} one here."
+        )
+    return target
+
+
+def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Translate the answers of labelled samples to the head's class codes.
+
+    Returns
+    -------
+    answers : (n,) codes, (n, L) labels or (n,) numbers
+    known : (n,) bool, True where the head knows the sample's class, or any class of the target
+    unknown : number of samples of each class that the head does not know
+    """
+    n = len(target.values)
+    if target.kind == "regression":
+        return target.values, np.ones(n, bool), {}
+    code_of = {name: code for code, name in enumerate(head.class_names)}
+    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names], np.int64)
+    if target.kind == "class":
+        answers = codes[target.values]
+        known, counts = answers != UNLABELLED, np.bincount(target.values, minlength=len(codes))
+    else:
+        shared = codes != UNLABELLED
+        answers = np.zeros((n, len(head.class_names)), np.uint8)
+        answers[:, codes[shared]] = target.values[:, shared]
+        known, counts = np.full(n, shared.any()), (target.values == 1).sum(axis=0)
+    classes = zip(target.class_names, codes, counts.tolist(), strict=True)
+    return answers, known, {name: count for name, code, count in classes if code == UNLABELLED and count}
+
+
+# ---------------------------------------------------------------- scores
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of the selected samples that could be computed.
+
+    index : (n,) which of the selected samples they are.
+    images : n keys of their first images.
+    scores : probabilities (n, K) or (n, L), or values (n,) of a regression.
+    failed : reason by image key.
+    """
+
+    index: np.ndarray
+    images: Sequence[str]
+    scores: np.ndarray
+    failed: dict[str, str]
+
+
+def _score_cache(
+    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, reporter: Reporter
+) -> _Scored:
+    """Score the samples `rows` of a cache from its features, from a map, or else from the images."""
+    head = classifier.head
+    recipe = {"backbone": head.backbone, "preprocess": head.preprocess}
+    fields = differences(cache.spec.to_json(), recipe)
+    if head.node_fingerprint:
+        _require_fitted_on(head, cache, fields)
+        blocks = _cached_inputs(cache, head.node, rows)
+    else:  # The network was trained: no cache has its features, but one may have the map that training took.
+        node = head.settings.get("finetuned", {}).get("input")
+        if fields or node not in cache.nodes:
+            source = source_of(cache)
+            require_images(source, rows, "A trained network is measured on images", cache.path)
+            return _score_images(classifier, source, rows, reporter)
+        blocks = _inputs_from_map(classifier, cache, node, rows)
+    scores = []
+    with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
+        for block in blocks:
+            scores.append(head.probabilities(block))
+            advance(len(block))
+    images = cache.images.key[cache.samples.image[rows, 0]]
+    return _Scored(np.arange(len(rows)), images, np.concatenate(scores), {})
+
+
+def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
+    """Raise FingerprintError if the head was fitted on other features than the cache has."""
+    if cache.node(head.node).fingerprint(cache.spec) != head.node_fingerprint:
+        fields = fields or ["dtype or precision"]
+        raise FingerprintError(
+            f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
+            f"Fit a head on this cache: bottleneck fit-head {quote(str(cache.path))}",
+            fields=tuple(fields),
+        )
+
+
+def _cached_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the head's inputs of the samples `rows` from cached features, (B, M·D + P)."""
+    reader = cache.sample_rows(node, rows)
+    for start in range(0, len(rows), BLOCK):
+        yield reader.read(start, min(start + BLOCK, len(rows)))
+
+
+def _inputs_from_map(
+    classifier: Classifier, cache: FeatureCache, node: str, rows: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Run the layers above a cached map; yield the head's inputs of the samples `rows`, (B, M·D + P) float32.
+
+    node : NODE@none of the map, below the head's node. The layers below it are those that made the cache.
+    """
+    backbone, head = classifier.trunk.backbone, classifier.head
     start = backbone.operation(node.removesuffix("@none"))
     cut = replace(find_cut(backbone, head.node, 1), node=node, start=start)
     section = Section(backbone, cut, head.node, Preprocess.from_json(head.preprocess))
@@ -62,255 +335,50 @@ def head_inputs_from_map(
         yield np.concatenate(inputs, axis=1, dtype=np.float32)
 
 
-CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
-BLOCK = 4096  # samples whose features are in memory at once
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Samples `rows` (n,) of a split, their answers `values` in the head's codes, and how many samples have
-    each class that it does not know."""
-
-    split: str
-    rows: np.ndarray
-    values: np.ndarray
-    unknown: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Samples with an answer: their first images, and probabilities (S, C) or values (S,)."""
-
-    images: Sequence[str]
-    scores: np.ndarray
-    failed: dict[str, str]
-
-
-def evaluate(
-    model: str | Path | Classifier,
-    source: str | Path | Source,
-    *,
-    split: str | None = None,
-    labels: str | Path | None = None,
-    errors: str | Path | None = None,
-    reporter: Reporter = SILENT,
-    **options: Any,
-) -> dict[str, Any]:
-    """Measure a head or model on a feature cache or on images with labels.
-
-    Parameters
-    ----------
-    model : path of a head or model file, or an open Classifier
-    source : a cache (.h5), or anything that `extract` takes
-    split : {"train", "val", "test"}, optional
-        Without it: test, else val, else train, which a note then says.
-    labels : path of a table with the answers, in place of the source's (`labelling.join_labels`), optional
-    errors : path of a CSV file for the misclassified samples, optional
-    options : arguments of `read_source`, fields of `EngineConfig`, `trust_code`
-
-    Returns
-    -------
-    dict
-        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}], `notes`, and
-        `unknown_classes` {name: samples}: those that the head does not know, which no figure counts.
-
-    Raises
-    ------
-    FingerprintError
-        The cache's features are not those that the head was fitted on.
-    ArtifactError
-        The source lacks the head's target, or has none of its classes.
-    BottleneckError
-        No labelled sample is in the split.
-    """
-    reading = reading_options(options)
-    classifier = model if isinstance(model, Classifier) else load_model(model, **options)
-    head = classifier.head
-    with _opened(source, reading) as opened:
-        cached = isinstance(opened, FeatureCache)
-        keys = opened.images.key if cached else np.array(opened.images, object)
-        samples, notes = relabelled(opened.samples, keys, labels, (head.target,))
-        asked = _choose(head, samples, split)
-        scored, kept = (_from_cache if cached else _from_images)(classifier, opened, asked.rows, reporter)
-    values = asked.values[kept]
-    if not len(values):
-        raise BottleneckError(f"No image of the {asked.split} split could be read.")
-    result = measure(head.target_kind, values, scored.scores, head.class_names)
-    if errors is not None:
-        _write_errors(errors, scored, values, head)
-    return {
-        **result,
-        "split": asked.split,
-        "unknown_classes": asked.unknown,
-        "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*notes, *_notes(head, asked)],
-    }
-
-
-@contextmanager
-def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
-    """What is measured on; a cache is open until leaving."""
-    if isinstance(source, Source):
-        yield source
-    elif str(source).endswith(CACHE_SUFFIXES):
-        with FeatureCache(source) as cache:
-            yield cache
-    else:
-        yield read_source(source, reading)
-
-
-def _choose(head: HeadArtifact, samples: SampleTable, split: str | None) -> _Asked:
-    """The first split with labelled samples, or the one that is named, and what the head can be asked of it.
-
-    Raises ArtifactError where the head knows no class of it, BottleneckError where there is none.
-    """
-    target = samples.targets.get(head.target)
-    if target is None:
-        known = ", ".join(samples.targets) or "none"
-        raise ArtifactError(
-            f"The head answers target {head.target!r}; the source has: {known}.",
-            "Give the labels with --labels FILE, or name their column with --label-column.",
-        )
-    target = _of_the_kind(head, target)
-    for name in [split] if split else ["test", "val", "train"]:
-        rows = np.flatnonzero(target.labelled & (samples.split == name))
-        if len(rows):
-            values, known, unknown = _in_codes_of(head, target.take(rows))
-            if not known.any():
-                raise ArtifactError(
-                    f"The head knows none of the classes of the {name} split: {_listed(unknown)}.",
-                    f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
-                )
-            return _Asked(name, rows[known], values[known], unknown)
-    found = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
-    raise BottleneckError(
-        f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {found}.",
-        "Choose another --split, or extract with --val-fraction 0.2.",
-    )
-
-
-def _of_the_kind(head: HeadArtifact, target: Target) -> Target:
-    """The target, as numbers where the head answers with numbers; ArtifactError where it is another kind."""
-    if head.target_kind == "regression" and target.kind == "class":
-        target = target.as_numbers()
-    if target.kind != head.target_kind:
-        raise ArtifactError(
-            f"The head answers a {head.target_kind} target; {target.name!r} is a {target.kind} one here."
-        )
-    return target
-
-
-def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """What labelled samples say, as the head would say it.
-
-    Returns
-    -------
-    values : (n,) codes, (n, L) labels or (n,) numbers
-    known : (n,) which of them the head can be held against
-    unknown : how many samples have each class that it does not know
-    """
-    everywhere = np.ones(len(target.values), bool)
-    if target.kind == "regression":
-        return target.values, everywhere, {}
-    code_of = {name: code for code, name in enumerate(head.class_names)}
-    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names], np.int64)
-    if target.kind == "class":
-        values = codes[target.values]
-        known, carried = values != UNLABELLED, np.bincount(target.values, minlength=len(codes))
-    else:
-        values, here = np.zeros((len(everywhere), len(head.class_names)), np.uint8), codes != UNLABELLED
-        values[:, codes[here]] = target.values[:, here]
-        known, carried = everywhere & here.any(), (target.values == 1).sum(axis=0)
-    counts = zip(target.class_names, codes, carried.tolist(), strict=True)
-    return values, known, {name: n for name, code, n in counts if code == UNLABELLED and n}
-
-
-def _listed(unknown: dict[str, int]) -> str:
-    """The commonest classes with their counts."""
-    names = sorted(unknown, key=unknown.get, reverse=True)
-    return ", ".join(f"{name!r} ({unknown[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
-
-
-def _from_cache(
-    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, reporter: Reporter
-) -> tuple[_Scored, np.ndarray]:
-    """Scores of the samples `rows`, and which of them have one: from features, a map, or the images."""
-    head = classifier.head
-    theirs = {"backbone": head.backbone, "preprocess": head.preprocess}
-    fields = differences(cache.spec.to_json(), theirs)
-    if head.node_fingerprint:
-        _require_fitted_on(head, cache, fields)
-        reader = cache.sample_rows(head.node, rows)
-        blocks = (reader.read(at, min(at + BLOCK, len(rows))) for at in range(0, len(rows), BLOCK))
-    else:  # the network was trained: no cache has its features, but perhaps what its frozen part says
-        node = head.settings.get("finetuned", {}).get("input")
-        if fields or node not in cache.nodes:
-            source = source_of(cache)
-            require_images(source, rows, "A trained network is measured on images", cache.path)
-            return _from_images(classifier, source, rows, reporter)
-
-        blocks = head_inputs_from_map(classifier.trunk.backbone, head, cache, node, rows)
-    scores = []
-    with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
-        for block in blocks:
-            scores.append(head.probabilities(block))
-            advance(len(block))
-    images = cache.images.key[cache.samples.image[rows, 0]]
-    return _Scored(images, np.concatenate(scores), {}), np.arange(len(rows))
-
-
-def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
-    """Raise FingerprintError where the cache's rows are not those that the head was fitted on."""
-    if cache.node(head.node).fingerprint(cache.spec) != head.node_fingerprint:
-        fields = fields or ["dtype or precision"]
-        raise FingerprintError(
-            f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
-            f"Fit a head on this cache: bottleneck fit-head {quote(str(cache.path))}",
-            fields=tuple(fields),
-        )
-
-
-def _from_images(
-    classifier: Classifier, source: Source, rows: np.ndarray, reporter: Reporter
-) -> tuple[_Scored, np.ndarray]:
-    """Scores of the samples `rows`, and which of them have one."""
+def _score_images(classifier: Classifier, source: Source, rows: np.ndarray, reporter: Reporter) -> _Scored:
+    """Score the samples `rows` by running the whole network on their images."""
     chosen = source.take(rows)
     outputs = classifier.outputs(chosen, reporter)
-    head = classifier.head
     images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    if not len(outputs.rows):
-        return _Scored(images, np.zeros(0), outputs.failed), outputs.rows
-    scores = apply_link(outputs.decisions, head.link, head.temperature)
-    return _Scored(images, scores, outputs.failed), outputs.rows
+    scores = np.zeros(0)
+    if len(outputs.rows):
+        scores = apply_link(outputs.decisions, classifier.head.link, classifier.head.temperature)
+    return _Scored(outputs.rows, images, scores, outputs.failed)
 
 
-def _notes(head: HeadArtifact, asked: _Asked) -> list[str]:
-    """What a reader has to know to take the figures for what they are."""
-    notes, split = [], asked.split
-    if asked.unknown:
+# ---------------------------------------------------------------- what is said beside the metrics
+
+
+def _notes(head: HeadArtifact, selection: _Selection) -> list[str]:
+    """Say which classes were left out and what the split was used for before."""
+    notes = []
+    if selection.unknown:
         several = head.target_kind == "multilabel"
         what, out = ("Labels", "left out") if several else ("Classes", "left out with their samples")
-        notes.append(f"{what} that the head does not know were {out}: {_listed(asked.unknown)}.")
-    if split == "train":
+        notes.append(f"{what} that the head does not know were {out}: {_listed(selection.unknown)}.")
+    if selection.split == "train":
         notes.append("The head was fitted on the train split: these figures say nothing of new images.")
-    elif split in head.settings.get("chosen_on", ()):
-        notes.append(f"The {split} split was used to choose this model: expect a little less on new images.")
+    elif selection.split in head.settings.get("chosen_on", ()):
+        notes.append(
+            f"The {selection.split} split was used to choose this model: expect a little less on new images."
+        )
     return notes
 
 
-def _write_errors(path: str | Path, scored: _Scored, values: np.ndarray, head: HeadArtifact) -> None:
-    """The misclassified samples as CSV, the most confident mistakes first."""
-    if head.target_kind != "class":
-        raise BottleneckError(
-            f"--errors lists misclassified samples; the target is a {head.target_kind} one."
-        )
-    predicted = scored.scores.argmax(axis=1)
-    confidence = scored.scores.max(axis=1)
-    wrong = np.flatnonzero(predicted != values)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "true", "predicted", "confidence"])
-        for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
-            names = (head.class_names[values[row]], head.class_names[predicted[row]])
-            writer.writerow([scored.images[row], *names, f"{confidence[row]:.4f}"])
+def _listed(counts: dict[str, int]) -> str:
+    """Name the most frequent classes with their counts."""
+    names = sorted(counts, key=lambda name: counts[name], reverse=True)
+    return ", ".join(f"{name!r} ({counts[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _errors_csv(scored: _Scored, answers: np.ndarray, class_names: Sequence[str]) -> bytes:
+    """Return the misclassified samples as CSV, the most confident mistakes first."""
+    predicted, confidence = scored.scores.argmax(axis=1), scored.scores.max(axis=1)
+    wrong = np.flatnonzero(predicted != answers)
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["image", "true", "predicted", "confidence"])
+    for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
+        names = (class_names[answers[row]], class_names[predicted[row]])
+        writer.writerow([scored.images[row], *names, f"{confidence[row]:.4f}"])
+    return text.getvalue().encode()

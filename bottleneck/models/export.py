@@ -1,9 +1,9 @@
-"""A head or model as one file for other runtimes: uint8 images in, probabilities out, nothing else needed.
+"""Export a head or model as one file for other runtimes: uint8 images in, probabilities out.
 
     pixels (B, H, W, C) or (B, M, H, W, C), covariates ──► normalise ──► network ──► head ──► probabilities
 
-Images are resized and cropped beforehand, as the file's metadata say; normalisation is inside. What is
-written has been run and compared with the model.
+The user resizes and crops images as the file's metadata describe; normalisation is inside. The exported
+program is run and compared with the model before the file is written.
 
 Shapes: B samples, M images per sample, H × W pixels, C channels, P covariates, K classes.
 """
@@ -29,16 +29,20 @@ from bottleneck.engines.onnx_export import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.names import EXPORT_FORMATS
 
-SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-BOUND = 1e-4  # greatest difference of an output from the model's
-SIZES = (1, 3)  # of the batches on which it is measured
-METADATA = "bottleneck.json"  # its name within a .pt2
+SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
+BOUND = 1e-4  # greatest allowed difference of an output from the model's
+SIZES = (1, 3)  # batch sizes at which the difference is measured
+METADATA = "bottleneck.json"  # name of the metadata within a .pt2
+
+Arrays = dict[str, np.ndarray]
+Program = Callable[[Arrays], np.ndarray]  # inputs by name → probabilities
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written. max_difference : of its outputs from the model's; inputs : shapes by name, B free."""
+    """The written file. max_difference : of its outputs from the model's. inputs : shapes by name."""
 
     path: str
     format: str
@@ -55,12 +59,12 @@ class Deployed(nn.Module):
     """Network and head as one module, in evaluation mode.
 
     forward : pixels uint8 (B, H, W, C), with M > 1 (B, M, H, W, C), and with P > 0 covariates float32 (B, P)
-        → probabilities float32 (B, K); of a regression the values (B, 1).
+        → probabilities float32 (B, K), or values (B, 1) of a regression.
 
     Raises
     ------
     ArtifactError
-        A head of neighbours, which is its training data rather than a function that can be written down.
+        A head of nearest neighbours: it would need its training data.
     """
 
     def __init__(self, backbone: Backbone, head: HeadArtifact) -> None:
@@ -73,9 +77,9 @@ class Deployed(nn.Module):
         self.several = head.images_per_sample > 1
         self.width = head.n_features - len(head.covariate_names)
         self.link, self.temperature = head.link, head.temperature
-        for name in ("coef", "intercept", "coef2", "intercept2"):
-            array = head.arrays.get(name)
-            self.register_buffer(name, None if array is None else torch.from_numpy(np.array(array)))
+        self.layers = nn.Sequential(_linear(head.coef, head.intercept))
+        if head.form == "mlp":
+            self.layers.extend([nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])])
         self.eval()
 
     def forward(self, pixels: Tensor, covariates: Tensor | None = None) -> Tensor:
@@ -84,9 +88,7 @@ class Deployed(nn.Module):
         x = self.extractor(images)[0].reshape(-1, self.width)
         if covariates is not None:
             x = torch.cat([x, covariates], dim=1)
-        z = nn.functional.linear(x, self.coef, self.intercept)
-        if self.coef2 is not None:
-            z = nn.functional.linear(torch.relu(z), self.coef2, self.intercept2)
+        z: Tensor = self.layers(x)
         if self.link == "identity":
             return z
         z = z / self.temperature
@@ -96,33 +98,45 @@ class Deployed(nn.Module):
         return p / p.sum(dim=1, keepdim=True) if self.link == "ovr" else p
 
 
+def _linear(coef: np.ndarray, intercept: np.ndarray) -> nn.Linear:
+    """A layer with the given coefficients (out, in) and intercept (out,)."""
+    layer = nn.Linear(coef.shape[1], coef.shape[0])
+    layer.weight.data = torch.from_numpy(np.array(coef, np.float32))
+    layer.bias.data = torch.from_numpy(np.array(intercept, np.float32))
+    return layer.requires_grad_(False)
+
+
 def export(
-    model: str | Path, format: str = "onnx", output: str | Path | None = None, *, trust_code: bool = False
+    model: str | Path,
+    *,
+    format: str,
+    output: str | Path | None = None,
+    trust_code: bool = False,
 ) -> Exported:
     """Write a head or model file as ONNX or as a torch.export program.
 
     Parameters
     ----------
     model : path of a file that `fit-head`, `finetune` or `scratch` wrote
-    format : "onnx" or "torch"
-    output : path; the model's with .onnx or .pt2 by default
-    trust_code : allow a backbone that the file names as package.module:function
+    format : one of `names.EXPORT_FORMATS`
+    output : path; by default the model's with the suffix .onnx or .pt2
+    trust_code : import a backbone that the file names as `package.module:function`
 
     Raises
     ------
     ArtifactError
         The file is no head or model, or of a kind that cannot be exported.
     EngineError
-        The network cannot be exported, or says something else afterwards; nothing is written then.
+        The network cannot be exported, or the exported program differs from it; nothing is written then.
     """
-    if format not in SUFFIXES:
-        raise ArtifactError(f"The format is {format!r}; expected {' or '.join(SUFFIXES)}.")
+    if format not in EXPORT_FORMATS:
+        raise ArtifactError(f"The format is {format!r}; expected {' or '.join(EXPORT_FORMATS)}.")
     head = load_head(model)
     backbone = backbone_of(head, model, LoadOptions(trust_code=trust_code))
     deployed = Deployed(backbone, head)
     path = Path(output) if output else Path(model).with_suffix(SUFFIXES[format])
     write = _onnx if format == "onnx" else _torch
-    example = _inputs(head, max(SIZES) - 1)
+    example = _noise(head, max(SIZES) - 1)
     try:
         with silence():
             data, run = write(deployed, example, _metadata(head))
@@ -132,19 +146,19 @@ def export(
             f"{head.backbone.get('name')} cannot be exported as {format}: {reason}.",
             f"Try --format {'torch' if format == 'onnx' else 'onnx'}.",
         ) from error
-    difference = max(_difference(deployed, head, run, _inputs(head, size)) for size in SIZES)
+    difference = max(_difference(deployed, head, run, _noise(head, size)) for size in SIZES)
     if not difference <= BOUND:
         raise EngineError(
             f"The exported network differs from the model by {difference:.1e}, "
             f"at most {BOUND:.0e} is allowed; nothing was written."
         )
     write_whole(path, data)
-    shapes = {name: ["B", *array.shape[1:]] for name, array in example.items()}
+    shapes: dict[str, list[int | str]] = {name: ["B", *array.shape[1:]] for name, array in example.items()}
     return Exported(str(path), format, difference, shapes, head.class_names)
 
 
-def _inputs(head: HeadArtifact, samples: int) -> dict[str, np.ndarray]:
-    """Samples to try: noise for pixels, covariates about their mean."""
+def _noise(head: HeadArtifact, samples: int) -> Arrays:
+    """Draw inputs to compare on: noise for pixels, covariates about their mean."""
     random = np.random.default_rng(samples)
     preprocess = Preprocess.from_json(head.preprocess)
     image = (preprocess.size, preprocess.size, preprocess.channels)
@@ -156,27 +170,20 @@ def _inputs(head: HeadArtifact, samples: int) -> dict[str, np.ndarray]:
     return inputs
 
 
-def _difference(
-    deployed: Deployed,
-    head: HeadArtifact,
-    run: Callable[[dict[str, np.ndarray]], np.ndarray],
-    inputs: dict[str, np.ndarray],
-) -> float:
-    """Greatest difference from what the head says of the network's own features."""
+def _difference(deployed: Deployed, head: HeadArtifact, run: Program, inputs: Arrays) -> float:
+    """Return the greatest difference of the program from the head applied to the network's features."""
     pixels = inputs["pixels"]
     with torch.inference_mode():
         images = torch.from_numpy(pixels.reshape(-1, *pixels.shape[-3:]))
         features = deployed.extractor(images)[0].numpy().reshape(len(pixels), -1)
     if "covariates" in inputs:
         features = np.concatenate([features, inputs["covariates"]], axis=1)
-    wanted = np.asarray(head.probabilities(features)).reshape(len(pixels), -1)
-    return float(np.abs(run(inputs) - wanted).max())
+    expected = np.asarray(head.probabilities(features)).reshape(len(pixels), -1)
+    return float(np.abs(run(inputs) - expected).max())
 
 
-def _onnx(
-    deployed: Deployed, example: dict[str, np.ndarray], metadata: dict[str, str]
-) -> tuple[bytes, Callable[[dict[str, np.ndarray]], np.ndarray]]:
-    """The bytes of an ONNX file, and how onnxruntime runs them."""
+def _onnx(deployed: Deployed, example: Arrays, metadata: dict[str, str]) -> tuple[bytes, Program]:
+    """Return the bytes of an ONNX file, and a function that runs them in onnxruntime."""
     import onnxruntime
 
     program = torch.onnx.export(
@@ -189,6 +196,7 @@ def _onnx(
         optimize=True,
         verbose=False,
     )
+    assert program is not None  # with dynamo=True a program is always returned
     proto = program.model_proto
     for name, value in metadata.items():
         proto.metadata_props.add(key=name, value=value)
@@ -197,31 +205,29 @@ def _onnx(
     return data, lambda inputs: session.run(None, inputs)[0]
 
 
-def _torch(
-    deployed: Deployed, example: dict[str, np.ndarray], metadata: dict[str, str]
-) -> tuple[bytes, Callable[[dict[str, np.ndarray]], np.ndarray]]:
-    """The bytes of a .pt2 file, and how torch runs them."""
+def _torch(deployed: Deployed, example: Arrays, metadata: dict[str, str]) -> tuple[bytes, Program]:
+    """Return the bytes of a .pt2 file, and a function that runs them in torch."""
     arguments = tuple(torch.from_numpy(array) for array in example.values())
     program = torch.export.export(deployed, arguments, dynamic_shapes=_free_batch(example))
     buffer = io.BytesIO()
     torch.export.save(program, buffer, extra_files={METADATA: json.dumps(metadata, ensure_ascii=False)})
     loaded = torch.export.load(io.BytesIO(buffer.getvalue())).module()
 
-    def run(inputs: dict[str, np.ndarray]) -> np.ndarray:
+    def run(inputs: Arrays) -> np.ndarray:
         with torch.inference_mode():
             return loaded(*(torch.from_numpy(array) for array in inputs.values())).numpy()
 
     return buffer.getvalue(), run
 
 
-def _free_batch(example: dict[str, np.ndarray]) -> tuple[dict, ...]:
-    """The first axis of every input is any number of samples, the same one."""
+def _free_batch(example: Arrays) -> tuple[dict[int, Any], ...]:
+    """Declare that the first axis of every input has any length, the same for all."""
     batch = torch.export.Dim("batch", min=1)
     return tuple({0: batch} for _ in example)
 
 
 def _metadata(head: HeadArtifact) -> dict[str, str]:
-    """What a user of the file needs to know; values that are not text are JSON."""
+    """Return what a user of the file needs to know; values other than text are encoded as JSON."""
     values = {
         "classes": list(head.class_names),
         "preprocess": head.preprocess,
@@ -229,7 +235,7 @@ def _metadata(head: HeadArtifact) -> dict[str, str]:
         "images_per_sample": head.images_per_sample,
         "temperature": head.temperature,
         "backbone": head.backbone,
-        "metrics": {split: found.get("accuracy") for split, found in head.metrics.items()},
+        "metrics": {split: metrics.get("accuracy") for split, metrics in head.metrics.items()},
     }
     texts = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
     return {**texts, "target": head.target, "node": head.node, "version": head.version}

@@ -1,4 +1,4 @@
-"""Predictions for images: one record per sample, written as a table where one is asked for."""
+"""Predict the labels of images: one record per sample, also written as a table if wanted."""
 
 from __future__ import annotations
 
@@ -7,27 +7,41 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bottleneck.data.source import Source, read_sources, reading_options
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import BottleneckError
+from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import write_whole
 from bottleneck.models.classifier import Classifier, load_model
+from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
-
-FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 def predict(
     model: str | Path | Classifier,
     *sources: str | Path | Source,
     output: str | Path | None = None,
-    top: int = 5,
+    top: int = TOP_CLASSES,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    label_columns: Sequence[str] = ReadConfig.label_columns,
+    split_column: str | None = ReadConfig.split_column,
+    group_column: str | None = ReadConfig.group_column,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    weights: str | None = None,
+    trust_code: bool = False,
+    engine: str = EngineConfig.engine,
+    precision: str = EngineConfig.precision,
+    device: str = EngineConfig.device,
+    batch_size: int | None = EngineConfig.batch_size,
+    workers: int | None = EngineConfig.workers,
+    force: bool = EngineConfig.force,
     reporter: Reporter = SILENT,
-    **options: Any,
 ) -> dict[str, Any]:
     """Classify the images of `sources`.
 
@@ -35,19 +49,20 @@ def predict(
     ----------
     model : path of a head or model file, or an open Classifier
     sources : images, folders, manifests, shards, URLs, or read `Source`s
-    output : path of a .csv, .jsonl or .parquet file, optional
-    top : int
-        Classes listed per sample, the likeliest first.
-    options : column arguments of `read_source`, fields of `EngineConfig`, `trust_code`
+    output : path of a .csv, .jsonl or .parquet file to write, optional
+    top : classes listed per sample, the likeliest first
+    image_columns … covariate_columns : columns of a manifest, see `ReadConfig`
+    weights, trust_code : needed to load some backbones, see `load_model`
+    engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
 
     Returns
     -------
     dict
-        `predictions`: per sample `image` (its first), `images` (all, where several), `label`, `confidence`
-        (probability after temperature scaling) and `top` [{label, confidence}]. A regression's label is its
-        value, a multi-label head's a list. `failed`: [{image, error}]. `output`, `seconds`,
-        `images_per_second`. Image files are called as they were given, the images of a folder or manifest
-        by their path below it, and by their whole path where there are several sources.
+        `predictions`: per sample `image` (its first), `images` (all, if there are several), `label`,
+        `confidence` (probability after temperature scaling) and `top` [{label, confidence}]. The label of a
+        regression is its value, that of a multi-label head a list. `failed`: [{image, error}]. `output`,
+        `seconds`, `images_per_second`. Image files keep the names they were given by; images of a folder or
+        manifest have the path below it, or the whole path if there are several sources.
 
     Raises
     ------
@@ -57,8 +72,28 @@ def predict(
     """
     if output is not None:
         _require_writable(Path(output))
-    reading = reading_options(options)
-    classifier = model if isinstance(model, Classifier) else load_model(model, **options)
+    reading = ReadConfig(
+        image_columns=tuple(image_columns),
+        label_columns=tuple(label_columns),
+        split_column=split_column,
+        group_column=group_column,
+        sample_column=sample_column,
+        covariate_columns=tuple(covariate_columns),
+    )
+    if isinstance(model, Classifier):
+        classifier = model
+    else:
+        classifier = load_model(
+            model,
+            weights=weights,
+            trust_code=trust_code,
+            engine=engine,
+            precision=precision,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            force=force,
+        )
     started = time.perf_counter()
     opened = read_sources(sources, reading)
     images = sum(len(source.images) for source in opened)
@@ -67,7 +102,7 @@ def predict(
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
     if output is not None:
-        write_table(predictions, output)
+        write_whole(Path(output), WRITERS[Path(output).suffix.lower()](predictions))
     seconds = time.perf_counter() - started - classifier.trunk.startup_seconds
     return {
         "predictions": predictions,
@@ -81,8 +116,9 @@ def predict(
 def _classified(
     classifier: Classifier, sources: Sequence[Source], top: int, reporter: Reporter
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Records of all samples, and [{image, error}] of the images that gave none."""
-    predictions, failed = [], []
+    """Return the records of all samples, and [{image, error}] of the images that failed."""
+    predictions: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
     for source in sources:
         records, reasons = classifier.classify(source, top, reporter)
         failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
@@ -94,7 +130,7 @@ def _classified(
 
 
 def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:
-    """Call images by a path that says from which source they are."""
+    """Name the images of records by their whole paths, which differ between sources."""
     for record in records:
         record["image"] = _whole_path(root, record["image"])
         if "images" in record:
@@ -103,13 +139,6 @@ def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:
 
 def _whole_path(root: str, key: str) -> str:
     return key if "://" in key or key.startswith("/") else f"{root.rstrip('/')}/{key}"
-
-
-def write_table(predictions: list[dict[str, Any]], path: str | Path) -> None:
-    """Write `image`, `label` and `confidence` (.csv, .parquet) or whole records (.jsonl), in one rename."""
-    path = Path(path)
-    write = {".csv": _as_csv, ".jsonl": _as_lines, ".parquet": _as_parquet}[path.suffix.lower()]
-    write_whole(path, write(predictions))
 
 
 def _as_lines(predictions: list[dict[str, Any]]) -> bytes:
@@ -132,9 +161,9 @@ def _as_parquet(predictions: list[dict[str, Any]]) -> bytes:
     return data.getvalue()
 
 
-def _columns(predictions: list[dict[str, Any]]) -> dict[str, list]:
-    """The table by columns; `images` only where a sample has several."""
-    columns = {"image": [record["image"] for record in predictions]}
+def _columns(predictions: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the table {column: values}; with a column `images` if a sample has several."""
+    columns: dict[str, list[Any]] = {"image": [record["image"] for record in predictions]}
     if any("images" in record for record in predictions):
         columns["images"] = ["|".join(record.get("images", [record["image"]])) for record in predictions]
     columns["label"] = [_text(record["label"]) for record in predictions]
@@ -146,10 +175,17 @@ def _text(label: object) -> str:
     return "|".join(label) if isinstance(label, list) else str(label)
 
 
+WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+    ".csv": _as_csv,
+    ".jsonl": _as_lines,
+    ".parquet": _as_parquet,
+}
+
+
 def _require_writable(path: Path) -> None:
-    """Raise at once what would else be raised when all is computed."""
-    if path.suffix.lower() not in FORMATS:
-        raise BottleneckError(f"The output {path} has no known suffix; expected one of {', '.join(FORMATS)}.")
+    """Raise before the computation if the output cannot be written after it."""
+    if path.suffix.lower() not in WRITERS:
+        raise BottleneckError(f"The output {path} has no known suffix; expected one of {', '.join(WRITERS)}.")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -66,7 +66,7 @@ def expected(backbone, artifact, pixels, covariates=None):
 
 def test_onnx_runs_from_pixels_with_classes_and_preprocessing_in_its_metadata(backbone, tmp_path):
     artifact = head(backbone)
-    result = export(saved(backbone, artifact, tmp_path), "onnx")
+    result = export(saved(backbone, artifact, tmp_path), format="onnx")
     assert result.path == str(tmp_path / "m.onnx")
     assert result.max_difference <= 1e-4
     session = onnxruntime.InferenceSession(result.path)
@@ -80,7 +80,7 @@ def test_onnx_runs_from_pixels_with_classes_and_preprocessing_in_its_metadata(ba
 
 def test_torch_export_of_several_images_and_covariates(backbone, tmp_path):
     artifact = head(backbone, hidden=8, images=2, covariates=("age", "weight"))
-    result = export(saved(backbone, artifact, tmp_path), "torch", tmp_path / "out.pt2")
+    result = export(saved(backbone, artifact, tmp_path), format="torch", output=tmp_path / "out.pt2")
     assert result.inputs == {"pixels": ["B", 2, SIZE, SIZE, 3], "covariates": ["B", 2]}
     extra = {METADATA: ""}
     program = torch.export.load(io.BytesIO((tmp_path / "out.pt2").read_bytes()), extra_files=extra).module()
@@ -107,7 +107,7 @@ def test_a_file_that_says_something_else_is_not_written(backbone, tmp_path, monk
     original = Deployed.forward
     monkeypatch.setattr(Deployed, "forward", lambda self, pixels: original(self, pixels) + 1e-2)
     with pytest.raises(EngineError, match="differs from the model by 1"):
-        export(saved(backbone, head(backbone), tmp_path), "torch")
+        export(saved(backbone, head(backbone), tmp_path), format="torch")
     assert not (tmp_path / "m.pt2").exists()
 
 
@@ -115,6 +115,6 @@ def test_neighbours_and_unknown_formats_are_refused(backbone, tmp_path):
     arrays = {"features": np.zeros((3, D)), "answers": np.eye(3), "mean": np.zeros(D), "scale": np.ones(D)}
     knn = replace(head(backbone), kind="knn", form="knn", arrays=arrays, settings={"k": 1})
     with pytest.raises(ArtifactError, match="nearest neighbours cannot be exported"):
-        export(saved(backbone, knn, tmp_path), "onnx")
+        export(saved(backbone, knn, tmp_path), format="onnx")
     with pytest.raises(ArtifactError, match="expected onnx or torch"):
-        export(tmp_path / "m.safetensors", "tflite")
+        export(tmp_path / "m.safetensors", format="tflite")
