@@ -1,41 +1,36 @@
 """Which transfer suits the user's data, and why: four scenarios, three published rules, and the evidence.
 
-    cache ──► size, similarity ──► scenario ──► what the rules say ──┐
-          └─► trial cache ──► heads, fine-tuning, scores ────────────┴──► recommendation, and where it differs
+    cache ──► size, similarity ──► scenario ──► published rules ──┐
+          └─► trial cache ──► heads, fine-tuning, scores ─────────┴──► recommendation, and where they differ
 
-The recommendation follows the evidence: what was best on val among the strategies that were tried. It is held
-against the rules afterwards.
+The recommendation follows the evidence: the strategy that was best on val among those that were tried. The
+rules are compared with it afterwards.
 
-Shapes: n samples or images, D features, H × W pixels, C channels.
+Shapes: n samples, D features.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import readable_pixels
-from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError
-from bottleneck.names import BOTTLENECK, SPLITS
+from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise.image_similarity import Similarity, similarity
-from bottleneck.studies.advise.recommendation import Advice, Size, scenario
+from bottleneck.studies.advise.recommendation import Advice, Size
 from bottleneck.studies.advise.shot_curve import ShotCurve, shot_curve
-from bottleneck.studies.advise.strategies import Attempts, Subject
-from bottleneck.studies.advise.subset import class_target, extract_trial, probe_nodes, trial_source
-from bottleneck.studies.rank.scores import Scores, score, source_outputs
+from bottleneck.studies.advise.strategies import try_strategies
+from bottleneck.studies.advise.trial import Trial, make_trial
+from bottleneck.studies.class_task import source_outputs
+from bottleneck.studies.rank.scores import Scores, score
+from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.threads import thread_budget
-from bottleneck.training.inputs import backbone_of
 
-BUDGET, LEAST_BUDGET = 2000, 40  # samples that strategies are tried on
 COMPARED = 96  # images that are compared with the source's
 
 
@@ -43,11 +38,11 @@ def advise(
     cache: str | Path,
     output: str | Path | None = None,
     *,
-    target: str | None = None,
-    budget: int = BUDGET,
-    seed: int = 0,
-    weights: str | None = None,
-    trust_code: bool = False,
+    target: str | None = AdviseConfig.target,
+    budget: int = AdviseConfig.budget,
+    seed: int = AdviseConfig.seed,
+    weights: str | None = LoadOptions.weights,
+    trust_code: bool = LoadOptions.trust_code,
     reporter: Reporter = SILENT,
 ) -> Advice:
     """Advise on how to transfer a cache's network to the cache's labels.
@@ -57,12 +52,14 @@ def advise(
     cache : path
         A feature cache whose images are still where they were. It is only read.
     output : path, optional
-        Folder of what is tried; `advice/CACHE` below the current one by default. Features that lie there from
-        an earlier run are used again.
+        Folder for everything that is tried; `advice/CACHE` below the current one by default. Features from an
+        earlier run are used again.
     target : str, optional
         The first one with classes by default.
     budget : int
         Samples of train and val that strategies are tried on.
+    seed : int
+        Of every draw of samples and images.
     weights, trust_code
         The weights file or the permission to import that the cache's network needs.
 
@@ -74,106 +71,63 @@ def advise(
         The images are gone.
     """
     started = time.perf_counter()
-    if budget < LEAST_BUDGET:
-        raise BottleneckError(f"The budget is {budget} samples; expected {LEAST_BUDGET} or more.")
+    config = AdviseConfig(target, budget, seed)
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
-    trial = _prepare(Path(cache), folder, target, budget, seed, LoadOptions(weights, trust_code), reporter)
-    near = trial.compare(seed, reporter)
-    attempts = Attempts(trial.path, trial.source, trial.subject, trial.nodes, folder, reporter)
-    attempts.run()
-    curve, scores = trial.measure(seed)
-    size = Size.of(trial.codes, curve)
+    trial = make_trial(Path(cache), folder, config, LoadOptions(weights, trust_code), reporter)
+    similar = _similarity(trial, seed, reporter)
+    attempts, heads = try_strategies(trial, folder, reporter)
+    curve, scores = _measure(trial, seed)
     return Advice(
         cache=str(cache),
-        target=trial.subject.target,
-        scenario=scenario(size.per_class, similar=near is not None and near.similar),
-        size=size,
-        similarity=near,
-        attempts=attempts.done,
-        heads=attempts.heads,
+        target=trial.user.target,
+        size=Size.of(trial.codes, curve),
+        similarity=similar,
+        attempts=attempts,
+        heads=heads,
         scores=scores,
         tried=trial.counts,
-        guess=trial.guess(),
+        guess=_majority_accuracy(trial),
         folder=folder,
         seconds=time.perf_counter() - started,
     )
 
 
-@dataclass(frozen=True)
-class _Trial:
-    """What is tried on.
+def _similarity(trial: Trial, seed: int, reporter: Reporter) -> Similarity | None:
+    """Similarity to the images that the network was trained on; None if its weights are random."""
+    if trial.backbone.recipe.get("weights") == "none":
+        return None
+    samples = trial.source.samples
+    train = np.unique(samples.image[samples.split == "train"])
+    drawn = np.sort(np.random.default_rng(seed).permutation(train)[:COMPARED])
+    keys = [trial.source.images[i] for i in drawn]
+    pixels = readable_pixels(trial.source, keys, trial.preprocess, workers=thread_budget().decode)
+    return similarity(trial.backbone, pixels, trial.preprocess, reporter=reporter)
 
-    codes : classes of all train samples of the user's cache. counts : samples of the trial by split.
-    """
 
-    path: Path
-    source: Source
-    subject: Subject
-    backbone: Backbone
-    preprocess: Preprocess
-    nodes: list[str]
-    codes: np.ndarray
-    counts: dict[str, int]
+def _majority_accuracy(trial: Trial) -> float:
+    """Val accuracy of always predicting the class that is most frequent in train."""
+    samples = trial.source.samples
+    codes = samples.targets[trial.user.target].values
+    majority = np.bincount(codes[samples.split == "train"]).argmax()
+    return float((codes[samples.split == "val"] == majority).mean())
 
-    def compare(self, seed: int, reporter: Reporter) -> Similarity | None:
-        """Similarity to the images that the network was trained on; None where it never was."""
-        if self.backbone.recipe.get("weights") == "none":
-            return None
-        samples = self.source.samples
-        train = np.unique(samples.image[samples.split == "train"])
-        chosen = np.sort(np.random.default_rng(seed).permutation(train)[:COMPARED])
-        keys = [self.source.images[i] for i in chosen]
-        pixels = readable_pixels(self.source, keys, self.preprocess, workers=thread_budget().decode)
-        return similarity(self.backbone, pixels, self.preprocess, reporter=reporter)
 
-    def guess(self) -> float:
-        """Val accuracy of always naming the class that is most frequent in train."""
-        samples = self.source.samples
-        codes = samples.targets[self.subject.target].values
-        commonest = np.bincount(codes[samples.split == "train"]).argmax()
-        return float((codes[samples.split == "val"] == commonest).mean())
-
-    def measure(self, seed: int) -> tuple[ShotCurve, dict[str, Scores]]:
-        """The curve over images per class, on the bottleneck, and the scores of every node on train."""
-        with FeatureCache(self.path) as opened:
-            codes = opened.samples.targets[self.subject.target].values
-            train, val = (np.flatnonzero(opened.samples.split == split) for split in ("train", "val"))
-            rows = {node: _read(opened, node, train) for node in self.nodes}
-            single = opened.samples.image.shape[1] == 1
-            outputs = source_outputs(self.backbone, rows[BOTTLENECK]) if single else None
-            scores = {
-                node: score(x, codes[train], outputs if node == BOTTLENECK else None, seed=seed)
-                for node, x in rows.items()
-            }
-            held = _read(opened, BOTTLENECK, val)
-            return shot_curve(rows[BOTTLENECK], codes[train], held, codes[val], seed=seed), scores
+def _measure(trial: Trial, seed: int) -> tuple[ShotCurve, dict[str, Scores]]:
+    """Return the bottleneck's curve over images per class, and the scores of every node on train."""
+    with FeatureCache(trial.path) as cache:
+        codes = cache.samples.targets[trial.user.target].values
+        train, val = (np.flatnonzero(cache.samples.split == split) for split in ("train", "val"))
+        rows = {node: _read(cache, node, train) for node in trial.nodes}
+        held_out = _read(cache, BOTTLENECK, val)
+        single = cache.samples.image.shape[1] == 1
+    outputs = source_outputs(trial.backbone, rows[BOTTLENECK]) if single else None
+    scores = {
+        node: score(x, codes[train], outputs if node == BOTTLENECK else None, seed=seed)
+        for node, x in rows.items()
+    }
+    return shot_curve(rows[BOTTLENECK], codes[train], held_out, codes[val], seed=seed), scores
 
 
 def _read(cache: FeatureCache, node: str, samples: np.ndarray) -> np.ndarray:
-    """(n, D) float32 of the samples (n,)."""
+    """(n, D) float32 features of the samples (n,)."""
     return cache.sample_rows(node, samples).read(0, len(samples)).astype(np.float32)
-
-
-def _prepare(
-    cache: Path,
-    folder: Path,
-    target: str | None,
-    budget: int,
-    seed: int,
-    options: LoadOptions,
-    reporter: Reporter,
-) -> _Trial:
-    """Draw the samples, load the network, extract every block's features."""
-    with FeatureCache(cache) as opened:
-        target = class_target(opened, target)
-        source = trial_source(opened, target, budget, seed)
-        backbone = backbone_of(opened, options)
-        preprocess = Preprocess.from_json(opened.spec.preprocess)
-        nodes = probe_nodes(backbone, preprocess)
-        path = extract_trial(opened, source, folder / "trial.h5", nodes, options=options, reporter=reporter)
-        values = opened.samples.targets[target]
-        codes = values.values[values.labelled & (opened.samples.split == "train")]
-        subject = Subject(cache, opened.source_root, target, tuple(opened.nodes), options)
-    with FeatureCache(path) as written:
-        counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
-    return _Trial(path, source, subject, backbone, preprocess, nodes, codes, counts)

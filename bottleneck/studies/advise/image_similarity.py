@@ -1,22 +1,18 @@
-"""How near the user's images are to those that a network was trained on, without having those images.
+"""How similar the user's images are to those that a network was trained on, without having those images.
 
 A network carries statistics of its training images in its BatchNorm buffers: mean and variance of every
-channel. Their distance from the statistics of the user's images is one measure. How the source classifier
-behaves on the images (how unsure it is, how many of its classes it uses) is another, and all that there is
-without BatchNorm. Either is read on the scale that the network gives on images of known kinds (`anchors`).
+channel. Their distance from the statistics of the user's images is one measure. The other, and the only one
+without BatchNorm, is how the source classifier behaves on the images: how unsure it is, and how many of its
+classes it uses. The scale of such distances differs between networks. It is calibrated by anchors: images
+whose similarity to ImageNet's photographs is known. They are made from what scikit-learn ships: two
+photographs, and digits of 8 × 8 pixels.
 
-Shapes: N images, H × W pixels, C channels, Z classes of the source classifier.
-
-Images whose nearness to ImageNet's photographs is known, to calibrate a scale of similarity with.
-
-All are made from what scikit-learn ships: two photographs and 1,797 digits of 8 × 8 pixels.
-
-Shapes: n images of an anchor.
+Shapes: N images, H × W pixels, Z classes of the source classifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -27,6 +23,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 from torchvision.ops import FrozenBatchNorm2d
 
 from bottleneck.backbones.backbone import Backbone
@@ -34,18 +31,24 @@ from bottleneck.backbones.extractor import Normalise
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.progress import SILENT, Reporter
 
-PER_ANCHOR = 16  # images
-TILES = 8  # a side, of the texture-only version
-SIDE = 224  # pixels
-SMALL = 32  # pixels a side of the small photographs
-
 SIMILAR = ("photographs", "inverted photographs", "grey photographs")
 BETWEEN = ("texture of photographs",)
 DIFFERENT = ("photographs of 32 pixels", "digits", "noise")
+ANCHORS = len(SIMILAR + BETWEEN + DIFFERENT)
+PER_ANCHOR = 16  # images
+SIDE = 224  # pixels a side of an anchor's images
+TILES = 8  # a side, of the texture-only version
+SMALL = 32  # pixels a side of the small photographs
+
+BATCH = 16  # images that pass the network at once
+QUARTERS = 4  # parts of the network whose distances are averaged separately
+GRID = 28  # positions a side of a feature map that are used, at least
+SURE, UNSURE = 0.9, 0.7  # probabilities from which a verdict is called clear, or probable
+EDGE = 0.9  # probability that is given to the anchor of either kind that is nearest to the boundary
 
 
 def anchors() -> Iterator[tuple[str, list[Image.Image]]]:
-    """Name and n RGB images of every anchor; the same ones always."""
+    """Yield the name and the RGB images of every anchor; always the same images."""
     photographs = _photographs()
     yield "photographs", photographs
     yield "inverted photographs", [ImageOps.invert(image) for image in photographs]
@@ -60,7 +63,7 @@ def anchors() -> Iterator[tuple[str, list[Image.Image]]]:
 
 @cache
 def _photographs() -> list[Image.Image]:
-    """Squares cut at random from both photographs, 40 to 100 % of their shorter side."""
+    """Squares cut at random from both photographs, with 40 to 100 % of their shorter side."""
     from sklearn.datasets import load_sample_images
 
     rng = np.random.default_rng(0)
@@ -92,21 +95,14 @@ def _digits() -> list[Image.Image]:
     ]
 
 
-QUARTERS = 4
-BATCH = 16
-GRID = 28  # positions a side of a map that are looked at, at least
-SURE, UNSURE = 0.9, 0.7  # probabilities from which a verdict is called clear, or probable
-EDGE = 0.9  # probability that is given to the outermost anchor on either side of the boundary
-
-
 @dataclass(frozen=True)
 class Reading:
-    """What a network says of some images.
+    """How a network responds to n images.
 
-    quarters : BatchNorm distance in nats, mean over the layers of each quarter of the network; None without.
-    entropy : mean entropy of the classifier's outputs over log Z, 0 (sure) … 1 (uniform).
-    classes : how many of its classes it uses: exp of the entropy of its mean output.
-    n : images.
+    quarters : distance of the BatchNorm statistics in nats, mean over the layers of each quarter of the
+        network; None without BatchNorm.
+    entropy : mean entropy of the classifier's outputs divided by log Z, 0 (sure) … 1 (uniform).
+    classes : effective number of classes in use, the exp of the entropy of the mean output.
     """
 
     quarters: tuple[float, ...] | None
@@ -116,7 +112,7 @@ class Reading:
 
     @property
     def distance(self) -> float:
-        """Geometric mean of the quarters, or the entropy where there are none."""
+        """Geometric mean of the quarters; the entropy if there are none."""
         if self.quarters is None:
             return self.entropy
         return float(np.exp(np.log(np.maximum(self.quarters, 1e-9)).mean()))
@@ -124,9 +120,10 @@ class Reading:
 
 @dataclass(frozen=True)
 class Similarity:
-    """The verdict.
+    """Similarity of some images to a network's training images.
 
-    probability : that the images are of the kinds called similar, by the distances of the anchors.
+    reading : of the images. anchors : readings by name of an anchor.
+    probability : that the images belong with the anchors in SIMILAR rather than with those in DIFFERENT.
     measure : "BatchNorm statistics" or "classifier behaviour".
     """
 
@@ -137,19 +134,19 @@ class Similarity:
 
     @property
     def similar(self) -> bool:
-        """Whether the images are rather similar to the source's than not."""
+        """Whether the images are more likely similar to the training images than not."""
         return self.probability >= 0.5
 
     @property
     def nearest(self) -> str:
-        """The anchor whose distance is nearest, by ratio."""
+        """Name of the anchor with the nearest distance, by ratio."""
         return min(
             self.anchors, key=lambda name: abs(np.log(self.anchors[name].distance / self.reading.distance))
         )
 
     @property
     def text(self) -> str:
-        """One sentence on the verdict and how sure it is."""
+        """The verdict and how sure it is, as a clause."""
         sure = max(self.probability, 1 - self.probability)
         word = "clearly" if sure >= SURE else "probably" if sure >= UNSURE else "perhaps"
         kind = "similar to" if self.similar else "different from"
@@ -160,7 +157,7 @@ class Similarity:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Verdict, readings and scale."""
+        """Return verdict, readings and anchors."""
         return {
             "verdict": "similar" if self.similar else "different",
             "probability_similar": self.probability,
@@ -182,12 +179,12 @@ def similarity(
 ) -> Similarity:
     """Compare images with those that `backbone` was trained on.
 
-    pixels : (N, H, W, C) uint8, made by `preprocess` (the backbone's own by default). A few dozen make a
-        reading; fewer overstate the distance of the upper layers.
+    pixels : (N, H, W, channels) uint8, made by `preprocess` (by default the backbone's). It takes a few dozen
+        images; with fewer, the distance of the upper layers is overestimated.
     """
     preprocess = preprocess or backbone.preprocess
     known = {}
-    with reporter.step("Comparing", total=len(pixels) + PER_ANCHOR * 7, unit="images") as advance:
+    with reporter.step("Comparing", total=len(pixels) + PER_ANCHOR * ANCHORS, unit="images") as advance:
         reading = read(backbone.module, preprocess, pixels)
         advance(len(pixels))
         for name, images in anchors():
@@ -199,9 +196,10 @@ def similarity(
 
 
 def probability_similar(reading: Reading, known: dict[str, Reading]) -> float:
-    """Logistic in the log distance: 1/2 midway between the kinds of anchors, `EDGE` at the near end of each.
+    """Return a logistic function of the log distance: 1/2 midway between the two kinds of anchors.
 
-    Where the network does not tell the kinds apart it is 1/2 throughout.
+    It is EDGE at the largest distance of SIMILAR and 1 − EDGE at the smallest of DIFFERENT. If these are in
+    the wrong order, the network cannot tell the kinds apart, and the result is always 1/2.
     """
     near = np.log(max(known[name].distance for name in SIMILAR))
     far = np.log(min(known[name].distance for name in DIFFERENT))
@@ -213,7 +211,7 @@ def probability_similar(reading: Reading, known: dict[str, Reading]) -> float:
 
 @torch.inference_mode()
 def read(module: nn.Module, preprocess: Preprocess, pixels: np.ndarray) -> Reading:
-    """Run the whole network, in evaluation mode, over `pixels` (N, H, W, C)."""
+    """Run the whole network, in evaluation mode, over `pixels` (N, H, W, channels)."""
     normalise = Normalise(preprocess)
     batches = (normalise(part) for part in torch.from_numpy(pixels).split(BATCH))
     with _watched(module) as sums:
@@ -235,52 +233,55 @@ def _entropy(probabilities: Tensor) -> Tensor:
 
 
 class _Sums:
-    """Running sums over the inputs of one BatchNorm layer."""
+    """Running sums over the inputs of one BatchNorm layer, per channel."""
 
-    def __init__(self, norm: nn.Module) -> None:
-        self.norm = norm
+    def __init__(self, norm: _BatchNorm | FrozenBatchNorm2d) -> None:
+        self.mean, self.variance = (norm.get_buffer(f"running_{name}").double() for name in ("mean", "var"))
+        self.eps = float(norm.eps)
         self.count, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
 
     def add(self, values: Tensor) -> None:
-        """values : (B, C, …). Deviations from the layer's own mean are summed, which keeps their digits.
+        """Add a batch (B, channels, …). Deviations from the layer's mean are summed, to lose no digits.
 
-        Of large maps a grid of positions is taken: neighbours say nearly the same.
+        Of large maps a grid of positions is taken, since neighbouring positions are nearly equal.
         """
         if values.ndim == 4:
             step = max(1, min(values.shape[2:]) // GRID)
             values = values[:, :, ::step, ::step]
         axes = [axis for axis in range(values.ndim) if axis != 1]
         variance, mean = torch.var_mean(values, axes, correction=0)
-        away, n = mean.double() - self.norm.running_mean.double(), values.numel() // values.shape[1]
+        shift, n = mean.double() - self.mean, values.numel() // values.shape[1]
         self.count += n
-        self.total = self.total + n * away
-        self.squares = self.squares + n * (variance.double() + away**2)
+        self.total = self.total + n * shift
+        self.squares = self.squares + n * (variance.double() + shift**2)
 
     def divergence(self) -> np.ndarray:
-        """(C,) Jeffreys divergence KL(p‖q) + KL(q‖p) of two Gaussians, in nats."""
+        """Return (channels,) Jeffreys divergences KL(p‖q) + KL(q‖p) of two Gaussians, in nats.
+
+        p has the mean and variance of the values added, q those of the layer's buffers.
+        """
         shift = self.total / self.count
-        ours = (self.squares / self.count - shift**2).clamp_min(0) + self.norm.eps
-        theirs = self.norm.running_var.double() + self.norm.eps
-        return (0.5 * (ours / theirs + theirs / ours - 2 + shift**2 * (1 / ours + 1 / theirs))).numpy()
+        p = (self.squares / self.count - shift**2).clamp_min(0) + self.eps
+        q = self.variance + self.eps
+        return (0.5 * (p / q + q / p - 2 + shift**2 * (1 / p + 1 / q))).numpy()
 
 
 @contextmanager
 def _watched(module: nn.Module) -> Iterator[dict[str, _Sums]]:
-    """Sums of every BatchNorm layer that keeps statistics, in the order of their use, filled while inside."""
+    """Yield a dict that collects, in the order of use, the sums of every BatchNorm layer with statistics."""
     sums: dict[str, _Sums] = {}
 
-    def watch(name: str, norm: nn.Module) -> Any:
+    def watch(name: str, norm: _BatchNorm | FrozenBatchNorm2d) -> RemovableHandle:
         return norm.register_forward_pre_hook(
             lambda _, inputs: sums.setdefault(name, _Sums(norm)).add(inputs[0])
         )
 
-    norms: Iterable[tuple[str, nn.Module]] = (
-        (name, child)
+    hooks = [
+        watch(name, child)
         for name, child in module.named_modules()
         if isinstance(child, FrozenBatchNorm2d)
         or (isinstance(child, _BatchNorm) and child.track_running_stats)
-    )
-    hooks = [watch(name, norm) for name, norm in norms]
+    ]
     try:
         yield sums
     finally:

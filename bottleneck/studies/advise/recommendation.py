@@ -1,4 +1,4 @@
-"""What advice consists of: size, similarity, what was tried, the rules beside it, the recommendation.
+"""What advice consists of: size, similarity, attempts, published rules beside them, the recommendation.
 
 The four scenarios of transfer learning, and three published rules for them, side by side: they differ.
 """
@@ -19,16 +19,24 @@ from bottleneck.studies.rank.scores import Scores
 SIZES = ("small", "large")
 NEARNESS = ("similar", "different")
 SCENARIOS = tuple(f"{size}-{near}" for size in SIZES for near in NEARNESS)
-LARGE = 500  # train images per class from which data count as large: that of CIFAR-100, as text-book cases go
+LARGE = 500  # train images per class from which data count as large: that of CIFAR-100, a usual example
 
 HEAD, EARLY, FINETUNE, SCRATCH = "head", "early head", "finetune", "scratch"
+
+MARGIN = 0.01  # of val accuracy: a cheaper strategy that is that close to the best is preferred
+CONTRADICTION = 0.01  # of val accuracy: the least loss for which a rule is called contradicted
+UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
+NOTHING = (
+    "But nothing that was tried is surely better than always naming the commonest class ({:.3f}): "
+    "look at the labels, or bring more images, before you train anything."
+)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a text says of one scenario. strategy : the one of ours that it comes to."""
+    """What a text says on one scenario. strategy : the one of ours that it amounts to."""
 
-    text: str
+    says: str
     strategy: str
 
 
@@ -61,17 +69,8 @@ RULES: dict[str, dict[str, Rule]] = {
 
 
 def scenario(samples_per_class: float, similar: bool) -> str:
-    """One of `SCENARIOS`."""
+    """Return one of `SCENARIOS`."""
     return f"{SIZES[samples_per_class >= LARGE]}-{NEARNESS[not similar]}"
-
-
-MARGIN = 0.01  # of val accuracy: a cheaper strategy that comes as near to the best is preferred
-UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
-NOTHING = (
-    "But nothing that was tried is surely better than always naming the commonest class ({:.3f}): "
-    "look at the labels, or bring more images, before you train anything."
-)
-CONTRADICTION = 0.01  # of val accuracy: what a rule must cost at least to be called contradicted
 
 
 @dataclass(frozen=True)
@@ -86,21 +85,21 @@ class Size:
 
     @staticmethod
     def of(codes: np.ndarray, curve: ShotCurve) -> Size:
-        """Of train samples with class `codes`."""
+        """Count train samples with class `codes`."""
         counts = np.unique(codes, return_counts=True)[1]
         return Size(len(codes), len(counts), float(np.median(counts)), int(counts.min()), curve)
 
     @property
     def text(self) -> str:
         """One sentence."""
-        word = "large" if self.per_class >= LARGE else "small"
+        word = SIZES[self.per_class >= LARGE]
         return (
             f"{word}: {self.samples:,} train samples, {self.per_class:g} per class (large from {LARGE}); "
             f"{self.curve.text}"
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, curve and sentence."""
+        """Return counts, curve and sentence."""
         return {**asdict(self), "curve": self.curve.to_json(), "text": self.text}
 
 
@@ -108,7 +107,8 @@ class Size:
 class Attempt:
     """One strategy as it was tried.
 
-    strategy : of `rules`. what : in words. accuracy, ci95 : by split. command : the same with all data.
+    strategy : one of HEAD, EARLY, FINETUNE, SCRATCH. what : in words. accuracy, ci95 : by split.
+    command : does the same with all data.
     """
 
     strategy: str
@@ -118,27 +118,21 @@ class Attempt:
     seconds: float
     command: str
 
-    def to_json(self) -> dict[str, Any]:
-        """All fields by name."""
-        return asdict(self)
-
 
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
-    """The first, so the cheapest, of those within `MARGIN` of the best on val."""
+    """Return the first, and so the cheapest, of the attempts within `MARGIN` of the best on val."""
     best = max(attempt.accuracy["val"] for attempt in attempts)
     return next(attempt for attempt in attempts if attempt.accuracy["val"] >= best - MARGIN)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Rule):
     """A rule beside the evidence.
 
-    accuracy : on val, of the best attempt that follows the rule; None where none was tried.
-    lost : by which the recommendation exceeds it. contradicted : whether that is more than chance.
+    accuracy : on val, of the best attempt that follows the rule; None if there was none.
+    lost : how much the recommendation is better. contradicted : whether that is more than chance.
     """
 
-    says: str
-    strategy: str
     accuracy: float | None = None
     lost: float | None = None
     contradicted: bool | None = None
@@ -146,7 +140,7 @@ class Judgement:
     @property
     def text(self) -> str:
         """Half a sentence."""
-        if self.accuracy is None:
+        if self.accuracy is None or self.lost is None:
             return "not tried here"
         if not self.contradicted:
             agrees = "agrees" if self.lost <= CONTRADICTION else "contradicts it not beyond chance"
@@ -157,30 +151,30 @@ class Judgement:
         )
 
 
-def judge(rule: Rule, attempts: list[Attempt], val: int) -> Judgement:
-    """Hold `rule` against what was tried and measured on `val` samples."""
+def judge(rule: Rule, attempts: Sequence[Attempt], val: int) -> Judgement:
+    """Compare `rule` with what was tried and measured on `val` samples."""
     followed = [attempt.accuracy["val"] for attempt in attempts if attempt.strategy == rule.strategy]
     if not followed:
-        return Judgement(rule.text, rule.strategy)
+        return Judgement(rule.says, rule.strategy)
     accuracy = max(followed)
     lost = best_attempt(attempts).accuracy["val"] - accuracy
     best = accuracy + lost
-    # As of two separate sets of samples: wider than paired, for the best was picked among several.
+    # As for two separate sets of samples: wider than for paired ones, as the best was picked among several.
     chance = 1.96 * np.sqrt((accuracy * (1 - accuracy) + best * (1 - best)) / val)
-    return Judgement(rule.text, rule.strategy, accuracy, lost, bool(lost > max(CONTRADICTION, chance)))
+    return Judgement(rule.says, rule.strategy, accuracy, lost, bool(lost > max(CONTRADICTION, chance)))
 
 
 @dataclass(frozen=True)
 class Advice:
-    """What `advise` found.
+    """Result of `advise`.
 
-    heads : the probe curve. scores : by node. tried : samples of the trial per split.
-    guess : val accuracy of always naming the class that is most frequent in train. seconds : wall time.
+    heads : linear heads along the network (the probe curve). scores : by node.
+    tried : samples of the trial by split.
+    guess : val accuracy of always predicting the class that is most frequent in train. seconds : wall time.
     """
 
     cache: str
     target: str
-    scenario: str
     size: Size
     similarity: Similarity | None
     attempts: list[Attempt]
@@ -192,18 +186,23 @@ class Advice:
     seconds: float
 
     @property
+    def scenario(self) -> str:
+        """One of `SCENARIOS`; images of unknown similarity count as different."""
+        return scenario(self.size.per_class, self.similarity is not None and self.similarity.similar)
+
+    @property
     def chosen(self) -> Attempt:
         """The recommended strategy."""
         return best_attempt(self.attempts)
 
     @property
-    def learnt(self) -> bool:
-        """Whether the 95 % interval of what is recommended lies above guessing."""
+    def beats_guessing(self) -> bool:
+        """Whether the recommended strategy's 95 % interval lies above `guess`."""
         return self.chosen.ci95["val"][0] > self.guess
 
     @property
     def rules(self) -> dict[str, Judgement]:
-        """What each text says of this scenario, beside the evidence."""
+        """What each text says on this scenario, beside the evidence."""
         val = self.tried["val"]
         return {text: judge(rules[self.scenario], self.attempts, val) for text, rules in RULES.items()}
 
@@ -211,24 +210,23 @@ class Advice:
     def text(self) -> list[str]:
         """The advice in sentences."""
         near = f"The images are {self.similarity.text}." if self.similarity else UNKNOWN
-        rules = [f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()]
         accuracy, val = self.chosen.accuracy["val"], self.tried["val"]
         return [
             f"Size is {self.size.text}.",
             near,
             f"Scenario: {self.scenario}.",
-            *rules,
+            *(f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()),
             f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",
-            *([] if self.learnt else [NOTHING.format(self.guess)]),
+            *([] if self.beats_guessing else [NOTHING.format(self.guess)]),
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck advise --json`, less the figure."""
-        told = ("node", "C", "cv_accuracy", "accuracy")
+        """Return the JSON object of `bottleneck advise --json` without the figure."""
+        probe_keys = ("node", "C", "cv_accuracy", "accuracy")
         evidence = {
-            "attempts": [attempt.to_json() for attempt in self.attempts],
-            "probe_curve": [{key: head[key] for key in told} for head in self.heads],
-            "scores": {node: scores.to_json() for node, scores in self.scores.items()},
+            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "probe_curve": [{key: head[key] for key in probe_keys} for head in self.heads],
+            "scores": {node: asdict(scores) for node, scores in self.scores.items()},
             "samples": self.tried,
             "guess": self.guess,
         }
@@ -236,7 +234,7 @@ class Advice:
             "scenario": self.scenario,
             "size": self.size.to_json(),
             "similarity": self.similarity and self.similarity.to_json(),
-            "recommendation": self.chosen.to_json(),
+            "recommendation": asdict(self.chosen),
             "rules": {text: {**asdict(rule), "text": rule.text} for text, rule in self.rules.items()},
             "evidence": evidence,
             "text": self.text,

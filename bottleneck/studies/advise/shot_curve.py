@@ -3,7 +3,7 @@
 Each point is a linear classifier in closed form (ridge regression on one-hot targets), as in the few-shot
 evaluation of Kolesnikov et al., "Big Transfer", ECCV 2020; the penalty is chosen by leave-one-out.
 
-Shapes: n samples to learn from, m to measure on, D features, C classes.
+Shapes: n samples to learn from, m to measure on, D features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEWEST_POINTS = 3  # of a power law
 
 @dataclass(frozen=True)
 class ShotPoint:
-    """shots : images per class. mean : accuracy over draws. values : of each draw."""
+    """Accuracy with `shots` images per class: of each draw (values), and their mean."""
 
     shots: int
     mean: float
@@ -34,9 +34,10 @@ class ShotPoint:
 
 @dataclass(frozen=True)
 class ShotCurve:
-    """The curve, and the law error = a · shots^−b through its upper points.
+    """The curve, and the power law error = a · shots^−b through its upper points.
 
-    doubling : accuracy that twice the images of the last point would add by that law; None if unknown.
+    exponent : b. doubling : accuracy that twice the images of the last point would add by that law.
+    Both are None where the points are too few for a law.
     """
 
     points: tuple[ShotPoint, ...]
@@ -55,20 +56,20 @@ class ShotCurve:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Points, law and sentence."""
+        """Return points, law and sentence."""
         return {**asdict(self), "text": self.text}
 
 
 def shot_curve(
     x: np.ndarray, codes: np.ndarray, held_x: np.ndarray, held_codes: np.ndarray, *, seed: int = 0
 ) -> ShotCurve:
-    """Fit on k images of each class, k = 1, 2, 5 … as far as they reach, and measure on others.
+    """Fit on k images of each class, k = 1, 2, 5 … up to the number that there is, and measure on others.
 
     Parameters
     ----------
     x, codes : (n, D) features to learn from, (n,) classes. A class with fewer than k images gives all it has.
     held_x, held_codes : (m, D), (m,)
-    seed : of the three draws of each k, each draw of k + 1 containing that of k.
+    seed : of the three draws for each k. A draw of more images contains the draw of fewer.
     """
     rng = np.random.default_rng(seed)
     classes, counts = np.unique(codes, return_counts=True)
@@ -84,8 +85,8 @@ def shot_curve(
         shots.append(most)
     points = []
     for k in shots:
-        chosen = [np.concatenate([order[:k] for order in draw]) for draw in orders]
-        values = [_accuracy(x[rows], codes[rows], held_x, held_codes) for rows in chosen]
+        draws = [np.concatenate([order[:k] for order in draw]) for draw in orders]
+        values = [_accuracy(x[rows], codes[rows], held_x, held_codes) for rows in draws]
         points.append(ShotPoint(k, float(np.mean(values)), tuple(values)))
     return ShotCurve(tuple(points), *_power_law(points, len(held_codes)))
 
@@ -97,11 +98,11 @@ def _accuracy(x: np.ndarray, codes: np.ndarray, held_x: np.ndarray, held_codes: 
 
 
 def _power_law(points: list[ShotPoint], held: int) -> tuple[float | None, float | None]:
-    """Exponent b and what doubling adds, from the upper half of the points."""
+    """Return b and what twice the images would add, from the upper half of the points."""
     upper = points[-max(FEWEST_POINTS, len(points) // 2 + 1) :]
     if len(upper) < FEWEST_POINTS:
         return None, None
-    errors = np.maximum([1 - point.mean for point in upper], 0.5 / held)  # none wrong is not never wrong
+    errors = np.maximum([1 - point.mean for point in upper], 0.5 / held)  # 0 errors of few samples
     slope, _ = np.polyfit(np.log([point.shots for point in upper]), np.log(errors), 1)
     exponent = max(0.0, -float(slope))
     return exponent, float(errors[-1] * (1 - 2.0**-exponent))

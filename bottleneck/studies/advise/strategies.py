@@ -1,24 +1,22 @@
-"""The strategies of transfer learning, each tried on a small budget: its accuracy, its seconds, its command.
+"""The strategies of transfer learning, each tried on the trial: its accuracy, its seconds, its command.
 
     linear head on top · linear head on earlier features · fine-tuned blocks · a network from scratch
 
-Among earlier features cross-validation on train chooses; the epochs of a network are chosen by val.
-Strategies are compared on val; test is only reported.
+Cross-validation on train chooses among earlier features; val chooses the epoch of a network. Strategies are
+compared on val; test is only reported.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
-from bottleneck.data.source import Source
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.names import BOTTLENECK
-from bottleneck.progress import SILENT, Reporter
+from bottleneck.progress import Reporter
 from bottleneck.studies.advise.recommendation import EARLY, FINETUNE, HEAD, SCRATCH, Attempt
+from bottleneck.studies.advise.trial import Trial
 from bottleneck.training.finetune import finetune
 from bottleneck.training.results import Result
 from bottleneck.training.scratch import scratch
@@ -27,127 +25,89 @@ EPOCHS = 10
 UNFROZEN = (1, 2)  # blocks below the head on top
 SCRATCH_EPOCHS = 20
 SCRATCH_SIZE = 64  # pixels a side
-WORTH_TUNING = 0.01  # of cross-validated accuracy, won by earlier features: then their blocks are tuned, too
+# Gain in cross-validated accuracy from which the block below the best earlier features is fine-tuned, too.
+WORTH_TUNING = 0.01
+
+Head = dict[str, Any]  # one of `FitResult.heads`
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What is advised on.
+def try_strategies(trial: Trial, folder: Path, reporter: Reporter) -> tuple[list[Attempt], list[Head]]:
+    """Try every strategy, the cheapest first.
 
-    cache : the user's. root : its source. nodes : those that it has. options : those that load its network.
+    Returns
+    -------
+    The attempts in their order, and the linear heads of all nodes (the probe curve) in the network's order.
     """
-
-    cache: Path
-    root: str
-    target: str
-    nodes: tuple[str, ...]
-    options: LoadOptions = NO_OPTIONS
-
-    @property
-    def network_flags(self) -> str:
-        """As the commands that load the network take them."""
-        weights = f" --weights {quote(self.options.weights)}" if self.options.weights else ""
-        return weights + (" --trust-code" if self.options.trust_code else "")
-
-    def fit_command(self, node: str) -> str:
-        """Extract `node` where the cache lacks it, and fit a head on it."""
-        cache, root = quote(str(self.cache)), quote(self.root)
-        fit = f"bottleneck fit-head {cache} --target {quote(self.target)} --node {node}"
-        if node in self.nodes:
-            return fit
-        return f"bottleneck extract {root} -o {cache} --node {node}{self.network_flags} && {fit}"
-
-    def tune_command(self, head: dict[str, Any], unfreeze: int | str) -> str:
-        """Fit the same head, and fine-tune the blocks below it from there."""
-        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.cache.stem}--", 1)
-        cache, own = quote(str(self.cache)), quote(str(path))
-        tune = f"bottleneck finetune {cache} --head {own} --unfreeze {unfreeze}{self.network_flags}"
-        return f"{self.fit_command(head['node'])} && {tune}"
+    fitted = fit_heads(
+        trial.path,
+        targets=[trial.user.target],
+        nodes=trial.nodes,
+        output=folder / "heads",
+        reporter=reporter,
+    )
+    heads = sorted(fitted.heads, key=lambda head: trial.nodes.index(head["node"]))
+    seconds = fitted.seconds / len(heads)
+    top = next(head for head in heads if head["node"] == BOTTLENECK)
+    early = max(
+        (head for head in heads if head is not top), key=lambda head: head["cv_accuracy"], default=None
+    )
+    attempts = [_head_attempt(HEAD, trial, top, seconds)]
+    if early is not None:
+        attempts.append(_head_attempt(EARLY, trial, early, seconds))
+    for unfreeze in UNFROZEN[: len(trial.nodes) - 1]:
+        attempts.append(_finetune(trial, top, unfreeze, folder, reporter))
+    if early is not None and early["cv_accuracy"] > top["cv_accuracy"] + WORTH_TUNING:
+        attempts.append(_finetune(trial, early, 1, folder, reporter))
+    attempts.append(_scratch(trial, folder, reporter))
+    return attempts, heads
 
 
-@dataclass
-class Attempts:
-    """What is tried on the cache `trial` of `source`, below `folder`. heads : the probe curve."""
+def _head_attempt(strategy: str, trial: Trial, head: Head, seconds: float) -> Attempt:
+    return Attempt(
+        strategy=strategy,
+        what=f"linear head on {head['node']}",
+        accuracy=head["accuracy"],
+        ci95=head["accuracy_ci95"],
+        seconds=seconds,
+        command=trial.user.fit_command(head["node"]),
+    )
 
-    trial: Path
-    source: Source
-    subject: Subject
-    nodes: list[str]
-    folder: Path
-    reporter: Reporter = SILENT
-    heads: list[dict[str, Any]] = field(default_factory=list)
-    done: list[Attempt] = field(default_factory=list)
 
-    def run(self) -> list[Attempt]:
-        """Try everything, the cheapest first."""
-        self._heads()
-        top, early = (self._best_head(on_top=on_top) for on_top in (True, False))
-        self._add_head(HEAD, top)
-        if early is not None:
-            self._add_head(EARLY, early)
-        for unfreeze in UNFROZEN[: len(self.nodes) - 1]:
-            self._finetune(top, unfreeze)
-        if early is not None and early["cv_accuracy"] > top["cv_accuracy"] + WORTH_TUNING:
-            self._finetune(early, 1)
-        self._scratch()
-        return self.done
+def _finetune(trial: Trial, head: Head, unfreeze: int, folder: Path, reporter: Reporter) -> Attempt:
+    result = finetune(
+        trial.path,
+        head["path"],
+        folder / "models" / f"{head['node']}-{unfreeze}.safetensors",
+        unfreeze=unfreeze,
+        epochs=EPOCHS,
+        weights=trial.user.load.weights,
+        trust_code=trial.user.load.trust_code,
+        reporter=reporter,
+    )
+    what = f"{', '.join(result.unfrozen)} fine-tuned from the head on {head['node']}"
+    return _network_attempt(FINETUNE, what, result, trial.user.finetune_command(head, unfreeze))
 
-    def _heads(self) -> None:
-        fitted = fit_heads(
-            self.trial,
-            targets=[self.subject.target],
-            nodes=self.nodes,
-            output=self.folder / "heads",
-            reporter=self.reporter,
-        )
-        self.heads = sorted(fitted.heads, key=lambda head: self.nodes.index(head["node"]))
-        self._seconds = fitted.seconds / len(fitted.heads)
 
-    def _best_head(self, *, on_top: bool) -> dict[str, Any] | None:
-        heads = [head for head in self.heads if (head["node"] == BOTTLENECK) == on_top]
-        return max(heads, key=lambda head: head["cv_accuracy"], default=None)
+def _scratch(trial: Trial, folder: Path, reporter: Reporter) -> Attempt:
+    result = scratch(
+        trial.source,
+        folder / "models" / "scratch.safetensors",
+        target=trial.user.target,
+        image_size=SCRATCH_SIZE,
+        epochs=SCRATCH_EPOCHS,
+        reporter=reporter,
+    )
+    what = f"the small CNN from scratch at {SCRATCH_SIZE} pixels"
+    command = f"bottleneck scratch {quote(trial.user.root)} --image-size {SCRATCH_SIZE}"
+    return _network_attempt(SCRATCH, what, result, command)
 
-    def _add_head(self, strategy: str, head: dict[str, Any]) -> None:
-        self.done.append(
-            Attempt(
-                strategy,
-                f"linear head on {head['node']}",
-                head["accuracy"],
-                head["accuracy_ci95"],
-                self._seconds,
-                self.subject.fit_command(head["node"]),
-            )
-        )
 
-    def _finetune(self, head: dict[str, Any], unfreeze: int) -> None:
-        model = self.folder / "models" / f"{head['node']}-{unfreeze}.safetensors"
-        result = finetune(
-            self.trial,
-            head["path"],
-            model,
-            unfreeze=unfreeze,
-            epochs=EPOCHS,
-            weights=self.subject.options.weights,
-            trust_code=self.subject.options.trust_code,
-            reporter=self.reporter,
-        )
-        blocks = ", ".join(result.unfrozen)
-        what = f"{blocks} fine-tuned from the head on {head['node']}"
-        self._add_network(FINETUNE, what, result, self.subject.tune_command(head, unfreeze))
-
-    def _scratch(self) -> None:
-        result = scratch(
-            self.source,
-            self.folder / "models" / "scratch.safetensors",
-            target=self.subject.target,
-            image_size=SCRATCH_SIZE,
-            epochs=SCRATCH_EPOCHS,
-            reporter=self.reporter,
-        )
-        what = f"the small CNN from scratch at {SCRATCH_SIZE} pixels"
-        command = f"bottleneck scratch {quote(self.subject.root)} --image-size {SCRATCH_SIZE}"
-        self._add_network(SCRATCH, what, result, command)
-
-    def _add_network(self, strategy: str, what: str, result: Result, command: str) -> None:
-        accuracy, interval = result.finetuned_accuracy, result.accuracy_ci95
-        self.done.append(Attempt(strategy, what, accuracy, interval, result.seconds, command))
+def _network_attempt(strategy: str, what: str, result: Result, command: str) -> Attempt:
+    return Attempt(
+        strategy=strategy,
+        what=what,
+        accuracy=result.finetuned_accuracy,
+        ci95=result.accuracy_ci95,
+        seconds=result.seconds,
+        command=command,
+    )

@@ -7,28 +7,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from bottleneck.errors import BackboneError, BottleneckError, FitError
+from bottleneck.errors import BackboneError, FitError
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.advise.subset import class_target
-from bottleneck.studies.rank.scores import Scores, score, source_outputs
+from bottleneck.studies.class_task import class_target, source_outputs, train_samples
+from bottleneck.studies.rank.scores import Scores, score
+from bottleneck.studies.study_config import MEASURES, RankConfig
 from bottleneck.training.inputs import backbone_of
-
-MEASURES = ("logme", "h_score", "leep", "knn")
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One cache. accuracy : of its head on val, cross-validated without a val; None if not checked."""
+    """One cache with its scores.
+
+    accuracy : of a head on val, cross-validated where there is no val; None if not checked.
+    """
 
     cache: str
     node: str
@@ -36,13 +38,13 @@ class Ranked:
     accuracy: float | None
 
     def to_json(self) -> dict[str, Any]:
-        """Scores beside the cache's name."""
-        return {"cache": self.cache, "node": self.node, **self.scores.to_json(), "accuracy": self.accuracy}
+        """Return one entry of `scores`."""
+        return {"cache": self.cache, "node": self.node, **asdict(self.scores), "accuracy": self.accuracy}
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Caches, the best first by the measure `by`. tau : Kendall's, of each with accuracy, if checked."""
+    """Caches, the best first by `by`. tau : Kendall's τ of each measure with accuracy, if checked."""
 
     ranked: list[Ranked]
     by: str
@@ -50,7 +52,7 @@ class Ranking:
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck rank --json`."""
+        """Return the JSON object of `bottleneck rank --json`."""
         return {
             "scores": [each.to_json() for each in self.ranked],
             "order": [each.cache for each in self.ranked],
@@ -63,12 +65,12 @@ class Ranking:
 def rank(
     caches: Sequence[str | Path],
     *,
-    node: str = BOTTLENECK,
-    target: str | None = None,
-    by: str = "logme",
-    check: bool = False,
-    output: str | Path = "heads",
-    seed: int = 0,
+    node: str = RankConfig.node,
+    target: str | None = RankConfig.target,
+    by: str = RankConfig.by,
+    check: bool = RankConfig.check,
+    output: str | Path = RankConfig.output,
+    seed: int = RankConfig.seed,
     reporter: Reporter = SILENT,
 ) -> Ranking:
     """Score caches of the same samples on their train split, and order them.
@@ -76,81 +78,84 @@ def rank(
     Parameters
     ----------
     caches : paths
-        One a backbone; the same samples with the same labels in each.
+        One for each backbone, with the same samples and labels.
     node : str
         Which features are scored.
     target : str, optional
         The first one with classes by default.
     by : "logme", "h_score", "leep" or "knn"
-        Larger is better in each. LEEP is missing where a network has no source classifier: it comes last.
+        Larger is better in each. A network without a source classifier has no LEEP and comes last.
     check : bool
-        Fit a head on each, too, and correlate every measure with its accuracy (Kendall's τ).
+        Also fit a head on each, and correlate every measure with its accuracy (Kendall's τ).
+    output : path
+        Folder of those heads.
+    seed : int
+        Of the draw of queries for kNN, and of the heads' folds.
 
     Raises
     ------
     FitError
-        The caches hold other samples or labels, or none with classes.
+        The caches hold different samples or labels, or none with classes.
     CacheError
         A cache lacks the node.
     """
     started = time.perf_counter()
-    if by not in MEASURES:
-        raise BottleneckError(f"Cannot rank by {by!r}; expected one of {', '.join(MEASURES)}.")
+    config = RankConfig(node, target, by, check, output, seed)
     _require_same_samples(caches, target)
     ranked = []
     with reporter.step("Scoring", total=len(caches), unit="caches") as advance:
         for cache in caches:
-            scores = _score(cache, node, target, seed)
-            accuracy = _accuracy(cache, node, target, output, seed) if check else None
-            ranked.append(Ranked(str(cache), node, scores, accuracy))
+            ranked.append(_rank_one(cache, config))
             advance(1)
-    ranked.sort(key=lambda each: _largest_first(getattr(each.scores, by)))
+    ranked.sort(key=lambda each: _sorting_key(getattr(each.scores, by)))
     return Ranking(ranked, by, _tau(ranked) if check else None, time.perf_counter() - started)
 
 
-def _largest_first(value: float | None) -> float:
-    """Sorting key; a score that is not known comes last."""
-    return np.inf if value is None else -value
+def _sorting_key(score: float | None) -> float:
+    """Largest first, unknown scores last."""
+    return np.inf if score is None else -score
 
 
-def _score(cache: str | Path, node: str, target: str | None, seed: int) -> Scores:
+def _rank_one(cache: str | Path, config: RankConfig) -> Ranked:
     with FeatureCache(cache) as opened:
-        found = opened.samples.targets[class_target(opened, target)]
-        train = np.flatnonzero((opened.samples.split == "train") & found.labelled)
+        target = class_target(opened, config.target)
+        train = train_samples(opened, target)
         outputs = None
         if BOTTLENECK in opened.nodes and opened.samples.image.shape[1] == 1:
             try:
                 outputs = source_outputs(backbone_of(opened), opened.sample_rows(BOTTLENECK, train))
-            except BackboneError:  # its weights cannot be had here; the other scores need none
+            except BackboneError:  # its weights are not available here; only LEEP needs them
                 outputs = None
-        return score(opened.sample_rows(node, train), found.values[train], outputs, seed=seed)
-
-
-def _accuracy(cache: str | Path, node: str, target: str | None, output: str | Path, seed: int) -> float:
-    with FeatureCache(cache) as opened:
-        target = class_target(opened, target)
-    (head,) = fit_heads(cache, targets=[target], nodes=[node], output=output, seed=seed).heads
-    return head["accuracy"].get("val", head["cv_accuracy"])
+        rows = opened.sample_rows(config.node, train)
+        scores = score(rows, target.values[train], outputs, seed=config.seed)
+    accuracy = None
+    if config.check:
+        fitted = fit_heads(
+            cache, targets=[target.name], nodes=[config.node], output=config.output, seed=config.seed
+        )
+        (head,) = fitted.heads
+        accuracy = head["accuracy"].get("val", head["cv_accuracy"])
+    return Ranked(str(cache), config.node, scores, accuracy)
 
 
 def _tau(ranked: Sequence[Ranked]) -> dict[str, float | None]:
     """Kendall's τ-b of each measure with accuracy, over the caches that have it; None for fewer than two."""
-    found = {}
+    correlations: dict[str, float | None] = {}
     for measure in MEASURES:
         pairs = [(getattr(each.scores, measure), each.accuracy) for each in ranked]
         pairs = [pair for pair in pairs if pair[0] is not None]
         tau = float(kendalltau(*zip(*pairs, strict=True)).statistic) if len(pairs) > 1 else np.nan
-        found[measure] = tau if np.isfinite(tau) else None
-    return found
+        correlations[measure] = tau if np.isfinite(tau) else None
+    return correlations
 
 
 def _require_same_samples(caches: Sequence[str | Path], target: str | None) -> None:
-    """Raise FitError where two caches differ in samples, splits or labels; no features are read."""
+    """Raise FitError where two caches differ in samples, splits or labels. No features are read."""
     first = None
     for cache in caches:
         with FeatureCache(cache) as opened:
-            found = opened.samples.targets[class_target(opened, target)]
-            names = np.array([*found.class_names, ""], object)[found.values]
+            labels = class_target(opened, target)
+            names = np.array([*labels.class_names, ""], object)[labels.values]
             rows = set(zip(opened.samples.key, opened.samples.split, names, strict=True))
         if first is None:
             first = rows

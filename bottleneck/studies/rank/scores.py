@@ -1,179 +1,22 @@
-"""How well features suit a task, with no training: LogME, H-score, LEEP, kNN accuracy.
+"""How well features suit a task, without training: LogME, H-score, LEEP, kNN accuracy.
 
 Features are arrays or row readers (`shape`, `read(start, stop)`), streamed in bounded memory.
 
 Shapes: N rows, D features, K classes that occur, R rank, Z classes of the source classifier, Q queries.
-
-What the scores need of labelled rows: counts, sums, scatter and principal axes, in two streaming passes.
-
-Shapes: N rows, D features, K classes that occur, R rank.
-
-What the source classifier says of images whose bottleneck features are cached: its last layers alone.
-
-Shapes: n samples, D features, Z classes of the source classifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy import linalg, sparse
 
-from bottleneck.backbones.backbone import Backbone
-from bottleneck.errors import BackboneError, FitError
-from bottleneck.heads.row_blocks import as_rows, block_size, blocks, read_checked
-from bottleneck.names import BOTTLENECK
 from bottleneck.samples import RowReader
+from bottleneck.studies.rank.moments import Moments, check_rows, chunks, class_sums, moments
 
-CHUNK_BYTES = 64 << 20  # of float64 rows read at a time
-WIDEST = 8192  # features, where rows are more: the scatter then takes 0.5 GiB
-MOST_HELD = 1 << 27  # N · D where features are more than rows: 1 GiB
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Labelled rows, summed up.
-
-    Parameters
-    ----------
-    counts : (K,) int
-    sums : (K, D) float64, of the rows of each class.
-    fourth : float
-        Σ |x − mean|⁴ over rows.
-    scatter : (D, D) float64 or None
-        Σ (x − mean)(x − mean)' where rows are more than features.
-    held : (N, D) float64 or None
-        The rows themselves where they are not.
-    """
-
-    counts: np.ndarray
-    sums: np.ndarray
-    fourth: float
-    scatter: np.ndarray | None
-    held: np.ndarray | None
-
-    @property
-    def N(self) -> int:
-        return int(self.counts.sum())
-
-    @property
-    def D(self) -> int:
-        return self.sums.shape[1]
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(D,) mean of all rows."""
-        return self.sums.sum(axis=0) / self.N
-
-    def principal_axes(self, *, centred: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Squared singular values (R,), descending, and right singular vectors (D, R) of the rows.
-
-        centred : of the rows less their mean. Directions that rounding cannot tell from empty are left out.
-        """
-        if self.held is not None:
-            rows = self.held - self.mean if centred else self.held
-            _, singular, axes = linalg.svd(rows, full_matrices=False, check_finite=False)
-            kept = singular > singular[0] * max(rows.shape) * np.finfo(float).eps
-            return singular[kept] ** 2, axes[kept].T
-        gram = self.scatter if centred else self.scatter + self.N * np.outer(self.mean, self.mean)
-        squares, axes = linalg.eigh(gram, check_finite=False, driver="evd")
-        squares, axes = squares[::-1], axes[:, ::-1]
-        kept = squares > squares[0] * self.D * np.finfo(float).eps
-        return squares[kept], axes[:, kept]
-
-
-def moments(rows: np.ndarray | RowReader, labels: np.ndarray) -> Moments:
-    """Sum up `rows` (N, D) by class codes `labels` (N,).
-
-    Raises
-    ------
-    FitError
-        Fewer than two classes, rows and labels of different number, features that are constant or not finite,
-        or so many that their scatter does not fit into memory.
-    """
-    classes, codes = np.unique(np.asarray(labels), return_inverse=True)
-    N, D = check(rows, codes)
-    if len(classes) < 2:
-        raise FitError(f"Scores compare classes, and the rows have {len(classes)}; expected 2 or more.")
-    if N > D > WIDEST or (N <= D and N * D > MOST_HELD):
-        raise FitError(
-            f"Rows of {D:,} features are too wide to be scored; expected up to {WIDEST:,}.",
-            "Extract the node with a smaller pool, such as NODE@avg.",
-        )
-    sums = class_sums(rows, codes, len(classes))
-    mean = sums.sum(axis=0) / N
-    held = np.empty((N, D)) if N <= D else None
-    scatter = None if N <= D else np.zeros((D, D))
-    fourth = 0.0
-    for start, block in chunks(rows):
-        if held is not None:
-            held[start : start + len(block)] = block
-        block -= mean
-        fourth += float((np.einsum("nd,nd->n", block, block) ** 2).sum())
-        if scatter is not None:
-            scatter += block.T @ block
-    if fourth == 0.0:
-        raise FitError("All rows of features are equal, so they tell nothing of the classes.")
-    return Moments(np.bincount(codes), sums, fourth, scatter, held)
-
-
-def class_sums(rows: np.ndarray | RowReader, codes: np.ndarray, K: int) -> np.ndarray:
-    """(K, D) float64: the sum of the rows of each class."""
-    sums = np.zeros((K, rows.shape[1]))
-    for start, block in chunks(rows):
-        B = len(block)
-        sums += sparse.csr_array((np.ones(B), (codes[start : start + B], np.arange(B))), shape=(K, B)) @ block
-    return sums
-
-
-def check(rows: np.ndarray | RowReader, codes: np.ndarray) -> tuple[int, int]:
-    """(N, D) of rows that go with `codes`, or FitError."""
-    if len(rows.shape) != 2:
-        raise FitError(
-            f"Rows of features have shape {tuple(rows.shape[1:])}; scores take vectors.",
-            "Name a pooled node, such as NODE@avg.",
-        )
-    if rows.shape[0] != len(codes):
-        raise FitError(f"There are {rows.shape[0]:,} rows of features but {len(codes):,} labels.")
-    return rows.shape[0], rows.shape[1]
-
-
-def chunks(rows: np.ndarray | RowReader, dtype: type = np.float64) -> Iterator[tuple[int, np.ndarray]]:
-    """(start, rows from there) of bounded size, as fresh arrays of `dtype`."""
-    reader = as_rows(rows)
-    for start, stop in blocks(reader, block_size(2 * reader.shape[1], CHUNK_BYTES)):
-        yield start, np.array(read_checked(reader, start, stop, dtype))
-
-
-BATCH = 4096
-
-
-@torch.inference_mode()
-def source_outputs(backbone: Backbone, rows: np.ndarray | RowReader) -> np.ndarray | None:
-    """(n, Z) float32 probabilities for bottleneck features (n, D).
-
-    None where there is no trained classifier, or where the cached bottleneck is not quite its input (a map
-    that is flattened rather than pooled to a fixed grid).
-    """
-    if backbone.recipe.get("weights") == "none" or backbone.anatomy.native is not None:
-        return None
-    try:
-        _, top = backbone.split(BOTTLENECK)
-    except BackboneError:
-        return None
-    reader = as_rows(rows)
-    parts = [
-        torch.softmax(top(torch.from_numpy(reader.read(*bounds).astype(np.float32))), dim=1).numpy()
-        for bounds in blocks(reader, BATCH)
-    ]
-    return np.concatenate(parts)
-
-
-MOST_QUERIES = 2000  # the standard error of an accuracy is then at most 1.1 points
-GOLDEN, STEPS = (np.sqrt(5) - 1) / 2, 30  # of the search: 1e-6 of the bounds are left
+MOST_QUERIES = 2000  # of kNN: the standard error of an accuracy is then at most 1.1 points
+GOLDEN, STEPS = (np.sqrt(5) - 1) / 2, 30  # of the golden-section search, which leaves 1e-6 of its interval
 TINY = np.finfo(float).tiny
 
 
@@ -182,8 +25,8 @@ class Scores:
     """Transferability of one set of features; larger is better in each.
 
     logme, h_score, knn : float
-    leep : float, or None where the source classifier's outputs are not known.
-    n : int, rows that were scored.
+    leep : float, or None if the source classifier's outputs are unknown.
+    n : int, number of rows.
     """
 
     logme: float
@@ -191,10 +34,6 @@ class Scores:
     knn: float
     leep: float | None
     n: int
-
-    def to_json(self) -> dict[str, float | int | None]:
-        """All fields by name."""
-        return asdict(self)
 
 
 def score(
@@ -204,15 +43,15 @@ def score(
     *,
     seed: int = 0,
 ) -> Scores:
-    """All scores of `rows` (N, D) for class codes `labels` (N,).
+    """Compute all scores of `rows` (N, D) for class codes `labels` (N,).
 
     source_probabilities : (N, Z), the source classifier's outputs for the same rows, for LEEP.
-    seed : which rows are asked in kNN where they are many.
+    seed : of the draw of queries for kNN.
     """
-    summed = moments(rows, labels)
+    statistics = moments(rows, labels)
     return Scores(
-        logme=_logme(summed),
-        h_score=_h_score(summed, shrinkage=True),
+        logme=_logme(statistics),
+        h_score=_h_score(statistics, shrinkage=True),
         knn=knn_accuracy(rows, labels, seed=seed),
         leep=None if source_probabilities is None else leep(source_probabilities, labels),
         n=len(labels),
@@ -227,8 +66,8 @@ def logme(rows: np.ndarray | RowReader, labels: np.ndarray) -> float:
 
         N/2 log β + D/2 log α − N/2 log 2π − β/2 |Fm − y|² − α/2 |m|² − 1/2 log |αI + βF'F|.
 
-    At a fixed λ = α/β the best β is N / (|Fm − y|² + λ|m|²), which leaves a function of λ alone. It is
-    searched over its whole range, where the paper iterates to a fixed point: the maximum is the global one.
+    At a fixed λ = α/β the best β is N / (|Fm − y|² + λ|m|²), which leaves a function of λ alone. The paper
+    iterates to a fixed point; here the whole range of λ is searched, so that the maximum is the global one.
 
     Parameters
     ----------
@@ -237,34 +76,34 @@ def logme(rows: np.ndarray | RowReader, labels: np.ndarray) -> float:
 
     Notes
     -----
-    The evidence has no bound where features of rank below N reproduce a target exactly; the residual is then
-    taken as 1e-12 of the target's square.
+    The evidence is unbounded where features of rank below N reproduce a target exactly. The squared residual
+    is therefore at least 1e-12 of the target's square.
     """
     return _logme(moments(rows, labels))
 
 
-def _logme(summed: Moments) -> float:
-    N, norms = summed.N, summed.counts.astype(float)  # |y|² of a one-hot column is its count
-    squares, axes = summed.principal_axes(centred=False)
-    energy = (summed.sums @ axes) ** 2 / squares  # (K, R): of y along each left singular vector
-    # The square of what no weights can reach in y; rounding alone would decide how near to 0 it is.
+def _logme(statistics: Moments) -> float:
+    N, norms = statistics.N, statistics.counts.astype(float)  # |y|² of a one-hot column is its count
+    squares, axes = statistics.principal_axes(centred=False)
+    energy = (statistics.sums @ axes) ** 2 / squares  # (K, R): of y along each left singular vector
+    # The squared part of y that no weights can reproduce; close to 0 it would be rounding error alone.
     outside = np.maximum(norms - energy.sum(axis=1), 1e-12 * norms) if len(squares) < N else 0.0
 
     def evidence(log_lambda: np.ndarray) -> np.ndarray:
         """(K,) or (1,) → (K,): each target at its own λ, or all at one."""
         lost = 1 / (1 + squares / np.exp(log_lambda)[:, None])  # λ / (λ + square)
         fit = outside + (lost * energy).sum(axis=1)
-        logdet = np.log(lost).sum(axis=1)  # D log λ − log |λI + F'F|, to which empty axes add nothing
+        logdet = np.log(lost).sum(axis=1)  # D log λ − log |λI + F'F|; empty axes contribute 0
         return 0.5 * (N * np.log(N / fit) - N - N * np.log(2 * np.pi) + logdet)
 
-    # Beyond these λ either the weights are 0 or the prior is without effect, to the last digit.
+    # Outside of this range either the weights are 0 or the prior has no effect, to the last digit.
     grid = np.arange(np.log(squares[-1]) - 30.0, np.log(squares[0]) + 30.0, 0.5)
     centre = grid[np.argmax([evidence(point[None]) for point in grid], axis=0)]
     return float(_maximum_between(evidence, centre - 0.5, centre + 0.5).mean() / N)
 
 
 def _maximum_between(function: Callable, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Golden-section search, side by side: (K,) bounds → (K,) maxima of `function`, (K,) → (K,)."""
+    """Maxima (K,) of `function`, (K,) → (K,), between bounds (K,): K golden-section searches in parallel."""
     for _ in range(STEPS):
         left, right = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
         rises = function(left) < function(right)
@@ -282,27 +121,27 @@ def h_score(rows: np.ndarray | RowReader, labels: np.ndarray, *, shrinkage: bool
 
         tr(((1 − a) S + a tr(S)/D I)⁻¹ (1 − a) cov(E[f|y])),   S = cov(f),   a as of Ledoit & Wolf (2004),
 
-    which keeps it finite and stable where features are many and rows are few. E[f|y] is taken over rows, so
-    that a class counts by its frequency.
+    which keeps it finite and stable with many features and few rows. E[f|y] is averaged over rows, so that a
+    class counts by its frequency.
     """
     return _h_score(moments(rows, labels), shrinkage=shrinkage)
 
 
-def _h_score(summed: Moments, *, shrinkage: bool) -> float:
-    N, D = summed.N, summed.D
-    squares, axes = summed.principal_axes(centred=True)
+def _h_score(statistics: Moments, *, shrinkage: bool) -> float:
+    N, D, counts = statistics.N, statistics.D, statistics.counts
+    squares, axes = statistics.principal_axes(centred=True)
     variances = squares / N  # (R,)
-    means = (summed.sums / summed.counts[:, None] - summed.mean) @ axes  # (K, R)
-    between = summed.counts @ means**2 / N
+    means = (statistics.sums / counts[:, None] - statistics.mean) @ axes  # (K, R)
+    between = counts @ means**2 / N
     average = variances.sum() / D
-    a = _ledoit_wolf(variances, summed.fourth, N, D) if shrinkage else 0.0
+    a = _ledoit_wolf(variances, statistics.fourth, N, D) if shrinkage else 0.0
     return float(((1 - a) * between / ((1 - a) * variances + a * average)).sum())
 
 
 def _ledoit_wolf(variances: np.ndarray, fourth: float, N: int, D: int) -> float:
     """Shrinkage towards tr(S)/D I that minimises the expected squared error (Ledoit & Wolf 2004, lemma 3.3).
 
-    |xx' − S|² summed over rows is Σ|x|⁴ − N|S|², so neither S nor the rows are needed again.
+    |xx' − S|² summed over rows is Σ|x|⁴ − N|S|², so that neither S nor the rows are needed.
     """
     squared = (variances**2).sum()  # |S|²
     spread = squared - variances.sum() ** 2 / D  # |S − tr(S)/D I|²
@@ -315,12 +154,12 @@ def leep(source_probabilities: np.ndarray | RowReader, labels: np.ndarray) -> fl
 
     Nguyen, Hassner, Seeger & Archambeau, "LEEP: A New Measure to Evaluate Transferability of Learned
     Representations", ICML 2020, equation 2: the mean over rows of log Σ_z P(y|z) θ(x)_z, with
-    P(y|z) = Σ_{i: y_i = y} θ(x_i)_z / Σ_i θ(x_i)_z. At most 0, which it is where the outputs tell the class.
+    P(y|z) = Σ_{i: y_i = y} θ(x_i)_z / Σ_i θ(x_i)_z. At most 0, and 0 if the outputs determine the class.
 
     source_probabilities : (N, Z), rows that sum to 1.
     """
     classes, codes = np.unique(np.asarray(labels), return_inverse=True)
-    N, _ = check(source_probabilities, codes)
+    N, _ = check_rows(source_probabilities, codes)
     joint = class_sums(source_probabilities, codes, len(classes))  # (K, Z)
     given = joint / np.maximum(joint.sum(axis=0), TINY)
     total = 0.0
@@ -331,33 +170,34 @@ def leep(source_probabilities: np.ndarray | RowReader, labels: np.ndarray) -> fl
 
 
 def knn_accuracy(rows: np.ndarray | RowReader, labels: np.ndarray, *, k: int = 1, seed: int = 0) -> float:
-    """Share of rows whose class is the most frequent among their `k` nearest other rows (Euclidean distance).
+    """Accuracy of predicting each row's class from its `k` nearest other rows (Euclidean distance).
 
     Leave-one-out as in Puigcerver et al., "Scalable Transfer Learning with Expert Models", ICLR 2021 (k = 1).
-    Of more than `MOST_QUERIES` rows a random sample is asked, against all others. A draw goes to the nearest.
+    Of more than `MOST_QUERIES` rows a random sample is predicted, from all others. Of classes with equally
+    many votes the one with the nearest row wins.
     """
     _, codes = np.unique(np.asarray(labels), return_inverse=True)
-    N, _ = check(rows, codes)
+    N, _ = check_rows(rows, codes)
     k = min(k, N - 1)
-    asked = np.sort(np.random.default_rng(seed).permutation(N)[:MOST_QUERIES])
-    queries = _take(rows, asked)
-    nearest = np.full((len(asked), k), np.inf, np.float32)
-    voters = np.zeros((len(asked), k), np.int64)
+    sampled = np.sort(np.random.default_rng(seed).permutation(N)[:MOST_QUERIES])  # (Q,)
+    queries = _take(rows, sampled)
+    nearest = np.full((len(sampled), k), np.inf, np.float32)
+    voters = np.zeros((len(sampled), k), np.int64)
     for start, block in chunks(rows, np.float32):
-        distance = np.einsum("nd,nd->n", block, block) - 2 * queries @ block.T  # less |query|², alike for all
-        inside = np.flatnonzero((asked >= start) & (asked < start + len(block)))
-        distance[inside, asked[inside] - start] = np.inf
+        distance = np.einsum("nd,nd->n", block, block) - 2 * queries @ block.T  # without |query|²
+        inside = np.flatnonzero((sampled >= start) & (sampled < start + len(block)))
+        distance[inside, sampled[inside] - start] = np.inf
         few = np.argpartition(distance, min(k, len(block)) - 1, axis=1)[:, :k]
         distance = np.concatenate([nearest, np.take_along_axis(distance, few, axis=1)], axis=1)
         classes = np.concatenate([voters, codes[start + few]], axis=1)
         order = np.argsort(distance, axis=1, kind="stable")[:, :k]
         nearest = np.take_along_axis(distance, order, axis=1)
         voters = np.take_along_axis(classes, order, axis=1)
-    return float((_vote(voters, codes.max() + 1) == codes[asked]).mean())
+    return float((_vote(voters, codes.max() + 1) == codes[sampled]).mean())
 
 
 def _take(rows: np.ndarray | RowReader, indices: np.ndarray) -> np.ndarray:
-    """Rows at ascending `indices` as float32, read in order."""
+    """Return the rows at ascending `indices` as float32."""
     parts = []
     for start, block in chunks(rows, np.float32):
         parts.append(block[indices[(indices >= start) & (indices < start + len(block))] - start])
@@ -365,8 +205,8 @@ def _take(rows: np.ndarray | RowReader, indices: np.ndarray) -> np.ndarray:
 
 
 def _vote(voters: np.ndarray, K: int) -> np.ndarray:
-    """(Q, k) classes, nearest first → (Q,) the most frequent, the nearest among those that tie."""
-    weights = 1.0 + 0.5 ** np.arange(1, voters.shape[1] + 1)  # what is beyond 1 sums to less than a vote
+    """(Q, k) classes, nearest first → (Q,) the most frequent class; ties go to the nearest row."""
+    weights = 1.0 + 0.5 ** np.arange(1, voters.shape[1] + 1)  # the parts beyond 1 sum to less than one vote
     counts = np.zeros((len(voters), K))
     np.add.at(counts, (np.arange(len(voters))[:, None], voters), weights)
     return counts.argmax(axis=1)

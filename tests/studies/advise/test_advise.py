@@ -11,6 +11,7 @@ import torchvision
 from click.testing import CliRunner
 from PIL import Image
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, CacheError, FitError
 from bottleneck.extraction.extract import extract
@@ -18,7 +19,8 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise import strategies
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.advise.recommendation import EARLY, FINETUNE, HEAD, MARGIN, RULES, SCENARIOS, SCRATCH
-from bottleneck.studies.advise.subset import class_target, trial_source
+from bottleneck.studies.advise.trial import UserCache, trial_source
+from bottleneck.studies.class_task import class_target
 from tests.helpers.stripes import write_stripes
 
 
@@ -63,10 +65,9 @@ def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classi
 
 
 def test_commands_can_be_given_to_a_shell_whatever_the_names():
-    subject = strategies.Subject(Path("my cache.h5"), "/our photos", "the label", ("bottleneck",))
-    words = shlex.split(
-        subject.tune_command({"path": "advice/trial--x y.safetensors", "node": "blocks.3"}, 1)
-    )
+    user = UserCache(Path("my cache.h5"), "/our photos", "the label", ("bottleneck",), LoadOptions())
+    head = {"path": "advice/trial--x y.safetensors", "node": "blocks.3"}
+    words = shlex.split(user.finetune_command(head, 1))
     assert {"my cache.h5", "/our photos", "the label", "heads/my cache--x y.safetensors"} <= set(words)
 
 

@@ -119,7 +119,6 @@ def advice(similarity, tmp_path, guess=0.25):
     return Advice(
         cache="개미.h5",
         target="label",
-        scenario="small-different",
         size=Size.of(np.arange(40) % 4, ShotCurve(points, 0.5, 0.02)),
         similarity=Similarity(Reading((0.4,), **reading), known, 0.2, "BatchNorm statistics")
         if similarity

@@ -1,5 +1,7 @@
 """The scores against direct evaluations of their papers' formulas, known cases and invariances."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import KNeighborsClassifier
 
 from bottleneck.errors import FitError
-from bottleneck.studies.rank import scores as passes
+from bottleneck.studies.rank import moments
 from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
 
 
@@ -119,7 +121,7 @@ def test_leep_is_zero_where_the_outputs_tell_the_class_and_the_prior_where_they_
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_knn_accuracy_is_leave_one_out(k, monkeypatch):
-    monkeypatch.setattr(passes, "CHUNK_BYTES", 8 * 7 * 16)  # sixteen rows at a time
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 7 * 16)  # sixteen rows at a time
     rows, labels = problem(90, 7, 3)
     right = 0
     for i in range(90):
@@ -143,9 +145,9 @@ def test_knn_of_many_rows_asks_a_sample(monkeypatch):
 def test_rows_on_disk_score_as_the_same_array(monkeypatch):
     rows, labels = problem(100, 6, 3)
     probabilities = np.random.default_rng(2).dirichlet(np.ones(4), size=100)
-    whole = score(rows, labels, probabilities).to_json()
-    monkeypatch.setattr(passes, "CHUNK_BYTES", 8 * 6 * 7)
-    chunked = score(Reader(rows), labels, Reader(probabilities)).to_json()
+    whole = asdict(score(rows, labels, probabilities))
+    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 6 * 7)
+    chunked = asdict(score(Reader(rows), labels, Reader(probabilities)))
     assert chunked == pytest.approx(whole, abs=1e-9)
 
 
@@ -166,7 +168,7 @@ def test_the_names_of_classes_change_no_score(seed, order):
     renamed = np.array(order)[labels]
     probabilities = np.random.default_rng(seed).dirichlet(np.ones(5), size=40)
     before, after = score(rows, labels, probabilities), score(rows, renamed, probabilities)
-    assert after.to_json() == pytest.approx(before.to_json(), abs=1e-9)
+    assert asdict(after) == pytest.approx(asdict(before), abs=1e-9)
 
 
 @settings(max_examples=20, deadline=None)

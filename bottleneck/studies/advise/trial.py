@@ -1,0 +1,179 @@
+"""A small cache to try strategies on: up to a budget of the user's samples, with features of every block.
+
+The user's cache is only read. The trial has its labels and splits: strategies learn from train, val judges.
+
+Shapes: S samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+import numpy as np
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source
+from bottleneck.data.splits import set_aside
+from bottleneck.errors import BackboneError
+from bottleneck.extraction.cached_source import require_images, source_of
+from bottleneck.extraction.extract import extract
+from bottleneck.names import BOTTLENECK, SPLITS
+from bottleneck.progress import Reporter
+from bottleneck.samples import SampleTable
+from bottleneck.store.reader import FeatureCache
+from bottleneck.studies.class_task import class_target, train_samples
+from bottleneck.studies.study_config import AdviseConfig
+from bottleneck.training.inputs import backbone_of
+
+VAL_FRACTION = 0.25  # of train, where the cache has no val
+SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only reported
+MOST_NODES = 5  # of the probe curve, without the bottleneck
+
+
+@dataclass(frozen=True)
+class UserCache:
+    """The cache to advise on, as the recommended commands name it.
+
+    root : of its source. nodes : those that it has. load : what its network needs to be loaded.
+    """
+
+    path: Path
+    root: str
+    target: str
+    nodes: tuple[str, ...]
+    load: LoadOptions
+
+    @property
+    def _load_flags(self) -> str:
+        weights = f" --weights {quote(self.load.weights)}" if self.load.weights else ""
+        return weights + (" --trust-code" if self.load.trust_code else "")
+
+    def fit_command(self, node: str) -> str:
+        """Return the command that fits a head on `node`, after it extracts the node if the cache lacks it."""
+        cache, root = quote(str(self.path)), quote(self.root)
+        fit = f"bottleneck fit-head {cache} --target {quote(self.target)} --node {node}"
+        if node in self.nodes:
+            return fit
+        return f"bottleneck extract {root} -o {cache} --node {node}{self._load_flags} && {fit}"
+
+    def finetune_command(self, head: dict[str, Any], unfreeze: int) -> str:
+        """Return the command that fits the trial's `head` on the whole cache and fine-tunes from there."""
+        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.path.stem}--", 1)
+        names = f"{quote(str(self.path))} --head {quote(str(path))}"
+        tune = f"bottleneck finetune {names} --unfreeze {unfreeze}{self._load_flags}"
+        return f"{self.fit_command(head['node'])} && {tune}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The trial cache at `path` and what it was made from.
+
+    source : the drawn samples. nodes : of the probe curve, from the first block to the bottleneck.
+    codes : classes of all train samples of the user's cache. counts : samples of the trial by split.
+    """
+
+    user: UserCache
+    path: Path
+    source: Source
+    backbone: Backbone
+    preprocess: Preprocess
+    nodes: list[str]
+    codes: np.ndarray
+    counts: dict[str, int]
+
+
+def make_trial(
+    cache: Path, folder: Path, config: AdviseConfig, load: LoadOptions, reporter: Reporter
+) -> Trial:
+    """Draw samples of `cache`, load its network, and extract every block's features below `folder`."""
+    with FeatureCache(cache) as opened:
+        target = class_target(opened, config.target)
+        source = trial_source(opened, target.name, config.budget, config.seed)
+        backbone = backbone_of(opened, load)
+        preprocess = Preprocess.from_json(opened.spec.preprocess)
+        nodes = probe_nodes(backbone, preprocess)
+        path = _extract(opened, source, folder / "trial.h5", nodes, load, reporter)
+        codes = target.values[train_samples(opened, target)]
+        user = UserCache(cache, opened.source_root, target.name, tuple(opened.nodes), load)
+    with FeatureCache(path) as written:
+        counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
+    return Trial(user, path, source, backbone, preprocess, nodes, codes, counts)
+
+
+def trial_source(cache: FeatureCache, target: str, budget: int, seed: int = 0) -> Source:
+    """Draw up to `budget` labelled samples of train and val, and some of test, each class by its share.
+
+    Raises
+    ------
+    CacheError
+        Images that the cache was made from are gone.
+    """
+    whole = source_of(cache)
+    table = whole.samples.take(whole.samples.targets[target].labelled)
+    table = replace(table, targets={target: table.targets[target]})
+    if not (table.split == "val").any():
+        table = replace(table, split=set_aside(table, VAL_FRACTION, seed=seed))
+    rows = [_draw(table, target, split, round(share * budget), seed) for split, share in SHARES.items()]
+    source = replace(whole, samples=table).take(np.sort(np.concatenate(rows)))
+    require_images(source, slice(None), "Advice looks at images", cache.path)
+    return source
+
+
+def _draw(table: SampleTable, target: str, split: str, count: int, seed: int) -> np.ndarray:
+    """Return up to `count` rows of a split, drawn so that every class gives its share."""
+    rows = np.random.default_rng(seed).permutation(np.flatnonzero(table.split == split))
+    codes = table.targets[target].values[rows]
+    position = np.empty(len(rows))  # within its class, from 0 to 1
+    for code in np.unique(codes):
+        of_class = np.flatnonzero(codes == code)
+        position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    return rows[np.argsort(position, kind="stable")[:count]]
+
+
+def probe_nodes(backbone: Backbone, preprocess: Preprocess) -> list[str]:
+    """Return the probe curve's nodes: block ends (maps averaged over a 2 × 2 grid), then the bottleneck."""
+    ends = [block.node for block in backbone.blocks[:-1]]
+    if len(ends) > MOST_NODES:
+        ends = [ends[i] for i in np.linspace(0, len(ends) - 1, MOST_NODES).round().astype(int)]
+    return [*(_pooled(backbone, node, preprocess) for node in ends), BOTTLENECK]
+
+
+def _pooled(backbone: Backbone, node: str, preprocess: Preprocess) -> str:
+    try:
+        backbone.node_shape(f"{node}@avg2", preprocess)
+    except BackboneError:  # not a map
+        return node
+    return f"{node}@avg2"
+
+
+def _extract(
+    cache: FeatureCache,
+    source: Source,
+    path: Path,
+    nodes: Sequence[str],
+    load: LoadOptions,
+    reporter: Reporter,
+) -> Path:
+    """Extract `nodes` of `source` into the cache `path`, with the network and preprocessing of `cache`."""
+    recipe, preprocess = cache.spec.backbone, Preprocess.from_json(cache.spec.preprocess)
+    recorded = recipe.get("weights")
+    extract(
+        source,
+        path,
+        backbone=recipe["name"],
+        weights=load.weights if recorded == "file" else recorded,
+        seed=recipe.get("seed"),
+        in_channels=recipe.get("in_channels"),
+        nodes=tuple(nodes),
+        image_size=preprocess.size,
+        crop="squash" if preprocess.squash else preprocess.size / preprocess.resize,
+        trust_code=load.trust_code,
+        reporter=reporter,
+    )
+    return path

@@ -1,0 +1,72 @@
+"""A cache as a classification task: its target with classes, and the source classifier's outputs.
+
+Shapes: n samples, D features, Z classes of the source classifier.
+"""
+
+from __future__ import annotations
+
+from shlex import quote
+
+import numpy as np
+import torch
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.errors import BackboneError, FitError
+from bottleneck.heads.row_blocks import as_rows, blocks
+from bottleneck.names import BOTTLENECK
+from bottleneck.samples import RowReader, Target
+from bottleneck.store.reader import FeatureCache
+
+BATCH = 4096
+
+
+def class_target(cache: FeatureCache, name: str | None) -> Target:
+    """Return the target `name` of `cache`, or its first one with classes.
+
+    Raises
+    ------
+    FitError
+        There is none, or fewer than two classes have train samples.
+    """
+    targets = cache.samples.targets
+    kinds = {key: target.kind for key, target in targets.items()}
+    if name is None:
+        name = next((key for key, kind in kinds.items() if kind == "class"), None)
+    if name is None or kinds.get(name) != "class":
+        known = ", ".join(f"{key} ({kind})" for key, kind in kinds.items())
+        wanted = f"target {name!r} with classes" if name else "target with classes"
+        hint = "Name one that has classes by --target."
+        if "class" not in kinds.values():
+            again = f"bottleneck extract SOURCE -o {quote(str(cache.path))}"
+            hint = f"Put the images into one folder a class: {again}"
+        raise FitError(f"{cache.path} has no {wanted}; its targets are: {known or 'none'}.", hint)
+    classes = np.unique(targets[name].values[train_samples(cache, targets[name])])
+    if len(classes) < 2:
+        raise FitError(f"Target {name!r} has {len(classes)} classes in train; expected 2 or more.")
+    return targets[name]
+
+
+def train_samples(cache: FeatureCache, target: Target) -> np.ndarray:
+    """Return the (n,) rows of the train samples that have a label."""
+    return np.flatnonzero(target.labelled & (cache.samples.split == "train"))
+
+
+@torch.inference_mode()
+def source_outputs(backbone: Backbone, rows: np.ndarray | RowReader) -> np.ndarray | None:
+    """Return (n, Z) float32 probabilities of the source classifier for bottleneck features (n, D).
+
+    None where there is no trained classifier, or where the cached bottleneck is not exactly its input (a map
+    that is flattened rather than pooled to a fixed grid).
+    """
+    if backbone.recipe.get("weights") == "none" or backbone.anatomy.native is not None:
+        return None
+    try:
+        _, classifier = backbone.split(BOTTLENECK)
+    except BackboneError:
+        return None
+    reader = as_rows(rows)
+    logits = (
+        classifier(torch.from_numpy(reader.read(start, stop).astype(np.float32)))
+        for start, stop in blocks(reader, BATCH)
+    )
+    return np.concatenate([torch.softmax(part, dim=1).numpy() for part in logits])

@@ -1,0 +1,92 @@
+"""Settings of the studies, with their defaults. Without torch, so that the command line can read them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bottleneck.errors import BottleneckError
+from bottleneck.names import BOTTLENECK
+
+LEAST_BUDGET = 40  # samples; with fewer, no two strategies can be told apart
+MEASURES = ("logme", "h_score", "leep", "knn")  # of transferability; larger is better in each
+RESULT_FORMATS = (".csv", ".jsonl")
+ALEXNET = "alexnet8"  # the transfer study's own network
+
+
+@dataclass(frozen=True)
+class AdviseConfig:
+    """Settings of `advise`."""
+
+    target: str | None = None  # the first one with classes by default
+    budget: int = 2000  # samples of train and val that strategies are tried on
+    seed: int = 0  # of every draw of samples and images
+
+    def __post_init__(self) -> None:
+        if self.budget < LEAST_BUDGET:
+            raise BottleneckError(f"The budget is {self.budget} samples; expected {LEAST_BUDGET} or more.")
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """Settings of `rank`."""
+
+    node: str = BOTTLENECK  # whose features are scored
+    target: str | None = None  # the first one with classes by default
+    by: str = "logme"  # one of MEASURES, by which caches are ordered
+    check: bool = False  # also fit heads, and correlate the measures with their accuracy
+    output: str | Path = "heads"  # folder of those heads
+    seed: int = 0  # of the draw of queries for kNN, and of the heads' folds
+
+    def __post_init__(self) -> None:
+        if self.by not in MEASURES:
+            raise BottleneckError(f"Cannot rank by {self.by!r}; expected one of {', '.join(MEASURES)}.")
+
+
+@dataclass(frozen=True)
+class SimilarConfig:
+    """Settings of `similar`."""
+
+    all_images: bool = False  # find the neighbours of every image of the cache
+    node: str | None = None  # a vector node; `bottleneck` where the cache has it, else its first one
+    count: int = 10  # neighbours of each image
+    threshold: float | None = None  # also group images that are linked by cosines of this or more
+    output: str | Path | None = None  # .csv or .jsonl file for the result
+
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise BottleneckError(f"count is {self.count}; expected 1 or more.")
+        if self.output is not None and Path(self.output).suffix.lower() not in RESULT_FORMATS:
+            expected = " or ".join(RESULT_FORMATS)
+            raise BottleneckError(f"The output {self.output} has another suffix than {expected}.")
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Settings of `transfer_study`. All networks are trained alike: SGD, momentum 0.9, warm-up, cosine."""
+
+    seeds: int = 3  # repetitions, each with other weights and, unless they are given, other halves
+    network: str = ALEXNET  # or a backbone by its registry name, which is cut between its blocks
+    width: int = 8  # channels of the first layer of alexnet8
+    image_size: int = 32  # pixels a side of the network's input
+    in_channels: int = 3  # of the network's input; 1 reads grey
+    epochs: int = 12  # of every training
+    batch_size: int = 64  # images of a step
+    lr: float = 0.05  # largest learning rate
+    weight_decay: float = 5e-4
+    shares: tuple[float, ...] = (0.25, 0.5)  # of A's images, for the gain's dependence on the size of A
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "width", "image_size", "epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise BottleneckError(f"{name} is {getattr(self, name)}; expected 1 or more.")
+        if self.in_channels not in (1, 3, 4):
+            raise BottleneckError(f"in_channels is {self.in_channels}; expected 1, 3 or 4.")
+        for share in self.shares:
+            if not 0 < share < 1:
+                raise BottleneckError(f"A share of A's images is {share}; expected a number between 0 and 1.")
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what must be equal for a stored run to be reused. More seeds and shares only add runs."""
+        return {name: value for name, value in asdict(self).items() if name not in ("seeds", "shares")}
