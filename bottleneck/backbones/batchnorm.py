@@ -1,13 +1,18 @@
-"""BatchNorm statistics for a network with random weights.
+"""BatchNorm's running statistics: what freezing does to them, and how a random network gets them.
 
-Untouched they say mean 0 and variance 1, which the activations of a deep random network are far from: they
-grow from block to block (a random ResNet-152 reaches 3e8). One batch of the user's own images sets them.
+*Frozen* BatchNorm normalises by its stored mean and variance and never changes them, in training too. So a
+frozen network computes in training exactly the features that were cached. (`section.Section` and
+`inspect.freeze` keep to this.)
 
-The statistics belong to the network as its weights do: the recipe's weights_sha256 covers them, and whoever
-rebuilds the network needs them (`statistics`, kept as safetensors beside what was made with it).
+*Calibrated*: the initial statistics of a random network, mean 0 and variance 1, are far from those of its
+activations, which grow from block to block (a random ResNet-152 reaches 3e8). One batch of the user's images
+sets them. They then belong to the network as its weights do: the recipe's weights_sha256 covers them, and
+they are stored as safetensors beside what was made with the network, so that it can be rebuilt.
 
 Shapes: B images, H × W pixels, C channels.
 """
+
+from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,15 +31,15 @@ from bottleneck.names import BOTTLENECK
 
 
 def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray, preprocess: Preprocess | None = None) -> None:
-    """Set every BatchNorm's statistics to those of one batch; the recipe then says so.
+    """Set every BatchNorm's statistics to those of one batch, and record this in the recipe.
 
     Parameters
     ----------
     pixels : uint8 array of shape (B, H, W, C)
         At least two images, preprocessed as for extraction.
     preprocess : Preprocess, optional
-        Theirs, the network's own by default. Layers above the bottleneck, whose classifier may be made for
-        another image size, are left as they are.
+        Of the pixels; the network's own by default. Layers above the bottleneck are left as they are, since
+        the classifier may need another image size.
 
     Raises
     ------
@@ -54,43 +59,53 @@ def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray, preprocess: Prep
         backbone.extractor([BOTTLENECK], preprocess)(torch.from_numpy(pixels))
     for hook in hooks:
         hook.remove()
-    backbone.recipe |= {"calibrated": True, "weights_sha256": state_sha256(backbone.module)}
+    _record(backbone)
+
+
+@torch.no_grad()
+def calibrate_in_training_mode(module: nn.Module, inputs: Tensor) -> None:
+    """Set every BatchNorm's statistics by one pass of `inputs` in training mode; the module stays in it.
+
+    This is torch's own update, applied once. A layer normalises by the batch's biased variance but stores the
+    unbiased one, so over many layers the network in evaluation mode departs from the pass that calibrated it.
+    `calibrate_batchnorm` avoids that; the transfer study has shallow networks and uses torch's update.
+    """
+    for norm in _norms(module).values():
+        norm.reset_running_stats()
+        norm.momentum = None  # the average over all batches, of which there is one
+    module.train()
+    module(inputs)
 
 
 def statistics(backbone: Backbone) -> dict[str, np.ndarray]:
-    """All BatchNorm buffers by their names in the state dict; float32 and, for the counters, int64."""
-    return {
-        f"{name}.{key}": value.numpy().copy()
-        for name, norm in _norms(backbone.module).items()
-        for key, value in norm.named_buffers()
-    }
+    """All BatchNorm buffers by their names in the state dict; float32, and int64 for the counters."""
+    return {name: value.numpy().copy() for name, value in _buffers(backbone.module).items()}
 
 
-def set_statistics(module: nn.Module, values: Mapping[str, np.ndarray]) -> None:
-    """Put back what `statistics` gave.
+def set_statistics(backbone: Backbone, values: Mapping[str, np.ndarray]) -> None:
+    """Restore what `statistics` returned, and record this in the recipe.
 
     Raises
     ------
     BackboneError
         If names or shapes are not those of this network.
     """
-    buffers = {
-        f"{n}.{key}": value for n, norm in _norms(module).items() for key, value in norm.named_buffers()
-    }
+    buffers = _buffers(backbone.module)
     if buffers.keys() != values.keys() or any(buffers[k].shape != values[k].shape for k in buffers):
         raise BackboneError("The BatchNorm statistics given are not of this network.")
     for name, buffer in buffers.items():
         buffer.copy_(torch.as_tensor(values[name]))
+    _record(backbone)
 
 
 def statistics_file(cache: str | Path) -> Path:
-    """Where the statistics of a cache's random network are kept, beside the cache."""
+    """Path of the statistics of a cache's random network, beside the cache."""
     cache = Path(cache)
     return cache.with_name(f"{cache.stem}--batchnorm.safetensors")
 
 
 def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
-    """What `statistics_file` holds, for `set_statistics`, which checks it.
+    """The content of `statistics_file`, for `set_statistics`, which checks it.
 
     Raises
     ------
@@ -108,14 +123,22 @@ def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
 
 
 def _take_statistics(norm: _BatchNorm, inputs: tuple[Tensor, ...]) -> None:
-    """Before the layer runs, in evaluation mode: what follows is computed with the statistics it will keep.
-
-    (In training mode it would normalise by the batch's variance and keep the unbiased one; over many layers
-    the two drift apart.)
-    """
+    """Set a layer's statistics before it runs, so that the next layers get what it will give from now on."""
     axes = [0, *range(2, inputs[0].dim())]
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.running_mean.copy_(inputs[0].mean(axes))
     norm.running_var.copy_(inputs[0].var(axes, correction=0))
+
+
+def _record(backbone: Backbone) -> None:
+    backbone.recipe |= {"calibrated": True, "weights_sha256": state_sha256(backbone.module)}
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value for name, norm in _norms(module).items() for key, value in norm.named_buffers()
+    }
 
 
 def _norms(module: nn.Module) -> dict[str, _BatchNorm]:

@@ -1,14 +1,17 @@
-"""Weights from files: read without running code, loaded with a report of what does not fit.
+"""Read weights from files without running code, and load them with a report of what does not fit.
 
 A `.pth` is a pickle, which can hold code; it is read by torch's restricted unpickler, which only rebuilds
 tensors. A `.safetensors` cannot hold code at all.
 """
+
+from __future__ import annotations
 
 import pickle
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,11 +27,11 @@ _SHOWN = 4  # names listed of each kind of misfit
 _MAX_INFLATION = 20  # how much larger than its file a checkpoint may unpack; torch stores uncompressed
 
 
-def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
+def read_weights(path: str | Path) -> OrderedDict[str, Tensor]:
     """The state dict in a `.pth`, `.pt`, `.bin` or `.safetensors` file, on the CPU.
 
-    A checkpoint that wraps it (`state_dict`, `model`) is unwrapped, and `DataParallel`'s prefix taken off.
-    Of a model file that this package wrote, the network's tensors are taken.
+    A state dict inside a checkpoint (`state_dict`, `model`, …) is found, and the prefix of `DataParallel`
+    removed. Of a model file that this package wrote, the network's tensors are returned.
 
     Raises
     ------
@@ -55,38 +58,36 @@ def read_weights(path: str | Path) -> "OrderedDict[str, Tensor]":
         for name, value in (network or content).items()
     )
     if hasattr(content, "_metadata"):
-        state._metadata = content._metadata  # versions, by which older layouts are recognised
+        state._metadata = content._metadata  # type: ignore[attr-defined]  # torch stores module versions so
     return state
 
 
-def load_weights(module: nn.Module, state: "OrderedDict[str, Tensor]", what: str, of: str) -> None:
-    """Put `state` into `module`, which is of no use where that fails.
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, name: str) -> None:
+    """Load `state` into `module`; after an error the module must not be used.
 
     Parameters
     ----------
-    what, of : str
-        Where the weights came from and the network's name, for the report.
+    origin, name : str
+        Of the weights and of the network, for the message.
 
     Raises
     ------
     BackboneError
-        Counting and naming the keys that are missing, unexpected or of another shape.
+        With number and names of the keys that are missing, unexpected or of another shape.
     """
     own = module.state_dict()
     reshaped = [
-        f"{name} {tuple(value.shape)} for {tuple(own[name].shape)}"
-        for name, value in state.items()
-        if name in own and value.shape != own[name].shape
+        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
     ]
-    missing, unexpected = (
-        [name for name in own if name not in state],
-        [name for name in state if name not in own],
-    )
+    missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
     if not reshaped:
         if not hasattr(state, "_metadata"):
-            state._metadata = own._metadata
+            state = OrderedDict(state)
+            state._metadata = own._metadata  # type: ignore[attr-defined]  # torch stores module versions so
         missing, unexpected = module.load_state_dict(state, strict=False)
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
         f"{len(names)} {kind} ({_some(names)})"
         for kind, names in [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
@@ -94,13 +95,13 @@ def load_weights(module: nn.Module, state: "OrderedDict[str, Tensor]", what: str
     ]
     if problems:
         raise BackboneError(
-            f"The weights in {what} do not fit {of}: of {len(own)} entries {', '.join(problems)}.",
+            f"The weights in {origin} do not fit {name}: of {len(own)} entries {', '.join(problems)}.",
             "Give the weights of this very architecture, or its name as --backbone.",
         )
 
 
-def classes_in(module: nn.Module, state: "OrderedDict[str, Tensor]") -> int | None:
-    """Number of outputs in `state` where its classifier differs from that of `module` in nothing else."""
+def classes_in(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Number of classes in `state` if its last layer differs from that of `module` in this number only."""
     name, last = [(n, p) for n, p in module.named_parameters() if p.dim() > 1][-1]
     theirs = state.get(name)
     if theirs is None or theirs.shape == last.shape or theirs.shape[1:] != last.shape[1:]:
@@ -129,8 +130,8 @@ def _read_pickle(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         code = re.search(r"Unsupported (?:global: GLOBAL|class) (\S+)", str(error))
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
-        reason = first_line(reason[1] if reason else error)
+        detail = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
+        reason = first_line(detail[1] if detail else error)
         raise BackboneError(
             f"The weights file {path} holds code ({code[1]}), not tensors alone; it was not run."
             if code

