@@ -141,7 +141,7 @@ class SampleTable:
     image: np.ndarray
     split: np.ndarray
     targets: dict[str, Target] = field(default_factory=dict)
-    covariates: np.ndarray | None = None
+    covariates: np.ndarray = None  # type: ignore[assignment]  # becomes (S, 0) below
     covariate_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
 
