@@ -202,12 +202,18 @@ def _judged(network: nn.Sequential, loss: nn.CrossEntropyLoss, data: _Data, kept
 def _folded(network: nn.Sequential, standard: Standardisation) -> dict[str, np.ndarray]:
     """The artifact's arrays, in the form "mlp"."""
     first, norm, last = network[0], network[1], network[4]
-    gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
-    intercept = (_double(first.bias) - _double(norm.running_mean)) * gain + _double(norm.bias)
-    coef, intercept = standard.fold(_double(first.weight) * gain[:, None], intercept)
+    coef, intercept = standard.fold(*fold_batchnorm(_double(first.weight), _double(first.bias), norm))
     arrays = {"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale}
     return arrays | {"coef2": _double(last.weight), "intercept2": _double(last.bias)}
 
 
+def fold_batchnorm(
+    coef: np.ndarray, intercept: np.ndarray, norm: nn.BatchNorm1d
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (H, D) and bias (H,) of the linear layer that equals a linear layer followed by `norm`."""
+    gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
+    return coef * gain[:, None], (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
+
+
 def _double(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
+    return tensor.detach().cpu().double().numpy()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.mlp import fold_batchnorm
 
 TRAINABLE_FORMS = ("linear", "mlp")
 
@@ -102,9 +103,7 @@ def folded(network: TransferNetwork, scale: np.ndarray) -> dict[str, np.ndarray]
     mean, divisor = _double(network.mean), _double(network.divisor)
     coef, intercept = _double(linear[0].weight), _double(linear[0].bias)
     for norm in norms:
-        gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
-        coef = coef * gain[:, None]
-        intercept = (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
+        coef, intercept = fold_batchnorm(coef, intercept, norm)
     coef = coef / divisor
     intercept = intercept - coef @ mean
     arrays = {"coef": coef, "intercept": intercept, "mean": mean, "scale": scale}
