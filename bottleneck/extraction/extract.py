@@ -1,7 +1,7 @@
 """Images → frozen trunk → cache: the only place where images, backbone, engine and store meet.
 
-    request: what is asked, what is there ──► plan what is missing ──► stream images through the engine
-    ──► commit rows ──► one rename
+    flags, existing cache ──► plan what is missing ──► stream images through the engine ──► commit rows
+    ──► one rename
 
 A run with nothing to compute needs neither the backbone nor torch.
 
@@ -13,23 +13,26 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.numpy import save
+
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.source import Source, read_source, reading_options
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.source import Source, read_source
 from bottleneck.errors import ImageError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.pipeline import Batch
-from bottleneck.extraction.settings import Request
+from bottleneck.extraction.prepare import Extraction, prepare
+from bottleneck.extraction.settings import shared_views
+from bottleneck.files import write_whole
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.plan import Plan, Work
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
-
-ENGINE_FIELDS = frozenset(field.name for field in fields(EngineConfig))
 
 
 @dataclass(frozen=True)
@@ -72,10 +75,38 @@ def extract(
     source: str | Path | Source,
     cache: str | Path | None = None,
     *,
+    backbone: str | None = ExtractConfig.backbone,
+    weights: str | None = ExtractConfig.weights,
+    nodes: Sequence[str] = ExtractConfig.nodes,
+    pool: str | None = ExtractConfig.pool,
+    dtype: str | None = ExtractConfig.dtype,
+    views: int = ExtractConfig.views,
+    image_size: int | None = ExtractConfig.image_size,
+    crop: float | str | None = ExtractConfig.crop,
+    in_channels: int | None = ExtractConfig.in_channels,
+    depth: int | None = ExtractConfig.depth,
+    seed: int | None = ExtractConfig.seed,
+    on_error: str = ExtractConfig.on_error,
+    keep_parts: bool = ExtractConfig.keep_parts,
+    trust_code: bool = ExtractConfig.trust_code,
+    engine: str = EngineConfig.engine,
+    precision: str = EngineConfig.precision,
+    device: str = EngineConfig.device,
+    batch_size: int | None = EngineConfig.batch_size,
+    workers: int | None = EngineConfig.workers,
+    force: bool = EngineConfig.force,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    label_columns: Sequence[str] = ReadConfig.label_columns,
+    split_column: str | None = ReadConfig.split_column,
+    group_column: str | None = ReadConfig.group_column,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    val_fraction: float = ReadConfig.val_fraction,
+    test_fraction: float = ReadConfig.test_fraction,
+    limit: int | None = ReadConfig.limit,
     reporter: Reporter = SILENT,
-    **options: Any,
 ) -> ExtractResult:
-    """Run the backbone once over the images of `source` and keep its features in `cache`.
+    """Run the backbone once over the images of `source` and store its features in `cache`.
 
     Parameters
     ----------
@@ -83,12 +114,14 @@ def extract(
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default.
-    options
-        Fields of `ExtractConfig` and of `EngineConfig`, and the keyword arguments of `read_source`.
-
-    Returns
-    -------
-    ExtractResult
+    backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
+keep_parts, trust_code
+        As in `ExtractConfig`. `seed` also decides which samples are set aside.
+    engine, precision, device, batch_size, workers, force
+        As in `EngineConfig`.
+    image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, \
+val_fraction, test_fraction, limit
+        As in `ReadConfig`.
 
     Raises
     ------
@@ -98,16 +131,59 @@ def extract(
     CacheError
         The cache is damaged, locked by another run, or the disk is full.
     """
-    source, config = _read_options(source, options)
+    config = ExtractConfig(
+        backbone=backbone,
+        weights=weights,
+        nodes=tuple(nodes),
+        pool=pool,
+        dtype=dtype,
+        views=views,
+        image_size=image_size,
+        crop=crop,
+        in_channels=in_channels,
+        depth=depth,
+        seed=seed,
+        on_error=on_error,
+        keep_parts=keep_parts,
+        trust_code=trust_code,
+        engine=EngineConfig(
+            engine=engine,
+            precision=precision,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            force=force,
+        ),
+    )
+    reading = ReadConfig(
+        image_columns=tuple(image_columns),
+        label_columns=tuple(label_columns),
+        split_column=split_column,
+        group_column=group_column,
+        sample_column=sample_column,
+        covariate_columns=tuple(covariate_columns),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed or 0,
+        limit=limit,
+    )
+    return run_extraction(read_source(source, reading), cache, config, reporter)
+
+
+def run_extraction(
+    source: Source, cache: str | Path | None, config: ExtractConfig, reporter: Reporter = SILENT
+) -> ExtractResult:
+    """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
     path = Path(cache) if cache is not None else default_cache(source, config)
-    request = Request(config, source, path)
-    startup = request.trunk.startup_seconds
+    extraction = prepare(config, source, path)
+    trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
-    with CacheWriter(path, request.spec, request.nodes, source.root) as writer:
-        for work in _plan(source, writer).work:
-            _compute(work, request, writer, reporter)
+    with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
+        _write_statistics(extraction)
+        for work in plan_extraction(source, writer).work:
+            _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
-    seconds = time.perf_counter() - started - (request.trunk.startup_seconds - startup)
+    seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     with FeatureCache(path) as written:
         return ExtractResult(
             cache=str(path),
@@ -119,65 +195,13 @@ def extract(
             removed=summary.removed,
             ignored=source.ignored,
             seconds=seconds,
-            startup_seconds=request.trunk.startup_seconds,
+            startup_seconds=trunk.startup_seconds,
             images_per_second=summary.computed / seconds,
-            engine=request.trunk.engine_name,
+            engine=trunk.engine_name,
             nodes={name: node.shape for name, node in written.nodes.items()},
-            spent={**request.trunk.spent, "write": summary.write_seconds},
+            spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
         )
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What `extract` would do.
-
-    to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
-    """
-
-    cache: str
-    images: int
-    samples: int
-    to_read: int
-    reused: int
-    failed: int
-    ignored: int
-    bytes_to_write: int
-    nodes: dict[str, tuple[int, ...]]
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck extract --dry-run --json`."""
-        return dict(vars(self))
-
-
-def survey(source: str | Path | Source, cache: str | Path | None = None, **options: Any) -> Survey:
-    """Say what `extract` with the same arguments would do, writing nothing. Raises what it would raise."""
-    source, config = _read_options(source, options)
-    path = Path(cache) if cache is not None else default_cache(source, config)
-    request = Request(config, source, path)
-    with CacheWriter(path, request.spec, request.nodes, source.root) as writer:
-        plan = _plan(source, writer)
-        return Survey(
-            cache=str(path),
-            images=len(source.images),
-            samples=len(source.samples),
-            to_read=sum(len(work.images) for work in plan.work),
-            reused=plan.reused,
-            failed=plan.failed,
-            ignored=source.ignored,
-            bytes_to_write=sum(
-                len(work.images) * writer.nodes[name].row_bytes for work in plan.work for name in work.nodes
-            ),
-            nodes={name: node.shape for name, node in writer.nodes.items()},
-        )
-
-
-def _read_options(source: str | Path | Source, options: dict[str, Any]) -> tuple[Source, ExtractConfig]:
-    """Sort keyword arguments into those of the source, the engine and the extraction."""
-    reading = reading_options(options, besides=("seed",))
-    running = {name: options.pop(name) for name in ENGINE_FIELDS & options.keys()}
-    config = ExtractConfig(**options, engine=EngineConfig(**running))
-    return read_source(source, replace(reading, seed=config.seed or 0)), config
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
@@ -187,7 +211,7 @@ def default_cache(source: Source, config: ExtractConfig) -> Path:
     return Path("cache") / f"{name}--{backbone}.h5"
 
 
-def _plan(source: Source, writer: CacheWriter) -> Plan:
+def plan_extraction(source: Source, writer: CacheWriter) -> Plan:
     """What is missing. Inputs that are known to be absent are failures at once."""
     for key, reason in source.absent.items():
         writer.fail(key, reason)
@@ -195,21 +219,30 @@ def _plan(source: Source, writer: CacheWriter) -> Plan:
     return writer.plan(keys, [_stat(source, key) for key in keys])
 
 
-def _compute(work: Work, request: Request, writer: CacheWriter, reporter: Reporter) -> None:
+def _write_statistics(extraction: Extraction) -> None:
+    """Write the BatchNorm statistics of a new random network beside the cache, before its first row."""
+    if extraction.statistics:
+        from bottleneck.backbones.batchnorm import statistics_file
+
+        write_whole(statistics_file(extraction.path), save(dict(extraction.statistics)))
+
+
+def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> None:
     """Stream the images of one work group through the engine into the writer."""
-    keys = [request.source.images[i] for i in work.images]
-    names = list(work.nodes)
-    views = next((writer.nodes[name].views for name in names if writer.nodes[name].views), None)
+    source, names = extraction.source, list(work.nodes)
+    keys = [source.images[i] for i in work.images]
+    views = shared_views((writer.nodes[name] for name in names), extraction.path)
     recipe = ViewRecipe.from_json(views) if views else None
     with reporter.step("Extracting", total=len(keys), unit="images") as advance:
-        for item in request.trunk.stream(request.source, keys, names, known=work.known, views=recipe):
+        for item in extraction.trunk.stream(source, keys, names, known=work.known, views=recipe):
             if isinstance(item, Batch):
                 _commit(item, names, writer)
                 advance(len(item.images))
                 continue
             if item.error is None:
+                assert item.digest is not None  # the bytes were read
                 writer.take_over(item.key, item.digest, item.size, item.mtime_ns)
-            elif request.config.on_error == "fail":
+            elif extraction.config.on_error == "fail":
                 raise ImageError(f"{item.key}: {item.error}", "Use --on-error skip to list it and go on.")
             else:
                 writer.fail(item.key, item.error, item.digest, item.size, item.mtime_ns)
@@ -220,7 +253,7 @@ def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
     images = batch.images
     writer.add(
         [image.key for image in images],
-        [image.digest for image in images],
+        [image.digest for image in images if image.digest is not None],
         [image.size for image in images],
         [image.mtime_ns for image in images],
         dict(zip(names, batch.features, strict=True)),
@@ -229,7 +262,10 @@ def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
 
 
 def _stat(source: Source, key: str) -> tuple[int, int]:
-    """(size in bytes, mtime in ns); (−1, −1) where there is no such file."""
+    """Return (size in bytes, mtime in ns) of an image; (-1, -1), "unknown", where it cannot be had.
+
+    An image of unknown size is always read. If that fails too, the loader reports the system's own reason.
+    """
     try:
         return source.stat(key) if key not in source.absent else (-1, -1)
     except (ImageError, OSError):

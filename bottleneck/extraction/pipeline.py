@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -92,33 +92,31 @@ class _Calls:
 
 @dataclass
 class Trunk:
-    """A frozen network that turns pixels into the features of some nodes.
+    """A frozen network that computes the features of some nodes from pixels.
 
     load : builds the backbone; called once, when it is first needed.
-    preprocess_override : how images become pixels; None takes the backbone's own.
-    startup_seconds : time that loading and engine building took.
+    preprocess : how images become pixels.
+    config : how the network is run.
     calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
+    startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
 
     load: Callable[[], Backbone]
-    preprocess_override: Preprocess | None
+    preprocess: Preprocess
     config: EngineConfig
+    calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
-    calibrations: dict[str, dict | None] = field(default_factory=dict)
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
 
     @cached_property
     def backbone(self) -> Backbone:
+        """The network, loaded at first use."""
         started = time.perf_counter()
         backbone = self.load()
         self.startup_seconds += time.perf_counter() - started
         return backbone
-
-    @property
-    def preprocess(self) -> Preprocess:
-        return self.preprocess_override or self.backbone.preprocess
 
     @property
     def engine_name(self) -> str | None:

@@ -28,7 +28,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import extract
-from bottleneck.extraction.settings import Request
+from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.files import readable
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import SILENT, Reporter
@@ -98,7 +98,7 @@ def ensure_map(
     asked = {"nodes": (node,), "views": views, "dtype": dtype, **asdict(options)}
     replaced = there is not None and there.dtype != dtype
     with _set_aside(companion_path(cache, there)) if replaced else nullcontext():
-        reporter.tell(str(_work(Request(ExtractConfig(**asked), source, cache), node, views)))
+        reporter.tell(str(_work(prepare(ExtractConfig(**asked), source, cache), node, views)))
         started = time.perf_counter()
         extract(source, cache, reporter=reporter, on_error="fail", **asked)
         return time.perf_counter() - started
@@ -142,13 +142,13 @@ def _is_map_of(cache: Path, aside: Path, place: Path) -> bool:
         return node is not None and companion_path(cache, node) == place
 
 
-def _work(request: Request, node: str, views: int) -> MapWork:
+def _work(extraction: Extraction, node: str, views: int) -> MapWork:
     """Bytes from the node's shape; seconds from the speed on a few images, engine building left out."""
-    spec = next(spec for spec in request.nodes if spec.name == node)
-    keys = request.source.images
+    spec = next(spec for spec in extraction.nodes if spec.name == node)
+    keys = extraction.source.images
     passes = len(keys) * (1 + views)
-    trunk = request.trunk
-    loaded = load_images(request.source, keys[:TRIED], trunk.preprocess, workers=1)
+    trunk = extraction.trunk
+    loaded = load_images(extraction.source, keys[:TRIED], trunk.preprocess, workers=1)
     pixels = [image.pixels for image in islice(loaded, TRIED) if image.pixels is not None]
     if not pixels:
         return MapWork(node, len(keys), 0, 0.0)

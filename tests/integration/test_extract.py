@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bottleneck import FeatureCache, extract
+from bottleneck.data.source import Source
 from tests.helpers.photographs import photograph, write_photographs
 
 
@@ -154,6 +155,36 @@ def test_dry_run_writes_nothing(photographs, tmp_path, run):
     assert result.json["to_read"] == 30
     assert result.json["bytes_to_write"] == 30 * 1280 * 2
     assert not (tmp_path / "x.h5").exists()
+
+
+def test_dry_run_of_a_random_network_writes_no_statistics(photographs, tmp_path, run):
+    random = ["--backbone", "small_cnn", "--weights", "none", "--engine", "torch"]
+    result = run("extract", photographs, "-o", tmp_path / "new" / "x.h5", *random, "--dry-run", "--json")
+    assert result.json["to_read"] == 30
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (PermissionError(13, "Permission denied"), "cannot be read: Permission denied"),
+        (TimeoutError("the server does not answer"), "cannot be read: the server does not answer"),
+    ],
+)
+def test_an_image_whose_size_cannot_be_had_fails_with_the_reason(
+    photographs, tmp_path, monkeypatch, error, reason
+):
+    stat = Source.stat
+
+    def refuse(source, key):
+        if key == "bees/001.jpg":
+            raise error
+        return stat(source, key)
+
+    monkeypatch.setattr(Source, "stat", refuse)
+    result = extract(photographs, tmp_path / "x.h5", backbone="small_cnn", weights="none", engine="torch")
+    assert result.failures == {"bees/001.jpg": reason}
+    assert result.images == 29
 
 
 def test_on_error_fail_stops_and_the_rest_resumes(photographs, tmp_path, run):

@@ -28,7 +28,8 @@ from bottleneck.data.source import image_files
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
-from bottleneck.extraction.settings import Request
+from bottleneck.extraction.prepare import open_trunk
+from bottleneck.extraction.settings import resolve
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
@@ -83,7 +84,7 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
     features = {name: stored.take(np.array([row]))[0] for name, row in own.items()}
     startup = 0.0
     if others:
-        trunk = Request(config, image_files(others), cache.path).trunk
+        trunk = open_trunk(resolve(config, cache.path, cache.spec, cache.nodes))
         row_of = dict(_rows(cache))
         for name, row in _computed(cache, trunk, others, node):
             if isinstance(row, str):

@@ -1,0 +1,198 @@
+"""Prepare an extraction: the recipe and the nodes for the cache writer, and the network. Nothing is written.
+
+    flags ──► Settings ──► Trunk ──► descriptions of new nodes ──► Extraction
+
+Shapes: B images of a batch, H × W pixels, C channels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bottleneck.backbones.model_file import holds_network
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.loader import readable_pixels
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source
+from bottleneck.engines.device import resolve_device
+from bottleneck.errors import BackboneError, CacheError
+from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
+from bottleneck.extraction.settings import Settings, resolve
+from bottleneck.heads.artifact import load_head
+from bottleneck.names import DEFAULT_BACKBONE, DTYPES
+from bottleneck.store.layout import parts_folder
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import CacheSpec, NodeSpec
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
+
+CALIBRATION_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What is extracted, and the network that does it.
+
+    spec, nodes : for the cache writer.
+    trunk : loads the backbone only when something has to be computed.
+    statistics : BatchNorm's, by name, of a new network with random weights; empty otherwise.
+    """
+
+    path: Path
+    source: Source
+    config: ExtractConfig
+    spec: CacheSpec
+    nodes: tuple[NodeSpec, ...]
+    trunk: Trunk
+    statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
+    """Resolve the settings, and describe the new nodes. Writes nothing.
+
+    A new cache or a new node needs the network; an int8 network is calibrated here, before any row.
+
+    Raises
+    ------
+    FingerprintError
+        A flag differs from what the cache was made with.
+    BackboneError, EngineError, SourceError, CacheError
+    """
+    config, preprocess = _read_model_file(config)
+    cache = _open_existing(path)
+    if cache is None:
+        settings = resolve(config, path, preprocess=preprocess)
+    else:
+        with cache:
+            settings = resolve(config, path, cache.spec, dict(cache.nodes))
+    statistics: Mapping[str, np.ndarray] = {}
+    trunk, spec = open_trunk(settings), settings.spec
+    if spec is None:
+        backbone = trunk.backbone
+        if backbone.recipe["weights"] == "none":
+            from bottleneck.backbones.batchnorm import calibrate_batchnorm
+            from bottleneck.backbones.batchnorm import statistics as statistics_of
+
+            calibrate_batchnorm(backbone, _example(source, trunk.preprocess, BATCH_SIZE), trunk.preprocess)
+            statistics = statistics_of(backbone)
+        spec = CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json())
+    nodes = (*settings.nodes, *_describe(settings, trunk, source))
+    return Extraction(path, source, config, spec, nodes, trunk, statistics)
+
+
+def _open_existing(path: Path) -> FeatureCache | None:
+    """Open the finished cache at `path`, or the parts of an interrupted run if it committed any."""
+    if path.exists():
+        return FeatureCache(path)
+    if not parts_folder(path).exists():
+        return None
+    try:
+        return FeatureCache(path)
+    except CacheError:  # nothing was committed yet; damaged parts are reported by the writer
+        return None
+
+
+def open_trunk(settings: Settings) -> Trunk:
+    """Return the trunk of an extraction. For a new cache the network is loaded at once."""
+    calibrations = {name: node.calibration for name, node in settings.cached.items()}
+    if settings.spec is not None:
+        preprocess = Preprocess.from_json(settings.spec.preprocess)
+        load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config)
+        return Trunk(load, preprocess, settings.engine, calibrations)
+    started = time.perf_counter()
+    backbone, config = _load_new(settings.config), settings.config
+    preprocess = (settings.preprocess or backbone.preprocess).override(config.image_size, config.crop)
+    seconds = time.perf_counter() - started
+    return Trunk(lambda: backbone, preprocess, settings.engine, calibrations, startup_seconds=seconds)
+
+
+def _load_new(config: ExtractConfig) -> Backbone:
+    from bottleneck.backbones.registry import load_backbone
+
+    return load_backbone(
+        config.backbone or DEFAULT_BACKBONE,
+        weights=config.weights,
+        seed=config.seed or 0,
+        in_channels=config.in_channels or 3,
+        depth=config.depth,
+        trust_code=config.trust_code,
+    )
+
+
+def _load_recorded(recipe: dict[str, Any], path: Path, config: ExtractConfig) -> Backbone:
+    """Load the network that the cache at `path` was made with."""
+    from bottleneck.backbones.batchnorm import read_statistics
+    from bottleneck.backbones.registry import load_from_recipe
+
+    statistics = read_statistics(path) if recipe.get("calibrated") else None
+    return load_from_recipe(recipe, LoadOptions(config.weights, config.trust_code), statistics=statistics)
+
+
+def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec]:
+    """Return descriptions of the nodes that the cache lacks."""
+    names, precision = settings.added, settings.engine.precision
+    if not names:
+        return []
+    calibration = None
+    if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
+        engine = trunk.engine(names, _example(source, trunk.preprocess, CALIBRATION_IMAGES))
+        precision, calibration = engine.precision, engine.calibration
+    specs = []
+    for name in names:
+        shape, layout = trunk.backbone.node_shape(name, trunk.preprocess)
+        node, _, pool = name.partition("@")
+        specs.append(
+            NodeSpec(
+                node=trunk.backbone.resolve(node),
+                pool=pool or trunk.backbone.default_pool(node),
+                shape=shape,
+                dtype=settings.config.dtype or DTYPES[0],
+                precision="fp32" if precision == "auto" else precision,
+                layout=layout,
+                views=settings.views,
+                calibration=calibration,
+            )
+        )
+    return specs
+
+
+def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:
+    """Return pixels (B, H, W, C) of up to `count` readable images, spread evenly over the source."""
+    keys = source.images
+    spread = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))]
+    return readable_pixels(source, spread, preprocess, workers=1)
+
+
+def _read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:
+    """Replace a model file given as backbone by the name, weights and preprocessing of its network.
+
+    A file that holds only a head stands for the published weights that it names.
+    """
+    if config.backbone is None or not config.backbone.endswith(".safetensors"):
+        return config, None
+    head = load_head(config.backbone)
+    recipe, weights = head.backbone, config.backbone
+    if not holds_network(config.backbone):
+        weights = recipe["weights"]
+        if weights in ("none", "file", "module"):
+            raise BackboneError(
+                f"{config.backbone} holds a head and no network; that of {recipe['name']} is not published.",
+                f"Name it: --backbone {recipe['name']} --weights {'none' if weights == 'none' else 'FILE'}.",
+            )
+    config = replace(
+        config,
+        backbone=recipe["name"],
+        weights=weights,
+        in_channels=recipe.get("in_channels"),
+        depth=recipe.get("depth"),
+    )
+    return config, Preprocess.from_json(head.preprocess)
