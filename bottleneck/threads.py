@@ -1,21 +1,14 @@
-"""Blocks of rows on threads of our own, their results in order; on a GPU, one after the other.
+"""Threads and memory of the process: how cores are shared, a pool of workers, and freed memory.
 
-Each thread runs serial libraries: no library's idle workers spin while another works. Sums over blocks are
-taken in the blocks' order, so that results do not depend on the number of threads.
+No other module sets a number of threads.
 
-How the cores are shared. Decided here, once; nobody else sets a thread count.
+While images stream, decoding and the network run at the same time, joined by bounded queues. Each side may
+have as many threads as there are cores: a side that waits sleeps, and leaves its cores to the other. Waiting
+must not use a core, as the barriers of OpenMP and onnxruntime do. Therefore decoders keep torch to their own
+thread, and a network on a CPU runs whole passes side by side instead of one pass over all cores.
 
-While images stream, decoding and the network run at the same time, and both hand on through bounded queues:
-so each side may have as many threads as there are cores. The side that is behind finds the other asleep, and
-takes its cores. What must not happen is waiting that burns a core (OpenMP's and onnxruntime's barriers spin),
-so decoders keep torch to their own thread, and the network on a CPU runs whole passes side by side rather
-than one pass over all cores: no barrier, and 1.2 to 1.8 times the images per second of processor time
-(measured on 2 cores that were busy decoding).
-
-Memory that was freed, handed back to the system.
-
-glibc keeps freed blocks of up to 32 MiB for the next who asks. After a fit on a million rows that were 200
-MiB, and after each of its measurements 60, on top of which what came next took its own.
+The heads' solver splits its rows into blocks for a `WorkerPool`, whose threads call serial libraries. Results
+come in the order of the blocks, so that sums do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -24,36 +17,32 @@ import ctypes
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
-# Above these, more threads wait for disks, memory or the interpreter rather than work.
+# More threads than these only wait for disks, memory or the interpreter.
 _MAX_DECODERS = 32
 _MAX_PASSES = 16
 
 
 @dataclass(frozen=True)
 class ThreadBudget:
-    """Threads for the two sides of extraction.
+    """Threads for the two sides of extraction."""
 
-    decode : int, decoder threads. network : int, threads of the engine.
-    """
-
-    decode: int
-    network: int
+    decode: int  # decoder threads
+    network: int  # threads of the engine
 
 
 def available_cores() -> int:
-    """Cores that this process may use: its affinity mask, cut by a cgroup v2 CPU quota (containers)."""
+    """Return the cores that this process may use: its affinity mask, limited by a cgroup v2 CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -65,14 +54,14 @@ def available_cores() -> int:
 
 
 def thread_budget(workers: int | None = None, device: str = "cpu") -> ThreadBudget:
-    """Share the available cores between decoding and the network.
+    """Return how many threads decoding and the network get.
 
     Parameters
     ----------
     workers : int, optional
-        Decoder threads asked for by the user; 0 and 1 both mean one.
+        Decoder threads that the user requested; 0 and 1 both mean one.
     device : str
-        "cpu" or "auto", or the accelerator on which the network runs.
+        "cpu", "auto", or the accelerator on which the network runs.
     """
     cores = available_cores()
     decode = min(cores, _MAX_DECODERS) if workers is None else max(1, workers)
@@ -80,13 +69,13 @@ def thread_budget(workers: int | None = None, device: str = "cpu") -> ThreadBudg
 
 
 def passes_side_by_side(threads: int) -> tuple[int, int]:
-    """How a CPU engine spends its threads: (passes that run side by side, threads within each)."""
+    """Return (passes that run side by side, threads within each) of a CPU engine with `threads` threads."""
     within = -(-threads // _MAX_PASSES)
     return max(1, threads // within), within
 
 
 def use_torch_threads(count: int) -> None:
-    """Let torch's CPU kernels use `count` threads when called from this thread."""
+    """Set the number of threads of torch's CPU kernels when called from this thread."""
     import torch
 
     torch.set_num_threads(count)
@@ -94,19 +83,16 @@ def use_torch_threads(count: int) -> None:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Keep torch's CPU kernels in the calling thread, leaving other threads as they are.
-
-    A uint8 resize spread over two threads costs three times the processor time of one that is not.
-    """
+    """Keep torch's CPU kernels in the calling thread; other threads are not affected."""
     import torch
 
-    torch.get_num_threads()  # torch sets this thread's count at first use: not in the middle of the block
+    torch.get_num_threads()  # torch sets this thread's count at its first use, which must not be in the block
     with _openmp().limit(limits=1):
         yield
 
 
 @cache
-def _openmp():
+def _openmp() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="openmp")
@@ -114,15 +100,14 @@ def _openmp():
 
 @contextmanager
 def serial_libraries() -> Iterator[None]:
-    """Inside, each call of the BLAS or of torch runs on one thread, for callers that make several at once.
+    """Run each call of the BLAS or of torch on one thread, for callers that make several calls at once.
 
-    Measured on 2 cores: blocks of rows on two threads of our own take half the time of one product on the
-    library's two, whose idle workers spin between calls.
+    The library's own threads would spin between calls and take the cores from the callers.
     """
     import torch
     from threadpoolctl import threadpool_limits
 
-    before = torch.get_num_threads()  # new threads begin with the count set last, old ones keep theirs
+    before = torch.get_num_threads()  # new threads start with the count set last, old ones keep theirs
     torch.set_num_threads(1)
     try:
         with threadpool_limits(limits=1, user_api="blas"):
@@ -131,24 +116,28 @@ def serial_libraries() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def hand_back() -> None:
-    """Give the system what no object uses any more; where the C library is not glibc, nothing happens."""
+def trim_memory() -> None:
+    """Return freed memory to the system.
+
+    glibc keeps freed blocks of up to 32 MiB for later requests. With another C library nothing happens.
+    """
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-Part = TypeVar("Part")
 Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """A context manager that holds the threads for a device ("cpu", "cuda", …).
+    """Threads that work on parts of a problem; for a GPU, the calling thread does all the work.
+
+    In a `with` block there are threads, and libraries are serial. Outside, `run` uses the calling thread.
 
     Attributes
     ----------
     device : torch.device
-    size : int, calls that run at once
+    size : int, calls that run at the same time
     """
 
     def __init__(self, device: str | torch.device = "cpu") -> None:
@@ -166,16 +155,16 @@ class WorkerPool:
             self._pool = self._stack.enter_context(ThreadPoolExecutor(self.size))
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stack.close()
 
     def run(self, work: Callable[..., Result], parts: Iterable[tuple]) -> Iterator[Result]:
-        """work(*part) of every part, in order. `parts` is drawn by the caller's thread, a few parts ahead."""
+        """Yield work(*part) of every part, in order. The calling thread iterates `parts`, a few ahead."""
         if self._pool is None:
             for part in parts:
                 yield work(*part)
             return
-        pending: deque = deque()
+        pending: deque[Future[Result]] = deque()
         try:
             for part in parts:
                 pending.append(self._pool.submit(work, *part))
@@ -187,8 +176,7 @@ class WorkerPool:
             for future in pending:
                 future.cancel()
 
-    def share(self, items: Sequence[Part]) -> list[Sequence[Part]]:
-        """`items` cut into as many runs of equal length as calls run at once; none is empty."""
-        count = max(1, min(self.size, len(items)))
-        edges = [len(items) * i // count for i in range(count + 1)]
-        return [items[a:b] for a, b in pairwise(edges)]
+    def shares(self, count: int) -> list[slice]:
+        """Cut range(count) into as many slices of about equal length as calls run at once; none is empty."""
+        parts = max(1, min(self.size, count))
+        return [slice(count * i // parts, count * (i + 1) // parts) for i in range(parts)]

@@ -1,5 +1,8 @@
+import os
+import platform
 import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -31,3 +34,35 @@ def test_torch_stays_in_one_thread_only_inside_the_block_and_only_here():
         thread.join()
     assert torch.get_num_threads() == 2
     assert elsewhere == [2]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps other blocks")
+def test_freed_blocks_go_back_to_the_system():
+    blocks = []
+    for _ in range(200):  # too small to be mapped one by one
+        blocks.append(np.ones(100_000, np.uint8))
+    before = resident()
+    blocks = blocks[-1:]
+    threads.trim_memory()
+    assert before - resident() > 10 << 20
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_a_pool_returns_results_in_the_order_of_the_parts(cores, monkeypatch):
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    with threads.WorkerPool() as pool:
+        assert list(pool.run(lambda a, b: a * b, ((i, 2) for i in range(50)))) == [2 * i for i in range(50)]
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 5), (2, 5), (4, 3), (3, 1)])
+def test_shares_cover_all_and_none_is_empty(cores, count, monkeypatch):
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    parts = [range(count)[part] for part in threads.WorkerPool().shares(count)]
+    assert [i for part in parts for i in part] == list(range(count))
+    assert len(parts) == min(cores, count)
+    assert all(parts)

@@ -28,7 +28,7 @@ from bottleneck.names import HEAD_KINDS, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.threads import hand_back
+from bottleneck.threads import trim_memory
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ class _Run:
             seed=config.seed,
             reporter=self.reporter,
         )
-        hand_back()
+        trim_memory()
         seconds = time.perf_counter() - started
         pairs = zip(asked, found, strict=True)
         return [self._keep(node, target, result, seconds) for target, result in pairs]
@@ -229,10 +229,10 @@ class _Run:
                 target,
                 fitted[0]["C"] if fitted else 1.0,
                 sorted(config.shots),
-                config.repeats,
-                config.seed,
-                config.sweep(),
-                self.reporter,
+                repeats=config.repeats,
+                seed=config.seed,
+                config=config.sweep(),
+                reporter=self.reporter,
             )
             found.append(shot_record(target.name, node, sorted(config.shots), scores))
         return found

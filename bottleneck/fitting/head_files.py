@@ -25,7 +25,7 @@ from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.names import SPLITS
 from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.threads import hand_back
+from bottleneck.threads import trim_memory
 
 MORE_METRICS = (
     "balanced_accuracy",
@@ -60,7 +60,7 @@ class HeadFiles:
         described = self._described(node, target, result, train)
         if result.out_of_fold is not None and result.link != "identity":
             described["temperature"] = fit_temperature(*_held_out(result, target), result.link)
-            hand_back()
+            trim_memory()
         head = HeadArtifact(**described)
         head = replace(head, metrics=self._metrics(head, result, target))
         base = self._own_name(file_name(self.stem, target.name, node, result.kind))
@@ -120,7 +120,7 @@ class HeadFiles:
         found = {}
         if result.out_of_fold is not None:
             found["cv"] = _measured_on_held_out(head, result, target)
-            hand_back()
+            trim_memory()
         whole = self.samples.targets[target.name]
         place = np.full(len(target.class_names) + 1, -1)
         place[result.classes] = np.arange(len(result.classes))  # the last place is that of the unlabelled
@@ -131,7 +131,7 @@ class HeadFiles:
                 here, values = here[place[values] >= 0], place[values[place[values] >= 0]]
             if len(here):
                 found[split] = measure(target.kind, values, self._predicted(head, here), head.class_names)
-                hand_back()
+                trim_memory()
         return found
 
     def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:

@@ -119,4 +119,4 @@ class ClassHead(ClassifierMixin, BaseEstimator):
 def standardisation_of(rows: RowReader) -> Standardisation:
     """Mean and standard deviation of each feature, read in blocks."""
     with WorkerPool() as crew:
-        return standardisation(rows, crew, block_size(rows.shape[1]))
+        return standardisation(rows, crew)

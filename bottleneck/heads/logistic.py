@@ -21,18 +21,17 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.cross_validation import Scores, Tally, grid_of, tally_of
 from bottleneck.heads.estimator import ClassHead
-from bottleneck.heads.row_blocks import block_size, is_double, linear_outputs
+from bottleneck.heads.row_blocks import is_double, linear_outputs
 from bottleneck.heads.solver.design import (
     Design,
     Standardisation,
     build_design,
     standardisation,
     streamed_like,
-    unchanged,
 )
 from bottleneck.heads.solver.objective import Passes
-from bottleneck.heads.solver.path import POLISHED, TOLERANCE, Solution, group_tasks, refit, solve_path
-from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, weights_by_code
+from bottleneck.heads.solver.path import REFIT_TOLERANCE, TOLERANCE, Solution, refit, solve_path
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks, weights_by_code
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader, Target
 from bottleneck.threads import WorkerPool
@@ -140,23 +139,26 @@ class _Problem:
         tasks = [task for parts in asked for task in parts]
         edges = np.cumsum([0, *(len(parts) for parts in asked)])
         self.task_range = list(pairwise(edges))
-        self.standard = unchanged(rows.shape[1])
+        self.standard = Standardisation.identity(rows.shape[1])
         if config.standardize:
             weights = _row_weights(questions, views)
-            self.standard = standardisation(rows, crew, block_size(rows.shape[1]), weights, config.dtype)
+            self.standard = standardisation(rows, crew, weights, config.dtype)
         folds_of_rows = np.repeat(questions[0].fold, views)  # a block then knows which heads it is no use to
         self.design, order = build_design(
-            rows, self.standard, crew, config.memory, folds_of_rows, config.dtype
+            rows, self.standard, crew, config.memory, parts=folds_of_rows, dtype=config.dtype
         )
         self.passes = Passes(self.design, crew)
         self.groups, self.where = group_tasks(
-            [task.arranged(order // views, 1 / views) for task in tasks], folds, self.design
+            [task.take(order // views, 1 / views) for task in tasks],
+            folds,
+            self.design.dtype,
+            self.design.device,
         )
         self.scored, self.scored_groups, self.sample = self.passes, self.groups, order
         if plain is not None:
             design: Design = streamed_like(self.design, plain)
             self.scored, self.sample = Passes(design, crew), np.arange(self.n)
-            self.scored_groups, _ = group_tasks(tasks, folds, design)
+            self.scored_groups, _ = group_tasks(tasks, folds, design.dtype, design.device)
 
     def columns(self, question: int, parts: Sequence[torch.Tensor]) -> np.ndarray:
         """(tasks, …) of one question, of tensors (T, …) per group."""
@@ -191,11 +193,11 @@ class _Problem:
     def refitted(self, solutions: Sequence[Solution], chosen: Sequence[int]) -> list[tuple[np.ndarray, bool]]:
         """Each question's columns (tasks, K, P) fitted on all rows at its C, and whether they converged."""
         config, found = self.config, {}
-        tol = min(config.tol, POLISHED)
+        tol = min(config.tol, REFIT_TOLERANCE)
         for (place, number), tasks in self._wanted(chosen).items():
             solution = solutions[place]
             group, coef = self.groups[number], solution.coef[number]
-            fits = refit(self.passes, group, coef, solution.C, tasks, tol, config.memory)
+            fits = refit(self.passes, group, coef, solution.C, tasks, tol=tol, memory=config.memory)
             found |= {(number, task): fit for task, *fit in zip(tasks, *fits, strict=True)}
         parts = [[found[place] for place in self.where[slice(*edges)]] for edges in self.task_range]
         return [

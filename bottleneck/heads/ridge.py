@@ -35,13 +35,18 @@ from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.logistic import DEFAULT, DEFAULT_MEMORY, Fitted, SweepConfig
 from bottleneck.heads.row_blocks import (
     as_rows,
-    block_size,
     is_double,
     is_reader,
     linear_outputs,
     without_torch,
 )
-from bottleneck.heads.solver.design import Design, build_design, standardisation, streamed_like, unchanged
+from bottleneck.heads.solver.design import (
+    Design,
+    Standardisation,
+    build_design,
+    standardisation,
+    streamed_like,
+)
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors, weights_by_code
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, ArrayRows, RowReader
@@ -163,10 +168,10 @@ def ridge_sweep(
     with WorkerPool(config.device) as crew:
         n = len(questions[0].fold)
         views = rows.shape[0] // n
-        standard = unchanged(rows.shape[1])
+        standard = Standardisation.identity(rows.shape[1])
         if config.standardize:
-            standard = standardisation(rows, crew, block_size(rows.shape[1]), None, config.dtype)
-        design, order = build_design(rows, standard, crew, config.memory, None, config.dtype)
+            standard = standardisation(rows, crew, None, config.dtype)
+        design, order = build_design(rows, standard, crew, config.memory, dtype=config.dtype)
         scored: Design = design
         if plain is not None:
             scored = streamed_like(design, plain)
@@ -381,10 +386,10 @@ def _solve(
     """coef (C, D) and intercept (C,) on raw features; C_, mean_ and scale_ are set on `head`."""
     dtype = np.float64 if is_double(rows) else np.float32
     with WorkerPool() as crew:
-        standard = unchanged(rows.shape[1])
+        standard = Standardisation.identity(rows.shape[1])
         if head.standardize:
-            standard = standardisation(rows, crew, block_size(rows.shape[1]), weights, dtype)
-        design, order = build_design(rows, standard, crew, head.memory, None, dtype)
+            standard = standardisation(rows, crew, weights, dtype)
+        design, order = build_design(rows, standard, crew, head.memory, dtype=dtype)
         fold = np.full(len(answers), NO_FOLD)
         path = ridge_path(moments_by_fold(design, crew, answers[order], weights[order], fold, 0)[-1])
         head.C_ = _chosen(head.C, path)

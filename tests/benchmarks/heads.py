@@ -200,7 +200,7 @@ def child_classes(path: str) -> dict:
 
 def child_exact(path: str) -> dict:
     """Two folds' heads at three C, and the refit, against scikit-learn's optimum on the same rows."""
-    import bottleneck.heads.sweep as module
+    import bottleneck.heads.logistic as module
 
     x, y = load(path)
     solutions = []
@@ -266,8 +266,8 @@ def child_memory(argument: str) -> dict:
     )
     if done.returncode:
         sys.exit(done.stderr)
-    import bottleneck.heads.kinds
-    import bottleneck.report.heads  # noqa: F401
+    import bottleneck.heads.fit
+    import bottleneck.report.head_curves  # noqa: F401
     from bottleneck.fitting.fit_heads import fit_heads
 
     before, start = peak(), time.perf_counter()

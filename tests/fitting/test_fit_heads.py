@@ -109,16 +109,16 @@ def test_the_shot_curve_rises(world, tmp_path):
 
 
 def test_a_draw_is_scored_as_a_head_fitted_on_it(world, tmp_path):
-    from bottleneck.heads.few_shot import _draws, shot_scores
+    from bottleneck.heads.few_shot import draw_shots, shot_scores
     from bottleneck.heads.solver.design import standardisation
     from bottleneck.threads import WorkerPool
 
     _, X, y = world
     target = class_target(y)
-    (scores,) = shot_scores(ArrayRows(X), target, 0.01, [10], 2, seed=4)
-    draws = _draws(target, 10, 2, np.random.default_rng([4, 10]))
-    with WorkerPool() as crew:
-        standard = standardisation(ArrayRows(X), crew, 64)
+    (scores,) = shot_scores(ArrayRows(X), target, 0.01, [10], repeats=2, seed=4)
+    draws = draw_shots(target, 10, 2, np.random.default_rng([4, 10]))
+    with WorkerPool() as pool:
+        standard = standardisation(ArrayRows(X), pool)
     Z = standard.apply(X)
     for drawn, score in zip(draws, scores, strict=True):
         from sklearn.linear_model import LogisticRegression

@@ -1,25 +1,24 @@
-"""The rows of a problem as the solver multiplies them: in memory in the eigenbasis, or streamed in blocks.
+"""The standardised rows, held in memory in the Gram matrix's eigenbasis, or streamed in blocks.
 
-Both speak of coefficients in the eigenbasis of the Gram matrix, whose r coordinates carry the eigenvalues
-`values`. In memory the rows are rotated into it once (exactly r = rank ≤ n coordinates where n < D); a stream
-is read as it is, and coefficients and gradients are rotated instead.
+Coefficients and gradients of the solver are always in the eigenbasis ("The coordinates" on the package's
+page). Rows in memory are rotated into it once. Streamed rows are read as they are in every pass, and
+coefficients and gradients are rotated instead.
 
-Shapes: n rows, D features, r coordinates, B rows of a block, c columns.
-
-Standardisation, and the eigenbasis of the standardised Gram matrix.
-
-Shapes: n rows, D features, B rows of a block, r coordinates (r ≤ min(n, D)).
+Shapes: n rows, D features, Q coordinates (Q ≤ min(n, D)), B rows of a block, c columns.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from scipy.linalg import eigh
 from torch import Tensor
 
@@ -27,6 +26,14 @@ from bottleneck.errors import FitError
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
+
+BLOCK_ROWS = 2048  # such a block and the columns of a pass fit in a core's cache
+MIN_ROWS_PER_PART = 1024  # on average; with smaller parts, more blocks cost more time than they save
+MAX_DECOMPOSITION = 4096  # beyond it a decomposition costs more than it saves, and features stay unrotated
+RESIDENT_FACTOR = 1.25  # memory that rows need, relative to their size
+STREAM_BYTES = 4 << 20  # of a streamed block; a constant, so that sums do not depend on the memory allowed
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -37,40 +44,30 @@ class Standardisation:
     scale: np.ndarray
     constant: np.ndarray
 
+    @classmethod
+    def identity(cls, width: int) -> Standardisation:
+        """Return the standardisation that leaves every feature unchanged."""
+        return cls(np.zeros(width), np.ones(width), np.zeros(width, bool))
+
     def apply(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """(B, D) in the block's dtype, into `out` or a new array."""
+        """Return the standardised block (B, D) in its dtype, in `out` or in a new array."""
         out = np.subtract(block, self.mean.astype(block.dtype), out=out)
         out *= (1 / self.scale).astype(block.dtype)
         return out
 
     def fold(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """coef (C, D) and intercept (C,) on raw features, of those on standardised ones; float64."""
+        """Return coef (K, D) and intercept (K,) on raw features for those on standardised ones; float64."""
         raw = coef / self.scale
         return raw, intercept - raw @ self.mean
 
 
-def unchanged(width: int) -> Standardisation:
-    """The standardisation that leaves every feature as it is."""
-    return Standardisation(np.zeros(width), np.ones(width), np.zeros(width, bool))
-
-
-def read_blocks(rows: RowReader, size: int, dtype: np.dtype | type) -> Iterator[tuple[int, int, np.ndarray]]:
-    """(start, stop, rows (B, D) as `dtype`, all finite) of all blocks of `size` rows."""
-    for start, stop in blocks(rows, size):
-        yield start, stop, read_checked(rows, start, stop, dtype)
-
-
 def standardisation(
-    rows: RowReader,
-    crew: WorkerPool,
-    size: int,
-    weights: np.ndarray | None = None,
-    dtype: np.dtype | type = np.float32,
+    rows: RowReader, pool: WorkerPool, weights: np.ndarray | None = None, dtype: DTypeLike = np.float32
 ) -> Standardisation:
-    """Weighted mean and standard deviation of every feature, in one pass with float64 sums.
+    """Return the mean and standard deviation of every feature, weighted by `weights` (n,) where given.
 
-    Rows are shifted by one of their own before squaring, so that a large mean costs no digits.
-    weights : (n,) float; rows count alike where it is left out.
+    One pass with float64 sums. The first row is subtracted before squaring, so that a large mean costs no
+    digits.
 
     Raises
     ------
@@ -86,46 +83,45 @@ def standardisation(
         first = w @ shifted
         return w.sum(), first, w @ np.square(shifted, out=shifted)
 
-    total, first, second = _summed(crew, moments, rows, size, dtype)
+    total, first, second = _summed(pool, moments, rows, block_size(D), dtype)
     first = first / total
     variance = np.maximum(second / total - first**2, 0)
     mean = first + shift
-    # What rounding alone would make of a constant (as scikit-learn's StandardScaler draws the line).
+    # The variance that rounding gives a constant feature, with the limit of scikit-learn's StandardScaler.
     eps = np.finfo(np.float64).eps
     constant = variance <= n * eps * variance + (n * eps * mean) ** 2
     return Standardisation(mean, np.where(constant, 1.0, np.sqrt(variance)), constant)
 
 
-def gram(rows: RowReader, standard: Standardisation, crew: WorkerPool, size: int) -> np.ndarray:
-    """ZᵀZ (D, D) float64 of the standardised rows Z, block by block; products in float32."""
-
-    def square(start: int, stop: int, block: np.ndarray) -> tuple[np.ndarray]:
-        z = standard.apply(block)
-        return (z.T @ z,)
-
-    return _summed(crew, square, rows, size, np.float32)[0]
-
-
 def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues (r,), largest first, and eigenvectors (D, r) of a Gram matrix, without zeros in float64.
+    """Return the eigenvalues (Q,), largest first, and eigenvectors (·, Q) of a Gram matrix.
 
-    In float32 an eigenvalue below 1e-4 of the largest drowns in rounding, but its direction may separate
-    classes where C is large: all are kept, for the vectors are orthonormal whatever their values.
+    In float64, directions with an eigenvalue of 0 are left out. In float32 all are returned: an eigenvalue
+    below 1e-4 of the largest is mostly rounding, but its direction may separate classes where C is large, and
+    the vectors are orthonormal in any case.
     """
     values, vectors = eigh(square, driver="evd", check_finite=False)
     values, vectors = values[::-1], vectors[:, ::-1]
     limits = np.finfo(square.dtype)
-    kept = np.ones(len(values), bool)
+    nonzero = np.ones(len(values), bool)
     if square.dtype == np.float64:
-        kept[1:] = values[1:] > max(values[0], 0) * len(values) * limits.eps
+        nonzero[1:] = values[1:] > max(values[0], 0) * len(values) * limits.eps
     floor = max(float(values[0]) * limits.eps, limits.tiny)
-    return np.maximum(values[kept], floor), np.ascontiguousarray(vectors[:, kept])
+    return np.maximum(values[nonzero], floor), np.ascontiguousarray(vectors[:, nonzero])
 
 
-def _summed(crew: WorkerPool, work: Callable, rows: RowReader, size: int, dtype: np.dtype | type) -> list:
-    """The parts that `work` gives of each block, summed over the blocks in float64."""
-    totals: list = []
-    for parts in crew.run(work, read_blocks(rows, size, dtype)):
+def _read_blocks(rows: RowReader, size: int, dtype: DTypeLike) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield (start, stop, rows (B, D) as `dtype`, all finite) of all blocks of `size` rows."""
+    for start, stop in blocks(rows, size):
+        yield start, stop, read_checked(rows, start, stop, dtype)
+
+
+def _summed(
+    pool: WorkerPool, work: Callable[..., tuple[Any, ...]], rows: RowReader, size: int, dtype: DTypeLike
+) -> list[np.ndarray]:
+    """Sum each part of work(start, stop, block) over all blocks, in float64."""
+    totals: list[np.ndarray] = []
+    for parts in pool.run(work, _read_blocks(rows, size, dtype)):
         if not totals:
             totals = [np.asarray(part, np.float64) for part in parts]
             continue
@@ -134,48 +130,88 @@ def _summed(crew: WorkerPool, work: Callable, rows: RowReader, size: int, dtype:
     return totals
 
 
-BLOCK_ROWS = 2048  # times the columns of a pass stay in a core's cache
-LEAST_PART = 1024  # rows between two edges, on average; with fewer, more blocks cost more than they save
-# Beyond this the cubic cost of a decomposition exceeds what it saves; features then stay as they are.
-LARGEST_DECOMPOSITION = 4096
-RESIDENT_SHARE = 1.25  # of the rows' own size is needed to hold them
-STREAM_BYTES = 4 << 20  # of a block on its way; never by the memory allowed, so that sums do not depend on it
-
-
-Part = TypeVar("Part")
-
-
-class ResidentDesign:
-    """Rows in memory, rotated.
+class Design(ABC):
+    """Rows in a basis that the solver multiplies.
 
     Attributes
     ----------
-    n, width : rows, and r
-    values : (r,) float64 eigenvalues of the Gram matrix
+    n, width : numbers of rows and of coordinates, Q
+    values : (Q,) float64 tensor, eigenvalues of the Gram matrix
+    basis : (D, Q) array that turns coefficients in the eigenbasis into those of standardised features; None
+        for the identity
+    standard : Standardisation of the rows
     dtype, device : of the blocks
+    """
 
-    `edges` are numbers of rows that no block crosses, where that does not make too many of them.
+    def __init__(
+        self,
+        n: int,
+        values: np.ndarray,
+        basis: np.ndarray | None,
+        standard: Standardisation,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.n, self.width = n, len(values)
+        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
+        self.basis, self.standard, self.dtype, self.device = basis, standard, dtype, device
+
+    @abstractmethod
+    def blocks(self) -> Sequence[tuple[int, int]]:
+        """Return the bounds (start, stop) of all blocks."""
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> Tensor:
+        """Return the rows start … stop−1: (B, Q) in memory, (B, D) standardised of a stream."""
+
+    def each_block(self, pool: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+        """Yield work(block, start, stop) of all blocks, in order."""
+        return pool.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
+
+    @abstractmethod
+    def to_row_basis(self, coef: Tensor) -> Tensor:
+        """Return the coefficients that multiply blocks for those in the eigenbasis (c, Q)."""
+
+    @abstractmethod
+    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
+        """Return gradients (c, Q) in the eigenbasis for those summed over blocks."""
+
+    @abstractmethod
+    def leading(self, block: Tensor, r: int) -> Tensor:
+        """Return the first r coordinates (B, r) of a block."""
+
+    def on_features(self, coef: np.ndarray) -> np.ndarray:
+        """Return float64 coefficients (c, D) of standardised features for those in the eigenbasis (c, Q)."""
+        coef = coef.astype(np.float64)
+        return coef if self.basis is None else coef @ self.basis.T
+
+    @abstractmethod
+    def from_blocks(self, coef: np.ndarray) -> np.ndarray:
+        """Return float64 coefficients (c, D) of standardised features for those that multiply blocks."""
+
+
+class ResidentDesign(Design):
+    """Rows x (n, Q) in memory, rotated.
+
+    edges : row numbers that no block crosses, where that does not make too many blocks.
     """
 
     def __init__(
         self,
         x: np.ndarray,
         values: np.ndarray,
-        back: np.ndarray | None,
+        basis: np.ndarray | None,
         standard: Standardisation,
         device: torch.device,
         edges: Sequence[int] = (),
     ) -> None:
         self.x = torch.from_numpy(x).to(device)
-        self.n, self.width = x.shape
-        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
-        self.standard, self._back = standard, back
-        self.dtype, self.device = self.x.dtype, device
-        worth = self.n >= LEAST_PART * len(edges)
-        self._edges = sorted({0, *(edges if worth else ()), self.n})
+        super().__init__(len(x), values, basis, standard, self.x.dtype, device)
+        large = self.n >= MIN_ROWS_PER_PART * len(edges)
+        self._edges = sorted({0, *(edges if large else ()), self.n})
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks: between two edges an even number of about equal ones."""
+        """Return the bounds of blocks: between two edges, an even number of blocks of about equal size."""
         if self.device.type != "cpu":
             return [(0, self.n)]
         cuts: set[int] = set()
@@ -185,191 +221,172 @@ class ResidentDesign:
         return list(pairwise(sorted(cuts)))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """(B, r) of rows in their present order."""
         return self.x[start:stop]
 
-    def each_block(self, crew: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
-        """work(block, start, stop) of all blocks, in order."""
-        return crew.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
-
-    def lift(self, coef: Tensor) -> Tensor:
-        """(c, r) coefficients in the eigenbasis → those that multiply blocks."""
+    def to_row_basis(self, coef: Tensor) -> Tensor:
         return coef
 
-    def lower(self, gradient: Tensor) -> Tensor:
-        """The reverse, of gradients."""
+    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
         return gradient
 
     def leading(self, block: Tensor, r: int) -> Tensor:
-        """(B, r) first coordinates of a block."""
         return block[:, :r]
 
-    def on_features(self, coef: np.ndarray) -> np.ndarray:
-        """(c, D) coefficients of standardised features, of (c, r) in the eigenbasis; float64."""
-        return coef.astype(np.float64) if self._back is None else coef.astype(np.float64) @ self._back.T
-
     def from_blocks(self, coef: np.ndarray) -> np.ndarray:
-        """(c, D) coefficients of standardised features, of those (c, r) that multiply blocks; float64."""
         return self.on_features(coef)
 
-    def vectors_back(self) -> np.ndarray:
-        """(D, r), what turns coefficients in the eigenbasis into those of standardised features."""
-        return np.eye(self.width) if self._back is None else self._back
 
+class StreamedDesign(Design):
+    """Rows read in blocks in every pass; `basis` (D, Q) rotates coefficients and gradients."""
 
-class StreamedDesign:
-    """Rows read in blocks; vectors (D, r) float32 rotate coefficients. See `ResidentDesign`."""
+    basis: np.ndarray
 
     def __init__(
         self,
         rows: RowReader,
         values: np.ndarray,
-        vectors: np.ndarray,
+        basis: np.ndarray,
         standard: Standardisation,
         device: torch.device,
     ) -> None:
-        self.rows, self.standard = rows, standard
-        self._mean, self._inverse = (
-            torch.from_numpy(values.astype(np.float32)).to(device)
-            for values in (standard.mean, 1 / standard.scale)
+        basis = np.ascontiguousarray(basis, np.float32)
+        super().__init__(rows.shape[0], values, basis, standard, torch.float32, device)
+        self.rows = rows
+        self._mean, self._inverse_scale = (
+            torch.from_numpy(part.astype(np.float32)).to(device)
+            for part in (standard.mean, 1 / standard.scale)
         )
-        self.n, self.width = rows.shape[0], vectors.shape[1]
-        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
-        self.vectors = torch.from_numpy(np.ascontiguousarray(vectors, np.float32)).to(device)
-        self.dtype, self.device = torch.float32, device
+        self._vectors = torch.from_numpy(basis).to(device)
         self._size = block_size(rows.shape[1], STREAM_BYTES)
 
     def blocks(self) -> Sequence[tuple[int, int]]:
-        """Bounds of blocks."""
         return list(blocks(self.rows, self._size))
 
     def read(self, start: int, stop: int) -> Tensor:
-        """(B, D) standardised."""
         return self._standardised(self.rows.read(start, stop), start)
 
-    def each_block(self, crew: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
-        """work(block, start, stop) of all blocks, in order; the caller's thread does nothing but read."""
-        return crew.run(
+    def each_block(self, pool: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+        """Yield work(block, start, stop) of all blocks, in order; the calling thread only reads."""
+        return pool.run(
             lambda raw, start, stop: work(self._standardised(raw, start), start, stop),
             ((self.rows.read(*bounds), *bounds) for bounds in self.blocks()),
         )
 
     def _standardised(self, raw: np.ndarray, start: int) -> Tensor:
-        """(B, D) of the rows from `start` on as they were read. Errors as of `read_checked`."""
-        if raw.dtype == np.float16:  # numpy takes 8 times as long to widen it
+        """Return rows (B, D) from `start` on, standardised; FitError as from `read_checked`."""
+        if raw.dtype == np.float16:  # torch converts float16 faster than numpy
             x = torch.from_numpy(np.require(raw, requirements="W")).to(self.device).float()
         else:
             x = torch.from_numpy(np.array(raw, np.float32)).to(self.device)
         if not x.sum().isfinite():
             read_checked(self.rows, start, start + len(raw))
-        return x.sub_(self._mean).mul_(self._inverse)
+        return x.sub_(self._mean).mul_(self._inverse_scale)
 
-    def lift(self, coef: Tensor) -> Tensor:
-        """(c, r) → (c, D)."""
-        return coef @ self.vectors.T
+    def to_row_basis(self, coef: Tensor) -> Tensor:
+        return coef @ self._vectors.T
 
-    def lower(self, gradient: Tensor) -> Tensor:
-        """(c, D) → (c, r)."""
-        return gradient @ self.vectors.to(gradient.dtype)
+    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
+        return gradient @ self._vectors.to(gradient.dtype)
 
     def leading(self, block: Tensor, r: int) -> Tensor:
-        """(B, r) first coordinates of a block."""
-        return block @ self.vectors[:, :r]
-
-    def on_features(self, coef: np.ndarray) -> np.ndarray:
-        """(c, D) coefficients of standardised features, of (c, r) in the eigenbasis; float64."""
-        return coef.astype(np.float64) @ self.vectors_back().T.astype(np.float64)
+        return block @ self._vectors[:, :r]
 
     def from_blocks(self, coef: np.ndarray) -> np.ndarray:
-        """(c, D) coefficients of standardised features, of those that multiply blocks: the same."""
         return coef.astype(np.float64)
-
-    def vectors_back(self) -> np.ndarray:
-        """(D, r), what turns coefficients in the eigenbasis into those of standardised features."""
-        return self.vectors.cpu().numpy()
-
-
-Design = ResidentDesign | StreamedDesign
 
 
 def build_design(
     rows: RowReader,
     standard: Standardisation,
-    crew: WorkerPool,
+    pool: WorkerPool,
     memory: int,
+    *,
     parts: np.ndarray | None = None,
-    dtype: np.dtype | type = np.float32,
+    dtype: DTypeLike = np.float32,
 ) -> tuple[Design, np.ndarray]:
-    """The design of `rows` (n, D) that fits into `memory` bytes, and the order of its rows.
+    """Return the design of `rows` (n, D) that fits in `memory` bytes, and the order (n,) of its rows.
 
-    parts : (n,) int, rows in memory are arranged by it, and no block crosses from one part to the next unless
-        parts are small; a stream keeps its order.
+    parts : (n,) int. Rows in memory are sorted by it, and no block has rows of two parts unless parts are
+        small. A stream keeps its order.
+
+    Raises
+    ------
+    FitError
+        The rows do not fit in memory and are too wide to be streamed.
     """
     n, D = rows.shape
-    if RESIDENT_SHARE * n * D * np.dtype(dtype).itemsize <= memory:
+    needed = RESIDENT_FACTOR * n * D * np.dtype(dtype).itemsize
+    if needed <= memory:
         parts = np.zeros(n, np.int8) if parts is None else parts
         order = np.argsort(parts, kind="stable")
         edges = np.cumsum(np.unique(parts, return_counts=True)[1])
-        return _resident(_arranged(rows, standard, crew, dtype, order), standard, crew, edges.tolist()), order
-    if D > LARGEST_DECOMPOSITION:
+        return _resident(_load(rows, standard, pool, dtype, order), standard, pool, edges.tolist()), order
+    if D > MAX_DECOMPOSITION:
         raise FitError(
-            f"{n} rows of {D} features need {RESIDENT_SHARE * n * D * 4 / 2**20:.0f} MiB to be fitted, "
+            f"{n} rows of {D} features need {RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
             f"of which {memory / 2**20:.0f} MiB are allowed, and are too wide to be streamed "
-            f"(at most {LARGEST_DECOMPOSITION} features).",
+            f"(at most {MAX_DECOMPOSITION} features).",
             "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",
         )
-    values, vectors = eigenbasis(gram(rows, standard, crew, block_size(D, STREAM_BYTES)).astype(np.float32))
-    return StreamedDesign(rows, values, vectors, standard, crew.device), np.arange(n)
+
+    def square(start: int, stop: int, block: np.ndarray) -> tuple[np.ndarray]:
+        z = standard.apply(block)
+        return (z.T @ z,)
+
+    (gram,) = _summed(pool, square, rows, block_size(D, STREAM_BYTES), np.float32)
+    values, vectors = eigenbasis(gram.astype(np.float32))
+    return StreamedDesign(rows, values, vectors, standard, pool.device), np.arange(n)
 
 
 def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
-    """Other rows (m, D) in the same coordinates, for predictions."""
-    values, back = design.values.cpu().numpy(), design.vectors_back()
-    return StreamedDesign(rows, values, back, design.standard, design.device)
+    """Return other rows (m, D) in the coordinates of `design`, for predictions."""
+    basis = np.eye(design.width) if design.basis is None else design.basis
+    return StreamedDesign(rows, design.values.cpu().numpy(), basis, design.standard, design.device)
 
 
-def _arranged(
-    rows: RowReader, standard: Standardisation, crew: WorkerPool, dtype: np.dtype | type, order: np.ndarray
+def _load(
+    rows: RowReader, standard: Standardisation, pool: WorkerPool, dtype: DTypeLike, order: np.ndarray
 ) -> np.ndarray:
-    """All rows (n, D) standardised, in memory; row i is row order[i] of `rows`."""
+    """Return all rows (n, D), standardised; row i of the result is row order[i] of `rows`."""
     z = np.empty(rows.shape, dtype)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
+    index = np.empty(len(order), np.int64)
+    index[order] = np.arange(len(order))
 
     def fill(start: int, stop: int, block: np.ndarray) -> None:
-        z[place[start:stop]] = standard.apply(block)
+        z[index[start:stop]] = standard.apply(block)
 
-    for _ in crew.run(fill, read_blocks(rows, BLOCK_ROWS, dtype)):
+    for _ in pool.run(fill, _read_blocks(rows, BLOCK_ROWS, dtype)):
         pass
     return z
 
 
 def _resident(
-    z: np.ndarray, standard: Standardisation, crew: WorkerPool, edges: Sequence[int]
+    z: np.ndarray, standard: Standardisation, pool: WorkerPool, edges: Sequence[int]
 ) -> ResidentDesign:
-    """Standardised rows (n, D) in their eigenbasis; z is overwritten.
+    """Return standardised rows z (n, D) in their eigenbasis; z is overwritten.
 
-    With n < D the rows span at most n directions, and every gradient lies in their span, so that nothing is
-    lost by solving there: with ZZᵀ = U Λ Uᵀ the rows are U √Λ, and coefficients go back by Zᵀ U / √Λ.
+    With n < D the rows and all gradients lie in a space of at most n dimensions, and the problem is solved
+    there: with ZZᵀ = U Λ Uᵀ the rows are U √Λ, and Zᵀ U / √Λ turns coefficients back.
     """
     n, D = z.shape
-    if min(n, D) > LARGEST_DECOMPOSITION:
+    if min(n, D) > MAX_DECOMPOSITION:
         values = np.einsum("ij,ij->j", z, z, dtype=np.float64)
-        return ResidentDesign(z, values, None, standard, crew.device, edges)
+        return ResidentDesign(z, values, None, standard, pool.device, edges)
     if n < D:
         wide = z.astype(np.float64)
         values, vectors = eigenbasis(wide @ wide.T)
         root = np.sqrt(values)
-        back = wide.T @ (vectors / root)
-        return ResidentDesign((vectors * root).astype(z.dtype), values, back, standard, crew.device, edges)
+        basis = wide.T @ (vectors / root)
+        return ResidentDesign((vectors * root).astype(z.dtype), values, basis, standard, pool.device, edges)
     bounds = list(blocks(ArrayRows(z), BLOCK_ROWS))
-    square = sum(part.astype(np.float64) for part in crew.run(lambda a, b: z[a:b].T @ z[a:b], bounds))
-    values, vectors = eigenbasis(square.astype(z.dtype))
-    r = len(values)
+    squares = pool.run(lambda start, stop: z[start:stop].T @ z[start:stop], bounds)
+    gram = reduce(np.add, (part.astype(np.float64) for part in squares))
+    values, vectors = eigenbasis(gram.astype(z.dtype))
+    width = len(values)
 
     def rotate(start: int, stop: int) -> None:
-        z[start:stop, :r] = z[start:stop] @ vectors
+        z[start:stop, :width] = z[start:stop] @ vectors
 
-    for _ in crew.run(rotate, bounds):
+    for _ in pool.run(rotate, bounds):
         pass
-    return ResidentDesign(z[:, :r], values, vectors, standard, crew.device, edges)
+    return ResidentDesign(z[:, :width], values, vectors, standard, pool.device, edges)

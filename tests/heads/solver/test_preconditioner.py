@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from bottleneck.heads.solver.design import build_design, unchanged
-from bottleneck.heads.solver.objective import Passes, Request
+from bottleneck.heads.solver.design import Standardisation, build_design
+from bottleneck.heads.solver.objective import Evaluation, Passes
 from bottleneck.heads.solver.preconditioner import Preconditioner
-from bottleneck.heads.solver.problem import NO_FOLD, Group, Task
+from bottleneck.heads.solver.problem import NO_FOLD, Task, TaskGroup
 from bottleneck.samples import ArrayRows
 from bottleneck.threads import WorkerPool
 from tests.helpers.problems import features
@@ -19,12 +19,12 @@ def at_a_point(n, D, K):
     """A design, a group of one task without folds, and coefficients (1, K, D + 1) to look at."""
     X, y = features(n, D, max(K, 2))
     X = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-3)
-    design, order = build_design(ArrayRows(X), unchanged(D), WorkerPool(), 1 << 30)
+    design, order = build_design(ArrayRows(X), Standardisation.identity(D), WorkerPool(), 1 << 30)
     weights = np.random.default_rng(1).uniform(0.5, 2, n)
-    task = Task(y, weights, K, np.full(n, NO_FOLD)).arranged(order)
+    task = Task(y, weights, K, np.full(n, NO_FOLD)).take(order)
     generator = torch.Generator().manual_seed(0)
     coef = centred(0.3 * torch.randn(1, K, design.width + 1, generator=generator))
-    return Passes(design, WorkerPool()), Group.of([task], 0, design.dtype, design.device), coef
+    return Passes(design, WorkerPool()), TaskGroup.of([task], 0, design.dtype, design.device), coef
 
 
 def centred(values):
@@ -48,7 +48,7 @@ def hessian(passes, group, coef):
 
 
 def preconditioner(passes, group, coef, r, coupled):
-    block = passes.curvatures(Request(group, torch.zeros(1, dtype=torch.long), coef), r, coupled)
+    block = passes.curvatures(Evaluation(group, torch.zeros(1, dtype=torch.long), coef), r, coupled)
     design = passes.design
     return Preconditioner(block, group.columns, design.values, design.n, C, 1, torch.float64)
 
