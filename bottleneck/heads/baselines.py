@@ -1,8 +1,8 @@
-"""Heads without a fitted weight, as honest baselines: what a trained head has to beat.
+"""Nearest class mean and k nearest neighbours: baselines that a trained head should beat.
 
-Both work on standardised features, as the trained heads do.
+Both use standardised features, as trained heads do.
 
-Shapes: n samples, D features, C classes.
+Shapes: n samples, D features, K classes, B rows of a block.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bottleneck.heads.estimator import ClassHead, standardisation_of
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.samples import RowReader
 
-MOST_NEIGHBOURS = 20
+MAX_NEIGHBOURS = 20
 
 
 class NearestMeanHead(ClassHead):
     """The class whose mean is nearest, by Euclidean distance of standardised features (Mensink et al. 2013).
 
-    −½‖z − μ‖² is linear in z but for ½‖z‖², which all classes share: so it is kept as a linear head with
-    weights μ and intercepts −½‖μ‖².
+    −½‖z − μ‖² is linear in z except for −½‖z‖², which is the same for all classes. The head is therefore
+    stored as a linear one, with weights μ and intercepts −½‖μ‖².
 
     Attributes
     ----------
@@ -36,7 +36,7 @@ class NearestMeanHead(ClassHead):
     kind, form = "nearest-mean", "linear"
 
     def fit(self, X: Any, y: Any) -> NearestMeanHead:
-        """Take the mean of each class."""
+        """Compute the mean of each class and return the head."""
         return self._fit(X, y)
 
     def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
@@ -47,22 +47,22 @@ class NearestMeanHead(ClassHead):
         for start, stop in blocks(rows, block_size(rows.shape[1])):
             member = np.arange(len(counts))[:, None] == codes[start:stop]
             sums += member.astype(np.float32) @ standard.apply(read_checked(rows, start, stop))
-        means = sums / counts[:, None]  # (C, D) standardised
+        means = sums / counts[:, None]  # (K, D), standardised
         coef, intercept = standard.fold(means, -0.5 * np.square(means).sum(axis=1))
         return {"coef": coef, "intercept": intercept, "mean": self.mean_, "scale": self.scale_}, {}
 
 
 class KNNHead(ClassHead):
-    """A vote of the k training samples nearest by cosine of standardised features.
+    """A vote of the k training samples that are nearest by cosine of standardised features.
 
-    Probabilities are the neighbours' shares, with one more vote spread over the classes as the training set
-    is. The training rows are kept, standardised and of unit length: the artifact is as large as they are.
+    Probabilities are the shares of the votes, with one more vote distributed like the training set's classes.
+    The artifact stores the training rows, standardised and scaled to length 1.
 
     Parameters
     ----------
     k : int or "auto"
-        "auto" is 20, which served best for most features that Caron et al. tried (2021, DINO, section 3.2),
-        but at most √n, the choice of Duda, Hart and Stork (2001, section 4.4) where samples are few.
+        "auto" is 20, the best for most features of Caron et al. (2021, DINO, section 3.2), or √n where that
+        is less, after Duda, Hart and Stork (2001, section 4.4).
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ class KNNHead(ClassHead):
         self.k = k
 
     def fit(self, X: Any, y: Any) -> KNNHead:
-        """Keep the training rows."""
+        """Store the training rows and return the head."""
         return self._fit(X, y)
 
     def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
@@ -88,24 +88,24 @@ class KNNHead(ClassHead):
 
 
 def knn_arrays(rows: RowReader, answers: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of a kNN head of any target.
+    """Return the arrays of a kNN head for any target.
 
-    rows : (n, D); answers : (n, C), 1 at the true class or labels, or the value (n, 1) of a regression.
+    rows : (n, D). answers : (n, K), 1 at the true class or labels, or the values (n, 1) of a regression.
     """
     standard = standardisation_of(rows)
-    kept = {"mean": standard.mean.astype(np.float32), "scale": standard.scale.astype(np.float32)}
+    scaling = {"mean": standard.mean.astype(np.float32), "scale": standard.scale.astype(np.float32)}
     features = np.empty(rows.shape, np.float32)
     for start, stop in blocks(rows, block_size(rows.shape[1])):
-        z = (read_checked(rows, start, stop) - kept["mean"]) / kept["scale"]
+        z = (read_checked(rows, start, stop) - scaling["mean"]) / scaling["scale"]
         length = np.linalg.norm(z, axis=1, keepdims=True)
         features[start:stop] = z / np.maximum(length, np.finfo(np.float32).tiny)
-    return {"features": features, "answers": np.asarray(answers, np.float32)} | kept
+    return {"features": features, "answers": np.asarray(answers, np.float32)} | scaling
 
 
 def neighbours(k: int | str, n: int) -> int:
-    """How many of `n` samples vote, for k as `KNNHead` takes it."""
+    """Return how many of `n` samples vote, for `k` as in `KNNHead`."""
     if k == "auto":
-        return min(MOST_NEIGHBOURS, max(1, isqrt(n)))
+        return min(MAX_NEIGHBOURS, max(1, isqrt(n)))
     if not isinstance(k, Integral) or isinstance(k, bool) or k < 1:
         raise ValueError(f"The 'k' parameter must be 'auto' or a whole number of 1 or more, got {k!r}.")
     return int(k)

@@ -1,16 +1,16 @@
-"""A small network on features, for those who retrain all the affine layers of a classifier.
+"""A network with one hidden layer on features.
 
-    standardised x ──► Linear (H) ──► BatchNorm ──► ReLU ──► dropout ──► Linear (C) ──► softmax
+    standardised x ──► Linear (D → H) ──► BatchNorm ──► ReLU ──► dropout ──► Linear (H → K) ──► softmax
 
-When training has ended, BatchNorm and the standardisation are folded into the first layer, so that two linear
-layers on raw features are kept.
+After training, BatchNorm and the standardisation are folded into the first layer. The artifact is two linear
+layers on raw features.
 
-Shapes: n samples, B samples of a step, D features, H hidden units, C classes.
+Shapes: n samples, B samples of a batch, D features, H hidden units, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,31 +31,31 @@ DROPOUT = 0.3
 BATCH = 128
 LEARNING_RATE = 1e-3  # of Adam
 HELD_OUT = 0.1  # of the samples, for early stopping
-RUN = 32  # rows that are read together
-BUFFER = 8192  # rows among which the order is random
+RUN = 32  # neighbouring rows that are read together
+BUFFER = 8192  # rows in memory; their order is random
 
 
 class MLPHead(ClassHead):
-    """One hidden layer of 128 units, trained with Adam; the epoch that was best on held-out samples is kept.
+    """One hidden layer of 128 units, trained with Adam up to the epoch that is best on held-out samples.
 
-    A tenth of the samples is held out, evenly from all classes; where there are too few, all are trained on
-    and the loss on them decides. Rows of a reader are read anew in each epoch, in runs of 32 in a new order,
-    so that no more than 8,192 are in memory.
+    A tenth of the samples is held out, evenly from all classes. If there are too few, all are trained on and
+    the training loss chooses the epoch. Rows of a reader are read again in each epoch, in runs of 32 in a
+    random order, and at most 8,192 are in memory.
 
     Parameters
     ----------
     epochs : int
-        At most.
+        The largest number of epochs.
     patience : int
-        Epochs without a better one after which training stops.
+        Training stops after this many epochs without a better one.
     class_weight : None, "balanced" or dict of class to weight
     random_state : int, RandomState or None
-        Of weights, order, dropout and held-out samples: an int makes fits equal to the bit.
+        For initial weights, order, dropout and held-out samples. Fits with the same int are equal to the bit.
 
     Attributes
     ----------
     losses_ : list of float, on the held-out samples, one per epoch
-    n_iter_ : int, epochs passed
+    n_iter_ : int, epochs run
     mean_, scale_ : (D,) of the standardisation; scale_ is 1 for constant features
 
     Further attributes and arguments are those of `ClassHead`.
@@ -76,7 +76,7 @@ class MLPHead(ClassHead):
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> MLPHead:
-        """Train. groups : (n,), samples of one group are held out together or not at all."""
+        """Train and return the head. groups : (n,); the samples of a group are held out together."""
         return self._fit(X, y, least=2, groups=groups)
 
     def _fit_arrays(
@@ -90,12 +90,18 @@ class MLPHead(ClassHead):
         weight = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[codes])
         standard = standardisation_of(rows)
         self.mean_, self.scale_ = standard.mean, standard.scale
-        data = _Data(rows, codes, standard, generator)
+        batches = _Batches(rows, codes, standard, generator)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator.randint(2**31))
-            network = _network(rows.shape[1], len(self.classes_))
-            loss = nn.CrossEntropyLoss(torch.tensor(weight, dtype=torch.float32))
-            self.losses_ = _train(network, loss, data, held, self.epochs, self.patience)
+            network = _Network(rows.shape[1], len(self.classes_))
+            self.losses_ = _train(
+                network,
+                batches,
+                held,
+                torch.tensor(weight, dtype=torch.float32),
+                epochs=self.epochs,
+                patience=self.patience,
+            )
         self.n_iter_ = len(self.losses_)
         settings = {"epochs": int(np.argmin(self.losses_)) + 1, "held_out": int(held.sum())}
         return _folded(network, standard), settings
@@ -104,9 +110,9 @@ class MLPHead(ClassHead):
 def held_out(
     codes: np.ndarray, share: float, generator: np.random.RandomState, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """(n,) bool: about `share` of the samples, evenly from the classes; whole groups; no class entirely.
+    """Return (n,) bool, the held-out samples: about `share` of all, evenly from the classes, none entirely.
 
-    codes : (n,) int; a group counts as of its first sample's class.
+    codes : (n,) int. groups : (n,); a group is held out as a whole, and has the class of its first sample.
     """
     if groups is None:
         unit, first = np.arange(len(codes)), np.arange(len(codes))
@@ -123,63 +129,71 @@ def held_out(
 
 
 @dataclass
-class _Data:
-    """Standardised batches of `rows` (n, D) with their codes (n,)."""
+class _Batches:
+    """Standardised batches (B, D) of `rows` (n, D) with their codes (B,)."""
 
     rows: RowReader
     codes: np.ndarray
     standard: Standardisation
     generator: np.random.RandomState
 
-    def shuffled(self, kept: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the samples `kept` (n,) bool, in a new order. None is of one sample: BatchNorm fails."""
+    def shuffled(self, used: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples `used` (n,) bool in random order. BatchNorm needs two samples in every batch."""
         runs = list(blocks(self.rows, RUN))
         order = self.generator.permutation(len(runs))
         for start in range(0, len(runs), BUFFER // RUN):
-            x, codes = self._read([runs[i] for i in order[start : start + BUFFER // RUN]], kept)
+            x, codes = self._read([runs[i] for i in order[start : start + BUFFER // RUN]], used)
             if len(x) < 2:
                 continue
-            place = self.generator.permutation(len(x))
-            for part in np.array_split(place, max(1, len(place) // BATCH)):
+            samples = self.generator.permutation(len(x))
+            for part in np.array_split(samples, max(1, len(samples) // BATCH)):
                 yield x[part], codes[part]
 
-    def ordered(self, kept: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
-        """The samples `kept` in their order, in blocks."""
+    def ordered(self, used: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the samples `used` (n,) bool in their order."""
         for bounds in blocks(self.rows, BUFFER):
-            if kept[slice(*bounds)].any():
-                yield self._read([bounds], kept)
+            if used[slice(*bounds)].any():
+                yield self._read([bounds], used)
 
-    def _read(self, runs: list[tuple[int, int]], kept: np.ndarray) -> tuple[Tensor, Tensor]:
-        parts = [read_checked(self.rows, *bounds)[kept[slice(*bounds)]] for bounds in runs]
-        codes = np.concatenate([self.codes[slice(*bounds)][kept[slice(*bounds)]] for bounds in runs])
+    def _read(self, runs: list[tuple[int, int]], used: np.ndarray) -> tuple[Tensor, Tensor]:
+        parts = [read_checked(self.rows, *bounds)[used[slice(*bounds)]] for bounds in runs]
+        codes = np.concatenate([self.codes[slice(*bounds)][used[slice(*bounds)]] for bounds in runs])
         return torch.from_numpy(self.standard.apply(np.concatenate(parts))), torch.from_numpy(codes)
 
 
-def _network(width: int, classes: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(width, HIDDEN),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Dropout(DROPOUT),
-        nn.Linear(HIDDEN, classes),
-    )
+class _Network(nn.Module):
+    """Standardised features (B, D) → logits (B, K)."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(width, HIDDEN)
+        self.norm = nn.BatchNorm1d(HIDDEN)
+        self.dropout = nn.Dropout(DROPOUT)
+        self.last = nn.Linear(HIDDEN, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
+        return logits
 
 
 def _train(
-    network: nn.Sequential, loss: nn.Module, data: _Data, held: np.ndarray, epochs: int, patience: int
+    network: _Network, batches: _Batches, held: np.ndarray, weight: Tensor, *, epochs: int, patience: int
 ) -> list[float]:
-    """Train; leave the network as it was after its best epoch. The losses by epoch."""
+    """Train until no epoch is better, restore the best epoch's weights, and return the losses by epoch.
+
+    held : (n,) bool, the samples that choose the epoch. weight : (K,) of the classes.
+    """
     optimizer = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    judges = held if held.any() else ~held
+    measured = held if held.any() else ~held
     losses: list[float] = []
     best: dict[str, Tensor] = {}
     while len(losses) < epochs and len(losses) - np.argmin(losses or [0]) <= patience:
         network.train()
-        for x, codes in data.shuffled(~held):
+        for x, codes in batches.shuffled(~held):
             optimizer.zero_grad()
-            loss(network(x), codes).backward()
+            cross_entropy(network(x), codes, weight).backward()
             optimizer.step()
-        losses.append(_judged(network, loss, data, judges))
+        losses.append(_loss(network, batches.ordered(measured), weight))
         if not np.isfinite(losses[-1]):
             raise FitError(f"The loss became {losses[-1]} in epoch {len(losses)}.", "Look at the features.")
         if losses[-1] == min(losses):
@@ -189,20 +203,21 @@ def _train(
 
 
 @torch.no_grad()
-def _judged(network: nn.Sequential, loss: nn.CrossEntropyLoss, data: _Data, kept: np.ndarray) -> float:
-    """Weighted mean cross-entropy on the samples `kept`."""
+def _loss(network: _Network, batches: Iterable[tuple[Tensor, Tensor]], weight: Tensor) -> float:
+    """Return the weighted mean cross-entropy over the batches."""
     network.eval()
-    total = weight = 0.0
-    for x, codes in data.ordered(kept):
-        total += float(cross_entropy(network(x), codes, loss.weight, reduction="sum"))
-        weight += float(loss.weight[codes].sum())
-    return total / weight
+    loss = total = 0.0
+    for x, codes in batches:
+        loss += float(cross_entropy(network(x), codes, weight, reduction="sum"))
+        total += float(weight[codes].sum())
+    return loss / total
 
 
-def _folded(network: nn.Sequential, standard: Standardisation) -> dict[str, np.ndarray]:
-    """The artifact's arrays, in the form "mlp"."""
-    first, norm, last = network[0], network[1], network[4]
-    coef, intercept = standard.fold(*fold_batchnorm(_double(first.weight), _double(first.bias), norm))
+def _folded(network: _Network, standard: Standardisation) -> dict[str, np.ndarray]:
+    """Return the arrays of the artifact form "mlp"."""
+    first, last = network.first, network.last
+    folded = fold_batchnorm(_double(first.weight), _double(first.bias), network.norm)
+    coef, intercept = standard.fold(*folded)
     arrays = {"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale}
     return arrays | {"coef2": _double(last.weight), "intercept2": _double(last.bias)}
 
@@ -210,7 +225,9 @@ def _folded(network: nn.Sequential, standard: Standardisation) -> dict[str, np.n
 def fold_batchnorm(
     coef: np.ndarray, intercept: np.ndarray, norm: nn.BatchNorm1d
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights (H, D) and bias (H,) of the linear layer that equals a linear layer followed by `norm`."""
+    """Return weights (H, D) and bias (H,) of one linear layer equal to a linear layer followed by `norm`."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
     return coef * gain[:, None], (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
 
