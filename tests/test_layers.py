@@ -22,7 +22,7 @@ FLOORS = (
     ("backbones",),
     ("data", "store", "heads", "engines"),
     ("samples",),
-    ("files",),
+    ("files", "records"),
     ("threads", "progress", "names", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -9,14 +9,16 @@ Shapes: V views, H, W height and width, C channels; views are (V, H, W, C) uint8
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from bottleneck.data.preprocess import INTERPOLATIONS, Preprocess
 from bottleneck.errors import ArtifactError, BottleneckError
+from bottleneck.records import are_numbers, is_integer, is_number, is_text, require_fields
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,17 @@ class ViewRecipe:
         if not all(0 <= value <= 1 for value in (self.brightness, self.contrast, self.saturation)):
             raise BottleneckError("Views need brightness, contrast and saturation between 0 and 1.")
 
-    def to_json(self) -> dict:
+    def to_json(self) -> dict[str, Any]:
         """The fields as JSON values; what the fingerprint covers."""
         return asdict(self) | {"scale": list(self.scale), "ratio": list(self.ratio)}
 
     @classmethod
-    def from_json(cls, record: dict) -> ViewRecipe:
+    def from_json(cls, record: Any) -> ViewRecipe:
         """Rebuild from `to_json`. Raises ArtifactError where a field is missing, unknown or out of range."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(record, dict) or set(record) != names:
-            raise ArtifactError(f"A recipe of views needs the fields {', '.join(sorted(names))}.")
+        require_fields(record, _CHECKS, "A recipe of views")
         try:
             return cls(**record)
-        except (BottleneckError, TypeError, ValueError) as error:
+        except BottleneckError as error:
             raise ArtifactError(f"A recipe of views is invalid: {error}") from error
 
     def apply(self, image: Image.Image, preprocess: Preprocess, digest: bytes) -> np.ndarray:
@@ -110,7 +110,7 @@ class ViewRecipe:
         """(left, upper, right, lower) of a crop within the image; of all of it where ten draws fail."""
         for _ in range(10):
             area = width * height * random.uniform(*self.scale)
-            ratio = math.exp(random.uniform(*map(math.log, self.ratio)))
+            ratio = math.exp(random.uniform(math.log(self.ratio[0]), math.log(self.ratio[1])))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 left, top = random.integers(0, [width - w + 1, height - h + 1]).tolist()
@@ -132,3 +132,11 @@ class ViewRecipe:
             if reach:
                 view = change(view, middle + random.uniform(-reach, reach))
         return view
+
+
+_CHECKS = {
+    **dict.fromkeys(("count", "seed"), is_integer),
+    **dict.fromkeys(("scale", "ratio"), are_numbers),
+    **dict.fromkeys(("flip", "brightness", "contrast", "saturation", "hue"), is_number),
+    "torchvision": is_text,
+}

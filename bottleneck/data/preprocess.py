@@ -1,21 +1,21 @@
-"""How an image becomes the network's input: decoded mode, resize, crop. Said once, used everywhere.
+"""How an image becomes the network's input: decoded mode, resize, crop.
 
-A `Preprocess` is part of every fingerprint. It knows no torch: resizing and cropping happen on uint8 pixels;
-`mean` and `std` are only carried here, and applied inside the network's graph.
+A `Preprocess` is part of every fingerprint. It imports no torch: uint8 pixels are resized and cropped here;
+`mean` and `std` are only stored here, and applied inside the network's graph.
 
 Shapes: H, W height and width, C channels; pixels are (H, W, C) uint8.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from bottleneck.errors import ArtifactError, BottleneckError
+from bottleneck.records import are_numbers, is_flag, is_integer, is_text, require_fields
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 INTERPOLATIONS = {
@@ -74,10 +74,13 @@ class Preprocess:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
         object.__setattr__(self, "std", tuple(float(value) for value in self.std))
         if self.mode not in CHANNELS:
-            raise BottleneckError(f"Image mode {self.mode!r} is unknown; expected one of {_names(CHANNELS)}.")
+            raise BottleneckError(
+                f"Image mode {self.mode!r} is unknown; expected one of {', '.join(sorted(CHANNELS))}."
+            )
         if self.interpolation not in INTERPOLATIONS:
             raise BottleneckError(
-                f"Interpolation {self.interpolation!r} is unknown; expected one of {_names(INTERPOLATIONS)}."
+                f"Interpolation {self.interpolation!r} is unknown; "
+                f"expected one of {', '.join(sorted(INTERPOLATIONS))}."
             )
         if not 1 <= self.size <= MAX_SIZE:
             raise BottleneckError(f"Image size {self.size} is out of range; expected 1 to {MAX_SIZE} pixels.")
@@ -99,12 +102,12 @@ class Preprocess:
         """Channels of the decoded image: 1, 3 or 4."""
         return CHANNELS[self.mode]
 
-    def to_json(self) -> dict:
-        """The fields as JSON values; what the fingerprint covers."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values, which the fingerprint covers."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
-    def from_json(cls, record: dict) -> Preprocess:
+    def from_json(cls, record: Any) -> Preprocess:
         """Rebuild from `to_json`.
 
         Raises
@@ -112,27 +115,14 @@ class Preprocess:
         ArtifactError
             A field is missing, unknown, of the wrong type or out of range.
         """
-        if not isinstance(record, dict):
-            raise ArtifactError(f"Preprocessing is {type(record).__name__}; expected a JSON object.")
-        names = {field.name for field in fields(cls)}
-        if set(record) != names:
-            raise ArtifactError(f"Preprocessing has fields {_names(record)}; expected {_names(names)}.")
-        for name in ("size", "resize", "interpolation", "mode", "squash"):
-            kind = {"size": int, "resize": int, "squash": bool}.get(name, str)
-            if type(record[name]) is not kind:
-                raise ArtifactError(f"Preprocessing's {name} is {record[name]!r}; expected {kind.__name__}.")
-        for name in ("mean", "std"):
-            if not isinstance(record[name], list | tuple) or not all(map(_is_number, record[name])):
-                raise ArtifactError(
-                    f"Preprocessing's {name} is {record[name]!r}; expected a list of numbers."
-                )
+        require_fields(record, _CHECKS, "Preprocessing")
         try:
             return cls(**record)
         except BottleneckError as error:
             raise ArtifactError(error.message) from error
 
     def override(self, image_size: int | None = None, crop: float | str | None = None) -> Preprocess:
-        """The same preprocessing for another input size or crop. Applying it twice changes nothing more.
+        """Return the preprocessing for another input size or crop. Applying it twice changes nothing more.
 
         Parameters
         ----------
@@ -150,13 +140,13 @@ class Preprocess:
         if crop == "squash":
             return replace(new, resize=new.size, squash=True)
         if crop is not None:
-            if not _is_number(crop) or not 0 < crop <= 1:
+            if isinstance(crop, str | bool) or not 0 < crop <= 1:
                 raise BottleneckError(f"Crop {crop!r} is invalid; expected a number in (0, 1] or 'squash'.")
             new = replace(new, resize=round(new.size / crop), squash=False)
         return new
 
     def geometry(self, height: int, width: int) -> Geometry:
-        """Where an image of `height` × `width` pixels is resized to and cut."""
+        """Return to what size an image of `height` × `width` pixels is resized, and where it is cut."""
         if self.squash:
             return Geometry(self.size, self.size, 0, 0)
         short, long = sorted((height, width))
@@ -179,9 +169,12 @@ class Preprocess:
         return np.asarray(image).reshape(self.size, self.size, self.channels)
 
 
-def _names(names) -> str:
-    return ", ".join(sorted(map(str, names)))
-
-
-def _is_number(value) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+_CHECKS = {
+    "size": is_integer,
+    "resize": is_integer,
+    "interpolation": is_text,
+    "mean": are_numbers,
+    "std": are_numbers,
+    "mode": is_text,
+    "squash": is_flag,
+}
