@@ -1,6 +1,6 @@
-"""Rows that point the same way: the nearest by cosine, and groups of look-alikes. Bounded memory at any size.
+"""Nearest rows by cosine, and groups of rows that look alike, in bounded memory.
 
-Cosines are computed block against block, so neither all rows nor all pairs are ever held.
+Cosines are computed block by block, so that neither all rows nor all pairs are in memory at once.
 
 Shapes: n rows, Q queries, D features, k neighbours, B × R cosines of a block.
 """
@@ -18,9 +18,9 @@ from bottleneck.samples import RowReader
 
 QUERY_BYTES = 64 << 20  # of queries that are compared together; the rows are read once for each such block
 CELLS = 1 << 22  # cosines of a block
-JOINED = 1 << 19  # of them among which look-alikes are joined at once; all may be
-ROUNDING = 1e-6  # of a cosine: equal rows are not told apart by it
-NONE = -1
+JOINED = 1 << 19  # cosines of a block whose look-alikes are joined at once, since all of them may be
+ROUNDING = 1e-6  # error of a cosine: the threshold is lowered by it, so that equal rows reach 1
+NONE = -1  # in place of a row's index
 
 Advance = Callable[[int], None]
 
@@ -28,19 +28,19 @@ Advance = Callable[[int], None]
 def nearest(
     rows: RowReader, queries: RowReader, count: int, own: np.ndarray, advance: Advance = lambda pairs: None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The rows nearest to each query.
+    """Find the rows nearest to each query.
 
     Parameters
     ----------
     rows : (n, D), queries : (Q, D)
-    count : how many; k = min(count, n)
-    own : (Q,) int, the row that a query is itself and that is left out; NONE for a query from elsewhere
+    count : neighbours of each query; k = min(count, n)
+    own : (Q,) int, each query's own row, which is left out; NONE for a query that is not among the rows
     advance : called with the number of pairs compared
 
     Returns
     -------
-    index (Q, k) int64 and cosine (Q, k) float32, the nearest first and among equals the earlier row; NONE and
-    −inf where there are no more rows. The cosine with a row of zeros is 0.
+    index (Q, k) int64 and cosine (Q, k) float32, the nearest first, of equal ones the earlier row first; NONE
+    and −inf where there are no more rows. The cosine with a row of zeros is 0.
 
     Raises
     ------
@@ -65,12 +65,12 @@ def nearest(
 def look_alikes(
     rows: RowReader, threshold: float, advance: Advance = lambda pairs: None
 ) -> tuple[np.ndarray, int]:
-    """Groups of rows that are linked by cosines of `threshold` or more, directly or over other rows.
+    """Group rows that are linked by cosines of `threshold` or more, directly or through other rows.
 
     Returns
     -------
-    group : (n,) int64, the first row of each row's group; a row without look-alikes is its own
-    pairs : how many pairs reach the threshold
+    group : (n,) int64, the first row of each row's group; a row without look-alikes is a group of its own
+    pairs : number of pairs that reach the threshold
 
     Raises
     ------
@@ -94,17 +94,17 @@ def look_alikes(
 
 
 class Groups:
-    """Disjoint sets of 0 … n−1, joined many pairs at a time; a set is named by its least member."""
+    """Disjoint sets of 0 … n−1 (union-find), joined many pairs at a time. The least member is the root."""
 
     def __init__(self, n: int) -> None:
-        self._above = np.arange(n)
+        self._parent = np.arange(n)
 
     def roots(self, members: np.ndarray) -> np.ndarray:
-        """The names of the members' sets."""
-        root = self._above[members]
-        while not np.array_equal(root, above := self._above[root]):
-            root = above
-        self._above[members] = root
+        """Return the roots of the members' sets."""
+        root = self._parent[members]
+        while not np.array_equal(root, parent := self._parent[root]):
+            root = parent
+        self._parent[members] = root
         return root
 
     def join(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -112,17 +112,17 @@ class Groups:
         if not len(a):
             return
         ends = np.stack([self.roots(a), self.roots(b)])
-        names, place = np.unique(ends, return_inverse=True)
-        links = coo_array((np.ones(place.shape[1], bool), tuple(place)), shape=(len(names), len(names)))
+        roots, nodes = np.unique(ends, return_inverse=True)
+        links = coo_array((np.ones(nodes.shape[1], bool), tuple(nodes)), shape=(len(roots), len(roots)))
         _, component = connected_components(links, directed=False)
-        _, least = np.unique(component, return_index=True)  # names ascend
-        self._above[names] = names[least[component]]
+        _, least = np.unique(component, return_index=True)  # roots are sorted
+        self._parent[roots] = roots[least[component]]
 
 
 def _cosines(
     queries: RowReader, rows: RowReader, above: bool = False
 ) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Start of the queries, start of the rows, cosines (B, R). `above` leaves out rows before the queries."""
+    """Yield (first query, first row, cosines (B, R)). `above` leaves out rows before the queries."""
     width = rows.shape[1]
     for start, stop in blocks(queries, block_size(width, QUERY_BYTES)):
         left = _unit(read_checked(queries, start, stop))
@@ -136,14 +136,14 @@ def _cosines(
 
 
 def _unit(block: np.ndarray) -> np.ndarray:
-    """Rows of length 1; a row of zeros stays."""
+    """Scale rows to length 1; a row of zeros stays."""
     tiny = np.finfo(block.dtype).tiny
     block = block / np.maximum(np.abs(block).max(axis=1, keepdims=True), tiny)  # squares cannot overflow
     return block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), tiny)
 
 
 def _keep_best(index: np.ndarray, cosine: np.ndarray, block: np.ndarray, first: int) -> None:
-    """Take the cosines (B, R) of the rows from `first` on into the k best so far, in place."""
+    """Merge the cosines (B, R) of the rows from `first` on into the k best so far, in place."""
     k = index.shape[1]
     both = np.concatenate([cosine, block], axis=1)
     best = np.argpartition(both, -k, axis=1)[:, -k:]

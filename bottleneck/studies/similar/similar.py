@@ -1,10 +1,6 @@
-"""Images that a network takes for alike, from the features that a cache has of them.
+"""Images that look alike to a network, by the features that a cache has of them.
 
 Shapes: I images of the cache, Q queries, k neighbours.
-
-Images to look for, as features: those of a cache by key, any other computed by the cache's own recipe.
-
-Shapes: I images of the cache, Q queries, D features.
 """
 
 from __future__ import annotations
@@ -13,177 +9,40 @@ import csv
 import json
 import os
 import time
-import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
 import numpy as np
 
-from bottleneck.data.loader import LoadedImage
-from bottleneck.data.source import image_files
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.extraction.pipeline import Batch, Trunk
-from bottleneck.extraction.prepare import open_trunk
-from bottleneck.extraction.settings import resolve
+from bottleneck.files import whole_file
+from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, look_alikes, nearest
-
-MOST_COMPARED = 20_000  # keys among which a mistyped one is looked for
-
-
-@dataclass(frozen=True)
-class Queries:
-    """What neighbours are looked for of.
-
-    Parameters
-    ----------
-    images : sequence of Q names: keys, or paths and URLs as they were given
-    rows : (Q, D) features
-    own : (Q,) int64, the row of the cache that a query is itself; NONE for an image from elsewhere
-    failed : reason by the name of an image that cannot be used
-    startup_seconds : spent on loading the network
-    """
-
-    images: Sequence[str]
-    rows: RowReader
-    own: np.ndarray
-    failed: dict[str, str] = field(default_factory=dict)
-    startup_seconds: float = 0.0
-
-
-def every_image(cache: FeatureCache, node: str) -> Queries:
-    """All images of the cache."""
-    rows = cache.features(node)
-    return Queries(cache.images.key, rows, np.arange(len(rows)))
-
-
-def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConfig) -> Queries:
-    """The images named, each once.
-
-    Parameters
-    ----------
-    images : keys of the cache, or paths or URLs of image files
-    config : its node, and how to run the network where it is needed
-
-    Raises
-    ------
-    BottleneckError
-        A name is neither key nor file, or none of the images can be used.
-    """
-    names = list(dict.fromkeys(map(str, images)))
-    own, failed, others = _located(cache, names)
-    (node,) = config.nodes
-    stored = cache.features(node)
-    features = {name: stored.take(np.array([row]))[0] for name, row in own.items()}
-    startup = 0.0
-    if others:
-        trunk = open_trunk(resolve(config, cache.path, cache.spec, cache.nodes))
-        row_of = dict(_rows(cache))
-        for name, row in _computed(cache, trunk, others, node):
-            if isinstance(row, str):
-                failed[name] = row
-            else:
-                features[name], own[name] = row, _own_row(name, cache, row_of)
-        startup = trunk.startup_seconds
-    used = [name for name in names if name in features]
-    if names and not used:
-        reason = f"{names[0]} {failed[names[0]]}"
-        raise BottleneckError(f"None of the images can be looked for: {reason}.")
-    x = np.array([features[name] for name in used], np.float32).reshape(len(used), stored.shape[1])
-    return Queries(used, ArrayRows(x), np.array([own[name] for name in used], np.int64), failed, startup)
-
-
-def _rows(cache: FeatureCache) -> Iterator[tuple[str, int]]:
-    return ((key, row) for row, key in enumerate(cache.images.key))
-
-
-def _located(cache: FeatureCache, names: Sequence[str]) -> tuple[dict[str, int], dict[str, str], list[str]]:
-    """Rows of the names that are keys, reasons of those that failed at extraction, and the other files."""
-    row_of = {unicodedata.normalize("NFC", key): row for key, row in _rows(cache)} | dict(_rows(cache))
-    own: dict[str, int] = {}
-    failed: dict[str, str] = {}
-    others = []
-    for name in names:
-        row = row_of.get(name, row_of.get(unicodedata.normalize("NFC", name)))
-        if row is not None:
-            own[name] = row
-        elif name in cache.failures:
-            failed[name] = f"gave no features when the cache was made: {cache.failures[name]}"
-        elif "://" in name or os.path.isfile(name):
-            others.append(name)
-        else:
-            raise _unknown(name, cache)
-    return own, failed, others
-
-
-def _unknown(name: str, cache: FeatureCache) -> BottleneckError:
-    """Neither key nor file: what may have been meant."""
-    keys = cache.images.key.tolist()
-    file = name.rpartition("/")[2]
-    close = [key for key in keys if key.rpartition("/")[2] == file][:3]
-    close = close or get_close_matches(name, keys[:MOST_COMPARED], n=3, cutoff=0.5)
-    what = "is a folder" if Path(name).is_dir() else "is neither one of them nor a file"
-    return BottleneckError(
-        f"{cache.path} holds {len(keys):,} images; {name} {what}.",
-        f"Did you mean {', '.join(close)}?" if close else f"They are named like {keys[0]}.",
-    )
-
-
-def _computed(
-    cache: FeatureCache, trunk: Trunk, paths: Sequence[str], node: str
-) -> Iterator[tuple[str, np.ndarray | str]]:
-    """Each file with its features (D,), or the reason why it has none.
-
-    A file whose bytes the cache knows takes over that row; the network is loaded for others alone.
-    """
-    stored = cache.features(node)
-    known = {digest: row for row, digest in enumerate(cache.images.digests())}
-    new: dict[bytes, np.ndarray] = {}
-    copies: list[LoadedImage] = []
-    for item in trunk.stream(image_files(paths), paths, [node], known=known):
-        if isinstance(item, Batch):
-            for image, row in zip(item.images, item.features[0], strict=True):
-                new[image.digest] = row
-                yield image.key, row
-        elif item.error is not None:
-            yield item.key, item.error
-        elif item.digest in known:
-            yield item.key, stored.take(np.array([known[item.digest]]))[0]
-        else:  # of an earlier file, whose batch may still be waiting
-            copies.append(item)
-    yield from ((image.key, new[image.digest]) for image in copies)
-
-
-def _own_row(path: str, cache: FeatureCache, row_of: dict[str, int]) -> int:
-    """The row of the image that lies at `path`, if that is in the cache's source."""
-    folder, file = os.path.split(os.path.abspath(path))
-    inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(cache.source_root))
-    return row_of.get(Path(inside, file).as_posix(), NONE)
-
-
-FORMATS = (".csv", ".jsonl")
+from bottleneck.studies.similar.queries import every_image, named_images
+from bottleneck.studies.study_config import SimilarConfig
 
 
 @dataclass(frozen=True)
 class Similar:
-    """What was found.
+    """Result of `similar`.
 
     Parameters
     ----------
     cache, node : str
     keys : (I,) object array, the cache's images
-    images : sequence of Q queries, by key, or by path as it was given
+    images : Q queries, by key, or by path as it was given
     index : (Q, k) int64 rows of the cache, the nearest first; −1 where there are no more
     cosine : (Q, k) float32
-    group : (I,) int64, the first row of each image's group of look-alikes; None where none were asked for
-    pairs : look-alikes that reach the threshold
+    group : (I,) int64, the first row of each image's group of look-alikes; None without a threshold
+    pairs : number of pairs of images with a cosine of the threshold or more
     failed : reason by query that could not be used
     seconds : wall time without loading the network
     """
@@ -200,51 +59,86 @@ class Similar:
     seconds: float = 0.0
 
     def neighbours(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
-        """Each query with its neighbours (key, cosine)."""
+        """Yield each query with its neighbours (key, cosine)."""
         for image, index, cosine in zip(self.images, self.index, self.cosine, strict=True):
-            there = index != NONE
-            yield image, list(zip(self.keys[index[there]], cosine[there].tolist(), strict=True))
+            exists = index != NONE
+            yield image, list(zip(self.keys[index[exists]], cosine[exists].tolist(), strict=True))
 
     def groups(self) -> list[list[str]]:
-        """Keys of each group of two or more, the largest group first."""
+        """Return the keys of each group of two or more, the largest group first."""
         if self.group is None:
             return []
         order = np.argsort(self.group, kind="stable")
         starts = np.flatnonzero(np.diff(self.group[order], prepend=-1))
-        found = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
-        return [self.keys[rows].tolist() for rows in sorted(found, key=len, reverse=True)]
+        groups = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+        return [self.keys[rows].tolist() for rows in sorted(groups, key=len, reverse=True)]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck similar --json`."""
-        listed = [
-            {"image": image, "neighbours": [{"image": key, "cosine": cosine} for key, cosine in found]}
-            for image, found in self.neighbours()
-        ]
-        failed = [{"image": image, "error": reason} for image, reason in self.failed.items()]
+        """Return the JSON object of `bottleneck similar --json`."""
         return {
             "cache": self.cache,
             "node": self.node,
-            "neighbours": listed,
+            "neighbours": list(self._neighbour_records()),
             "groups": self.groups(),
             "pairs": self.pairs,
-            "failed": failed,
+            "failed": [{"image": image, "error": reason} for image, reason in self.failed.items()],
             "seconds": self.seconds,
         }
 
+    def write(self, path: str | Path) -> None:
+        """Write a .csv or .jsonl file: neighbours by query; groups by image if there are no queries."""
+        path = Path(path)
+        with whole_file(path) as binary, TextIOWrapper(binary, encoding="utf-8", newline="") as file:
+            if path.suffix.lower() == ".jsonl":
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in self._records())
+            else:
+                self._write_csv(csv.writer(file))
+
+    def _write_csv(self, writer: Any) -> None:
+        columns = ["image", *(["rank", "neighbour", "cosine"] if self.images else [])]
+        writer.writerow(columns + ["group"] * (self.group is not None))
+        for record in self._records():
+            group = [] if self.group is None else [record["group"]]
+            if not self.images:
+                writer.writerow([record["image"], *group])
+            for rank, neighbour in enumerate(record.get("neighbours", ()), 1):
+                cells = [record["image"], rank, neighbour["image"], f"{neighbour['cosine']:.6f}"]
+                writer.writerow([*cells, *group])
+
+    def _records(self) -> Iterator[dict[str, Any]]:
+        """Yield one record per query, or one per image of the cache where there are only groups."""
+        names: dict[str, str] = {}  # of each image's group
+        if self.group is not None:
+            names = dict(zip(self.keys, self.keys[self.group], strict=True))
+        if not self.images:
+            yield from ({"image": key, "group": name} for key, name in names.items())
+        for record in self._neighbour_records():
+            yield record | ({} if self.group is None else {"group": names.get(record["image"])})
+
+    def _neighbour_records(self) -> Iterator[dict[str, Any]]:
+        for image, neighbours in self.neighbours():
+            listed = [{"image": key, "cosine": cosine} for key, cosine in neighbours]
+            yield {"image": image, "neighbours": listed}
+
 
 def similar(
-    cache: str | os.PathLike,
+    cache: str | os.PathLike[str],
     images: Sequence[str] = (),
     *,
-    all_images: bool = False,
-    node: str | None = None,
-    count: int = 10,
-    threshold: float | None = None,
-    output: str | os.PathLike | None = None,
-    weights: str | None = None,
-    trust_code: bool = False,
+    all_images: bool = SimilarConfig.all_images,
+    node: str | None = SimilarConfig.node,
+    count: int = SimilarConfig.count,
+    threshold: float | None = SimilarConfig.threshold,
+    output: str | Path | None = SimilarConfig.output,
+    weights: str | None = LoadOptions.weights,
+    trust_code: bool = LoadOptions.trust_code,
+    engine: str = EngineConfig.engine,
+    precision: str = EngineConfig.precision,
+    device: str = EngineConfig.device,
+    batch_size: int | None = EngineConfig.batch_size,
+    workers: int | None = EngineConfig.workers,
+    force: bool = EngineConfig.force,
     reporter: Reporter = SILENT,
-    **options: Any,
 ) -> Similar:
     """Find the images of a cache that are nearest by the cosine of their features.
 
@@ -253,70 +147,61 @@ def similar(
     cache : path of a feature cache
     images : keys of the cache, or paths or URLs of other images
     all_images : find the neighbours of every image of the cache
-    node : a vector node of the cache; `bottleneck` where it has it, else its first
+    node : a vector node of the cache; `bottleneck` if the cache has it, else its first
     count : neighbours of each image
-    threshold : also group images linked by cosines of this or more
-    output : .csv or .jsonl file for what was found
-    weights, trust_code : as in `extract`, for images that have to be computed
-    options : fields of `EngineConfig`
+    threshold : also group images that are linked by cosines of this or more
+    output : .csv or .jsonl file for the result
+    weights, trust_code, engine, precision, device, batch_size, workers, force
+        As in `extract`, for images whose features have to be computed.
 
     Raises
     ------
     CacheError
         No such cache or node.
     BottleneckError
-        No query can be used, or nothing was asked.
+        No query can be used, or there is neither a query nor a threshold.
     """
-    if output is not None and Path(output).suffix.lower() not in FORMATS:
-        raise BottleneckError(f"The output {output} has another suffix than {' or '.join(FORMATS)}.")
+    config = SimilarConfig(all_images, node, count, threshold, output)
     if not (images or all_images or threshold is not None) or (images and all_images):
         raise BottleneckError("Name images, or ask for all of them, or give a threshold.")
+    run = EngineConfig(engine, precision, device, batch_size, workers, force)
     with FeatureCache(cache) as opened:
         name = _vector_node(opened, node)
         started = time.perf_counter()
         if all_images:
             queries = every_image(opened, name)
         else:
-            engine = EngineConfig(**options)
-            config = ExtractConfig(nodes=(name,), weights=weights, trust_code=trust_code, engine=engine)
-            queries = named_images(opened, images, config)
-        found = _compared(opened, name, queries, count, threshold, reporter)
-    seconds = time.perf_counter() - started - queries.startup_seconds
-    result = replace(found, cache=str(cache), seconds=seconds)
+            extraction = ExtractConfig(nodes=(name,), weights=weights, trust_code=trust_code, engine=run)
+            queries = named_images(opened, images, extraction)
+        rows = opened.features(name)
+        with reporter.step("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
+            index, cosine = nearest(rows, queries.rows, config.count, queries.own, advance)
+        group, pairs = None, 0
+        if threshold is not None:
+            with reporter.step("Grouping", unit="pairs") as advance:
+                group, pairs = look_alikes(rows, threshold, advance)
+        result = Similar(
+            cache=str(cache),
+            node=name,
+            keys=opened.images.key,
+            images=queries.images,
+            index=index,
+            cosine=cosine,
+            group=group,
+            pairs=pairs,
+            failed=queries.failed,
+            seconds=time.perf_counter() - started - queries.startup_seconds,
+        )
     if output is not None:
-        _write(result, Path(output))
+        result.write(output)
     return result
 
 
-def _compared(
-    cache: FeatureCache, node: str, queries: Queries, count: int, threshold: float | None, reporter: Reporter
-) -> Similar:
-    """The neighbours of the queries, and the groups of look-alikes where a threshold is given."""
-    rows = cache.features(node)
-    with reporter.step("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
-        index, cosine = nearest(rows, queries.rows, count, queries.own, advance)
-    group, pairs = None, 0
-    if threshold is not None:
-        with reporter.step("Grouping", unit="pairs") as advance:
-            group, pairs = look_alikes(rows, threshold, advance)
-    return Similar(
-        cache=str(cache.path),
-        node=node,
-        keys=cache.images.key,
-        images=queries.images,
-        index=index,
-        cosine=cosine,
-        group=group,
-        pairs=pairs,
-        failed=queries.failed,
-    )
-
-
 def _vector_node(cache: FeatureCache, name: str | None) -> str:
-    """The vector node asked for, or the cache's main one."""
+    """Return `name` if it is a vector node; without a name the bottleneck or the first vector node."""
     vectors = [node for node, spec in cache.nodes.items() if not spec.is_map]
     if name is None and vectors:
-        return "bottleneck" if "bottleneck" in vectors else vectors[0]
+        return BOTTLENECK if BOTTLENECK in vectors else vectors[0]
     if name is not None and not cache.node(name).is_map:
         return name
     raise CacheError(
@@ -325,32 +210,3 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
         "Add one: "
         f"bottleneck extract {quote(cache.source_root)} -o {quote(str(cache.path))} --node bottleneck",
     )
-
-
-def _write(result: Similar, path: Path) -> None:
-    """Neighbours by query; groups by image where these alone were asked for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    names = {} if result.group is None else dict(zip(result.keys, result.keys[result.group], strict=True))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        if path.suffix.lower() == ".jsonl":
-            for record in _records(result, names):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-            return
-        writer = csv.writer(file)
-        columns = ["image", *(["rank", "neighbour", "cosine"] if len(result.images) else [])]
-        writer.writerow(columns + ["group"] * bool(names))
-        for record in _records(result, names):
-            group = [record["group"]] if names else []
-            if not len(result.images):
-                writer.writerow([record["image"], *group])
-            for rank, found in enumerate(record.get("neighbours", ()), 1):
-                writer.writerow([record["image"], rank, found["image"], f"{found['cosine']:.6f}", *group])
-
-
-def _records(result: Similar, group: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """One record per query, or per image of the cache where there are groups alone."""
-    if not len(result.images):
-        yield from ({"image": key, "group": name} for key, name in group.items())
-    for image, found in result.neighbours():
-        listed = [{"image": key, "cosine": cosine} for key, cosine in found]
-        yield {"image": image, "neighbours": listed} | ({"group": group.get(image)} if group else {})
