@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bottleneck.report.figures import picture
-from bottleneck.studies.transfer_study import reference
 from bottleneck.studies.transfer_study.effects import Curves, Effect
+from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE, PUBLISHED_SOURCE
 from bottleneck.studies.transfer_study.study import TransferStudy
 
 STYLES = {  # colour, marker; frozen dark, fine-tuned light, as in the paper
@@ -129,22 +129,22 @@ def _line(axes: Axes, curves: Curves, kind: str, start: float | None = None) -> 
 
 def _published(axes: Axes) -> None:
     """The authors' own numbers."""
-    axes.axhline(reference.BASE, color=STYLES["baseB"][0], linewidth=1, linestyle=":", label="base")
-    for kind, values in reference.CURVES.items():
+    axes.axhline(PUBLISHED_BASE, color=STYLES["baseB"][0], linewidth=1, linestyle=":", label="base")
+    for kind, values in PUBLISHED.items():
         colour, marker = STYLES[kind]
         axes.plot(
-            range(len(values) + 1), (reference.BASE, *values), color=colour, marker=marker, markersize=4
+            range(len(values) + 1), (PUBLISHED_BASE, *values), color=colour, marker=marker, markersize=4
         )
     axes.set(title="Published, for comparison (% top-1)", xlabel=AXIS)
-    axes.text(0.02, 0.02, reference.SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=7)
+    axes.text(0.02, 0.02, PUBLISHED_SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=7)
 
 
 def _differences(axes: Axes, curves: Curves) -> None:
     """Paired differences with their 95 % intervals."""
     axes.axhline(0, color="#222222", linewidth=0.8)
     for place, (name, colour) in enumerate(DIFFERENCE_COLOURS.items()):
-        found = {n: each for n in curves.depths if (each := curves.estimate(name, n)) is not None}
-        reach = [100 * (each.reach or 0) for each in found.values()]
+        found = curves.estimates(name)
+        reach = [100 * (each.margin or 0) for each in found.values()]
         axes.errorbar(
             np.array(list(found), float) + 0.12 * (place - 1.5),
             [100 * each.mean for each in found.values()],
@@ -182,7 +182,7 @@ def _gain_by_size(axes: Axes, curves: Curves) -> None:
     axes.errorbar(
         list(found),
         [100 * each.mean for each in found.values()],
-        yerr=[100 * (each.reach or 0) for each in found.values()],
+        yerr=[100 * (each.margin or 0) for each in found.values()],
         color=STYLES["AnB+"][0],
         marker="D",
         capsize=3,

@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
+from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.images import StudyImages
+from bottleneck.studies.transfer_study.protocol import Run
 from bottleneck.studies.transfer_study.runs import ArrayRows, Runner
-from bottleneck.studies.transfer_study.study_config import Run, StudyConfig
 from bottleneck.threads import serial_libraries
 
 

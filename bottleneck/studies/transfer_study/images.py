@@ -1,6 +1,6 @@
 """The images of a study: decoded once into an array on disk, split into train and val.
 
-Shapes: N images, S pixels a side, C channels, K classes.
+Shapes: N images, S pixels a side, K classes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,10 +27,11 @@ FEWEST_TRAIN, FEWEST_VAL = 4, 2  # images of every class
 
 @dataclass(frozen=True)
 class StudyImages:
-    """What a study trains on.
+    """The images of a study with their classes and splits.
 
-    pixels : (N, S, S, C) uint8. codes : (N,) int64, −1 where the image could not be read.
-    val : (N,) bool, else train. class_names : K names. digest : sha256 hex of all images, labels and splits.
+    pixels : (N, S, S, channels) uint8. codes : (N,) int64, −1 where the image could not be read.
+    val : (N,) bool; the others are train. class_names : K names.
+    digest : sha256 of all images, labels and splits, in hexadecimal.
     """
 
     pixels: np.ndarray
@@ -42,24 +42,24 @@ class StudyImages:
 
     @property
     def failed(self) -> int:
-        """Images that could not be read."""
+        """Number of images that could not be read."""
         return int((self.codes < 0).sum())
 
     def of_classes(self, classes: np.ndarray, share: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of the train and of the val images of `classes`, in ascending order.
+        """Return the rows of the train and of the val images of `classes`, in ascending order.
 
         share : of every class's train images, the first ones in the source's order; at least one.
         """
         train, val = [], []
         for code in classes:
             of_class = np.flatnonzero(self.codes == code)
-            learnt = of_class[~self.val[of_class]]
-            train.append(learnt[: max(1, round(share * len(learnt)))])
+            all_train = of_class[~self.val[of_class]]
+            train.append(all_train[: max(1, round(share * len(all_train)))])
             val.append(of_class[self.val[of_class]])
         return np.sort(np.concatenate(train)), np.sort(np.concatenate(val))
 
     def labels(self, rows: np.ndarray, classes: np.ndarray) -> np.ndarray:
-        """Codes of `rows` as positions in the sorted `classes`."""
+        """Return the class of each of `rows` as an index into the sorted `classes`."""
         return np.searchsorted(classes, self.codes[rows])
 
     def require_enough(self, halves: dict[str, np.ndarray]) -> None:
@@ -77,30 +77,33 @@ class StudyImages:
 
 
 def read_images(
-    source: str | Path, preprocess: Preprocess, folder: Path, *, reporter: Reporter = SILENT, **reading: Any
+    source: str | Path,
+    preprocess: Preprocess,
+    folder: Path,
+    config: ReadConfig,
+    *,
+    reporter: Reporter = SILENT,
 ) -> StudyImages:
     """Decode the labelled images of `source` into a temporary file in `folder`.
 
-    reading : fields of `ReadConfig`. Test images are left unseen. Without val images a quarter of
-        train is set aside, by class.
+    Test images are not read. Without val images a quarter of train is set aside, stratified by class.
 
     Raises
     ------
     SourceError
         There are no labels of classes, or samples have several images.
     """
-    config = ReadConfig(**reading)
-    found = read_source(source, config)
-    if not (found.samples.split == "val").any():
-        found = read_source(source, replace(config, val_fraction=VAL_FRACTION))
-    names, chosen, codes = _labelled(found)
-    keys = [found.images[i] for i in found.samples.image[chosen, 0]]
-    splits = found.samples.split[chosen]
+    listed = read_source(source, config)
+    if not (listed.samples.split == "val").any():
+        listed = read_source(source, replace(config, val_fraction=VAL_FRACTION))
+    names, chosen, codes = _labelled(listed)
+    keys = [listed.images[i] for i in listed.samples.image[chosen, 0]]
+    splits = listed.samples.split[chosen]
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     pixels = temporary_array(folder, shape, np.uint8)
-    digest, first = hashlib.sha256(), {}
+    digest, first = hashlib.sha256(), dict[bytes | None, int]()
     with reporter.step("Reading", total=len(keys), unit="images") as advance:
-        for i, image in enumerate(load_images(found, keys, preprocess, workers=thread_budget().decode)):
+        for i, image in enumerate(load_images(listed, keys, preprocess, workers=thread_budget().decode)):
             if image.error is None:
                 row = first.setdefault(image.digest, i)  # the loader hands a copy over without pixels
                 pixels[i] = pixels[row] if image.pixels is None else image.pixels
@@ -114,9 +117,9 @@ def read_images(
 def temporary_array(
     folder: Path, shape: tuple[int, ...], dtype: type, filled: int | None = None
 ) -> np.ndarray:
-    """An array in a file without a name in `folder`, which goes with it, however the process ends.
+    """Return an array in an unnamed file in `folder`. The system deletes it with the array or the process.
 
-    filled : rows that will be written; all by default. Raises BottleneckError where the disk lacks the room.
+    filled : number of rows that will be written; all by default. Raises BottleneckError if the disk is full.
     """
     rows = shape[0] if filled is None else filled
     needed = rows * int(np.prod(shape[1:])) * np.dtype(dtype).itemsize
@@ -130,13 +133,13 @@ def temporary_array(
         return np.memmap(file, dtype, "w+", shape=shape)
 
 
-def _labelled(found: Source) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
-    """Class names, the samples of train and val that have a class, and their codes."""
-    samples = found.samples
+def _labelled(source: Source) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Return the class names, the rows of train and val samples that have a class, and their codes."""
+    samples = source.samples
     target = next((target for target in samples.targets.values() if target.kind == "class"), None)
     if target is None:
         raise SourceError(
-            f"{found.root} has no classes to split into halves.",
+            f"{source.root} has no classes to split into halves.",
             "Name a folder with one subfolder a class, or a --label-column of a manifest.",
         )
     if samples.image.shape[1] != 1:

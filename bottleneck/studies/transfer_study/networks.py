@@ -1,8 +1,9 @@
-"""Networks for the transfer study: a row of L layers, of which the first n can be copied, frozen or cached.
+"""Networks for the transfer study: L layers in a row, of which the first n can be copied and frozen.
 
-`alexnet8` is AlexNet's eight layers, scaled to the input; any other name is a backbone, taken by its blocks.
+`alexnet8` has AlexNet's eight layers, scaled to the input. Any other name is a backbone; its blocks are the
+layers.
 
-Shapes: B images, C channels, S pixels a side, L layers, K classes.
+Shapes: B images, S pixels a side, L layers, K classes.
 """
 
 from __future__ import annotations
@@ -20,55 +21,56 @@ from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, first_line
+from bottleneck.studies.study_config import ALEXNET
 
-ALEXNET = "alexnet8"
 FEWEST_LAYERS = 3
-SMALLEST_SIDE = 16
-LARGEST_FIRST_MAP = 64  # pixels a side after the first convolution; larger images are taken with strides
-GRID = 4  # pixels a side that the fully connected layers see at most
+SMALLEST_SIDE = 16  # pixels
+LARGEST_FIRST_MAP = 64  # pixels a side after the first convolution, whose stride is larger for larger images
+GRID = 4  # positions a side that the fully connected layers take, at most
 
 
 @dataclass(frozen=True)
 class LayeredNetwork:
     """A network that can be cut after each of its layers.
 
-    module : (B, C, S, S) float32 → (B, K) logits.
-    halves : L + 1 pairs, the first n layers and the others, sharing the module's parameters and their names.
+    module : (B, channels, S, S) float32 → (B, K) logits.
+    cuts : for n = 0 … L the first n layers and the others, with the module's parameters and their names.
     layers : names of the L layers.
-    preprocess : what images become before the first layer.
+    preprocess : of the images, before the first layer.
     """
 
     module: nn.Module
-    halves: Sequence[tuple[nn.Module, nn.Module]]
+    cuts: Sequence[tuple[nn.Module, nn.Module]]
     layers: Sequence[str]
     preprocess: Preprocess
 
     def prefix(self, n: int) -> nn.Module:
-        """uint8 pixels (B, S, S, C) → what the first n layers make of them."""
-        return nn.Sequential(Normalise(self.preprocess), self.halves[n][0])
+        """Return a module: uint8 pixels (B, S, S, channels) → output of the first n layers."""
+        return nn.Sequential(Normalise(self.preprocess), self.cuts[n][0])
 
     def suffix(self, n: int) -> nn.Module:
-        """What the first n layers make → logits; takes pixels where n is 0."""
-        return self.halves[n][1] if n else nn.Sequential(Normalise(self.preprocess), self.module)
+        """Return a module: output of the first n layers, or uint8 pixels if n is 0 → logits (B, K)."""
+        return self.cuts[n][1] if n else nn.Sequential(Normalise(self.preprocess), self.module)
 
     @torch.no_grad()
     def copy_layers(self, n: int, state: Mapping[str, Tensor]) -> None:
-        """Overwrite the first n layers, BatchNorm statistics included, by those of the network `state`."""
-        own = self.module.state_dict()
-        for name in self.halves[n][0].state_dict():
-            own[name].copy_(state[name])
+        """Copy the first n layers, with BatchNorm statistics, from the state dict `state` of a network."""
+        tensors = self.module.state_dict()
+        for name in self.cuts[n][0].state_dict():
+            tensors[name].copy_(state[name])
 
 
 def build_network(
     name: str, classes: int, *, size: int, channels: int, width: int = 8, seed: int = 0
 ) -> LayeredNetwork:
-    """A network with random weights.
+    """Build a network with random weights.
 
     Parameters
     ----------
     name : "alexnet8", or a backbone as in the registry.
-    classes, size, channels : K, S, C.
-    width : channels of alexnet8's first layer (AlexNet: 96); the others keep AlexNet's proportions.
+    classes, size : K, S.
+    channels : of the images, 1, 3 or 4.
+    width : channels of alexnet8's first layer (AlexNet: 96); the others are in AlexNet's proportions.
     seed : of the weights.
 
     Raises
@@ -88,15 +90,15 @@ def build_network(
         module = alexnet8(classes, size=size, channels=channels, width=width)
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     preprocess = Preprocess(size, size, "bilinear", (0.5,) * channels, (0.25,) * channels, mode)
-    halves = [(module[:n], module[n:]) for n in range(len(module) + 1)]
-    return LayeredNetwork(module, halves, tuple(module._modules), preprocess)
+    cuts = [(module[:n], module[n:]) for n in range(len(module) + 1)]
+    return LayeredNetwork(module, cuts, tuple(module._modules), preprocess)
 
 
 def alexnet8(classes: int, *, size: int, channels: int = 3, width: int = 8) -> nn.Sequential:
-    """AlexNet (Krizhevsky et al. 2012) for S × S images: five convolutions, three fully connected layers.
+    """Build AlexNet (Krizhevsky et al. 2012) for S × S images: five convolutions, three linear layers.
 
-    Kernels and the first stride shrink with the image; BatchNorm stands in for local response normalisation
-    and dropout, so that a base network is trained in seconds. Fully connected layers have 16 × `width` units.
+    The first kernel and stride follow the image size. BatchNorm replaces local response normalisation and
+    dropout, so that a base network is trained in seconds. Fully connected layers have 16 × `width` units.
     """
     w = width
     stride = -(-size // LARGEST_FIRST_MAP)
@@ -131,7 +133,7 @@ def _connected(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
 
 
 def _by_blocks(backbone: Backbone, classes: int, size: int) -> LayeredNetwork:
-    """A backbone's blocks as layers, its classifier replaced by one for K classes."""
+    """Take a backbone's blocks as layers, with a new classifier for K classes."""
     name = backbone.name
     _replace_classifier(backbone, classes)
     backbone = Backbone.from_module(backbone.module, backbone.preprocess, name=name)
@@ -142,13 +144,13 @@ def _by_blocks(backbone: Backbone, classes: int, size: int) -> LayeredNetwork:
             f"Use --network {ALEXNET}, or see bottleneck inspect {name}.",
         )
     _require_size(backbone, size)
-    halves = [
+    cuts: list[tuple[nn.Module, nn.Module]] = [
         (nn.Identity(), backbone.module),
         *(backbone.split(block.node) for block in blocks[:-1]),
         (backbone.module, nn.Identity()),
     ]
     layers = tuple(block.name for block in blocks)
-    return LayeredNetwork(backbone.module, halves, layers, backbone.preprocess.override(size, None))
+    return LayeredNetwork(backbone.module, cuts, layers, backbone.preprocess.override(size, None))
 
 
 @torch.inference_mode()
@@ -165,16 +167,18 @@ def _require_size(backbone: Backbone, size: int) -> None:
 
 
 def _replace_classifier(backbone: Backbone, classes: int) -> None:
-    """Put a fresh last layer with K outputs in the place of the network's own."""
+    """Replace the network's last layer by a new one with K outputs."""
     graph = backbone.graph
     affine = [
         node for node in graph.nodes if node.op == "call_module" and affine_layers(backbone.module, node)
     ]
     last = backbone.module.get_submodule(affine[-1].target) if affine else None
+    fresh: nn.Module
     if isinstance(last, nn.Linear):
         fresh = nn.Linear(last.in_features, classes)
     elif isinstance(last, nn.Conv2d):
-        fresh = nn.Conv2d(last.in_channels, classes, last.kernel_size)
+        height, width = last.kernel_size
+        fresh = nn.Conv2d(last.in_channels, classes, (height, width))
     else:
         raise BackboneError(
             f"The last layer of {backbone.name} is not linear nor a convolution, so none can replace it.",

@@ -4,7 +4,7 @@ The classes are split into halves A and B, and networks are trained on either ha
 
     base      all layers are trained on one half (baseA, baseB)
     BnB       selffer: the first n layers are copied from the base of B and frozen, the others are initialised
-              anew and trained on B. It shows what is lost when layers that were trained together are separated.
+              anew and trained on B. It shows the loss from separating layers that were trained together.
     AnB       transfer: as BnB, but the first n layers come from the base of A. What it loses beyond BnB shows
               how specific the layers are to A.
     BnB+ AnB+ as above, but all layers are trained: the copied ones are fine-tuned
@@ -31,8 +31,8 @@ FEWEST_CLASSES = 4
 Halves = tuple[Sequence[str], Sequence[str]]  # class names of A and of B
 
 # Yosinski, Clune, Bengio & Lipson, "How transferable are features in deep neural networks?", NeurIPS 2014:
-# ImageNet, halves of 500 classes, an eight-layer AlexNet. Top-1 validation accuracies in percent, the mean of the
-# ten highest validation points in the authors' published logs; those logs mix targets.
+# ImageNet, halves of 500 classes, an eight-layer AlexNet. Top-1 validation accuracies in percent, the mean of
+# the ten highest validation points in the authors' published logs; those logs mix targets.
 PUBLISHED_BASE = 62.5
 PUBLISHED = {  # n = 1 … 7
     "BnB": (62.7, 62.4, 62.1, 60.5, 59.4, 61.9, 62.3),

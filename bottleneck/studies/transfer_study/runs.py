@@ -32,9 +32,10 @@ from torch import Tensor, nn
 
 from bottleneck.backbones.batchnorm import calibrate_in_training_mode
 from bottleneck.files import write_whole
+from bottleneck.studies.study_config import ALEXNET, StudyConfig
 from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
-from bottleneck.studies.transfer_study.networks import ALEXNET, LayeredNetwork, build_network
-from bottleneck.studies.transfer_study.study_config import Run, StudyConfig
+from bottleneck.studies.transfer_study.networks import LayeredNetwork, build_network
+from bottleneck.studies.transfer_study.protocol import Run
 from bottleneck.threads import available_cores, serial_libraries
 from bottleneck.training.batches import Batches, SampleSet
 from bottleneck.training.loop import Training
@@ -78,20 +79,16 @@ def _tensor(pixels: np.ndarray, images: np.ndarray) -> Tensor:
 GUESSING = 0.01  # a network whose accuracy guesses reach with at least this probability has not learnt
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """What a run gave.
+@dataclass(frozen=True, kw_only=True)
+class RunResult(Run):
+    """A run and its result.
 
-    accuracy : on the val images of its half after the last epoch; no epoch is chosen by it.
-    train_accuracy : mean over the last epoch. images : that it was trained on. seconds : wall time.
+    accuracy : on the val images of its half after the last epoch; it chooses no epoch.
+    train_accuracy : mean over the last epoch. images : number of train images. seconds : wall time.
     correct : which val images were right, one bit each in their order, as hexadecimal digits.
-    diverged : whether the training broke off; then none is right.
+    diverged : whether the training diverged and ended early; then none is right.
     """
 
-    seed: int
-    kind: str
-    n: int
-    share: float
     accuracy: float
     train_accuracy: float
     images: int
@@ -103,13 +100,13 @@ class RunResult:
 
     @property
     def hits(self) -> np.ndarray:
-        """(val_images,) bool: which val images were right."""
+        """(val_images,) bool, which val images were right."""
         packed = np.frombuffer(bytes.fromhex(self.correct), np.uint8)
         return np.unpackbits(packed, count=self.val_images).astype(bool)
 
     @property
     def learnt(self) -> bool:
-        """Whether so many val images are right as guesses are with a probability below `GUESSING` only."""
+        """Whether guessing gets that many val images right with a probability below `GUESSING` only."""
         return bool(binom.sf(self.hits.sum() - 1, self.val_images, 1 / self.classes) < GUESSING)
 
 

@@ -2,8 +2,8 @@
 
     images ──► halves A, B ──► base networks ──► for n = 1 … L−1: BnB, BnB+, AnB, AnB+, random ──► effects
 
-A study lives in a folder. Every run is kept there as it ends; a study that was stopped goes on with the next
-run, and asking for more seeds adds theirs.
+`protocol` explains the kinds of runs. A study has a folder, where every run is stored as it ends. One that
+was stopped continues with the next run; one that is given more seeds trains only theirs.
 """
 
 from __future__ import annotations
@@ -13,41 +13,46 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.errors import BottleneckError
-from bottleneck.files import write_whole
+from bottleneck.files import whole_file, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import canonical_json, require_equal
-from bottleneck.studies.transfer_study import reference
+from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.effects import (
     Curves,
     Effect,
+    can_train,
     complaints,
     find_effects,
-    may_follow,
-    require_sound,
-    sound,
+    require_valid,
+    valid_runs,
 )
-from bottleneck.studies.transfer_study.images import StudyImages, read_images
+from bottleneck.studies.transfer_study.images import read_images
 from bottleneck.studies.transfer_study.networks import build_network
+from bottleneck.studies.transfer_study.protocol import (
+    PUBLISHED,
+    PUBLISHED_BASE,
+    Halves,
+    Run,
+    class_halves,
+    plan_runs,
+)
 from bottleneck.studies.transfer_study.runs import Runner, RunResult
-from bottleneck.studies.transfer_study.study_config import Run, StudyConfig, class_halves, plan_runs
-
-Halves = tuple[Sequence[str], Sequence[str]]
-CONFIG_FIELDS = frozenset(field.name for field in fields(StudyConfig))
 
 
 @dataclass(frozen=True)
 class TransferStudy:
     """A finished study.
 
-    layers : names of the network's L layers. results : every run that was trained, left out or not.
-    trained : runs of this call. failed : images that were left out.
+    layers : names of the network's L layers. results : all runs, with those that do not count.
+    trained : number of runs trained by this call. failed : number of images that could not be read.
     """
 
     config: StudyConfig
@@ -62,20 +67,20 @@ class TransferStudy:
     @property
     def curves(self) -> Curves:
         """Accuracies by kind and n, of the runs that count."""
-        return Curves(sound(self.results))
+        return Curves(valid_runs(self.results))
 
     @property
     def effects(self) -> list[Effect]:
-        """What was looked for."""
+        """The paper's findings, tested on these runs."""
         return find_effects(self.curves)
 
     @property
     def text(self) -> list[str]:
-        """One sentence for every effect that was looked for, and for every run that went wrong."""
+        """One sentence for every tested effect, and for every run that went wrong."""
         return [*(effect.verdict for effect in self.effects), *complaints(self.results)]
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck transfer-study --json`, less the figure."""
+        """Return the JSON object of `bottleneck transfer-study --json` without the figure."""
         effects = [
             {"key": effect.key, **effect.estimate.to_json(), "n": effect.where, "verdict": effect.verdict}
             for effect in self.effects
@@ -91,7 +96,7 @@ class TransferStudy:
             "trained": self.trained,
             "failed": self.failed,
             "csv": str(self.folder / "runs.csv"),
-            "reference": {"base": reference.BASE, "curves": reference.CURVES},
+            "reference": {"base": PUBLISHED_BASE, "curves": PUBLISHED},
             "seconds": self.seconds,
         }
 
@@ -101,21 +106,50 @@ def transfer_study(
     output: str | Path | None = None,
     *,
     halves: Halves | None = None,
+    seeds: int = StudyConfig.seeds,
+    network: str = StudyConfig.network,
+    width: int = StudyConfig.width,
+    image_size: int = StudyConfig.image_size,
+    in_channels: int = StudyConfig.in_channels,
+    epochs: int = StudyConfig.epochs,
+    batch_size: int = StudyConfig.batch_size,
+    lr: float = StudyConfig.lr,
+    weight_decay: float = StudyConfig.weight_decay,
+    shares: Sequence[float] = StudyConfig.shares,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    label_columns: Sequence[str] = ReadConfig.label_columns,
+    split_column: str | None = ReadConfig.split_column,
+    group_column: str | None = ReadConfig.group_column,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    val_fraction: float = ReadConfig.val_fraction,
+    test_fraction: float = ReadConfig.test_fraction,
+    seed: int = ReadConfig.seed,
+    limit: int | None = ReadConfig.limit,
     reporter: Reporter = SILENT,
-    **options: Any,
 ) -> TransferStudy:
-    """Run, or go on with, the study of the images of `source`.
+    """Run or continue the study of the images of `source`.
 
     Parameters
     ----------
     source : path or URL
-        Images with classes, as `read_source` takes them.
+        Images with classes, as `extract` takes them.
     output : path, optional
         The study's folder; `studies/SOURCE` below the current one by default.
     halves : two lists of class names, optional
-        A and B, for every seed. Drawn by default, anew for each seed.
-    options
-        Fields of `StudyConfig`, and keyword arguments of `read_source`.
+        A and B, for every seed. By default they are drawn anew for each seed.
+    seeds : int
+        Number of repetitions.
+    network : str
+        "alexnet8", of which `width` is the number of channels of the first layer, or a backbone.
+    image_size, in_channels : int
+        Of the network's input.
+    epochs, batch_size, lr, weight_decay
+        Of every training.
+    shares : numbers between 0 and 1
+        Of A's images, to see how the gain depends on the size of A.
+    image_columns … limit
+        As in `extract` (`data.config.ReadConfig`); `seed` decides which samples are set aside.
 
     Raises
     ------
@@ -124,24 +158,66 @@ def transfer_study(
     BackboneError
         The network has too few layers.
     FitError
-        In no seed have the base networks learnt anything.
+        The base networks learnt nothing in any seed.
     FingerprintError
         The folder holds a study of other images or settings.
     """
+    config = StudyConfig(
+        seeds=seeds,
+        network=network,
+        width=width,
+        image_size=image_size,
+        in_channels=in_channels,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        shares=tuple(shares),
+    )
+    reading = ReadConfig(
+        image_columns=tuple(image_columns),
+        label_columns=tuple(label_columns),
+        split_column=split_column,
+        group_column=group_column,
+        sample_column=sample_column,
+        covariate_columns=tuple(covariate_columns),
+        val_fraction=val_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        limit=limit,
+    )
+    return _run(
+        source,
+        Path(output) if output is not None else default_folder(source),
+        config,
+        reading,
+        halves,
+        reporter,
+    )
+
+
+def _run(
+    source: str | Path,
+    folder: Path,
+    config: StudyConfig,
+    reading: ReadConfig,
+    halves: Halves | None,
+    reporter: Reporter,
+) -> TransferStudy:
     started = time.perf_counter()
-    config = StudyConfig(**{name: options.pop(name) for name in CONFIG_FIELDS & options.keys()})
-    folder = Path(output) if output is not None else default_folder(source)
     network = build_network(
         config.network, 2, size=config.image_size, channels=config.in_channels, width=config.width
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        images = read_images(source, network.preprocess, folder, reporter=reporter, **options)
-        runner = Runner(config, images, _halves(config, images, halves), folder)
+    with _lock(folder):
+        images = read_images(source, network.preprocess, folder, reading, reporter=reporter)
+        classes = [class_halves(images.class_names, seed, halves) for seed in range(config.seeds)]
+        images.require_enough(classes[0])  # the other seeds have the same classes
+        runner = Runner(config, images, classes, folder)
         _require_same_study(runner, halves)
         results, trained = _train(runner, plan_runs(config, len(network.layers)), reporter)
         _write_csv(folder / "runs.csv", results)
-    require_sound(results, folder)
+    require_valid(results, folder)
     return TransferStudy(
         config=config,
         layers=tuple(network.layers),
@@ -154,41 +230,31 @@ def transfer_study(
     )
 
 
-def _halves(config: StudyConfig, images: StudyImages, given: Halves | None) -> list[dict[str, np.ndarray]]:
-    """Class codes of A and B for each seed; all classes have images enough."""
-    drawn = [
-        dict(zip("AB", class_halves(images.class_names, seed, given), strict=True))
-        for seed in range(config.seeds)
-    ]
-    images.require_enough(drawn[0])  # the other seeds have the same classes
-    return drawn
+def default_folder(source: str | Path) -> Path:
+    """Return `studies/SOURCE` below the current folder."""
+    return Path("studies") / (Path(str(source).rstrip("/")).stem or "images")
 
 
 def _train(runner: Runner, runs: Sequence[Run], reporter: Reporter) -> tuple[list[RunResult], int]:
-    """Results of `runs` in their order, and how many were trained now; of a base that failed, no copies.
+    """Return the results of `runs` in their order, and how many were trained now.
 
-    All base networks come first: one that does not learn is known before anything is built on it.
+    All base networks come first. Copies of a base that learnt nothing are not trained.
     """
-    results = {run: found for run in runs if (found := runner.result(run)) is not None}
+    results = {run: result for run in runs if (result := runner.result(run)) is not None}
     before = len(results)
     with reporter.step("Training", total=len(runs), unit="runs") as advance:
         advance(before)
         for copies in (False, True):
-            wave = [run for run in runs if (run.n > 0) == copies and run not in results]
-            usable = sound(list(results.values()))
-            for run, result in runner.train_all([run for run in wave if may_follow(run, usable)]):
+            valid = valid_runs(list(results.values()))
+            missing = [run for run in runs if (run.n > 0) == copies and run not in results]
+            for run, result in runner.train_all([run for run in missing if can_train(run, valid)]):
                 results[run] = result
                 advance(1)
     return [results[run] for run in runs if run in results], len(results) - before
 
 
-def default_folder(source: str | Path) -> Path:
-    """`studies/SOURCE` below the current folder."""
-    return Path("studies") / (Path(str(source).rstrip("/")).stem or "images")
-
-
-def _alone(folder: Path):
-    """Hold the study's lock, or say that another process does."""
+def _lock(folder: Path) -> AcquireReturnProxy:
+    """Lock the study. Raises BottleneckError if another process holds the lock."""
     try:
         return FileLock(folder / "study.lock").acquire(timeout=0)
     except Timeout:
@@ -199,27 +265,26 @@ def _alone(folder: Path):
 
 
 def _require_same_study(runner: Runner, halves: Halves | None) -> None:
-    """Compare with the study that the folder holds; write down ours where it holds none."""
-    folder = runner.folder
+    """Compare with the study that the folder holds; a new folder gets this study's description."""
     recipe = {
         "images": runner.images.digest,
         "halves": halves and [sorted(half) for half in halves],
         **runner.config.recipe(),
     }
-    path = folder / "study.json"
+    path = runner.folder / "study.json"
     if path.exists():
         try:
-            there = json.loads(path.read_text())
+            existing = json.loads(path.read_text())
         except ValueError:
             raise BottleneckError(f"{path} is damaged.", "Name another folder with -o.") from None
-        require_equal(there, recipe, f"The study in {folder}", "Name another folder with -o.")
+        require_equal(existing, recipe, f"The study in {runner.folder}", "Name another folder with -o.")
         return
     write_whole(path, canonical_json(recipe).encode())
 
 
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
     columns = [field.name for field in fields(RunResult) if field.name != "correct"]
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as binary, TextIOWrapper(binary, encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(asdict(result) for result in results)

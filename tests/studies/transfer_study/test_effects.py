@@ -7,32 +7,27 @@ import pytest
 from PIL import Image
 
 from bottleneck.report.transfer_figure import transfer_figure
-from bottleneck.studies.transfer_study import reference
+from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.effects import Curves, Estimate, find_effects
-from bottleneck.studies.transfer_study.runs import RunResult
+from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE, plan_runs
 from bottleneck.studies.transfer_study.study import TransferStudy
-from bottleneck.studies.transfer_study.study_config import StudyConfig, plan_runs
+from tests.helpers.study_runs import run_result
 
 VAL = 4000  # val images
 
 
-def results(seeds, noise, curves=reference.CURVES, base=reference.BASE):
+def results(seeds, noise, curves=PUBLISHED, base=PUBLISHED_BASE):
     """Runs whose accuracies are `curves` plus a level of the seed and noise; all are right on easy images."""
     rng = np.random.default_rng(3)
 
-    def run_result(run):
+    def result_of(run):
         gain = 1 if run.share == 1 else run.share
         shift = (
             0 if run.n == 0 else -5 * run.n if run.kind == "random" else curves[run.kind][run.n - 1] - base
         )
-        accuracy = (base + gain * shift + 1.5 * run.seed + noise * rng.normal()) / 100
-        hits = np.arange(VAL) < round(VAL * accuracy)
-        packed = np.packbits(hits).tobytes().hex()
-        return RunResult(
-            run.seed, run.kind, run.n, run.share, hits.mean(), 1.0, 100, VAL, 10, False, 1.0, packed
-        )
+        return run_result(run, (base + gain * shift + 1.5 * run.seed + noise * rng.normal()) / 100, VAL)
 
-    return [run_result(run) for run in plan_runs(StudyConfig(seeds=seeds), 8)]
+    return [result_of(run) for run in plan_runs(StudyConfig(seeds=seeds), 8)]
 
 
 def by_key(runs):
@@ -51,11 +46,11 @@ def test_the_published_effects_are_found_in_the_published_curves():
 def test_levels_of_seeds_are_no_noise_because_runs_are_paired():
     """Seeds differ by 1.5 points, the gain is 1.7: only pairs can show it."""
     effect = by_key(results(4, 0.05))["gain"]
-    assert effect.estimate.mean - effect.estimate.reach > 0.012
+    assert effect.estimate.mean - effect.estimate.margin > 0.012
 
 
 def test_flat_curves_show_nothing():
-    flat = dict.fromkeys(reference.CURVES, (reference.BASE,) * 7)
+    flat = dict.fromkeys(PUBLISHED, (PUBLISHED_BASE,) * 7)
     effects = by_key(results(3, 0.5, flat))
     for key in ("co-adaptation", "recovery", "gain", "specificity"):
         assert effects[key].shown == 0, effects[key].verdict
@@ -63,7 +58,7 @@ def test_flat_curves_show_nothing():
 
 
 def test_the_opposite_of_an_effect_is_said():
-    worse = dict(reference.CURVES) | {"AnB+": (60.0,) * 7}
+    worse = PUBLISHED | {"AnB+": (60.0,) * 7}
     effect = by_key(results(4, 0.2, worse))["gain"]
     assert effect.shown == -1
     assert "opposite" in effect.verdict
@@ -71,7 +66,7 @@ def test_the_opposite_of_an_effect_is_said():
 
 def test_one_seed_gives_means_but_claims_nothing():
     effects = by_key(results(1, 0.0))
-    assert all(effect.shown == 0 and effect.estimate.reach is None for effect in effects.values())
+    assert all(effect.shown == 0 and effect.estimate.margin is None for effect in effects.values())
     assert effects["gain"].estimate.mean > 0
 
 
@@ -84,19 +79,19 @@ def test_an_unfinished_study_says_what_it_has():
 
 
 def test_an_estimate_is_students_interval():
-    estimate = Estimate.of([np.full(10, value) for value in (1.0, 2.0, 3.0)])
+    estimate = Estimate.of({seed: np.full(10, seed + 1.0) for seed in range(3)})
     assert estimate.mean == 2.0
-    assert estimate.reach == pytest.approx(4.302653 / np.sqrt(3), abs=1e-5)
+    assert estimate.margin == pytest.approx(4.302653 / np.sqrt(3), abs=1e-5)
     assert estimate.sign == 0
-    assert Estimate.of([np.full(10, value) for value in (1.0, 1.1, 0.9)]).sign == 1
+    assert Estimate.of({seed: np.full(10, value) for seed, value in enumerate((1.0, 1.1, 0.9))}).sign == 1
 
 
 def test_seeds_that_agree_by_chance_on_few_images_prove_nothing():
     """Each seed: one image of ten better, none worse. The seeds' own spread would be 0."""
     better = np.zeros(10)
     better[0] = 1.0
-    assert Estimate.of([better, better, better]).sign == 0
-    assert Estimate.of([np.tile(better, 100)] * 3).sign == 1
+    assert Estimate.of(dict.fromkeys(range(3), better)).sign == 0
+    assert Estimate.of(dict.fromkeys(range(3), np.tile(better, 100))).sign == 1
 
 
 @pytest.mark.parametrize("seeds", [1, 3])

@@ -2,21 +2,18 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bottleneck.errors import FitError
-from bottleneck.studies.transfer_study.effects import complaints, may_follow, require_sound, sound
-from bottleneck.studies.transfer_study.runs import RunResult
-from bottleneck.studies.transfer_study.study_config import Run
+from bottleneck.studies.transfer_study.effects import can_train, complaints, require_valid, valid_runs
+from bottleneck.studies.transfer_study.protocol import Run
+from tests.helpers.study_runs import run_result
 
 VAL, CLASSES = 400, 20
 
 
 def result(seed, kind, n=0, share=1.0, accuracy=0.8, diverged=False):
-    hits = np.arange(VAL) < round(VAL * accuracy)
-    packed = np.packbits(hits).tobytes().hex()
-    return RunResult(seed, kind, n, share, hits.mean(), 0.9, 100, VAL, CLASSES, diverged, 1.0, packed)
+    return run_result(Run(seed, kind, n, share), accuracy, VAL, CLASSES, diverged)
 
 
 def bases(seed, a=0.8, b=0.8):
@@ -29,14 +26,14 @@ def test_learnt_is_what_guessing_does_not_reach(accuracy, learnt):
 
 
 def test_a_few_images_cannot_show_that_anything_was_learnt():
-    assert not RunResult(0, "baseB", 0, 1.0, 1.0, 1.0, 8, 4, 2, False, 1.0, "f0").learnt
+    assert not run_result(Run(0, "baseB"), accuracy=1.0, val=4, classes=2).learnt
 
 
 @pytest.mark.parametrize("kind", ["baseA", "baseB"])
 def test_a_seed_whose_base_guesses_is_left_out_and_named(kind):
     broken = bases(2, **{kind[-1].lower(): 0.05})
     runs = [*bases(0), result(0, "AnB", 3), *broken, result(2, "AnB", 3)]
-    assert {run.seed for run in sound(runs)} == {0}
+    assert {run.seed for run in valid_runs(runs)} == {0}
     (sentence,) = complaints(runs)
     assert sentence.startswith("Seed 2 is left out")
     assert (
@@ -45,24 +42,24 @@ def test_a_seed_whose_base_guesses_is_left_out_and_named(kind):
 
 
 def test_no_copies_of_a_base_that_guesses():
-    usable = sound([*bases(0), *bases(1, a=0.05)])
-    assert may_follow(Run(0, "AnB", 3), usable)
-    assert not may_follow(Run(1, "BnB", 3), usable)
-    assert not may_follow(Run(2, "BnB", 3), usable)
-    assert may_follow(Run(1, "baseB"), usable)
+    valid = valid_runs([*bases(0), *bases(1, a=0.05)])
+    assert can_train(Run(0, "AnB", 3), valid)
+    assert not can_train(Run(1, "BnB", 3), valid)
+    assert not can_train(Run(2, "BnB", 3), valid)
+    assert can_train(Run(1, "baseB"), valid)
 
 
 def test_a_share_that_is_too_small_to_learn_from_costs_that_share_alone():
     runs = [*bases(0), result(0, "baseA", share=0.25, accuracy=0.05), result(0, "AnB+", 7)]
-    assert [run.share for run in sound(runs)] == [1.0] * 3
-    assert not may_follow(Run(0, "AnB+", 7, 0.25), sound(runs))
+    assert [run.share for run in valid_runs(runs)] == [1.0] * 3
+    assert not can_train(Run(0, "AnB+", 7, 0.25), valid_runs(runs))
     assert complaints(runs)[0].startswith("Transfer from 25% of A in seed 0 is left out: base network A")
 
 
 def test_a_copy_that_diverged_is_left_out_and_one_that_guesses_is_named():
     runs = [*bases(0), result(0, "AnB", 7, accuracy=0.05), result(0, "random", 7, accuracy=0.05)]
     runs.append(result(0, "AnB+", 2, accuracy=0.0, diverged=True))
-    assert len(sound(runs)) == 4
+    assert len(valid_runs(runs)) == 4
     assert complaints(runs) == [
         "Diverged and left out: seed0-AnB+-2.",
         "No better than guessing, but counted: seed0-AnB-7.",
@@ -71,12 +68,12 @@ def test_a_copy_that_diverged_is_left_out_and_one_that_guesses_is_named():
 
 def test_a_sound_study_has_nothing_to_complain_of():
     runs = [*bases(0), result(0, "AnB", 7)]
-    assert sound(runs) == runs
+    assert valid_runs(runs) == runs
     assert complaints(runs) == []
-    require_sound(runs, Path())
+    require_valid(runs, Path())
 
 
 def test_a_study_without_a_sound_seed_fails_by_name():
     diverged = [result(0, "baseA", accuracy=0.0, diverged=True), result(0, "baseB")]
     with pytest.raises(FitError, match=r"seed0-baseA \(its training diverged\)"):
-        require_sound(diverged, Path("here"))
+        require_valid(diverged, Path("here"))

@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 
 import bottleneck
 from bottleneck.cli.main import group
+from bottleneck.data.config import ReadConfig
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, FitError, SourceError
+from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.images import read_images
 from bottleneck.studies.transfer_study.networks import build_network
+from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs
 from bottleneck.studies.transfer_study.runs import Runner, _OnRows
 from bottleneck.studies.transfer_study.study import transfer_study
-from bottleneck.studies.transfer_study.study_config import Run, StudyConfig, class_halves, plan_runs
 from tests.helpers.stripes import write_stripes
 
 SMALL = {
@@ -155,7 +157,7 @@ def test_other_images_are_not_mixed_in(study, tmp_path):
 def runner(source, tmp_path):
     config = StudyConfig(seeds=1, **SMALL)
     network = build_network(config.network, 2, size=16, channels=1, width=4)
-    images = read_images(source, network.preprocess, tmp_path)
+    images = read_images(source, network.preprocess, tmp_path, ReadConfig())
     halves = [{"A": np.array([0, 1]), "B": np.array([2, 3])}]
     runner = Runner(config, images, halves, tmp_path)
     for kind in ("baseA", "baseB"):
@@ -208,7 +210,7 @@ def test_a_backbone_is_cut_between_its_blocks(resnet):
 
 def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path):
     config = StudyConfig(seeds=1, network="resnet18", image_size=32, epochs=1, lr=0.01, shares=())
-    images = read_images(source, resnet.preprocess, tmp_path)
+    images = read_images(source, resnet.preprocess, tmp_path, ReadConfig())
     runner = Runner(config, images, [{"A": np.array([0, 1]), "B": np.array([2, 3])}], tmp_path)
     base = {name: tensor.clone() for name, tensor in resnet.module.state_dict().items()}
     save_file(base, tmp_path / "seed0-baseA.safetensors")
@@ -218,7 +220,7 @@ def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path)
     train, val = images.of_classes(np.array([2, 3]))
     rows = runner._rows(run, network, train, val)
     runner._fit(run, _OnRows(network.suffix(3)), rows, np.array([2, 3]), train, val)
-    frozen = set(network.halves[3][0].state_dict())
+    frozen = set(network.cuts[3][0].state_dict())
     for name, tensor in network.module.state_dict().items():
         if name in frozen:
             assert torch.equal(tensor, base[name]), name
@@ -249,13 +251,13 @@ def test_alexnet_fits_its_images(size):
 def test_halves_are_disjoint_and_drawn_anew_for_each_seed():
     names = [str(k) for k in range(11)]
     drawn = [class_halves(names, seed) for seed in range(3)]
-    for a, b in drawn:
+    for a, b in (halves.values() for halves in drawn):
         assert sorted([*a, *b]) == list(range(11))
         assert abs(len(a) - len(b)) <= 1
-    assert not np.array_equal(drawn[0][0], drawn[1][0])
-    a, b = class_halves(names, 0, (["1", "0"], ["5", "9", "7"]))
-    assert a.tolist() == [0, 1]
-    assert b.tolist() == [5, 7, 9]
+    assert not np.array_equal(drawn[0]["A"], drawn[1]["A"])
+    halves = class_halves(names, 0, (["1", "0"], ["5", "9", "7"]))
+    assert halves["A"].tolist() == [0, 1]
+    assert halves["B"].tolist() == [5, 7, 9]
 
 
 @pytest.mark.parametrize(
@@ -284,7 +286,7 @@ def test_a_class_with_too_few_images_is_named(tmp_path):
 def test_without_val_a_quarter_of_train_is_set_aside(tmp_path):
     source = write_stripes(tmp_path / "images", val=0)
     network = build_network("alexnet8", 2, size=16, channels=1, width=2)
-    images = read_images(source, network.preprocess, tmp_path)
+    images = read_images(source, network.preprocess, tmp_path, ReadConfig())
     assert [int(images.val[images.codes == k].sum()) for k in range(4)] == [2, 2, 2, 2]
 
 
