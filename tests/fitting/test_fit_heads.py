@@ -108,26 +108,6 @@ def test_the_shot_curve_rises(world, tmp_path):
     assert head_curves(result).keys() == {"shot_curve"}
 
 
-def test_a_draw_is_scored_as_a_head_fitted_on_it(world, tmp_path):
-    from bottleneck.heads.few_shot import draw_shots, shot_scores
-    from bottleneck.heads.solver.design import standardisation
-    from bottleneck.threads import WorkerPool
-
-    _, X, y = world
-    target = class_target(y)
-    (scores,) = shot_scores(ArrayRows(X), target, 0.01, [10], repeats=2, seed=4)
-    draws = draw_shots(target, 10, 2, np.random.default_rng([4, 10]))
-    with WorkerPool() as pool:
-        standard = standardisation(ArrayRows(X), pool)
-    Z = standard.apply(X)
-    for drawn, score in zip(draws, scores, strict=True):
-        from sklearn.linear_model import LogisticRegression
-
-        assert drawn.sum() == 30
-        judge = LogisticRegression(C=0.01 * 180 / 30, tol=1e-8, max_iter=5000).fit(Z[drawn], y[drawn])
-        assert judge.score(Z[~drawn], y[~drawn]) == pytest.approx(score, abs=0.014)  # two of 150
-
-
 def test_views_train_and_plain_features_validate(tmp_path):
     """The views of a sample share its weight; copies of the plain features as views change nothing."""
     X, y = features(90, D, 3)

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from bottleneck.backbones.batchnorm import calibrate_in_training_mode
 from bottleneck.files import write_whole
+from bottleneck.samples import ArrayRows
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
 from bottleneck.studies.transfer_study.networks import LayeredNetwork, build_network
@@ -44,17 +45,6 @@ from bottleneck.training.optim import LayerGroup, OptimConfig, Schedule, build_o
 
 PASS = 256  # images that pass the layers at once
 CALIBRATION = 512  # images that set the BatchNorm statistics of random layers
-
-
-class ArrayRows:
-    """Rows of an array, in memory or mapped from a file, one per image (`training.rows.Rows`)."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.shape, self.dtype = values, values.shape, values.dtype
-
-    def take(self, images: np.ndarray) -> np.ndarray:
-        """Rows of `images`, in that order."""
-        return self.values[images]
 
 
 @torch.inference_mode()
