@@ -22,9 +22,14 @@ def test_a_whole_file_replaces_the_old_one_and_makes_its_folder(tmp_path):
 def test_an_error_of_the_caller_passes_unchanged_and_leaves_the_old_file(tmp_path):
     path = tmp_path / "x.bin"
     path.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError) as caught, files.whole_file(path) as file:
-        file.write(b"half")
-        (tmp_path / "another").read_bytes()
+
+    def copy_half():
+        with files.whole_file(path) as file:
+            file.write(b"half")
+            file.write((tmp_path / "another").read_bytes())
+
+    with pytest.raises(FileNotFoundError) as caught:
+        copy_half()
     assert caught.value.filename == str(tmp_path / "another")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]

@@ -30,7 +30,7 @@ from bottleneck.extraction.settings import shared_views
 from bottleneck.files import write_whole
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.store.plan import Plan, Work
+from bottleneck.store.plan import Work
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
 
@@ -180,7 +180,9 @@ def run_extraction(
     started = time.perf_counter()
     with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
         _write_statistics(extraction)
-        for work in plan_extraction(source, writer).work:
+        for key, reason in source.absent.items():
+            writer.fail(key, reason)
+        for work in writer.plan(*keys_and_stats(source)).work:
             _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
@@ -211,12 +213,10 @@ def default_cache(source: Source, config: ExtractConfig) -> Path:
     return Path("cache") / f"{name}--{backbone}.h5"
 
 
-def plan_extraction(source: Source, writer: CacheWriter) -> Plan:
-    """What is missing. Inputs that are known to be absent are failures at once."""
-    for key, reason in source.absent.items():
-        writer.fail(key, reason)
+def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
+    """Return the keys of all inputs, those known to be absent last, with size and mtime_ns of each."""
     keys = (*source.images, *source.absent)
-    return writer.plan(keys, [_stat(source, key) for key in keys])
+    return keys, [_stat(source, key) for key in keys]
 
 
 def _write_statistics(extraction: Extraction) -> None:
@@ -233,8 +233,9 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
     keys = [source.images[i] for i in work.images]
     views = shared_views((writer.nodes[name] for name in names), extraction.path)
     recipe = ViewRecipe.from_json(views) if views else None
+    known = writer.known(names)
     with reporter.step("Extracting", total=len(keys), unit="images") as advance:
-        for item in extraction.trunk.stream(source, keys, names, known=work.known, views=recipe):
+        for item in extraction.trunk.stream(source, keys, names, known=known, views=recipe):
             if isinstance(item, Batch):
                 _commit(item, names, writer)
                 advance(len(item.images))
@@ -250,12 +251,12 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
 
 
 def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
-    images = batch.images
     writer.add(
-        [image.key for image in images],
-        [image.digest for image in images if image.digest is not None],
-        [image.size for image in images],
-        [image.mtime_ns for image in images],
+        [
+            (image.key, image.digest, image.size, image.mtime_ns)
+            for image in batch.images
+            if image.digest is not None
+        ],
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
     )

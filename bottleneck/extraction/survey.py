@@ -10,9 +10,11 @@ from typing import Any
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.extraction.extract import default_cache, plan_extraction
+from bottleneck.extraction.extract import default_cache, keys_and_stats
 from bottleneck.extraction.prepare import prepare
-from bottleneck.store.writer import CacheWriter
+from bottleneck.store.plan import plan_run
+from bottleneck.store.spec import Origin
+from bottleneck.store.state import CacheState
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def survey(
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
 ) -> Survey:
-    """Return what `extract` with the same arguments would do, writing nothing. Raises what it would raise."""
+    """Return what `extract` with the same arguments would do, without writing a file or taking a lock.
+
+    Raises what `extract` would raise before its first image.
+    """
     config = ExtractConfig(
         backbone=backbone,
         weights=weights,
@@ -111,18 +116,17 @@ def survey(
     source = read_source(source, reading)
     path = Path(cache) if cache is not None else default_cache(source, config)
     extraction = prepare(config, source, path)
-    with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
-        plan = plan_extraction(source, writer)
+    with CacheState(path, Origin(extraction.spec, source.root), extraction.nodes) as state:
+        plan = plan_run(state, *keys_and_stats(source), given_up=source.absent)
+        plan.require_space(path.parent)
         return Survey(
             cache=str(path),
             images=len(source.images),
             samples=len(source.samples),
-            to_read=sum(len(work.images) for work in plan.work),
+            to_read=plan.to_read,
             reused=plan.reused,
             failed=plan.failed,
             ignored=source.ignored,
-            bytes_to_write=sum(
-                len(work.images) * writer.nodes[name].row_bytes for work in plan.work for name in work.nodes
-            ),
-            nodes={name: node.shape for name, node in writer.nodes.items()},
+            bytes_to_write=plan.feature_bytes,
+            nodes={name: node.shape for name, node in state.nodes.items()},
         )

@@ -1,98 +1,154 @@
-"""From parts to one plain file: rows are gathered in blocks, the new file is checked and moved into place.
+"""Make plain files from committed parts: rows are gathered in blocks, each new file is checked and renamed.
 
 Shapes: I images.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import replacing
-from bottleneck.samples import SampleTable
+from bottleneck.files import TEMPORARY, replacing
 from bottleneck.store import layout
-from bottleneck.store.cachefile import CacheFile, dataset_paths
-from bottleneck.store.rows import Catalog
-from bottleneck.store.spec import CacheSpec, NodeSpec
-from bottleneck.store.tables import Failure, ImageTable, failure_columns, sample_columns
+from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.catalog import Catalog
+from bottleneck.store.layout import companion_path
+from bottleneck.store.parts import PartsFolder
+from bottleneck.store.spec import NodeSpec, Origin
+from bottleneck.store.state import CacheState
+from bottleneck.store.tables import (
+    CacheTables,
+    ImageRow,
+    ImageTable,
+    failure_columns,
+    same_columns,
+    sample_columns,
+)
+
+
+def write_cache(state: CacheState, tables: CacheTables) -> None:
+    """Write the files that have changed. Maps come first, so that no main file lacks their rows."""
+    vectors = [node for node in state.nodes.values() if not node.is_map]
+    for node in state.nodes.values():
+        if node.is_map:
+            _update_map(state, node, tables.images)
+    main = state.main
+    if main is not None:
+        if main.nodes == {node.name: node for node in vectors} and _same_tables(main, tables):
+            return
+        main.require_sound(main.nodes.values())
+    write_main(state.path, state.origin, vectors, tables, state.catalog)
+
+
+def _update_map(state: CacheState, node: NodeSpec, images: ImageTable) -> None:
+    """Write a map's file if it lacks rows.
+
+    The new file keeps the rows of the old main file's images, for readers that have the old one open.
+    """
+    companion = state.companions.get(node.name)
+    tables = [images]
+    if companion is not None:
+        stored = set(companion.images.digests())
+        if stored.issuperset(images.digests()) and companion.nodes[node.name] == node:
+            return
+        companion.require_sound([companion.nodes[node.name]])
+        if state.main is not None:
+            old = state.main.images
+            complete = [not state.catalog.missing(digest, node.datasets) for digest in old.digests()]
+            tables.append(old.take(np.array(complete, bool)))
+    path = companion_path(state.path, node)
+    write_companion(path, state.origin, node, unique_images(tables), state.catalog)
+
+
+def finish_in_parts(state: CacheState, parts: PartsFolder, tables: CacheTables) -> None:
+    """End a run with its rows left in the parts."""
+    if state.main is not None or state.companions:
+        raise CacheError(
+            f"{state.path} is one file already, so its new rows cannot stay in parts.",
+            "Leave consolidate as it is, or begin another cache with -o.",
+        )
+    entry = None if state.log is None else state.log.table
+    if entry and _same_tables(state.catalog.open_part(parts.path, entry, thorough=False), tables):
+        return
+    parts.commit_tables(tables)
 
 
 def write_main(
-    path: Path,
-    spec: CacheSpec,
-    source_root: str,
-    nodes: Iterable[NodeSpec],
-    images: ImageTable,
-    samples: SampleTable,
-    failures: list[Failure],
-    catalog: Catalog,
+    path: Path, origin: Origin, nodes: Iterable[NodeSpec], tables: CacheTables, catalog: Catalog
 ) -> None:
-    """Write and move into place the main file `path`."""
+    """Write a main file and move it into place."""
 
     def fill(file: h5py.File) -> None:
-        layout.write_root(file, spec, source_root)
-        layout.write_images(file, images)
-        _write_nodes(file, spec, nodes, images, catalog)
-        layout.write_columns(file, sample_columns(samples))
-        layout.write_columns(file, failure_columns(failures))
+        layout.write_root(file, origin)
+        layout.write_columns(file, tables.images.columns())
+        _write_nodes(file, origin, nodes, tables.images, catalog)
+        layout.write_columns(file, sample_columns(tables.samples))
+        layout.write_columns(file, failure_columns(tables.failures))
 
     _replace(path, fill)
 
 
-def write_companion(
-    path: Path, spec: CacheSpec, source_root: str, node: NodeSpec, images: ImageTable, catalog: Catalog
-) -> None:
-    """Write and move into place the file of one node's map."""
+def write_companion(path: Path, origin: Origin, node: NodeSpec, images: ImageTable, catalog: Catalog) -> None:
+    """Write the file of one node's map and move it into place."""
 
     def fill(file: h5py.File) -> None:
-        layout.write_root(file, spec, source_root, map_name=node.name)
-        layout.write_images(file, images)
-        _write_nodes(file, spec, [node], images, catalog)
+        layout.write_root(file, origin, map_name=node.name)
+        layout.write_columns(file, images.columns())
+        _write_nodes(file, origin, [node], images, catalog)
 
     _replace(path, fill)
 
 
 def unique_images(tables: Iterable[ImageTable]) -> ImageTable:
-    """The first image of each digest."""
-    rows: dict[bytes, tuple[str, bytes, int, int]] = {}
+    """Return the first image of each digest."""
+    rows: dict[bytes, ImageRow] = {}
     for table in tables:
         for row in table.rows():
             rows.setdefault(row[1], row)
     return ImageTable.of(list(rows.values()))
 
 
-def require_sound(file: CacheFile, nodes: Iterable[NodeSpec]) -> None:
-    """Compare the features that are about to be copied with their checksums, lest damage gets a new one."""
-    for node in nodes:
-        for path in dataset_paths(node):
-            try:
-                same = layout.checksum(file.file[path]) == file.file[path].attrs["sha256"]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise file.damaged(f"/{path} cannot be read ({error})") from None
-            if not same:
-                raise file.damaged(f"/{path} does not match its checksum")
+def remove_temporaries(path: Path) -> None:
+    """Delete what an interrupted consolidation of the main file `path` left. The caller holds its lock.
+
+    NAME--X.h5 is not touched if it has a lock file: it is then another cache, with a writer of its own.
+    """
+    names = set(os.listdir(path.parent))
+    pattern = re.compile(rf"(.+?{re.escape(path.suffix)})(\.[0-9a-f]{{8}})?{re.escape(TEMPORARY)}")
+    for match in filter(None, map(pattern.fullmatch, names)):
+        target = match[1]
+        is_companion = target.startswith(f"{path.stem}--") and f"{target}.lock" not in names
+        if target == path.name or is_companion:
+            path.with_name(match[0]).unlink(missing_ok=True)
+
+
+def _same_tables(file: CacheFile, tables: CacheTables) -> bool:
+    return same_columns(file.read_tables(), tables.columns())
 
 
 def _write_nodes(
-    file: h5py.File, spec: CacheSpec, nodes: Iterable[NodeSpec], images: ImageTable, catalog: Catalog
+    file: h5py.File, origin: Origin, nodes: Iterable[NodeSpec], images: ImageTable, catalog: Catalog
 ) -> None:
     for node in nodes:
         for views in (False, True) if node.views is not None else (False,):
             rows = catalog.rows(node, images.digest, views)
             if len(rows.absent):
                 raise CacheError(f"Node {node.name!r} lacks {len(rows.absent)} rows that were promised.")
-            layout.write_rows(file, spec, node, len(images), rows.blocks(), views)
+            layout.write_rows(file, origin.spec, node, rows.blocks(), views)
 
 
 def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:
-    """Build a file beside `path`, check it, and move it into place."""
+    """Write a file beside `path`, check it, and move it into place."""
     with replacing(path) as fresh:
         with layout.new_file(fresh) as file:
             fill(file)
             layout.seal(file)
         with CacheFile(fresh) as written:
-            require_sound(written, written.nodes.values())
-            _ = written.images, written.samples, written.failures  # each compares its checksums
+            written.require_sound(written.nodes.values())
+            _ = written.images, written.samples, written.failures  # reading them compares their checksums

@@ -1,4 +1,4 @@
-"""A cache as other tools take it: one .npz of arrays, or one Parquet table of samples, written in blocks.
+"""Export a cache for other tools: one .npz of arrays, or one Parquet table of samples, written in blocks.
 
 Shapes: I images, S samples, M images per sample, D features, P covariates.
 """
@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -22,17 +22,19 @@ from bottleneck.store.reader import FeatureCache
 PARQUET_ROWS = 4096
 
 
-def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str] | None = None) -> dict:
-    """Write a cache's content for other tools.
+def export(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], nodes: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Write the content of a cache to a file for other tools.
 
     Parameters
     ----------
     path : the cache
-    out : file ending in .npz or .parquet; one that exists is replaced
+    out : file ending in .npz or .parquet; an existing one is replaced
         .npz: the arrays of the format under their paths, "images/key", "features/NODE" …; strings as unicode.
-        .parquet: a row per sample (or per image, where the cache has no samples) with its key, image, split,
+        .parquet: a row per sample (or per image, if the cache has no samples) with its key, image, split,
         group, labels by name, covariates, and each node's features as a list of float32.
-    nodes : names of the nodes to write; all vector nodes where left out
+    nodes : names of the nodes to write; all vector nodes by default
 
     Returns
     -------
@@ -41,16 +43,16 @@ def export(path: str | os.PathLike, out: str | os.PathLike, nodes: Sequence[str]
     Raises
     ------
     CacheError
-        The ending is another, a node is absent, pyarrow is not installed, or the disk refuses.
+        The file name has another ending, a node is absent, or pyarrow is not installed.
+    WriteError
     """
     out = Path(out)
     writers = {".npz": _write_npz, ".parquet": _write_parquet}
     if out.suffix not in writers:
         raise CacheError(f"A cache is exported to .npz or .parquet, not to {out.suffix or 'no ending'!r}.")
     with FeatureCache(path) as cache:
-        names = (
-            [name for name, node in cache.nodes.items() if not node.is_map] if nodes is None else list(nodes)
-        )
+        vectors = [name for name, node in cache.nodes.items() if not node.is_map]
+        names = vectors if nodes is None else list(nodes)
         for name in names:
             cache.node(name)
         with replacing(out) as fresh:
@@ -78,7 +80,7 @@ def _write_npz(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, t
 def _arrays(
     cache: FeatureCache, names: list[str]
 ) -> Iterator[tuple[str, tuple[int, ...], np.dtype, Iterable[np.ndarray]]]:
-    """Name, shape, type and blocks of every array."""
+    """Yield name, shape, type and blocks of every array."""
     images, samples = cache.images, cache.samples
     whole = {
         "images/key": images.key.astype(str),
@@ -109,20 +111,21 @@ def _arrays(
 
 
 def _write_parquet(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
-    pyarrow = _pyarrow()
+    pyarrow = _import_pyarrow()
     table = _table(cache)
     count = len(table["key"])
     image = cache.samples.image if len(cache.samples) else np.arange(count)[:, None]
     features = {name: cache.features(name) for name in names}
-    writer, shapes = None, {}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(table, (count,))
+    writer = None
     try:
         for start in range(0, max(count, 1), PARQUET_ROWS):
-            here = slice(start, start + PARQUET_ROWS)
-            columns = {name: pyarrow.array(values[here]) for name, values in table.items()}
+            block = slice(start, start + PARQUET_ROWS)
+            columns = {name: pyarrow.array(values[block]) for name, values in table.items()}
             for name, rows in features.items():
-                block = rows.take(image[here].reshape(-1)).astype(np.float32)
+                values = rows.take(image[block].reshape(-1)).astype(np.float32)
                 width = int(np.prod(rows.shape[1:])) * image.shape[1]
-                flat = pyarrow.array(block.reshape(-1))
+                flat = pyarrow.array(values.reshape(-1))
                 columns[f"features/{name}"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
                 shapes[f"features/{name}"] = (count, width)
             batch = pyarrow.table(columns)
@@ -131,11 +134,11 @@ def _write_parquet(cache: FeatureCache, path: Path, names: list[str]) -> dict[st
     finally:
         if writer is not None:
             writer.close()
-    return dict.fromkeys(table, (count,)) | shapes
+    return shapes
 
 
-def _pyarrow() -> ModuleType:
-    """The library. It imports pandas where there is one, which warns that we are not its `bottleneck`."""
+def _import_pyarrow() -> Any:
+    """Import pyarrow. It may import pandas, which warns that this package is not its own `bottleneck`."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -149,28 +152,28 @@ def _pyarrow() -> ModuleType:
     return pyarrow
 
 
-def _table(cache: FeatureCache) -> dict[str, list]:
-    """Columns of the Parquet table but the features, as Python values."""
+def _table(cache: FeatureCache) -> dict[str, list[Any]]:
+    """Return the columns of the Parquet table except features, as Python values."""
     samples = cache.samples
     if not len(samples):
         return {"key": list(cache.images.key), "image": list(cache.images.key)}
     keys = cache.images.key[samples.image]
     single = samples.image.shape[1] == 1
-    columns = {
+    columns: dict[str, list[Any]] = {
         "key": list(samples.key),
         "image": list(keys[:, 0]) if single else [list(row) for row in keys],
         "split": list(samples.split),
     }
     if samples.group is not None:
         columns["group"] = list(samples.group)
-    columns |= {name: _readable(target) for name, target in samples.targets.items()}
+    columns |= {name: _label_names(target) for name, target in samples.targets.items()}
     for name, values in zip(samples.covariate_names, samples.covariates.T, strict=True):
         columns[name] = values.tolist()
     return columns
 
 
-def _readable(target: Target) -> list:
-    """Labels by name, None where unlabelled."""
+def _label_names(target: Target) -> list[Any]:
+    """Return the labels by name, None if unlabelled."""
     if target.kind == "regression":
         return [None if np.isnan(value) else float(value) for value in target.values]
     if target.kind == "class":

@@ -1,6 +1,6 @@
-"""The HDF5 layout of format version 1, written: datasets with their checksums, and the seal over it all.
+"""Write the HDF5 layout of format version 1: datasets with their checksums, and the seal over all of them.
 
-Shapes: N rows of a dataset, whatever they are rows of.
+Shapes: N rows of a dataset.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -17,24 +18,21 @@ import numpy as np
 from bottleneck import __version__
 from bottleneck.errors import CacheError
 from bottleneck.files import LatchedFile
-from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json, fingerprint
-from bottleneck.store.tables import Column, ImageTable, link_name
+from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json, fingerprint, link_name
+from bottleneck.store.tables import Column
 
 FORMAT = "bottleneck-feature-cache"
 FORMAT_VERSION = 1
 CHUNK_BYTES = 512 * 1024
-LIBVER = ("v110", "v110")  # superblock and indexes of HDF5 1.10: their metadata carry checksums
-BLOCK_BYTES = 16 * 1024 * 1024  # a block of a streaming dataset; two or three are held at a time
-NODE_TEXTS = ("node", "pool", "dtype", "precision", "layout")  # of a NodeSpec, attributes of its rows
+LIBVER = ("v110", "v110")  # the file structure of HDF5 1.10 has checksums over its metadata
+BLOCK_BYTES = 16 * 1024 * 1024  # rows are read and written in blocks; two or three are in memory at a time
+NODE_TEXTS = ("node", "pool", "dtype", "precision", "layout")  # fields of a NodeSpec, attributes of its rows
 DTYPE_NAMES = ("float16", "float32", "float64", "int64", "uint8")
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file, to be made durable by the caller. Raises the first OSError of writing it.
-
-    Superblock and indexes are those of HDF5 1.10, whose metadata carry checksums.
-    """
+    """Create an HDF5 file, which the caller makes durable. Raises the first OSError of writing it."""
     with LatchedFile(path) as raw:
         with h5py.File(raw, "w", libver=LIBVER) as file:
             yield file
@@ -44,52 +42,46 @@ def new_file(path: Path) -> Iterator[h5py.File]:
             raise raw.error
 
 
-def write_root(file: h5py.File, spec: CacheSpec, source_root: str, map_name: str | None = None) -> None:
-    """Attributes of the root but its seal."""
+def write_root(file: h5py.File, origin: Origin, map_name: str | None = None) -> None:
+    """Write the attributes of the root, except its seal."""
+    spec = origin.spec
     file.attrs["format"] = FORMAT
     file.attrs["format_version"] = np.int64(FORMAT_VERSION)
     file.attrs["backbone"] = canonical_json(spec.backbone)
     file.attrs["preprocess"] = canonical_json(spec.preprocess)
     file.attrs["fingerprint"] = spec.fingerprint
-    file.attrs["source_root"] = source_root
+    file.attrs["source_root"] = origin.source_root
     file.attrs["created_with"] = f"bottleneck-features {__version__}"
     if map_name is not None:
         file.attrs["map"] = map_name
 
 
 def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
-    """Small datasets, each at its path with its attributes and checksum."""
+    """Write small datasets with their attributes and checksums; `columns` by path."""
     for path, column in columns.items():
         dataset = _create(file, path, column.values.shape, column.values.dtype)
         if column.values.size:
             dataset[...] = column.values.astype(dataset.dtype)  # names the character set of strings
         for name, value in column.attributes.items():
             dataset.attrs[name] = value
-        dataset.attrs["sha256"] = hashlib.sha256(np.ascontiguousarray(column.values).tobytes()).hexdigest()
-
-
-def write_images(file: h5py.File, images: ImageTable, group: str = "images") -> None:
-    """/images, or another group with the same columns."""
-    write_columns(file, {f"{group}/{name}": Column(values) for name, values in images.columns().items()})
+        dataset.attrs["sha256"] = sha256_of(column.values)
 
 
 def write_rows(
-    file: h5py.File,
-    spec: CacheSpec,
-    node: NodeSpec,
-    count: int,
-    blocks: Iterable[np.ndarray],
-    views: bool = False,
+    file: h5py.File, spec: CacheSpec, node: NodeSpec, blocks: Iterable[np.ndarray], views: bool = False
 ) -> None:
-    """/features/<node>, or /views/<node>, from blocks (B, …) that are `count` rows together."""
-    shape = node.views_shape if views else node.shape
-    path = f"{'views' if views else 'features'}/{link_name(node.name)}"
+    """Write the features of a node, or its views, from blocks (B, …) that are together a row per image.
+
+    The images must be in the file already.
+    """
+    path, shape = node.dataset(views), node.views_shape if views else node.shape
+    count = len(file["images/key"])
     dataset = _create(file, path, (count, *shape), np.dtype(node.dtype))
     digest, start = hashlib.sha256(), 0
     for block in blocks:
         block = np.ascontiguousarray(block)
         dataset[start : start + len(block)] = block
-        digest.update(block)
+        digest.update(block.data)
         start += len(block)
     if start != count:
         raise CacheError(f"{path} was given {start} rows; expected {count}.")
@@ -104,17 +96,18 @@ def write_rows(
 
 
 def seal(file: h5py.File) -> None:
-    """Write the root's checksum; the last thing done to a file."""
+    """Write the root's checksum. Nothing may be written to the file afterwards."""
     file.attrs["sha256"] = structure_checksum(file)
 
 
 def structure_checksum(file: h5py.File) -> str:
-    """Fingerprint of every object's path, attributes, shape and type (FORMAT.md, section 7)."""
-    objects = {"/": {"attributes": _attributes(file)}}
-    objects["/"]["attributes"].pop("sha256", None)
+    """Return the fingerprint of every object's path, attributes, shape and type (FORMAT.md, section 7)."""
+    root = _attributes(file)
+    root.pop("sha256", None)
+    objects: dict[str, dict[str, Any]] = {"/": {"attributes": root}}
 
-    def describe(path: str, item) -> None:
-        entry = {"attributes": _attributes(item)}
+    def describe(path: str, item: h5py.Group | h5py.Dataset) -> None:
+        entry: dict[str, Any] = {"attributes": _attributes(item)}
         if isinstance(item, h5py.Dataset):
             entry |= {"shape": list(item.shape), "dtype": dtype_name(item.dtype)}
         objects[f"/{path}"] = entry
@@ -124,7 +117,7 @@ def structure_checksum(file: h5py.File) -> str:
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """The name of a stored type in the structure's checksum; ValueError for a type that no cache has."""
+    """Return the name of a type in the structure's checksum. Raises ValueError if no cache may have it."""
     if dtype.kind == "S":
         return f"string:{dtype.itemsize}"
     if dtype.name in DTYPE_NAMES and dtype.newbyteorder("<") == dtype:
@@ -132,16 +125,21 @@ def dtype_name(dtype: np.dtype) -> str:
     raise ValueError(f"type {dtype}")
 
 
+def sha256_of(values: np.ndarray) -> str:
+    """Return the sha256 of an array's elements in C order."""
+    return hashlib.sha256(np.ascontiguousarray(values).data).hexdigest()
+
+
 def checksum(dataset: h5py.Dataset) -> str:
-    """sha256 of a dataset's elements, read in blocks."""
+    """Return the sha256 of a dataset's elements, read in blocks."""
     digest = hashlib.sha256()
     for start, stop in blocks_of(len(dataset), row_bytes(dataset)):
-        digest.update(np.ascontiguousarray(dataset[start:stop]))
+        digest.update(np.ascontiguousarray(dataset[start:stop]).data)
     return digest.hexdigest()
 
 
 def blocks_of(count: int, bytes_per_row: int, block_bytes: int = BLOCK_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges (start, stop) that cover `count` rows in blocks of bounded size, whole chunks each."""
+    """Yield ranges (start, stop) that cover `count` rows in blocks of whole chunks and bounded size."""
     rows = chunk_rows(bytes_per_row)
     step = max(1, block_bytes // max(1, rows * bytes_per_row)) * rows
     for start in range(0, count, step):
@@ -149,31 +147,27 @@ def blocks_of(count: int, bytes_per_row: int, block_bytes: int = BLOCK_BYTES) ->
 
 
 def row_bytes(dataset: h5py.Dataset) -> int:
-    """Bytes of one row."""
+    """Return the bytes of one row."""
     return prod(dataset.shape[1:]) * dataset.dtype.itemsize
 
 
 def chunk_rows(bytes_per_row: int) -> int:
-    """Rows of one chunk."""
+    """Return the number of rows in one chunk."""
     return max(1, CHUNK_BYTES // max(1, bytes_per_row))
 
 
 def companion_path(path: Path, node: NodeSpec) -> Path:
-    """The file of a node's map beside the main file `path`."""
-    return path.with_name(f"{path.stem}--{link_name(map_label(node))}{path.suffix}")
-
-
-def map_label(node: NodeSpec) -> str:
-    """What a companion's name says of its node."""
-    return node.node if node.pool == "none" else f"{node.node}@{node.pool}"
+    """Return the path of a node's map beside the main file `path`: NAME--NODE.h5, or NAME--NODE@POOL.h5."""
+    label = node.node if node.pool == "none" else f"{node.node}@{node.pool}"
+    return path.with_name(f"{path.stem}--{link_name(label)}{path.suffix}")
 
 
 def parts_folder(path: Path) -> Path:
-    """The folder of an unfinished run beside the main file `path`."""
+    """Return the folder of an unfinished run beside the main file `path`."""
     return path.with_name(path.name + ".parts")
 
 
-def _attributes(item) -> dict[str, str | int]:
+def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, str | int]:
     return {name: value if isinstance(value, str) else int(value) for name, value in item.attrs.items()}
 
 

@@ -15,13 +15,12 @@ from bottleneck.store.parts import PID
 
 
 class CacheLock:
-    """The lock of the cache `path`, held from now on; a lock file that nobody holds is no obstacle.
+    """The lock of the cache `path`, held until `release`. A lock file that no process holds is no obstacle.
 
-    Where nothing has come of it, neither a cache nor rows, the file goes away again, unless it was there and
-    beside a cache. Its holder alone deletes it, and before letting go: who waits for it meanwhile finds that
-    what it got has no name any more, and begins anew (filelock 3.21 and later).
+    The lock file is unlinked while locked; waiters detect the unlinked inode and retry (filelock 3.21 and
+    later). It is unlinked only after a run that changed nothing, if the file is new or no cache is beside it.
 
-    Raises CacheError at once (or after `timeout` seconds) where another process holds it.
+    Raises CacheError at once, or after `timeout` seconds, if another process holds the lock.
     """
 
     def __init__(self, path: Path, timeout: float = 0) -> None:
@@ -41,11 +40,11 @@ class CacheLock:
         self._before = _stamp(path)
 
     def release(self) -> None:
-        """Let go."""
+        """Release the lock, and delete its file if it guards nothing."""
         idle = self._before == _stamp(self._path) and not parts_folder(self._path).exists()
-        needless = idle and (self._is_new or self._before is None)
-        if needless and not isinstance(self._lock, filelock.SoftFileLock):  # which deletes its file itself
-            with suppress(OSError):  # Windows keeps what is open
+        unneeded = idle and (self._is_new or self._before is None)
+        if unneeded and not isinstance(self._lock, filelock.SoftFileLock):  # deletes its file itself
+            with suppress(OSError):  # Windows does not delete open files
                 self._file.unlink()
         self._lock.release()
 
@@ -57,12 +56,12 @@ class CacheLock:
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
-    """Changes when a file is replaced."""
+    """Return a value that changes when the file is replaced."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def _holder(path: Path) -> str:

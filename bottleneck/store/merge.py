@@ -1,6 +1,6 @@
-"""Several caches of one fingerprint become one, with nothing computed.
+"""Merge several caches that were made with the same settings into one, without computing anything.
 
-Shapes: I images, S samples, C classes.
+Shapes: I images, S samples.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
@@ -17,19 +18,19 @@ from bottleneck.errors import CacheError
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
+from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
-from bottleneck.store.rows import Catalog
-from bottleneck.store.spec import NodeSpec, require_equal
-from bottleneck.store.tables import Failure, ImageTable, objects
+from bottleneck.store.spec import NodeSpec, Origin, require_equal
+from bottleneck.store.tables import CacheTables, ImageRow, ImageTable, objects
 
 
-def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
+def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write the union of finished caches to the new file `out`.
 
-    Images and samples keep their order, those of the first cache first. Caches of different folders are
-    joined under the folders' common parent, and the keys are extended by what then lies between. An image or
-    a sample that occurs twice must be the same both times.
+    Images and samples keep their order, those of the first cache first. If the caches have different source
+    folders, the merged cache has their common parent, and each key is prefixed by the path from the parent to
+    its folder. An image or a sample that occurs in several caches must be the same in each.
 
     Parameters
     ----------
@@ -53,28 +54,29 @@ def merge(paths: Sequence[str | os.PathLike], out: str | os.PathLike) -> dict:
     if out.exists():
         raise CacheError(f"{out} exists already.", "Name a new file with -o.")
     with CacheLock(out), closing(Catalog()) as catalog:
-        files = [_opened(catalog, Path(path)) for path in paths]
-        return _merge(files, out, catalog)
+        return _merge([_open(catalog, Path(path)) for path in paths], out, catalog)
 
 
-def _opened(catalog: Catalog, path: Path) -> CacheFile:
+def _open(catalog: Catalog, path: Path) -> CacheFile:
     file = CacheFile(path)
-    catalog.pool.keep(file)
+    catalog.pool.add(file)
     if file.map_name is not None:
-        raise CacheError(f"{path} is the map of a node; name the main file, and its maps come along.")
+        raise CacheError(
+            f"{path} is the map of a node, not a main file.",
+            "Name the main file; its maps are merged as well.",
+        )
     return file
 
 
-def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict:
+def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any]:
     first = files[0]
     for file in files[1:]:
-        where, hint = (
-            f"{first.path}, beside {file.path},",
-            "Only caches made with the same settings can be merged.",
-        )
+        where = f"{first.path}, beside {file.path},"
+        hint = "Only caches made with the same settings can be merged."
         require_equal(first.spec.to_json(), file.spec.to_json(), where, hint)
         require_equal(_nodes(first), _nodes(file), where, hint)
-    root, prefixes = _common_root([file.source_root for file in files])
+    root, prefixes = _common_root([file.origin.source_root for file in files])
+    origin = Origin(first.spec, root)
     images, row_of = _join_images(files, prefixes)
     samples = _join_samples(files, prefixes, row_of)
     keys = set(images.key)
@@ -83,53 +85,51 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict:
         for file, prefix in zip(files, prefixes, strict=True)
         for failure in file.failures
     }
-    kept: list[Failure] = [failure for key, failure in failures.items() if key not in keys]
+    tables = CacheTables(images, samples, [f for key, f in failures.items() if key not in keys])
     for file in files:
-        consolidate.require_sound(file, file.nodes.values())
+        file.require_sound(file.nodes.values())
         catalog.add_rows(file)
-    maps = _merge_maps(files, out, root, catalog)
-    consolidate.write_main(out, first.spec, root, first.nodes.values(), images, samples, kept, catalog)
+    maps = _merge_maps(files, out, origin, catalog)
+    consolidate.write_main(out, origin, first.nodes.values(), tables=tables, catalog=catalog)
     return {
         "cache": str(out),
         "images": len(images),
         "samples": len(samples),
-        "failed": len(kept),
+        "failed": len(tables.failures),
         "nodes": {node.name: list(node.shape) for node in [*first.nodes.values(), *maps]},
     }
 
 
-def _nodes(file: CacheFile) -> dict:
+def _nodes(file: CacheFile) -> dict[str, Any]:
     return {name: node.to_json() for name, node in file.nodes.items()}
 
 
-def _merge_maps(files: list[CacheFile], out: Path, root: str, catalog: Catalog) -> list[NodeSpec]:
-    """Write a companion for each map that any cache has; it may cover fewer images than the main file."""
+def _merge_maps(files: list[CacheFile], out: Path, origin: Origin, catalog: Catalog) -> list[NodeSpec]:
+    """Write a companion for each map that any cache has; it may have rows of some images only."""
     maps: dict[str, list[CacheFile]] = {}
     for file in files:
-        found, broken = find_companions(file.path, file.spec.fingerprint, file.source_root)
-        for companion in found.values():
-            catalog.pool.keep(companion)
-        if broken:
-            raise next(iter(broken.values()))
-        for name, companion in found.items():
+        companions, errors = find_companions(file.path, file.origin)
+        for name, companion in companions.items():
+            catalog.pool.add(companion)
             maps.setdefault(name, []).append(companion)
-    for name, companions in maps.items():
-        node = companions[0].nodes[name]
-        for companion in companions:
-            where = f"{companions[0].path}, beside {companion.path},"
-            require_equal(
-                node.to_json(), companion.nodes[name].to_json(), where, "Delete one of the two maps."
-            )
-            consolidate.require_sound(companion, [node])
-            catalog.add_rows(companion)
-        images = consolidate.unique_images(companion.images for companion in companions)
-        path = companion_path(out, node)
-        consolidate.write_companion(path, companions[0].spec, root, node, images, catalog)
-    return [companions[0].nodes[name] for name, companions in maps.items()]
+        if errors:
+            raise next(iter(errors.values()))
+    nodes = []
+    for name, parts in maps.items():
+        node = parts[0].nodes[name]
+        for part in parts:
+            where = f"{parts[0].path}, beside {part.path},"
+            require_equal(node.to_json(), part.nodes[name].to_json(), where, "Delete one of the two maps.")
+            part.require_sound([node])
+            catalog.add_rows(part)
+        images = consolidate.unique_images(part.images for part in parts)
+        consolidate.write_companion(companion_path(out, node), origin, node, images=images, catalog=catalog)
+        nodes.append(node)
+    return nodes
 
 
 def _common_root(roots: list[str]) -> tuple[str, list[str]]:
-    """The folder that all roots lie in, and what to put before the keys of each."""
+    """Return the folder that contains all roots, and the prefix of the keys of each."""
     if len(set(roots)) == 1:
         return roots[0], [""] * len(roots)
     paths = [PurePosixPath(root) for root in roots]
@@ -144,21 +144,21 @@ def _common_root(roots: list[str]) -> tuple[str, list[str]]:
 
 
 def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTable, list[np.ndarray]]:
-    """The union of the image tables, and for each file the new rows of its images."""
-    rows: dict[str, tuple[int, tuple[str, bytes, int, int]]] = {}
+    """Return the union of the image tables and, for each file, the new rows of its images."""
+    rows: dict[str, tuple[int, ImageRow]] = {}
     row_of = []
     for file, prefix in zip(files, prefixes, strict=True):
-        mine = []
+        new_rows = []
         for name, digest, size, mtime in file.images.rows():
             key = prefix + name
-            at, row = rows.setdefault(key, (len(rows), (key, digest, size, mtime)))
+            index, row = rows.setdefault(key, (len(rows), (key, digest, size, mtime)))
             if row[1] != digest:
                 raise CacheError(
                     f"The image {key!r} differs between {file.path} and an earlier cache.",
                     "Extract the older of the two again, then merge.",
                 )
-            mine.append(at)
-        row_of.append(np.array(mine, np.int64))
+            new_rows.append(index)
+        row_of.append(np.array(new_rows, np.int64))
     return ImageTable.of([row for _, row in rows.values()]), row_of
 
 
@@ -196,51 +196,51 @@ def _require_alike(tables: list[SampleTable]) -> None:
 
 
 def _join_target(name: str, tables: list[SampleTable]) -> Target:
-    """One target over all tables; classes are joined by name, samples without it are unlabelled."""
-    found = [table.targets[name] for table in tables if name in table.targets]
-    if len({target.kind for target in found}) > 1:
+    """Return one target over all tables; classes are joined by name, samples without it are unlabelled."""
+    targets = [table.targets[name] for table in tables if name in table.targets]
+    if len({target.kind for target in targets}) > 1:
         raise CacheError(
-            f"The target {name!r} is {found[0].kind} in one cache and something else in another."
+            f"The target {name!r} is {targets[0].kind} in one cache and something else in another."
         )
-    names = tuple(dict.fromkeys(label for target in found for label in target.class_names))
-    blank = Target(name, found[0].kind, np.zeros(0), names)
+    names = tuple(dict.fromkeys(label for target in targets for label in target.class_names))
+    blank = Target(name, targets[0].kind, np.zeros(0), names)
     values = [_recoded(table.targets.get(name), blank, len(table)) for table in tables]
     return replace(blank, values=np.concatenate(values))
 
 
 def _recoded(target: Target | None, joined: Target, count: int) -> np.ndarray:
-    """A target's values in the codes (or columns) of the joined class names."""
+    """Return a target's values in the codes (or columns) of the joined class names."""
     if joined.kind == "regression":
         return np.full(count, np.nan) if target is None else target.values
-    place = {name: at for at, name in enumerate(joined.class_names)}
+    index = {name: i for i, name in enumerate(joined.class_names)}
     if joined.kind == "class":
         if target is None:
             return np.full(count, UNLABELLED, np.int64)
-        codes = np.array([place[name] for name in target.class_names] + [UNLABELLED], np.int64)
-        return codes[target.values]  # −1 takes the last
-    values = np.full((count, len(place)), 255, np.uint8)
+        codes = np.array([index[name] for name in target.class_names] + [UNLABELLED], np.int64)
+        return codes[target.values]  # −1 selects the last
+    values = np.full((count, len(index)), 255, np.uint8)
     if target is not None:
         values[target.labelled] = 0
-        values[:, [place[name] for name in target.class_names]] = target.values
+        values[:, [index[name] for name in target.class_names]] = target.values
     return values
 
 
 def _without_repeats(samples: SampleTable) -> SampleTable:
-    """Drop samples that occur again with the same content; refuse those that differ."""
+    """Drop samples that occur again with the same content. Raises CacheError if the contents differ."""
     first: dict[str, int] = {}
-    kept = np.ones(len(samples), bool)
-    for at, key in enumerate(samples.key):
-        before = first.setdefault(key, at)
-        if before != at:
-            if _content(samples, before) != _content(samples, at):
+    new = np.ones(len(samples), bool)
+    for index, key in enumerate(samples.key):
+        before = first.setdefault(key, index)
+        if before != index:
+            if _content(samples, before) != _content(samples, index):
                 raise CacheError(
                     f"The sample {key!r} occurs in two caches with different images, labels or split.",
                     "Extract both sources again, so that they agree, then merge.",
                 )
-            kept[at] = False
-    return samples.take(kept)
+            new[index] = False
+    return samples.take(new)
 
 
-def _content(samples: SampleTable, at: int) -> tuple:
-    labels = tuple(np.atleast_1d(target.values[at]).tobytes() for target in samples.targets.values())
-    return tuple(samples.image[at]), samples.split[at], labels, samples.covariates[at].tobytes()
+def _content(samples: SampleTable, index: int) -> tuple[object, ...]:
+    labels = tuple(np.atleast_1d(target.values[index]).tobytes() for target in samples.targets.values())
+    return tuple(samples.image[index]), samples.split[index], labels, samples.covariates[index].tobytes()

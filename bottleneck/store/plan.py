@@ -1,36 +1,38 @@
-"""What a run has to compute, decided before any image is read.
+"""Decide what a run has to compute, before any image is read. Nothing here reads or writes a file.
 
-An image's size and modification time are only a shortcut to its digest; rows are looked up by digest.
+Size and modification time of an image are only a shortcut to its digest; rows are looked up by digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bottleneck.store.rows import Record
+from bottleneck.errors import CacheError
+from bottleneck.files import require_space
+from bottleneck.store.state import CacheState
+
+TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space
 
 
 @dataclass(frozen=True)
 class Work:
-    """Images to be read, and the nodes to be computed for those that turn out not to be known.
+    """Images to be read, and the nodes to be computed of those whose digest turns out to have no rows.
 
     Parameters
     ----------
     nodes : tuple of str
-        Node names, in the writer's order.
+        Node names, in the order of the cache state's.
     images : (B,) int64
-        Indices into the images given to `plan`, ascending.
-    known : container of bytes
-        Digests that have rows for all of `nodes` by now, those added in this run included. An image
-        with such a digest is taken over, not computed.
+        Indices into the keys given to `plan_run`, ascending.
     """
 
     nodes: tuple[str, ...]
     images: np.ndarray
-    known: KnownDigests
 
 
 @dataclass(frozen=True)
@@ -41,62 +43,111 @@ class Plan:
     ----------
     work : list of Work, none of them empty
     reused : int
-        Images whose rows all exist and whose file has not changed.
+        Images that have all rows and whose file has not changed.
     failed : int
         Images that failed before and have not changed since.
+    feature_bytes : int
+        Bytes of the rows to be computed; a renamed or copied image needs fewer.
+    disk_bytes : int
+        Free disk that the run needs: its parts, and the new files that are made from them.
     """
 
     work: list[Work] = field(default_factory=list)
     reused: int = 0
     failed: int = 0
+    feature_bytes: int = 0
+    disk_bytes: int = 0
+
+    @property
+    def to_read(self) -> int:
+        """Number of images to be read."""
+        return sum(len(work.images) for work in self.work)
+
+    def require_space(self, folder: Path) -> None:
+        """Raise CacheError if the disk of `folder` has too little room for the run."""
+        require_space(folder, self.disk_bytes, f"Extracting {self.to_read} images")
 
 
-class KnownDigests:
-    """A live container of the digests for which nothing is missing."""
-
-    def __init__(self, is_complete: Callable[[bytes], bool]) -> None:
-        self._is_complete = is_complete
-
-    def __contains__(self, digest: object) -> bool:
-        return isinstance(digest, bytes) and self._is_complete(digest)
-
-
-def sort_images(
-    images: Sequence[str],
+def plan_run(
+    state: CacheState,
+    keys: Sequence[str],
     stats: Sequence[tuple[int, int]],
-    records: Mapping[str, Record],
-    settled: Callable[[str, tuple[int, int]], bool],
-    missing: Callable[[bytes], tuple[str, ...]],
-    all_nodes: tuple[str, ...],
-) -> tuple[dict[tuple[str, ...], list[int]], list[int], list[int]]:
-    """Sort images into work by the nodes they lack, the reused and the failed.
+    given_up: Collection[str] = (),
+) -> Plan:
+    """Return what is missing in a cache.
 
     Parameters
     ----------
-    records : what is known of each key: digest, size, mtime_ns.
-    settled : True for a key and stat that failed and need not be tried again.
-    missing : names of the nodes that a digest has no rows for.
+    keys : I unique keys; the rows that the cache will have, in this order
+    stats : (size, mtime_ns) of each image; (−1, −1) if unknown, then the image is always read
+    given_up : keys that are known to give no row
+
+    Raises
+    ------
+    CacheError
+        A key occurs twice.
     """
-    work: dict[tuple[str, ...], list[int]] = {}
-    reused, failed = [], []
-    for index, (key, stat) in enumerate(zip(images, stats, strict=True)):
-        if settled(key, stat):
-            failed.append(index)
+    twice = duplicates(keys)
+    if twice:
+        raise CacheError(f"The image {twice[0]!r} is listed twice; keys must be unique.")
+    every = tuple(state.nodes)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    reused = failed = 0
+    for index, (key, stat) in enumerate(zip(keys, stats, strict=True)):
+        if key in given_up or _failed_unchanged(state, key, stat):
+            failed += 1
             continue
-        record = records.get(key)
+        record = state.records.get(key)
         unchanged = record is not None and stat[0] >= 0 and record[1:] == tuple(stat)
-        nodes = missing(record[0]) if unchanged else all_nodes
+        nodes = state.missing(record[0]) if record is not None and unchanged else every
         if nodes:
-            work.setdefault(nodes, []).append(index)
+            groups.setdefault(nodes, []).append(index)
         else:
-            reused.append(index)
-    last = work.pop(all_nodes, None)  # copies of the images before them are then known
-    if last is not None:
-        work[all_nodes] = last
-    return work, reused, failed
+            reused += 1
+    if every in groups:
+        groups[every] = groups.pop(every)  # last: by then the digests of the other groups are known
+    counts = {nodes: len(rows) for nodes, rows in groups.items()}
+    return Plan(
+        work=[Work(nodes, np.array(rows, np.int64)) for nodes, rows in groups.items()],
+        reused=reused,
+        failed=failed,
+        feature_bytes=_feature_bytes(state, counts),
+        disk_bytes=_disk_bytes(state, len(keys), counts),
+    )
 
 
-def duplicates(keys: Iterable[str]) -> list[str]:
-    """Keys that occur more than once."""
-    seen: set[str] = set()
-    return [key for key in keys if key in seen or seen.add(key)]
+def _failed_unchanged(state: CacheState, key: str, stat: tuple[int, int]) -> bool:
+    failure = state.failures.get(key)
+    return failure is not None and stat[0] >= 0 and (failure.size, failure.mtime_ns) == tuple(stat)
+
+
+def _feature_bytes(state: CacheState, counts: Mapping[tuple[str, ...], int]) -> int:
+    """Return the bytes of the rows to be computed; `counts` is the number of images by missing nodes."""
+    return sum(state.nodes[name].bytes_of(count) for names, count in counts.items() for name in names)
+
+
+def _disk_bytes(state: CacheState, images: int, counts: Mapping[tuple[str, ...], int]) -> int:
+    """Return the bytes of the parts, and of the files that consolidation writes beside the old ones."""
+    computed = sum(counts.values())
+    if not computed:
+        return 0
+    need = (images + computed) * TABLE_BYTES + _feature_bytes(state, counts)
+    for name, node in state.nodes.items():
+        new = sum(count for names, count in counts.items() if name in names)
+        if not node.is_map:
+            need += node.bytes_of(images)
+        elif new:
+            companion = state.companions.get(name)
+            need += node.bytes_of(new + (len(companion.images) if companion else 0))
+    return need
+
+
+def duplicates(keys: Iterable[Any]) -> list[Any]:
+    """Return the keys that occur more than once."""
+    seen: set[Any] = set()
+    twice: list[Any] = []
+    for key in keys:
+        if key in seen:
+            twice.append(key)
+        seen.add(key)
+    return twice

@@ -1,8 +1,4 @@
-"""What a cache holds, in numbers and names; `bottleneck cache info` shows it.
-
-Shapes: S samples.
-
-Reading a feature cache: a finished file with its companions, or the committed rows of an unfinished run.
+"""Read a feature cache: a finished file with its companions, or the committed rows of an unfinished run.
 
 Shapes: I images, S samples, M images per sample, D features, V views, P covariates.
 """
@@ -18,22 +14,23 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.names import SPLITS
-from bottleneck.store.cachefile import CacheFile, dataset_paths, find_companions
+from bottleneck.store.cachefile import CacheFile, find_companions
+from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
-from bottleneck.store.parts import read_state
-from bottleneck.store.rows import Catalog, FeatureRows, SampleRows
+from bottleneck.store.log import read_log
+from bottleneck.store.rows import FeatureRows, SampleRows
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import ImageTable, no_samples
 
-VIEWS = 4  # proposed where no node has any
+VIEWS = 4  # proposed by a message if no node has views
 
 
 class FeatureCache:
     """A feature cache opened for reading; a context manager.
 
-    Where `path` is a finished file, that is what is read, whatever parts lie beside it; where only its parts
-    folder exists, or the folder itself is named, the rows committed so far are. A file that a writer replaces
-    meanwhile goes on being read as it was.
+    A finished file is read without the parts of a later run beside it. If only the parts folder exists, or if
+    the folder itself is named, the rows committed so far are read. A file that a writer replaces meanwhile is
+    still read as it was.
 
     Parameters
     ----------
@@ -58,7 +55,7 @@ class FeatureCache:
         There is no such cache, or it is damaged, hostile or of another version.
     """
 
-    def __init__(self, path: str | os.PathLike) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._catalog = Catalog()
         self._broken: dict[str, CacheError] = {}
@@ -77,14 +74,14 @@ class FeatureCache:
     def _open_finished(self) -> None:
         self.finished = True
         main = CacheFile(self.path)
-        self._catalog.pool.keep(main)
+        self._catalog.pool.add(main)
         self._catalog.add_rows(main)
-        self._describe(main)
+        self._adopt(main)
         self.nodes = dict(main.nodes)
         if main.map_name is None:
-            found, self._broken = find_companions(self.path, self.fingerprint, self.source_root)
-            for name, companion in found.items():
-                self._catalog.pool.keep(companion)
+            companions, self._broken = find_companions(self.path, main.origin)
+            for name, companion in companions.items():
+                self._catalog.pool.add(companion)
                 self._catalog.add_rows(companion)
                 self.nodes[name] = companion.nodes[name]
 
@@ -99,44 +96,49 @@ class FeatureCache:
             self._open_finished()
 
     def _open_parts(self, folder: Path) -> None:
-        state = read_state(folder)
-        self.finished = state.table is not None
-        self.nodes = {node.name: node for node in state.nodes}
-        entries = [entry for entry in state.parts if (folder / entry.name).exists()]
+        log = read_log(folder)
+        if log is None:
+            raise CacheError(
+                f"{folder} holds no committed rows yet.",
+                "Run the `bottleneck extract` that began it again.",
+            )
+        self.finished = log.table is not None
+        self.nodes = {node.name: node for node in log.nodes}
+        entries = [entry for entry in log.parts if (folder / entry.name).exists()]
         for entry in entries:
             part = self._catalog.open_part(folder, entry, thorough=False)
             self._catalog.add_rows(part)
             self._catalog.add_keys(part)
-            self._describe(part)
-        if state.table is not None:
-            self._describe(self._catalog.open_part(folder, state.table, thorough=False))
+            self._adopt(part)
+        if log.table is not None:
+            self._adopt(self._catalog.open_part(folder, log.table, thorough=False))
             return
         if not entries:
             raise CacheError(f"{folder} holds no committed rows any more.", "Run `bottleneck extract` again.")
-        wanted = [path for node in self.nodes.values() for path in dataset_paths(node)]
+        datasets = tuple(dataset for node in self.nodes.values() for dataset in node.datasets)
         rows = [(key, *record) for key, record in self._catalog.records.items()]
-        self.images = ImageTable.of([row for row in rows if not self._catalog.index.missing(row[1], wanted)])
+        self.images = ImageTable.of([row for row in rows if not self._catalog.missing(row[1], datasets)])
         self.samples = no_samples()
         self.failures = {key: failure.reason for key, failure in self._catalog.failures.items()}
 
-    def _describe(self, file: CacheFile) -> None:
-        """Take over what a file says of itself."""
+    def _adopt(self, file: CacheFile) -> None:
+        """Take the attributes and tables of a file as the cache's."""
         self.spec, self.fingerprint = file.spec, file.spec.fingerprint
-        self.source_root, self.created_with = file.source_root, file.created_with
+        self.source_root, self.created_with = file.origin.source_root, file.created_with
         self.images, self.samples = file.images, file.samples
         self.failures = {failure.key: failure.reason for failure in file.failures}
 
     def require_rows(self) -> None:
-        """Raise CacheError, with a reason, where no image has given a row."""
+        """Raise CacheError, with a reason, if no image has given a row."""
         if not len(self.images):
             first = "".join(f"; {key} {reason}" for key, reason in sorted(self.failures.items())[:1])
             raise CacheError(
                 f"{self.path} has no rows: none of {len(self.failures)} images could be used{first}.",
-                "Mend or replace the images and run `bottleneck extract` again.",
+                "Repair or replace the images and run `bottleneck extract` again.",
             )
 
     def node(self, name: str) -> NodeSpec:
-        """The node `name`; CacheError with the names there are."""
+        """Return the node `name`. Raises CacheError, which lists the nodes of the cache, if there is none."""
         if name not in self.nodes:
             known = ", ".join(sorted(self.nodes)) or "none"
             broken = "".join(f" {error.message}" for error in self._broken.values())
@@ -147,14 +149,14 @@ class FeatureCache:
         return self.nodes[name]
 
     def features(self, name: str) -> FeatureRows:
-        """Rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.
+        """Return the rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.
 
-        Raises CacheError where there is no such node, or a companion lacks rows of some images.
+        Raises CacheError if there is no such node, or if a companion lacks rows of some images.
         """
         return self._rows(self.node(name), views=False)
 
     def views(self, name: str) -> FeatureRows:
-        """Rows of a node's augmented views, (I, V, …)."""
+        """Return the rows of a node's augmented views, (I, V, …)."""
         node = self.node(name)
         if node.views is None:
             count = next((other.views["count"] for other in self.nodes.values() if other.views), VIEWS)
@@ -165,12 +167,12 @@ class FeatureCache:
         return self._rows(node, views=True)
 
     def sample_rows(self, name: str, rows: np.ndarray | None = None, views: bool = False) -> SampleRows:
-        """Rows of samples for a head: (S, M·D + P), with views (S, V, M·D + P); see `SampleRows`.
+        """Return the rows of samples for a head: (S, M·D + P), with views (S, V, M·D + P).
 
         Parameters
         ----------
         name : str, a vector node
-        rows : indices or mask of samples; all where left out
+        rows : indices or mask of samples; all by default
         """
         if self.node(name).is_map:
             raise CacheError(
@@ -201,12 +203,12 @@ class FeatureCache:
     def __enter__(self) -> FeatureCache:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
-def describe(path: str | os.PathLike) -> dict[str, Any]:
-    """Describe the cache at `path` as one JSON object. Raises CacheError as `FeatureCache` does.
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return a description of the cache at `path` as one JSON object, which `bottleneck cache info` shows.
 
     Returns
     -------

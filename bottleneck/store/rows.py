@@ -1,14 +1,11 @@
-"""What a number of files say together: where each digest's rows lie, and what became of each key.
+"""Rows of features in one or several cache files, read in any order and in bounded memory.
 
-Rows of features read in any order from one or many files, in bounded memory.
-
-Shapes: I images, D features, V views, S samples, M images per sample, P covariates.
+Shapes: I images, D features, V views, S samples, M images per sample, P covariates, B rows of one read.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -18,107 +15,21 @@ import h5py
 import numpy as np
 
 from bottleneck.errors import CacheError, first_line
-from bottleneck.samples import SampleTable
-from bottleneck.store.cachefile import CacheFile, dataset_paths
+from bottleneck.samples import RowReader, SampleTable
+from bottleneck.store.cachefile import FilePool
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
-from bottleneck.store.parts import PartEntry, require_intact
-from bottleneck.store.spec import NodeSpec
-from bottleneck.store.tables import Failure, as_bytes, link_name
 
-MAX_OPEN = 64
-ABSENT = -1
+ABSENT = -1  # file number and row of a digest that has no row
 
 
-class FilePool:
-    """Files by path, opened when first asked for; at most MAX_OPEN parts are open at a time.
+class FeatureRows(RowReader):
+    """Rows of one dataset in the order of a cache's images, from the files that hold them.
 
-    Files that were handed over open (`keep`) stay so: their path may by now name a newer file.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[Path, CacheFile] = {}
-        self._open: OrderedDict[Path, CacheFile] = OrderedDict()
-
-    def keep(self, file: CacheFile) -> None:
-        """Take over an open file."""
-        self._kept[file.path] = file
-
-    def get(self, path: Path) -> CacheFile:
-        """The open file at `path`."""
-        if path in self._kept:
-            return self._kept[path]
-        if path in self._open:
-            self._open.move_to_end(path)
-            return self._open[path]
-        while len(self._open) >= MAX_OPEN:
-            self._open.popitem(last=False)[1].close()
-        self._open[path] = CacheFile(path)
-        return self._open[path]
-
-    def close(self) -> None:
-        """Close every file."""
-        for file in [*self._kept.values(), *self._open.values()]:
-            file.close()
-        self._kept.clear()
-        self._open.clear()
-
-
-class RowIndex:
-    """Where the row of each digest lies, for each dataset.
-
-    Digests are looked up one by one only where files overlap or rows have moved. Images in the order of one
-    file's rows, as all are in a finished cache, are found by comparing the two columns: millions of images
-    then cost no dictionary.
-    """
-
-    def __init__(self) -> None:
-        self.files: list[Path] = []
-        self._columns: list[tuple[frozenset[str], np.ndarray]] = []
-        self._groups: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}
-        self._looked_up = 0  # files whose digests are in `_groups`
-
-    def add(self, path: Path, datasets: Iterable[str], digest: np.ndarray) -> None:
-        """Row i of each of the `datasets` is that of digest[i] (N, 32); rows known before stay theirs."""
-        self.files.append(path)
-        self._columns.append((frozenset(datasets), digest))
-
-    def missing(self, digest: bytes, datasets: Iterable[str]) -> set[str]:
-        """Those of `datasets` in which the digest has no row."""
-        left = set(datasets)
-        for group, rows in self._tables().items():
-            if not left:
-                break
-            if not left.isdisjoint(group) and digest in rows:
-                left -= group
-        return left
-
-    def locate(self, digest: np.ndarray, dataset: str) -> tuple[np.ndarray, np.ndarray]:
-        """File number (N,) int32 and row (N,) int64 of each digest (N, 32); ABSENT where it has none."""
-        for number, (datasets, column) in enumerate(self._columns):
-            if dataset in datasets and np.array_equal(column, digest):
-                return np.full(len(digest), number, np.int32), np.arange(len(digest))
-        groups = [rows for group, rows in self._tables().items() if dataset in group]
-        which, row = np.full(len(digest), ABSENT, np.int32), np.full(len(digest), ABSENT, np.int64)
-        for at, one in enumerate(as_bytes(digest)):
-            for rows in groups:
-                if one in rows:
-                    which[at], row[at] = rows[one]
-                    break
-        return which, row
-
-    def _tables(self) -> dict[frozenset[str], dict[bytes, tuple[int, int]]]:
-        """(file number, row) by digest, of all files added, by the datasets that they hold."""
-        for number in range(self._looked_up, len(self.files)):
-            datasets, column = self._columns[number]
-            rows = self._groups.setdefault(datasets, {})
-            for row, one in enumerate(as_bytes(column)):
-                rows.setdefault(one, (number, row))
-        self._looked_up = len(self.files)
-        return self._groups
-
-
-class FeatureRows:
-    """Rows of one dataset in the order of a cache's images, wherever they lie.
+    Parameters
+    ----------
+    pool, paths : the files
+    dataset : path of the dataset in each file
+    files, row : (I,) index into `paths`, and row in that file, of each image; ABSENT if it has none
 
     Attributes
     ----------
@@ -129,50 +40,50 @@ class FeatureRows:
     def __init__(
         self,
         pool: FilePool,
-        files: Sequence[Path],
+        paths: Sequence[Path],
         dataset: str,
-        which: np.ndarray,
+        *,
+        files: np.ndarray,
         row: np.ndarray,
-        row_shape: tuple[int, ...],
+        shape: tuple[int, ...],
         dtype: str,
     ) -> None:
-        self._pool, self._files, self._dataset = pool, files, dataset
-        self._which, self._row = which, row
-        self.shape = (len(row), *row_shape)
-        self.dtype = np.dtype(dtype)
+        self._pool, self._paths, self._dataset = pool, paths, dataset
+        self._files, self._row = files, row
+        self.shape, self.dtype = shape, np.dtype(dtype)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     @property
     def absent(self) -> np.ndarray:
-        """Indices of the rows that lie nowhere; they cannot be read."""
-        return np.flatnonzero(self._which == ABSENT)
+        """Indices of the images that have no row."""
+        return np.flatnonzero(self._files == ABSENT)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1, shape (stop − start, …)."""
+        """Return the rows start … stop−1."""
         start, stop, _ = slice(start, stop).indices(len(self))
-        return self._gather(self._which[start:stop], self._row[start:stop])
+        return self._gather(self._files[start:stop], self._row[start:stop])
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices` (B,), in that order, repeats allowed; shape (B, …)."""
+        """Return the rows `indices` (B,), in that order; an index may occur twice."""
         indices = np.asarray(indices, np.int64)
-        return self._gather(self._which[indices], self._row[indices])
+        return self._gather(self._files[indices], self._row[indices])
 
     def blocks(self, block_bytes: int = BLOCK_BYTES) -> Iterator[np.ndarray]:
-        """All rows in order, in blocks of bounded size."""
+        """Yield all rows in order, in blocks of bounded size."""
         row_bytes = prod(self.shape[1:]) * self.dtype.itemsize
         for start, stop in blocks_of(len(self), row_bytes, block_bytes):
             yield self.read(start, stop)
 
-    def _gather(self, which: np.ndarray, row: np.ndarray) -> np.ndarray:
+    def _gather(self, files: np.ndarray, row: np.ndarray) -> np.ndarray:
         out = np.empty((len(row), *self.shape[1:]), self.dtype)
-        for number in np.unique(which):
-            path = self._files[number]
-            here = np.flatnonzero(which == number)
-            here = here[np.argsort(row[here], kind="stable")]
+        for number in np.unique(files):
+            path = self._paths[number]
+            target = np.flatnonzero(files == number)
+            target = target[np.argsort(row[target], kind="stable")]
             try:
-                _fill(out, here, self._pool.get(path).rows_of(self._dataset), row[here])
+                _fill(out, target, self._pool.get(path).file[self._dataset], row[target])
             except (OSError, RuntimeError, ValueError, KeyError) as error:
                 raise CacheError(
                     f"/{self._dataset} of {path} cannot be read: {first_line(error)}.",
@@ -181,20 +92,20 @@ class FeatureRows:
         return out
 
 
-def _fill(out: np.ndarray, where: np.ndarray, dataset: h5py.Dataset, rows: np.ndarray) -> None:
-    """out[where] = dataset[rows] for ascending rows, by runs that lie in the same or neighbouring chunks."""
+def _fill(out: np.ndarray, target: np.ndarray, dataset: h5py.Dataset, rows: np.ndarray) -> None:
+    """Set out[target] = dataset[rows] for ascending `rows`, reading rows of neighbouring chunks together."""
     row_bytes = max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize)
     for start, stop in _runs(rows, dataset.chunks[0], max(1, BLOCK_BYTES // row_bytes)):
-        source, target = rows[start:stop], where[start:stop]
+        source, to = rows[start:stop], target[start:stop]
         span = slice(int(source[0]), int(source[-1]) + 1)
-        if _consecutive(source) and _consecutive(target):  # as nearly always: no copy on the way
-            dataset.read_direct(out, span, slice(int(target[0]), int(target[-1]) + 1))
+        if _consecutive(source) and _consecutive(to):  # the usual case needs no copy
+            dataset.read_direct(out, span, slice(int(to[0]), int(to[-1]) + 1))
         else:
-            out[target] = dataset[span][source - span.start]
+            out[to] = dataset[span][source - span.start]
 
 
 def _runs(rows: np.ndarray, step: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Bounds of runs of ascending rows with gaps of up to `step`, that span up to `longest` rows each."""
+    """Yield bounds of runs of ascending rows: gaps of at most `step`, a span of at most `longest` rows."""
     gaps = np.flatnonzero(np.diff(rows) > step) + 1
     for start, end in pairwise([0, *gaps.tolist(), len(rows)]):
         while start < end:
@@ -207,8 +118,8 @@ def _consecutive(numbers: np.ndarray) -> bool:
     return bool((np.diff(numbers) == 1).all())
 
 
-class SampleRows:
-    """Rows of samples: the M images' features side by side, then the P covariates as they are.
+class SampleRows(RowReader):
+    """Rows of samples: the features of the M images side by side, then the P covariates unchanged.
 
     Attributes
     ----------
@@ -229,12 +140,12 @@ class SampleRows:
         return self.shape[0]
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Rows start … stop−1."""
+        """Return the rows start … stop−1."""
         start, stop, _ = slice(start, stop).indices(len(self))
         return self.take(np.arange(start, stop))
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """The rows `indices`, in that order."""
+        """Return the rows `indices` (B,), in that order."""
         image, covariates = self._image[indices], self._covariates[indices]
         if image.shape[1] == 1 and not covariates.shape[1]:
             return self._features.take(image[:, 0])
@@ -247,55 +158,3 @@ class SampleRows:
                 len(image), *(1,) * (out.ndim - 2), covariates.shape[1]
             )
         return out
-
-
-Record = tuple[bytes, int, int]  # digest, size, mtime_ns
-
-
-class Catalog:
-    """Files taken in one after the other; of what two say of a key, the later holds.
-
-    Attributes
-    ----------
-    index : RowIndex
-    pool : FilePool
-        Closes every file that was taken in.
-    records : dict of key to (digest, size, mtime_ns)
-    failures : dict of key to Failure; no key is in both
-    """
-
-    def __init__(self) -> None:
-        self.index, self.pool = RowIndex(), FilePool()
-        self.records: dict[str, Record] = {}
-        self.failures: dict[str, Failure] = {}
-
-    def add_rows(self, file: CacheFile) -> None:
-        """Take in where the file's rows lie."""
-        paths = [path for node in file.nodes.values() for path in dataset_paths(node)]
-        self.index.add(file.path, paths, file.images.digest)
-
-    def add_keys(self, file: CacheFile) -> None:
-        """Take in what the file says of keys: its images, those taken over, its failures."""
-        for table in (file.images, file.image_group("taken")):
-            for key, digest, size, mtime in table.rows():
-                self.records[key] = (digest, size, mtime)
-                self.failures.pop(key, None)
-        for failure in file.failures:
-            self.failures[failure.key] = failure
-            self.records.pop(failure.key, None)
-
-    def rows(self, node: NodeSpec, digest: np.ndarray, views: bool = False) -> FeatureRows:
-        """The node's rows (`views`: its views) of digest (N, 32), in that order; some may be absent."""
-        dataset = f"{'views' if views else 'features'}/{link_name(node.name)}"
-        which, row = self.index.locate(digest, dataset)
-        shape = node.views_shape if views else node.shape
-        return FeatureRows(self.pool, self.index.files, dataset, which, row, shape, node.dtype)
-
-    def open_part(self, folder: Path, entry: PartEntry, thorough: bool) -> CacheFile:
-        """Open a committed file of a parts folder (`thorough`: after comparing its sha256 with the log's)."""
-        require_intact(folder, entry, thorough)
-        return self.pool.get(folder / entry.name)
-
-    def close(self) -> None:
-        """Close every file."""
-        self.pool.close()

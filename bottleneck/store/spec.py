@@ -1,7 +1,7 @@
-"""What a cache was computed with, and the fingerprints by which rows may be reused.
+"""The settings that a cache was computed with, and the fingerprints that decide which rows may be reused.
 
-A fingerprint is the sha256 of canonical JSON (cache/FORMAT.md, section 2): two recipes have the same one
-exactly where they are equal as JSON.
+A fingerprint is the sha256 of canonical JSON (cache/FORMAT.md, section 2). Two recipes have the same
+fingerprint if and only if they are equal as JSON.
 """
 
 from __future__ import annotations
@@ -24,29 +24,39 @@ SHOWN = 60  # characters of a value in a message
 
 
 def canonical_json(value: Any) -> str:
-    """JSON text with sorted keys and no spaces; the same value always gives the same text.
+    """Return JSON text with sorted keys and no spaces; equal values give equal texts.
 
-    Lone surrogates, which stand for the bytes of a file name that is not UTF-8, are written as escapes.
+    Surrogates, which stand for the bytes of a file name that is not UTF-8, are written as escapes.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def fingerprint(value: Any) -> str:
-    """sha256 of the canonical JSON of `value`, in hexadecimal."""
+    """Return the sha256 of the canonical JSON of `value`, in hexadecimal."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def link_name(name: str) -> str:
+    """Return the HDF5 link name, also used in file names, of a node or a target."""
+    return "%2E" if name == "." else name.replace("%", "%25").replace("/", "%2F")
+
+
+def name_of_link(link: str) -> str:
+    """Return the name that `link_name` encoded."""
+    return link.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """What all rows of a cache have in common.
+    """Recipes of the network and of its input, which all rows of a cache share.
 
     Parameters
     ----------
     backbone : dict
         JSON recipe of the network: architecture, weights and their sha256.
     preprocess : dict
-        JSON recipe of the way from a file to the network's input.
+        JSON recipe of the steps from an image file to the network's input.
     """
 
     backbone: dict
@@ -63,8 +73,33 @@ class CacheSpec:
         return fingerprint(self.to_json())
 
     def to_json(self) -> dict:
-        """{"backbone", "preprocess"}."""
+        """Return {"backbone", "preprocess"}."""
         return {"backbone": self.backbone, "preprocess": self.preprocess}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the rows of a cache come from: the recipes, and the folder, manifest or URL of the images.
+
+    All files of one cache (main file, companions, parts, log) have the same origin.
+    """
+
+    spec: CacheSpec
+    source_root: str
+
+    def __post_init__(self) -> None:
+        text = (
+            str(self.source_root).encode("utf-8", "backslashreplace").decode()
+        )  # for bytes that are no UTF-8
+        object.__setattr__(self, "source_root", text)
+
+    def to_json(self) -> dict:
+        """Return {"backbone", "preprocess", "source_root"}."""
+        return self.spec.to_json() | {"source_root": self.source_root}
+
+    def require_equal(self, requested: Origin, where: str, hint: str) -> None:
+        """Raise FingerprintError if a writer that requests another origin opens this cache."""
+        require_equal(self.to_json(), requested.to_json(), where, hint)
 
 
 @dataclass(frozen=True)
@@ -74,17 +109,17 @@ class NodeSpec:
     Parameters
     ----------
     node, pool : str
-        Node of the backbone, and how its map became a row; "none" keeps the map.
+        Node of the backbone, and the pooling that made its map a row; "none" stores the map itself.
     shape : tuple of int
         Shape of one image's row: (D,), or (C, H, W) … for a map.
     dtype : {"float16", "float32"}
-        Type of storage.
+        Type of the stored values.
     precision : str
         Arithmetic of the network: "fp32", "bf16", "fp16", "int8".
     layout : str
-        Axes with the images' first: "NC", "NCHW", "NLC".
+        Axes of the dataset, images first: "NC", "NCHW", "NLC".
     views : dict, optional
-        JSON recipe of augmented views with their number under "count".
+        JSON recipe of augmented views; "count" is their number V.
     calibration : dict, optional
         JSON recipe of an int8 network's calibration.
     """
@@ -113,28 +148,36 @@ class NodeSpec:
 
     @property
     def name(self) -> str:
-        """NODE, or NODE@POOL where the pool is not the node's default."""
+        """NODE, or NODE@POOL if the pool is not the node's default."""
         default = NATIVE if self.node == BOTTLENECK else "avg"
         return self.node if self.pool == default else f"{self.node}@{self.pool}"
 
     @property
     def is_map(self) -> bool:
-        """True where a row has more than one axis; such a node has a file of its own."""
+        """True if a row has more than one axis; such a node has a file of its own."""
         return len(self.shape) > 1
 
     @property
     def views_shape(self) -> tuple[int, ...]:
         """Shape of one image's views: (V, …)."""
-        return (int(self.views["count"]), *self.shape)
+        return (0 if self.views is None else int(self.views["count"]), *self.shape)
+
+    def bytes_of(self, images: int) -> int:
+        """Return the bytes that the rows of `images` images take, their views included."""
+        values = prod(self.shape) + (0 if self.views is None else prod(self.views_shape))
+        return images * values * np.dtype(self.dtype).itemsize
+
+    def dataset(self, views: bool = False) -> str:
+        """Return the path of the node's features, or of its views, in an HDF5 file."""
+        return f"{'views' if views else 'features'}/{link_name(self.name)}"
 
     @property
-    def row_bytes(self) -> int:
-        """What one image takes in the cache, its views included."""
-        values = prod(self.shape) + (0 if self.views is None else prod(self.views_shape))
-        return values * np.dtype(self.dtype).itemsize
+    def datasets(self) -> tuple[str, ...]:
+        """Paths of all datasets of the node: its features and, with a recipe for them, its views."""
+        return (self.dataset(),) if self.views is None else (self.dataset(), self.dataset(views=True))
 
     def fingerprint(self, cache: CacheSpec, views: bool = False) -> str:
-        """Fingerprint of this node's rows (`views`: of its views) in a cache with the recipe `cache`."""
+        """Return the fingerprint of the node's rows, or of its views, in a cache with the recipes `cache`."""
         return fingerprint(
             {
                 "cache": cache.fingerprint,
@@ -149,13 +192,13 @@ class NodeSpec:
         )
 
     def to_json(self) -> dict:
-        """All fields as JSON; `from_json` reads it."""
+        """Return all fields as JSON, for `from_json`."""
         names = ("node", "pool", "dtype", "precision", "layout", "views", "calibration")
         return {name: getattr(self, name) for name in names} | {"shape": list(self.shape)}
 
     @staticmethod
     def from_json(value: Mapping) -> NodeSpec:
-        """The node that `to_json` described; CacheError where a field is absent or not of its type."""
+        """Return the node that `to_json` described. Raises CacheError if a field is absent or malformed."""
         try:
             return NodeSpec(**{**value, "shape": tuple(value["shape"])})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -163,7 +206,7 @@ class NodeSpec:
 
 
 def differences(ours: Mapping, theirs: Mapping) -> list[str]:
-    """Dotted names of the fields in which two JSON objects differ, in order; an absent field differs."""
+    """Return the sorted dotted names of the fields that differ or are absent in one of two JSON objects."""
     names = []
     for key in sorted({*ours, *theirs}):
         a, b = ours.get(key), theirs.get(key)
@@ -174,11 +217,13 @@ def differences(ours: Mapping, theirs: Mapping) -> list[str]:
     return names
 
 
-def require_equal(cached: Mapping, asked: Mapping, where: str, hint: str) -> None:
-    """Raise FingerprintError where `cached` and `asked` differ, naming each field with both values."""
-    fields = differences(cached, asked)
+def require_equal(cached: Mapping, requested: Mapping, where: str, hint: str) -> None:
+    """Raise FingerprintError if `cached` and `requested` differ; the message names fields and both values."""
+    fields = differences(cached, requested)
     if fields:
-        shown = [f"{name} is {_show(cached, name)} there, {_show(asked, name)} here" for name in fields[:4]]
+        shown = [
+            f"{name} is {_show(cached, name)} there, {_show(requested, name)} here" for name in fields[:4]
+        ]
         more = [f"{len(fields) - 4} more"] if len(fields) > 4 else []
         raise FingerprintError(
             f"{where} was made with other settings: {'; '.join(shown + more)}.", hint, fields=tuple(fields)
@@ -186,7 +231,7 @@ def require_equal(cached: Mapping, asked: Mapping, where: str, hint: str) -> Non
 
 
 def _show(value: Any, dotted: str) -> str:
-    """The value at a dotted name, short enough for one line."""
+    """Return the value at a dotted name as text, short enough for one line."""
     for key in _path(value, dotted):
         value = value.get(key) if isinstance(value, Mapping) else None
     text = "absent" if value is None else canonical_json(value)
@@ -194,7 +239,7 @@ def _show(value: Any, dotted: str) -> str:
 
 
 def _path(value: Any, dotted: str) -> Sequence[str]:
-    """Split a dotted name into keys; a key may hold dots of its own, so the longest key present is taken."""
+    """Split a dotted name into keys. A key may contain dots, so the longest key that is present is used."""
     parts = dotted.split(".")
     for end in range(len(parts), 0, -1):
         key = ".".join(parts[:end])

@@ -1,4 +1,4 @@
-"""The small tables of a cache: images, failures, samples, labels; and their columns as HDF5 stores them.
+"""The small tables of a cache (images, failures, samples, labels) and their columns as stored in HDF5.
 
 Shapes: I images, F failures, S samples, M images per sample, L labels of a multi-label target, P covariates.
 """
@@ -14,28 +14,33 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.names import SPLITS, TARGET_KINDS
 from bottleneck.samples import SampleTable, Target
-from bottleneck.store.spec import canonical_json
+from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
 DIGEST_BYTES = 32
 DECODED = 1 << 16  # strings at a time
-LABELS = {
+IMAGE_COLUMNS = ("key", "digest", "size", "mtime_ns")
+FAILURE_COLUMNS = (*IMAGE_COLUMNS, "reason")
+LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the labels of each kind of target
     "class": (np.dtype(np.int64), 1),
     "multilabel": (np.dtype(np.uint8), 2),
     "regression": (np.dtype(float), 1),
 }
 
+Record = tuple[bytes, int, int]  # digest, size and mtime_ns of an image
+ImageRow = tuple[str, bytes, int, int]  # key, then the record
+
 
 @dataclass(frozen=True)
 class ImageTable:
-    """One row per image.
+    """The images whose rows a file holds.
 
     Parameters
     ----------
     key : (I,) object array of str
     digest : (I, 32) uint8
-        sha256 of the file's bytes.
+        sha256 of the image file's bytes.
     size, mtime_ns : (I,) int64
-        Bytes; ns since 1970, −1 where unknown.
+        Bytes; ns since 1970, −1 if unknown.
     """
 
     key: np.ndarray
@@ -47,21 +52,17 @@ class ImageTable:
         return len(self.key)
 
     def take(self, rows: np.ndarray) -> ImageTable:
-        """The table of the images `rows` (indices or a mask), in that order."""
+        """Return the table of the images `rows` (indices or a mask), in that order."""
         return ImageTable(self.key[rows], self.digest[rows], self.size[rows], self.mtime_ns[rows])
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """Columns as stored."""
-        return {
-            "key": encode(self.key),
-            "digest": self.digest,
-            "size": self.size,
-            "mtime_ns": self.mtime_ns,
-        }
+    def columns(self, group: str = "images") -> dict[str, Column]:
+        """Return the table's datasets by path, below `group`."""
+        values = (encode(self.key), self.digest, self.size, self.mtime_ns)
+        return {f"{group}/{name}": Column(v) for name, v in zip(IMAGE_COLUMNS, values, strict=True)}
 
     @staticmethod
-    def of(rows: list[tuple[str, bytes, int, int]]) -> ImageTable:
-        """The table of (key, digest, size, mtime_ns) rows."""
+    def of(rows: Sequence[ImageRow]) -> ImageTable:
+        """Return the table of (key, digest, size, mtime_ns) rows."""
         keys, digests, sizes, mtimes = zip(*rows, strict=True) if rows else ((), (), (), ())
         return ImageTable(
             objects(keys),
@@ -70,18 +71,23 @@ class ImageTable:
             np.array(mtimes, np.int64),
         )
 
-    def rows(self) -> Iterator[tuple[str, bytes, int, int]]:
-        """What `of` takes."""
+    @staticmethod
+    def of_columns(columns: Mapping[str, np.ndarray]) -> ImageTable:
+        """Return the table of stored columns, by name."""
+        return ImageTable(decode(columns["key"]), *(columns[name] for name in IMAGE_COLUMNS[1:]))
+
+    def rows(self) -> Iterator[ImageRow]:
+        """Yield (key, digest, size, mtime_ns) of each image."""
         return zip(self.key, self.digests(), self.size.tolist(), self.mtime_ns.tolist(), strict=True)
 
     def digests(self) -> list[bytes]:
-        """The digests as bytes, one per image."""
+        """Return the digests as bytes, one per image."""
         return as_bytes(self.digest)
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One input that gave no row; size and mtime_ns (−1 where unknown) tell whether it has changed since."""
+    """An input that gave no row. It is tried again when its size or mtime_ns (−1 if unknown) has changed."""
 
     key: str
     reason: str
@@ -92,34 +98,44 @@ class Failure:
 
 @dataclass(frozen=True)
 class Column:
-    """A dataset with its attributes (without its checksum)."""
+    """A dataset with its attributes, its checksum left out."""
 
     values: np.ndarray
     attributes: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CacheTables:
+    """Everything that the main file of a cache holds except features and views."""
+
+    images: ImageTable
+    samples: SampleTable
+    failures: Sequence[Failure]
+
+    def columns(self) -> dict[str, Column]:
+        """Return all datasets by path."""
+        return self.images.columns() | sample_columns(self.samples) | failure_columns(self.failures)
+
+
 def failure_columns(failures: Sequence[Failure]) -> dict[str, Column]:
-    """Paths and contents of the datasets that hold failures."""
+    """Return the datasets of failures by path."""
     table = ImageTable.of([(f.key, f.digest, f.size, f.mtime_ns) for f in failures])
-    columns = table.columns() | {"reason": encode([failure.reason for failure in failures])}
-    return {f"failures/{name}": Column(values) for name, values in columns.items()}
+    reasons = Column(encode([failure.reason for failure in failures]))
+    return table.columns("failures") | {"failures/reason": reasons}
 
 
-def failures_of(columns: dict[str, np.ndarray]) -> list[Failure]:
-    """The failures whose columns, by name, are `columns`."""
-    keys, reasons = decode(columns["key"]), decode(columns["reason"])
-    digests = [row.tobytes() for row in columns["digest"]]
-    sizes, mtimes = columns["size"].tolist(), columns["mtime_ns"].tolist()
-    return [Failure(*row) for row in zip(keys, reasons, digests, sizes, mtimes, strict=True)]
-
-
-def images_of(columns: dict[str, np.ndarray]) -> ImageTable:
-    """The image table that `ImageTable.columns` stored."""
-    return ImageTable(decode(columns["key"]), columns["digest"], columns["size"], columns["mtime_ns"])
+def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
+    """Return the failures that `failure_columns` stored; `columns` by name."""
+    rows = ImageTable.of_columns(columns).rows()
+    reasons = decode(columns["reason"])
+    return [
+        Failure(key, reason, digest, size, mtime_ns)
+        for (key, digest, size, mtime_ns), reason in zip(rows, reasons, strict=True)
+    ]
 
 
 def sample_columns(samples: SampleTable) -> dict[str, Column]:
-    """Paths and contents of the datasets that hold a sample table."""
+    """Return the datasets of a sample table by path."""
     columns = {
         "samples/key": Column(encode(samples.key)),
         "samples/image": Column(samples.image.astype(np.int64)),
@@ -139,23 +155,23 @@ def sample_columns(samples: SampleTable) -> dict[str, Column]:
 
 
 def samples_of(columns: Mapping[str, Column]) -> SampleTable:
-    """The sample table that `sample_columns` stored; CacheError where a value is not what it may be."""
-    read = {path: column.values for path, column in columns.items()}
+    """Return the sample table that `sample_columns` stored. Raises CacheError if a value is out of range."""
+    stored = {path: column.values for path, column in columns.items()}
     covariates = columns.get("covariates")
-    split = decode_repeated(read["samples/split"])
-    strange = sorted(set(split) - set(SPLITS))
-    if strange:
-        raise CacheError(f"a split is {strange[0]!r}; expected one of {', '.join(SPLITS)}")
+    split = decode_repeated(stored["samples/split"])
+    unknown = sorted(set(split) - set(SPLITS))
+    if unknown:
+        raise CacheError(f"a split is {unknown[0]!r}; expected one of {', '.join(SPLITS)}")
     links = [path for path in columns if path.startswith("labels/")]
     targets = [_target_of(name_of_link(path.removeprefix("labels/")), columns[path]) for path in links]
     return SampleTable(
-        key=decode(read["samples/key"]),
-        image=read["samples/image"],
+        key=decode(stored["samples/key"]),
+        image=stored["samples/image"],
         split=split,
         targets={target.name: target for target in targets},
-        covariates=None if covariates is None else covariates.values,
+        covariates=np.zeros((len(split), 0)) if covariates is None else covariates.values,
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
-        group=decode_repeated(read["samples/group"]) if "samples/group" in read else None,
+        group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
     )
 
 
@@ -188,58 +204,50 @@ def _names_of(text: str) -> tuple[str, ...]:
 
 
 def no_samples() -> SampleTable:
-    """An empty sample table, for files that hold none."""
+    """Return the empty sample table of a file that holds none."""
     return SampleTable(objects(()), np.zeros((0, 1), np.int64), objects(()))
 
 
 def without_failed(samples: SampleTable, row_of: np.ndarray) -> SampleTable:
-    """Drop samples that have an image without a row.
+    """Return the samples all of whose images have a row, pointing at the new rows.
 
     Parameters
     ----------
     row_of : (I,) int64
-        New row of each image that `samples.image` points at, −1 where it has none.
+        New row of each image that `samples.image` points at, −1 if it has none.
     """
     if not len(samples):
         return samples
     image = row_of[samples.image]
-    kept = (image >= 0).all(axis=1)
-    return replace(samples, image=image).take(kept)
+    return replace(samples, image=image).take((image >= 0).all(axis=1))
 
 
-def same_columns(a: dict[str, Column], b: dict[str, Column]) -> bool:
-    """True where two sets of datasets would be stored alike."""
+def same_columns(a: Mapping[str, Column], b: Mapping[str, Column]) -> bool:
+    """Return True if two sets of datasets are stored as the same bytes."""
     return a.keys() == b.keys() and all(
         a[path].attributes == b[path].attributes
         and a[path].values.dtype == b[path].values.dtype
         and a[path].values.shape == b[path].values.shape
-        and a[path].values.tobytes() == b[path].values.tobytes()  # bytewise: NaN equals itself
+        and a[path].values.tobytes() == b[path].values.tobytes()  # NaN equals itself as bytes
         for path in a
     )
 
 
-def same_images(a: ImageTable, b: ImageTable) -> bool:
-    """True where two image tables would be stored alike."""
-    return len(a) == len(b) and all(
-        np.array_equal(x, y) for x, y in zip(a.columns().values(), b.columns().values(), strict=True)
-    )
-
-
 def as_bytes(digest: np.ndarray) -> list[bytes]:
-    """The rows of digest (N, 32) as bytes."""
+    """Return the rows of digest (N, 32) as bytes."""
     flat = np.ascontiguousarray(digest).tobytes()
     return [flat[at : at + DIGEST_BYTES] for at in range(0, len(flat), DIGEST_BYTES)]
 
 
-def objects(texts) -> np.ndarray:
-    """An object array of str."""
+def objects(texts: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return an object array of str."""
     array = np.empty(len(texts), object)
     array[:] = list(texts)
     return array
 
 
-def encode(texts) -> np.ndarray:
-    """Strings as fixed-length NUL-padded UTF-8; a name that is not UTF-8 keeps its bytes."""
+def encode(texts: Sequence[str] | np.ndarray) -> np.ndarray:
+    """Return strings as fixed-length NUL-padded UTF-8. A file name that is not UTF-8 keeps its bytes."""
     raw = [_bytes(text) for text in texts]
     if any(b"\0" in item for item in raw):
         raise CacheError("A name holds a NUL character, which no cache can store.")
@@ -249,12 +257,12 @@ def encode(texts) -> np.ndarray:
 def _bytes(text: str) -> bytes:
     try:
         return text.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # no file system gives such a name, but a manifest may
+    except UnicodeEncodeError:  # not from a file system, but a manifest may contain it
         return text.encode("utf-8", "replace")
 
 
 def decode(column: np.ndarray) -> np.ndarray:
-    """The object array of str that `encode` stored, made in steps to hold fewer at once as bytes."""
+    """Return the object array of str that `encode` stored. It works in steps to save memory."""
     out = np.empty(len(column), object)
     for start in range(0, len(column), DECODED):
         part = column[start : start + DECODED].tolist()
@@ -263,19 +271,9 @@ def decode(column: np.ndarray) -> np.ndarray:
 
 
 def decode_repeated(column: np.ndarray) -> np.ndarray:
-    """As `decode`, for columns of few values: rows that are equal share one str."""
+    """Decode a column of few distinct values; equal rows share one str."""
     values, which = np.unique(column, return_inverse=True)
     return decode(values)[which]
-
-
-def link_name(name: str) -> str:
-    """The HDF5 link (and file name) under which a node or a target is stored."""
-    return "%2E" if name == "." else name.replace("%", "%25").replace("/", "%2F")
-
-
-def name_of_link(link: str) -> str:
-    """The name that `link_name` encoded."""
-    return link.replace("%2E", ".").replace("%2F", "/").replace("%25", "%")
 
 
 def _names(names: tuple[str, ...]) -> str:

@@ -1,7 +1,7 @@
-"""Opening a cache that anyone may have made: its structure is judged before any of its data is read.
+"""Open a cache file from an untrusted source: its structure is checked before any of its data is read.
 
-HDF5 files can point out of themselves (external links, external storage, virtual datasets), claim any size,
-or nest without end. FORMAT.md, sections 2 to 6, says what a cache may hold; everything else is refused here.
+HDF5 files can refer to other files (external links, external storage, virtual datasets), claim any size, or
+nest without end. FORMAT.md, sections 2 to 6, defines what a cache may hold; everything else is refused here.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import os
 from math import prod
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
@@ -27,8 +28,7 @@ MAX_RANK = 8
 MAX_STRING = 65536  # bytes of one fixed-length string
 FLETCHER32_BYTES = 4
 
-# What the reader relies on: rank and kind of the datasets that have a meaning.
-KNOWN = {
+KNOWN = {  # axes and kind of each column of the tables that readers use
     "key": (1, "S"),
     "digest": (2, "u"),
     "size": (1, "i"),
@@ -43,7 +43,7 @@ GROUPS = (*TABLES, "features", "views", "labels")
 REQUIRED_TEXT = ("format", "backbone", "preprocess", "fingerprint", "source_root", "sha256")
 
 
-def open_untrusted(path: str | os.PathLike) -> h5py.File:
+def open_untrusted(path: str | os.PathLike[str]) -> h5py.File:
     """Open a cache file for reading.
 
     Parameters
@@ -52,12 +52,12 @@ def open_untrusted(path: str | os.PathLike) -> h5py.File:
 
     Returns
     -------
-    h5py.File, whose structure keeps to the format. Its checksums have not been compared: see `verify`.
+    h5py.File, whose structure follows the format. Its checksums have not been compared: see `verify`.
 
     Raises
     ------
     CacheError
-        The file is absent, is no cache, is of another format version, or holds what no cache may hold.
+        The file is absent, is not a cache, is of another format version, or breaks a rule of the format.
     """
     path = Path(path)
     _require_signature(path)
@@ -98,7 +98,7 @@ def _refusal(path: Path, what: str) -> CacheError:
 
 
 class _Inspection:
-    """One walk over a file's objects."""
+    """One pass over the objects of a file. Each check raises CacheError."""
 
     def __init__(self, path: Path, file: h5py.File) -> None:
         self.path, self.file = path, file
@@ -107,6 +107,7 @@ class _Inspection:
         self.seen: set[int] = set()
 
     def run(self) -> None:
+        """Check the root, its members, and the members of its groups."""
         root = self.file.id
         group = h5g.open(root, b"/")
         self._once("/", group)
@@ -129,7 +130,7 @@ class _Inspection:
         if self.stored_bytes > self.file_bytes:
             self._refuse(f"its datasets claim {self.stored_bytes} bytes, the file has {self.file_bytes}")
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str) -> NoReturn:
         raise _refusal(self.path, what)
 
     def _members(self, path: str, group: h5g.GroupID) -> list[bytes]:
@@ -138,8 +139,8 @@ class _Inspection:
             self._refuse(f"{path} holds {count} objects; at most {MAX_MEMBERS} are allowed")
         return [bytes(name) for name in group]
 
-    def _object(self, path: str, group: h5g.GroupID, name: bytes):
-        """Open a member whose link is hard; a soft or external link is never followed."""
+    def _object(self, path: str, group: h5g.GroupID, name: bytes) -> h5g.GroupID | h5d.DatasetID:
+        """Open a member by its hard link; a soft or external link is refused, not followed."""
         shown = f"{path.rstrip('/')}/{name.decode('utf-8', 'replace')}"
         kind = group.links.get_info(name).type
         if kind != h5l.TYPE_HARD:
@@ -152,13 +153,13 @@ class _Inspection:
         self._attributes(shown, item)
         return item
 
-    def _once(self, path: str, item) -> None:
+    def _once(self, path: str, item: h5g.GroupID | h5d.DatasetID) -> None:
         address = h5o.get_info(item).addr
         if address in self.seen:
             self._refuse(f"{path} is reached by two links")
         self.seen.add(address)
 
-    def _attributes(self, path: str, item) -> None:
+    def _attributes(self, path: str, item: h5g.GroupID | h5d.DatasetID) -> None:
         count = h5py.h5a.get_num_attrs(item)
         if count > MAX_ATTRIBUTES:
             self._refuse(f"{path} has {count} attributes; at most {MAX_ATTRIBUTES} are allowed")
@@ -216,7 +217,7 @@ class _Inspection:
         return space.get_simple_extent_dims(), dtype
 
     def _storage(self, path: str, dataset: h5d.DatasetID, need: int) -> None:
-        """Every element must lie in this file, once; then no shape can be absurd."""
+        """Require that every element is stored in this file; then no shape can be larger than the file."""
         properties = dataset.get_create_plist()
         if properties.get_external_count():
             self._refuse(f"{path} keeps its data in other files (external storage)")
@@ -251,6 +252,6 @@ class _Inspection:
         self.stored_bytes += stored
 
 
-def _text(attributes, name: str) -> str:
+def _text(attributes: h5py.AttributeManager, name: str) -> str:
     value = attributes.get(name, "")
     return value if isinstance(value, str) and len(value) <= MAX_TEXT else ""

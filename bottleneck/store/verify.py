@@ -1,12 +1,9 @@
-"""Verify a cache without trusting it: the checks run in a child process with a time and a memory limit.
+"""Verify a cache without trusting it. The checks run in a child process with limits on time and memory.
 
-A damaged header can crash or hang the HDF5 library; here that ends a child, and is reported.
+A damaged header can crash or hang the HDF5 library; then the child ends, and that is reported.
 
-Everything that can be checked of a cache, file by file. `verify` runs this in a process of its own.
-
-Run as `python -m bottleneck.store.check PATH`, it prints one JSON object: problems, and what was checked.
-
-Shapes: I images, S samples, C classes.
+Run as `python -m bottleneck.store.verify PATH`, this module is the child: it prints one JSON object with the
+problems and the numbers of what was checked.
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,15 +24,95 @@ import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes
-from bottleneck.store.parts import read_log, require_intact
+from bottleneck.store.log import read_log
+from bottleneck.store.parts import require_intact
 from bottleneck.store.plan import duplicates
 from bottleneck.store.validate import MAKE_ONE
 
-MEMORY_LIMIT = 8 << 30  # address space of the checking process
+START_SECONDS = 60.0
+BYTES_PER_SECOND = 20e6  # of the slowest disk that is waited for
+MEMORY_LIMIT = 8 << 30  # address space of the child
+
+
+@dataclass(frozen=True)
+class Report:
+    """Outcome of a verification.
+
+    Parameters
+    ----------
+    ok : bool
+    problems : list of str
+        One line each; empty if `ok`.
+    checked : dict
+        Numbers of "files", "datasets", "bytes", "images" and "samples"; empty if the check did not end.
+    """
+
+    ok: bool
+    problems: list[str] = field(default_factory=list)
+    checked: dict[str, int] = field(default_factory=dict)
+
+
+def verify(path: str | os.PathLike[str], timeout: float | None = None) -> Report:
+    """Check everything that a cache states about itself.
+
+    These are every sha256 (features, views, keys, digests, samples, labels, covariates, failures, and the
+    structure with all attributes), fingerprints, counts, uniqueness, ranges, and log and parts of an
+    unfinished run.
+
+    Parameters
+    ----------
+    path : NAME.h5 (with its companions and parts), a companion, or NAME.h5.parts
+    timeout : float, optional
+        Seconds; by default a minute and the time that a slow disk needs for the bytes.
+
+    Raises
+    ------
+    CacheError
+        There is nothing at `path`.
+    """
+    path = Path(path)
+    if not path.exists() and not parts_folder(path).is_dir():
+        raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
+    limit = START_SECONDS + _bytes(path) / BYTES_PER_SECOND if timeout is None else timeout
+    package = str(Path(bottleneck.__file__).parents[1])
+    paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+    try:
+        child = subprocess.run(
+            [sys.executable, "-P", "-m", "bottleneck.store.verify", os.path.abspath(path)],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit,
+            env=os.environ | {"PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Report(
+            False, [f"{path}: the check did not end within {limit:.0f} s; its structure is damaged."]
+        )
+    return _report(path, child)
+
+
+def _report(path: Path, child: subprocess.CompletedProcess[bytes]) -> Report:
+    try:
+        result = json.loads(child.stdout)
+    except ValueError:
+        lines = child.stderr.decode("utf-8", "replace").split("\n")
+        reason = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+        how = f"signal {-child.returncode}" if child.returncode < 0 else reason
+        return Report(False, [f"{path}: the check crashed ({how}); the file's structure is damaged."])
+    return Report(not result["problems"], result["problems"], result["checked"])
+
+
+def _bytes(path: Path) -> int:
+    """Return the bytes of all files of a cache."""
+    folder = path if path.is_dir() else path.parent
+    files = [entry for entry in folder.iterdir() if path.is_dir() or entry.name.startswith(path.stem)]
+    parts = list(parts_folder(path).iterdir()) if parts_folder(path).is_dir() else []
+    return sum(entry.stat().st_size for entry in [*files, *parts] if entry.is_file())
 
 
 class Check:
-    """One pass over a cache.
+    """One pass over a cache, in this process.
 
     Attributes
     ----------
@@ -58,14 +135,14 @@ class Check:
             self.parts(parts_folder(path))
 
     def main(self, path: Path) -> None:
-        """Check a finished file and, for a main file, its companions."""
+        """Check a finished file and, if it is a main file, its companions."""
         with self._reporting(), CacheFile(path) as main:
             self.file(main)
             if main.map_name is not None:
                 return
-            self.checked["images"], self.checked["samples"] = len(main.images), len(main.samples)
-            companions, broken = find_companions(path, main.spec.fingerprint, main.source_root)
-            self.problems += [str(error.message) for error in broken.values()]
+            self.checked |= {"images": len(main.images), "samples": len(main.samples)}
+            companions, errors = find_companions(path, main.origin)
+            self.problems += [error.message for error in errors.values()]
             for companion in companions.values():
                 with companion:
                     self.file(companion)
@@ -73,20 +150,18 @@ class Check:
     def parts(self, folder: Path) -> None:
         """Check a commit log and every file that it names."""
         with self._reporting():
-            state = read_log(folder)
-            if state is None:
-                return
-            for entry in [*state.parts, *([state.table] if state.table else [])]:
+            log = read_log(folder)
+            for entry in () if log is None else log.files:
                 path = folder / entry.name
-                if not path.exists():
+                if log is None or not path.exists():
                     continue
                 with self._reporting():
                     require_intact(folder, entry, thorough=True)
                     with CacheFile(path) as part:
                         self.file(part)
-                        if part.spec != state.spec or part.source_root != state.source_root:
+                        if part.origin != log.origin:
                             self.problems.append(f"{path} belongs to another run than the log.")
-                        if entry == state.table:  # of a run that finished in its parts
+                        if entry == log.table:  # of a run that finished in its parts
                             self.checked |= {"images": len(part.images), "samples": len(part.samples)}
                         if len(part.images) != entry.rows:
                             self.problems.append(f"{path} has {len(part.images)} rows, its log {entry.rows}.")
@@ -101,12 +176,12 @@ class Check:
             else:
                 self._unique(file, "images/digest", file.images.digests())
             self._failures(file)
-            self._unique(file, "samples/key", file.samples.key)  # reading them checks their ranges
+            self._unique(file, "samples/key", file.samples.key)  # reading the samples checks their ranges
             for group in ("features", "views"):
                 for link, dataset in file.file.get(group, {}).items():
-                    self._features(file, f"{group}/{link}", dataset)
+                    self._finite(file, f"{group}/{link}", dataset)
 
-    def _dataset(self, file: CacheFile, path: str, item) -> None:
+    def _dataset(self, file: CacheFile, path: str, item: h5py.Group | h5py.Dataset) -> None:
         if not isinstance(item, h5py.Dataset):
             return
         self.checked["datasets"] += 1
@@ -119,7 +194,7 @@ class Check:
         if not same:
             self._problem(file, f"/{path} does not match its sha256")
 
-    def _features(self, file: CacheFile, path: str, dataset: h5py.Dataset) -> None:
+    def _finite(self, file: CacheFile, path: str, dataset: h5py.Dataset) -> None:
         for start, stop in blocks_of(len(dataset), row_bytes(dataset)):
             if not np.isfinite(dataset[start:stop]).all():
                 self._problem(file, f"/{path} has a value that is not finite in rows {start} to {stop - 1}")
@@ -132,8 +207,8 @@ class Check:
         if both:
             self._problem(file, f"{min(both)!r} is both an image and a failure")
 
-    def _unique(self, file: CacheFile, path: str, keys) -> None:
-        twice = duplicates(keys)
+    def _unique(self, file: CacheFile, path: str, values: Iterable[str | bytes]) -> None:
+        twice = duplicates(values)
         if twice:
             self._problem(file, f"/{path} has {twice[0]!r} twice")
 
@@ -142,7 +217,7 @@ class Check:
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
-        """A failure inside becomes a problem."""
+        """Turn an error of the block into a problem."""
         try:
             yield
         except BottleneckError as error:
@@ -153,7 +228,7 @@ class Check:
 
 
 def _bound_memory() -> None:
-    """Let a damaged size fail as MemoryError instead of taking the machine's memory."""
+    """Let a damaged size fail as MemoryError before it takes the machine's memory."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -171,84 +246,3 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     main(os.fsdecode(sys.argv[1]))
-
-
-START_SECONDS = 60.0
-BYTES_PER_SECOND = 20e6  # slower than any disk worth waiting for
-
-
-@dataclass(frozen=True)
-class Report:
-    """What verification found.
-
-    Parameters
-    ----------
-    ok : bool
-    problems : list of str
-        One line each; empty where `ok`.
-    checked : dict
-        Numbers of "files", "datasets", "bytes", "images" and "samples"; empty where the check did not end.
-    """
-
-    ok: bool
-    problems: list[str] = field(default_factory=list)
-    checked: dict = field(default_factory=dict)
-
-
-def verify(path: str | os.PathLike, timeout: float | None = None) -> Report:
-    """Check all that a cache says of itself.
-
-    Every sha256 (features, views, keys, digests, samples, labels, covariates, failures, and the structure
-    with all attributes), fingerprints, counts, uniqueness, ranges; of an unfinished run log and parts.
-
-    Parameters
-    ----------
-    path : NAME.h5 (with its companions and parts), a companion, or NAME.h5.parts
-    timeout : float, optional
-        Seconds; by default a minute and what a slow disk needs for the bytes.
-
-    Raises
-    ------
-    CacheError
-        There is nothing at `path`.
-    """
-    path = Path(path)
-    if not path.exists() and not parts_folder(path).is_dir():
-        raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
-    limit = START_SECONDS + _bytes(path) / BYTES_PER_SECOND if timeout is None else timeout
-    package = str(Path(bottleneck.__file__).parents[1])
-    found = os.environ.get("PYTHONPATH")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([package, *([found] if found else [])])}
-    try:
-        child = subprocess.run(
-            [sys.executable, "-P", "-m", "bottleneck.store.verify", os.path.abspath(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=limit,
-            env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return Report(
-            False, [f"{path}: the check did not end within {limit:.0f} s; its structure is damaged."]
-        )
-    return _outcome(path, child)
-
-
-def _outcome(path: Path, child: subprocess.CompletedProcess) -> Report:
-    try:
-        found = json.loads(child.stdout)
-    except ValueError:
-        lines = child.stderr.decode("utf-8", "replace").split("\n")
-        reason = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
-        how = f"signal {-child.returncode}" if child.returncode < 0 else reason
-        return Report(False, [f"{path}: the check crashed ({how}); the file's structure is damaged."])
-    return Report(not found["problems"], found["problems"], found["checked"])
-
-
-def _bytes(path: Path) -> int:
-    """Bytes of a cache with all that belongs to it."""
-    folder = path if path.is_dir() else path.parent
-    names = [entry for entry in folder.iterdir() if path.is_dir() or entry.name.startswith(path.stem)]
-    inside = list(parts_folder(path).iterdir()) if parts_folder(path).is_dir() else []
-    return sum(entry.stat().st_size for entry in [*names, *inside] if entry.is_file())

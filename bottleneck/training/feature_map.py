@@ -158,8 +158,7 @@ def _work(extraction: Extraction, node: str, views: int) -> MapWork:
     started = time.perf_counter()
     run(batch)
     seconds = (time.perf_counter() - started) / len(batch) * passes
-    row = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
-    return MapWork(node, len(keys), row * passes, seconds)
+    return MapWork(node, len(keys), spec.bytes_of(len(keys)), seconds)
 
 
 def ensure_exact_map(

@@ -77,13 +77,14 @@ class World:
         for work in plan.work:
             waiting: list[tuple[str, bytes]] = []
             claimed: set[bytes] = set()
+            known = writer.known(work.nodes)
             for index in work.images:
                 if left is not None and left <= 0:
                     return
                 left = None if left is None else left - 1
                 key, (content, _) = keys[index], self.files[keys[index]]
                 digest = digest_of(content)
-                if digest in work.known or digest in claimed:
+                if digest in known or digest in claimed:
                     writer.take_over(key, digest, *self.stat(key))
                 elif content.startswith(b"bad"):
                     writer.fail(key, "It is no image.", digest, *self.stat(key))
@@ -100,12 +101,8 @@ class World:
         nodes = [writer.nodes[name] for name in names]
         digests = [digest for _, digest in images]
         self.computed += [(node.name, digest) for node in nodes for digest in digests]
-        sizes, mtimes = zip(*(self.stat(key) for key, _ in images), strict=True)
         writer.add(
-            [key for key, _ in images],
-            digests,
-            sizes,
-            mtimes,
+            [(key, digest, *self.stat(key)) for key, digest in images],
             {node.name: np.stack([row_of(digest, node) for digest in digests]) for node in nodes},
             {
                 node.name: np.stack([row_of(digest, node, views=True) for digest in digests])

@@ -104,7 +104,7 @@ def test_a_node_without_views_says_how_to_add_them(cache):
 
 def test_rows_of_many_parts_are_read_with_few_files_open(tmp_path, monkeypatch):
     monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 2)
-    monkeypatch.setattr(rows, "MAX_OPEN", 3)
+    monkeypatch.setattr("bottleneck.store.cachefile.MAX_OPEN", 3)
     world = world_of(12)
     world.extract(tmp_path / "x.h5", [A], consolidate=False)
     before = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE)

@@ -7,16 +7,15 @@ from hypothesis import given
 
 from bottleneck.errors import CacheError
 from bottleneck.samples import SampleTable, Target
+from bottleneck.store.spec import link_name, name_of_link
 from bottleneck.store.tables import (
+    IMAGE_COLUMNS,
     Failure,
     ImageTable,
     decode,
     encode,
     failure_columns,
     failures_of,
-    images_of,
-    link_name,
-    name_of_link,
     objects,
     sample_columns,
     samples_of,
@@ -53,7 +52,8 @@ def test_a_nul_is_refused():
 
 @given(ROWS)
 def test_images_survive(rows):
-    table = images_of(ImageTable.of(rows).columns())
+    columns = ImageTable.of(rows).columns()
+    table = ImageTable.of_columns({name: columns[f"images/{name}"].values for name in IMAGE_COLUMNS})
     found = zip(table.key, table.digests(), table.size.tolist(), table.mtime_ns.tolist(), strict=True)
     assert list(found) == rows
 

@@ -131,7 +131,7 @@ def test_names_that_are_no_unicode_survive(path):
     samples = SampleTable(objects([key]), np.array([[0]]), objects(["train"]), {"label": target})
     with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
         writer.plan([key], [(1, 1)])
-        writer.add([key], [b"1" * 32], [1], [1], {A.name: np.zeros((1, 5), np.float32)})
+        writer.add([(key, b"1" * 32, 1, 1)], {A.name: np.zeros((1, 5), np.float32)})
         writer.finish(samples)
     with FeatureCache(path) as cache:
         assert list(cache.images.key) == list(cache.samples.key) == [key]

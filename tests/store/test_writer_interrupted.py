@@ -114,7 +114,7 @@ def test_a_reader_of_parts_that_finish_meanwhile_reads_the_finished_file(path, w
         world.extract(path, [A])
         raise CacheError("The parts are gone.")
 
-    monkeypatch.setattr("bottleneck.store.reader.read_state", finish)
+    monkeypatch.setattr("bottleneck.store.reader.read_log", finish)
     assert content(path) == expected
     assert path.exists()
 

@@ -5,13 +5,16 @@ import pytest
 from hypothesis import given, settings
 
 from bottleneck.errors import CacheError
-from bottleneck.store.parts import LogWriter, read_log
+from bottleneck.store.log import LogWriter, read_log
+from bottleneck.store.spec import Origin
 from tests.helpers.world import MAP, ROOT, SPEC, A
+
+ORIGIN = Origin(SPEC, ROOT)
 
 
 def write(folder, parts=4):
     log = LogWriter(folder, None)
-    log.start(SPEC, ROOT)
+    log.start(ORIGIN)
     log.append({"nodes": [A.to_json(), MAP.to_json()]})
     for number in range(parts):
         log.append({"part": f"part-{number}.h5", "bytes": number, "sha256": "0" * 64, "rows": 2})
@@ -32,7 +35,7 @@ def state_of(data, folder):
 def test_what_was_appended_is_read(tmp_path):
     write(tmp_path)
     state = read_log(tmp_path)
-    assert (state.spec, state.source_root, state.nodes) == (SPEC, ROOT, (A, MAP))
+    assert (state.origin, state.nodes) == (ORIGIN, (A, MAP))
     assert [part.name for part in state.parts] == [f"part-{n}.h5" for n in range(4)]
     assert state.lines == 6
 
@@ -89,7 +92,7 @@ def test_a_torn_line_is_replaced_by_the_next_commit(data, tmp_path):
 
 def test_a_file_elsewhere_is_refused(tmp_path):
     log = LogWriter(tmp_path, None)
-    log.start(SPEC, ROOT)
+    log.start(ORIGIN)
     log.append({"part": "../../etc/passwd", "bytes": 1, "sha256": "0" * 64, "rows": 1})
     log.close()
     with pytest.raises(CacheError, match="elsewhere"):
@@ -97,7 +100,7 @@ def test_a_file_elsewhere_is_refused(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.parts.FORMAT_VERSION", 2)
+    monkeypatch.setattr("bottleneck.store.log.FORMAT_VERSION", 2)
     write(tmp_path)
     monkeypatch.undo()
     with pytest.raises(CacheError, match="format"):

@@ -1,0 +1,121 @@
+"""The catalog of several cache files: the row of each digest, and the record or failure of each key.
+
+Shapes: N digests.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from bottleneck.store.cachefile import CacheFile, FilePool
+from bottleneck.store.log import PartEntry
+from bottleneck.store.parts import require_intact
+from bottleneck.store.rows import ABSENT, FeatureRows
+from bottleneck.store.spec import NodeSpec
+from bottleneck.store.tables import Failure, Record, as_bytes
+
+
+class Catalog:
+    """Rows by digest and records by key.
+
+    If two files hold a record of one key, the file that was added later counts. If two files hold the row of
+    one digest, the one added first is read; both rows are equal.
+
+    A finished cache needs no dictionary of its millions of digests: if the requested images are in the order
+    of one file's rows, comparing the two digest columns is enough. The dictionary is made when files overlap
+    or rows have moved.
+
+    Attributes
+    ----------
+    pool : FilePool
+        Closes every file that was added.
+    records : dict of key to (digest, size, mtime_ns)
+    failures : dict of key to Failure; no key is in both
+    """
+
+    def __init__(self) -> None:
+        self.pool = FilePool()
+        self.records: dict[str, Record] = {}
+        self.failures: dict[str, Failure] = {}
+        self._paths: list[Path] = []
+        self._columns: list[tuple[frozenset[str], np.ndarray]] = []  # of each path: its datasets, its digests
+        self._rows: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}  # by datasets: see `_lookup`
+        self._entered = 0  # number of files whose digests are in `_rows`
+
+    def add_rows(self, file: CacheFile) -> None:
+        """Enter where the file's rows are."""
+        datasets = frozenset(path for node in file.nodes.values() for path in node.datasets)
+        self._paths.append(file.path)
+        self._columns.append((datasets, file.images.digest))
+
+    def add_keys(self, file: CacheFile) -> None:
+        """Enter the file's images, its images whose rows are elsewhere, and its failures."""
+        for table in (file.images, file.image_group("taken")):
+            for key, digest, size, mtime_ns in table.rows():
+                self.add_record(key, (digest, size, mtime_ns))
+        for failure in file.failures:
+            self.add_failure(failure)
+
+    def add_record(self, key: str, record: Record) -> None:
+        """Enter an image in place of what was known of its key."""
+        self.records[key] = record
+        self.failures.pop(key, None)
+
+    def add_failure(self, failure: Failure) -> None:
+        """Enter a failure in place of what was known of its key."""
+        self.failures[failure.key] = failure
+        self.records.pop(failure.key, None)
+
+    def open_part(self, folder: Path, entry: PartEntry, thorough: bool) -> CacheFile:
+        """Open a committed file of a parts folder (`thorough`: after comparing its sha256 with the log's)."""
+        require_intact(folder, entry, thorough)
+        return self.pool.get(folder / entry.name)
+
+    def missing(self, digest: bytes, datasets: tuple[str, ...]) -> set[str]:
+        """Return those of `datasets` in which the digest has no row."""
+        left = set(datasets)
+        for group, rows in self._lookup().items():
+            if not left:
+                break
+            if not left.isdisjoint(group) and digest in rows:
+                left -= group
+        return left
+
+    def rows(self, node: NodeSpec, digest: np.ndarray, views: bool = False) -> FeatureRows:
+        """Return the node's features, or its views, of digest (N, 32) in that order; rows may be absent."""
+        dataset = node.dataset(views)
+        files, row = self._locate(digest, dataset)
+        shape = (len(row), *(node.views_shape if views else node.shape))
+        return FeatureRows(
+            self.pool, self._paths, dataset, files=files, row=row, shape=shape, dtype=node.dtype
+        )
+
+    def _locate(self, digest: np.ndarray, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the file number (N,) int32 and row (N,) int64 of each digest; ABSENT if it has none."""
+        for number, (datasets, column) in enumerate(self._columns):
+            if dataset in datasets and np.array_equal(column, digest):
+                return np.full(len(digest), number, np.int32), np.arange(len(digest))
+        groups = [rows for group, rows in self._lookup().items() if dataset in group]
+        files, row = np.full(len(digest), ABSENT, np.int32), np.full(len(digest), ABSENT, np.int64)
+        for index, one in enumerate(as_bytes(digest)):
+            for rows in groups:
+                if one in rows:
+                    files[index], row[index] = rows[one]
+                    break
+        return files, row
+
+    def _lookup(self) -> dict[frozenset[str], dict[bytes, tuple[int, int]]]:
+        """Return (file number, row) by digest of all files, grouped by the datasets that the files hold."""
+        for number in range(self._entered, len(self._paths)):
+            datasets, column = self._columns[number]
+            rows = self._rows.setdefault(datasets, {})
+            for row, one in enumerate(as_bytes(column)):
+                rows.setdefault(one, (number, row))
+        self._entered = len(self._paths)
+        return self._rows
+
+    def close(self) -> None:
+        """Close every file."""
+        self.pool.close()
