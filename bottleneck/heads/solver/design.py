@@ -131,7 +131,7 @@ def _summed(
 
 
 class Design(ABC):
-    """Rows in a basis that the solver multiplies.
+    """Rows that the solver multiplies; here in the eigenbasis, a stream overrides what differs.
 
     Attributes
     ----------
@@ -168,26 +168,26 @@ class Design(ABC):
         """Yield work(block, start, stop) of all blocks, in order."""
         return pool.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
 
-    @abstractmethod
     def to_row_basis(self, coef: Tensor) -> Tensor:
         """Return the coefficients that multiply blocks for those in the eigenbasis (c, Q)."""
+        return coef
 
-    @abstractmethod
     def to_eigenbasis(self, gradient: Tensor) -> Tensor:
         """Return gradients (c, Q) in the eigenbasis for those summed over blocks."""
+        return gradient
 
-    @abstractmethod
     def leading(self, block: Tensor, r: int) -> Tensor:
         """Return the first r coordinates (B, r) of a block."""
+        return block[:, :r]
 
     def on_features(self, coef: np.ndarray) -> np.ndarray:
         """Return float64 coefficients (c, D) of standardised features for those in the eigenbasis (c, Q)."""
         coef = coef.astype(np.float64)
         return coef if self.basis is None else coef @ self.basis.T
 
-    @abstractmethod
     def from_blocks(self, coef: np.ndarray) -> np.ndarray:
         """Return float64 coefficients (c, D) of standardised features for those that multiply blocks."""
+        return self.on_features(coef)
 
 
 class ResidentDesign(Design):
@@ -222,18 +222,6 @@ class ResidentDesign(Design):
 
     def read(self, start: int, stop: int) -> Tensor:
         return self.x[start:stop]
-
-    def to_row_basis(self, coef: Tensor) -> Tensor:
-        return coef
-
-    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
-        return gradient
-
-    def leading(self, block: Tensor, r: int) -> Tensor:
-        return block[:, :r]
-
-    def from_blocks(self, coef: np.ndarray) -> np.ndarray:
-        return self.on_features(coef)
 
 
 class StreamedDesign(Design):
