@@ -37,7 +37,7 @@ One pass over the rows serves all heads
 The coordinates
     The penalty does not change under rotation, so (1) is solved in the eigenbasis of the Gram matrix of the
     standardised rows, XᵀX = V Λ Vᵀ. Rows in memory are rotated once; where n < D, at most n coordinates are
-    left. Streamed rows stay as they are, and coefficients and gradients are rotated in their place.
+    left. Streamed rows stay as they are, and coefficients and gradients are rotated instead.
 
 The preconditioner
     The Hessian of (1) for the K columns of a head is
@@ -66,9 +66,10 @@ The steps
 
 The path over C
     The values of C are solved in ascending order. A head starts where the parabola through its last three
-    optima, as a function of log C, meets the new C. Its history is kept: y = C ∇²loss s + s (the second term
-    on weights alone), so at C′ = ρ C it becomes ρ y + (1 − ρ) s. When C has been chosen, each task is fitted
-    on all its rows, from the mean of the heads of its folds.
+    optima, as a function of log C, meets the new C. Its history is reused: a change of the gradient is
+    y = C ∇²loss s + s, without the second term on intercepts, so at C′ = ρ C it becomes ρ y + (1 − ρ) s, or
+    ρ y on intercepts. When C has been chosen, each task is fitted on all its rows, starting at the mean of
+    the heads of its folds.
 
 When a head has converged
     F is 1-strongly convex in w, so F − F* ≤ ½ ‖∇F‖² (with the inverse curvature for intercepts). A head has

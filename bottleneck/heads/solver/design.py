@@ -83,7 +83,7 @@ def standardisation(
         first = w @ shifted
         return w.sum(), first, w @ np.square(shifted, out=shifted)
 
-    total, first, second = _summed(pool, moments, rows, block_size(D), dtype)
+    total, first, second = _summed(pool, moments, rows, block_size(D), dtype=dtype)
     first = first / total
     variance = np.maximum(second / total - first**2, 0)
     mean = first + shift
@@ -117,7 +117,7 @@ def _read_blocks(rows: RowReader, size: int, dtype: DTypeLike) -> Iterator[tuple
 
 
 def _summed(
-    pool: WorkerPool, work: Callable[..., tuple[Any, ...]], rows: RowReader, size: int, dtype: DTypeLike
+    pool: WorkerPool, work: Callable[..., tuple[Any, ...]], rows: RowReader, size: int, *, dtype: DTypeLike
 ) -> list[np.ndarray]:
     """Sum each part of work(start, stop, block) over all blocks, in float64."""
     totals: list[np.ndarray] = []
@@ -149,6 +149,7 @@ class Design(ABC):
         values: np.ndarray,
         basis: np.ndarray | None,
         standard: Standardisation,
+        *,
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
@@ -202,11 +203,12 @@ class ResidentDesign(Design):
         values: np.ndarray,
         basis: np.ndarray | None,
         standard: Standardisation,
+        *,
         device: torch.device,
         edges: Sequence[int] = (),
     ) -> None:
         self.x = torch.from_numpy(x).to(device)
-        super().__init__(len(x), values, basis, standard, self.x.dtype, device)
+        super().__init__(len(x), values, basis, standard, dtype=self.x.dtype, device=device)
         large = self.n >= MIN_ROWS_PER_PART * len(edges)
         self._edges = sorted({0, *(edges if large else ()), self.n})
 
@@ -235,10 +237,11 @@ class StreamedDesign(Design):
         values: np.ndarray,
         basis: np.ndarray,
         standard: Standardisation,
+        *,
         device: torch.device,
     ) -> None:
         basis = np.ascontiguousarray(basis, np.float32)
-        super().__init__(rows.shape[0], values, basis, standard, torch.float32, device)
+        super().__init__(rows.shape[0], values, basis, standard, dtype=torch.float32, device=device)
         self.rows = rows
         self._mean, self._inverse_scale = (
             torch.from_numpy(part.astype(np.float32)).to(device)
@@ -308,7 +311,8 @@ def build_design(
         parts = np.zeros(n, np.int8) if parts is None else parts
         order = np.argsort(parts, kind="stable")
         edges = np.cumsum(np.unique(parts, return_counts=True)[1])
-        return _resident(_load(rows, standard, pool, dtype, order), standard, pool, edges.tolist()), order
+        z = _load(rows, standard, pool, order, dtype=dtype)
+        return _resident(z, standard, pool, edges.tolist()), order
     if D > MAX_DECOMPOSITION:
         raise FitError(
             f"{n} rows of {D} features need {RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
@@ -321,19 +325,20 @@ def build_design(
         z = standard.apply(block)
         return (z.T @ z,)
 
-    (gram,) = _summed(pool, square, rows, block_size(D, STREAM_BYTES), np.float32)
+    (gram,) = _summed(pool, square, rows, block_size(D, STREAM_BYTES), dtype=np.float32)
     values, vectors = eigenbasis(gram.astype(np.float32))
-    return StreamedDesign(rows, values, vectors, standard, pool.device), np.arange(n)
+    return StreamedDesign(rows, values, vectors, standard, device=pool.device), np.arange(n)
 
 
 def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
     """Return other rows (m, D) in the coordinates of `design`, for predictions."""
     basis = np.eye(design.width) if design.basis is None else design.basis
-    return StreamedDesign(rows, design.values.cpu().numpy(), basis, design.standard, design.device)
+    values = design.values.cpu().numpy()
+    return StreamedDesign(rows, values, basis, design.standard, device=design.device)
 
 
 def _load(
-    rows: RowReader, standard: Standardisation, pool: WorkerPool, dtype: DTypeLike, order: np.ndarray
+    rows: RowReader, standard: Standardisation, pool: WorkerPool, order: np.ndarray, *, dtype: DTypeLike
 ) -> np.ndarray:
     """Return all rows (n, D), standardised; row i of the result is row order[i] of `rows`."""
     z = np.empty(rows.shape, dtype)
@@ -359,13 +364,14 @@ def _resident(
     n, D = z.shape
     if min(n, D) > MAX_DECOMPOSITION:
         values = np.einsum("ij,ij->j", z, z, dtype=np.float64)
-        return ResidentDesign(z, values, None, standard, pool.device, edges)
+        return ResidentDesign(z, values, None, standard, device=pool.device, edges=edges)
     if n < D:
         wide = z.astype(np.float64)
         values, vectors = eigenbasis(wide @ wide.T)
         root = np.sqrt(values)
         basis = wide.T @ (vectors / root)
-        return ResidentDesign((vectors * root).astype(z.dtype), values, basis, standard, pool.device, edges)
+        x = (vectors * root).astype(z.dtype)
+        return ResidentDesign(x, values, basis, standard, device=pool.device, edges=edges)
     bounds = list(blocks(ArrayRows(z), BLOCK_ROWS))
     squares = pool.run(lambda start, stop: z[start:stop].T @ z[start:stop], bounds)
     gram = reduce(np.add, (part.astype(np.float64) for part in squares))
@@ -377,4 +383,4 @@ def _resident(
 
     for _ in pool.run(rotate, bounds):
         pass
-    return ResidentDesign(z[:, :width], values, vectors, standard, pool.device, edges)
+    return ResidentDesign(z[:, :width], values, vectors, standard, device=pool.device, edges=edges)

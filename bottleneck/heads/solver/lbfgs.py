@@ -22,21 +22,18 @@ COMPACT_BELOW = 0.75  # share of active heads in the batch below which the other
 
 
 class History:
-    """The last m steps of A heads. An unused slot holds zeros, and a 1 on R's diagonal.
+    """The last m steps of A heads that start at `start` (A, …). An unused slot holds zeros.
 
     S, Y, HY : (A, m, N) steps, changes of the gradient, and H0 times these.
     SY, YHY : (A, m, m) float64 products.
     """
 
-    def __init__(self, heads: int, size: int, memory: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, start: Tensor, memory: int) -> None:
+        A, N = start.flatten(1).shape
         self.memory = memory
-        self.count = torch.zeros(heads, dtype=torch.long, device=device)
-        self.S, self.Y, self.HY = (
-            torch.zeros(heads, memory, size, dtype=dtype, device=device) for _ in range(3)
-        )
-        self.SY, self.YHY = (
-            torch.zeros(heads, memory, memory, dtype=torch.float64, device=device) for _ in range(2)
-        )
+        self.count = torch.zeros(A, dtype=torch.long, device=start.device)
+        self.S, self.Y, self.HY = (start.new_zeros(A, memory, N) for _ in range(3))
+        self.SY, self.YHY = (start.new_zeros(A, memory, memory, dtype=torch.float64) for _ in range(2))
         # Heads and y of the newest step; its products are computed together with the next direction's.
         self._pending: tuple[Tensor, Tensor] | None = None
 
@@ -62,7 +59,7 @@ class History:
         newest = (self.count.clamp(max=self.memory) - 1).clamp(min=0)[:, None]
         scale = E.gather(1, newest) / W.gather(1, newest)
         gamma = torch.where(self.count[:, None] > 0, scale, 1.0)[..., None]
-        R = SY.triu() + torch.diag_embed((E == 0).to(SY.dtype))
+        R = SY.triu() + torch.diag_embed((E == 0).to(SY.dtype))  # a 1 for unused slots
         x = torch.linalg.solve_triangular(R, a, upper=True)
         right = E[..., None] * x + gamma * (YHY @ x - b)
         p = torch.linalg.solve_triangular(R.mT, right, upper=False)
@@ -141,6 +138,7 @@ class BatchedLBFGS:
         heads: Tensor,
         coef: Tensor,
         null: Tensor,
+        *,
         C: float,
         history: History,
         prec: Preconditioner,

@@ -153,8 +153,7 @@ class Passes:
         ]
 
         def block(x: Tensor, start: int, stop: int) -> tuple[int, int, list[Tensor]]:
-            pairs = zip(fits, columns, strict=True)
-            return start, stop, [_held_out(group, part, x, start, stop) for (group, _), part in pairs]
+            return start, stop, [part.held_out(x, start, stop) for part in columns]
 
         yield from self.design.each_block(self.pool, block)
 
@@ -214,6 +213,23 @@ class _Columns:
         residual = torch.cat(residuals)
         return which, residual @ x, residual.sum(dim=1, dtype=torch.float64), losses
 
+    def held_out(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return logits (T, K, B) of a block, by the heads of each row's fold or by the tasks' only heads.
+
+        For the single evaluation of all heads of a group.
+        """
+        group = self.evaluations[0].group
+        if not group.folds:
+            return self.by_evaluation(self.logits(x))[0]
+        fold = group.fold[:, start:stop]
+        T, (J,) = group.n_tasks, self.multiplied
+        index = torch.arange(T * group.folds * J, device=x.device).view(T, group.folds, J)
+        out = x.new_zeros(T, J, len(x))
+        for number in set(fold.unique().tolist()) - {NO_FOLD}:
+            logits = self.logits(x, index[:, number].flatten()).view(T, J, len(x))
+            out = torch.where((fold == number)[:, None], logits, out)
+        return _with_last(out, group)
+
     def _each(self) -> Iterator[tuple[Evaluation, int]]:
         return zip(self.evaluations, self.multiplied, strict=True)
 
@@ -235,17 +251,3 @@ def _coupled_block(p: Tensor, weights: Tensor, lead: Tensor) -> Tensor:
         out[k, :, : k + 1] = part.transpose(0, 1)
         out[: k + 1, :, k] = part
     return out.view(K * q, K * q)
-
-
-def _held_out(group: TaskGroup, columns: _Columns, x: Tensor, start: int, stop: int) -> Tensor:
-    """Return logits (T, K, B) of a block by the heads of each row's fold, or by the tasks' only heads."""
-    if not group.folds:
-        return columns.by_evaluation(columns.logits(x))[0]
-    fold = group.fold[:, start:stop]
-    T, (J,) = group.n_tasks, columns.multiplied
-    index = torch.arange(T * group.folds * J, device=x.device).view(T, group.folds, J)
-    out = x.new_zeros(T, J, len(x))
-    for number in set(fold.unique().tolist()) - {NO_FOLD}:
-        logits = columns.logits(x, index[:, number].flatten()).view(T, J, len(x))
-        out = torch.where((fold == number)[:, None], logits, out)
-    return _with_last(out, group)

@@ -31,15 +31,34 @@ MIN_CLASS_SHARE = 1e-8  # of a class without samples, for its first intercept
 MAX_EXTRAPOLATION = 1.5  # in steps of the path
 
 
-@dataclass
 class _Batch:
-    """Heads of one group that are updated together: numbers, loss with intercepts alone, optima, history."""
+    """Heads of one group that are updated together along the path.
 
-    group: TaskGroup
-    heads: Tensor
-    null: Tensor
-    optima: list[Tensor]
-    history: History | None = None
+    heads : (A,) numbers in the group. null : (A,) loss of the best intercepts alone.
+    optima : (A, K, P) at the last values of C, at first the start. history : of the steps at the last C.
+    """
+
+    def __init__(self, group: TaskGroup, heads: Tensor, design: Design, steps: int) -> None:
+        self.group, self.heads = group, heads
+        self.null, start = _intercepts_alone(group, heads, design)
+        self.optima = [start]
+        self.history = History(start, steps)
+        self._last_C: float | None = None
+
+    def solver(self, start: Tensor, prec: Preconditioner, C: float, tol: float) -> BatchedLBFGS:
+        """Return the solver at C from `start` (A, K, P), with the history of the C before."""
+        if self._last_C is not None:
+            ratio = C / self._last_C
+            on_weights = torch.ones_like(start[0])
+            on_weights[:, -1] = 0
+            on_weights = on_weights.flatten()
+            self.history.rescale(
+                lambda s, y: ratio * y + (1 - ratio) * on_weights * s, lambda y: prec.apply(self.heads, y)
+            )
+        self._last_C = C
+        return BatchedLBFGS(
+            self.heads, start, C * self.null, C=C, history=self.history, prec=prec, tol=tol, passes=MAX_PASSES
+        )
 
 
 @dataclass(frozen=True)
@@ -71,25 +90,22 @@ def solve_path(
     """
     design, pool = passes.design, passes.pool
     steps = _history_size(groups, design, memory)
-    batches = []
-    for group in groups:
-        numbers = torch.arange(group.n_heads, device=design.device)
-        for part in pool.shares(group.n_heads):
-            null, start = _intercepts_alone(group, numbers[part], design)
-            batches.append(_Batch(group, numbers[part], null, [start]))
+    batches = [
+        _Batch(group, torch.arange(group.n_heads, device=design.device)[part], design, steps)
+        for group in groups
+        for part in pool.shares(group.n_heads)
+    ]
     solved: list[float] = []
     for C in sorted(set(Cs)):
         starts = [_extrapolated(batch.optima, solved, C) for batch in batches]
         precs = {
-            group: _preconditioner(passes, group, coef, C, memory)
+            group: _preconditioner(passes, group, coef, C, memory=memory)
             for group, coef in zip(groups, _by_group(groups, batches, starts), strict=True)
         }
-        last_C = solved[-1] if solved else None
         work = (
-            (batch, start, precs[batch.group], C, last_C, tol, steps)
-            for batch, start in zip(batches, starts, strict=True)
+            (batch, start, precs[batch.group], C, tol) for batch, start in zip(batches, starts, strict=True)
         )
-        solvers = list(pool.run(_begin, work))
+        solvers = list(pool.run(_Batch.solver, work))
         count = _minimise(passes, batches, solvers)
         for batch, solver in zip(batches, solvers, strict=True):
             batch.optima = [*(batch.optima if solved else []), solver.coef][-3:]
@@ -118,12 +134,11 @@ def refit(
     Returns coefficients (t, K, P), and whether each task converged to `tol`, (t,) bool.
     """
     whole = group.without_folds(tasks)
-    start = _mean_over_folds(group, coef)[list(tasks)]
     heads = torch.arange(whole.n_tasks, device=coef.device)
-    null, _ = _intercepts_alone(whole, heads, passes.design)
-    batch = _Batch(whole, heads, null, [])
-    prec = _preconditioner(passes, whole, start, C, memory)
-    solver = _begin(batch, start, prec, C, None, tol, _history_size([whole], passes.design, memory))
+    batch = _Batch(whole, heads, passes.design, _history_size([whole], passes.design, memory))
+    start = _mean_over_folds(group, coef)[list(tasks)]
+    prec = _preconditioner(passes, whole, start, C, memory=memory)
+    solver = batch.solver(start, prec, C, tol)
     _minimise(passes, [batch], [solver])
     return solver.coef, solver.converged
 
@@ -142,29 +157,6 @@ def _minimise(passes: Passes, batches: Sequence[_Batch], solvers: Sequence[Batch
             pass
         count += 1
     return count
-
-
-def _begin(
-    batch: _Batch,
-    start: Tensor,
-    prec: Preconditioner,
-    C: float,
-    last_C: float | None,
-    tol: float,
-    steps: int,
-) -> BatchedLBFGS:
-    """Return the solver of a batch at C, with the history of the C before."""
-    if batch.history is None or last_C is None:
-        batch.history = History(len(start), start[0].numel(), steps, start.dtype, start.device)
-    else:
-        ratio = C / last_C
-        on_weights = torch.ones_like(start[0])
-        on_weights[:, -1] = 0
-        on_weights = on_weights.flatten()
-        batch.history.rescale(
-            lambda s, y: ratio * y + (1 - ratio) * on_weights * s, lambda y: prec.apply(batch.heads, y)
-        )
-    return BatchedLBFGS(batch.heads, start, C * batch.null, C, batch.history, prec, tol, MAX_PASSES)
 
 
 def _intercepts_alone(group: TaskGroup, heads: Tensor, design: Design) -> tuple[Tensor, Tensor]:
@@ -217,7 +209,15 @@ def _preconditioner(passes: Passes, group: TaskGroup, coef: Tensor, C: float, me
     tasks = torch.arange(group.n_tasks, device=design.device)
     whole = group.without_folds(range(group.n_tasks))
     block = passes.curvatures(Evaluation(whole, tasks, _mean_over_folds(group, coef)), r, coupled)
-    return Preconditioner(block, K, design.values, design.n, C, group.heads_per_task, design.dtype)
+    return Preconditioner(
+        block,
+        design.values,
+        C=C,
+        rows=design.n,
+        columns=K,
+        heads_per_task=group.heads_per_task,
+        dtype=design.dtype,
+    )
 
 
 def _mean_over_folds(group: TaskGroup, coef: Tensor) -> Tensor:

@@ -20,19 +20,19 @@ class Preconditioner:
     ----------
     block : (T, G, j · (r + 1), j · (r + 1)) float64, Σ_i S_i ⊗ x_i x_iᵀ over the first r coordinates and a
         constant 1, from `Passes.curvatures`.
-    columns : K.
     values : (P − 1,) float64, eigenvalues of the Gram matrix.
-    rows : n.
+    rows : n. columns : K.
     heads_per_task : F, or 1 without folds; all heads of a task share its matrices.
     """
 
     def __init__(
         self,
         block: Tensor,
-        columns: int,
         values: Tensor,
-        rows: int,
+        *,
         C: float,
+        rows: int,
+        columns: int,
         heads_per_task: int,
         dtype: torch.dtype,
     ) -> None:

@@ -57,7 +57,7 @@ class TaskGroup:
     codes, weights, fold : (T, n), as in `Task`.
     """
 
-    def __init__(self, columns: int, folds: int, codes: Tensor, weights: Tensor, fold: Tensor) -> None:
+    def __init__(self, columns: int, folds: int, *, codes: Tensor, weights: Tensor, fold: Tensor) -> None:
         self.columns, self.folds, self.n_tasks = columns, folds, len(codes)
         self.codes, self.weights, self.fold = codes, weights, fold
         self.heads_per_task = max(1, folds)
@@ -72,15 +72,16 @@ class TaskGroup:
         return cls(
             tasks[0].columns,
             folds,
-            _stacked([task.codes for task in tasks], torch.int32, device),
-            _stacked([task.weights for task in tasks], dtype, device),
-            _stacked([task.fold for task in tasks], torch.int16, device),
+            codes=_stacked([task.codes for task in tasks], torch.int32, device),
+            weights=_stacked([task.weights for task in tasks], dtype, device),
+            fold=_stacked([task.fold for task in tasks], torch.int16, device),
         )
 
     def without_folds(self, tasks: Sequence[int]) -> TaskGroup:
         """Return the group of some of its tasks, each fitted once, on all rows."""
         chosen = torch.as_tensor(list(tasks), device=self.codes.device)
-        return TaskGroup(self.columns, 0, self.codes[chosen], self.weights[chosen], self.fold[chosen])
+        codes, weights, fold = (part[chosen] for part in (self.codes, self.weights, self.fold))
+        return TaskGroup(self.columns, 0, codes=codes, weights=weights, fold=fold)
 
     def codes_and_weights(self, heads: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
         """Return codes (A, B) int64 and weights (A, B) of the rows start … stop−1 for `heads` (A,).

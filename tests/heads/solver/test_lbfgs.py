@@ -30,7 +30,7 @@ def test_directions_are_those_of_the_recursion():
     """With empty, partly filled and overwritten slots; head 1 leaves out every other step."""
     generator = torch.Generator().manual_seed(0)
     hessian, diagonal = quadratics(generator)
-    history = History(HEADS, SIZE, MEMORY, DTYPE, torch.device("cpu"))
+    history = History(torch.zeros(HEADS, SIZE, dtype=DTYPE), MEMORY)
     steps = [[] for _ in range(HEADS)]
     for number in range(2 * MEMORY + 1):
         s = torch.randn(HEADS, SIZE, dtype=DTYPE, generator=generator)
@@ -46,13 +46,13 @@ def test_directions_are_those_of_the_recursion():
 
 
 def test_without_steps_the_direction_is_the_preconditioned_gradient():
-    history = History(HEADS, SIZE, MEMORY, DTYPE, torch.device("cpu"))
+    history = History(torch.zeros(HEADS, SIZE, dtype=DTYPE), MEMORY)
     g = torch.randn(HEADS, SIZE, dtype=DTYPE, generator=torch.Generator().manual_seed(0))
     assert torch.equal(history.direction(g, 2 * g), -2 * g)
 
 
 def test_a_pair_without_positive_curvature_is_left_out():
-    history = History(1, SIZE, MEMORY, DTYPE, torch.device("cpu"))
+    history = History(torch.zeros(1, SIZE, dtype=DTYPE), MEMORY)
     s = torch.ones(1, SIZE, dtype=DTYPE)
     history.push(s, -s, -s, torch.tensor([True]))
     assert torch.equal(history.direction(s, s), -s)

@@ -50,7 +50,15 @@ def hessian(passes, group, coef):
 def preconditioner(passes, group, coef, r, coupled):
     block = passes.curvatures(Evaluation(group, torch.zeros(1, dtype=torch.long), coef), r, coupled)
     design = passes.design
-    return Preconditioner(block, group.columns, design.values, design.n, C, 1, torch.float64)
+    return Preconditioner(
+        block,
+        design.values,
+        C=C,
+        rows=design.n,
+        columns=group.columns,
+        heads_per_task=1,
+        dtype=torch.float64,
+    )
 
 
 def applied(prec, vectors):
@@ -93,7 +101,15 @@ def test_coordinates_beyond_the_block_get_the_mean_curvature():
 
 def test_a_block_that_rounding_made_indefinite_still_serves():
     block = torch.tensor([[[[4.0, 2.0, 0.0], [2.0, 1.0 - 1e-4, 0.0], [0.0, 0.0, 3.0]]]], dtype=torch.float64)
-    prec = Preconditioner(1e8 * block, 1, torch.ones(2, dtype=torch.float64), 10, 1.0, 1, torch.float64)
+    prec = Preconditioner(
+        1e8 * block,
+        torch.ones(2, dtype=torch.float64),
+        C=1.0,
+        rows=10,
+        columns=1,
+        heads_per_task=1,
+        dtype=torch.float64,
+    )
     direction = applied(prec, torch.eye(3, dtype=torch.float64)[:1])
     assert direction.isfinite().all()
     assert direction[0, 0] > 0
