@@ -1,7 +1,7 @@
 """Files of web servers as an fsspec filesystem, with the standard library alone.
 
-fsspec's own needs two more packages, for what one image or manifest by its address does not ask for. A web
-server lists no folders, so a source is an image, a manifest or a .tar; requests are GET and HEAD.
+fsspec's own HTTP filesystem needs two more packages. A web server lists no folders, so a source is an image,
+a manifest or a .tar. Requests are GET and HEAD.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bottleneck.errors import ImageError
 SCHEMES = ("http", "https")
 TIMEOUT = 30.0  # seconds without an answer, or without another byte
 MOST_BYTES = 1 << 30  # of an answer; a server may send without end
-_SAFE = "/%:=&?~#+!$,;'@()*[]"  # what a URL may hold as it is: parts that are quoted already stay so
+_SAFE = "/%:=&?~#+!$,;'@()*[]"  # not quoted in a URL; % keeps what is quoted already
 
 
 class WebFileSystem(AbstractFileSystem):
@@ -35,24 +35,24 @@ class WebFileSystem(AbstractFileSystem):
         return path
 
     def info(self, path: str, **options: Any) -> dict[str, Any]:
-        """Size, time of last change and version tag, as far as the server tells. Raises OSError."""
+        """Return size, time of last change and version tag, where the server sends them. Raises OSError."""
         try:
             with _answer(path, method="HEAD") as answer:
                 headers = answer.headers
         except _Refused as error:
             if error.code not in (403, 405, 501):
                 raise
-            with _answer(path) as answer:  # a server that knows no HEAD; the body is not read
+            with _answer(path) as answer:  # this server has no HEAD; the body is not read
                 headers = answer.headers
-        found = {"name": path, "type": "file", "size": None, "ETag": headers.get("ETag")}
+        info: dict[str, Any] = {"name": path, "type": "file", "size": None, "ETag": headers.get("ETag")}
         if (length := headers.get("Content-Length", "")).isdigit():
-            found["size"] = int(length)
-        with suppress(TypeError, ValueError):  # none, or no date
-            found["mtime"] = parsedate_to_datetime(headers.get("Last-Modified"))
-        return found
+            info["size"] = int(length)
+        with suppress(TypeError, ValueError):  # missing, or not a date
+            info["mtime"] = parsedate_to_datetime(headers.get("Last-Modified") or "")
+        return info
 
     def exists(self, path: str, **options: Any) -> bool:
-        """Whether the server has it. Raises OSError where it does not say."""
+        """Return whether the server has the file. Raises OSError where it cannot be asked."""
         try:
             self.info(path)
         except FileNotFoundError:
@@ -60,15 +60,15 @@ class WebFileSystem(AbstractFileSystem):
         return True
 
     def isdir(self, path: str) -> bool:
-        """A web server has no folders but by what an address looks like."""
+        """Return whether the address looks like a folder: a web server has none."""
         return path.endswith("/")
 
-    def ls(self, path: str, detail: bool = True, **options: Any) -> list:
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[Any]:
         """Raises NotImplementedError: there is no such request."""
         raise NotImplementedError("a web server lists no folders; give an image, a manifest or a .tar")
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
-        """The file's bytes, or those from `start` up to `end`. Raises OSError or ImageError."""
+        """Return the file's bytes, or those from `start` up to `end`. Raises OSError or ImageError."""
         headers = {}
         if start or end is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if end is None else end - 1}"
@@ -102,7 +102,7 @@ class _Refused(OSError):
 
 @contextmanager
 def _answer(url: str, headers: dict[str, str] | None = None, method: str = "GET") -> Iterator[HTTPResponse]:
-    """The server's answer. Raises OSError that says why there is none, or none that can be used."""
+    """Yield the server's answer; OSError with the reason where there is none, or an error."""
     request = urllib.request.Request(quote(url, safe=_SAFE), headers=headers or {}, method=method)
     request.add_header("User-Agent", "bottleneck-features")
     try:

@@ -1,9 +1,8 @@
-"""Tar shards: images in uncompressed .tar files, read where they lie, nothing unpacked.
-
-What lies below a folder: images, other files, and what the folders say of split and class.
+"""List the images below a folder, a URL or in tar shards, and take split and class from their folders.
 
 Layouts: `class/x.jpg`, `split/class/x.jpg`, or no folders at all. Folders below a class belong to the class.
-Links to files and folders are followed, but not in a circle.
+Links to files and folders are followed, but not in a circle. Shards are uncompressed .tar files, of which
+nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -25,18 +24,23 @@ from bottleneck.data.untrusted import one_line
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable
 
+Identity = tuple[int, int]  # device and inode of a folder
+
 _NOT_UTF8 = "has a name that is not valid UTF-8; rename the file or its folder"
 
 
 def is_image(key: str) -> bool:
-    """Whether a file counts as an image by its name; an address may go on behind it (x.jpg?size=2)."""
+    """Return whether a file is an image by its name; the name may be followed by a query (x.jpg?size=2)."""
     return key.lower().endswith(SUFFIXES) or key.lower().partition("?")[0].endswith(SUFFIXES)
 
 
 @dataclass
 class Listing:
-    """What was found: image keys, the number of other files by suffix, tar files among them, and images that
-    are known to be unreadable."""
+    """Files of a source.
+
+    keys : of images. others : number of other files by suffix. shards : the .tar files among these.
+    absent : images that are known to be unreadable, with the reason.
+    """
 
     keys: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -44,7 +48,7 @@ class Listing:
     absent: dict[str, str] = field(default_factory=dict)
 
     def add(self, key: str, reason: str | None = None) -> None:
-        """Take a file into account; `reason` says why it cannot be read, if that is known."""
+        """Add a file; `reason` is why it cannot be read, if that is known."""
         hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
         if hidden or not is_image(key):
             self.others["hidden" if hidden else printable(PurePosixPath(key).suffix) or "no suffix"] += 1
@@ -66,26 +70,28 @@ def list_folder(root: str) -> Listing:
     SourceError
         The folder itself cannot be listed. One below it that cannot is among `absent`.
     """
-    found = Listing()
-    folders = [("", (_identity(root),))]
+    listing = Listing()
+    folders: list[tuple[str, tuple[Identity, ...]]] = [("", (_identity(root),))]
     while folders:
         prefix, above = folders.pop()
         try:
             with os.scandir(os.path.join(root, prefix)) as entries:
                 for entry in entries:
-                    if (inside := _take(entry, prefix + entry.name, above, found)) is not None:
+                    if (inside := _add_entry(entry, prefix + entry.name, above, listing)) is not None:
                         folders.append(inside)
         except OSError as error:
             if not prefix:
                 raise SourceError(f"The folder {root} cannot be listed: {error.strerror}.") from error
-            found.absent[printable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
-    found.keys.sort()
-    found.absent = dict(sorted(found.absent.items()))
-    return found
+            listing.absent[printable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
+    listing.keys.sort()
+    listing.absent = dict(sorted(listing.absent.items()))
+    return listing
 
 
-def _take(entry: os.DirEntry, key: str, above: tuple, found: Listing) -> tuple[str, tuple] | None:
-    """Add a file to what was found, or return a folder to be listed with its identity among those above."""
+def _add_entry(
+    entry: os.DirEntry[str], key: str, above: tuple[Identity, ...], listing: Listing
+) -> tuple[str, tuple[Identity, ...]] | None:
+    """Add a file to `listing`, or return a folder to be listed with the identities on its path."""
     reason = None
     try:
         if entry.is_dir():
@@ -95,11 +101,11 @@ def _take(entry: os.DirEntry, key: str, above: tuple, found: Listing) -> tuple[s
             reason = "is a link that leads nowhere" if entry.is_symlink() else "is not a regular file"
     except OSError as error:  # a link to itself, or beyond a folder that may not be entered
         reason = f"cannot be read: {error.strerror}"
-    found.add(key, reason)
+    listing.add(key, reason)
     return None
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> Identity:
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -117,18 +123,18 @@ def list_remote(files: RemoteFiles) -> Listing:
     except Exception as error:  # each backend has error classes of its own
         raise SourceError(f"The source {files.root} cannot be listed: {one_line(error)}.") from error
     files.listing |= entries
-    found = Listing()
+    listing = Listing()
     for path in entries:
-        found.add(path.removeprefix(files.folder).lstrip("/"))
-    found.keys.sort()
-    return found
+        listing.add(path.removeprefix(files.folder).lstrip("/"))
+    listing.keys.sort()
+    return listing
 
 
 def folder_table(keys: Sequence[str], root: str) -> SampleTable:
-    """Samples of one image each, split and labelled by their folders; the target is named "label".
+    """Return samples of one image each, split and labelled by their folders; the target is "label".
 
     Where all folders at the top are named like splits, the classes lie below them; else they are the classes.
-    Images outside of any class are unlabelled. A shard counts as no folder.
+    Images outside of any class are unlabelled. A shard is not a folder.
 
     Raises
     ------
@@ -166,7 +172,7 @@ def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple
         A shard is compressed or damaged, or two members have one name.
     """
     members: dict[str, tuple[str, int, int]] = {}
-    found = Listing()
+    listing = Listing()
     for shard in sorted(shards):
         for member in _members(files, shard):
             key = f"{shard}/{member.name.removeprefix('./').lstrip('/')}"
@@ -174,23 +180,23 @@ def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple
                 raise SourceError(f"Duplicate sample key {key!r}: the shard has two members of this name.")
             regular = member.isreg() and not member.issparse()
             members[key] = (shard, member.offset_data, member.size)
-            found.add(key, None if regular else "is a link or a sparse file in its shard")
-    found.keys.sort()
-    return TarFiles(files, members), found
+            listing.add(key, None if regular else "is a link or a sparse file in its shard")
+    listing.keys.sort()
+    return TarFiles(files, members), listing
 
 
 def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tarfile.TarInfo]:
-    """The files and links in an uncompressed tar, read header by header."""
+    """Yield the files and links in an uncompressed tar, reading header by header."""
     path = files.path(shard)
     opener = open if isinstance(files, LocalFiles) else files.filesystem.open
     try:
         with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             while (member := tar.next()) is not None:
-                tar.members = []  # tarfile keeps every header otherwise
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isdir():
                     yield member
             stream.seek(tar.offset)
-            if stream.read(512).strip(b"\0"):  # tarfile takes a damaged header for the end
+            if stream.read(512).strip(b"\0"):  # tarfile treats a damaged header as the end
                 raise tarfile.ReadError(f"bad header at byte {tar.offset}")
     except (tarfile.TarError, OSError, EOFError) as error:
         raise SourceError(

@@ -1,9 +1,8 @@
-"""Images in, pixels out: read and decoded by threads, handed over in order, within fixed memory and time.
+"""Read and decode images in threads, and return them in order, within fixed memory and time.
 
 A file is read once; its sha256 and its pixels come from the same bytes. An image that cannot be read or
-decoded is reported in its own place, so that no neighbour moves. Copies of bytes already known cost no
-decoding. What an image yields depends on its bytes and on the images before it, never on which thread was
-first.
+decoded keeps its position and has an error. Copies of known bytes are not decoded. What is returned for an
+image depends on its bytes and on the images before it, never on which thread was first.
 
 Shapes: H, W height and width, C channels, V views.
 """
@@ -25,7 +24,7 @@ from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import EncodedImage, as_array, fast_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.untrusted import one_line
-from bottleneck.data.workers import Budget, Crew, Job
+from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, SourceError
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ TIME_LIMIT = 30.0  # seconds for one image
 
 
 class Readable(Protocol):
-    """What is needed of a source: bytes, and size in bytes with the time of last change in ns."""
+    """A source of bytes, and of (size in bytes, time of last change in ns), by key."""
 
     def read(self, key: str) -> bytes: ...
 
@@ -56,7 +55,7 @@ class LoadedImage:
     digest : bytes or None
         sha256 of the bytes; None where they could not be read.
     pixels : (H, W, C) uint8 ndarray or None
-        None together with `error` None: a copy of bytes that are known or came earlier in this run.
+        None while `error` is None, too: a copy of bytes that are known or came earlier in this run.
     views : (V, H, W, C) uint8 ndarray or None
     error : str or None
         Why there are no pixels.
@@ -112,25 +111,25 @@ def load_images(
     """
     run = _Run(source, preprocess, known, views, memory)
     ahead = _images_ahead(preprocess, views, max(1, workers), memory)
-    crew = Crew(run.load, max(1, workers))
+    threads = DecoderThreads(run.load, max(1, workers))
     waiting: deque[Job] = deque()
     upcoming, tick = iter(enumerate(keys)), min(time_limit, 1.0)
     try:
         while True:
             for index, key in islice(upcoming, ahead - len(waiting)):
                 waiting.append(Job(index, key))
-                crew.jobs.put(waiting[-1])
+                threads.submit(waiting[-1])
             if not waiting:
                 return
             job = waiting.popleft()
-            asked = time.monotonic()
+            checked = time.monotonic()
             while not job.done.wait(tick):
                 now = time.monotonic()
-                run.give_up_late((job, *waiting), crew, time_limit, pause=now - asked - tick)
-                asked = now
+                run.abandon_late((job, *waiting), threads, time_limit, pause=now - checked - tick)
+                checked = now
             yield run.in_order(job.outcome())
     finally:
-        crew.dismiss()
+        threads.stop()
 
 
 def readable_pixels(
@@ -141,7 +140,7 @@ def readable_pixels(
     workers: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Pixels (B, H, W, C) of the images `keys`, without copies and those that cannot be read.
+    """Return pixels (B, H, W, C) of the images `keys`, without copies and those that cannot be read.
 
     Raises SourceError, with the reason of the first, where that leaves none.
     """
@@ -154,19 +153,19 @@ def readable_pixels(
     if not pixels:
         raise SourceError(
             f"None of {len(keys)} images of {source.root} can be read; {keys[0]}: {reason}.",
-            "Mend them, or name the place where they are now.",
+            "Repair them, or name the place where they are now.",
         )
     return np.stack(pixels)
 
 
 def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int, memory: int) -> int:
-    """How many images may be in work or finished, the one that the caller waits for included."""
+    """Return how many images may be in work or waiting for the caller."""
     one = preprocess.size**2 * preprocess.channels * (1 + (views.count if views else 0))
     return max(workers + 1, min(16 * workers + 64, memory // one))
 
 
 class _Run:
-    """What the images of one call share: source, recipe, memory, and which bytes have been seen."""
+    """What the images of one call share: source, recipe, memory, and the digests seen so far."""
 
     def __init__(
         self,
@@ -180,12 +179,12 @@ class _Run:
         self.preprocess = preprocess
         self.known = known
         self.views = views
-        self.budget = Budget(memory)
+        self.budget = MemoryBudget(memory)
         # digest -> lowest index that has it, among the images in work
         self.claimed: dict[bytes, int] = {}
         self.claiming = threading.Lock()
-        # digest -> error of the first image that has it, among those handed over
-        self.settled: dict[bytes, str | None] = {}
+        # digest -> error of the first image that has it, among those returned
+        self.returned: dict[bytes, str | None] = {}
 
     def load(self, job: Job) -> LoadedImage:
         """Read and decode one image, in a worker."""
@@ -200,7 +199,7 @@ class _Run:
         digest = hashlib.sha256(data).digest()
         read = time.perf_counter()
         image = replace(image, digest=digest, read_seconds=read - started)
-        if digest in self.known or digest in self.settled or not self._claim(digest, job.index):
+        if digest in self.known or digest in self.returned or not self._claim(digest, job.index):
             return image
         try:
             pixels, views = self._decode(data, digest, job)
@@ -224,48 +223,50 @@ class _Run:
             return fast_pixels(as_array(image), self.preprocess), views
 
     def _claim(self, digest: bytes, index: int) -> bool:
-        """True where no earlier image is known to have these bytes: its turn to decode them."""
+        """Return True where no earlier image in work has these bytes, so that this one decodes them."""
         with self.claiming:
             first = min(self.claimed.get(digest, index), index)
             self.claimed[digest] = first
             return first == index
 
-    def give_up_late(self, jobs: Iterable[Job], crew: Crew, time_limit: float, pause: float) -> None:
-        """Free the memory that stuck jobs hold, and say what became of their images.
+    def abandon_late(
+        self, jobs: Iterable[Job], threads: DecoderThreads, time_limit: float, pause: float
+    ) -> None:
+        """Abandon all jobs beyond the time limit, with an error for their images, and free their memory.
 
-        Not only of the one that is waited for: a later image may hold the memory that it needs.
+        All jobs are checked: a later image may hold the memory that the awaited one needs.
 
-        pause : seconds for which the whole process stood still (Ctrl-Z), which is no image's fault.
+        pause : seconds for which the whole process stood still (Ctrl-Z); they do not count.
         """
-        for late in jobs:
+        for job in jobs:
             if pause > 1:
-                late.forgive(pause)
-            if late.clock() > time_limit:
-                self.budget.release(late)
+                job.exclude(pause)
+            if job.elapsed() > time_limit:
+                self.budget.release(job)
                 reason = f"took longer than {time_limit:g} seconds to read and decode"
-                crew.give_up(late, LoadedImage(late.index, late.key, error=reason))
+                threads.abandon(job, LoadedImage(job.index, job.key, error=reason))
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
-        """Settle copies as if images had been loaded one by one.
+        """Return the image as if all images had been loaded one by one.
 
-        A copy may have overtaken the first of its kind and have pixels of its own, which are dropped; and the
-        copy of an image that failed has failed too.
+        A copy that was decoded before the first of its kind loses its pixels; a copy of an image
+        that failed fails too.
         """
         digest = image.digest
         if digest is None:
             return image
-        if digest in self.settled:
-            return replace(image, pixels=None, views=None, error=self.settled[digest])
+        if digest in self.returned:
+            return replace(image, pixels=None, views=None, error=self.returned[digest])
         if image.pixels is None and image.error is None and digest not in self.known:
             return replace(image, error="has the same bytes as an image that took too long")
-        self.settled[digest] = image.error
+        self.returned[digest] = image.error
         with self.claiming:
             self.claimed.pop(digest, None)
         return image
 
 
 def _reason(error: ImageError | OSError) -> str:
-    """One line on what went wrong with an image, without its name."""
+    """Return one line on why an image failed, without its name."""
     if isinstance(error, ImageError):
         return str(error)
     return f"cannot be read: {error.strerror or one_line(error)}"

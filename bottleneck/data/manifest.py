@@ -1,4 +1,4 @@
-"""Manifests: which columns of a table name images, labels, splits, groups and numbers, and what they say.
+"""Turn a manifest, a table with a row per sample, into samples.
 
 Rows are counted from 1, a header not included.
 
@@ -31,7 +31,7 @@ def manifest_table(
     root: str,
     missing: Callable[[Sequence[str]], dict[str, str]],
 ) -> tuple[list[str], SampleTable, dict[str, str]]:
-    """Make samples of a manifest's rows.
+    """Return the images and samples of a manifest.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def manifest_table(
     name, root : str
         The manifest's file name, and its folder, to which paths are relative.
     missing : callable
-        Says which of the keys cannot be read, and why.
+        Returns the keys that cannot be read, with the reason.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def manifest_table(
     Raises
     ------
     SourceError
-        A column is not there or holds what it cannot mean; rows are named.
+        A column is missing or has invalid cells; rows are named.
     """
     columns = _present_columns(table, config, name)
     keys = list(zip(*(_image_keys(table, column, root) for column in columns.image_columns), strict=True))
@@ -63,11 +63,11 @@ def manifest_table(
     targets = {label: target_from_column(label, table[label]) for label in columns.label_columns}
     absent = _absent({key for row in keys for key in row}, missing)
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
-    images = sorted({key for row, there in zip(keys, whole, strict=True) if there for key in row})
-    place = {key: number for number, key in enumerate(images)}
+    images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
+    index = {key: number for number, key in enumerate(images)}
     samples = SampleTable(
         key=np.array(sample_keys, object),
-        image=np.array([[place.get(key, -1) for key in row] for row in keys], np.int64),
+        image=np.array([[index.get(key, -1) for key in row] for row in keys], np.int64),
         split=_splits(table, columns.split_column, len(keys)),
         targets=targets,
         covariates=_covariates(table, columns.covariate_columns, len(keys)),
@@ -78,7 +78,7 @@ def manifest_table(
 
 
 def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:
-    """The images that cannot be read, as far as that is known without reading."""
+    """Return the images that are known to be unreadable without reading any, with the reason."""
     absent = {key: "has a name that is not valid UTF-8" for key in keys if not storable(key)}
     return dict(sorted((absent | missing([key for key in keys - absent.keys() if "://" not in key])).items()))
 
@@ -107,7 +107,7 @@ def _present_columns(table: Table, config: ReadConfig, name: str) -> ReadConfig:
 
 
 def _image_keys(table: Table, column: str, root: str) -> list[str]:
-    """The cells of an image column as keys: without "./", and relative where they lie below the root."""
+    """Return the cells of an image column as keys: without "./", relative where they are below the root."""
     cells = table[column]
     if bad := [row for row, cell in enumerate(cells, 1) if not isinstance(cell, str) or not cell]:
         raise SourceError(f"Column {column!r} names no image in {rows_named(bad)}; expected a path.")
@@ -115,7 +115,7 @@ def _image_keys(table: Table, column: str, root: str) -> list[str]:
 
 
 def _relative(path: str, root: str) -> str:
-    """ ".." stays as it is: beyond a link to a folder it leads elsewhere than its text says."""
+    """Return the key of a path. ".." is not resolved: after a link to a folder it means another folder."""
     path = path.removeprefix(root.rstrip("/") + "/")
     if "://" in path:
         return path
@@ -124,7 +124,7 @@ def _relative(path: str, root: str) -> str:
 
 
 def _sample_keys(table: Table, column: str | None, images: list[tuple[str, ...]]) -> list[str]:
-    """Unique names of the samples: of a column, or of their images."""
+    """Return unique names of the samples: from a column, or from their images."""
     keys = ["|".join(row) for row in images] if column is None else list(_names(table, column, "sample"))
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys, 1):
@@ -140,7 +140,7 @@ def _sample_keys(table: Table, column: str | None, images: list[tuple[str, ...]]
 
 
 def _names(table: Table, column: str, what: str) -> np.ndarray:
-    """(S,) object array of str, one name in every row."""
+    """Return the cells of a column as (S,) object array of str; SourceError unless every row has a name."""
     cells = table[column]
     good = [cell is not None and cell != "" and storable(str(cell)) for cell in cells]
     if bad := [row for row, is_good in enumerate(good, 1) if not is_good]:
@@ -150,12 +150,12 @@ def _names(table: Table, column: str, what: str) -> np.ndarray:
     return np.array([str(cell) for cell in cells], object)
 
 
-def _names_split(cell) -> bool:
+def _names_split(cell: object) -> bool:
     return isinstance(cell, str) and split_named(cell) is not None
 
 
 def _splits(table: Table, column: str | None, rows: int) -> np.ndarray:
-    """(S,) object array of "train", "val" or "test"."""
+    """Return the (S,) object array of "train", "val" or "test"."""
     if column is None:
         return np.full(rows, "train", object)
     cells = table[column]
@@ -168,9 +168,9 @@ def _splits(table: Table, column: str | None, rows: int) -> np.ndarray:
 
 
 def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:
-    """(S, P) float64, all finite."""
+    """Return (S, P) float64, all finite."""
     values = np.zeros((rows, len(names)))
-    for place, name in enumerate(names):
+    for column, name in enumerate(names):
         numbers = [to_number(cell) for cell in table[name]]
         bad = [row for row, number in enumerate(numbers, 1) if number is None or not math.isfinite(number)]
         if bad:
@@ -179,5 +179,5 @@ def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:
                 "expected finite numbers.",
                 "Fill the values in, or leave the covariate out.",
             )
-        values[:, place] = numbers
+        values[:, column] = numbers
     return values

@@ -1,4 +1,4 @@
-"""A source of images, whatever its form, as keys that can be read and a table of samples.
+"""Open a source of images of any form: keys that can be read, and a table of samples.
 
 Forms: a folder (`class/x.jpg`, `split/class/x.jpg`, or flat), one image, a manifest (.csv, .jsonl, .parquet),
 tar shards (one .tar, or a folder of them), a .zip, or an fsspec URL of any of these.
@@ -29,7 +29,7 @@ from bottleneck.samples import SampleTable
 
 @dataclass(frozen=True)
 class Source:
-    """Images and what is known of them.
+    """Images, their samples, and where to read them.
 
     Parameters
     ----------
@@ -38,13 +38,13 @@ class Source:
     images : tuple of I str
         Keys, unique, ordered by code point.
     samples : SampleTable
-        `samples.image` are positions in `images`. In the order of the images, or of the manifest.
+        `samples.image` are indices into `images`. In the order of the images, or of the manifest.
     ignored : int
-        Files that are no images by their names, hidden files included.
+        Number of files that are no images by their names, hidden files included.
     absent : dict of str to str
-        Images that are known to be unreadable without reading any, with the reason; never among `images`.
+        Images that are known to be unreadable without reading any, with the reason; not in `images`.
     files : Files
-        Where the bytes lie.
+        Reads the bytes.
     """
 
     root: str
@@ -55,22 +55,22 @@ class Source:
     files: Files = field(repr=False)
 
     def read(self, key: str) -> bytes:
-        """The bytes of an image. Raises ImageError or OSError."""
+        """Return the bytes of an image. Raises ImageError or OSError."""
         return self._files(key).read(key)
 
     def stat(self, key: str) -> Stat:
-        """Size in bytes and time of last change in ns. Raises ImageError or OSError."""
+        """Return size in bytes and time of last change in ns. Raises ImageError or OSError."""
         return self._files(key).stat(key)
 
     def take(self, rows: np.ndarray) -> Source:
-        """The source cut to the samples `rows` (indices or a mask) and their images; `absent` stays."""
+        """Return the source of the samples `rows` (indices or a mask) and their images; `absent` stays."""
         samples = self.samples.take(rows)
         needed, image = np.unique(samples.image, return_inverse=True)
         samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
         return replace(self, images=tuple(self.images[i] for i in needed), samples=samples)
 
     def _files(self, key: str) -> Files:
-        """A manifest may name images by URL, wherever it lies itself."""
+        """Return where `key` is read: a manifest may also name images by URL."""
         if "://" not in key:
             return self.files
         filesystem, _ = open_url(key)
@@ -126,7 +126,7 @@ def _is_image_file(named: str | os.PathLike | Source) -> bool:
 
 
 def image_files(paths: Sequence[str]) -> Source:
-    """Images named one by one, wherever they lie, as a source whose keys are the paths or URLs as given.
+    """Return a source of images named one by one, whose keys are the paths or URLs as given.
 
     An image named twice is two samples.
 
@@ -140,7 +140,7 @@ def image_files(paths: Sequence[str]) -> Source:
             raise SourceError(f"{printable(path)} is no image by its name; expected {' '.join(SUFFIXES)}.")
         if printable(path) != path:
             raise SourceError(f"The image {printable(path)} has a name that is not valid UTF-8; rename it.")
-    images = {path: place for place, path in enumerate(dict.fromkeys(paths))}
+    images = {path: index for index, path in enumerate(dict.fromkeys(paths))}
     samples = SampleTable(
         key=np.array(paths, object),
         image=np.array([[images[path]] for path in paths], np.int64),
@@ -151,7 +151,7 @@ def image_files(paths: Sequence[str]) -> Source:
 
 
 def _locate(source: str, config: ReadConfig) -> Source:
-    """Tell the form of a source by where it leads and what it is called."""
+    """Open a source; its form follows from what is at its path, and from its name."""
     if source.lower().startswith("file://"):
         source = open_url(source)[1]
     if ("://" in source or "::" in source) and not os.path.exists(source):
@@ -173,7 +173,7 @@ def _locate(source: str, config: ReadConfig) -> Source:
 
 
 def _locate_url(url: str, config: ReadConfig) -> Source:
-    """A folder or a file behind fsspec."""
+    """Open a folder or a file with fsspec."""
     filesystem, path = open_url(url)
     try:
         is_folder = not path.strip("/") or filesystem.isdir(path)
@@ -201,38 +201,37 @@ def _refuse_columns(config: ReadConfig, source: str) -> None:
         )
 
 
-def _folder(files: LocalFiles | RemoteFiles, found: Listing) -> Source:
-    """A folder of images, or of tar shards where it holds no images of its own."""
-    if found.shards and not found.keys:
-        beside = found.others.total() - len(found.shards)
-        source = _shards(files, found.shards)
-        return replace(source, ignored=source.ignored + beside, absent=found.absent | source.absent)
-    return _listed(files, found)
+def _folder(files: LocalFiles | RemoteFiles, listing: Listing) -> Source:
+    """Return the source of a folder of images, or of tar shards where it has no images of its own."""
+    if listing.shards and not listing.keys:
+        beside = listing.others.total() - len(listing.shards)
+        source = _shards(files, listing.shards)
+        return replace(source, ignored=source.ignored + beside, absent=listing.absent | source.absent)
+    return _listed(files, listing)
 
 
 def _shards(files: LocalFiles | RemoteFiles, shards: list[str]) -> Source:
     return _listed(*list_shards(files, shards))
 
 
-def _listed(files: Files, found: Listing) -> Source:
-    """A source of what a listing found."""
-    if not found.keys:
-        raise SourceError(_nothing(files.root, found))
-    samples = folder_table(found.keys, files.root)
-    return Source(files.root, tuple(found.keys), samples, found.others.total(), found.absent, files)
+def _listed(files: Files, listing: Listing) -> Source:
+    """Return the source of a listing; SourceError where it has no images."""
+    if not listing.keys:
+        raise SourceError(_nothing(files.root, listing))
+    samples = folder_table(listing.keys, files.root)
+    return Source(files.root, tuple(listing.keys), samples, listing.others.total(), listing.absent, files)
 
 
-def _nothing(root: str, found: Listing) -> str:
-    """Say what was looked for and what was found instead."""
-    told = [f"{count} × {suffix}" for suffix, count in sorted(found.others.items())[:5]]
-    told += [f"{key} ({reason})" for key, reason in list(found.absent.items())[:1]]
-    return (
-        f"No images in {root}: looked for {' '.join(SUFFIXES)}, found {', '.join(told) or 'no files at all'}."
-    )
+def _nothing(root: str, listing: Listing) -> str:
+    """Return what was looked for, and what is there instead."""
+    others = [f"{count} × {suffix}" for suffix, count in sorted(listing.others.items())[:5]]
+    others += [f"{key} ({reason})" for key, reason in list(listing.absent.items())[:1]]
+    found = ", ".join(others) or "no files at all"
+    return f"No images in {root}: looked for {' '.join(SUFFIXES)}, found {found}."
 
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
-    """A manifest, a shard or a single image."""
+    """Return the source of a manifest, a shard or a single image."""
     if name.lower().endswith(TABLE_SUFFIXES):
         return _manifest(files, name, config)
     _refuse_columns(config, name)
@@ -243,9 +242,9 @@ def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
             f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."
         )
-    found = Listing()
-    found.add(name, files.missing([name]).get(name))
-    return _listed(files, found)
+    listing = Listing()
+    listing.add(name, files.missing([name]).get(name))
+    return _listed(files, listing)
 
 
 def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:

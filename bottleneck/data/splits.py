@@ -1,7 +1,7 @@
-"""Train, validation and test: names that people give them, and fractions set aside from train.
+"""Train, val and test: the names that users give them, and fractions of train set aside.
 
-A sample's place is decided by a hash of the seed and its key, so that it does not depend on the order of the
-samples, and adding some moves few of the others.
+A hash of the seed and the sample's key decides its split, which therefore does not depend on the order of the
+samples; adding samples moves few others.
 
 Shapes: S samples, G groups, T splits (val, test, train).
 """
@@ -9,7 +9,6 @@ Shapes: S samples, G groups, T splits (val, test, train).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,18 +28,18 @@ ALIASES = {
 
 
 def split_named(name: str) -> str | None:
-    """The split that a folder or a cell names, whatever its case; None where it names none."""
+    """Return the split that a folder or a cell names, in any case; None where it names none."""
     return ALIASES.get(name.strip().lower())
 
 
 def set_aside(
     samples: SampleTable, val_fraction: float = 0.0, test_fraction: float = 0.0, seed: int = 0
 ) -> np.ndarray:
-    """The (S,) split of each sample after fractions of the train samples are set aside.
+    """Return the (S,) split of each sample after fractions of the train samples are set aside.
 
-    Stratified by the first class target (unlabelled samples are a stratum of their own): each class gives its
-    share to within one sample. Where there are groups, whole groups move, so that each split comes as near to
-    its share of every class as the groups allow.
+    Stratified by the first class target; unlabelled samples are a stratum of their own. Each class gives its
+    share to within one sample, and keeps at least one in train. Where there are groups, whole groups move, so
+    that each split comes as near to its share of every class as the groups allow.
 
     Raises
     ------
@@ -54,27 +53,27 @@ def set_aside(
         return split
     _check(wanted, split)
     rows = np.flatnonzero(split == "train")
-    rows = np.array(sorted(rows, key=lambda row: _rank(seed, samples.key[row])), np.int64)
+    rows = np.array(sorted(rows, key=lambda row: _rank(seed, str(samples.key[row]))), np.int64)
     stratum = strata(samples)[rows]
     if samples.group is None:
         chosen = _stratified(stratum, list(wanted.values()))
     else:
         chosen = _grouped(stratum, samples.group[rows], list(wanted.values()), seed)
-    for place, (name, fraction) in enumerate(wanted.items()):
-        if not (chosen == place).any():
+    for index, (name, fraction) in enumerate(wanted.items()):
+        if not (chosen == index).any():
             unit = "samples" if samples.group is None else "samples in whole groups"
             raise SourceError(
                 f"A {name} fraction of {fraction:g} is impossible: {len(rows)} train {unit} give it none.",
                 f"Use a larger --{name}-fraction or more samples.",
             )
-        split[rows[chosen == place]] = name
+        split[rows[chosen == index]] = name
     if not (split == "train").any():
         raise SourceError("The fractions for val and test leave no train sample.", "Use smaller fractions.")
     return split
 
 
 def strata(samples: SampleTable) -> np.ndarray:
-    """(S,) int64 stratum of each sample: its class in the first class target, or 0 where there is none."""
+    """Return the (S,) int64 stratum of each sample: its class in the first class target, 0 without one."""
     for target in samples.targets.values():
         if target.kind == "class":
             return target.values
@@ -82,7 +81,7 @@ def strata(samples: SampleTable) -> np.ndarray:
 
 
 def _check(wanted: dict[str, float], split: np.ndarray) -> None:
-    """Refuse fractions that cannot be meant."""
+    """Raise SourceError for fractions out of range, or of a split that exists."""
     for name, fraction in wanted.items():
         if not 0 < fraction < 1:
             raise SourceError(f"--{name}-fraction is {fraction:g}; expected a number between 0 and 1.")
@@ -125,24 +124,24 @@ def _stratified(stratum: np.ndarray, fractions: list[float]) -> np.ndarray:
     return chosen
 
 
-def _grouped(stratum: np.ndarray, groups: Sequence[str], fractions: list[float], seed: int) -> np.ndarray:
-    """(S,) index of the fraction that each sample's group goes to, −1 for none.
+def _grouped(stratum: np.ndarray, groups: np.ndarray, fractions: list[float], seed: int) -> np.ndarray:
+    """Return the (S,) index of the fraction of each sample's group, -1 for train.
 
-    Groups are dealt out from the largest to the smallest (by hash among equals), each to the split where the
-    squared distances of the class counts from their shares, relative to the class sizes, grow least.
+    Groups are assigned from the largest to the smallest (by hash among equals), each to the split where the
+    squared differences of the class counts from their shares, relative to the class sizes, grow least.
     """
     classes, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
-    names, member, group_sizes = np.unique(
-        np.asarray(groups, object), return_inverse=True, return_counts=True
-    )
+    names, member, group_sizes = np.unique(groups.astype(object), return_inverse=True, return_counts=True)
     shares = np.array([*fractions, 1 - sum(fractions)])
     goals = shares[:, None] * np.append(sizes, len(stratum))  # (T, classes + 1), the last column is the total
     scale = np.append(sizes, len(stratum) / len(classes)).astype(float)
     have = np.zeros_like(goals)
     rows_of = np.split(np.argsort(member, kind="stable"), np.cumsum(group_sizes)[:-1])
-    dealt = sorted(range(len(names)), key=lambda index: (-group_sizes[index], _rank(seed, names[index])))
+    in_turn = sorted(
+        range(len(names)), key=lambda index: (-group_sizes[index], _rank(seed, str(names[index])))
+    )
     chosen = np.empty(len(stratum), np.int64)
-    for index in dealt:
+    for index in in_turn:
         rows = rows_of[index]
         columns, counts = np.unique(code[rows], return_counts=True)
         columns, counts = np.append(columns, len(classes)), np.append(counts, len(rows))

@@ -17,10 +17,13 @@ from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import datetime
 from threading import Lock
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import ImageError, SourceError
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -41,7 +44,7 @@ class Files(Protocol):
         ...
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
-        """The keys that are certainly not files that can be read, with the reason."""
+        """Return the keys that are certainly no readable files, with the reason."""
         ...
 
 
@@ -80,10 +83,16 @@ class LocalFiles:
 class RemoteFiles:
     """Files behind an fsspec filesystem: object stores, archives, web servers, memory.
 
-    `listing` holds what listings told of files by their path, so that none is asked for its size by itself.
+    `listing` holds the records of listed files by path, so that no request per file is needed for its size.
     """
 
-    def __init__(self, filesystem, folder: str, url: str, listing: dict[str, dict] | None = None) -> None:
+    def __init__(
+        self,
+        filesystem: AbstractFileSystem,
+        folder: str,
+        url: str,
+        listing: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
         from fsspec.archive import AbstractArchiveFileSystem
 
         self.filesystem = filesystem
@@ -91,7 +100,7 @@ class RemoteFiles:
         url = url if url.endswith("://") else url.rstrip("/")
         self.root = re.sub(r"//[^/@]*@", "//", url)  # no credentials in caches and messages
         self.listing = listing or {}
-        # The members of an archive are read through one file, whose position threads would fight over
+        # All members of an archive are read through one file with one position
         self.turn = Lock() if isinstance(filesystem, AbstractArchiveFileSystem) else nullcontext()
 
     def path(self, key: str) -> str:
@@ -115,7 +124,7 @@ class RemoteFiles:
         return info.get("size") or 0, changed_ns(info)
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
-        """Looks each folder up once instead of each file. Of a store that lists none, nothing is certain."""
+        """List each folder once instead of asking for each file; {} where the store cannot list folders."""
         paths = {key: self.path(key) for key in keys}
         for folder in {path.rpartition("/")[0] for path in paths.values()}:
             try:
@@ -152,8 +161,8 @@ class TarFiles:
         return {key: "is not in its shard" for key in keys if key not in self.members}
 
 
-def open_url(url: str) -> tuple[object, str]:
-    """The fsspec filesystem of a URL, and the path in it.
+def open_url(url: str) -> tuple[AbstractFileSystem, str]:
+    """Return the fsspec filesystem of a URL, and the path in it.
 
     Raises
     ------
@@ -175,10 +184,10 @@ def open_url(url: str) -> tuple[object, str]:
 _CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
 
 
-def changed_ns(info: dict) -> int:
-    """Time of last change in ns that a listing tells, or a checksum of the version's tag in its place.
+def changed_ns(info: dict[str, Any]) -> int:
+    """Return the time of last change in ns from a file's record, or a checksum of its version tag instead.
 
-    A store that tells neither gets the present time: its files then count as changed and are read again.
+    Without both it is the present time: the file then counts as changed and is read again.
     """
     for name in _CHANGED:
         value = info.get(name)

@@ -1,8 +1,6 @@
-"""Tables on disk, .csv, .jsonl and .parquet, as columns of cells. What the columns mean is said elsewhere.
+"""Read a table (.csv, .jsonl, .parquet) as columns of cells, and find text that a cache cannot store.
 
-Rows are counted from 1, a header not included.
-
-Names that cannot be kept: undecodable bytes of a file system, lone surrogates of JSON, NUL.
+Rows are counted from 1, without the header.
 """
 
 from __future__ import annotations
@@ -11,34 +9,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from bottleneck.errors import SourceError
 
-
-def printable(text: str) -> str:
-    """The text itself, or with escapes for what UTF-8 cannot say (undecodable bytes, lone surrogates)."""
-    if text.isascii():
-        return text
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raw = text.encode("utf-8", "surrogateescape" if _from_bytes(text) else "backslashreplace")
-        return raw.decode("utf-8", "backslashreplace")
-    return text
-
-
-def _from_bytes(text: str) -> bool:
-    return all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
-
-
-def storable(text: str) -> bool:
-    """True for text that a cache can hold: valid UTF-8 without NUL."""
-    return printable(text) == text and "\0" not in text
-
-
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
-Table = dict[str, list]  # column name -> one cell a row, None where it is missing
+Table = dict[str, list[Any]]  # column name -> one cell a row, None where it is missing
 
 
 def read_table(name: str, data: bytes) -> Table:
@@ -47,19 +24,19 @@ def read_table(name: str, data: bytes) -> Table:
     Parameters
     ----------
     name : str
-        File name; its suffix says the format.
+        File name; its suffix is the format.
     data : bytes
         The file. Text is UTF-8, with or without a byte order mark.
 
     Returns
     -------
     dict of str to list
-        CSV cells are text, None where empty; JSONL and Parquet cells are what JSON and Arrow call them.
+        CSV cells are text, None where empty; JSONL and Parquet cells have the types of JSON and Arrow.
 
     Raises
     ------
     SourceError
-        Not such a file, or without rows: where and why.
+        The file is not such a table or has no rows: where and why.
     """
     if name.lower().endswith(".parquet"):
         table = _read_parquet(name, data)
@@ -72,7 +49,7 @@ def read_table(name: str, data: bytes) -> Table:
 
 
 def rows_named(rows: Sequence[int]) -> str:
-    """Say "row 3" or "rows 3, 7, 8, 9, 11 and 12 more"."""
+    """Return "row 3" or "rows 3, 7, 8, 9, 11 and 12 more"."""
     shown = ", ".join(map(str, rows[:5]))
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
@@ -100,7 +77,7 @@ def _read_csv(name: str, text: str) -> Table:
             f"The table {name} has {len(header)} columns, "
             f"but {len(rows[odd[0] - 1])} cells in {rows_named(odd)}."
         )
-    return {column: [row[place] or None for row in rows] for place, column in enumerate(header)}
+    return {column: [row[index] or None for row in rows] for index, column in enumerate(header)}
 
 
 def _read_jsonl(name: str, text: str) -> Table:
@@ -120,7 +97,7 @@ def _read_jsonl(name: str, text: str) -> Table:
 
 
 def _read_parquet(name: str, data: bytes) -> Table:
-    """Columns of text, numbers and lists; others, such as embedded images, are left unread."""
+    """Read columns of text, numbers and lists; others, such as embedded images, are left out."""
     try:
         import pyarrow as arrow
         from pyarrow import parquet
@@ -139,3 +116,24 @@ def _read_parquet(name: str, data: bytes) -> Table:
         return file.read(columns).to_pydict()
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise SourceError(f"The table {name} cannot be read as Parquet: {error}.") from error
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes for what UTF-8 cannot encode: undecodable bytes, lone surrogates."""
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raw = text.encode("utf-8", "surrogateescape" if _from_bytes(text) else "backslashreplace")
+        return raw.decode("utf-8", "backslashreplace")
+    return text
+
+
+def _from_bytes(text: str) -> bool:
+    return all(not "\ud800" <= char <= "\udfff" or "\udc80" <= char <= "\udcff" for char in text)
+
+
+def storable(text: str) -> bool:
+    """Return True for text that a cache can store: valid UTF-8 without NUL."""
+    return printable(text) == text and "\0" not in text

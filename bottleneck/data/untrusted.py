@@ -1,8 +1,4 @@
-"""The fence around a library that parses a stranger's bytes.
-
-Whatever such a parser raises or warns of there is about the bytes: the image fails with a reason, and the
-user's process sees neither the exception nor the warning.
-"""
+"""Call a library that parses a stranger's bytes: exceptions become ImageError, warnings are dropped."""
 
 from __future__ import annotations
 
@@ -10,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from bottleneck.errors import ImageError
 
@@ -18,7 +15,7 @@ from bottleneck.errors import ImageError
 def parsing(what: str) -> Iterator[None]:
     """Turn any exception of the block into an ImageError that begins with `what`, and drop its warnings.
 
-    Only calls into the parser belong inside, so that a defect of our own still surfaces as itself.
+    Put only calls into the parser inside, so that a defect of our own code is not hidden.
     """
     with _quiet():
         try:
@@ -32,13 +29,13 @@ def parsing(what: str) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """What a library's exception says, fit for a list of failures: one short line of printable text."""
+    """Return an exception's message as one short line of printable text, for a list of failures."""
     text = repr(str(error))[1:-1] or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "…"
 
 
 class _Parsing:
-    """The message pattern of one warning filter: it matches only in threads that are inside `parsing`."""
+    """Message pattern of a warning filter that matches only in threads that are inside `parsing`."""
 
     here = threading.local()
 
@@ -52,16 +49,17 @@ _lock = threading.Lock()
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop this thread's warnings, and no other's.
+    """Drop the warnings of this thread only.
 
-    `warnings.catch_warnings` swaps the filters of the whole process; two threads that leave it in the wrong
-    order lose the user's filters for good. So one filter is added that does nothing outside of this block.
+    `warnings.catch_warnings` replaces the filters of the whole process; two threads that leave it in the
+    wrong order lose the user's filters for good. So one filter is added that matches only in this block.
     """
     with _lock:
-        if not warnings.filters or warnings.filters[0] is not _FILTER:  # a test or a user changed the filters
-            if _FILTER in warnings.filters:
-                warnings.filters.remove(_FILTER)
-            warnings.filters.insert(0, _FILTER)
+        filters: list[Any] = warnings.filters  # type: ignore[assignment]  # typeshed: a Sequence; it is a list
+        if not filters or filters[0] is not _FILTER:  # a test or a user changed the filters
+            if _FILTER in filters:
+                filters.remove(_FILTER)
+            filters.insert(0, _FILTER)
     _Parsing.here.inside = True
     try:
         yield

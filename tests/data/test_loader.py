@@ -15,7 +15,7 @@ from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import pixels_from_bytes
 from bottleneck.data.loader import load_images, readable_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.workers import Budget, Job
+from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
 
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -289,7 +289,7 @@ def test_a_file_larger_than_the_memory_is_a_failure():
 
 
 def test_images_in_work_share_the_memory():
-    budget = Budget(100)
+    budget = MemoryBudget(100)
     held, most = [], []
     lock = threading.Lock()
 
@@ -312,26 +312,26 @@ def test_images_in_work_share_the_memory():
 
 
 def test_an_image_beyond_the_memory_is_decoded_alone():
-    budget = Budget(100)
+    budget = MemoryBudget(100)
     with budget.reserve(Job(0, ""), 1000):
         assert budget.reserved.popitem()[1] == 100
 
 
 def test_waiting_for_memory_does_not_count_as_time_taken():
-    budget = Budget(100)
+    budget = MemoryBudget(100)
     job = Job(1, "")
-    job.since = 0.0
+    job.started = 0.0
     first = budget.reserve(Job(0, ""), 80)
     first.__enter__()
     waiting = threading.Thread(target=lambda: budget.reserve(job, 80).__enter__())
     waiting.start()
     deadline = time.monotonic() + 10
-    while job.since is not None and time.monotonic() < deadline:
+    while job.started is not None and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert job.since is None
+    assert job.started is None
     first.__exit__(None, None, None)
     waiting.join(10)
-    assert job.since > 0
+    assert job.started > 0
 
 
 def test_views_come_with_the_pixels_and_leave_them_as_they_are():
