@@ -69,12 +69,12 @@ def command(
     drawn = {}
     if filters:
         from bottleneck.backbones.patches import first_kernels
-        from bottleneck.report.contact_sheet import draw_filters
+        from bottleneck.report.filters import draw_filters
 
         drawn["filters"] = str(draw_filters(first_kernels(network), filters))
     if patches:
         from bottleneck.backbones.patches import patches_of_source
-        from bottleneck.report.contact_sheet import draw_patches
+        from bottleneck.report.filters import draw_patches
 
         found = patches_of_source(
             network, source, nodes, preprocess=preprocess, limit=limit, reporter=terminal

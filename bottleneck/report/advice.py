@@ -1,4 +1,4 @@
-"""The advice on one page: data size, similarity, where in the network the features suit, what was tried."""
+"""The advice on one page: number of images, similarity, heads along the network, attempts, the text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 
-from bottleneck.report.figures import drawable, picture
+from bottleneck.report.figures import BLUE, GREY, RED, drawable, error_bars, picture
 from bottleneck.studies.advise.image_similarity import DIFFERENT, SIMILAR, Similarity
 from bottleneck.studies.advise.recommendation import Advice
 
-BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
-LINE = 150  # characters of the text
+LINE = 150  # characters of a line of the text
 
 
 def advice_page(advice: Advice, path: str | Path) -> Path:
@@ -34,7 +33,7 @@ def advice_page(advice: Advice, path: str | Path) -> Path:
 
 
 def _shots(axes: Axes, advice: Advice) -> None:
-    """Accuracy over the images per class; dotted, what the law says of twice and four times as many."""
+    """Accuracy by images per class; dotted, the power law's prediction for twice and four times as many."""
     curve = advice.size.curve
     shots = [point.shots for point in curve.points]
     axes.semilogx(shots, [point.mean for point in curve.points], color=BLUE, marker="o")
@@ -50,7 +49,7 @@ def _shots(axes: Axes, advice: Advice) -> None:
 
 
 def _similarity(axes: Axes, near: Similarity | None) -> None:
-    """Distances of the user's images and of the anchors on one logarithmic scale."""
+    """Distances of the user's images and of the anchors, on a logarithmic scale."""
     axes.set_title("Distance from the network's training images")
     if near is None:
         axes.text(0.5, 0.5, "random weights: no training images", ha="center", transform=axes.transAxes)
@@ -59,8 +58,8 @@ def _similarity(axes: Axes, near: Similarity | None) -> None:
     distances["YOUR IMAGES"] = near.reading.distance
     names = sorted(distances, key=distances.__getitem__)
     colours = {**dict.fromkeys(SIMILAR, BLUE), **dict.fromkeys(DIFFERENT, RED), "YOUR IMAGES": "black"}
-    for place, name in enumerate(names):
-        axes.plot(distances[name], place, "o", color=colours.get(name, GREY))
+    for row, name in enumerate(names):
+        axes.plot(distances[name], row, "o", color=colours.get(name, GREY))
     axes.set_yticks(range(len(names)), names)
     axes.grid(axis="y", color="#eeeeee")
     axes.set(xscale="log", xlabel=f"{near.measure}; similar with probability {near.probability:.2f}")
@@ -77,15 +76,15 @@ def _probes(axes: Axes, advice: Advice) -> None:
 
 
 def _tried(axes: Axes, advice: Advice) -> None:
-    """What was tried, with 95 % intervals on val; the recommended one in blue, guessing dotted."""
+    """Attempts with 95 % intervals on val; the recommended one in blue, guessing dotted."""
     axes.axvline(advice.guess, color=GREY, linestyle=":", label="always the commonest class")
-    for place, attempt in enumerate(reversed(advice.attempts)):
-        accuracy, (low, high) = attempt.accuracy["val"], attempt.ci95["val"]
+    attempts = advice.attempts[::-1]  # the first one on top
+    for row, attempt in enumerate(attempts):
+        accuracy = [attempt.accuracy["val"]]
+        bars = error_bars(accuracy, [attempt.ci95["val"]])
         colour = BLUE if attempt is advice.chosen else GREY
-        axes.errorbar(
-            accuracy, place, xerr=[[accuracy - low], [high - accuracy]], fmt="o", color=colour, capsize=3
-        )
-    names = ["\n".join(textwrap.wrap(drawable(each.what, 120), 34)) for each in reversed(advice.attempts)]
+        axes.errorbar(accuracy, [row], xerr=bars, fmt="o", color=colour, capsize=3)
+    names = ["\n".join(textwrap.wrap(drawable(attempt.what, 120), 34)) for attempt in attempts]
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")
     axes.legend(fontsize=8)

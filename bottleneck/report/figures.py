@@ -1,11 +1,9 @@
-"""Pictures of results as PNG files, drawn without a display.
+"""Pictures as PNG files, drawn without a display, with text in any script.
 
-Shapes: C classes.
+matplotlib draws a box for a character that none of its fonts has. `drawable` replaces such characters by
+their code points (`U+1F41C`), so that two names never look alike.
 
-Text in pictures, for names in any script: installed fonts, and an honest fallback where none fits.
-
-matplotlib draws a box for a character that no font of its list has. `drawable` shows the code points instead
-(`U+1F41C`), so that two names never look alike.
+Shapes: K classes.
 """
 
 from __future__ import annotations
@@ -16,12 +14,19 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bottleneck.files import whole_file
+
+BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
+MOST_CLASSES_NAMED = 40
+TITLE_CHARACTERS = 10  # per inch of a line's width
 
 # Families that carry scripts beyond Latin, Greek and Cyrillic, as the common systems ship them.
 WIDE_FAMILIES = (
@@ -43,7 +48,7 @@ WIDE_FAMILIES = (
 
 @cache
 def families() -> tuple[str, ...]:
-    """Font families to hand to matplotlib, its own default first, then the wide ones that are installed."""
+    """Return matplotlib's default font family, then the wide ones that are installed."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ("DejaVu Sans", *(name for name in WIDE_FAMILIES if name in installed))
 
@@ -51,17 +56,14 @@ def families() -> tuple[str, ...]:
 @cache
 def _characters() -> frozenset[int]:
     """Code points that at least one of the families has."""
-    found: set[int] = set()
-    for family in families():
-        path = font_manager.findfont(family, fallback_to_default=True)
-        found.update(ft2font.FT2Font(path).get_charmap())
-    return frozenset(found)
+    paths = (font_manager.findfont(family, fallback_to_default=True) for family in families())
+    return frozenset[int]().union(*(ft2font.FT2Font(path).get_charmap() for path in paths))
 
 
 def drawable(text: str, longest: int = 40) -> str:
-    """`text` as it can be drawn: composed (NFC), uncovered characters as code points, cut to `longest`.
+    """Return `text` in NFC, with code points for characters without a glyph, cut to `longest` characters.
 
-    Dollar signs are escaped, or matplotlib would read mathematics into a file name.
+    Dollar signs are escaped, since matplotlib would typeset the text between two of them as mathematics.
     """
     text = unicodedata.normalize("NFC", text)
     shown = "".join(
@@ -72,25 +74,37 @@ def drawable(text: str, longest: int = 40) -> str:
     return shown.replace("$", r"\$")
 
 
-MOST_CLASSES_NAMED = 40
-TITLE_CHARACTERS = 10  # of a line, for each inch of width
+@contextmanager
+def drawing(path: str | Path, width: float, height: float, dpi: int, **style: Any) -> Iterator[Figure]:
+    """Yield a new figure of `width` × `height` inches, which is saved to `path` on leaving.
+
+    style : of `mpl.rcParams`, with "_" for ".". Figures are made without pyplot: there is no global state and
+    no display, and threads can draw.
+    """
+    names = {name.replace("_", "."): value for name, value in style.items()}
+    with mpl.rc_context({"font.family": list(families()), **names}):
+        figure = Figure(figsize=(width, height), dpi=dpi)
+        yield figure
+        with whole_file(Path(path)) as file:
+            figure.savefig(file, dpi=dpi, format="png")
 
 
 @contextmanager
 def picture(
     path: str | Path, width: float, height: float, columns: int = 1, rows: int = 1
-) -> Iterator[Sequence[Axes]]:
-    """Axes, row by row, of a new figure of `width` × `height` inches, saved to `path` on leaving.
-
-    Figures are made without pyplot: no global state, no display, safe in threads.
-    """
-    with mpl.rc_context({"font.family": list(families()), "font.size": 10, "axes.titlesize": 11}):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        yield figure.subplots(rows, columns, squeeze=False).ravel()
+) -> Iterator[list[Axes]]:
+    """Yield the axes, row by row, of a new figure (in inches), which is saved to `path` on leaving."""
+    with drawing(path, width, height, 120, font_size=10, axes_titlesize=11) as figure:
+        figure.set_layout_engine("constrained")
+        yield list(figure.subplots(rows, columns, squeeze=False).ravel())
         for axes in figure.axes:
             axes.set_title(fill(axes.get_title(), int(TITLE_CHARACTERS * width / columns)))
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=120)
+
+
+def error_bars(values: Sequence[float], intervals: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Return (2, n) distances of the intervals' ends from n `values`, as `Axes.errorbar` takes them."""
+    low, high = np.array(intervals, float).reshape(-1, 2).T
+    return np.maximum([values - low, high - values], 0)
 
 
 def confusion_matrix(
@@ -98,19 +112,19 @@ def confusion_matrix(
 ) -> Path:
     """Draw counts of true (rows) against predicted (columns) classes, coloured by the share of the row.
 
-    confusion : (C, C) int, class_names : C names.
+    confusion : (K, K) int. class_names : K names.
     """
     confusion = np.asarray(confusion)
-    C = len(confusion)
+    K = len(confusion)
     share = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    side = float(np.clip(0.42 * C + 2.2, 4.0, 16.0))
+    side = float(np.clip(0.42 * K + 2.2, 4.0, 16.0))
     with picture(path, side + 0.8, side) as (axes,):
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="true", title=drawable(title, 80))
-        if C <= MOST_CLASSES_NAMED:
+        if K <= MOST_CLASSES_NAMED:
             names = [drawable(name, 24) for name in class_names]
-            axes.set_xticks(range(C), names, rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticks(range(C), names)
+            axes.set_xticks(range(K), names, rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(K), names)
             for (row, column), count in np.ndenumerate(confusion):
                 if count:
                     colour = "white" if share[row, column] > 0.5 else "black"

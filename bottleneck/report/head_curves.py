@@ -1,4 +1,4 @@
-"""The curves that heads draw: accuracy over a network's nodes (where to cut it), and over images per class.
+"""Curves of fitted heads: accuracy by node of the network (where to cut it), and by images per class.
 
 Shapes: N nodes, G numbers of shots, R repeats.
 """
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from bottleneck.fitting.fit_heads import FitResult
-from bottleneck.report.figures import drawable, picture
+from bottleneck.report.figures import drawable, error_bars, picture
 
 
 def head_curves(result: FitResult) -> dict[str, str]:
-    """Draw each curve of `result` beside its table; paths by name."""
+    """Draw each curve of `result` beside its table. Return the paths by name of the curve."""
     drawn: dict[str, str] = {}
     for name, draw in (("probe_curve", _probe_curve), ("shot_curve", _shot_curve)):
         table = result.files.get(f"{name}_table")
@@ -27,28 +27,23 @@ def head_curves(result: FitResult) -> dict[str, str]:
 
 
 def _probe_curve(curves: dict[str, Any], path: Path, stem: str) -> None:
-    """A line for each series of N scores, some of them None; 95 % intervals where a series has them."""
+    """A line for each series of N scores, of which some are None; with 95 % intervals if there are any."""
     nodes, series, intervals = (curves["probe"][name] for name in ("nodes", "series", "intervals"))
-    place = np.arange(len(nodes))
     with picture(path, max(5.0, 0.7 * len(nodes) + 2), 4.2) as (axes,):
         for name, values in series.items():
-            there = [i for i, value in enumerate(values) if value is not None]
-            y = np.array([values[i] for i in there], float)
-            error = None
-            if name in intervals:
-                low, high = np.array([intervals[name][i] for i in there], float).T
-                error = np.maximum([y - low, high - y], 0)
-            axes.errorbar(place[there], y, error, marker="o", capsize=3, label=drawable(name))
-        axes.set_xticks(
-            place, [drawable(node, 32) for node in nodes], rotation=35, ha="right", rotation_mode="anchor"
-        )
+            known = [i for i, value in enumerate(values) if value is not None]
+            y = [values[i] for i in known]
+            bars = error_bars(y, [intervals[name][i] for i in known]) if name in intervals else None
+            axes.errorbar(known, y, bars, marker="o", capsize=3, label=drawable(name))
+        names = [drawable(node, 32) for node in nodes]
+        axes.set_xticks(range(len(nodes)), names, rotation=35, ha="right", rotation_mode="anchor")
         axes.set(ylabel="accuracy", title=drawable(f"{stem}: one head per node", 80))
         axes.grid(axis="y", alpha=0.3)
         axes.legend(frameon=False)
 
 
 def _shot_curve(curves: dict[str, Any], path: Path, stem: str) -> None:
-    """Mean accuracy over images per class, with what 95 % of the repeats reach; accuracies are (G, R)."""
+    """Mean accuracy by images per class, with the range of 95 % of the repeats; accuracies are (G, R)."""
     shots = curves["shots"][0]["shots"]
     with picture(path, 6.0, 4.2) as (axes,):
         for record in curves["shots"]:

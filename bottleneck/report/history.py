@@ -21,28 +21,19 @@ def training_curves(
 ) -> Path:
     """Draw loss and accuracy of train and val by epoch to a PNG.
 
-    best : the epoch that is kept, marked; head : val accuracy of the head that training started from.
+    best : the chosen epoch, which is marked. head : val accuracy of the head that training started from.
     """
     numbers = [record.epoch for record in epochs]
     trained = [record for record in epochs if record.train_loss is not None]
     with picture(path, 10, 4.4, columns=2) as (loss, accuracy):
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-            axes.plot(
-                [record.epoch for record in trained],
-                [getattr(record, f"train_{name}") for record in trained],
-                "o-",
-                color=TRAIN,
-                markersize=3,
-                label="train, while learning",
-            )
-            axes.plot(
-                numbers,
-                [getattr(record, f"val_{name}") for record in epochs],
-                "o-",
-                color=VAL,
-                markersize=3,
-                label="val",
-            )
+            for split, records, colour, label in (
+                ("train", trained, TRAIN, "train, while learning"),
+                ("val", epochs, VAL, "val"),
+            ):
+                x = [record.epoch for record in records]
+                y = [getattr(record, f"{split}_{name}") for record in records]
+                axes.plot(x, y, "o-", color=colour, markersize=3, label=label)
             axes.axvline(best, color="grey", linewidth=1, linestyle=":", label=f"kept: epoch {best}")
             axes.set(xlabel="epoch", ylabel=name, xlim=(-0.5, numbers[-1] + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -51,7 +42,7 @@ def training_curves(
             accuracy.axhline(head, color="black", linewidth=1, linestyle="--", label="the head on val")
         loss.set_title("Loss")
         accuracy.set_title("Accuracy")
-        # Below the axes: within them it would lie on the first or the last epochs.
+        # Below the axes, since within them it would hide the first or the last epochs.
         loss.figure.legend(
             *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
         )
@@ -60,7 +51,7 @@ def training_curves(
 
 
 def rate_curve(found: FoundRate, path: str | Path) -> Path:
-    """Draw the smoothed loss by learning rate, and the suggestion, to a PNG."""
+    """Draw the smoothed loss by learning rate, and the suggested rate, to a PNG."""
     with picture(path, 6, 4) as (axes,):
         axes.semilogx(found.rates, found.losses, color=TRAIN)
         axes.axvline(found.lr, color=VAL, linestyle="--", label=f"suggested: {found.lr:.2g}")
@@ -72,7 +63,7 @@ def rate_curve(found: FoundRate, path: str | Path) -> Path:
 
 @contextmanager
 def tensorboard(folder: str | Path | None) -> Iterator[Callable[[EpochRecord], None]]:
-    """A function that writes each epoch as TensorBoard events below `folder`; without one it does nothing.
+    """Yield a function that writes an epoch as TensorBoard events below `folder`; None writes nothing.
 
     Raises BottleneckError where the package tensorboard is not installed.
     """

@@ -101,15 +101,15 @@ def read_images(
     splits = listed.samples.split[chosen]
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     pixels = temporary_array(folder, shape, np.uint8)
-    digest, first = hashlib.sha256(), dict[bytes | None, int]()
+    digest, first = hashlib.sha256(), dict[bytes, int]()
     with reporter.step("Reading", total=len(keys), unit="images") as advance:
         for i, image in enumerate(load_images(listed, keys, preprocess, workers=thread_budget().decode)):
-            if image.error is None:
-                row = first.setdefault(image.digest, i)  # the loader hands a copy over without pixels
+            if image.error is not None or image.digest is None:
+                codes[i] = -1
+            else:
+                row = first.setdefault(image.digest, i)  # the loader gives a copy's pixels only once
                 pixels[i] = pixels[row] if image.pixels is None else image.pixels
                 digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
-            else:
-                codes[i] = -1
             advance(1)
     return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest())
 
