@@ -8,6 +8,7 @@ TARGET_KINDS = ("class", "multilabel", "regression")
 DEFAULT_BACKBONE = "efficientnet_lite0"
 BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classifier
 NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
+DEFAULT_POOL = "avg"  # of every other node
 POOLS = ("avg", "avg2", "avg3", "max", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
 
@@ -21,3 +22,8 @@ STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the
 
 EXPORT_FORMATS = ("onnx", "torch")
 TOP_CLASSES = 5  # listed per prediction
+
+
+def default_pool(node: str) -> str:
+    """The pool that a node's name means without @POOL."""
+    return NATIVE if node == BOTTLENECK else DEFAULT_POOL

@@ -1,9 +1,11 @@
-"""A network with its blocks, its nodes and the preprocessing that its weights were trained with.
+"""A network with its blocks, its nodes and the preprocessing of its weights.
 
     images ──► trunk ──► features at a node ──► top ──► logits
 
 Shapes: B images, H × W pixels, C channels, D features.
 """
+
+from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
@@ -14,29 +16,29 @@ import torch
 from torch import fx, nn
 
 from bottleneck.backbones.blocks import Anatomy, Block, dissect
-from bottleneck.backbones.extractor import NATIVE, Extractor, Pool
+from bottleneck.backbones.extractor import Extractor, Pool
 from bottleneck.backbones.graph import NetworkGraph, Shapes, layout_of, measure, split, trace
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
-from bottleneck.names import BOTTLENECK, POOLS
+from bottleneck.names import BOTTLENECK, DEFAULT_POOL, POOLS
 
 
 class Backbone:
-    """A pretrained (or random) network, opened up.
+    """A pretrained or random network whose blocks and inner tensors can be addressed by name.
 
     Parameters
     ----------
     name : str
         As in the registry.
     module : torch.nn.Module
-        The whole network, one image tensor (B, C, H, W) in, one tensor (B, classes) out. It is put into
-        evaluation mode and its in-place activations are made out of place; it is not copied.
+        The whole network, one image tensor (B, C, H, W) in, one tensor (B, classes) out. It is not copied. It
+        is put into evaluation mode, and its in-place activations are made out of place.
     preprocess : Preprocess
         How images become its input.
     recipe : dict
         JSON: how to rebuild it (see `recipe`).
-    class_names : tuple of str, optional
-        What its outputs mean.
+    class_names : sequence of str, optional
+        Names of its outputs.
 
     Raises
     ------
@@ -60,7 +62,7 @@ class Backbone:
         self._shapes: dict[int, Shapes] = {}
         for child in module.modules():
             if getattr(child, "inplace", False) is True:
-                child.inplace = False
+                setattr(child, "inplace", False)  # noqa: B010  # nn.Module declares no such attribute
 
     @classmethod
     def from_module(
@@ -70,8 +72,8 @@ class Backbone:
         *,
         name: str = "module",
         class_names: Sequence[str] | None = None,
-    ) -> "Backbone":
-        """A backbone from a network of your own. Its recipe names its weights, but not how to build it."""
+    ) -> Backbone:
+        """A backbone from your own network; its recipe identifies the weights but cannot rebuild it."""
         recipe = {
             "name": name,
             "weights": "module",
@@ -87,7 +89,7 @@ class Backbone:
 
     @cached_property
     def nodes(self) -> tuple[str, ...]:
-        """Every name that a tensor can be asked for by, in execution order; `bottleneck` last."""
+        """All names of all tensors, in execution order; `bottleneck` last."""
         return (*self.graph.by_name, BOTTLENECK)
 
     @cached_property
@@ -97,7 +99,7 @@ class Backbone:
 
     @cached_property
     def anatomy(self) -> Anatomy:
-        """Blocks and bottleneck, with their places in the graph."""
+        """Blocks and bottleneck, with their operations in the graph."""
         return dissect(self.module, self.graph, self._measure(self.preprocess))
 
     @cached_property
@@ -116,18 +118,19 @@ class Backbone:
         return self.blocks[index]
 
     def resolve(self, node: str | int) -> str:
-        """The name that a node is stored under: its block's path, else the shortest of its tensor.
+        """The name that a node is stored under: the path of its block, else the shortest name of its tensor.
 
         Parameters
         ----------
         node : str or int
             A node, a block's name, or a block's index; negative ones count from the top (−1 the classifier).
-            A block means the tensor that it ends with. A node's name goes before a block's.
+            A block means the tensor that it ends with. If a node and a block have the same name, the node is
+            meant.
 
         Raises
         ------
         BackboneError
-            Naming close matches.
+            There is no such node; the message names similar ones.
         """
         if isinstance(node, int) or node.lstrip("-").isdigit():
             return self.block(int(node)).node
@@ -146,22 +149,22 @@ class Backbone:
         )
 
     def split(self, node: str | int) -> tuple[nn.Module, nn.Module]:
-        """Trunk and top: `top(trunk(x))` is the network, bit for bit in evaluation mode (see `split`).
+        """Trunk and top: in evaluation mode, `top(trunk(x))` equals the network bit for bit (see `graph`).
 
         Parameters
         ----------
         node : str or int
-            As in `resolve`; the trunk gives its tensor as the network makes it, without a pool.
+            As in `resolve`; the trunk returns the node's tensor without a pool.
 
         Raises
         ------
         BackboneError
-            If the top needs more than this one tensor.
+            The top would need more than this one tensor.
         """
         return split(self.module, self.graph, self._training_graph, self.operation(node))
 
     def extractor(self, nodes: Sequence[str], preprocess: Preprocess | None = None) -> Extractor:
-        """The module that gives several nodes in one pass: uint8 (B, H, W, C) → a float32 tensor per node.
+        """The module that computes several nodes in one pass: uint8 (B, H, W, C) → a float32 tensor per node.
 
         Parameters
         ----------
@@ -181,10 +184,6 @@ class Backbone:
         _, pool = self._operation_and_pool(name, preprocess or self.preprocess)
         row = tuple(pool(torch.empty(1, *pool.row, device="meta")).shape[1:])
         return row, layout_of(row)
-
-    def default_pool(self, node: str | int) -> str:
-        """The pool of a node's name without @POOL."""
-        return NATIVE if node == BOTTLENECK else "avg"
 
     def operation(self, node: str | int) -> fx.Node:
         """The operation in `graph` that makes a node's tensor."""
@@ -207,6 +206,7 @@ class Backbone:
         return self._shapes[size]
 
     def _operation_and_pool(self, name: str, preprocess: Preprocess) -> tuple[fx.Node, Pool]:
+        """The operation and the pool that give NODE or NODE@POOL."""
         node, at, kind = name.partition("@")
         if at and kind not in POOLS:
             raise BackboneError(f"Unknown pool {kind!r} in {name!r}; expected one of {', '.join(POOLS)}.")
@@ -222,13 +222,13 @@ class Backbone:
                 f"{self.name} cannot give {name} at {preprocess.size} × {preprocess.size} pixels: {reason}.",
                 "Use another node, or the network's own --image-size.",
             )
-        return operation, Pool(kind or "avg", shapes.rows[operation])
+        return operation, Pool(kind or DEFAULT_POOL, shapes.rows[operation])
 
 
 def state_sha256(module: nn.Module) -> str:
-    """sha256 over the network's state: name, dtype, shape and bytes of every entry, in the order of names.
+    """sha256 over the network's state: name, dtype, shape and bytes of every entry, sorted by name.
 
-    It does not depend on the file that the weights came in, and covers BatchNorm's statistics.
+    It covers BatchNorm's statistics and does not depend on the file that the weights came from.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):

@@ -1,16 +1,19 @@
-"""Blocks: a network's stages from stem to classifier, read off its graph, and where its features end.
+"""Find a network's blocks, from stem to classifier, and its bottleneck, from its graph and shapes alone.
 
-No family is named here. What is used is the module tree, the cuts of the graph (see `graph`) and the shapes:
+The same rules serve every family:
 
-- The *body* ends with the last cut that still is a map (of positions or tokens); the classifier is the rest.
-- The *bottleneck* is the input of the classifier's first affine layer (linear, or convolution of 1 × 1).
-  Where that input is a pooled grid (VGG, AlexNet) it is the flattened map before pooling, whatever its size.
-  Where the classifier convolves the map itself (SqueezeNet) it is that map, averaged. Without a classifier it
+- The *body* ends with the last cut (see `graph`) that is a map of positions or tokens; the rest is the
+  classifier.
+- The *bottleneck* is the input of the classifier's first affine layer (linear, or 1 × 1 convolution).
+  If that input is a pooled grid (VGG, AlexNet), it is the flattened map before this pooling, at any size.
+  If the classifier convolves the map itself (SqueezeNet), it is that map, averaged. Without a classifier it
   is the output.
-- A *stage* is a module with at least two affine layers; containers are opened until three are numbered alike.
-  What lies before the first is the stem, what follows a stage (transition, downsampling, last convolution)
-  belongs to it. A plain row of layers (VGG, AlexNet) is divided by its pooling layers instead.
+- A *stage* is a module with at least two affine layers; containers are opened until three stages are numbered
+  alike. Layers before the first stage are the stem; layers after a stage (transition, downsampling, last
+  convolution) belong to it. A plain sequence of layers (VGG, AlexNet) is divided at its pooling layers.
 """
+
+from __future__ import annotations
 
 import re
 from collections import Counter
@@ -20,9 +23,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from bottleneck.backbones.graph import NetworkGraph, Shapes, layout_of
+from bottleneck.backbones.graph import NetworkGraph, Shapes, layer_of, layout_of
 from bottleneck.errors import BackboneError
 
 _ENOUGH_STAGES = 3
@@ -34,9 +38,9 @@ _DROPOUT_FUNCTIONS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_
 class Block:
     """A stage of the network.
 
-    index : position from the stem, 0.
-    name : the family's own word, `layer3`, `denseblock2`, `features.7`; `stem` first and `classifier` last.
-    node : name of the tensor that the block ends with, what `--node` takes.
+    index : position, 0 for the stem.
+    name : as in the network's code, `layer3`, `denseblock2`, `features.7`; `stem` first, `classifier` last.
+    node : name of the tensor that the block ends with, for `--node`.
     """
 
     index: int
@@ -49,9 +53,9 @@ class Anatomy:
     """The blocks of a network and its bottleneck.
 
     ends : the operation that each block ends with.
-    bottleneck : the tensor at which trunk and classifier part.
-    map : the map that it is made from.
-    native : how the map becomes the bottleneck row: None, as the network does it; else a pool's name.
+    bottleneck : the operation after which the classifier begins.
+    map : the operation that makes the last map, from which the bottleneck is made.
+    native : the pool that makes the bottleneck from the map; None if the network's own operations do.
     """
 
     blocks: tuple[Block, ...]
@@ -62,7 +66,7 @@ class Anatomy:
 
     @property
     def rule(self) -> str:
-        """How `bottleneck` comes about, in words."""
+        """How the bottleneck is made, in words."""
         if self.native == "avg":
             return "the last map, averaged"
         if self.native == "flatten":
@@ -97,20 +101,19 @@ def dissect(module: nn.Module, network: NetworkGraph, shapes: Shapes) -> Anatomy
 
 
 def affine_layers(module: nn.Module, node: fx.Node) -> int:
-    """How many affine layers (linear, convolution) one operation holds."""
-    if node.op == "call_function":
+    """Number of affine layers (linear, convolution) in one operation."""
+    layer = layer_of(module, node)
+    if layer is None:
         return int(node.target in _AFFINE_FUNCTIONS)
-    if node.op == "call_module":
-        return sum(isinstance(m, nn.Linear | _ConvNd) for m in module.get_submodule(node.target).modules())
-    return 0
+    return sum(isinstance(child, nn.Linear | _ConvNd) for child in layer.modules())
 
 
 def _bottleneck(
     module: nn.Module, network: NetworkGraph, shapes: Shapes
 ) -> tuple[fx.Node, fx.Node, str | None]:
-    """The cut before the classifier, the map it comes from, and the pool that replaces the network's own."""
+    """`bottleneck`, `map` and `native` of the `Anatomy`."""
     if shapes.failure:
-        raise BackboneError(f"The network does not take its own input size: {shapes.failure}.")
+        raise BackboneError(f"The network does not accept its own input size: {shapes.failure}.")
     maps = [node for node in network.cuts if _is_map(shapes.rows.get(node, ()))]
     affine = [node for node in network.nodes if affine_layers(module, node)]
     if not affine:
@@ -134,41 +137,37 @@ def _is_map(row: tuple[int, ...]) -> bool:
 
 
 def _behind(module: nn.Module, node: fx.Node, transparent: Callable[[nn.Module, fx.Node], bool]) -> fx.Node:
-    """The tensor that `node` reads, seen through operations that are `transparent`."""
-    source = node.args[0]
+    """The tensor that `node` reads, or that the operations before it read while these are `transparent`."""
+    source = node.all_input_nodes[0]
     while transparent(module, source):
-        source = source.args[0]
+        source = source.all_input_nodes[0]
     return source
 
 
 def _is_dropout(module: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        kind = module.get_submodule(node.target)
-        return isinstance(kind, nn.modules.dropout._DropoutNd | nn.Identity)
-    return node.op == "call_function" and node.target in _DROPOUT_FUNCTIONS
+    layer = layer_of(module, node)
+    return isinstance(layer, _DropoutNd | nn.Identity) or node.target in _DROPOUT_FUNCTIONS
 
 
 def _is_pointwise(module: nn.Module, node: fx.Node) -> bool:
-    layer = module.get_submodule(node.target) if node.op == "call_module" else None
+    layer = layer_of(module, node)
     return isinstance(layer, _ConvNd) and set(layer.kernel_size) == {1}
 
 
 def _is_adaptive(module: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), _AdaptiveAvgPoolNd)
-    return node.target is F.adaptive_avg_pool2d
+    layer = layer_of(module, node)
+    return isinstance(layer, _AdaptiveAvgPoolNd) or node.target is F.adaptive_avg_pool2d
 
 
 def _is_pooling(module: nn.Module, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(node.target), _MaxPoolNd | _AvgPoolNd)
-    return node.target in (F.max_pool2d, F.avg_pool2d)
+    layer = layer_of(module, node)
+    return isinstance(layer, _MaxPoolNd | _AvgPoolNd) or node.target in (F.max_pool2d, F.avg_pool2d)
 
 
 def _stage_starts(
     module: nn.Module, network: NetworkGraph, body: tuple[fx.Node, ...]
 ) -> list[tuple[int, str]]:
-    """(index into body, module path) of every stage's first operation; none for a plain row of layers."""
+    """(index into body, module path) of every stage's first operation; empty for a plain sequence."""
     opened = {""}
     best: list[str] = []
     while not _has_family(best):
@@ -192,12 +191,12 @@ def _stage_starts(
 
 
 def _has_family(stages: list[str]) -> bool:
-    """Whether enough of them are numbered alike: layer1, layer2 … or Mixed_5b, Mixed_5c …"""
+    """Whether three or more are numbered alike: layer1, layer2 … or Mixed_5b, Mixed_5c …"""
     return max(Counter(map(_pattern, stages)).values(), default=0) >= _ENOUGH_STAGES
 
 
 def _units(network: NetworkGraph, body: tuple[fx.Node, ...], opened: set[str]) -> dict[str, list[fx.Node]]:
-    """Operations by the outermost module that is not opened."""
+    """Operations grouped by the outermost module that is not opened."""
     units: dict[str, list[fx.Node]] = {}
     for node in body:
         parts = network.names[node].split(".")
@@ -212,9 +211,9 @@ def _units(network: NetworkGraph, body: tuple[fx.Node, ...], opened: set[str]) -
 def _starts_after_pooling(
     module: nn.Module, network: NetworkGraph, body: tuple[fx.Node, ...]
 ) -> list[tuple[int, str]]:
-    """A block begins with the first affine layer after a pooling layer: `block1`, `block2` …
+    """Blocks `block1`, `block2` … that begin with the first affine layer after each pooling layer.
 
-    Where nothing is pooled it begins with any affine layer.
+    In a network without pooling, every affine layer begins a block.
     """
     affine = [i for i, node in enumerate(body) if affine_layers(module, node)]
     pools = [i for i, node in enumerate(body) if _is_pooling(module, node)]
@@ -226,7 +225,7 @@ def _starts_after_pooling(
 def _close(
     network: NetworkGraph, body: tuple[fx.Node, ...], starts: list[tuple[int, str]]
 ) -> tuple[list[fx.Node], list[str]]:
-    """End each block at the last cut before the next one's start; blocks without a cut join the next."""
+    """End each block at the last cut before the next block; a block without a cut is merged into the next."""
     cuts = set(network.cuts)
     ends: list[fx.Node] = []
     paths: list[str] = []
@@ -242,10 +241,11 @@ def _close(
 
 
 def _short(path: str) -> str:
-    """The last word of a module path, with its parent's where it is only a number: `layer3`, `features.7`."""
+    """The last part of a module path, with the part before if it is a number: `layer3`, `features.7`."""
     parts = path.split(".")
     return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
 
 
 def _pattern(path: str) -> str:
+    """The path with its numbers replaced by #."""
     return re.sub(r"\d+[a-z]?(?![a-z])", "#", path)

@@ -1,12 +1,14 @@
-"""Networks for images of other than three channels: the first convolution is adapted, and with it the mean.
+"""Adapt a network to images of one or four channels: its first convolution, and the mean and std.
 
-Grey: the weights are summed over the colours, scaled so that a grey image gives what its copy in three equal
-channels would. Each colour is normalised by its own mean and std, so what is left over is a constant for each
-output channel, which becomes its bias. (At a zero-padded border that constant meets the padding: there, and
-only where the colours' means differ, the results are a little apart.)
+Grey: the weights are summed over the colours, scaled so that a grey image gives the same output as its copy
+in three equal channels. Each colour has its own mean and std; their differences add a constant to each output
+channel, which becomes its bias. (At a zero-padded border this constant is not exact: if the colours' means
+differ, the outputs there differ slightly.)
 
-Four channels: the fourth takes the mean of the colours' weights, and all are scaled by 3/4.
+Four channels: the fourth gets the mean of the colours' weights, and all weights are scaled by 3/4.
 """
+
+from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
@@ -19,19 +21,19 @@ from bottleneck.errors import BackboneError
 
 
 def adapt_channels(module: nn.Module, preprocess: Preprocess, in_channels: int) -> Preprocess:
-    """Adapt `module` in place; returns the preprocessing for it.
+    """Adapt `module` in place and return its preprocessing.
 
     Raises
     ------
     BackboneError
-        If there is no such image mode, or the network does not begin with a convolution of three channels.
+        There is no such image mode, or the network does not begin with a convolution of three channels.
     """
     if in_channels == preprocess.channels:
         return preprocess
     first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
     if in_channels not in (1, 4) or preprocess.channels != 3:
         raise BackboneError(
-            f"Images of {in_channels} channels are not known here; expected 1 (grey), 3 (RGB) or 4 (RGBA)."
+            f"Images of {in_channels} channels are not supported; expected 1 (grey), 3 (RGB) or 4 (RGBA)."
         )
     if first is None or first.in_channels != 3 or first.groups != 1:
         raise BackboneError("The network does not begin with a convolution of three channels.")
@@ -42,7 +44,7 @@ def adapt_channels(module: nn.Module, preprocess: Preprocess, in_channels: int) 
 def _to_grey(first: nn.Conv2d, preprocess: Preprocess) -> Preprocess:
     """(x − m_c) / s_c = (s / s_c) · (x − m) / s + (m − m_c) / s_c for every colour c."""
     mean, std = fmean(preprocess.mean), fmean(preprocess.std)
-    weight = first.weight.detach().double()  # sums in double: the same bits on every machine
+    weight = first.weight.detach().double()  # sums in double: the same float32 on every machine
     means, stds = (torch.tensor(v, dtype=torch.float64) for v in (preprocess.mean, preprocess.std))
     scale, shift = std / stds, (mean - means) / stds
     constant = torch.einsum("ochw,c->o", weight, shift)

@@ -1,15 +1,14 @@
-"""The part of a network that feature extraction runs: uint8 pixels in, one float32 array per node out.
+"""The module that feature extraction runs: uint8 pixels in, one float32 tensor per node out.
 
-Shapes: B images, H × W pixels, C channels, D features.
+    pixels ──► Normalise ──► trunk ──► one Pool per node
 
-How a map becomes a vector: the pools behind `NODE@POOL`.
-
-Layouts: NCHW and NHWC maps of H × W positions, NLC tokens, NC vectors (which every pool leaves as they are).
+Shapes: B images, H × W pixels or positions, L tokens, C channels, D features.
+Layouts of a node's tensor: NCHW and NHWC maps, NLC tokens, NC vectors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,30 +19,34 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 from bottleneck.names import POOLS
 
-NATIVE = "native"
-
 
 class Pool(nn.Module):
-    """One pool for maps of one layout.
+    """The pool behind `NODE@POOL`: turns a map into a vector. Vectors pass every pool unchanged.
 
     avg, max : over all positions; D = C.
-    avg2, avg3 : averages over a 2 × 2 or 3 × 3 grid, which keep where things are; D = 4 C, 9 C.
-    flatten : all values in their own order.
-    none : the map as it is.
+    avg2, avg3 : averages over each cell of a 2 × 2 or 3 × 3 grid, which keep coarse positions; D = 4 C, 9 C.
+    flatten : all values in the order of the tensor.
+    none : the map unchanged.
 
-    Tokens are seen as the square grid that they were cut from; tokens beyond the square (class, registers)
-    lead the row and are left out of averages, maxima and grids.
+    Tokens are arranged in the square grid of their patches. Tokens beyond the square (class, registers) come
+    first and are left out of averages, maxima and grids.
+
+    Parameters
+    ----------
+    kind : str
+        One of `names.POOLS`.
+    row : tuple of int
+        Shape of one image's part of the tensor.
     """
 
     def __init__(self, kind: str, row: tuple[int, ...]) -> None:
         super().__init__()
-        self.kind, self.layout = kind, layout_of(row)
-        self.row = row
+        self.kind, self.layout, self.row = kind, layout_of(row), row
         if kind not in POOLS:
             raise BackboneError(f"Unknown pool {kind!r}; expected one of {', '.join(POOLS)}.")
         if not self.layout and kind not in ("flatten", "none"):
             raise BackboneError(
-                f"A tensor of shape {row} is no map, no tokens and no vector: {kind} cannot pool it.",
+                f"A tensor of shape {row} is neither a map nor tokens nor a vector: {kind} cannot pool it.",
                 "Use the pool flatten or none.",
             )
 
@@ -56,6 +59,7 @@ class Pool(nn.Module):
         return _REDUCTIONS[self.kind](self.channels_first(x)).flatten(1)
 
     def channels_first(self, x: Tensor) -> Tensor:
+        """A map or tokens → (B, C, H, W)."""
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
         if self.layout == "NLC":
@@ -66,7 +70,7 @@ class Pool(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        """Shown by `print`."""
+        """Part of what `print` shows."""
         return f"{self.kind}, {self.layout}"
 
 
@@ -81,15 +85,18 @@ _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Normalise(nn.Module):
     """uint8 pixels (B, H, W, C) → the network's input (B, C, H, W), by the mean and std of `preprocess`."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
         self.register_buffer("mean", 255 * torch.tensor(preprocess.mean), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(preprocess.std), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """The buffers' dtype is the result's, so that `.half()` and `.double()` do what they say."""
+        """The result has the dtype of the buffers, which `.half()` and `.double()` change."""
         width, channels = pixels.shape[2:]
-        # whole lines of pixels at a time: engines are 15 times slower at broadcasting over 3 channels
+        # Whole lines of pixels at a time: broadcasting over 3 channels is many times slower in the engines.
         lines = (pixels.flatten(2).to(self.mean.dtype) - self.mean.repeat(width)) / self.std.repeat(width)
         return lines.unflatten(2, (width, channels)).permute(0, 3, 1, 2)
 
@@ -97,11 +104,11 @@ class Normalise(nn.Module):
 class Extractor(nn.Module):
     """Normalise, run the trunk once, pool each node.
 
-    Everything after decoding, resizing and cropping is in this graph, so that an engine that runs it needs no
-    arithmetic on the host. It traces and exports with any batch size.
+    It contains everything after decoding, resizing and cropping, so that the engine does all arithmetic, and
+    can be exported with a free batch size.
     """
 
-    def __init__(self, trunk: nn.Module, pools: list[nn.Module], preprocess: Preprocess) -> None:
+    def __init__(self, trunk: nn.Module, pools: Sequence[Pool], preprocess: Preprocess) -> None:
         super().__init__()
         self.normalise = Normalise(preprocess)
         self.trunk = trunk

@@ -1,21 +1,16 @@
-"""Cut a network in two at one tensor: trunk and top, which together are the network, bit for bit.
-
-Both halves share the network's parameters (nothing is copied) and keep their names, so that a state dict of
-the network serves its halves. Each half carries the graphs of both modes and switches between them with
-`.train()` and `.eval()`: a graph traced in evaluation mode would have dropout and stochastic depth switched
-off for good.
-
-The network as a graph in which every tensor between input and output has a name.
+"""A network as a graph of named tensors: trace it, split it in two at one tensor, measure its shapes.
 
 Names are torchvision's feature-extraction names: the dotted path of the module that made the tensor
 (`layer4.1.conv2`), the path and the operation for plain functions (`layer4.1.add`), a suffix `_1`, `_2`
-where a module runs again. The path of a module that holds others means the last tensor made inside it.
+if a module runs again. The path of a module that contains others means the last tensor made inside it.
 
-A tensor is a *cut* when every path from the input to the output runs through it: a residual branch is none.
+A tensor is a *cut* if every path from the input to the output runs through it: one inside a residual branch
+is none. At a cut the network splits into trunk and top, which together are the network, bit for bit. Both
+share the network's parameters (nothing is copied) and keep their names, so that a state dict of the network
+fits its halves. Each half contains the graphs of both modes and switches with `.train()` and `.eval()`: in a
+graph that was traced in evaluation mode, dropout and stochastic depth would stay off.
 
-Shapes and multiplications of every tensor of a network, without computing any of them.
-
-The network is walked on torch's meta device: no weights are read, no pixels made, and a network that is still
+Shapes are measured on torch's meta device: no weights are read and nothing is computed, so that a network
 without weights will do.
 
 Shapes: B images, C channels, H × W positions, L tokens, D features.
@@ -31,10 +26,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 import torchvision
-from timm.layers import get_notrace_functions, get_notrace_modules
+from timm.layers import get_notrace_functions, get_notrace_modules  # type: ignore[attr-defined]  # no __all__
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
@@ -56,12 +52,12 @@ class NetworkGraph:
     Attributes
     ----------
     graph : torch.fx.Graph
-        All operations, none of them in place: a tensor that is kept (cached, or fed to a top again and again)
-        never changes behind its owner's back.
+        All operations, none of them in place: a tensor that is stored (cached, or fed to a top repeatedly)
+        is never changed by a later operation.
     nodes : tuple of torch.fx.Node
         The operations that depend on the input and reach the output, in execution order, the input first.
     output : torch.fx.Node
-        The one that makes the network's output.
+        The operation that makes the network's output.
     """
 
     def __init__(self, graph: fx.Graph, names: dict[fx.Node, str]) -> None:
@@ -83,7 +79,7 @@ class NetworkGraph:
 
     @cached_property
     def by_name(self) -> dict[str, fx.Node]:
-        """Every name that a tensor can be called by, in execution order, the shortest name of each first."""
+        """All names of all tensors, in execution order, the shortest name of each tensor first."""
         last: dict[str, fx.Node] = {}
         for node in self.nodes[1:]:
             parts = self.names[node].split(".")
@@ -102,19 +98,19 @@ class NetworkGraph:
 
     @cached_property
     def cuts(self) -> tuple[fx.Node, ...]:
-        """The tensors that alone determine the output, in execution order.
+        """The tensors through which every path to the output runs, in execution order.
 
-        In execution order a node is one exactly when no edge jumps over it.
+        A node is one exactly if no edge jumps over it in this order.
         """
-        found, reach = [], 0
+        cuts, reach = [], 0
         for i, node in enumerate(self.nodes):
             if reach <= i:
-                found.append(node)
+                cuts.append(node)
             reach = max([reach, *(self.position[user] for user in node.users if user in self.position)])
-        return tuple(found)
+        return tuple(cuts)
 
     def ancestors(self, nodes: Iterable[fx.Node], stop: fx.Node | None = None) -> set[fx.Node]:
-        """All operations that the given ones need, themselves included, not looking behind `stop`."""
+        """All operations that the given ones need, themselves included; the search ends at `stop`."""
         seen: set[fx.Node] = set()
         pending = list(nodes)
         while pending:
@@ -130,7 +126,7 @@ class NetworkGraph:
         copies: dict[fx.Node, fx.Node] = {}
         needed = self.ancestors([result] if isinstance(result, fx.Node) else result, stop=start)
         for node in self.graph.nodes:
-            if node is start:
+            if start is not None and node is start:
                 copies[node] = part.placeholder("x")
             elif node in needed:
                 copies[node] = part.node_copy(node, copies.__getitem__)
@@ -144,7 +140,7 @@ def trace(module: nn.Module, *, training: bool = False) -> NetworkGraph:
     Raises
     ------
     BackboneError
-        If the network's control flow depends on the values of its tensors.
+        If the control flow depends on the values of tensors.
     """
     arguments = list(inspect.signature(module.forward).parameters.values())[1:]
     defaults = {a.name: a.default for a in arguments if a.default is not inspect.Parameter.empty}
@@ -158,7 +154,7 @@ def trace(module: nn.Module, *, training: bool = False) -> NetworkGraph:
             graph = tracer.trace(module, concrete_args=defaults or None)
         except Exception as error:
             raise BackboneError(
-                f"{type(module).__name__} cannot be taken apart: its forward does not trace with torch.fx "
+                f"{type(module).__name__} cannot be split into nodes: torch.fx cannot trace its forward "
                 f"({type(error).__name__}: {first_line(error)}).",
                 "Mark the module that decides by values with torch.fx.wrap, or rewrite its forward.",
             ) from error
@@ -169,8 +165,8 @@ def trace(module: nn.Module, *, training: bool = False) -> NetworkGraph:
 def _leaf_modules() -> list[type[nn.Module]]:
     """Modules that stay one operation: timm's untraceable ones and torchvision's operators.
 
-    torchvision's own list has its convolution-norm-activation sequences too; those are looked into here, so
-    that a first convolution is found in every family.
+    torchvision's own list also has its convolution-norm-activation sequences. These are traced through here,
+    so that the first convolution is a node in every family.
     """
     operators = [value for value in vars(torchvision.ops).values() if inspect.isclass(value)]
     return [
@@ -191,6 +187,7 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _make_functional(graph: fx.Graph) -> None:
+    """Replace operations in place by their copies that return a new tensor."""
     for node in graph.nodes:
         if node.op == "call_function":
             node.target = _OUT_OF_PLACE.get(node.target, node.target)
@@ -200,116 +197,37 @@ def _make_functional(graph: fx.Graph) -> None:
             node.kwargs = {**node.kwargs, "inplace": False}
 
 
-# A batch size that no channel count, grid or head count has: the batch axis is then known wherever it goes.
-_BATCH = 1009
-
-
-@dataclass
-class Shapes:
-    """What a walk found.
-
-    Attributes
-    ----------
-    rows : dict of torch.fx.Node to tuple of int
-        Shape of one image's part of each tensor; a tensor whose first axis is not the images is left out.
-    macs : dict of torch.fx.Node to int
-        Multiplications with addition for one image; only where asked for.
-    failure : str
-        Why the walk ended early: the classifier of a network with a fixed input size refuses another one.
-    """
-
-    rows: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
-    macs: dict[fx.Node, int] = field(default_factory=dict)
-    failure: str = ""
-
-
-def measure(
-    module: nn.Module, network: NetworkGraph, size: int, channels: int, *, macs: bool = False
-) -> Shapes:
-    """Walk `network` for images of `size` × `size` pixels."""
-    shapes = Shapes()
-    walk = _Walk(on_meta(module), network.graph, shapes, FlopCounterMode(display=False) if macs else None)
-    pixels = torch.empty(_BATCH, channels, size, size, device="meta")
-    try:
-        with torch.no_grad():
-            walk.run(pixels)
-    except Exception as error:
-        shapes.failure = first_line(error)
-    return shapes
-
-
-def layout_of(row: tuple[int, ...]) -> str:
-    """ "NC", "NCHW", "NHWC", "NLC" or "" for a tensor that is none of them, from the shape of one row.
-
-    Inputs are square, so H = W tells channels first from channels last; where all three agree, first it is.
-    """
-    if len(row) == 3:
-        return "NCHW" if row[1] == row[2] else "NHWC" if row[0] == row[1] else ""
-    return {1: "NC", 2: "NLC"}.get(len(row), "")
-
-
-def on_meta(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose tensors have shapes but no storage."""
-    twins: dict[int, Tensor] = {}
-    constants = [
-        value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)
-    ]
-    for tensor in [*module.parameters(), *module.buffers(), *constants]:
-        twin = tensor.detach().to("meta")
-        twins[id(tensor)] = (
-            nn.Parameter(twin, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else twin
-        )
-    return copy.deepcopy(module, twins)
-
-
-class _Walk(fx.Interpreter):
-    def __init__(
-        self, module: nn.Module, graph: fx.Graph, shapes: Shapes, counter: FlopCounterMode | None
-    ) -> None:
-        super().__init__(module, graph=graph)
-        self.extra_traceback = False
-        self.shapes, self.counter = shapes, counter
-
-    def call_module(self, target, args, kwargs):
-        if isinstance(self.fetch_attr(target), _BatchNorm):
-            return args[0]  # as an operation on meta tensors it would take longer than all others together
-        return super().call_module(target, args, kwargs)
-
-    def run_node(self, node: fx.Node):
-        if self.counter is None:
-            value = super().run_node(node)
-        else:
-            with self.counter:
-                value = super().run_node(node)
-            self.shapes.macs[node] = self.counter.get_total_flops() // (2 * _BATCH)
-        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == _BATCH:
-            self.shapes.rows[node] = tuple(value.shape[1:])
-        return value
+def layer_of(module: nn.Module, node: fx.Node) -> nn.Module | None:
+    """The layer of `module` that an operation calls; None for functions and methods."""
+    if node.op != "call_module":
+        return None
+    assert isinstance(node.target, str)
+    return module.get_submodule(node.target)
 
 
 def split(
     module: nn.Module, evaluation: NetworkGraph, training: NetworkGraph, node: fx.Node
 ) -> tuple[nn.Module, nn.Module]:
-    """Trunk and top of `module`, cut after the tensor that `node` makes, both in evaluation mode.
+    """Split `module` after the tensor that `node` makes into trunk and top, both in evaluation mode.
 
     Parameters
     ----------
     evaluation, training : NetworkGraph
         The two modes of `module`.
     node : torch.fx.Node
-        One of `evaluation`.
+        An operation of `evaluation`.
 
     Raises
     ------
     BackboneError
-        If the top would need more tensors than this one; names the nearest where one suffices.
+        The top would need more tensors than this one; the message names the nearest cuts.
     """
     name = evaluation.canonical[node]
     if node not in evaluation.cuts:
         raise _no_cut(evaluation, node)
     twin = training.by_name.get(evaluation.names[node])
     if twin is None or twin not in training.cuts:
-        raise BackboneError(f"The network cannot be cut at {name}: it runs otherwise in training mode.")
+        raise BackboneError(f"The network cannot be cut at {name}: its graph is another in training mode.")
     trunk = DualGraphModule(module, training.part(twin), evaluation.part(node), "Trunk")
     top = DualGraphModule(
         module,
@@ -327,6 +245,94 @@ def _no_cut(network: NetworkGraph, node: fx.Node) -> BackboneError:
     nearest = " and ".join(network.canonical[cut] for cut in [*before[-1:], *after[:1]])
     return BackboneError(
         f"The network cannot be cut at {network.canonical[node]}: what follows needs more than this tensor "
-        "(a residual branch or a skip runs beside it).",
+        "(a residual branch or a skip connection runs beside it).",
         f"The nearest nodes that can be cut at are {nearest}.",
     )
+
+
+# A batch size that no channel count, grid or head count has: an axis of this size is the batch axis.
+_BATCH = 1009
+
+
+@dataclass
+class Shapes:
+    """Shapes of a network's tensors at one image size.
+
+    Attributes
+    ----------
+    rows : dict of torch.fx.Node to tuple of int
+        Shape of one image's part of each tensor; tensors whose first axis is not the batch are left out.
+    macs : dict of torch.fx.Node to int
+        Multiplications with addition for one image, if requested.
+    failure : str
+        Why not all could be measured: for example, a classifier refuses another image size than its own.
+    """
+
+    rows: dict[fx.Node, tuple[int, ...]] = field(default_factory=dict)
+    macs: dict[fx.Node, int] = field(default_factory=dict)
+    failure: str = ""
+
+
+def measure(
+    module: nn.Module, network: NetworkGraph, size: int, channels: int, *, macs: bool = False
+) -> Shapes:
+    """Measure `network` for images of `size` × `size` pixels."""
+    shapes = Shapes()
+    counter = FlopCounterMode(display=False) if macs else None
+    interpreter = _ShapeInterpreter(on_meta(module), network.graph, shapes, counter)
+    pixels = torch.empty(_BATCH, channels, size, size, device="meta")
+    try:
+        with torch.no_grad():
+            interpreter.run(pixels)
+    except Exception as error:
+        shapes.failure = first_line(error)
+    return shapes
+
+
+def layout_of(row: tuple[int, ...]) -> str:
+    """The layout for the shape of one row: "NC", "NCHW", "NHWC", "NLC", or "" for anything else.
+
+    Images are square, so H = W distinguishes channels first from channels last; if all three axes are equal,
+    channels first is assumed.
+    """
+    if len(row) == 3:
+        return "NCHW" if row[1] == row[2] else "NHWC" if row[0] == row[1] else ""
+    return {1: "NC", 2: "NLC"}.get(len(row), "")
+
+
+def on_meta(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose tensors have shapes but no storage."""
+    copies: dict[int, Tensor] = {}
+    constants = [
+        value for child in module.modules() for value in vars(child).values() if isinstance(value, Tensor)
+    ]
+    for tensor in [*module.parameters(), *module.buffers(), *constants]:
+        empty = tensor.detach().to("meta")
+        is_parameter = isinstance(tensor, nn.Parameter)
+        copies[id(tensor)] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+    return copy.deepcopy(module, copies)
+
+
+class _ShapeInterpreter(fx.Interpreter):
+    def __init__(
+        self, module: nn.Module, graph: fx.Graph, shapes: Shapes, counter: FlopCounterMode | None
+    ) -> None:
+        super().__init__(module, graph=graph)
+        self.extra_traceback = False
+        self.shapes, self.counter = shapes, counter
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(self.fetch_attr(target), _BatchNorm):
+            return args[0]  # on meta tensors BatchNorm would take longer than all other operations together
+        return super().call_module(target, args, kwargs)
+
+    def run_node(self, node: fx.Node) -> Any:
+        if self.counter is None:
+            value = super().run_node(node)
+        else:
+            with self.counter:
+                value = super().run_node(node)
+            self.shapes.macs[node] = self.counter.get_total_flops() // (2 * _BATCH)
+        if isinstance(value, Tensor) and value.dim() > 1 and value.shape[0] == _BATCH:
+            self.shapes.rows[node] = tuple(value.shape[1:])
+        return value

@@ -1,19 +1,18 @@
-"""What a network is made of: blocks and their costs, modules and their indices, parameters, what would train.
+"""Inspect a network: blocks and their costs, modules and their indices, parameters, what would be trained.
 
 Only shapes are used, so that a network without weights (`registry.outline`) will do.
-
-Freeze the lower part of a network: no gradient, and nothing in it that changes or varies in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import prod
+from typing import Self
 
-from timm.layers import DropPath
-from torch import nn
+from timm.layers.drop import DropPath
+from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision.ops import StochasticDepth
@@ -24,80 +23,15 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 from bottleneck.names import BOTTLENECK
 
-# Modules whose training mode changes their state or their output.
-_VARYING = (_BatchNorm, _DropoutNd, StochasticDepth, DropPath)
-
-
-def freeze(backbone: Backbone, up_to: str | int | None) -> None:
-    """Freeze everything up to and including a node; what lies above is free, whatever it was before.
-
-    Frozen means: parameters without gradient, BatchNorm normalising by its stored statistics and keeping
-    them, dropout and stochastic depth off, also after `.train()` on the network or on any of its halves. So
-    a frozen trunk says in training what it said when its features were cached. (Dropout that is written as
-    a function, not a module, follows the mode of the module that calls it.)
-
-    Parameters
-    ----------
-    up_to : str, int or None
-        A node, a block or its index (see `Backbone.resolve`); None frees the whole network.
-
-    Raises
-    ------
-    BackboneError
-        If there is no such node.
-    """
-    below = backbone.graph.ancestors([backbone.operation(up_to)]) if up_to is not None else set()
-    frozen = _targets(below)
-    free = _targets(node for node in backbone.graph.graph.nodes if node not in below) - frozen
-    for name, parameter in backbone.module.named_parameters():
-        parameter.requires_grad_(any(_inside(name, target) for target in free))
-    for name, module in backbone.module.named_modules():
-        if isinstance(module, _VARYING):
-            _fix(module, any(_inside(name, target) for target in frozen))
-
-
-def trainable(backbone: Backbone) -> list[str]:
-    """Names of the parameters that have a gradient."""
-    return [name for name, parameter in backbone.module.named_parameters() if parameter.requires_grad]
-
-
-def _targets(nodes) -> set[str]:
-    """Paths of the modules that operations call and of the parameters that they read."""
-    return {node.target for node in nodes if node.op in ("call_module", "get_attr")}
-
-
-def _inside(name: str, target: str) -> bool:
-    return name == target or name.startswith(target + ".")
-
-
-class _Fixed:
-    def train(self, mode: bool = True) -> nn.Module:
-        return super().train(False)
-
-
-@cache
-def _fixed_class(kind: type[nn.Module]) -> type[nn.Module]:
-    # The module name is kept: torch.fx tells by it what is a layer of torch and what is to be traced through.
-    return type(kind.__name__, (_Fixed, kind), {"__module__": kind.__module__})
-
-
-def _fix(module: nn.Module, fixed: bool) -> None:
-    """Change the module's class rather than the module: parameters, names and hooks stay what they are."""
-    if fixed and not isinstance(module, _Fixed):
-        module.__class__ = _fixed_class(type(module))
-        module.eval()
-    elif not fixed and isinstance(module, _Fixed):
-        module.__class__ = type(module).__bases__[1]
-
-
 _FLOAT16 = 2  # bytes of one value in a cache
 
 
 @dataclass(frozen=True)
 class BlockRow:
-    """One block. `shape`: what it gives for one image; `cached_bytes`: of that in a float16 cache.
+    """One block.
 
-    `macs` : multiplications with addition for one image; `trainable` : parameters with a gradient.
+    trainable : number of parameters with a gradient. macs : multiplications with addition for one image.
+    shape : of its output for one image. cached_bytes : size of that in a float16 cache.
     """
 
     index: int
@@ -112,7 +46,7 @@ class BlockRow:
 
 @dataclass(frozen=True)
 class ModuleRow:
-    """One module. `index`: where it stands in its parent, `features[9]`."""
+    """One module; `index` is its position in its parent, `features[9]`."""
 
     path: str
     index: str
@@ -133,7 +67,11 @@ class StateRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that `bottleneck inspect` says. `features`: width of `bottleneck`, made of `bottleneck_node`."""
+    """The result of `bottleneck inspect`.
+
+    features : width of the bottleneck. bottleneck_node, bottleneck_rule : what it is made from, and how.
+    modules, state : None if not requested.
+    """
 
     name: str
     weights: str
@@ -150,7 +88,7 @@ class Inspection:
     state: list[StateRow] | None = None
 
     def to_json(self) -> dict:
-        """The JSON object of `bottleneck inspect --json`: parts that were not asked for are left out."""
+        """The JSON object of `bottleneck inspect --json`, without the parts that were not requested."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
@@ -163,7 +101,7 @@ def inspect_backbone(
     modules: bool = False,
     state: bool = False,
 ) -> Inspection:
-    """Take stock of a network.
+    """List a network's blocks with their costs, and on request its modules, parameters and buffers.
 
     Parameters
     ----------
@@ -172,9 +110,9 @@ def inspect_backbone(
     freeze_to : str or int, optional
         Count as trainable what lies above this node.
     free : sequence of str
-        Count as trainable these alone: module paths, indices (`features.9`), blocks, ranges of them (`3-4`).
+        Count as trainable only these: module paths, indices (`features.9`), blocks or ranges of them (`3-4`).
     modules, state : bool
-        List every module; every parameter and buffer.
+        Whether to list every module; every parameter and buffer.
 
     Raises
     ------
@@ -183,7 +121,7 @@ def inspect_backbone(
     """
     preprocess = preprocess or backbone.preprocess
     if freeze_to is not None and free:
-        raise BackboneError("--freeze-to and --free both say what trains; give one of them.")
+        raise BackboneError("--freeze-to and --free both choose what is trained; give one of them.")
     freeze(backbone, freeze_to)
     if free:
         _free_only(backbone, free)
@@ -206,22 +144,89 @@ def inspect_backbone(
     )
 
 
+def freeze(backbone: Backbone, up_to: str | int | None) -> None:
+    """Freeze everything up to and including a node; what lies above is trainable, whatever it was before.
+
+    Frozen parameters have no gradient, frozen BatchNorm keeps its statistics (see `batchnorm`), and dropout
+    and stochastic depth are off, also after `.train()` on the network or on one of its halves. (Dropout that
+    is written as a function, not a module, follows the mode of the module that calls it.)
+
+    Parameters
+    ----------
+    up_to : str, int or None
+        A node, a block or its index (see `Backbone.resolve`); with None the whole network is trainable.
+
+    Raises
+    ------
+    BackboneError
+        There is no such node.
+    """
+    below = backbone.graph.ancestors([backbone.operation(up_to)]) if up_to is not None else set()
+    frozen = _targets(below)
+    free = _targets(node for node in backbone.graph.graph.nodes if node not in below) - frozen
+    for name, parameter in backbone.module.named_parameters():
+        parameter.requires_grad_(any(_inside(name, target) for target in free))
+    for name, module in backbone.module.named_modules():
+        if isinstance(module, _VARYING):
+            _fix(module, any(_inside(name, target) for target in frozen))
+
+
+def trainable(backbone: Backbone) -> list[str]:
+    """Names of the parameters that have a gradient."""
+    return [name for name, parameter in backbone.module.named_parameters() if parameter.requires_grad]
+
+
+# Modules whose training mode changes their state or their output.
+_VARYING = (_BatchNorm, _DropoutNd, StochasticDepth, DropPath)
+
+
+class _Fixed(nn.Module):
+    """Base class of a layer that stays in evaluation mode."""
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+
+@cache
+def _fixed_class(kind: type) -> type:
+    # The name of the module is kept: torch.fx tells layers of torch from modules to trace through by it.
+    return type(kind.__name__, (_Fixed, kind), {"__module__": kind.__module__})
+
+
+def _fix(module: nn.Module, fixed: bool) -> None:
+    """Change the class of a layer and not the layer itself: its parameters, name and hooks stay the same."""
+    if fixed and not isinstance(module, _Fixed):
+        module.__class__ = _fixed_class(type(module))  # type: ignore[arg-type]  # mypy takes it as unhashable
+        module.eval()
+    elif not fixed and isinstance(module, _Fixed):
+        module.__class__ = type(module).__bases__[1]
+
+
+def _targets(nodes: Iterable[fx.Node]) -> set[str]:
+    """Paths of the modules that operations call and of the parameters that they read."""
+    return {str(node.target) for node in nodes if node.op in ("call_module", "get_attr")}
+
+
+def _inside(name: str, path: str) -> bool:
+    return name == path or name.startswith(path + ".")
+
+
 def block_parameters(backbone: Backbone) -> list[list[str]]:
-    """Names of each block's parameters; one that several blocks use is the first one's."""
+    """Names of each block's parameters; a parameter that several blocks use counts for the first of them."""
     names = list(dict(backbone.module.named_parameters()))
     taken: set[str] = set()
     blocks = []
     for operations in _operations(backbone):
-        targets = {node.target for node in operations if node.op in ("call_module", "get_attr")}
-        own = [n for n in names if n not in taken and any(n == t or n.startswith(f"{t}.") for t in targets)]
-        taken.update(own)
-        blocks.append(own)
+        targets = _targets(operations)
+        used = [n for n in names if n not in taken and any(_inside(n, target) for target in targets)]
+        taken.update(used)
+        blocks.append(used)
     return blocks
 
 
-def _operations(backbone: Backbone) -> list[set]:
-    """Operations of each block: what its end needs, and no earlier block's end did."""
-    done: set = set()
+def _operations(backbone: Backbone) -> list[set[fx.Node]]:
+    """Operations of each block: those that its end needs and that no earlier block's end needs."""
+    done: set[fx.Node] = set()
     blocks = []
     for end in backbone.anatomy.ends:
         needed = backbone.graph.ancestors([end]) - done
@@ -241,7 +246,7 @@ def _block_rows(backbone: Backbone, preprocess: Preprocess) -> list[BlockRow]:
     for block, end, parameters, operations in parts:
         if end not in shapes.rows:
             raise BackboneError(
-                f"{backbone.name} does not take {preprocess.size} × {preprocess.size} pixels: "
+                f"{backbone.name} does not accept {preprocess.size} × {preprocess.size} pixels: "
                 f"{shapes.failure or f'{block.node} does not give one row per image'}."
             )
         shape = shapes.rows[end]
@@ -290,7 +295,7 @@ def _state_rows(module: nn.Module) -> list[StateRow]:
 
 
 def _free_only(backbone: Backbone, references: Sequence[str]) -> None:
-    """Let only the parameters of the given modules and blocks train."""
+    """Make only the parameters of the given modules and blocks trainable."""
     by_block = block_parameters(backbone)
     chosen: set[str] = set()
     for reference in references:
@@ -302,8 +307,7 @@ def _free_only(backbone: Backbone, references: Sequence[str]) -> None:
         path = _module_path(backbone.module, reference)
         block = next((b for b in backbone.blocks if b.name == reference), None)
         if path is not None:
-            inside = [n for n, _ in backbone.module.named_parameters() if f"{n}.".startswith(f"{path}.")]
-            chosen.update(inside)
+            chosen.update(name for name, _ in backbone.module.named_parameters() if _inside(name, path))
         elif block is not None:
             chosen.update(by_block[block.index])
         else:
@@ -316,7 +320,7 @@ def _free_only(backbone: Backbone, references: Sequence[str]) -> None:
 
 
 def _module_path(module: nn.Module, reference: str) -> str | None:
-    """The path of a module given by names or by indices: `features.9` is DenseNet's features.transition3."""
+    """The path of a module given by names or indices; DenseNet's `features.9` is features.transition3."""
     path = []
     for part in reference.replace("[", ".").replace("]", "").split("."):
         children = dict(module.named_children())

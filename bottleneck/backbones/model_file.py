@@ -1,15 +1,16 @@
 """A model file: a head's file that also holds the network's tensors, under the prefix `backbone.`.
 
-One .safetensors, readable by any safetensors library. The head's part is as `heads.artifact` writes it; the
-network's part is its whole state, so that the file stands alone. A model card lies beside it in Markdown.
+One .safetensors file, readable by any safetensors library. The head's part is as `heads.artifact` writes it.
+The network's part is its whole state, so that no other file is needed. A model card in Markdown is beside it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of BatchNorm
-MOST_TENSORS = 100_000
+MOST_TENSORS = 100_000  # more are a sign of a hostile file
 
 
 def save_model(path: str | Path, head: HeadArtifact, state: Mapping[str, Tensor], card: str) -> Path:
@@ -34,7 +35,7 @@ def save_model(path: str | Path, head: HeadArtifact, state: Mapping[str, Tensor]
     Parameters
     ----------
     path : ends in .safetensors
-    state : the network's whole state dict; empty where the network is the recipe's own
+    state : the network's whole state dict; empty if the recipe rebuilds the network
     card : Markdown
     """
     path = Path(path)
@@ -43,36 +44,35 @@ def save_model(path: str | Path, head: HeadArtifact, state: Mapping[str, Tensor]
 
 
 def read_network(path: str | Path) -> OrderedDict[str, Tensor]:
-    """The network's state in a model file, by its own names; empty for a head file.
+    """The network's state in a model file, under its own names; empty for a head file.
 
     Raises
     ------
     ArtifactError
-        The file is damaged, or has absurdly many tensors.
+        The file is damaged, or has too many tensors.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(STATE_PREFIX)]  # noqa: SIM118
-            if len(names) > MOST_TENSORS:
-                raise ArtifactError(f"{path} holds {len(names)} tensors; at most {MOST_TENSORS} are read.")
-            return OrderedDict((name.removeprefix(STATE_PREFIX), file.get_tensor(name)) for name in names)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a model file: {first_line(error)}.") from None
+    with _opened(path, "pt") as file:
+        return OrderedDict(
+            (name, file.get_tensor(STATE_PREFIX + name)) for name in _network_names(file, path)
+        )
 
 
 def holds_network(path: str | Path) -> bool:
-    """False for a head's file, and for a model's that kept its head: their network is the recipe's own.
+    """Whether a file contains a network; if not, the recipe of its head rebuilds it. Imports no torch.
+
+    False for a head's file and for that of a model whose head was kept.
 
     Raises
     ------
     ArtifactError
         The file is damaged.
     """
-    return _is_whole(read_network(path))
+    with _opened(path, "numpy") as file:
+        return _is_whole(_network_names(file, path))
 
 
 def load_network(module: nn.Module, path: str | Path) -> bool:
-    """Put a model file's network into `module`, all of it or none; False where the file holds none.
+    """Load a model file's network into `module`, all of it or nothing; False if the file contains none.
 
     Raises
     ------
@@ -82,13 +82,13 @@ def load_network(module: nn.Module, path: str | Path) -> bool:
     state = read_network(path)
     if not state:
         return False
-    own = module.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
+    expected = module.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
     problems += [
-        f"{name} is {_form(tensor)}, expected {_form(own[name])}"
+        f"{name} is {_form(tensor)}, expected {_form(expected[name])}"
         for name, tensor in state.items()
-        if name in own and _form(tensor) != _form(own[name])
+        if name in expected and _form(tensor) != _form(expected[name])
     ]
     if problems:
         raise ArtifactError(
@@ -101,14 +101,14 @@ def load_network(module: nn.Module, path: str | Path) -> bool:
 
 
 def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_OPTIONS) -> Backbone:
-    """The network that the head in the file `path` takes its features from.
+    """The network that computes the features for the head in the file `path`.
 
-    Of a head file it is the recipe's, with the BatchNorm statistics that the file holds where the weights are
-    random. A model file holds the network whole, so no published weights are loaded.
+    For a head file it is rebuilt from the recipe, and if the weights are random with the BatchNorm statistics
+    in the file. A model file contains the whole network, so that no published weights are loaded.
 
     Parameters
     ----------
-    options : the weights file, where the recipe's weights are "file"; the permission to import code
+    options : the weights file, if the recipe's weights are "file"; the permission to import code
 
     Raises
     ------
@@ -121,19 +121,36 @@ def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_
     if not _is_whole(state):
         statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
         return load_from_recipe(recipe, options, statistics=statistics)
-    own = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
-    backbone = load_backbone(recipe["name"], weights="none", trust_code=options.trust_code, **own)
+    variant = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
+    backbone = load_backbone(recipe["name"], weights="none", trust_code=options.trust_code, **variant)
     load_network(backbone.module, path)
     trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}
-    backbone.recipe = {"name": recipe["name"], **trained, **own}
+    backbone.recipe = {"name": recipe["name"], **trained, **variant}
     return backbone
 
 
-def _is_whole(state: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are a network, not BatchNorm's statistics alone."""
-    return any(name.rpartition(".")[2] not in STATISTICS for name in state)
+@contextmanager
+def _opened(path: str | Path, framework: str) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} is not a model file: {first_line(error)}.") from None
+
+
+def _network_names(file: Any, path: str | Path) -> list[str]:
+    """Names of the network's tensors in an open file, without the prefix."""
+    names = [name.removeprefix(STATE_PREFIX) for name in file.keys() if name.startswith(STATE_PREFIX)]  # noqa: SIM118
+    if len(names) > MOST_TENSORS:
+        raise ArtifactError(f"{path} holds {len(names)} tensors; at most {MOST_TENSORS} are read.")
+    return names
+
+
+def _is_whole(names: Iterable[str]) -> bool:
+    """Whether tensors are a network, not only BatchNorm's statistics."""
+    return any(name.rpartition(".")[2] not in STATISTICS for name in names)
 
 
 def _form(tensor: Tensor) -> str:
-    """Type and shape, as they are shown and compared."""
+    """Type and shape, for comparison and for messages."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"

@@ -1,21 +1,23 @@
-"""What a channel looks for: the patches of the user's own images that excite it most.
+"""Show what a channel responds to: the patches of the user's images that activate it most.
 
-After Zeiler and Fergus (2014), without their deconvolution; the size of a patch is the effective receptive
-field of Luo et al. (2016), which is smaller than what the kernels could reach.
+After Zeiler and Fergus (2014), without their deconvolution. The size of a patch is the effective receptive
+field of Luo et al. (2016), which is smaller than the theoretical one.
 
 Shapes: N images, H × W pixels, C channels of a node with h × w positions, K channels shown, P patches
 of each, S pixels a side.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.extractor import Extractor
+from bottleneck.backbones.extractor import Extractor, Pool
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
@@ -25,14 +27,14 @@ from bottleneck.threads import thread_budget
 
 _BATCH = 16
 _FIELD_IMAGES = 4  # images over which the receptive field is measured
-_FIELD_SHARE = 0.9  # of the gradient that it holds
+_FIELD_SHARE = 0.9  # share of the gradient that it contains
 
 
 @dataclass(frozen=True)
 class Patches:
     """The strongest channels of one node.
 
-    channels : int (K,), by how far their strongest images stand out.
+    channels : int (K,), sorted by how much their strongest images exceed the mean.
     crops : uint8 (K, P, S, S, 1 | 3 | 4), strongest first, each from another image.
     activations : float32 (K, P).
     """
@@ -73,9 +75,9 @@ def patches_of_source(
     source : path or URL
         As for `extract`.
     nodes : sequence of str, optional
-        All blocks that are maps by default.
+        By default all blocks that are maps.
     limit : int
-        Images to look at.
+        Number of images to use.
 
     Raises
     ------
@@ -104,7 +106,7 @@ def strongest_patches(
     patches: int = 9,
     reporter: Reporter = SILENT,
 ) -> list[Patches]:
-    """Find the patches that excite the strongest channels of each node, in one pass over the images.
+    """Find the patches that activate the strongest channels of each node, in one pass over the images.
 
     Parameters
     ----------
@@ -122,22 +124,22 @@ def strongest_patches(
     names = [backbone.resolve(node) for node in nodes]
     flat = [name for name in names if _layout(backbone, name, preprocess) in ("", "NC")]
     if flat:
-        raise BackboneError(f"{', '.join(flat)} has no positions in the image, so no patches excite it.")
+        raise BackboneError(f"{', '.join(flat)} has no positions in the image, so no patches can be shown.")
     extractor = backbone.extractor([f"{name}@none" for name in names], preprocess)
     with reporter.step("Looking for patches", total=len(pixels), unit="images") as advance:
         peaks = _peaks(extractor, pixels, advance)
-    found = []
-    for place, (name, (values, positions, grid)) in enumerate(zip(names, peaks, strict=True)):
+    results = []
+    for index, (name, (values, positions, grid)) in enumerate(zip(names, peaks, strict=True)):
         order = np.argsort(-values, axis=0, kind="stable")[:patches]  # (P, C) images
         best = np.take_along_axis(values, order, axis=0)
         contrast = (best.mean(axis=0) - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
         chosen = np.argsort(-contrast, kind="stable")[:channels]
-        side = _field(extractor, place, pixels[:_FIELD_IMAGES])
+        side = _field_size(extractor, index, pixels[:_FIELD_IMAGES])
         (h, w), (H, W) = grid, pixels.shape[1:3]
         rows, columns = (positions // w + 0.5) * H / h, (positions % w + 0.5) * W / w
         crops = [[_crop(pixels[i], rows[i, c], columns[i, c], side) for i in order[:, c]] for c in chosen]
-        found.append(Patches(name, chosen, np.array(crops), best[:, chosen].T))
-    return found
+        results.append(Patches(name, chosen, np.array(crops), best[:, chosen].T))
+    return results
 
 
 def _layout(backbone: Backbone, node: str, preprocess: Preprocess) -> str:
@@ -147,25 +149,32 @@ def _layout(backbone: Backbone, node: str, preprocess: Preprocess) -> str:
 def _peaks(
     extractor: Extractor, pixels: np.ndarray, advance: Callable[[int], None]
 ) -> list[tuple[np.ndarray, np.ndarray, tuple[int, int]]]:
-    """Of each node: a channel's maximum in each image (N, C), its flat position (N, C), the grid h × w."""
+    """For each node: each channel's maximum in each image (N, C), its flat position (N, C), and (h, w)."""
     batches = []
     with torch.inference_mode():
         for start in range(0, len(pixels), _BATCH):
             maps = extractor(torch.from_numpy(pixels[start : start + _BATCH]))
-            grids = [pool.channels_first(map) for pool, map in zip(extractor.pools, maps, strict=True)]
+            grids = [_grid(extractor, index, values) for index, values in enumerate(maps)]
             batches.append([(*grid.flatten(2).max(2), tuple(grid.shape[2:])) for grid in grids])
             advance(len(grids[0]))
     joined = []
     for node in zip(*batches, strict=True):
-        values, positions, grids = zip(*node, strict=True)
-        joined.append((torch.cat(values).numpy(), torch.cat(positions).numpy(), grids[0]))
+        values, positions, shapes = zip(*node, strict=True)
+        joined.append((torch.cat(values).numpy(), torch.cat(positions).numpy(), shapes[0]))
     return joined
 
 
-def _field(extractor: Extractor, place: int, pixels: np.ndarray) -> int:
-    """Pixels a side of the square around a node's central position that holds most of its gradient."""
+def _grid(extractor: Extractor, index: int, values: Tensor) -> Tensor:
+    """A node's tensor → (B, C, h, w)."""
+    pool = extractor.pools[index]
+    assert isinstance(pool, Pool)
+    return pool.channels_first(values)
+
+
+def _field_size(extractor: Extractor, index: int, pixels: np.ndarray) -> int:
+    """Side in pixels of the square around a node's central position that contains most of its gradient."""
     x = extractor.normalise(torch.from_numpy(pixels)).requires_grad_()
-    grid = extractor.pools[place].channels_first(extractor.trunk(x)[place])
+    grid = _grid(extractor, index, extractor.trunk(x)[index])
     h, w = grid.shape[2:]
     (gradient,) = torch.autograd.grad(grid[:, :, h // 2, w // 2].abs().sum(), x)
     energy = gradient.abs().sum((0, 1))
@@ -180,7 +189,7 @@ def _field(extractor: Extractor, place: int, pixels: np.ndarray) -> int:
 
 
 def _crop(image: np.ndarray, row: float, column: float, side: int) -> np.ndarray:
-    """A square around a position, moved inside the image where it would leave it."""
+    """A square around a position, shifted if it would leave the image."""
     top = int(np.clip(row - side / 2, 0, image.shape[0] - side))
     left = int(np.clip(column - side / 2, 0, image.shape[1] - side))
     return image[top : top + side, left : left + side]

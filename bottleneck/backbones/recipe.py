@@ -1,4 +1,4 @@
-"""A backbone's recipe: the JSON by which a cache, a head or a model names the network that it belongs to.
+"""A backbone's recipe: the JSON that records, in a cache, a head or a model, which network it belongs to.
 
     name            as in the registry: "efficientnet_lite0", "resnet50", "timm/NAME", "package.module:f"
     weights         "embedded", a published id such as "IMAGENET1K_V2", "none" (random) or "file"
@@ -9,19 +9,21 @@
     depth           blocks of `small_cnn`
     calibrated      whether BatchNorm's statistics were set from the user's images
 
-The versions of torchvision and timm are not in it: a new version that gives the same weights gives the same
-features, and one that does not is caught by the sha256.
+The versions of torchvision and timm are not recorded: the same weights give the same features in any version,
+and the sha256 detects other weights.
 
-This module knows no torch: a second run of `extract` compares recipes and is done.
+This module imports no torch: a second run of `extract` only compares recipes.
 """
 
-import hashlib
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 from bottleneck.errors import BackboneError
+from bottleneck.files import sha256_of_file
 
-PUBLISHED = ("DEFAULT", "published")
+PUBLISHED = ("DEFAULT", "published")  # weights ids that mean the family's default
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ NO_OPTIONS = LoadOptions()  # published weights or the library's own code: nothi
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """`resnet50:IMAGENET1K_V1` and `timm/resnet50.a1_in1k` → name and weights id.
+    """Split `resnet50:IMAGENET1K_V1` or `timm/resnet50.a1_in1k` into name and weights id (None without one).
 
-    A user's `package.module:function` stays whole.
+    A user's `package.module:function` is not split.
     """
     if names_code(name):
         return name, None
@@ -51,7 +53,7 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 
 def names_code(name: str) -> bool:
-    """Whether the name is a user's `package.module:function` rather than a network with a weights id."""
+    """Whether the name is a user's `package.module:function`, not a network with a weights id."""
     head, colon, tail = name.partition(":")
     published = tail.isupper() or tail in ("none", "embedded")
     return bool(colon) and not head.startswith("timm/") and not published
@@ -66,19 +68,19 @@ def request_differences(
     in_channels: int | None = None,
     depth: int | None = None,
 ) -> list[str]:
-    """Fields in which what the user asks for differs from `recipe`; None asks for nothing.
+    """Fields in which the user's request differs from `recipe`; None requests nothing.
 
-    A weights file is compared by the sha256 of its bytes, never by its name.
+    A weights file is compared by the sha256 of its bytes, not by its name.
 
     Raises
     ------
     BackboneError
         If a weights file cannot be read.
     """
-    asked_name, tagged = split_name(name) if name is not None else (None, None)
-    weights = weights if weights is not None else tagged
+    bare, tag = split_name(name) if name is not None else (None, None)
+    weights = weights if weights is not None else tag
     differing = []
-    if asked_name is not None and asked_name != recipe.get("name"):
+    if bare is not None and bare != recipe.get("name"):
         differing.append("backbone.name")
     if weights is not None and weights not in PUBLISHED and not _same_weights(recipe, weights):
         differing.append("backbone.weights")
@@ -92,15 +94,14 @@ def request_differences(
 
 
 def is_weights_file(weights: str) -> bool:
-    """Whether `weights` means a file rather than a published id."""
+    """Whether `weights` is a file, not a published id."""
     return Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors") or "/" in weights
 
 
 def file_sha256(path: str | Path) -> str:
-    """sha256 hex of a file's bytes."""
+    """sha256 of a weights file's bytes, in hexadecimal."""
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_file(Path(path))
     except OSError as error:
         raise BackboneError(f"The weights file {path} cannot be read: {error.strerror}.") from error
 

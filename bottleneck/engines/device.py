@@ -1,4 +1,4 @@
-"""Which device the network runs on. Torch is imported only where an accelerator may be present."""
+"""Find the device to run on. Torch is imported only if an accelerator may be present."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def resolve_device(device: str = "auto") -> str:
     Parameters
     ----------
     device : str
-        One of these, or "auto": CUDA, else MPS, else the CPU.
+        One of these, or "auto": CUDA if present, else MPS, else the CPU.
 
     Raises
     ------
     EngineError
-        The device has no meaning here, or is not present.
+        The name is unknown, or the device is not present.
     """
     if device == "cpu" or (device == "auto" and not _accelerator_possible()):
         return "cpu"
@@ -31,7 +31,7 @@ def resolve_device(device: str = "auto") -> str:
 
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if device == "auto":
-        return next((name for name, here in present.items() if here), "cpu")
+        return next((name for name, found in present.items() if found), "cpu")
     try:
         index = torch.device(device).index or 0
     except RuntimeError:
@@ -42,7 +42,7 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def _accelerator_possible() -> bool:
-    """False where torch cannot find an accelerator, so that it need not be imported to ask it."""
+    """False if torch could not find an accelerator; checked without importing it."""
     if platform.system() == "Darwin":
         return platform.machine() == "arm64"
     if platform.system() == "Windows":

@@ -1,8 +1,8 @@
-"""Exported graphs kept in the user's cache folder, so that later runs start at once and without torch.
+"""Exported graphs stored in the user's cache folder, so that later runs start at once and without torch.
 
-One safetensors file per graph (no pickle): the graph's bytes, the probe images, and the rows that eager
-float32 gave for them, by which the graph is judged again wherever it is loaded. A file that fails its
-checksum counts as absent.
+One safetensors file per graph (no pickle): the graph's bytes, the probe images, and their rows in eager
+float32, with which the graph is compared again whenever it is loaded. A file that fails its checksum counts
+as absent.
 
 Shapes: probe (B, H, W, C) uint8, reference (B, …) float32 per node.
 """
@@ -13,35 +13,37 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
+
+from bottleneck.errors import WriteError
+from bottleneck.files import write_whole
 
 _log = logging.getLogger("bottleneck")
 
-# Raised when graphs are made another way: older files are then no longer found.
+# Increased when graphs are made in another way: older files are then no longer found.
 _GENERATION = "1"
 _SUFFIX = ".graph"
 
 
 def user_cache() -> Path:
     """The user's folder: $BOTTLENECK_CACHE, else $XDG_CACHE_HOME/bottleneck, else ~/.cache/bottleneck."""
-    if own := os.environ.get("BOTTLENECK_CACHE"):
-        return Path(own)
+    if folder := os.environ.get("BOTTLENECK_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bottleneck"
 
 
 @dataclass(frozen=True)
-class KeptGraph:
-    """A graph and what it is judged by.
+class StoredGraph:
+    """A graph and the reference that it is compared with.
 
     graph : serialised ONNX. probe : uint8 (B, H, W, C). reference : (B, …) per node, of eager float32.
-    details : JSON-able description (for int8 its calibration).
+    details : description for JSON (for int8 its calibration).
     """
 
     graph: bytes
@@ -51,14 +53,14 @@ class KeptGraph:
 
 
 class GraphCache:
-    """Graphs by key in one folder, the least recently used deleted beyond `limit` bytes.
+    """Graphs by key in one folder; beyond `limit` bytes the least recently used are deleted.
 
     Parameters
     ----------
     folder : Path, optional
         Default: `graphs` below `user_cache()`.
     limit : int
-        Bytes that all graphs together may take.
+        Bytes that all graphs together may occupy.
     """
 
     def __init__(self, folder: Path | None = None, limit: int = 4 << 30) -> None:
@@ -66,12 +68,12 @@ class GraphCache:
         self.limit = limit
 
     def path(self, *key: str) -> Path:
-        """The file of a graph, whether it exists or not."""
+        """The file of a graph, which need not exist."""
         name = hashlib.sha256("\n".join((_GENERATION, *key)).encode()).hexdigest()
         return self.folder / (name + _SUFFIX)
 
-    def load(self, *key: str) -> KeptGraph | None:
-        """The graph kept under this key; None where there is none or its file is damaged."""
+    def load(self, *key: str) -> StoredGraph | None:
+        """The graph stored under this key; None if there is none or its file is damaged."""
         path = self.path(*key)
         try:
             with safe_open(path, framework="numpy") as file:
@@ -83,35 +85,31 @@ class GraphCache:
             count = sum(name.startswith("reference.") for name in tensors)
             reference = tuple(tensors[f"reference.{index}"] for index in range(count))
             details = json.loads(metadata["details"])
-            return KeptGraph(tensors["graph"].tobytes(), tensors["probe"], reference, details)
+            return StoredGraph(tensors["graph"].tobytes(), tensors["probe"], reference, details)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError, KeyError) as error:
-            _log.warning("The kept graph %s cannot be used and is made again: %s", path, error)
+            _log.warning("The stored graph %s cannot be used and is made again: %s", path, error)
             return None
 
-    def keep(self, kept: KeptGraph, *key: str) -> None:
-        """Store a graph in one rename. Where that is not possible, a warning: the run does not need it."""
-        tensors = {"graph": np.frombuffer(kept.graph, np.uint8), "probe": np.ascontiguousarray(kept.probe)}
-        for index, rows in enumerate(kept.reference):
+    def store(self, stored: StoredGraph, *key: str) -> None:
+        """Store a graph in one rename. If that fails, log a warning: the run can go on without it."""
+        tensors = {
+            "graph": np.frombuffer(stored.graph, np.uint8),
+            "probe": np.ascontiguousarray(stored.probe),
+        }
+        for index, rows in enumerate(stored.reference):
             tensors[f"reference.{index}"] = np.ascontiguousarray(rows)
-        details = json.dumps(kept.details, sort_keys=True)
+        details = json.dumps(stored.details, sort_keys=True)
         metadata = {"details": details, "sha256": _checksum(tensors, details)}
-        partial = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, partial = tempfile.mkstemp(suffix=".partial", dir=self.folder)
-            os.close(handle)
-            save_file(tensors, partial, metadata=metadata)
-            os.replace(partial, self.path(*key))
+            write_whole(self.path(*key), save(tensors, metadata))
             self._evict()
-        except (OSError, SafetensorError) as error:
-            _log.warning("The exported graph is not kept for later runs: %s", error)
-            if partial is not None:
-                Path(partial).unlink(missing_ok=True)
+        except (OSError, WriteError) as error:
+            _log.warning("The exported graph is not stored for later runs: %s", error)
 
     def _evict(self) -> None:
-        """Delete the least recently used files until the rest fits the limit; the newest always stays."""
+        """Delete the least recently used files beyond the limit; the newest is never deleted."""
         total = 0
         with suppress(FileNotFoundError):  # another process deletes here too
             newest_first = sorted(self.folder.iterdir(), key=lambda path: -path.stat().st_mtime_ns)

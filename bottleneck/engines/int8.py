@@ -1,9 +1,9 @@
 """Static int8 quantisation of an exported graph, calibrated on the user's own images.
 
-Weights are signed, per output channel; activations unsigned, per tensor, over the range seen (MinMax: on
-EfficientNet-Lite0 the percentile and entropy methods agree with it to 0.0002 of cosine and take four times as
-long). Networks with ReLU keep a cosine above 0.99; swish and squeeze-and-excitation (EfficientNet,
-MobileNetV3) spread their activations too widely for eight bits, and are refused by the comparison.
+Weights are signed, per output channel; activations unsigned, per tensor, over the observed range (MinMax; the
+percentile and entropy methods are no more accurate and slower). Networks with ReLU keep a cosine above 0.99.
+With swish and squeeze-and-excitation (EfficientNet, MobileNetV3), activations have too wide a range for eight
+bits, and the comparison refuses the result.
 
 Shapes: B images of (H, W, C) uint8.
 """
@@ -23,7 +23,7 @@ import numpy as np
 
 from bottleneck.engines.onnx_export import INPUT
 
-# Kernels that gain from int8. Others (sigmoids, scalings) lose accuracy, and their gain to conversions.
+# Kernels that are faster in int8. Others (sigmoids, scalings) lose accuracy, and conversions cost their gain.
 _OPERATORS = [
     "Conv",
     "Gemm",
@@ -46,7 +46,7 @@ def quantise(graph: bytes, images: np.ndarray) -> bytes:
     graph : bytes
         Serialised ONNX with one input, uint8 (B, H, W, C).
     images : uint8 array of shape (B, H, W, C)
-        The range of each activation is the one that these give.
+        They determine the range of each activation.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -76,7 +76,7 @@ def describe(example: np.ndarray, seen: int, agreement: dict[int, float]) -> dic
     Parameters
     ----------
     example : uint8 array of shape (B, H, W, C)
-        The calibration images, the first `seen` of which gave the ranges and the others the agreement.
+        The calibration images: the first `seen` determined the ranges, the others the agreement.
     agreement : dict
         Mean cosine with float32 per node index.
     """
@@ -93,22 +93,22 @@ def describe(example: np.ndarray, seen: int, agreement: dict[int, float]) -> dic
 
 
 def settings(description: dict) -> dict:
-    """The part of a description that decides the rows, without what was measured."""
+    """The part of a description that determines the rows, without the measured agreement."""
     return {name: value for name, value in description.items() if name != "cosine"}
 
 
 def pixels_sha256(images: np.ndarray) -> str:
-    """Identity of a set of calibration images, order included."""
+    """sha256 of a sequence of calibration images."""
     digest = hashlib.sha256(str(images.shape).encode())
     digest.update(np.ascontiguousarray(images).data)
     return digest.hexdigest()
 
 
 class _Images:
-    """The images as the calibrator asks for them: one feed after another, then None."""
+    """The images in the form that the calibrator reads: one feed after another, then None."""
 
     def __init__(self, images: np.ndarray) -> None:
-        # One at a time: the graph that observes is not optimised, four images of Lite0 take 300 MB more.
+        # One at a time: the calibrator's graph is not optimised and needs much memory per image.
         self._feeds = ({INPUT: image[None]} for image in images)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
@@ -127,7 +127,7 @@ def _products_saturate() -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what the quantiser says to the root logger, and the handler that saying it there installs."""
+    """Drop what the quantiser logs to the root logger, and the handler that this logging installs."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     root.addFilter(_nothing)

@@ -1,4 +1,4 @@
-"""The CPU engine: an exported graph run by onnxruntime. With a kept graph it needs no torch.
+"""The CPU engine: an exported graph run by onnxruntime. With a stored graph it needs no torch.
 
 Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 """
@@ -7,39 +7,43 @@ from __future__ import annotations
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bottleneck.engines import int8
-from bottleneck.engines.graph_cache import GraphCache, KeptGraph
+from bottleneck.engines.graph_cache import GraphCache, StoredGraph
 from bottleneck.engines.onnx_export import INPUT, export_graph
 from bottleneck.engines.reference import Eager, complaint, measure, refusal
 from bottleneck.errors import EngineError
 from bottleneck.threads import passes_side_by_side
 
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
 _log = logging.getLogger("bottleneck")
 
-# Images per pass. From 1 to 8 the rate is the same; few take little memory in each of the passes side by
-# side, and leave little to wait for at the end of a call.
+# Images per pass. From 1 to 8 the rate is the same; small passes need little memory and shorten the wait at
+# the end of a call.
 _PASS = 4
 
 
 class OnnxEngine:
-    """Run an exported graph on the CPU, passes of a few images side by side.
+    """Run an exported graph on the CPU in parallel passes of a few images.
 
     Parameters
     ----------
     graph : bytes
-        Serialised ONNX (`export.export_graph`).
+        Serialised ONNX (`onnx_export.export_graph`).
     precision : "fp32" or "int8"
-        What the graph computes in.
+        Of the graph.
     threads : int
-        Threads in all.
+        In total.
     """
 
     name = "onnxruntime"
     device = "cpu"
-    calls = 2  # the second's passes begin while the last of the first's are under way
+    calls = 2  # the passes of the second begin while the last of the first still run
 
     def __init__(self, graph: bytes, precision: str = "fp32", threads: int = 1) -> None:
         self.precision = precision
@@ -60,10 +64,11 @@ class OnnxEngine:
 
 
 def float_engine(eager: Eager, key: str, graphs: GraphCache, threads: int) -> OnnxEngine:
-    """The float32 engine from the graph kept under `key`, else from a new export, which is then kept.
+    """The float32 engine from the graph stored under `key`, else from a new export, which is then stored.
 
-    Its `agreement` is measured on the probe kept with the graph: another machine or another version of the
-    library is compared anew. Raises EngineError where the network cannot be exported or the graph not be run.
+    Its `agreement` is measured anew each time, on the probe stored with the graph: the machine or the version
+    of onnxruntime may have changed. Raises EngineError if the network cannot be exported, or the graph cannot
+    be run.
     """
     return _float_graph(eager, key, graphs, threads)[1]
 
@@ -74,54 +79,57 @@ def int8_engine(
     key: str,
     graphs: GraphCache,
     threads: int,
+    *,
     calibration: dict | None = None,
 ) -> OnnxEngine:
-    """The int8 engine calibrated on `example`, a quarter of which is held out and judges it by its cosine.
+    """The int8 engine calibrated on three quarters of `example`; its cosine is measured on the last quarter.
 
-    `calibration`, where given, describes the engine of an earlier run: no other will do. Raises EngineError
-    where that one cannot be had, and as `float_engine` does.
+    A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Raises
+    EngineError if it is not available, and as `float_engine` does.
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else int8.pixels_sha256(example)
-    kept = graphs.load(key, "int8", pixels)
-    if kept is None:
+    stored = graphs.load(key, "int8", pixels)
+    if stored is None:
         if calibration and pixels != int8.pixels_sha256(example):
             raise EngineError(
                 "its rows must be calibrated as those in the cache are, but neither that graph nor its "
                 "calibration images are on this machine"
             )
-        kept = _quantised(*_float_graph(eager, key, graphs, threads), example)
-        graphs.keep(kept, key, "int8", pixels)
-    if calibration and int8.settings(calibration) != int8.settings(kept.details):
-        raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {kept.details}")
-    engine = _judged(kept, "int8", threads)
-    engine.calibration = calibration or kept.details
+        stored = _quantised(*_float_graph(eager, key, graphs, threads), example)
+        graphs.store(stored, key, "int8", pixels)
+    details = stored.details
+    if calibration and int8.settings(calibration) != int8.settings(details):
+        raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {details}")
+    engine = _compared(stored, "int8", threads)
+    engine.calibration = calibration or details
     return engine
 
 
 def _float_graph(eager: Eager, key: str, graphs: GraphCache, threads: int) -> tuple[bytes, OnnxEngine]:
-    kept = graphs.load(key, "fp32")
-    if kept is not None:
+    """The float32 graph and its engine, which is within the bound."""
+    stored = graphs.load(key, "fp32")
+    if stored is not None:
         try:
-            return kept.graph, _float_within_bounds(kept, threads)
+            return stored.graph, _float_within_bounds(stored, threads)
         except EngineError as error:
-            _log.warning("The kept graph is made again: %s", error)
+            _log.warning("The stored graph is made again: %s", error)
     reference = eager.reference
     with refusal("exporting the network to ONNX"):
-        kept = KeptGraph(export_graph(eager.extractor, eager.probe), eager.probe, reference)
-    engine = _float_within_bounds(kept, threads)
-    graphs.keep(kept, key, "fp32")
-    return kept.graph, engine
+        stored = StoredGraph(export_graph(eager.extractor, eager.probe), eager.probe, reference)
+    engine = _float_within_bounds(stored, threads)
+    graphs.store(stored, key, "fp32")
+    return stored.graph, engine
 
 
-def _float_within_bounds(kept: KeptGraph, threads: int) -> OnnxEngine:
-    engine = _judged(kept, "fp32", threads)
+def _float_within_bounds(stored: StoredGraph, threads: int) -> OnnxEngine:
+    engine = _compared(stored, "fp32", threads)
     if problem := complaint(engine.agreement, "fp32"):
         raise EngineError(problem)
     return engine
 
 
-def _quantised(graph: bytes, engine: OnnxEngine, example: np.ndarray) -> KeptGraph:
-    """The int8 graph; its probe are the images held out, its reference their rows in float32."""
+def _quantised(graph: bytes, engine: OnnxEngine, example: np.ndarray) -> StoredGraph:
+    """The int8 graph; its probe is the held-out images, its reference their rows in float32."""
     held_out = -(-len(example) // 4) if len(example) > 1 else 1
     seen, probe = example[: len(example) - held_out or 1], example[-held_out:]
     with refusal("quantising the network"):
@@ -129,24 +137,24 @@ def _quantised(graph: bytes, engine: OnnxEngine, example: np.ndarray) -> KeptGra
         rows = OnnxEngine(quantised, "int8")(probe)
     reference = engine(probe)
     details = int8.describe(example, len(seen), measure(rows, reference, "int8"))
-    return KeptGraph(quantised, probe, reference, details)
+    return StoredGraph(quantised, probe, reference, details)
 
 
-def _judged(kept: KeptGraph, precision: str, threads: int) -> OnnxEngine:
-    """The engine of a kept graph, compared with the reference beside it."""
+def _compared(stored: StoredGraph, precision: str, threads: int) -> OnnxEngine:
+    """The engine of a stored graph, with its agreement with the stored reference."""
     with refusal("running the ONNX graph"):
-        engine = OnnxEngine(kept.graph, precision, threads)
-        engine.agreement = measure(engine(kept.probe), kept.reference, precision)
+        engine = OnnxEngine(stored.graph, precision, threads)
+        engine.agreement = measure(engine(stored.probe), stored.reference, precision)
     return engine
 
 
-def _session(graph: bytes, threads: int):
+def _session(graph: bytes, threads: int) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # A waiting thread that spins takes the core from the decoders, which run at the same time.
+    # Threads that spin while they wait would take the cores from the decoders, which run at the same time.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

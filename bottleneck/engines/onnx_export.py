@@ -1,4 +1,4 @@
-"""From the extractor module to an ONNX graph: uint8 (B, H, W, C) in, a float32 array per node out, B free."""
+"""Export the extractor as an ONNX graph: uint8 (B, H, W, C) in, a float32 array per node out, B free."""
 
 from __future__ import annotations
 
@@ -35,18 +35,19 @@ def export_graph(extractor: nn.Module, example: np.ndarray) -> bytes:
             extractor,
             (pixels,),
             dynamo=True,
-            # Two rows: exporters take 0 and 1 for constants.
+            # Of two rows: exporters treat sizes 0 and 1 as constants.
             dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
             input_names=[INPUT],
             optimize=True,
             verbose=False,
         )
+    assert program is not None
     return program.model_proto.SerializeToString()
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """The exporter's warnings speak to its developers; what matters is checked by its numbers afterwards."""
+    """Hide the exporter's warnings, which are for its developers; its result is compared afterwards."""
     loggers = [logging.getLogger(name) for name in _NOISY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

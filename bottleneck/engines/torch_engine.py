@@ -1,14 +1,14 @@
 """The torch engine: CUDA, MPS and any CPU.
 
 Channels-last, inference mode, autocast for bf16 and fp16, float32 without TF32. Pixels are uploaded one pass
-ahead: on CUDA from two pinned buffers on a stream of their own, so that copying overlaps with the network.
+ahead: on CUDA from two pinned buffers on a separate stream, so that copying overlaps with computing.
 
 Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -32,17 +32,18 @@ class TorchEngine:
     threads : int
         Intra-op threads on the CPU.
     compiled : bool
-        Compile the module: may pay on long runs, costs a minute and a C++ compiler.
+        Compile the module. This takes a minute and needs a C++ compiler; it may pay on long runs.
     """
 
-    calibration = None
-    calls = 1  # the device works through one after the other
+    calibration: dict | None = None
+    calls = 1  # the device executes one call after the other
 
     def __init__(
         self,
         extractor: nn.Module,
         precision: str = "fp32",
         device: str = "cpu",
+        *,
         threads: int = 1,
         compiled: bool = False,
     ) -> None:
@@ -52,11 +53,11 @@ class TorchEngine:
         self.device = device
         self.agreement: dict[int, float] = {}
         self._device = torch.device(device)
-        # Images per pass: on a CPU as many as the caches hold, elsewhere as many as fill the device.
+        # Images per pass: on a CPU as many as fit its caches, elsewhere as many as occupy the device.
         self._pass = 16 if self._device.type == "cpu" else 128
         self.batch = 2 * self._pass
         self._upload = _PinnedUpload(self._device) if self._device.type == "cuda" else self._plain_upload
-        extractor = extractor.eval().to(self._device, memory_format=torch.channels_last)
+        extractor = extractor.eval().to(self._device).to(memory_format=torch.channels_last)
         self._forward = torch.compile(extractor, dynamic=False) if compiled else extractor
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -66,17 +67,18 @@ class TorchEngine:
             return tuple(torch.cat(node).cpu().numpy() for node in zip(*passes, strict=True))
 
     def _passes(self, pixels: np.ndarray) -> Iterator[tuple[torch.Tensor, int]]:
-        """Device tensors of one pass each and how many of their rows count; the next is on its way."""
-        ahead = None
+        """The device tensor of each pass and its number of rows without padding, uploaded one pass ahead."""
+        ahead: list[tuple[Callable[[], torch.Tensor], int]] = []
         for start in range(0, max(1, len(pixels)), self._pass):
             rows = pixels[start : start + self._pass]
-            uploaded = self._upload(_padded(rows)), len(rows)
-            if ahead is not None:
-                yield ahead[0](), ahead[1]
-            ahead = uploaded
-        yield ahead[0](), ahead[1]
+            ahead.append((self._upload(_padded(rows)), len(rows)))
+            if len(ahead) == 2:
+                ready, count = ahead.pop(0)
+                yield ready(), count
+        ready, count = ahead.pop()
+        yield ready(), count
 
-    def _plain_upload(self, rows: np.ndarray):
+    def _plain_upload(self, rows: np.ndarray) -> Callable[[], torch.Tensor]:
         tensor = torch.from_numpy(np.require(rows, requirements=["C", "W"])).to(self._device)
         return lambda: tensor
 
@@ -86,15 +88,15 @@ class TorchEngine:
 
 
 class _PinnedUpload:
-    """Copies to a CUDA device from two pinned buffers in turn, on a stream of their own."""
+    """Copies to a CUDA device from two pinned buffers in turn, on a separate stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
         self._slots: list[tuple[torch.Tensor, torch.cuda.Event] | None] = [None, None]
 
-    def __call__(self, rows: np.ndarray):
-        """Start the copy; the callable returned makes the network's stream wait and gives the tensor."""
+    def __call__(self, rows: np.ndarray) -> Callable[[], torch.Tensor]:
+        """Start the copy; the returned callable makes the network's stream wait for it and returns it."""
         slot, self._slots[0] = self._slots[0], self._slots[1]
         if slot is not None:
             slot[1].synchronize()
@@ -117,11 +119,11 @@ class _PinnedUpload:
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:
-    """Rows repeated up to the next power of two: each new shape costs a search for kernels."""
+    """Rows repeated up to the next power of two: for each new shape, torch would search kernels again."""
     count = 1 << max(0, len(rows) - 1).bit_length()
     return rows if len(rows) in (0, count) else np.resize(rows, (count, *rows.shape[1:]))
 
 
 def _exact_float32() -> AbstractContextManager:
-    # TF32 keeps 10 bits of the mantissa: outside float32's bound. Deterministic kernels make runs repeat.
+    # TF32 keeps 10 bits of the mantissa, outside float32's bound. Deterministic kernels make runs repeatable.
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)

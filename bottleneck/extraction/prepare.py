@@ -27,7 +27,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.settings import Settings, resolve
 from bottleneck.heads.artifact import load_head
-from bottleneck.names import DEFAULT_BACKBONE, DTYPES
+from bottleneck.names import DEFAULT_BACKBONE, DTYPES, default_pool
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
@@ -153,7 +153,7 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec
         specs.append(
             NodeSpec(
                 node=trunk.backbone.resolve(node),
-                pool=pool or trunk.backbone.default_pool(node),
+                pool=pool or default_pool(node),
                 shape=shape,
                 dtype=settings.config.dtype or DTYPES[0],
                 precision="fp32" if precision == "auto" else precision,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError, FingerprintError
-from bottleneck.names import BOTTLENECK, DTYPES, NATIVE
+from bottleneck.names import DTYPES, default_pool
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 SHOWN = 60  # characters of a value in a message
@@ -149,8 +149,7 @@ class NodeSpec:
     @property
     def name(self) -> str:
         """NODE, or NODE@POOL if the pool is not the node's default."""
-        default = NATIVE if self.node == BOTTLENECK else "avg"
-        return self.node if self.pool == default else f"{self.node}@{self.pool}"
+        return self.node if self.pool == default_pool(self.node) else f"{self.node}@{self.pool}"
 
     @property
     def is_map(self) -> bool:

@@ -156,7 +156,7 @@ def test_network_that_decides_by_values_is_refused():
             return x if x.sum() > 0 else -x
 
     backbone = Backbone.from_module(Deciding(), Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3))
-    with pytest.raises(BackboneError, match="Deciding cannot be taken apart"):
+    with pytest.raises(BackboneError, match="Deciding cannot be split into nodes"):
         _ = backbone.blocks
 
 
@@ -201,5 +201,5 @@ def test_channels_last_maps_are_pooled_like_channels_first(kind):
 
 def test_a_tensor_without_positions_is_only_flattened():
     assert Pool("flatten", (2, 3, 4))(torch.rand(7, 2, 3, 4)).shape == (7, 24)
-    with pytest.raises(BackboneError, match=r"shape \(2, 3, 4\) is no map"):
+    with pytest.raises(BackboneError, match=r"shape \(2, 3, 4\) is neither a map"):
         Pool("avg", (2, 3, 4))

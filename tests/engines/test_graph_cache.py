@@ -1,4 +1,4 @@
-"""Kept graphs: found again without torch, never believed when damaged, never the cause of a failure."""
+"""Stored graphs: found again without torch, never used when damaged, never the cause of a failure."""
 
 import hashlib
 import os
@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 
 from bottleneck.engines.base import build_engine
-from bottleneck.engines.graph_cache import GraphCache, KeptGraph, user_cache
+from bottleneck.engines.graph_cache import GraphCache, StoredGraph, user_cache
 from tests.helpers.networks import TinyExtractor, eager, photos, refuse_to_make
 
 
-def kept(fill=1, size=1000):
+def stored(fill=1, size=1000):
     reference = np.eye(2, dtype=np.float32), np.ones((2, 3), np.float32)
-    return KeptGraph(bytes([fill]) * size, photos(2), reference, {"n": fill})
+    return StoredGraph(bytes([fill]) * size, photos(2), reference, {"n": fill})
 
 
-def test_what_is_kept_comes_back(tmp_path):
+def test_what_is_stored_comes_back(tmp_path):
     cache = GraphCache(tmp_path / "graphs")
     assert cache.load("key", "fp32") is None
-    cache.keep(kept(), "key", "fp32")
+    cache.store(stored(), "key", "fp32")
     back = cache.load("key", "fp32")
-    assert (back.graph, back.details) == (kept().graph, {"n": 1})
-    np.testing.assert_array_equal(back.probe, kept().probe)
-    for rows, original in zip(back.reference, kept().reference, strict=True):
+    assert (back.graph, back.details) == (stored().graph, {"n": 1})
+    np.testing.assert_array_equal(back.probe, stored().probe)
+    for rows, original in zip(back.reference, stored().reference, strict=True):
         np.testing.assert_array_equal(rows, original)
     assert cache.load("key", "int8") is None
     assert [path.suffix for path in cache.folder.iterdir()] == [".graph"]
@@ -33,7 +33,7 @@ def test_what_is_kept_comes_back(tmp_path):
 
 def test_no_damage_goes_unnoticed(tmp_path, caplog):
     cache = GraphCache(tmp_path)
-    cache.keep(kept(), "key")
+    cache.store(stored(), "key")
     path = cache.path("key")
     whole = path.read_bytes()
     random = np.random.default_rng(0)
@@ -53,19 +53,19 @@ def test_no_damage_goes_unnoticed(tmp_path, caplog):
 def test_the_least_recently_used_go_first(tmp_path):
     cache = GraphCache(tmp_path, limit=50_000)
     for name in "abc":
-        cache.keep(kept(size=10_000), name)
+        cache.store(stored(size=10_000), name)
     for age, name in enumerate("abc"):
         os.utime(cache.path(name), (age, age))
     assert cache.load("a") is not None  # used again, so "b" is now the oldest
-    cache.keep(kept(size=10_000), "d")
+    cache.store(stored(size=10_000), "d")
     assert [name for name in "abcd" if cache.path(name).exists()] == ["a", "c", "d"]
 
 
 def test_a_folder_that_cannot_be_written_is_no_failure(tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = GraphCache(tmp_path / "file" / "graphs")
-    cache.keep(kept(), "key")
-    assert "not kept" in caplog.text
+    cache.store(stored(), "key")
+    assert "not stored" in caplog.text
     assert cache.load("key") is None
 
 
@@ -115,13 +115,13 @@ def test_a_damaged_or_deceitful_graph_is_made_again(graphs, caplog):
         build_engine(refuse_to_make, photos(8), key="k", device="cpu")
 
     wrong = tuple(rows + 1 for rows in sound.reference)
-    cache.keep(KeptGraph(sound.graph, sound.probe, wrong), "k", "fp32")
+    cache.store(StoredGraph(sound.graph, sound.probe, wrong), "k", "fp32")
     engine = build_engine(TinyExtractor, photos(8), key="k", device="cpu")
-    assert "The kept graph is made again: relative difference" in caplog.text
+    assert "The stored graph is made again: relative difference" in caplog.text
     for rows, reference in zip(engine(photos(3)), eager(TinyExtractor(), photos(3)), strict=True):
         np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
-    build_engine(refuse_to_make, photos(8), key="k", device="cpu")  # and kept again
+    build_engine(refuse_to_make, photos(8), key="k", device="cpu")  # and stored again
 
-    cache.keep(KeptGraph(b"no graph", sound.probe, sound.reference), "k", "fp32")
+    cache.store(StoredGraph(b"no graph", sound.probe, sound.reference), "k", "fp32")
     with pytest.raises(AssertionError, match="needs no extractor"):
         build_engine(refuse_to_make, photos(8), key="k", device="cpu")

@@ -48,7 +48,7 @@ class TooWideForInt8(TinyExtractor):
 
 
 def refuse_to_make():
-    raise AssertionError("a kept graph needs no extractor")
+    raise AssertionError("a stored graph needs no extractor")
 
 
 def photos(count, seed=0):

@@ -111,7 +111,7 @@ def architecture(
     depth = _DEPTH if depth is None else depth
     modes = {channels: mode for mode, channels in CHANNELS.items()}
     if in_channels not in modes:
-        raise BackboneError(f"Images of {in_channels} channels are not known here; expected 1, 3 or 4.")
+        raise BackboneError(f"Images of {in_channels} channels are not supported; expected 1, 3 or 4.")
     half = (0.5,) * in_channels
     return Architecture(
         name=name,
