@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 
@@ -40,12 +41,12 @@ def _by_depth(axes: Axes, result: Comparison) -> None:
         _line(axes, at, same_start, color=COLOURS[init], label=LABELS[init])
     for run in result.runs:
         if run.shots == result.chosen.shots and not run.depth:
-            at = x[run.unfreeze, run.init] + SHIFT / 3
-            axes.plot(at, run.accuracy[result.measured_on], ".", color=COLOURS[run.init], alpha=0.5)
+            shifted = x[run.unfreeze, run.init] + SHIFT / 3
+            axes.plot(shifted, run.accuracy[result.measured_on], ".", color=COLOURS[run.init], alpha=0.5)
     if not result.chosen.depth:
         chosen = x[result.chosen.unfreeze, result.chosen.init]
         level = result.chosen.accuracy[result.measured_on]
-        ring = {"color": "none", "markeredgecolor": "black", "markersize": 13}
+        ring: dict[str, Any] = {"color": "none", "markeredgecolor": "black", "markersize": 13}
         axes.plot(chosen, level, "o", label="chosen on val", **ring)
     scratch = [row for row in rows if row.depth]
     if scratch:
@@ -84,7 +85,7 @@ def _by_shots(axes: Axes, result: Comparison) -> None:
     axes.legend(fontsize=8, markerscale=0.7, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
-def _line(axes: Axes, x: Sequence[float], rows: Sequence[Row], **style: str) -> None:
+def _line(axes: Axes, x: Sequence[float], rows: Sequence[Row], **style: Any) -> None:
     """Means with their intervals."""
     if not rows:
         return

@@ -61,10 +61,8 @@ def similar_sheet(result: Similar, path: str | Path) -> dict[str, str]:
         The reason, by name, why an image could not be read.
     """
     strips = [
-        Strip(
-            image, [Tile(image, marked=True), *(Tile(key, f"cosine {cosine:.4f}") for key, cosine in found)]
-        )
-        for (image, found), _ in zip(result.neighbours(), range(MOST_STRIPS), strict=False)
+        Strip(image, [Tile(image, marked=True), *(Tile(key, f"cosine {cosine:.4f}") for key, cosine in near)])
+        for (image, near), _ in zip(result.neighbours(), range(MOST_STRIPS), strict=False)
     ]
     groups = result.groups()
     strips += [
@@ -90,7 +88,7 @@ def contact_sheet(
     columns = max((len(strip.tiles) for strip in strips), default=1)
     height = TITLE + SIDE + CAPTION + GAP
     size = (GAP + columns * (SIDE + GAP), GAP + max(1, len(strips)) * height + (TITLE if footer else 0))
-    with drawing(path, size[0] / DPI, size[1] / DPI, DPI, font_size=7) as figure:
+    with drawing(path, size[0] / DPI, size[1] / DPI, dpi=DPI, font_size=7) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
         axes.set_axis_off()
         for number, strip in enumerate(strips):

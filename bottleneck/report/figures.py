@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -75,14 +74,13 @@ def drawable(text: str, longest: int = 40) -> str:
 
 
 @contextmanager
-def drawing(path: str | Path, width: float, height: float, dpi: int, **style: Any) -> Iterator[Figure]:
+def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: float) -> Iterator[Figure]:
     """Yield a new figure of `width` × `height` inches, which is saved to `path` on leaving.
 
-    style : of `mpl.rcParams`, with "_" for ".". Figures are made without pyplot: there is no global state and
-    no display, and threads can draw.
+    Figures are made without pyplot: there is no global state and no display, and threads can draw.
     """
-    names = {name.replace("_", "."): value for name, value in style.items()}
-    with mpl.rc_context({"font.family": list(families()), **names}):
+    fonts = {"font.family": list(families()), "font.size": font_size, "axes.titlesize": font_size + 1}
+    with mpl.rc_context(fonts):
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
         with whole_file(Path(path)) as file:
@@ -94,7 +92,7 @@ def picture(
     path: str | Path, width: float, height: float, columns: int = 1, rows: int = 1
 ) -> Iterator[list[Axes]]:
     """Yield the axes, row by row, of a new figure (in inches), which is saved to `path` on leaving."""
-    with drawing(path, width, height, 120, font_size=10, axes_titlesize=11) as figure:
+    with drawing(path, width, height, dpi=120, font_size=10) as figure:
         figure.set_layout_engine("constrained")
         yield list(figure.subplots(rows, columns, squeeze=False).ravel())
         for axes in figure.axes:

@@ -50,11 +50,11 @@ def training_curves(
     return Path(path)
 
 
-def rate_curve(found: FoundRate, path: str | Path) -> Path:
+def rate_curve(trial: FoundRate, path: str | Path) -> Path:
     """Draw the smoothed loss by learning rate, and the suggested rate, to a PNG."""
     with picture(path, 6, 4) as (axes,):
-        axes.semilogx(found.rates, found.losses, color=TRAIN)
-        axes.axvline(found.lr, color=VAL, linestyle="--", label=f"suggested: {found.lr:.2g}")
+        axes.semilogx(trial.rates, trial.losses, color=TRAIN)
+        axes.axvline(trial.lr, color=VAL, linestyle="--", label=f"suggested: {trial.lr:.2g}")
         axes.set(xlabel="learning rate of the head", ylabel="loss, smoothed", title="Loss by learning rate")
         axes.grid(alpha=0.3, which="both")
         axes.legend()

@@ -9,10 +9,10 @@ from typing import Any
 from bottleneck.errors import BottleneckError
 from bottleneck.names import BOTTLENECK
 
-LEAST_BUDGET = 40  # samples; with fewer, no two strategies can be told apart
+LEAST_BUDGET = 40  # samples; fewer cannot show which strategy is better
 MEASURES = ("logme", "h_score", "leep", "knn")  # of transferability; larger is better in each
 RESULT_FORMATS = (".csv", ".jsonl")
-ALEXNET = "alexnet8"  # the transfer study's own network
+ALEXNET = "alexnet8"  # the transfer study's default network, which is no backbone
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,11 @@ Advance = Callable[[int], None]
 
 
 def nearest(
-    rows: RowReader, queries: RowReader, count: int, own: np.ndarray, advance: Advance = lambda pairs: None
+    rows: RowReader,
+    queries: RowReader,
+    count: int,
+    exclude: np.ndarray,
+    advance: Advance = lambda pairs: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the rows nearest to each query.
 
@@ -34,7 +38,7 @@ def nearest(
     ----------
     rows : (n, D), queries : (Q, D)
     count : neighbours of each query; k = min(count, n)
-    own : (Q,) int, each query's own row, which is left out; NONE for a query that is not among the rows
+    exclude : (Q,) int, the row that is no neighbour of a query, being the query itself; NONE excludes nothing
     advance : called with the number of pairs compared
 
     Returns
@@ -52,8 +56,8 @@ def nearest(
     cosine = np.full(index.shape, -np.inf, np.float32)
     for start, first, block in _cosines(queries, rows):
         here = slice(start, start + len(block))
-        inside = own[here] - first
-        itself = np.flatnonzero((own[here] != NONE) & (inside >= 0) & (inside < block.shape[1]))
+        inside = exclude[here] - first
+        itself = np.flatnonzero((exclude[here] != NONE) & (inside >= 0) & (inside < block.shape[1]))
         block[itself, inside[itself]] = -np.inf
         _keep_best(index[here], cosine[here], block, first)
         advance(block.size)

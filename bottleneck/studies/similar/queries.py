@@ -34,14 +34,14 @@ class Queries:
 
     images : Q names: keys, or paths and URLs as they were given.
     rows : (Q, D) features.
-    own : (Q,) int64, the query's own row in the cache; NONE for an image from elsewhere.
+    cached_row : (Q,) int64, the query's row in the cache; NONE for an image from elsewhere.
     failed : reason by the name of an image that cannot be used.
     startup_seconds : time for loading the network.
     """
 
     images: Sequence[str]
     rows: RowReader
-    own: np.ndarray
+    cached_row: np.ndarray
     failed: dict[str, str] = field(default_factory=dict)
     startup_seconds: float = 0.0
 
@@ -66,10 +66,10 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
         A name is neither key nor file, or none of the images can be used.
     """
     names = list(dict.fromkeys(map(str, images)))
-    own, failed, others = _located(cache, names)
+    cached_row, failed, others = _located(cache, names)
     (node,) = config.nodes
     stored = cache.features(node)
-    features = {name: stored.take(np.array([row]))[0] for name, row in own.items()}
+    features = {name: stored.take(np.array([row]))[0] for name, row in cached_row.items()}
     startup = 0.0
     if others:
         trunk = open_trunk(resolve(config, cache.path, cache.spec, cache.nodes))
@@ -78,14 +78,15 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
             if isinstance(row, str):
                 failed[name] = row
             else:
-                features[name], own[name] = row, _own_row(name, cache, row_of)
+                features[name], cached_row[name] = row, _source_row(name, cache, row_of)
         startup = trunk.startup_seconds
     usable = [name for name in names if name in features]
     if names and not usable:
         reason = f"{names[0]} {failed[names[0]]}"
         raise BottleneckError(f"None of the images can be looked for: {reason}.")
     x = np.array([features[name] for name in usable], np.float32).reshape(len(usable), stored.shape[1])
-    return Queries(usable, ArrayRows(x), np.array([own[name] for name in usable], np.int64), failed, startup)
+    rows = np.array([cached_row[name] for name in usable], np.int64)
+    return Queries(usable, ArrayRows(x), rows, failed, startup)
 
 
 def _rows(cache: FeatureCache) -> Iterator[tuple[str, int]]:
@@ -95,20 +96,20 @@ def _rows(cache: FeatureCache) -> Iterator[tuple[str, int]]:
 def _located(cache: FeatureCache, names: Sequence[str]) -> tuple[dict[str, int], dict[str, str], list[str]]:
     """Sort names into keys with their rows, images with the reason why extraction failed, and other files."""
     row_of = {unicodedata.normalize("NFC", key): row for key, row in _rows(cache)} | dict(_rows(cache))
-    own: dict[str, int] = {}
+    cached: dict[str, int] = {}
     failed: dict[str, str] = {}
     others = []
     for name in names:
         row = row_of.get(name, row_of.get(unicodedata.normalize("NFC", name)))
         if row is not None:
-            own[name] = row
+            cached[name] = row
         elif name in cache.failures:
             failed[name] = f"gave no features when the cache was made: {cache.failures[name]}"
         elif "://" in name or os.path.isfile(name):
             others.append(name)
         else:
             raise _unknown_name(name, cache)
-    return own, failed, others
+    return cached, failed, others
 
 
 def _unknown_name(name: str, cache: FeatureCache) -> BottleneckError:
@@ -149,7 +150,7 @@ def _computed(
     yield from ((image.key, new[image.digest]) for image in copies)
 
 
-def _own_row(path: str, cache: FeatureCache, row_of: dict[str, int]) -> int:
+def _source_row(path: str, cache: FeatureCache, row_of: dict[str, int]) -> int:
     """Row of the image file `path` if it lies in the cache's source, else NONE."""
     folder, file = os.path.split(os.path.abspath(path))
     inside = os.path.relpath(os.path.realpath(folder), os.path.realpath(cache.source_root))

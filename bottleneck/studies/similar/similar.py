@@ -175,7 +175,7 @@ def similar(
             queries = named_images(opened, images, extraction)
         rows = opened.features(name)
         with reporter.step("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
-            index, cosine = nearest(rows, queries.rows, config.count, queries.own, advance)
+            index, cosine = nearest(rows, queries.rows, config.count, queries.cached_row, advance)
         group, pairs = None, 0
         if threshold is not None:
             with reporter.step("Grouping", unit="pairs") as advance:

@@ -10,7 +10,7 @@ The classes are split into halves A and B, and networks are trained on either ha
     BnB+ AnB+ as above, but all layers are trained: the copied ones are fine-tuned
     random    the first n layers are frozen with their random weights
 
-The published numbers stand here too, to be drawn beside one's own.
+The published numbers are here too, to be drawn beside the user's.
 """
 
 from __future__ import annotations
