@@ -51,7 +51,7 @@ class Catalog:
         self._columns.append((datasets, file.images.digest))
 
     def add_keys(self, file: CacheFile) -> None:
-        """Enter the file's images, its images whose rows are elsewhere, and its failures."""
+        """Enter the file's images, those that use rows of other images, and its failures."""
         for table in (file.images, file.image_group("taken")):
             for key, digest, size, mtime_ns in table.rows():
                 self.add_record(key, (digest, size, mtime_ns))

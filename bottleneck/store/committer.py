@@ -36,7 +36,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Taken:
-    """An image whose digest has its row in another file."""
+    """An image that uses the row of another image with the same digest."""
 
     image: ImageRow
 

@@ -38,7 +38,7 @@ class PartContent:
     ----------
     images : ImageTable of the B computed rows
     features, views : dict of node name to (B, …) array of the node's dtype
-    taken : ImageTable of images whose digest has its row in another file
+    taken : ImageTable of images that use the row of another image with the same digest
     failures : list of Failure
     """
 

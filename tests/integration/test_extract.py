@@ -151,10 +151,11 @@ def test_grey_images_in_one_channel(photographs, tmp_path):
 
 
 def test_dry_run_writes_nothing(photographs, tmp_path, run):
-    result = run("extract", photographs, "-o", tmp_path / "x.h5", "--dry-run", "--json")
+    before = sorted(tmp_path.iterdir())
+    result = run("extract", photographs, "-o", tmp_path / "new" / "x.h5", "--dry-run", "--json")
     assert result.json["to_read"] == 30
     assert result.json["bytes_to_write"] == 30 * 1280 * 2
-    assert not (tmp_path / "x.h5").exists()
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_dry_run_of_a_random_network_writes_nothing(photographs, tmp_path, run):

@@ -2,21 +2,34 @@
 
 import hashlib
 import json
+import re
 import shutil
+import textwrap
 from pathlib import Path
 
 import h5py
 import pytest
+from hypothesis import given
+
+from bottleneck.store.spec import canonical_json
+from tests.helpers.json_values import JSON
 
 GOLDEN = Path(__file__).parent / "golden"  # written once by format version 1, never again
+TEXT = (Path(__file__).parents[2] / "cache" / "FORMAT.md").read_text(encoding="utf-8")
 SHA_OF_NOTHING = hashlib.sha256().hexdigest()
 
 
+def code_of(section: str) -> str:
+    """The Python code of a section."""
+    body = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", TEXT, re.M | re.S)[1]
+    return textwrap.dedent(re.search(r"^ *```python\n(.*?)^ *```$", body, re.M | re.S)[1])
+
+
 def canonical(value) -> bytes:
-    """Section 2."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    """Section 2, by the code that stands there."""
+    names = {}
+    exec(code_of("2. Common rules"), names)
+    return names["canonical_json"](value).encode()
 
 
 def fingerprint(value) -> str:
@@ -27,6 +40,31 @@ def datasets(file) -> dict:
     found = {}
     file.visititems(lambda name, item: found.update({name: item} if isinstance(item, h5py.Dataset) else {}))
     return found
+
+
+def listing(file) -> str:
+    """What the format's description shows of a file: each object, its attributes, and small tables."""
+    lines = []
+
+    def show(path, item):
+        attributes = {
+            name: value[:8] if re.fullmatch("[0-9a-f]{64}", str(value)) else value
+            for name, value in sorted(item.attrs.items())
+        }
+        if isinstance(item, h5py.Dataset):
+            kind = f"string:{item.dtype.itemsize}" if item.dtype.kind == "S" else item.dtype.name
+            lines.append(f"{path:24} {kind:10} {item.shape!s:14} sha256 {attributes.pop('sha256')}")
+        else:
+            lines.append(path)
+        lines.extend(f"    @{name} = {value}" for name, value in attributes.items())
+        if isinstance(item, h5py.Dataset) and item.dtype.kind in "Sifu" and item.dtype.itemsize != 2:
+            values = item[...] if item.dtype.kind != "S" else item.asstr()[...]
+            rows = [bytes(row).hex()[:8] for row in values] if path.endswith("/digest") else values.tolist()
+            lines.append("    " + ", ".join(map(str, rows)))
+
+    show("/", file)
+    file.visititems(lambda name, item: show(f"/{name}", item))
+    return "\n".join(lines)
 
 
 @pytest.fixture(params=["golden", "fresh"])
@@ -49,6 +87,59 @@ def main(folder):
 def companion(folder):
     with h5py.File(folder / "cache--blocks.3.h5") as file:
         yield file
+
+
+@pytest.mark.parametrize("name", ["cache.h5", "cache--blocks.3.h5"])
+def test_the_file_shown_is_the_golden_one(name):
+    with h5py.File(GOLDEN / name) as file:
+        assert f"```text\n{listing(file)}\n```" in TEXT
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("\udc80", r'"\udc80"'),
+        ("a\udcffé😀\u2028\x7f", '"a' + r"\udcff" + 'é😀\u2028\x7f"'),
+        ("\ud83d\ude00", r'"\ud83d\ude00"'),
+        ('\x00\x1f\b\t\n\f\r"\\/', r'"\u0000\u001f\b\t\n\f\r\"\\/"'),
+        (
+            {"b": 1, "a": {"\uffff": 1.0, "😀": 1e-05, "é": 0.5}},
+            '{"a":{"é":0.5,"\uffff":1.0,"😀":1e-05},"b":1}',
+        ),
+        ([None, True, 10**20, -0.0], "[null,true,100000000000000000000,-0.0]"),
+    ],
+)
+def test_section_2_canonical_json_is_what_the_store_writes(value, text):
+    assert canonical(value).decode() == canonical_json(value) == text
+
+
+@given(JSON)
+def test_section_2_canonical_json_of_any_value(value):
+    assert canonical(value).decode() == canonical_json(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [float("-inf")]])
+def test_section_2_nan_and_infinity_are_forbidden(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical(value)
+
+
+def test_section_9_reads_a_cache(folder):
+    code = code_of("9. Reading with h5py alone")
+    names = {}
+    exec(code.replace("NAME.h5", str(folder / "cache.h5")).replace('bottleneck"]', 'blocks.5"]'), names)
+    assert names["x"].shape == (5, 5)
+    assert names["y"].tolist() == [1, 1, 2, 0, 0]
+
+
+def test_section_10_rules_are_numbered_once_in_order():
+    numbers = [tuple(map(int, rule.split("."))) for rule in re.findall(r"^- \*\*(\d+\.\d+)\*\*", TEXT, re.M)]
+    for section in range(1, 11):
+        inside = [rule for head, rule in numbers if head == section]
+        assert inside == list(range(1, len(inside) + 1))
+    assert numbers == sorted(numbers)
+    referred = {tuple(map(int, pair)) for pair in re.findall(r"\b(\d+)\.(\d+)\b(?! or newer)", TEXT)}
+    assert {pair for pair in referred if pair[0] in range(1, 11)} - set(numbers) <= {(1, 10), (1, 0), (0, 5)}
 
 
 def test_section_3_root(main, companion):

@@ -6,16 +6,9 @@ from hypothesis import given
 
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.store.spec import CacheSpec, NodeSpec, canonical_json, differences, require_equal
+from tests.helpers.json_values import JSON
 from tests.helpers.world import MAP, SPEC, VIEWED, A, B
 
-SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False)
-)
-JSON = st.recursive(
-    SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=9,
-)
 OBJECTS = st.dictionaries(st.text(), JSON, max_size=4)
 
 

@@ -134,3 +134,19 @@ def test_the_parts_folder_itself_can_be_read(path, world, monkeypatch):
         assert len(cache.samples) == 0
         assert list(cache.failures) == ["c/bad.jpg"]
         assert (cache.features(A.name).read(0, 1)[0] == row_of(digest_of(b"new"), A)).all()
+
+
+def test_temporaries_of_a_killed_run_go_and_those_of_another_cache_stay(path, world):
+    """NAME--X.h5 may be another cache, which then has a lock file of its own."""
+    folder = path.parent
+    stale = ["cache.h5.0123abcd.new", "cache.h5.new", "cache--blocks.3.h5.0123abcd.new"]
+    others = [
+        "cache--resnet50.h5.0123abcd.new",
+        "cache--resnet50.h5.lock",
+        "other.h5.0123abcd.new",
+        "cache.h5.new.txt",
+    ]
+    for name in (*stale, *others):
+        (folder / name).touch()
+    world.extract(path, [A])
+    assert sorted(os.listdir(folder)) == sorted([*others, "cache.h5", "cache.h5.lock"])
