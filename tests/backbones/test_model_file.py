@@ -1,5 +1,8 @@
 """Model files: the network comes back whole or not at all."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -34,6 +37,23 @@ def test_a_head_file_holds_no_network(tmp_path):
     path = head().save(tmp_path / "h.safetensors")
     assert not read_network(path)
     assert not load_network(network(), path)
+
+
+ASK = """
+import sys
+from bottleneck.backbones.model_file import holds_network
+print(holds_network(sys.argv[1]), "torch" in sys.modules)
+"""
+
+
+def test_whether_a_file_holds_a_network_is_answered_without_torch(path, tmp_path):
+    statistics = {"1.running_mean": torch.zeros(4)}
+    files = [path, save_model(tmp_path / "kept.safetensors", head(), statistics, "# card\n")]
+    answers = [
+        subprocess.run([sys.executable, "-c", ASK, file], capture_output=True, text=True, check=True).stdout
+        for file in files
+    ]
+    assert [answer.split() for answer in answers] == [["True", "False"], ["False", "False"]]
 
 
 @pytest.mark.parametrize(

