@@ -1,34 +1,59 @@
 """Transfer learning from cached ConvNet features: run the network once, then everything after is nearly free.
 
-The names below load on first use (PEP 562), so that `import bottleneck` costs nothing: pandas and xarray
-import a module of this name when they find one. The version stays 0.x for the same reason; see the README.
+The names below are imported on first use (PEP 562), so that `import bottleneck` costs nothing: pandas and
+xarray import a module of this name if they find one. The version stays 0.x for that reason; see the README.
 """
+
+from __future__ import annotations
 
 __version__ = "0.1.0"
 
-_LAZY = {
+TYPE_CHECKING = (
+    False  # as in `typing`, which would have to be imported; type checkers and editors take it for True
+)
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone as Backbone
+    from bottleneck.backbones.registry import load_backbone as load_backbone
+    from bottleneck.errors import BottleneckError as BottleneckError
+    from bottleneck.extraction.extract import extract as extract
+    from bottleneck.fitting.fit_heads import fit_heads as fit_heads
+    from bottleneck.heads.logistic import LogisticHead as LogisticHead
+    from bottleneck.heads.ridge import RidgeHead as RidgeHead
+    from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
+    from bottleneck.models.classifier import load_model as load_model
+    from bottleneck.models.evaluate import evaluate as evaluate
+    from bottleneck.models.predict import predict as predict
+    from bottleneck.store.reader import FeatureCache as FeatureCache
+    from bottleneck.training.compare import compare as compare
+    from bottleneck.training.finetune import finetune as finetune
+    from bottleneck.training.scratch import scratch as scratch
+
+_MODULE_OF = {
+    "Backbone": "bottleneck.backbones.backbone",
     "BottleneckError": "bottleneck.errors",
-    "extract": "bottleneck.extraction.extract",
     "FeatureCache": "bottleneck.store.reader",
-    "fit_heads": "bottleneck.fitting.fit_heads",
-    "finetune": "bottleneck.training.finetune",
-    "scratch": "bottleneck.training.scratch",
+    "LogisticHead": "bottleneck.heads.logistic",
+    "RidgeHead": "bottleneck.heads.ridge",
+    "RidgeRegressionHead": "bottleneck.heads.ridge",
     "compare": "bottleneck.training.compare",
     "evaluate": "bottleneck.models.evaluate",
-    "predict": "bottleneck.models.predict",
-    "load_model": "bottleneck.models.classifier",
-    "Backbone": "bottleneck.backbones.backbone",
+    "extract": "bottleneck.extraction.extract",
+    "finetune": "bottleneck.training.finetune",
+    "fit_heads": "bottleneck.fitting.fit_heads",
     "load_backbone": "bottleneck.backbones.registry",
+    "load_model": "bottleneck.models.classifier",
+    "predict": "bottleneck.models.predict",
+    "scratch": "bottleneck.training.scratch",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = ["__version__", *_MODULE_OF]
 
 
-def __getattr__(name: str):
-    if name in _LAZY:
+def __getattr__(name: str) -> object:
+    if name in _MODULE_OF:
         from importlib import import_module
 
-        value = getattr(import_module(_LAZY[name]), name)
+        value = getattr(import_module(_MODULE_OF[name]), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""The whole chain on data that a dependency ships: scikit-learn's digits, 1,797 numerals of 8 × 8 pixels.
+"""Run the whole chain on data that a dependency ships: scikit-learn's digits, 1,797 images of 8 × 8 pixels.
 
-Numerals are far from the photographs of ImageNet, so the features at the network's end are not the best ones
-here: the demo extracts several nodes in one pass and lets cross-validation choose.
+Digits are unlike the photographs of ImageNet, so the features at the network's end are not the best ones
+here. The demo extracts several nodes in one pass and lets cross-validation choose.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.models.evaluate import evaluate
 from bottleneck.models.predict import predict
+from bottleneck.names import BOTTLENECK, DEMO_FOLDER
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.report.figures import confusion_matrix
 from bottleneck.report.head_curves import head_curves
 
-# Every stage, averaged over a 2 × 2 grid that keeps where the strokes are, and the network's end.
-NODES = (*(f"blocks.{i}@avg2" for i in range(7)), "bottleneck")
+# Every stage, averaged over a 2 × 2 grid, which keeps the positions of the strokes, and the network's end.
+NODES = (*(f"blocks.{i}@avg2" for i in range(7)), BOTTLENECK)
 TEST_FRACTION = 0.2
 
 
@@ -39,15 +41,15 @@ def write_digits(folder: Path) -> Path:
 
 
 def demo(
-    output: str | Path = "bottleneck-demo", *, seed: int = 0, reporter: Reporter = SILENT
+    output: str | Path = DEMO_FOLDER, *, seed: int = ReadConfig.seed, reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Digits → extract → fit-head → evaluate → predict, all below the folder `output`.
+    """Write digits to the folder `output`, extract features, fit heads, evaluate the best one and predict.
 
     Returns
     -------
     dict
-        `heads` as of `fit_heads`, `chosen` (the one that cross-validation picked), `evaluation` of it on the
-        test split, five `predictions`, the `files` left behind, and `seconds`.
+        `heads` as of `fit_heads`, `chosen` (the head with the best cross-validation), its `evaluation` on the
+        test split, five `predictions`, the written `files`, and `seconds`.
     """
     started = time.perf_counter()
     output = Path(output)

@@ -22,6 +22,11 @@ STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the
 
 EXPORT_FORMATS = ("onnx", "torch")
 TOP_CLASSES = 5  # listed per prediction
+DEMO_FOLDER = "bottleneck-demo"
+
+DEFAULT_CHANNELS = 3  # of a network's input: RGB
+SMALL_CNN_DEPTH = 4  # blocks of small_cnn by default
+PATCH_IMAGES = 300  # searched for the strongest patches by default
 
 
 def default_pool(node: str) -> str:

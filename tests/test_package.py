@@ -1,8 +1,10 @@
 """The package from outside: light to import, at peace with pandas, honest about its version."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,17 @@ def test_import_is_light():
 def test_every_lazy_name_exists():
     for name in bottleneck.__all__:
         assert getattr(bottleneck, name) is not None
+
+
+def test_type_checkers_see_the_names_that_are_imported_on_first_use():
+    tree = ast.parse(Path(bottleneck.__file__).read_text(encoding="utf-8"))
+    static = {
+        alias.name: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("bottleneck.")
+        for alias in node.names
+    }
+    assert static == bottleneck._MODULE_OF
 
 
 def test_unknown_name_is_an_attribute_error():

@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
+from bottleneck.cli.options import loading_options, setting
 from bottleneck.cli.terminal import Terminal, plain, shows_results, table
+from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
 
 
 @click.command()
 @click.argument("cache", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), help="Folder of what is tried. [default: advice/CACHE]")
-@click.option("--target", help="[default: the first with classes]")
-@click.option("--budget", type=click.IntRange(40), default=2000, show_default=True, help="Samples to try on.")
-@click.option("--weights", help="The backbone's weights file, where the cache was made with one.")
 @click.option(
-    "--trust-code", is_flag=True, help="Import a backbone that CACHE names as package.module:function."
+    "-o",
+    "--output",
+    type=click.Path(),
+    show_default="advice/CACHE",
+    help="Folder for the heads and networks that are tried, and for the advice.",
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@setting(
+    AdviseConfig,
+    "--target",
+    show_default="the first with classes",
+    help="Target (column of labels) that the advice is for.",
+)
+@setting(
+    AdviseConfig,
+    "--budget",
+    type=click.IntRange(LEAST_BUDGET),
+    help="Number of train and val samples that the strategies are tried on.",
+)
+@loading_options
+@setting(AdviseConfig, "--seed", type=int, help="Seed of the draws of samples and images.")
 @shows_results
-def command(terminal: Terminal, cache: str, **options: object) -> None:
+def command(terminal: Terminal, cache: str, **options: Any) -> None:
     """Say which transfer suits the samples of CACHE: scenario, published rules, evidence, what to run next.
 
     Heads on several blocks, fine-tuning and a network from scratch are tried on a part of the samples; the

@@ -1,10 +1,11 @@
-"""`bottleneck backbones`: what networks can be had."""
+"""`bottleneck backbones`: list the available networks."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 
 import click
+from rich.console import RenderableType
 
 from bottleneck.cli.terminal import Terminal, shows_results, table
 
@@ -16,16 +17,16 @@ def command(terminal: Terminal, pattern: str | None) -> None:
     """List backbones whose name contains PATTERN, or matches it as a wildcard (`timm/vit*`)."""
     from bottleneck.backbones.registry import MOST_OPENED, available, timm_count
 
-    found = available(pattern)
-    rows = [(b.name, b.weights, b.accuracy, b.parameters, b.features) for b in found]
-    shown = [
+    matches = available(pattern)
+    rows = [(b.name, b.weights, b.accuracy, b.parameters, b.features) for b in matches]
+    shown: list[RenderableType] = [
         table("Backbones", ("name", "weights", "ImageNet top-1 %", "parameters", "features"), rows),
-        "Take one with --backbone NAME, other weights with --backbone NAME:WEIGHTS (timm/NAME.WEIGHTS).",
+        "Use one with --backbone NAME, other weights with --backbone NAME:WEIGHTS (timm/NAME.WEIGHTS).",
     ]
     if not pattern:
         shown.append(f"{timm_count():,} more architectures come with timm: bottleneck backbones 'timm/*'.")
-    if found[0].features is None:
+    if matches[0].features is None:
         shown.append(
             f"Feature widths are shown for up to {MOST_OPENED} architectures: give a narrower PATTERN."
         )
-    terminal.result({"backbones": [asdict(backbone) for backbone in found]}, *shown)
+    terminal.result({"backbones": [asdict(backbone) for backbone in matches]}, *shown)

@@ -1,4 +1,4 @@
-"""`bottleneck cache`: look into caches, verify, export and merge them."""
+"""`bottleneck cache`: show, verify, export and merge caches."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bottleneck.errors import CacheError
 
 @click.group()
 def command() -> None:
-    """Look into feature caches, verify, export and merge them."""
+    """Show, verify, export and merge feature caches."""
 
 
 @command.command()
 @click.argument("cache", type=click.Path())
 @shows_results
 def info(terminal: Terminal, cache: str) -> None:
-    """Say what CACHE holds: backbone, nodes, images, samples, targets, failures."""
+    """Show what CACHE contains: backbone, nodes, images, samples, targets, failures."""
     from bottleneck.store.reader import describe
 
     values = describe(cache)
@@ -59,10 +59,13 @@ def info(terminal: Terminal, cache: str) -> None:
 @command.command()
 @click.argument("cache", type=click.Path())
 @click.option(
-    "--timeout", type=click.FloatRange(1), default=600.0, help="Seconds before a file counts as hung."
+    "--timeout",
+    type=click.FloatRange(1),
+    show_default="a minute, and more for large files",
+    help="Seconds after which a file that is still being read counts as damaged.",
 )
 @shows_results
-def verify(terminal: Terminal, cache: str, timeout: float) -> None:
+def verify(terminal: Terminal, cache: str, timeout: float | None) -> None:
     """Check every checksum, key, label and count of CACHE in a child process."""
     from bottleneck.store.verify import verify as verify_cache
 
@@ -75,7 +78,7 @@ def verify(terminal: Terminal, cache: str, timeout: float) -> None:
 
 @command.command()
 @click.argument("cache", type=click.Path())
-@click.option("-o", "--output", type=click.Path(), required=True, help="A .npz or .parquet file.")
+@click.option("-o", "--output", type=click.Path(), required=True, help="A .npz or .parquet file to write.")
 @shows_results
 def export(terminal: Terminal, cache: str, output: str) -> None:
     """Write the features, keys, labels and splits of CACHE for other tools."""
@@ -87,7 +90,7 @@ def export(terminal: Terminal, cache: str, output: str) -> None:
 
 @command.command()
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(), required=True, help="The cache to write.")
+@click.option("-o", "--output", type=click.Path(), required=True, help="Cache to write; it must not exist.")
 @shows_results
 def merge(terminal: Terminal, caches: tuple[str, ...], output: str) -> None:
     """Join CACHES that have one fingerprint into a new one."""

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import click
 
+from bottleneck.cli.options import setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.data.config import ReadConfig
+from bottleneck.names import DEMO_FOLDER
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(), default="bottleneck-demo", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    default=DEMO_FOLDER,
+    show_default=True,
+    help="Folder for the images, the cache, the heads and the pictures.",
+)
+@setting(ReadConfig, "--seed", type=int, help="Seed of the test split and of the folds.")
 @shows_results
 def command(terminal: Terminal, output: str, seed: int) -> None:
     """Run the whole chain on digits that scikit-learn ships, offline: extract to predict."""
@@ -36,6 +46,6 @@ def command(terminal: Terminal, output: str, seed: int) -> None:
             rows,
         ),
         table("Predictions", ("image", "label", "confidence"), predictions),
-        table("Left behind", ("what", "where"), result["files"].items()),
+        table("Files", ("what", "where"), result["files"].items()),
         f"Done in {result['seconds']:.0f} s. Next: bottleneck extract YOUR_FOLDER",
     )

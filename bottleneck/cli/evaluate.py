@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from bottleneck.cli.options import engine_options, reading_options
+from bottleneck.cli.options import engine_options, loading_options, reading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BottleneckError
+from bottleneck.names import SPLITS
 
-# Of which a class target has some, a multi-label one others, a regression the last ones.
+# Shown for a target that has them: classes, labels and numbers have different ones.
 MEASURES = (
     "balanced_accuracy",
     "exact_match",
@@ -27,20 +30,24 @@ MEASURES = (
 @click.command()
 @click.argument("model", type=click.Path())
 @click.argument("source")
-@click.option("--split", type=click.Choice(["train", "val", "test"]), help="[default: test, val or train]")
 @click.option(
-    "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the source's."
+    "--split",
+    type=click.Choice(SPLITS),
+    show_default="test, else val, else train",
+    help="Split whose samples are measured.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(),
+    help="Table (.csv, .jsonl, .parquet) of labels by image or sample, in place of the source's labels.",
 )
 @click.option("--errors", type=click.Path(), help="Write the misclassified samples to this CSV file.")
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
-@click.option("--weights", type=click.Path(), help="The weights file of the backbone, if it came from one.")
-@click.option(
-    "--trust-code", is_flag=True, help="Import a backbone that the model names as package.module:function."
-)
+@loading_options
 @engine_options
 @reading_options
 @shows_results
-def command(terminal: Terminal, model: str, source: str, confusion: str | None, **options: object) -> None:
+def command(terminal: Terminal, model: str, source: str, confusion: str | None, **options: Any) -> None:
     """Measure MODEL, a head or a model file, on SOURCE: a feature cache, or images with labels.
 
     Classes that MODEL does not know are left out, and counted.
@@ -52,7 +59,7 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
         from bottleneck.report.figures import confusion_matrix
 
         if "confusion" not in result:
-            raise BottleneckError("--confusion is of classes; the head answers another kind of target.")
+            raise BottleneckError("--confusion needs classes; the head predicts another kind of target.")
         confusion_matrix(result["confusion"], result["classes"], confusion, title=f"{result['split']} split")
     shown = [table(f"On the {result['split']} split", ("measure", "value"), _measures(result).items())]
     if "per_class" in result:
@@ -66,11 +73,11 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
     terminal.result(result, *shown, *(f"Note: {note}" for note in result["notes"]))
 
 
-def _measures(result: dict) -> dict[str, object]:
-    """What there is of a target of any kind."""
-    found = {name: result[name] for name in MEASURES if name in result}
+def _measures(result: dict[str, Any]) -> dict[str, object]:
+    """Return the measures that the target has; the accuracy comes first, with its interval."""
+    measures = {name: result[name] for name in MEASURES if name in result}
     if "accuracy" not in result:
-        return found
+        return measures
     low, high = result["accuracy_ci95"]
     accuracy = f"{result['accuracy']:.4f}  (95 % interval {low:.4f} … {high:.4f})"
-    return {"accuracy": accuracy} | found
+    return {"accuracy": accuracy} | measures

@@ -3,45 +3,117 @@
 from __future__ import annotations
 
 from shlex import quote
+from typing import Any
 
 import click
+from rich.console import RenderableType
 
-from bottleneck.cli.options import Crop, engine_options, reading_options
+from bottleneck.cli.options import Crop, engine_options, reading_options, setting, trust_code_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.data.config import ReadConfig
+from bottleneck.extraction.config import ON_ERROR, ExtractConfig
+from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_CHANNELS, DEFAULT_POOL, DTYPES, POOLS
 
 
 @click.command()
 @click.argument("source")
 @click.option(
-    "-o", "--output", "cache", type=click.Path(), help="Cache to write. [default: cache/SOURCE--BACKBONE.h5]"
+    "-o",
+    "--output",
+    "cache",
+    type=click.Path(),
+    show_default="cache/SOURCE--BACKBONE.h5",
+    help="Cache to write.",
 )
-@click.option("--backbone", help="Name as `bottleneck backbones` lists it. [default: efficientnet_lite0]")
-@click.option("--weights", help="Weights id, a .pth or .safetensors file, or none for random ones.")
-@click.option(
-    "--node", "nodes", multiple=True, help="NODE or NODE@POOL; may be repeated. [default: bottleneck]"
+@setting(
+    ExtractConfig,
+    "--backbone",
+    show_default=DEFAULT_BACKBONE,
+    help="Network: a name that `bottleneck backbones` lists, a model file or package.module:function.",
 )
-@click.option(
-    "--pool", type=click.Choice(["avg", "avg2", "avg3", "max", "flatten", "none"]), help="Map → vector."
+@setting(
+    ExtractConfig,
+    "--weights",
+    show_default="the published ones",
+    help="Weights of the network: an id, a .pth or .safetensors file, or none for random ones.",
 )
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="As stored. [default: float16]")
-@click.option(
-    "--views", type=click.IntRange(0), default=0, help="Augmented views per image beside the plain one."
+@setting(
+    ExtractConfig,
+    "--node",
+    "nodes",
+    multiple=True,
+    show_default=BOTTLENECK,
+    help="Layer whose output is stored, as NODE or NODE@POOL; may be repeated.",
 )
-@click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the network's input in pixels.")
-@click.option("--crop", type=Crop(), help="Share of the resized image that is kept, or squash for all of it.")
-@click.option("--in-channels", type=click.IntRange(1, 4), help="1 reads images as grey.")
-@click.option("--depth", type=click.IntRange(1, 6), help="Blocks of small_cnn.")
-@click.option("--seed", type=int, help="Of random weights, of splits and of views. [default: 0]")
-@click.option(
-    "--on-error", type=click.Choice(["skip", "fail"]), default="skip", help="What a bad image does."
+@setting(
+    ExtractConfig,
+    "--pool",
+    type=click.Choice(POOLS),
+    show_default=DEFAULT_POOL,
+    help="How feature maps become vectors, for nodes that are given without @POOL.",
 )
-@click.option("--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not one file.")
-@click.option("--trust-code", is_flag=True, help="Import a backbone given as package.module:function.")
-@click.option("--dry-run", is_flag=True, help="Say what would be computed and what it would cost.")
+@setting(
+    ExtractConfig,
+    "--dtype",
+    type=click.Choice(DTYPES),
+    show_default=DTYPES[0],
+    help="Type in which features are stored.",
+)
+@setting(
+    ExtractConfig,
+    "--views",
+    type=click.IntRange(0),
+    help="Augmented views per image to store beside the plain features.",
+)
+@setting(
+    ExtractConfig,
+    "--image-size",
+    type=click.IntRange(8, 4096),
+    show_default="the network's own",
+    help="Side of the network's input in pixels.",
+)
+@setting(
+    ExtractConfig,
+    "--crop",
+    type=Crop(),
+    show_default="the network's own",
+    help="Share of the resized image that is kept, or squash to keep all of it.",
+)
+@setting(
+    ExtractConfig,
+    "--in-channels",
+    type=click.IntRange(1, 4),
+    show_default=str(DEFAULT_CHANNELS),
+    help="Colour channels of the network's input; 1 reads images as grey.",
+)
+@setting(
+    ExtractConfig,
+    "--depth",
+    type=click.IntRange(1, 6),
+    help="Blocks of the small CNN, with --backbone small_cnn.",
+)
+@setting(
+    ExtractConfig,
+    "--seed",
+    type=int,
+    show_default=str(ReadConfig.seed),
+    help="Seed of random weights, of splits and of views.",
+)
+@setting(
+    ExtractConfig,
+    "--on-error",
+    type=click.Choice(ON_ERROR),
+    help="What to do with an unreadable image: list it as a failure, or stop.",
+)
+@setting(
+    ExtractConfig, "--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file."
+)
+@trust_code_option
+@click.option("--dry-run", is_flag=True, help="Show what would be computed and written, and do nothing.")
 @engine_options
 @reading_options
 @shows_results
-def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, **options: object) -> None:
+def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, **options: Any) -> None:
     """Run the frozen backbone once over the images of SOURCE and keep its features.
 
     SOURCE is a folder (class/x.jpg or split/class/x.jpg), a manifest (.csv, .jsonl, .parquet), tar shards or
@@ -66,7 +138,7 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
         "engine": result.engine or "not needed",
         **{f"node {name}": "×".join(map(str, shape)) for name, shape in result.nodes.items()},
     }
-    parts = [table("Features", ("what", "value"), shown.items())]
+    parts: list[RenderableType] = [table("Features", ("what", "value"), shown.items())]
     if result.failures:
         parts.append(table("Images without a row", ("image", "reason"), sorted(result.failures.items())))
     if result.computed:

@@ -2,54 +2,99 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bottleneck.cli.options import Crop
+from bottleneck.cli.options import Crop, trust_code_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BackboneError
+from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from bottleneck.backbones.inspect import Inspection
+
+
+class References(click.ParamType):
+    """Modules and blocks, separated by commas."""
+
+    name = "a,b,…"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        return value if isinstance(value, tuple) else tuple(str(value).split(","))
 
 
 @click.command()
 @click.argument("backbone")
-@click.option("--weights", help="Weights id or file, or none; without it the architecture alone is shown.")
-@click.option("--in-channels", type=click.IntRange(1, 4), default=3, help="1 for grey images.")
-@click.option("--depth", type=click.IntRange(1), help="Blocks of small_cnn.")
-@click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the network's input in pixels.")
-@click.option("--crop", type=Crop(), help="As in extract.")
-@click.option("--freeze-to", help="Count as trainable what lies above this node or block.")
-@click.option("--free", help="Count as trainable these alone: modules, features.9, blocks 3-4; with commas.")
+@click.option(
+    "--weights",
+    show_default="none are loaded",
+    help="Weights of the network: an id, a .pth or .safetensors file, or none for random ones.",
+)
+@click.option(
+    "--in-channels",
+    type=click.IntRange(1, 4),
+    default=DEFAULT_CHANNELS,
+    show_default=True,
+    help="Colour channels of the network's input; 1 is for grey images.",
+)
+@click.option("--depth", type=click.IntRange(1), help="Blocks of the small CNN, for the backbone small_cnn.")
+@click.option(
+    "--image-size",
+    type=click.IntRange(8, 4096),
+    show_default="the network's own",
+    help="Side of the network's input in pixels.",
+)
+@click.option(
+    "--crop",
+    type=Crop(),
+    show_default="the network's own",
+    help="Share of the resized image that is kept, or squash to keep all of it.",
+)
+@click.option("--freeze-to", help="Count as trainable only what lies above this node or block.")
+@click.option(
+    "--free",
+    type=References(),
+    default=(),
+    help="Count as trainable only these modules or blocks, such as features.9 or 3-4, separated by commas.",
+)
 @click.option("--modules", is_flag=True, help="List every module with its index in its parent.")
 @click.option("--parameters", "state", is_flag=True, help="List every parameter and buffer.")
-@click.option("--filters", type=click.Path(), help="PNG to draw the first layer's kernels into.")
-@click.option("--patches", type=click.Path(), help="PNG to draw the strongest patches of --source into.")
-@click.option("--source", help="Images for --patches.")
+@click.option("--filters", type=click.Path(), help="Draw the kernels of the first layer to this PNG file.")
 @click.option(
-    "--node", "nodes", multiple=True, help="Node for --patches; may be repeated. [default: all blocks]"
+    "--patches", type=click.Path(), help="Draw the strongest image patches of --source to this PNG file."
 )
-@click.option("--limit", type=click.IntRange(9), default=300, help="Images to look for patches in.")
-@click.option("--trust-code", is_flag=True, help="Import a backbone given as package.module:function.")
+@click.option("--source", help="Folder, manifest or URL of the images for --patches.")
+@click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    show_default="all blocks",
+    help="Node whose channels --patches shows; may be repeated.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(9),
+    default=PATCH_IMAGES,
+    show_default=True,
+    help="Number of images that are searched for --patches.",
+)
+@trust_code_option
 @shows_results
 def command(
     terminal: Terminal,
     backbone: str,
     weights: str | None,
-    in_channels: int,
-    depth: int | None,
     image_size: int | None,
     crop: float | str | None,
     filters: str | None,
     patches: str | None,
     source: str | None,
-    nodes: tuple[str, ...],
-    limit: int,
-    trust_code: bool,
-    free: str | None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Show the blocks of BACKBONE from stem to classifier: parameters, shapes, costs, what would train.
 
@@ -60,7 +105,8 @@ def command(
 
     if (patches is None) != (source is None):
         raise BackboneError("--patches F.png and --source IMAGES belong together.")
-    kind = {"in_channels": in_channels, "depth": depth, "trust_code": trust_code}
+    kind = {name: options.pop(name) for name in ("in_channels", "depth", "trust_code")}
+    search = {name: options.pop(name) for name in ("nodes", "limit")}
     if weights or filters or patches:
         network = load_backbone(backbone, weights=weights, **kind)
     else:
@@ -72,25 +118,22 @@ def command(
         from bottleneck.report.filters import draw_filters
 
         drawn["filters"] = str(draw_filters(first_kernels(network), filters))
-    if patches:
+    if patches and source:
         from bottleneck.backbones.patches import patches_of_source
         from bottleneck.report.filters import draw_patches
 
-        found = patches_of_source(
-            network, source, nodes, preprocess=preprocess, limit=limit, reporter=terminal
-        )
-        drawn["patches"] = str(draw_patches(found, patches))
-    references = free.split(",") if free else ()
-    result = inspect_backbone(network, preprocess=preprocess, free=references, **options)
+        strongest = patches_of_source(network, source, preprocess=preprocess, reporter=terminal, **search)
+        drawn["patches"] = str(draw_patches(strongest, patches))
+    result = inspect_backbone(network, preprocess=preprocess, **options)
     terminal.result(
         {**result.to_json(), **drawn}, *_tables(result), *(f"Written to {path}" for path in drawn.values())
     )
 
 
-def _tables(result: Inspection) -> list:
-    """The block table and what else was asked for."""
+def _tables(result: Inspection) -> list[RenderableType]:
+    """Return the table of blocks, and those of modules and state if they were requested."""
     columns = ["", "block", "--node", "parameters", "shape", "MACs", "in cache"]
-    rows = [
+    rows: list[list[object]] = [
         [b.index, b.name, b.node, b.parameters, _shape(b.shape), _mega(b.macs), _kilo(b.cached_bytes)]
         for b in result.blocks
     ]
@@ -98,17 +141,17 @@ def _tables(result: Inspection) -> list:
         columns.append("trainable")
         rows = [[*row, b.trainable] for row, b in zip(rows, result.blocks, strict=True)]
     size = f"{result.image_size} × {result.image_size} × {result.in_channels}"
-    shown = [
+    shown: list[RenderableType] = [
         table(f"{result.name}, weights {result.weights}, images {size}", columns, rows),
         f"{result.parameters:,} parameters, {result.trainable:,} trainable, {result.macs:,} MACs an image.",
         f"bottleneck: {result.features:,} features, {result.bottleneck_rule}; map {result.bottleneck_node}.",
     ]
     if result.modules is not None:
-        rows = [(m.path, m.index, m.type, m.parameters) for m in result.modules]
-        shown.append(table("Modules", ("module", "index", "type", "parameters"), rows))
+        modules = [(m.path, m.index, m.type, m.parameters) for m in result.modules]
+        shown.append(table("Modules", ("module", "index", "type", "parameters"), modules))
     if result.state is not None:
-        rows = [(s.name, s.kind, _shape(s.shape), s.dtype, s.requires_grad) for s in result.state]
-        shown.append(table("State", ("name", "kind", "shape", "dtype", "requires grad"), rows))
+        state = [(s.name, s.kind, _shape(s.shape), s.dtype, s.requires_grad) for s in result.state]
+        shown.append(table("State", ("name", "kind", "shape", "dtype", "requires grad"), state))
     return shown
 
 

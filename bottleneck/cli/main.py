@@ -1,7 +1,7 @@
-"""The `bottleneck` command: a table of lazily loaded subcommands; errors become exit codes here.
+"""The `bottleneck` command: subcommands, which are imported when called, and the exit codes of errors.
 
-A command lives in the module that the table names, as `command`. Nothing here imports torch, so that
-`bottleneck --help` answers at once.
+The function `command` of the module in the table is the subcommand. Nothing here imports torch, so
+`bottleneck --help` is fast.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ COMMANDS = {
         "bottleneck.cli.fit_head",
         "Fit heads on cached features, C chosen by cross-validation.",
     ),
-    "finetune": ("bottleneck.cli.finetune", "Unfreeze blocks below a head and train them from the cache."),
-    "scratch": ("bottleneck.cli.scratch", "Train a network from nothing: the baseline of transfer."),
-    "compare": ("bottleneck.cli.compare", "Try how deep to unfreeze, and whether transfer is worth it."),
+    "finetune": ("bottleneck.cli.finetune", "Train a head and the blocks below it, from the cache."),
+    "scratch": ("bottleneck.cli.scratch", "Train a network from random weights, the baseline of transfer."),
+    "compare": ("bottleneck.cli.compare", "Compare how deep to unfreeze, and whether transfer is worth it."),
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "export": ("bottleneck.cli.export", "Write a head or model as ONNX or as a torch.export program."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
-    "advise": ("bottleneck.cli.advise", "Say which transfer suits your data, and why."),
+    "advise": ("bottleneck.cli.advise", "Recommend a way of transfer for your data, with reasons."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
-    "transfer-study": ("bottleneck.cli.transfer_study", "Ask how transferable each layer is."),
-    "inspect": ("bottleneck.cli.inspect", "Open a backbone up: blocks, shapes, parameters, costs."),
-    "backbones": ("bottleneck.cli.backbones", "List the backbones that can be had."),
-    "cache": ("bottleneck.cli.cache", "Look into caches, verify, export and merge them."),
+    "transfer-study": ("bottleneck.cli.transfer_study", "Measure how transferable each layer is."),
+    "inspect": ("bottleneck.cli.inspect", "Show the blocks of a backbone: shapes, parameters, costs."),
+    "backbones": ("bottleneck.cli.backbones", "List the available backbones."),
+    "cache": ("bottleneck.cli.cache", "Show, verify, export and merge feature caches."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands are imported when they are called; its help reads only the table above."""
+    """A group whose commands are imported when called; its help needs only the table above."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -53,7 +53,8 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        return importlib.import_module(COMMANDS[name][0]).command
+        command: click.Command = importlib.import_module(COMMANDS[name][0]).command
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -65,7 +66,7 @@ class LazyGroup(click.Group):
 def group() -> None:
     """Transfer learning from cached ConvNet features.
 
-    Run a frozen network once over your images, keep its bottleneck features, and fit heads in seconds.
+    Run a frozen network once over your images, store its bottleneck features, and fit heads in seconds.
     Start with `bottleneck demo`, then `bottleneck extract FOLDER`.
     """
 
@@ -74,7 +75,7 @@ def main() -> None:
     """Entry point of the console command: 0 done, 1 failed, 2 wrong usage, 128 + signal when interrupted."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _raise_interrupt)
-    # scikit-learn imports pandas where it is installed, and pandas takes us for PyData's bottleneck.
+    # scikit-learn imports pandas where it is installed, and pandas mistakes us for PyData's bottleneck.
     warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
@@ -86,9 +87,7 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except (KeyboardInterrupt, click.Abort) as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        click.echo(
-            "Interrupted. What was committed is kept: run the same command again to continue.", err=True
-        )
+        click.echo("Interrupted. Finished work is saved: run the same command again to continue.", err=True)
         sys.exit(128 + int(number))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -101,7 +100,7 @@ def main() -> None:
     except OSError as error:
         if debug:
             raise
-        click.echo(f"Error: {_of_the_system(error)}", err=True)
+        click.echo(f"Error: {_system_error(error)}", err=True)
         sys.exit(1)
     except Exception as error:
         if debug:
@@ -111,15 +110,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def _of_the_system(error: OSError) -> str:
-    """What the system refused, for users: a folder that cannot be written, a disk that is full."""
-    place = f"{error.filename}: " if error.filename else ""
+def _system_error(error: OSError) -> str:
+    """Return a message for an error of the system: a folder that cannot be written, a full disk."""
+    path = f"{error.filename}: " if error.filename else ""
     return (
-        f"{place}{error.strerror or error}. Look at the paths of this command and at the disk's free space, "
+        f"{path}{error.strerror or error}. Check the paths of this command and the free disk space, "
         "then run it again."
     )
 
 
 def _raise_interrupt(number: int, frame: object) -> None:
-    """SIGTERM ends a run as Ctrl-C does: contexts close, committed work stays."""
+    """Let SIGTERM end a run as Ctrl-C does: contexts close, committed work is saved."""
     raise KeyboardInterrupt(number)

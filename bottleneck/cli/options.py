@@ -1,13 +1,26 @@
-"""Flags that several commands share, so that one word means one thing everywhere."""
+"""Flags that several commands share, and the types of their values.
+
+A default is written once, as the attribute of a config class: `setting(Config, "--flag")` reads it there and
+shows it in the help. The config modules import no torch, so `bottleneck COMMAND --help` is fast.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
+from bottleneck.data.config import ReadConfig
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.names import ENGINES, PRECISIONS
+
+F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+DEVICES = "auto, cpu, cuda, cuda:1, mps …"
 
 
 class Crop(click.ParamType):
@@ -35,16 +48,30 @@ class Memory(click.ParamType):
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower(), re.ASCII)
-        if not found:
+        match = re.fullmatch(r"(\d{1,12}(?:\.\d+)?)\s*([kmg]i?)?b?", str(value).strip().lower(), re.ASCII)
+        if not match:
             self.fail(f"{value!r} is not a size such as 512MiB or 4GB.", param, ctx)
-        return int(float(found[1]) * UNITS[found[2] or ""])
+        return int(float(match[1]) * UNITS[match[2] or ""])
 
 
-def _all(*options: Callable) -> Callable:
-    """One decorator that applies several, the first one shown first in the help."""
+def setting(config: type, *flags: str, **attributes: Any) -> Decorator[F]:
+    """Return a click option whose default is the attribute of `config` that has the parameter's name.
 
-    def decorate(function: Callable) -> Callable:
+    flags : as for `click.option`. attributes : the other arguments of `click.option`; `show_default` may
+    describe what a default of None means.
+    """
+    long_flag = next(flag for flag in flags if flag.startswith("--"))
+    name = next((flag for flag in flags if flag.isidentifier()), long_flag[2:].replace("-", "_"))
+    default = getattr(config, name)
+    if isinstance(default, int) and isinstance(attributes.get("type"), Memory):
+        attributes["show_default"] = f"{default / 2**30:g}GiB"
+    return click.option(*flags, default=default, **{"show_default": True} | attributes)
+
+
+def together(*options: Callable[[F], F]) -> Decorator[F]:
+    """Return one decorator that applies several; the help shows them in this order."""
+
+    def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
         return function
@@ -52,45 +79,136 @@ def _all(*options: Callable) -> Callable:
     return decorate
 
 
-engine_options = _all(
+trust_code_option = click.option(
+    "--trust-code", is_flag=True, help="Import a backbone that is named as package.module:function."
+)
+
+# For commands on a head, a model or a cache, which name the backbone that they were made with.
+loading_options = together(
     click.option(
-        "--engine", type=click.Choice(["auto", "onnxruntime", "torch", "torch-compiled"]), default="auto"
+        "--weights", type=click.Path(), help="Weights file of the backbone, if it was made with such a file."
     ),
-    click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "fp16", "int8"]), default="auto"),
-    click.option("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps …"),
-    click.option("--batch-size", type=click.IntRange(1, 4096), help="Images that pass the network at once."),
-    click.option("--workers", type=click.IntRange(0, 256), help="Decoder threads. [default: from the cores]"),
-    click.option("--force", is_flag=True, help="Accept int8 features below the promised agreement."),
+    trust_code_option,
 )
 
-column_options = _all(
-    click.option("--image-column", "image_columns", multiple=True, help="Manifest column; may be repeated."),
-    click.option("--label-column", "label_columns", multiple=True, help="A target each; may be repeated."),
-    click.option("--split-column", help="Column that holds train, val or test."),
-    click.option("--group", "group_column", help="Column whose equal values stay on one side of a split."),
-    click.option("--sample-column", help="Column that names the sample. [default: its image]"),
-    click.option("--covariate", "covariate_columns", multiple=True, help="Numeric column; may be repeated."),
+engine_options = together(
+    setting(
+        EngineConfig,
+        "--engine",
+        type=click.Choice(ENGINES),
+        help="Library that runs the network; torch-compiled first compiles for a minute.",
+    ),
+    setting(
+        EngineConfig,
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="Number format in which the network computes; auto is fp32 on a CPU.",
+    ),
+    setting(EngineConfig, "--device", help=f"Device that runs the network: {DEVICES}"),
+    setting(
+        EngineConfig,
+        "--batch-size",
+        type=click.IntRange(1, 4096),
+        show_default="the engine's best",
+        help="Images that pass the network at once.",
+    ),
+    setting(
+        EngineConfig,
+        "--workers",
+        type=click.IntRange(0, 256),
+        show_default="one per core",
+        help="Threads that decode images.",
+    ),
+    setting(
+        EngineConfig,
+        "--force",
+        is_flag=True,
+        help="Use an int8 engine even if its features differ from float32 by more than the bound.",
+    ),
 )
 
-reading_options = _all(
+column_options = together(
+    setting(
+        ReadConfig,
+        "--image-column",
+        "image_columns",
+        multiple=True,
+        show_default="image, else file_name",
+        help="Manifest column of image paths; repeat the flag for several images per sample.",
+    ),
+    setting(
+        ReadConfig,
+        "--label-column",
+        "label_columns",
+        multiple=True,
+        show_default="label",
+        help="Manifest column of labels; repeat the flag for several targets.",
+    ),
+    setting(
+        ReadConfig,
+        "--split-column",
+        show_default="split, if it names only splits",
+        help="Manifest column that contains train, val or test.",
+    ),
+    setting(
+        ReadConfig,
+        "--group",
+        "group_column",
+        help="Manifest column of groups: samples with equal values stay in one split and fold.",
+    ),
+    setting(
+        ReadConfig,
+        "--sample-column",
+        show_default="the image path",
+        help="Manifest column of unique sample names.",
+    ),
+    setting(
+        ReadConfig,
+        "--covariate",
+        "covariate_columns",
+        multiple=True,
+        help="Manifest column of numbers that the head takes beside the features; may be repeated.",
+    ),
+)
+
+test_fraction_option = setting(
+    ReadConfig,
+    "--test-fraction",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the train samples to set aside as the test split.",
+)
+limit_option = setting(
+    ReadConfig,
+    "--limit",
+    type=click.IntRange(1),
+    help="Use only this many samples, spread evenly over splits and classes.",
+)
+
+reading_options = together(
     column_options,
-    click.option(
-        "--val-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="Of train → val."
+    setting(
+        ReadConfig,
+        "--val-fraction",
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the train samples to set aside as the val split.",
     ),
-    click.option("--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="→ test."),
-    click.option("--limit", type=click.IntRange(1), help="Only so many samples."),
+    test_fraction_option,
+    limit_option,
 )
 
-# Of commands on a cache whose answers are to be others than the cache's own.
-labels_options = _all(
+# For commands on a cache that may learn other labels than the cache holds.
+labels_options = together(
     click.option(
-        "--labels", type=click.Path(), help="Table of labels by image or sample, in place of the cache's."
+        "--labels",
+        type=click.Path(),
+        help="Table (.csv, .jsonl, .parquet) of labels by image or sample, in place of the cache's labels.",
     ),
-    click.option("--group", help="Column of --labels whose equal values stay together."),
+    click.option("--group", help="Column of the --labels table: samples with equal values stay in one fold."),
 )
+
 
 # A flag of training that is left out is None, which the library takes for its default.
-training_options = _all(
+training_options = together(
     click.option(
         "--epochs", type=click.IntRange(1), help="At most. [default: 20; scratch: 200 steps or more]"
     ),
@@ -112,7 +230,7 @@ training_options = _all(
 )
 
 # Of a single run; a comparison has its own seeds.
-single_run_options = _all(
+single_run_options = together(
     click.option("--seed", type=int, help="Of orders, draws and new weights. [default: 0]"),
     click.option("--tensorboard", type=click.Path(), help="Write the epochs as events below this folder."),
 )

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 from shlex import quote
+from typing import Any
 
 import click
 
+from bottleneck.cli.options import setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.studies.study_config import MEASURES, RankConfig
 
 
 @click.command()
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
-@click.option("--node", default="bottleneck", show_default=True, help="Which features are scored.")
-@click.option("--target", help="[default: the first with classes]")
-@click.option(
-    "--by", type=click.Choice(["logme", "h_score", "leep", "knn"]), default="logme", show_default=True
+@setting(RankConfig, "--node", help="Node whose cached features are scored.")
+@setting(
+    RankConfig,
+    "--target",
+    show_default="the first with classes",
+    help="Target (column of labels) that the features are scored for.",
 )
-@click.option("--check", is_flag=True, help="Fit heads too, and correlate the scores with their accuracy.")
-@click.option(
-    "-o", "--output", type=click.Path(), default="heads", show_default=True, help="Folder for heads."
+@setting(RankConfig, "--by", type=click.Choice(MEASURES), help="Score that the caches are ordered by.")
+@setting(
+    RankConfig, "--check", is_flag=True, help="Fit heads too, and correlate the scores with their accuracy."
 )
-@click.option("--seed", type=int, default=0, show_default=True)
+@setting(RankConfig, "-o", "--output", type=click.Path(), help="Folder for the heads of --check.")
+@setting(
+    RankConfig, "--seed", type=int, help="Seed of the draw of queries for kNN and of the folds of heads."
+)
 @shows_results
-def command(terminal: Terminal, caches: tuple[str, ...], **options: object) -> None:
+def command(terminal: Terminal, caches: tuple[str, ...], **options: Any) -> None:
     """Rank backbones for a data set: CACHES of the same samples, one a backbone, scored on train."""
     from bottleneck.studies.rank.rank import rank
 
-    found = rank(caches, reporter=terminal, **options)
+    ranking = rank(caches, reporter=terminal, **options)
     rows = [
         (each.cache, each.scores.logme, each.scores.h_score, each.scores.leep, each.scores.knn, each.accuracy)
-        for each in found.ranked
+        for each in ranking.ranked
     ]
-    taus = [table("Kendall's τ with accuracy", ("score", "τ"), found.tau.items())] if found.tau else []
+    taus = [table("Kendall's τ with accuracy", ("score", "τ"), ranking.tau.items())] if ranking.tau else []
     terminal.result(
-        found.to_json(),
-        table(f"Best first by {found.by}", ("cache", "LogME", "H-score", "LEEP", "kNN", "accuracy"), rows),
+        ranking.to_json(),
+        table(f"Best first by {ranking.by}", ("cache", "LogME", "H-score", "LEEP", "kNN", "accuracy"), rows),
         *taus,
-        f"Next: bottleneck advise {quote(found.ranked[0].cache)}",
+        f"Next: bottleneck advise {quote(ranking.ranked[0].cache)}",
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import engine_options
+from bottleneck.cli.options import engine_options, loading_options, setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.studies.study_config import SimilarConfig
 
 if TYPE_CHECKING:
     from bottleneck.studies.similar.similar import Similar
@@ -19,20 +21,35 @@ IMAGES_SHOWN = 20
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@click.option("--all", "all_images", is_flag=True, help="The neighbours of every image of the cache.")
-@click.option("--node", help="A vector node of the cache. [default: bottleneck, else its first]")
-@click.option("--count", type=click.IntRange(1), default=10, show_default=True, help="Neighbours of each.")
-@click.option(
+@setting(
+    SimilarConfig,
+    "--all",
+    "all_images",
+    is_flag=True,
+    help="Find the neighbours of every image of the cache.",
+)
+@setting(
+    SimilarConfig,
+    "--node",
+    show_default="bottleneck, else the first vector node",
+    help="Node whose cached vectors are compared.",
+)
+@setting(SimilarConfig, "--count", type=click.IntRange(1), help="Number of neighbours of each image.")
+@setting(
+    SimilarConfig,
     "--threshold",
     type=click.FloatRange(-1, 1),
     help="Also group look-alikes: images linked by cosines of this or more.",
 )
-@click.option("-o", "--output", type=click.Path(), help="Write what is found to this .csv or .jsonl file.")
-@click.option("--sheet", type=click.Path(), help="Draw the images with names and cosines to this PNG file.")
-@click.option("--weights", type=click.Path(), help="The weights file of the backbone, if it came from one.")
-@click.option(
-    "--trust-code", is_flag=True, help="Import a backbone that the cache names as package.module:function."
+@setting(
+    SimilarConfig,
+    "-o",
+    "--output",
+    type=click.Path(),
+    help="Write the neighbours to this .csv or .jsonl file.",
 )
+@click.option("--sheet", type=click.Path(), help="Draw the images with names and cosines to this PNG file.")
+@loading_options
 @engine_options
 @shows_results
 def command(
@@ -41,8 +58,9 @@ def command(
     images: tuple[str, ...],
     all_images: bool,
     threshold: float | None,
+    output: str | None,
     sheet: str | None,
-    **options: object,
+    **options: Any,
 ) -> None:
     """Find the images of CACHE that are nearest to each IMAGE by the cosine of their features.
 
@@ -55,27 +73,38 @@ def command(
         raise click.UsageError("Name an IMAGE, or use --all, or --threshold for groups of look-alikes.")
     from bottleneck.studies.similar.similar import similar
 
-    asked = {"all_images": all_images, "threshold": threshold}
-    result = similar(cache, images, reporter=terminal, **asked, **options)
+    result = similar(
+        cache,
+        images,
+        all_images=all_images,
+        threshold=threshold,
+        output=output,
+        reporter=terminal,
+        **options,
+    )
     unreadable: dict[str, str] = {}
     if sheet:
         from bottleneck.report.contact_sheet import similar_sheet
 
         unreadable = similar_sheet(result, sheet)
-    written = {"output": options["output"], "sheet": sheet}
-    values = {}
-    if terminal.as_json:  # of a large cache it is large
+    written = {"output": output, "sheet": sheet}
+    values: dict[str, Any] = {}
+    if terminal.as_json:  # made only if it is printed: for a large cache it is large
         missing = [{"image": image, "error": reason} for image, reason in unreadable.items()]
         values = result.to_json() | written | {"unreadable": missing}
-    terminal.result(values, *_shown(result, threshold, unreadable), *_places(written))
+    terminal.result(
+        values,
+        *_shown(result, threshold, unreadable),
+        *(f"Written to {path}" for path in written.values() if path),
+    )
 
 
 def _shown(result: Similar, threshold: float | None, unreadable: dict[str, str]) -> list[RenderableType]:
-    """Tables for people: each image's neighbours, of many images the nearest one alone."""
+    """Return tables for people: each image's neighbours, or only the nearest one if there are many images."""
     many = len(result.images) > IMAGES_SHOWN
     rows = []
-    for (image, found), _ in zip(result.neighbours(), range(IMAGES_SHOWN), strict=False):
-        rows += [(image, key, f"{cosine:.4f}") for key, cosine in (found[:1] if many else found)]
+    for image, neighbours in islice(result.neighbours(), IMAGES_SHOWN):
+        rows += [(image, key, f"{cosine:.4f}") for key, cosine in neighbours[: 1 if many else None]]
     parts: list[RenderableType] = []
     if len(result.images):
         parts.append(table(f"Nearest by {result.node}", ("image", "neighbour", "cosine"), rows))
@@ -83,16 +112,14 @@ def _shown(result: Similar, threshold: float | None, unreadable: dict[str, str])
         parts.append(f"… and {len(result.images) - IMAGES_SHOWN:,} more images; -o writes them all.")
     if threshold is not None:
         groups = result.groups()
-        rows = [(len(group), ", ".join(group[:4]) + " …" * (len(group) > 4)) for group in groups]
+        shown = [
+            (len(group), ", ".join(group[:4]) + " …" * (len(group) > 4)) for group in groups[:IMAGES_SHOWN]
+        ]
         title = f"{len(groups):,} groups of look-alikes ({result.pairs:,} pairs with cosine ≥ {threshold:g})"
-        parts.append(table(title, ("images", "which"), rows[:IMAGES_SHOWN]))
+        parts.append(table(title, ("images", "which"), shown))
     if result.failed:
-        parts.append(table("Images that cannot be looked for", ("image", "reason"), result.failed.items()))
+        parts.append(table("Images that cannot be compared", ("image", "reason"), result.failed.items()))
     if unreadable:
         image, reason = next(iter(unreadable.items()))
         parts.append(f"Note: {len(unreadable)} images of the sheet cannot be read; {image}: {reason}.")
     return parts
-
-
-def _places(written: dict[str, str | None]) -> list[str]:
-    return [f"Written to {path}" for path in written.values() if path]

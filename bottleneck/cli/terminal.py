@@ -1,6 +1,4 @@
-"""How the commands that train show their result.
-
-What a command shows: progress on stderr, tables for people or one JSON object on stdout.
+"""Show progress on stderr, and the result of a command on stdout: tables for people, or one JSON object.
 
 Every command is written as
 
@@ -36,35 +34,34 @@ from bottleneck.progress import Reporter
 if TYPE_CHECKING:
     from bottleneck.training.results import Result
 
-
 FILE_WIDTH = 120  # characters of a table that goes to a file or a pipe
 
 
 class Terminal(Reporter):
-    """The two streams of a command. `as_json`: stdout carries one JSON object and nothing else."""
+    """The two streams of a command. With `as_json`, stdout gets one JSON object and nothing else."""
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
-        self.log_epoch: Callable[[Any], None] = lambda record: None  # TensorBoard, where asked for
+        self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard
 
     @contextmanager
     def step(
-        self, step: str, total: int | None = None, unit: str = "images"
+        self, name: str, total: int | None = None, unit: str = "images"
     ) -> Iterator[Callable[[int], None]]:
-        """One bar on stderr with rate and time left and the library's `Reporter.step`."""
+        """Show one bar on stderr with the rate and the time left."""
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
-            task = bars.add_task(step, total=total)
+            task = bars.add_task(name, total=total)
             yield lambda done: bars.advance(task, done)
 
     def tell(self, text: str) -> None:
-        """One line on stderr, as it is: brackets in a path are no markup."""
+        """Print one line on stderr, with brackets in a path as they are."""
         self.err.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, record: Any) -> None:
-        """Hand an epoch's record to `log_epoch`."""
+        """Pass the record of an epoch to `log_epoch`."""
         self.log_epoch(record)
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
@@ -77,7 +74,7 @@ class Terminal(Reporter):
 
 
 class _Rate(ProgressColumn):
-    """Units per second over the recent past."""
+    """Shows units per second over the recent past."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -91,7 +88,7 @@ class _Rate(ProgressColumn):
 
 
 def shows_results(function: Callable[..., None]) -> Callable[..., None]:
-    """Add `--json` and `--debug`, and hand the command its `Terminal` as first argument."""
+    """Add `--json` and `--debug` to a command, and pass it a `Terminal` as first argument."""
 
     @click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else there."
@@ -105,14 +102,14 @@ def shows_results(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
-    """A table for people; numbers are set to the right, text is shown as it is (no markup)."""
-    rows = [list(row) for row in rows]
+    """Return a table for people; numbers are aligned right, markup in text is shown as text."""
+    lines = [list(row) for row in rows]
     drawn = Table(title=Text(title), title_justify="left")
     for i, column in enumerate(columns):
-        numeric = all(isinstance(row[i], int | float) or row[i] is None for row in rows)
+        numeric = all(isinstance(line[i], int | float) or line[i] is None for line in lines)
         drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(Text(_cell(value)) for value in row))
+    for line in lines:
+        drawn.add_row(*(Text(_cell(value)) for value in line))
     return drawn
 
 
@@ -127,7 +124,7 @@ def _cell(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """JSON-ready: numpy values become Python's, tuples lists; what is not finite becomes null."""
+    """Return a value for JSON: numpy values become Python's, tuples lists, NaN and infinity null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -142,7 +139,7 @@ def plain(value: Any) -> Any:
 
 
 def show_result(terminal: Terminal, result: Result, title: str) -> None:
-    """Draw the curves beside the model and print the result."""
+    """Draw the curves beside the model and print the result of a training."""
     from bottleneck.report.history import training_curves
 
     figure = training_curves(

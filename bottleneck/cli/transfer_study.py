@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bottleneck.cli.options import reading_options
+from bottleneck.cli.options import reading_options, setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.studies.study_config import ALEXNET, StudyConfig
 
 if TYPE_CHECKING:
     from bottleneck.studies.transfer_study.study import TransferStudy
@@ -33,40 +34,77 @@ class Names(click.ParamType):
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(), help="Folder of the study. [default: studies/SOURCE]")
-@click.option("--seeds", type=click.IntRange(1, 100), default=3, show_default=True, help="Repetitions.")
-@click.option("--half-a", type=Names(), help="File with A's classes, one a line. [default: drawn per seed]")
-@click.option("--half-b", type=Names(), help="File with B's classes.")
 @click.option(
-    "--network", default="alexnet8", show_default=True, help="alexnet8, or a backbone by its blocks."
+    "-o",
+    "--output",
+    type=click.Path(),
+    show_default="studies/SOURCE",
+    help="Folder for the runs, the figure and the tables of the study.",
 )
-@click.option("--width", type=click.IntRange(1, 512), default=8, show_default=True, help="Channels of conv1.")
-@click.option("--image-size", type=click.IntRange(16, 1024), default=32, show_default=True)
-@click.option("--in-channels", type=click.IntRange(1, 4), default=3, show_default=True, help="1 reads grey.")
-@click.option("--epochs", type=click.IntRange(1), default=12, show_default=True, help="Of every training.")
-@click.option("--batch-size", type=click.IntRange(2, 4096), default=64, show_default=True)
-@click.option("--lr", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True)
-@click.option("--weight-decay", type=click.FloatRange(0), default=5e-4, show_default=True)
+@setting(
+    StudyConfig,
+    "--seeds",
+    type=click.IntRange(1, 100),
+    help="Number of repetitions, each with other weights and halves of the classes.",
+)
 @click.option(
-    "--share", "shares", type=float, multiple=True, default=(0.25, 0.5), help="Of A's images; repeatable."
+    "--half-a",
+    type=Names(),
+    show_default="drawn for each seed",
+    help="Text file with the class names of half A, one a line.",
+)
+@click.option(
+    "--half-b",
+    type=Names(),
+    show_default="drawn for each seed",
+    help="Text file with the class names of half B, one a line.",
+)
+@setting(
+    StudyConfig,
+    "--network",
+    help=f"Network to study: {ALEXNET}, or a backbone, which is cut between its blocks.",
+)
+@setting(
+    StudyConfig, "--width", type=click.IntRange(1, 512), help=f"Channels of the first layer of {ALEXNET}."
+)
+@setting(
+    StudyConfig, "--image-size", type=click.IntRange(16, 1024), help="Side of the network's input in pixels."
+)
+@setting(
+    StudyConfig,
+    "--in-channels",
+    type=click.IntRange(1, 4),
+    help="Colour channels of the network's input; 1 reads images as grey.",
+)
+@setting(StudyConfig, "--epochs", type=click.IntRange(1), help="Epochs of every training.")
+@setting(StudyConfig, "--batch-size", type=click.IntRange(2, 4096), help="Images of one training step.")
+@setting(StudyConfig, "--lr", type=click.FloatRange(0, min_open=True), help="Largest learning rate.")
+@setting(StudyConfig, "--weight-decay", type=click.FloatRange(0), help="Weight decay of every training.")
+@setting(
+    StudyConfig,
+    "--share",
+    "shares",
+    type=float,
+    multiple=True,
+    help="Share of the images of A for runs that show the effect of its size; may be repeated.",
 )
 @reading_options
 @shows_results
 def command(
-    terminal: Terminal, source: str, half_a: list[str] | None, half_b: list[str] | None, **options: object
+    terminal: Terminal, source: str, half_a: list[str] | None, half_b: list[str] | None, **options: Any
 ) -> None:
-    """Ask how transferable the features of each layer are, on the images of SOURCE (Yosinski et al. 2014).
+    """Measure how transferable each layer is, on the images of SOURCE (after Yosinski et al. 2014).
 
-    The classes are split into halves A and B. Networks trained on A and on B hand their first n layers over,
-    frozen or fine-tuned, to networks for B. Every run is kept: a study that was stopped goes on where it was,
-    and more --seeds add to it.
+    The classes are split into halves A and B. Networks trained on A and on B give their first n layers,
+    frozen or fine-tuned, to networks for B. Every run is saved: a study that was stopped continues where it
+    was, and more --seeds add to it.
     """
     from bottleneck.report.transfer_figure import transfer_figure
     from bottleneck.studies.transfer_study.study import transfer_study
 
     if (half_a is None) != (half_b is None):
         raise click.UsageError("Give both --half-a and --half-b, or neither.")
-    halves = (half_a, half_b) if half_a is not None else None
+    halves = (half_a, half_b) if half_a is not None and half_b is not None else None
     study = transfer_study(source, halves=halves, reporter=terminal, **options)
     figure = transfer_figure(study, study.folder / "figure.png")
     values = study.to_json() | {"figure": str(figure)}
@@ -81,8 +119,8 @@ def command(
     )
 
 
-def _accuracies(values: dict) -> list[list[object]]:
-    """One row per n; n = 0 is the base network."""
+def _accuracies(values: dict[str, Any]) -> list[list[object]]:
+    """Return one row per number of layers n; n = 0 is the base network."""
     by_kind = {
         kind: {point["n"]: point["mean"] for point in curve} for kind, curve in values["curves"].items()
     }
@@ -92,7 +130,7 @@ def _accuracies(values: dict) -> list[list[object]]:
 
 
 def _differences(study: TransferStudy) -> list[list[object]]:
-    """One row per n, each difference with its interval."""
+    """Return one row per number of layers n, with each difference and its interval."""
     from bottleneck.studies.transfer_study.effects import DIFFERENCES
 
     curves = study.curves

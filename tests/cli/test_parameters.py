@@ -1,0 +1,182 @@
+"""Every flag of a command is a parameter of the library function that it calls, with the same default."""
+
+import inspect
+import subprocess
+import sys
+
+import click
+import pytest
+
+from bottleneck.backbones.inspect import inspect_backbone
+from bottleneck.backbones.patches import patches_of_source
+from bottleneck.backbones.registry import available, load_backbone, outline
+from bottleneck.cli.main import COMMANDS, group
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.demo import demo
+from bottleneck.extraction.extract import extract
+from bottleneck.extraction.survey import survey
+from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.models.evaluate import evaluate
+from bottleneck.models.export import export
+from bottleneck.models.predict import predict
+from bottleneck.store.convert import export as export_cache
+from bottleneck.store.merge import merge
+from bottleneck.store.reader import describe
+from bottleneck.store.verify import verify
+from bottleneck.studies.advise.advise import advise
+from bottleneck.studies.rank.rank import rank
+from bottleneck.studies.similar.similar import similar
+from bottleneck.studies.transfer_study.study import transfer_study
+from bottleneck.training.compare import compare
+from bottleneck.training.finetune import finetune
+from bottleneck.training.scratch import scratch
+
+# The functions that each command calls; those of `inspect` share its parameters.
+FUNCTIONS = {
+    "demo": [demo],
+    "extract": [extract],
+    "fit-head": [fit_heads],
+    "finetune": [finetune],
+    "scratch": [scratch],
+    "compare": [compare],
+    "evaluate": [evaluate],
+    "predict": [predict],
+    "export": [export],
+    "similar": [similar],
+    "advise": [advise],
+    "rank": [rank],
+    "transfer-study": [transfer_study],
+    "inspect": [load_backbone, outline, inspect_backbone, patches_of_source, Preprocess.override],
+    "backbones": [available],
+    "cache info": [describe],
+    "cache verify": [verify],
+    "cache export": [export_cache],
+    "cache merge": [merge],
+}
+
+# Parameters of the command line alone: what is printed or drawn, or another function that is called instead.
+OUTPUT_ONLY = {
+    "extract": {"dry_run"},  # calls `survey`
+    "finetune": {"find_lr", "tensorboard"},  # calls `find_learning_rate`; draws epochs
+    "scratch": {"tensorboard"},
+    "evaluate": {"confusion"},
+    "similar": {"sheet"},
+    "inspect": {"filters", "patches"},
+}
+
+# Parameters that have another name in the library, or become part of one there.
+NAMED = {
+    "inspect": {"backbone": "name"},
+    "compare": {"from_scratch": "scratch", "depths": "scratch"},
+    "transfer-study": {"half_a": "halves", "half_b": "halves"},
+    "cache info": {"cache": "path"},
+    "cache verify": {"cache": "path"},
+    "cache export": {"cache": "path", "output": "out"},
+    "cache merge": {"caches": "paths", "output": "out"},
+}
+
+EVERYWHERE = {"as_json", "debug"}
+
+
+def commands():
+    """All commands by name; those of a group as `GROUP NAME`."""
+    for name in COMMANDS:
+        command = group.get_command(None, name)
+        if isinstance(command, click.Group):
+            yield from ((f"{name} {part}", leaf) for part, leaf in command.commands.items())
+        else:
+            yield name, command
+
+
+PENDING = {"fit-head", "finetune", "scratch", "compare"}  # their configs are being written
+LEAVES = {name: command for name, command in commands() if name not in PENDING}
+FUNCTIONS = {name: functions for name, functions in FUNCTIONS.items() if name not in PENDING}
+each_command = pytest.mark.parametrize("name", LEAVES)
+
+
+def library_parameters(name):
+    """Parameters of a command that are not of the command line alone, by their names in the library."""
+    known = NAMED.get(name, {})
+    skipped = EVERYWHERE | OUTPUT_ONLY.get(name, set())
+    return {known.get(item.name, item.name): item for item in LEAVES[name].params if item.name not in skipped}
+
+
+def signature_defaults(name, parameter):
+    """Defaults of a parameter in the functions that have it; None where it must be given."""
+    signatures = [inspect.signature(function).parameters for function in FUNCTIONS[name]]
+    defaults = [known[parameter].default for known in signatures if parameter in known]
+    return [None if default is inspect.Parameter.empty else default for default in defaults]
+
+
+def without_flags(name):
+    """The context of a command that is called with its required arguments and no other flag."""
+    arguments = []
+    for parameter in LEAVES[name].params:
+        if parameter.required:
+            flag = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
+            arguments += [*flag, next(iter(getattr(parameter.type, "choices", ["x"])))]
+    return LEAVES[name].make_context(name, arguments)
+
+
+def test_every_command_is_listed():
+    assert FUNCTIONS.keys() == LEAVES.keys()
+
+
+@each_command
+def test_the_parameters_of_a_command_are_those_of_the_library(name):
+    assert [
+        parameter for parameter in library_parameters(name) if not signature_defaults(name, parameter)
+    ] == []
+
+
+@each_command
+def test_a_command_has_the_defaults_of_the_library(name):
+    context = without_flags(name)
+    for parameter, item in library_parameters(name).items():
+        if not item.required and item.name == parameter:
+            found = context.params[item.name]
+            expected = [item.type_cast_value(context, value) for value in signature_defaults(name, parameter)]
+            assert [found] * len(expected) == expected, parameter
+
+
+@each_command
+def test_every_flag_has_a_help_text_and_shows_its_default(name):
+    context = without_flags(name)
+    for item in LEAVES[name].params:
+        if isinstance(item, click.Option):
+            assert len(item.help.split()) > 2, item.name
+            assert "[default" not in item.help, item.name
+            assert item.required or item.show_default or not context.params[item.name], item.name
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(function for functions in FUNCTIONS.values() for function in functions),
+        survey,
+    ],
+    ids=lambda function: function.__qualname__,
+)
+def test_no_public_function_takes_anything(function):
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+def test_a_wrong_option_is_a_type_error_that_names_it():
+    with pytest.raises(TypeError, match="unfreez"):
+        finetune("cache.h5", "head.safetensors", unfreez=1)
+
+
+def test_no_help_imports_torch():
+    """Of all commands in one process, since importing torch once would show."""
+    code = f"""
+import sys
+from bottleneck.cli.main import group
+for arguments in {[["--help"], *([*name.split(), "--help"] for name in LEAVES)]}:
+    try:
+        group.main(arguments, prog_name="bottleneck")
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+    assert "torch" not in sys.modules, arguments
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
