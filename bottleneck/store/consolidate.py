@@ -129,7 +129,7 @@ def remove_temporaries(path: Path) -> None:
 
 
 def _same_tables(file: CacheFile, tables: CacheTables) -> bool:
-    return same_columns(file.read_tables(), tables.columns())
+    return len(file.images) == len(tables.images) and same_columns(file.read_tables(), tables.columns())
 
 
 def _write_nodes(

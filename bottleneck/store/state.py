@@ -15,7 +15,6 @@ from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.log import LogState, PartEntry, read_log
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
-from bottleneck.store.tables import Failure, Record
 
 OTHER_FILE = "Leave those flags out, or give another file with -o."
 OTHER_RUN = "Repeat that run with its settings, or delete {} to give it up."
@@ -39,6 +38,7 @@ class CacheState:
     companions : dict of node name to CacheFile
     log : LogState of the parts folder, or None
     catalog : Catalog of the rows in all files
+    records, failures : dicts by key, those of `catalog`
     keys : tuple of the keys of the last finished run
 
     Raises
@@ -52,6 +52,7 @@ class CacheState:
     def __init__(self, path: Path, origin: Origin, nodes: Sequence[NodeSpec]) -> None:
         self.path, self.origin = path, origin
         self.catalog = Catalog()
+        self.records, self.failures = self.catalog.records, self.catalog.failures
         self.main: CacheFile | None = None
         self.keys: tuple[str, ...] = ()
         self._added: dict[tuple[str, ...], set[bytes]] = {}  # digests by nodes, see `add_rows`
@@ -129,16 +130,6 @@ class CacheState:
             table = self.catalog.open_part(folder, self.log.table, thorough=True)
             self.catalog.add_keys(table)
             self.keys = tuple(table.images.key)
-
-    @property
-    def records(self) -> dict[str, Record]:
-        """Digest, size and mtime_ns by key."""
-        return self.catalog.records
-
-    @property
-    def failures(self) -> dict[str, Failure]:
-        """Inputs that gave no row, by key."""
-        return self.catalog.failures
 
     def missing(self, digest: bytes) -> tuple[str, ...]:
         """Return the names of the nodes of which no file has the row, or the views, of this digest."""

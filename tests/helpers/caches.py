@@ -1,4 +1,4 @@
-"""Caches of rows drawn at random, written for the tests of what is fitted on them."""
+"""Caches with random rows, for the tests of heads that are fitted on them."""
 
 import hashlib
 
@@ -12,7 +12,7 @@ D = 10
 
 
 def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
-    """A cache of rows X (S, D) under node "bottleneck", further nodes {name: rows}, views (S, V, D)."""
+    """Write rows X (S, D) of the node "bottleneck", rows `more` of further nodes, and views (S, V, D)."""
     S = len(X)
     rows = {"bottleneck": X} | (more or {})
     keys = [f"그림/{i:03d}.png" for i in range(S)]
@@ -44,4 +44,5 @@ def write_cache(path, X, targets, split=None, group=None, more=None, views=None,
 
 
 def class_target(y, name="label", names=None):
+    """Return a class target of the codes `y`."""
     return Target(name, "class", np.asarray(y, np.int64), names or tuple(f"c{k}" for k in range(max(y) + 1)))

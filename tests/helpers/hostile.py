@@ -1,4 +1,4 @@
-"""Files that no cache may be, each made from a sound one. `HOSTILE` maps a name to what makes it."""
+"""Hostile cache files, each made from a sound one. `HOSTILE` maps a name to (reason, function)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from bottleneck.store.layout import seal
 from tests.helpers.world import A
 
 FEATURES = f"features/{A.name}"
@@ -17,7 +18,7 @@ HOSTILE: dict[str, tuple[str, Callable[[h5py.File, Path], None]]] = {}
 
 
 def hostile(reason: str):
-    """Register what makes a file hostile, and a pattern of the reason that it must be refused for."""
+    """Register a function that makes a file hostile, with a pattern of the reason for its refusal."""
 
     def register(function):
         HOSTILE[function.__name__] = (reason, function)
@@ -27,7 +28,7 @@ def hostile(reason: str):
 
 
 def make(name: str, sound: Path, path: Path) -> Path:
-    """Write the hostile file `name`, a change of the cache `sound`, to `path`."""
+    """Write the hostile file `name`, made from the cache `sound`, to `path`."""
     shutil.copy(sound, path)
     with h5py.File(path, "r+", libver="latest") as file:
         HOSTILE[name][1](file, path)
@@ -35,7 +36,7 @@ def make(name: str, sound: Path, path: Path) -> Path:
 
 
 def replace(file: h5py.File, path: str, **arguments) -> h5py.Dataset:
-    """Put another dataset in a dataset's place, with its attributes."""
+    """Replace a dataset by another one with the same attributes."""
     attributes = dict(file[path].attrs)
     shape, dtype = file[path].shape, file[path].dtype
     del file[path]
@@ -280,7 +281,5 @@ def features_of_fewer_images(file, path):
 
 
 def reseal(file: h5py.File) -> None:
-    """Make the root's checksum right again, as a forger would."""
-    from bottleneck.store.layout import seal
-
+    """Correct the root's checksum, as a forger would."""
     seal(file)

@@ -1,4 +1,4 @@
-"""A world small enough to know: files in a dict, and a network that is a hash of a file's bytes."""
+"""A tiny source for tests of the store: files in a dict, and a "network" that hashes a file's bytes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROOT = "/photographs"
 
 
 def digest_of(content: bytes) -> bytes:
-    """sha256, as the loader gives it."""
+    """Return the sha256, as the loader does."""
     return hashlib.sha256(content).digest()
 
 
 def row_of(digest: bytes, node: NodeSpec, views: bool = False) -> np.ndarray:
-    """What the network says of an image: float32 that float16 holds exactly."""
+    """Return an image's row: float32 values that float16 holds exactly."""
     seed = hashlib.sha256(digest + node.name.encode() + bytes([views])).digest()
     shape = node.views_shape if views else node.shape
     generator = np.random.default_rng(list(seed))
@@ -49,16 +49,16 @@ class World:
 
     @property
     def keys(self) -> list[str]:
-        """Keys in the order of the source."""
+        """Return the keys in the order of the source."""
         return sorted(self.files)
 
     def stat(self, key: str) -> tuple[int, int]:
-        """(size, mtime_ns)."""
+        """Return (size, mtime_ns)."""
         content, mtime = self.files[key]
         return len(content), mtime
 
     def samples(self, label: int = 0) -> SampleTable:
-        """One sample per file; its class is the first byte of its key, shifted by `label`."""
+        """Return one sample per file; its class is the first byte of its key, shifted by `label`."""
         keys = objects(self.keys)
         codes = np.array([(ord(key[0]) + label) % 3 for key in self.keys], np.int64)
         return SampleTable(
@@ -71,7 +71,7 @@ class World:
         )
 
     def feed(self, writer: CacheWriter, batch: int = 2, stop_after: int | None = None) -> None:
-        """Do what the plan says, as `extract` does; stop in the middle after so many images where asked."""
+        """Carry out the writer's plan, as `extract` does; stop after `stop_after` images if given."""
         keys, left = self.keys, stop_after
         plan = writer.plan(keys, [self.stat(key) for key in keys])
         for work in plan.work:
@@ -112,13 +112,13 @@ class World:
         )
 
     def extract(self, path: Path, nodes: Sequence[NodeSpec] = (A,), label: int = 0, **finish) -> Summary:
-        """A whole run."""
+        """Run a whole extraction."""
         with CacheWriter(path, SPEC, nodes, ROOT) as writer:
             self.feed(writer)
             return writer.finish(self.samples(label), **finish)
 
     def expected(self, nodes: Sequence[NodeSpec], label: int = 0) -> dict:
-        """What `content` gives for a cache of this world."""
+        """Return what `content` returns for a correct cache of these files."""
         good = [key for key in self.keys if not self.files[key][0].startswith(b"bad")]
         digests = {key: digest_of(self.files[key][0]) for key in good}
         samples = self.samples(label)
@@ -141,7 +141,7 @@ class World:
 
 
 def content(path: Path, names: Collection[str] | None = None) -> dict:
-    """Everything that a reader sees of a cache; of its nodes all, or those of `names`."""
+    """Return everything that a reader sees of a cache; all its nodes, or those of `names`."""
     with FeatureCache(path) as cache:
         images, samples = cache.images, cache.samples
         table = zip(images.key, images.digests(), images.size.tolist(), images.mtime_ns.tolist(), strict=True)
@@ -163,7 +163,7 @@ def content(path: Path, names: Collection[str] | None = None) -> dict:
 
 
 def world_of(count: int) -> World:
-    """`count` images of which two are copies, one is no image, and one has a Hangul name."""
+    """Return `count` images, two copies of them, one file that is no image; one name is in Hangul."""
     world = World()
     for number in range(count):
         world.put(f"{'abc'[number % 3]}/{number:04}.jpg", f"image {number}".encode(), mtime=number)

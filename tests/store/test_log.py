@@ -54,20 +54,35 @@ def test_a_cut_log_is_its_last_commit(data, tmp_path_factory, place):
     assert (len(state.parts) if state else 0) == max(0, whole_lines - 2)
 
 
+def flipped(data, offset, bit):
+    """The log with one bit changed."""
+    changed = bytearray(data)
+    changed[offset] ^= 1 << bit
+    return bytes(changed)
+
+
 @settings(max_examples=60, deadline=None)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_is_refused_or_leaves_the_commits_before_it(data, tmp_path_factory, place, bit):
-    offset = int(place * len(data))
-    flipped = bytearray(data)
-    flipped[offset] ^= 1 << bit
-    folder = tmp_path_factory.mktemp("flip")
-    last = data[:-1].rindex(b"\n")  # without this line feed two lines are one, the last
-    if offset >= last:
-        assert state_of(bytes(flipped), folder).lines == (4 if offset == last else 5)
-        return
+def test_a_flipped_bit_before_the_last_line_is_refused(data, tmp_path_factory, place, bit):
+    last = data[:-1].rindex(b"\n")
+    changed = flipped(data, int(place * last), bit)
     with pytest.raises(CacheError, match="damaged") as caught:
-        state_of(bytes(flipped), folder)
+        state_of(changed, tmp_path_factory.mktemp("flip"))
     assert "Delete" in caught.value.hint
+
+
+@settings(max_examples=40, deadline=None)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_the_last_line_leaves_the_commits_before_it(data, tmp_path_factory, place, bit):
+    first = data[:-1].rindex(b"\n") + 1
+    changed = flipped(data, first + int(place * (len(data) - first)), bit)
+    assert state_of(changed, tmp_path_factory.mktemp("flip")).lines == 5
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_a_lost_line_feed_before_the_last_line_makes_both_lines_torn(data, tmp_path, bit):
+    changed = flipped(data, data[:-1].rindex(b"\n"), bit)
+    assert state_of(changed, tmp_path).lines == 4
 
 
 @pytest.mark.parametrize("change", ["drop", "swap", "repeat"])
