@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
@@ -16,8 +16,8 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.names import ENGINES, PRECISIONS
 
-F = TypeVar("F", bound=Callable[..., Any])
-Decorator = Callable[[F], F]
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
 
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 DEVICES = "auto, cpu, cuda, cuda:1, mps …"
@@ -54,7 +54,7 @@ class Memory(click.ParamType):
         return int(float(match[1]) * UNITS[match[2] or ""])
 
 
-def setting(config: type, *flags: str, **attributes: Any) -> Decorator[F]:
+def setting(config: type, *flags: str, **attributes: Any) -> Decorator:
     """Return a click option whose default is the attribute of `config` that has the parameter's name.
 
     flags : as for `click.option`. attributes : the other arguments of `click.option`; `show_default` may
@@ -68,10 +68,10 @@ def setting(config: type, *flags: str, **attributes: Any) -> Decorator[F]:
     return click.option(*flags, default=default, **{"show_default": True} | attributes)
 
 
-def together(*options: Callable[[F], F]) -> Decorator[F]:
+def together(*options: Decorator) -> Decorator:
     """Return one decorator that applies several; the help shows them in this order."""
 
-    def decorate(function: F) -> F:
+    def decorate(function: Command) -> Command:
         for option in reversed(options):
             function = option(function)
         return function
