@@ -5,9 +5,9 @@ frozen network computes in training exactly the features that were cached. (`sec
 `inspect.freeze` keep to this.)
 
 *Calibrated*: the initial statistics of a random network, mean 0 and variance 1, are far from those of its
-activations, which grow from block to block (a random ResNet-152 reaches 3e8). One batch of the user's images
-sets them. They then belong to the network as its weights do: the recipe's weights_sha256 covers them, and
-they are stored as safetensors beside what was made with the network, so that it can be rebuilt.
+activations, which grow from block to block. One batch of the user's images sets them. They then belong to the
+network as its weights do: the recipe's weights_sha256 covers them, and they are stored as safetensors beside
+what was made with the network, so that it can be rebuilt.
 
 Shapes: B images, H × W pixels, C channels.
 """

@@ -225,13 +225,13 @@ def split(
     name = evaluation.canonical[node]
     if node not in evaluation.cuts:
         raise _no_cut(evaluation, node)
-    twin = training.by_name.get(evaluation.names[node])
-    if twin is None or twin not in training.cuts:
+    in_training = training.by_name.get(evaluation.names[node])
+    if in_training is None or in_training not in training.cuts:
         raise BackboneError(f"The network cannot be cut at {name}: its graph is another in training mode.")
-    trunk = DualGraphModule(module, training.part(twin), evaluation.part(node), "Trunk")
+    trunk = DualGraphModule(module, training.part(in_training), evaluation.part(node), "Trunk")
     top = DualGraphModule(
         module,
-        training.part(training.output, start=twin),
+        training.part(training.output, start=in_training),
         evaluation.part(evaluation.output, start=node),
         "Top",
     )

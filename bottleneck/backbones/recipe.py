@@ -3,8 +3,8 @@
     name            as in the registry: "efficientnet_lite0", "resnet50", "timm/NAME", "package.module:f"
     weights         "embedded", a published id such as "IMAGENET1K_V2", "none" (random) or "file"
     weights_sha256  of the network's state in memory, whatever file it came in
-    file_sha256     of the weights file's bytes, where weights is "file"
-    seed            where weights is "none"
+    file_sha256     of the weights file's bytes, if weights is "file"
+    seed            if weights is "none"
     in_channels     1, 3 or 4
     depth           blocks of `small_cnn`
     calibrated      whether BatchNorm's statistics were set from the user's images

@@ -75,17 +75,20 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
     BackboneError
         With number and names of the keys that are missing, unexpected or of another shape.
     """
-    own = module.state_dict()
+    expected = module.state_dict()
     reshaped = [
-        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
         for key, value in state.items()
-        if key in own and value.shape != own[key].shape
+        if key in expected and value.shape != expected[key].shape
     ]
-    missing, unexpected = [key for key in own if key not in state], [key for key in state if key not in own]
+    missing, unexpected = (
+        [key for key in expected if key not in state],
+        [key for key in state if key not in expected],
+    )
     if not reshaped:
         if not hasattr(state, "_metadata"):
             state = OrderedDict(state)
-            state._metadata = own._metadata  # type: ignore[attr-defined]  # torch stores module versions so
+            state._metadata = expected._metadata  # type: ignore[attr-defined]  # torch stores module versions so
         missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
@@ -95,7 +98,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
     ]
     if problems:
         raise BackboneError(
-            f"The weights in {origin} do not fit {name}: of {len(own)} entries {', '.join(problems)}.",
+            f"The weights in {origin} do not fit {name}: of {len(expected)} entries {', '.join(problems)}.",
             "Give the weights of this very architecture, or its name as --backbone.",
         )
 

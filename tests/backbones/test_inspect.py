@@ -1,4 +1,4 @@
-"""Inspect: costs of blocks, modules by index, what is trainable. Freeze: no gradient, no change in training."""
+"""Inspect: costs of blocks, modules by index, what is trainable. Freeze: no gradient, no change."""
 
 import copy
 

@@ -84,13 +84,13 @@ def _preprocess(name: str, entry: zoo.WeightsEnum | None) -> Preprocess:
     published = entry.transforms()
     # Inside these two networks, `transform_input` replaces ImageNet's normalisation by (x − 0.5) / 0.5. Here
     # the modules are built without it, and the pixels are normalised so from the start.
-    own = name in ("googlenet", "inception_v3")
+    halves = name in ("googlenet", "inception_v3")
     return Preprocess(
         size=published.crop_size[0],
         resize=published.resize_size[0],
         interpolation=published.interpolation.value,
-        mean=(0.5,) * 3 if own else tuple(published.mean),
-        std=(0.5,) * 3 if own else tuple(published.std),
+        mean=(0.5,) * 3 if halves else tuple(published.mean),
+        std=(0.5,) * 3 if halves else tuple(published.std),
     )
 
 
