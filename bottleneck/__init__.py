@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from bottleneck.errors import BottleneckError as BottleneckError
     from bottleneck.extraction.extract import extract as extract
     from bottleneck.fitting.fit_heads import fit_heads as fit_heads
+    from bottleneck.heads.baselines import KNNHead as KNNHead
+    from bottleneck.heads.baselines import NearestMeanHead as NearestMeanHead
     from bottleneck.heads.logistic import LogisticHead as LogisticHead
+    from bottleneck.heads.mlp import MLPHead as MLPHead
     from bottleneck.heads.ridge import RidgeHead as RidgeHead
     from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
     from bottleneck.models.classifier import load_model as load_model
@@ -32,7 +35,10 @@ _MODULE_OF = {
     "Backbone": "bottleneck.backbones.backbone",
     "BottleneckError": "bottleneck.errors",
     "FeatureCache": "bottleneck.store.reader",
+    "KNNHead": "bottleneck.heads.baselines",
     "LogisticHead": "bottleneck.heads.logistic",
+    "MLPHead": "bottleneck.heads.mlp",
+    "NearestMeanHead": "bottleneck.heads.baselines",
     "RidgeHead": "bottleneck.heads.ridge",
     "RidgeRegressionHead": "bottleneck.heads.ridge",
     "compare": "bottleneck.training.compare",

@@ -17,6 +17,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")
+MULTI_CLASS = ("multinomial", "ovr")  # one softmax, or one sigmoid per class
 
 STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays
 

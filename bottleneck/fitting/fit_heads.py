@@ -1,13 +1,13 @@
-"""Heads from a cache: which samples and labels, which nodes and kinds of head, what is measured and written.
+"""Fit heads on a cache: choose samples, labels and nodes; fit, measure and write each head.
 
-Shapes: S samples, n of them to train on, D features, C classes or labels.
+Shapes: n training samples.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +16,30 @@ import numpy as np
 
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError
+from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, head_record, shot_record
 from bottleneck.fitting.labels import relabelled
 from bottleneck.fitting.training_set import folds_of, training_samples, with_numbers
-from bottleneck.heads.cross_validation import grid_of
+from bottleneck.heads.config import SweepConfig, grid_of
 from bottleneck.heads.few_shot import shot_scores
-from bottleneck.heads.fit import KindResult, fit_kind
-from bottleneck.heads.logistic import DEFAULT_MEMORY, SweepConfig
-from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
-from bottleneck.names import HEAD_KINDS, LINEAR_HEADS
+from bottleneck.heads.fit import fit_kind
+from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.names import LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What `fit_heads` made.
+    """Result of `fit_heads`.
 
-    heads : one dict per head, as `fit-head --json` prints them; curves : k-shot scores and the probe curve;
-    files : what was written beside the heads, by name; notes : what a user has to know of the data.
+    heads : one dict per head, as `fit-head --json` prints them.
+    seconds : wall time.
+    files : paths of the tables that were written beside the heads, by name.
+    curves : k-shot scores and the probe curve.
+    notes : what a user has to know about the data.
     """
 
     heads: list[dict[str, Any]]
@@ -46,120 +49,104 @@ class FitResult:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck fit-head --json`."""
+        """Return the JSON object of `bottleneck fit-head --json`."""
         return dict(vars(self))
 
 
-@dataclass(frozen=True)
-class FitConfig:
-    """How heads are fitted.
-
-    head : one or several of logistic, ridge, nearest-mean, knn, mlp.
-    C : "auto" (13 values from 1e-6 to 1), a number or several. cv : folds.
-    class_weight : None or "balanced". multi_class : "multinomial" or "ovr".
-    one_standard_error : take the simplest head within one standard error of the best.
-    shots : images per class of the k-shot curve, drawn `repeats` times.
-    views : train logistic and ridge heads on the cached views.
-    memory : bytes for rows and work. device : "cpu", "cuda" …, "auto".
-    """
-
-    head: tuple[str, ...] = ("logistic",)
-    C: str | float | tuple[float, ...] = "auto"
-    cv: int = 5
-    class_weight: ClassWeight = None
-    multi_class: str = "multinomial"
-    one_standard_error: bool = False
-    shots: tuple[int, ...] = ()
-    repeats: int = 20
-    views: bool = False
-    memory: int = DEFAULT_MEMORY
-    device: str = "cpu"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for kind in self.head:
-            if kind not in HEAD_KINDS:
-                raise FitError(f"There is no head {kind!r}; choose from {', '.join(HEAD_KINDS)}.")
-        if self.multi_class not in ("multinomial", "ovr"):
-            raise FitError(f"multi_class is {self.multi_class!r}; expected multinomial or ovr.")
-        if self.cv < 2:
-            raise FitError(f"cv is {self.cv}; expected 2 folds or more.")
-        if any(k < 1 for k in self.shots) or self.repeats < 1:
-            raise FitError(f"shots are {list(self.shots)}, drawn {self.repeats} times; expected 1 or more.")
-        if self.memory < 32 << 20:
-            raise FitError(f"memory is {self.memory / 2**20:.0f} MiB; expected at least 32 MiB.")
-        grid_of(self.C)
-        object.__setattr__(self, "device", resolve_device(self.device))
-
-    def sweep(self) -> SweepConfig:
-        """As the solver takes it."""
-        return SweepConfig(memory=self.memory, device=self.device, one_standard_error=self.one_standard_error)
-
-
 def fit_heads(
-    cache: str | os.PathLike,
+    cache: str | os.PathLike[str],
     *,
     targets: Sequence[str] | None = None,
-    labels: str | os.PathLike | None = None,
-    nodes: Sequence[str] | None = None,
-    head: str | Sequence[str] = "logistic",
+    labels: str | os.PathLike[str] | None = None,
     group: str | None = None,
     regression: Sequence[str] = (),
-    output: str | os.PathLike = "heads",
-    memory: int | None = None,
+    nodes: Sequence[str] | None = None,
+    head: str | Sequence[str] = FitConfig.head,
+    C: str | float | Sequence[float] = FitConfig.C,
+    cv: int = FitConfig.cv,
+    class_weight: str | Mapping[int, float] | None = FitConfig.class_weight,
+    multi_class: str = FitConfig.multi_class,
+    one_standard_error: bool = FitConfig.one_standard_error,
+    shots: Sequence[int] | None = FitConfig.shots,
+    repeats: int = FitConfig.repeats,
+    views: bool = FitConfig.views,
+    memory: int | None = FitConfig.memory,
+    device: str = FitConfig.device,
+    seed: int = FitConfig.seed,
+    output: str | os.PathLike[str] = "heads",
     reporter: Reporter = SILENT,
-    **options: Any,
 ) -> FitResult:
     """Fit heads on the train split of a cache: one for every target, node and kind.
 
-    What is chosen (C, the temperature) is chosen by cross-validation on train alone; val and test are only
-    measured. Every head is written as an artifact, its out-of-fold logits beside it.
+    C and the temperature are chosen by cross-validation on the train split; val and test are only measured.
+    Every head is written as an artifact, its out-of-fold logits beside it.
 
     Parameters
     ----------
-    cache : path of a feature cache
-    targets : names; all that the cache (or `labels`) has where left out
-    labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labelling.join_labels`)
-    nodes : names; all vectors of the cache where left out
-    head : a kind or several, see `FitConfig`
-    group : column of `labels` that names groups; without it the cache's own groups keep together in folds
-    regression : targets whose whole numbers are quantities (ages, counts), not names of classes
-    output : folder for the heads
-    options : further fields of `FitConfig`
+    cache : path of a feature cache.
+    targets : names; None takes all targets of the cache or of `labels`.
+    labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labels.join_labels`).
+    group : column of `labels` that names groups, which folds keep together; None takes the cache's groups.
+    regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
+    nodes : names; None takes all nodes of the cache that are vectors.
+    head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
+        see `FitConfig`; None of `shots` and `memory` is the default.
+    output : folder for the heads.
 
     Raises
     ------
     FitError
-        No labels, one class, NaN features …: what was found and what to do.
+        The data cannot be fitted: no labels, one class, NaN features …
     CacheError
-        No such cache or node.
+        There is no such cache or node.
     """
     started = time.perf_counter()
-    kinds = (head,) if isinstance(head, str) else tuple(dict.fromkeys(head))
-    config = FitConfig(head=kinds, memory=memory or DEFAULT_MEMORY, **_tuples(options))
+    config = FitConfig(
+        head=(head,) if isinstance(head, str) else tuple(dict.fromkeys(head)),
+        C=C if isinstance(C, str | float | int) else tuple(C),
+        cv=cv,
+        class_weight=class_weight,
+        multi_class=multi_class,
+        one_standard_error=one_standard_error,
+        shots=tuple(sorted(shots or ())),
+        repeats=repeats,
+        views=views,
+        memory=FitConfig.memory if memory is None else memory,
+        device=device,
+        seed=seed,
+    )
+    sweep = SweepConfig(
+        memory=config.memory, device=resolve_device(device), one_standard_error=one_standard_error
+    )
     with FeatureCache(cache) as opened:
         opened.require_rows()
         samples, notes = relabelled(opened.samples, opened.images.key, labels, targets or (), group)
         samples = with_numbers(samples, regression)
-        train, asked = training_samples(samples, targets, Path(cache))
-        notes += _left_out(config, asked)
-        names = list(dict.fromkeys(nodes or _vectors(opened)))
-        folds = {
-            target.name: folds_of(target, samples, train, config.cv, config.seed, notes) for target in asked
-        }
+        train, requested = training_samples(samples, targets, Path(cache))
+        notes += _left_out(config, requested)
+        problems = [
+            TargetProblem(
+                target,
+                folds_of(target, samples, train, cv, seed, notes),
+                class_weight=class_weight,
+                multi_class=multi_class,
+            )
+            for target in requested
+        ]
         files = HeadFiles(opened, samples, Path(output))
-        run = _Run(opened, samples, train, asked, folds, config, files, reporter)
-        records, shots = [], []
-        for node in names:
+        run = _Run(opened, train, problems, config, sweep, files, reporter)
+        records: list[dict[str, Any]] = []
+        curves: list[dict[str, Any]] = []
+        for node in dict.fromkeys(nodes or _vectors(opened)):
             for kind in config.head:
                 records += run.fit(node, kind)
-            shots += run.shots(node, records)
-        written, curves = files.curves(records, shots)
-    return FitResult(records, time.perf_counter() - started, written, curves, notes)
+            curves += run.shot_curves(node, records)
+        written, drawn = files.curves(records, curves)
+    return FitResult(records, time.perf_counter() - started, written, drawn, notes)
 
 
 def _vectors(cache: FeatureCache) -> list[str]:
-    """The nodes that a head can take as they are."""
+    """Return the names of the nodes that are vectors."""
     names = [name for name, node in cache.nodes.items() if not node.is_map]
     if not names:
         raise FitError(f"{cache.path} has maps only.", "Extract a vector, for example with --node NODE@avg.")
@@ -168,89 +155,84 @@ def _vectors(cache: FeatureCache) -> list[str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """What the heads of one call have in common. train : (n,) samples; asked : their targets."""
+    """The heads of one call. train : (n,) samples. problems : one for each target, on these samples."""
 
     cache: FeatureCache
-    samples: SampleTable
     train: np.ndarray
-    asked: list[Target]
-    folds: dict[str, np.ndarray]
+    problems: list[TargetProblem]
     config: FitConfig
+    sweep: SweepConfig
     files: HeadFiles
     reporter: Reporter
 
     def fit(self, node: str, kind: str) -> list[dict[str, Any]]:
-        """Fit, measure and write the heads of one kind on one node; their records."""
-        config = self.config
+        """Fit, measure and write the heads of one kind on one node, and return their records."""
         started = time.perf_counter()
-        asked = self.asked
-        if kind == "ridge" and "logistic" in config.head:  # which has answered regressions by ridge already
-            asked = [target for target in asked if target.kind != "regression"]
-        if kind not in LINEAR_HEADS:
-            asked = [target for target in asked if target.kind == "class"]
-        questions = [
-            TargetProblem(target, self.folds[target.name], config.class_weight, None, config.multi_class)
-            for target in asked
-        ]
-        if not questions:
+        problems = [problem for problem in self.problems if self._is_fitted(kind, problem.target)]
+        if not problems:
             return []
-        found = fit_kind(
+        views = self.cache.sample_rows(node, self.train, views=True) if self.config.views else None
+        heads = fit_kind(
             kind,
             self.cache.sample_rows(node, self.train),
-            questions,
-            grid_of(config.C),
-            config.sweep(),
-            views=self.cache.sample_rows(node, self.train, views=True) if config.views else None,
-            seed=config.seed,
+            problems,
+            grid_of(self.config.C),
+            config=self.sweep,
+            views=views,
+            seed=self.config.seed,
             reporter=self.reporter,
         )
         trim_memory()
         seconds = time.perf_counter() - started
-        pairs = zip(asked, found, strict=True)
-        return [self._keep(node, target, result, seconds) for target, result in pairs]
+        records = []
+        for problem, head in zip(problems, heads, strict=True):
+            artifact, path, logits = self.files.write(node, problem, head, self.train)
+            record = head_record(artifact, path, logits)
+            records.append(record | {"seconds": seconds, "converged": head.converged})
+        return records
 
-    def _keep(self, node: str, target: Target, result: KindResult, seconds: float) -> dict[str, Any]:
-        artifact, path, beside = self.files.write(node, target, result, self.train, self.folds[target.name])
-        return head_record(artifact, path, beside) | {"seconds": seconds, "converged": result.converged}
+    def _is_fitted(self, kind: str, target: Target) -> bool:
+        """Return False where the kind cannot predict the target or another kind of this call has done so."""
+        if target.kind != "regression":
+            return kind in LINEAR_HEADS or target.kind == "class"
+        # A logistic head of a regression is a ridge head.
+        return kind == "logistic" or (kind == "ridge" and "logistic" not in self.config.head)
 
-    def shots(self, node: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The k-shot curve of every class target on one node, at the C of its logistic head."""
-        config = self.config
-        if not config.shots:
-            return []
-        found = []
-        for target in self.asked:
+    def shot_curves(self, node: str, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the k-shot curve of every class target on one node, at the C of its first head with one."""
+        shots = self.config.shots
+        curves = []
+        for target in (problem.target for problem in self.problems if shots):
             if target.kind != "class":
                 continue
-            fitted = [r for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
-            rows = self.cache.sample_rows(node, self.train)
+            Cs = [r["C"] for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
             scores = shot_scores(
-                rows,
+                self.cache.sample_rows(node, self.train),
                 target,
-                fitted[0]["C"] if fitted else 1.0,
-                sorted(config.shots),
-                repeats=config.repeats,
-                seed=config.seed,
-                config=config.sweep(),
+                Cs[0] if Cs else 1.0,
+                shots,
+                repeats=self.config.repeats,
+                seed=self.config.seed,
+                config=self.sweep,
                 reporter=self.reporter,
             )
-            found.append(shot_record(target.name, node, sorted(config.shots), scores))
-        return found
+            curves.append(shot_record(target.name, node, shots, scores))
+        return curves
 
 
-def _left_out(config: FitConfig, asked: list[Target]) -> list[str]:
-    """Notes on targets and views that some of the kinds of head cannot use; FitError where none can."""
+def _left_out(config: FitConfig, targets: list[Target]) -> list[str]:
+    """Return notes on targets and views that some kinds of head cannot use; FitError if none can."""
     others = [kind for kind in config.head if kind not in LINEAR_HEADS]
-    unanswered = [target.name for target in asked if target.kind != "class"]
+    not_classes = [target.name for target in targets if target.kind != "class"]
     notes = []
-    if others and len(unanswered) == len(asked):
+    if others and len(not_classes) == len(targets):
         raise FitError(
-            f"A {others[0]} head answers class targets; {asked[0].name!r} is a {asked[0].kind} one.",
+            f"A {others[0]} head predicts classes; {targets[0].name!r} is a {targets[0].kind} target.",
             "Use --head logistic or --head ridge.",
         )
-    if others and unanswered:
-        shown = ", ".join(map(repr, unanswered[:5]))
-        notes.append(f"Heads of kind {', '.join(others)} answer class targets: none is fitted to {shown}.")
+    if others and not_classes:
+        shown = ", ".join(map(repr, not_classes[:5]))
+        notes.append(f"Heads of kind {', '.join(others)} predict classes: none is fitted to {shown}.")
     if others and config.views:
         if len(others) == len(config.head):
             raise FitError(
@@ -259,10 +241,3 @@ def _left_out(config: FitConfig, asked: list[Target]) -> list[str]:
             )
         notes.append(f"Heads of kind {', '.join(others)} are fitted on plain features, not on views.")
     return notes
-
-
-def _tuples(options: dict[str, Any]) -> dict[str, Any]:
-    """Options with sequences as tuples; None of `shots` is none."""
-    if options.get("shots", ()) is None:
-        options = {**options, "shots": ()}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}

@@ -1,6 +1,6 @@
-"""What `fit_heads` measures of a head and leaves on disk: artifacts, out-of-fold logits, curves.
+"""Calibrate, measure and write the heads of one cache: artifacts, out-of-fold logits, tables of curves.
 
-Shapes: S samples, n of them to train on, C classes or labels.
+Shapes: S samples, n training samples, K classes or labels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from bottleneck.files import whole_file, write_whole
-from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.fit import KindResult
+from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
+from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
+from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.names import SPLITS
 from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -42,8 +43,24 @@ MOST_ROWS = 1 << 14  # that are measured at a time
 LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
 
 
+def describe_head(cache: FeatureCache, samples: SampleTable, target: Target, node: str) -> HeadDescription:
+    """Return the description of a head for `target` of `samples` on one node of a cache."""
+    return HeadDescription(
+        target=target.name,
+        target_kind=target.kind,
+        class_names=target.class_names,
+        node=node,
+        images_per_sample=samples.image.shape[1],
+        covariate_names=samples.covariate_names,
+        backbone=cache.spec.backbone,
+        preprocess=cache.spec.preprocess,
+        fingerprint=cache.fingerprint,
+        node_fingerprint=cache.node(node).fingerprint(cache.spec),
+    )
+
+
 class HeadFiles:
-    """Where the heads of one cache go."""
+    """Write the heads of one cache into one folder."""
 
     def __init__(self, cache: FeatureCache, samples: SampleTable, folder: Path) -> None:
         self.cache, self.samples, self.folder = cache, samples, folder
@@ -51,95 +68,75 @@ class HeadFiles:
         self._written: set[str] = set()
 
     def write(
-        self, node: str, target: Target, result: KindResult, train: np.ndarray, fold: np.ndarray
+        self, node: str, problem: TargetProblem, fit: HeadFit, train: np.ndarray
     ) -> tuple[HeadArtifact, Path, Path | None]:
-        """Calibrate, measure and write one head; the artifact, its path, and that of its out-of-fold logits.
+        """Calibrate, measure and write one head.
 
-        target : on the n samples `train`, of which `fold` (n,) says which fold held each out.
+        Returns the artifact, its path, and the path of its out-of-fold logits. problem : on the n samples
+        `train`.
         """
-        described = self._described(node, target, result, train)
-        if result.out_of_fold is not None and result.link != "identity":
-            described["temperature"] = fit_temperature(*_held_out(result, target), result.link)
+        target = problem.target
+        held_out = _held_out(fit, target)
+        temperature = 1.0
+        if held_out is not None and fit.link != "identity":
+            temperature = fit_temperature(*held_out, fit.link)
             trim_memory()
-        head = HeadArtifact(**described)
-        head = replace(head, metrics=self._metrics(head, result, target))
-        base = self._own_name(file_name(self.stem, target.name, node, result.kind))
+        description = describe_head(self.cache, self.samples, target, node)
+        head = fit.artifact(description, temperature=temperature, n_train=int(target.labelled.sum()))
+        metrics = {}
+        if held_out is not None:
+            metrics["cv"] = _measured_on_logits(head, target, *held_out)
+            trim_memory()
+        head = replace(head, metrics=metrics | self._metrics(head, fit, target))
+        base = self._unique(file_name(self.stem, target.name, node, fit.kind))
         path = head.save(self.folder / f"{base}.safetensors", self._statistics())
-        if result.out_of_fold is None:
+        if fit.out_of_fold is None:
             return head, path, None
         beside = self.folder / f"{base}--out-of-fold.npz"
         with whole_file(beside) as file:
             np.savez(
                 file,
                 sample=self.samples.key[train].astype(str),
-                fold=fold,
+                fold=problem.fold,
                 values=target.values,
-                logits=result.out_of_fold,
+                logits=fit.out_of_fold,
                 class_names=np.array(target.class_names, str),
             )
         return head, path, beside
 
-    def _own_name(self, name: str) -> str:
-        """`name`, numbered where a head of this run has it.
+    def _unique(self, name: str) -> str:
+        """Return `name`, with a number if another head of this call has it.
 
-        Targets may differ in the case of a letter alone, or in what no file name can hold.
+        Names of targets may differ only in case, or in characters that file names cannot contain.
         """
         names = (name if number == 1 else f"{name}-{number}" for number in count(1))
-        own = next(one for one in names if one.casefold() not in self._written)
-        self._written.add(own.casefold())
-        return own
+        unique = next(name for name in names if name.casefold() not in self._written)
+        self._written.add(unique.casefold())
+        return unique
 
-    def _described(self, node: str, target: Target, result: KindResult, train: np.ndarray) -> dict[str, Any]:
-        cache, spec = self.cache, self.cache.nodes[node]
-        names = target.class_names
-        if target.kind == "class":
-            names = tuple(target.class_names[code] for code in result.classes)
-        return {
-            "kind": result.kind,
-            "form": result.form,
-            "arrays": result.arrays,
-            "link": result.link,
-            "target": target.name,
-            "target_kind": target.kind,
-            "class_names": names,
-            "node": node,
-            "images_per_sample": self.samples.image.shape[1],
-            "covariate_names": self.samples.covariate_names,
-            "C": result.C,
-            "settings": result.settings,
-            "cv": result.scores.to_json() if result.scores and result.C else {},
-            "n_train": int(target.labelled.sum()),
-            "backbone": cache.spec.backbone,
-            "preprocess": cache.spec.preprocess,
-            "fingerprint": cache.fingerprint,
-            "node_fingerprint": spec.fingerprint(cache.spec),
-        }
-
-    def _metrics(self, head: HeadArtifact, result: KindResult, target: Target) -> dict[str, Any]:
-        """{"cv", "train", "val", "test"}: each that exists."""
-        found = {}
-        if result.out_of_fold is not None:
-            found["cv"] = _measured_on_held_out(head, result, target)
-            trim_memory()
+    def _metrics(self, head: HeadArtifact, fit: HeadFit, target: Target) -> dict[str, Any]:
+        """Return the metrics of each split that has labelled samples."""
+        metrics = {}
         whole = self.samples.targets[target.name]
-        place = np.full(len(target.class_names) + 1, -1)
-        place[result.classes] = np.arange(len(result.classes))  # the last place is that of the unlabelled
+        output_of = np.full(len(target.class_names) + 1, -1)  # by code; the last is that of the unlabelled
+        output_of[fit.classes] = np.arange(len(fit.classes))
         for split in SPLITS:
-            here = np.flatnonzero((self.samples.split == split) & whole.labelled)
-            values = whole.values[here]
-            if target.kind == "class":  # a head says nothing of classes that it has never seen
-                here, values = here[place[values] >= 0], place[values[place[values] >= 0]]
-            if len(here):
-                found[split] = measure(target.kind, values, self._predicted(head, here), head.class_names)
+            rows = np.flatnonzero((self.samples.split == split) & whole.labelled)
+            values = whole.values[rows]
+            if target.kind == "class":  # classes that the head cannot predict are not measured
+                known = output_of[values] >= 0
+                rows, values = rows[known], output_of[values[known]]
+            if len(rows):
+                metrics[split] = measure(target.kind, values, self._predicted(head, rows), head.class_names)
                 trim_memory()
-        return found
+        return metrics
 
-    def _predicted(self, head: HeadArtifact, which: np.ndarray) -> np.ndarray:
-        """Probabilities (m, C) of the samples `which`."""
-        return _blockwise(self.cache.sample_rows(head.node, which), head.probabilities)
+    def _predicted(self, head: HeadArtifact, rows: np.ndarray) -> np.ndarray:
+        """Return probabilities (m, K) of the samples `rows` (m,)."""
+        return _blockwise(self.cache.sample_rows(head.node, rows), head.probabilities)
 
     def _statistics(self) -> dict[str, np.ndarray] | None:
-        """BatchNorm's, of a random network that was calibrated: the head's file must carry them."""
+        """Return the BatchNorm statistics of a calibrated random network; the file must contain them."""
         if not self.cache.spec.backbone.get("calibrated"):
             return None
         from bottleneck.backbones.batchnorm import read_statistics
@@ -149,7 +146,7 @@ class HeadFiles:
     def curves(
         self, records: Sequence[dict[str, Any]], shots: Sequence[dict[str, Any]]
     ) -> tuple[dict[str, str], dict[str, Any]]:
-        """Tables of the probe curve (of two nodes or more) and the k-shot curve: paths, and contents."""
+        """Write tables of the probe curve (of several nodes) and the k-shot curve; return paths, contents."""
         files: dict[str, str] = {}
         curves: dict[str, Any] = {}
         base = self.folder / file_name(self.stem)
@@ -164,28 +161,32 @@ class HeadFiles:
         return files, curves
 
 
-def _held_out(result: KindResult, target: Target) -> tuple[np.ndarray, np.ndarray]:
-    """Answers (m,) and logits (m, C) of the samples that a fold held out."""
-    held = np.isfinite(result.out_of_fold).all(axis=1)
-    if held.all():  # as nearly always; a copy of millions would be felt
-        return target.values, result.out_of_fold
-    return target.values[held], result.out_of_fold[held]
+def _held_out(fit: HeadFit, target: Target) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return answers (m,) and logits (m, K) of the samples that a fold held out; None without folds."""
+    if fit.out_of_fold is None:
+        return None
+    held = np.isfinite(fit.out_of_fold).all(axis=1)
+    if held.all():  # as is usual; a copy of millions of rows takes much memory
+        return target.values, fit.out_of_fold
+    return target.values[held], fit.out_of_fold[held]
 
 
-def _measured_on_held_out(head: HeadArtifact, result: KindResult, target: Target) -> dict[str, Any]:
-    values, logits = _held_out(result, target)
-    outputs = _blockwise(ArrayRows(logits), lambda block: apply_link(block, head.link, head.temperature))
+def _measured_on_logits(
+    head: HeadArtifact, target: Target, values: np.ndarray, logits: np.ndarray
+) -> dict[str, Any]:
+    rows = ArrayRows(logits)
+    outputs = _blockwise(rows, lambda block: apply_link(block, head.link, head.temperature))
     return measure(target.kind, values, outputs, target.class_names)
 
 
 def _blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """What `work` makes of all rows, as float32, since there may be millions."""
+    """Apply `work` to all rows block by block; the result is float32, since there may be millions of rows."""
     bounds = blocks(rows, min(block_size(rows.shape[1]), MOST_ROWS))
     return np.concatenate([work(read_checked(rows, *bound)).astype(np.float32) for bound in bounds])
 
 
 def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:
-    """A head as `fit-head --json` prints it."""
+    """Return a head as `fit-head --json` prints it. beside : path of its out-of-fold logits."""
     splits = {name: values for name, values in head.metrics.items() if name in SPLITS}
     held = head.metrics.get("cv", {})
     record = {
@@ -206,14 +207,14 @@ def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str
         "out_of_fold": None if beside is None else str(beside),
     }
     for name in MORE_METRICS:
-        found = {split: values[name] for split, values in head.metrics.items() if name in values}
-        if found:
-            record[name] = found
+        by_split = {split: values[name] for split, values in head.metrics.items() if name in values}
+        if by_split:
+            record[name] = by_split
     return record
 
 
 def shot_record(target: str, node: str, shots: Sequence[int], scores: np.ndarray) -> dict[str, Any]:
-    """A k-shot curve as `fit-head --json` prints it. scores : (shots, repeats)."""
+    """Return a k-shot curve as `fit-head --json` prints it. scores : (shots, repeats)."""
     low, high = np.quantile(scores, (0.025, 0.975), axis=1)
     return {
         "target": target,
@@ -227,21 +228,21 @@ def shot_record(target: str, node: str, shots: Sequence[int], scores: np.ndarray
 
 
 def file_name(*parts: str) -> str:
-    """`CACHE--TARGET--NODE--HEAD` in any script, without what a file system minds.
+    """Return `CACHE--TARGET--NODE--HEAD` in any script, without characters that file systems refuse.
 
-    What is too long ends in a digest of the whole instead of its last parts.
+    A name that is too long is cut and ends in a digest of the whole.
     """
     text = "--".join(unicodedata.normalize("NFC", part) for part in parts)
-    kept = "".join(
+    name = "".join(
         c if c.isalnum() or c in "-_.@" or unicodedata.category(c)[0] == "M" else "_" for c in text
     ).strip(".")
-    if len(kept.encode()) > LONGEST_NAME:
+    if len(name.encode()) > LONGEST_NAME:
         digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-        kept = f"{kept.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
-    return kept or "head"
+        name = f"{name.encode()[: LONGEST_NAME - 9].decode(errors='ignore')}-{digest}"
+    return name or "head"
 
 
-def _probe_table(records: Sequence[dict]) -> list[tuple]:
+def _probe_table(records: Sequence[dict[str, Any]]) -> list[tuple]:
     table = [("target", "head", "node", "C", "cv", *SPLITS)]
     for record in records:
         start = (record[name] for name in ("target", "head", "node", "C", "cv_accuracy"))
@@ -249,8 +250,8 @@ def _probe_table(records: Sequence[dict]) -> list[tuple]:
     return table
 
 
-def _probe_curve(records: Sequence[dict]) -> dict[str, Any]:
-    """nodes : N names; series : N scores or None, by line; intervals : N, of lines that have all."""
+def _probe_curve(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return nodes (N names), series (N scores or None, by line), intervals (N, of lines that have all)."""
     nodes = list(dict.fromkeys(record["node"] for record in records))
     series: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, tuple]] = {}
@@ -275,7 +276,7 @@ def _probe_curve(records: Sequence[dict]) -> dict[str, Any]:
     }
 
 
-def _shot_table(shots: Sequence[dict]) -> list[tuple]:
+def _shot_table(shots: Sequence[dict[str, Any]]) -> list[tuple]:
     table = [("target", "node", "shots", "mean", "low", "high")]
     for record in shots:
         columns = (record["shots"], record["mean"], record["low"], record["high"])

@@ -1,10 +1,11 @@
-"""Labels from a file of their own, joined to the samples of a cache: a new labelling needs no new extraction.
+"""Join labels from a file to the samples of a cache: new labels need no new extraction.
 
 Shapes: S samples, M images per sample.
 """
 
 from __future__ import annotations
 
+import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,13 +24,16 @@ KEY_COLUMNS = ("sample", "key", "image", "file_name")
 def relabelled(
     samples: SampleTable,
     image_keys: np.ndarray,
-    labels: str | Path | None,
+    labels: str | os.PathLike[str] | None,
     targets: Sequence[str] = (),
     group: str | None = None,
 ) -> tuple[SampleTable, list[str]]:
-    """What `join_labels` gives where there is a file `labels`; else the samples as they are.
+    """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged.
 
-    Raises FitError as it does, and where a column of groups is named without a file.
+    Raises
+    ------
+    FitError
+        As from `join_labels`; or a column of groups is named without a file.
     """
     if labels is not None:
         return join_labels(samples, image_keys, labels, targets, group)
@@ -44,11 +48,11 @@ def relabelled(
 def join_labels(
     samples: SampleTable,
     image_keys: np.ndarray,
-    path: str | Path,
+    path: str | os.PathLike[str],
     targets: Sequence[str] = (),
     group: str | None = None,
 ) -> tuple[SampleTable, list[str]]:
-    """The samples with the targets of a table in place of their own.
+    """Return the samples with the targets of a table in place of theirs.
 
     Parameters
     ----------
@@ -76,24 +80,24 @@ def join_labels(
     table = read_table(path.name, path.read_bytes())
     key = next((column for column in KEY_COLUMNS if column in table), None)
     if key is None:
-        wanted = ", ".join(KEY_COLUMNS)
-        raise FitError(f"{path.name} has columns {', '.join(table)}; expected one of {wanted}.")
+        known = ", ".join(KEY_COLUMNS)
+        raise FitError(f"{path.name} has columns {', '.join(table)}; expected one of {known}.")
     row_of = _rows_by_sample(table[key], samples, image_keys, path.name, key)
-    known = row_of >= 0
+    has_row = row_of >= 0
     wanted = tuple(targets) or tuple(column for column in table if column not in (*KEY_COLUMNS, group))
     if not wanted:
         raise FitError(f"{path.name} has no column of labels beside {', '.join(table)}.")
-    joined = {name: _joined(table, name, row_of, known, path.name) for name in wanted}
+    joined = {name: _joined(table, name, row_of, has_row, path.name) for name in wanted}
     groups = samples.group
     if group is not None:
         column = _column(table, group, path.name)
         groups = np.array(
-            [str(column[row]) if row >= 0 else f"\0{place}" for place, row in enumerate(row_of)], object
+            [str(column[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
     notes = []
-    if unmatched := len(table[key]) - len(np.unique(row_of[known])):
+    if unmatched := len(table[key]) - len(np.unique(row_of[has_row])):
         notes.append(f"{unmatched} of {len(table[key])} rows of {path.name} name no sample of the cache.")
-    if missing := int((~known).sum()):
+    if missing := int((~has_row).sum()):
         notes.append(f"{missing} of {len(samples)} samples have no row in {path.name}.")
     return replace(samples, targets=joined, group=groups), notes
 
@@ -104,35 +108,35 @@ def _column(table: Table, name: str, file: str) -> list:
     return table[name]
 
 
-def _joined(table: Table, name: str, row_of: np.ndarray, known: np.ndarray, file: str) -> Target:
-    """The target of one column; its classes are those of the whole file."""
+def _joined(table: Table, name: str, row_of: np.ndarray, has_row: np.ndarray, file: str) -> Target:
+    """Return the target of one column; its classes are those of the whole file."""
     target = target_from_column(name, _column(table, name, file))
     unlabelled = {"class": -1, "multilabel": 255, "regression": np.nan}[target.kind]
     values = np.full((len(row_of), *target.values.shape[1:]), unlabelled, target.values.dtype)
-    values[known] = target.values[row_of[known]]
+    values[has_row] = target.values[row_of[has_row]]
     return replace(target, values=values)
 
 
 def _rows_by_sample(
     cells: Sequence, samples: SampleTable, image_keys: np.ndarray, file: str, column: str
 ) -> np.ndarray:
-    """(S,) row of the file that names each sample, −1 where none does."""
-    places: dict[str, list[int]] = {}
-    for place, name in enumerate(samples.key):
-        places.setdefault(_plain(name), []).append(place)
+    """Return (S,) the row of the file that names each sample, −1 where none does."""
+    samples_of: dict[str, list[int]] = {}
+    for sample, name in enumerate(samples.key):
+        samples_of.setdefault(_plain(name), []).append(sample)
     if samples.image.shape[1] == 1:
-        for place, image in enumerate(samples.image[:, 0]):
-            named = places.setdefault(_plain(image_keys[image]), [])
-            if place not in named:
-                named.append(place)
+        for sample, image in enumerate(samples.image[:, 0]):
+            named = samples_of.setdefault(_plain(image_keys[image]), [])
+            if sample not in named:
+                named.append(sample)
     row_of = np.full(len(samples), -1, np.int64)
     for row, cell in enumerate(cells):
-        for place in places.get(_plain(str(cell)), ()):
-            if row_of[place] >= 0:
+        for sample in samples_of.get(_plain(str(cell)), ()):
+            if row_of[sample] >= 0:
                 raise FitError(
-                    f"{file} names {cell!r} twice, in {rows_named([int(row_of[place]) + 1, row + 1])}."
+                    f"{file} names {cell!r} twice, in {rows_named([int(row_of[sample]) + 1, row + 1])}."
                 )
-            row_of[place] = row
+            row_of[sample] = row
     if (row_of < 0).all():
         raise FitError(
             f"The labels join to nothing: none of {len(cells)} cells of column {column!r} in {file} is a "
@@ -142,5 +146,5 @@ def _rows_by_sample(
 
 
 def _plain(key: str) -> str:
-    """A key as it is compared: composed letters, forward slashes, no leading "./"."""
+    """Return a key as it is compared: composed letters, forward slashes, no leading "./"."""
     return unicodedata.normalize("NFC", str(key)).replace("\\", "/").removeprefix("./")

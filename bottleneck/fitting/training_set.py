@@ -1,6 +1,6 @@
-"""What heads learn from: the labelled samples of the train split, and their folds.
+"""Choose the samples that heads are fitted on: labelled ones of the train split, with their folds.
 
-Shapes: S samples, n of them to train on, C classes.
+Shapes: S samples, n training samples.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ HINT_MORE = "Label more samples, look at how they are split, or name another --t
 def training_samples(
     samples: SampleTable, wanted: Sequence[str] | None, cache: Path
 ) -> tuple[np.ndarray, list[Target]]:
-    """What heads can learn from.
+    """Return the samples of the train split that have labels, and the targets on them.
 
     Parameters
     ----------
-    wanted : names of targets; all that there are where left out
-    cache : path, for messages
+    wanted : names of targets; None takes all.
+    cache : path, for messages.
 
     Returns
     -------
-    train : (n,) samples of the train split that any of the targets labels
-    asked : the targets, on these samples
+    train : (n,) indices of the samples that have a label of any target.
+    requested : the targets, on these samples.
 
     Raises
     ------
     FitError
-        No labels or no such target; a target without answers, or with one answer alone, in the train split.
+        There are no labels or no such target, or all labels of a target in the train split are equal.
     """
     require_labels(samples, cache)
     _require_targets(samples, wanted or ())
@@ -53,7 +53,7 @@ def training_samples(
 
 
 def require_labels(samples: SampleTable, cache: Path) -> None:
-    """Raise FitError where the samples have no target at all."""
+    """Raise FitError if the samples have no target."""
     if not samples.targets:
         raise FitError(
             f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
@@ -61,7 +61,7 @@ def require_labels(samples: SampleTable, cache: Path) -> None:
 
 
 def with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:
-    """The samples with the targets `names` as regressions. Errors as of `Target.as_numbers`."""
+    """Return the samples with the targets `names` as regressions. Errors as from `Target.as_numbers`."""
     _require_targets(samples, names)
     numbers = {name: samples.targets[name].as_numbers() for name in names}
     return replace(samples, targets=samples.targets | numbers)
@@ -75,7 +75,7 @@ def _require_targets(samples: SampleTable, names: Sequence[str]) -> None:
 
 
 def _require_answers(target: Target, in_train: np.ndarray) -> None:
-    """Raise where the train split cannot teach anything of a target."""
+    """Raise FitError if a head cannot be fitted to the labels in the train split."""
     values = target.values[in_train & target.labelled]
     if len(values) < 2:
         raise FitError(
@@ -100,9 +100,9 @@ def _require_answers(target: Target, in_train: np.ndarray) -> None:
 def folds_of(
     target: Target, samples: SampleTable, train: np.ndarray, cv: int, seed: int, notes: list[str]
 ) -> np.ndarray:
-    """(n,) folds of a target on the samples `train`; fewer than `cv` where samples or groups are few.
+    """Return (n,) folds of a target on the samples `train`, fewer than `cv` if samples or groups are few.
 
-    That, and whatever else a user has to know of the classes and groups, is added to `notes`.
+    What a user has to know about folds, classes and groups is appended to `notes`.
     """
     seen = target.labelled
     groups = None if samples.group is None else samples.group[train]
@@ -139,7 +139,7 @@ def _note_classes(target: Target, counts: np.ndarray, cv: int, notes: list[str])
 
 
 def _note_groups(target: Target, groups: np.ndarray, notes: list[str]) -> None:
-    """Name classes whose samples are all of one group: held out, they are unknown to the fold's head."""
+    """Note classes whose samples are all in one group, so that they are held out together."""
     for code, name in enumerate(target.class_names):
         members = target.values == code
         if members.any() and len(np.unique(groups[members])) == 1:

@@ -1,27 +1,24 @@
 """A fitted head as one file: arrays in safetensors, the rest as JSON in its metadata. Nothing is pickled.
 
     form    arrays                                            logits of raw features x (D,)
-    linear  coef (C, D), intercept (C,)                       coef · x + intercept
+    linear  coef (K, D), intercept (K,)                       coef · x + intercept
     mlp     coef (H, D), intercept (H,),                      h = relu(coef · x + intercept),
-            coef2 (C, H), intercept2 (C,)                     coef2 · h + intercept2
-    knn     features (n, D), answers (n, C)                   log of the neighbours' mean answer
+            coef2 (K, H), intercept2 (K,)                     coef2 · h + intercept2
+    knn     features (n, D), answers (n, K)                   log of the neighbours' mean answer
 
-All forms carry mean (D,) and scale (D,): the standardisation that is already folded into coef (and into
-features), so that training can go on in standardised coordinates. Prediction needs numpy alone.
+All forms have mean (D,) and scale (D,): the standardisation that is already folded into coef (and into
+features), so that training can continue in standardised coordinates. Prediction needs numpy alone. A file may
+come from a stranger: names, types and sizes are checked before any array is read.
 
-Shapes: n samples, D features (M images side by side, then P covariates), H hidden units, C classes or labels.
-
-What a head file may say of itself, checked before any of its arrays is read: it may be a stranger's.
-
-Shapes: n samples, D features, H hidden units, C classes or labels.
+Shapes: n samples, D features (M images side by side, then P covariates), H hidden units, K classes or labels.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +29,235 @@ from safetensors.numpy import save as to_safetensors
 from bottleneck import __version__
 from bottleneck.errors import ArtifactError, first_line
 from bottleneck.files import write_whole
-from bottleneck.names import STATE_PREFIX
+from bottleneck.names import BOTTLENECK, STATE_PREFIX
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 1
 MAX_DESCRIPTION = 64 << 20  # bytes of JSON
 LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
-AXES = {  # of the arrays of each form, as `artifact` describes them
-    "linear": {"coef": "CD", "intercept": "C"},
-    "mlp": {"coef": "HD", "intercept": "H", "coef2": "CH", "intercept2": "C"},
-    "knn": {"features": "nD", "answers": "nC"},
+AXES = {  # of the arrays of each form
+    "linear": {"coef": "KD", "intercept": "K"},
+    "mlp": {"coef": "HD", "intercept": "H", "coef2": "KH", "intercept2": "K"},
+    "knn": {"features": "nD", "answers": "nK"},
 }
 STANDARDISATION = {"mean": "D", "scale": "D"}
+SIMILARITIES = 1 << 22  # of kNN that are computed at a time
 
 
-def description(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The fields of the artifact without its arrays, each of its type."""
+@dataclass(frozen=True, kw_only=True)
+class HeadDescription:
+    """What a head predicts, and from which features.
+
+    Parameters
+    ----------
+    target, target_kind, class_names : as of `bottleneck.samples.Target`.
+    node : NODE or NODE@POOL whose rows the head takes.
+    images_per_sample : M. covariate_names : P names. The input is M images' features, then the covariates.
+    backbone, preprocess : JSON recipes of the cache. fingerprint : of the cache.
+    node_fingerprint : of the node's rows.
+    """
+
+    target: str = "label"
+    target_kind: str = "class"
+    class_names: tuple[str, ...] = ()
+    node: str = BOTTLENECK
+    images_per_sample: int = 1
+    covariate_names: tuple[str, ...] = ()
+    backbone: dict[str, Any] = field(default_factory=dict)
+    preprocess: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+    node_fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class HeadArtifact(HeadDescription):
+    """A head that predicts, and its description.
+
+    Parameters
+    ----------
+    kind : "logistic", "ridge", "nearest-mean", "knn" or "mlp", as `fit-head --head` names it.
+    form : "linear", "mlp" or "knn": which arrays there are (see the module).
+    arrays : dict of str to float32 array
+    link : how logits become probabilities: "softmax", "ovr" (sigmoids, normalised), "sigmoid", "identity".
+    temperature : logits are divided by it before the link (Guo et al. 2017).
+    C : inverse strength of the penalty; None for heads without one. settings : other choices by name.
+    cv : scores of cross-validation, n_train : samples fitted on, metrics : {split: {…}} as of `metrics`.
+    version : of this package when the head was made.
+    """
+
+    kind: str
+    form: str
+    arrays: Mapping[str, np.ndarray] = field(repr=False)
+    link: str = "softmax"
+    temperature: float = 1.0
+    C: float | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    cv: dict[str, Any] = field(default_factory=dict)
+    n_train: int = 0
+    metrics: dict[str, Any] = field(default_factory=dict)
+    version: str = __version__
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        object.__setattr__(self, "covariate_names", tuple(self.covariate_names))
+        if self.form not in AXES:
+            raise ArtifactError(f"A head has form {self.form!r}; expected {', '.join(AXES)}.")
+        if self.link not in LINKS.get(self.target_kind, ()):
+            raise ArtifactError(f"A head for a {self.target_kind!r} target has link {self.link!r}.")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise ArtifactError(f"A head's temperature is {self.temperature}; expected a positive number.")
+        if self.images_per_sample < 1:
+            raise ArtifactError(f"A head takes {self.images_per_sample} images a sample; expected 1 or more.")
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        _check_shapes(self.form, shapes, self.outputs)
+        for name, array in self.arrays.items():
+            if not np.isfinite(array).all():
+                raise ArtifactError(f"A head's array {name!r} holds NaN or infinite numbers.")
+
+    @property
+    def outputs(self) -> int:
+        """K: the number of classes or labels, 1 for a regression."""
+        return _outputs(self.target_kind, self.class_names)
+
+    @property
+    def n_features(self) -> int:
+        """D: length of one input row."""
+        return self.arrays["mean"].shape[0]
+
+    @property
+    def coef(self) -> np.ndarray:
+        """(K, D) on raw features, (H, D) of the first layer of an mlp."""
+        return self.arrays["coef"]
+
+    @property
+    def intercept(self) -> np.ndarray:
+        """(K,) or (H,)."""
+        return self.arrays["intercept"]
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(D,) of the training rows."""
+        return self.arrays["mean"]
+
+    @property
+    def scale(self) -> np.ndarray:
+        """(D,) standard deviation of the training rows; 1 where a feature is constant."""
+        return self.arrays["scale"]
+
+    def decision(self, features: np.ndarray) -> np.ndarray:
+        """Logits (n, K) of raw features (n, D) before the temperature; values (n, 1) of a regression."""
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != self.n_features:
+            raise ArtifactError(
+                f"Features have shape {features.shape}; this head takes (n, {self.n_features}).",
+                f"It was fitted on node {self.node!r}, {self.images_per_sample} image(s) a sample "
+                f"and {len(self.covariate_names)} covariate(s).",
+            )
+        x = features.astype(np.float32, copy=False)
+        if self.form == "knn":
+            return self._neighbours(x)
+        logits = x @ self.coef.T + self.intercept
+        if self.form == "mlp":
+            logits = np.maximum(logits, 0) @ self.arrays["coef2"].T + self.arrays["intercept2"]
+        return logits
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """Return (n, K) for raw features (n, D), at the head's temperature; (n,) values of a regression."""
+        return apply_link(self.decision(features), self.link, self.temperature)
+
+    def predict(self, features: np.ndarray) -> np.ndarray:
+        """Return codes (n,) of classes, 0 and 1 (n, K) of labels, or values (n,) of a regression."""
+        probabilities = self.probabilities(features)
+        if self.target_kind == "class":
+            return probabilities.argmax(axis=1)
+        return (probabilities > 0.5).astype(np.uint8) if self.target_kind == "multilabel" else probabilities
+
+    def _neighbours(self, x: np.ndarray) -> np.ndarray:
+        """Return the log of the mean answer of the k nearest training rows, (n, K).
+
+        One vote is added that is spread over the classes as they occur in training, so that no class has
+        probability 0.
+        """
+        rows, answers = self.arrays["features"], self.arrays["answers"]
+        k = min(int(self.settings["k"]), len(rows))
+        unit = (x - self.mean) / self.scale
+        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+        out = np.empty((len(x), answers.shape[1]))
+        step = max(1, SIMILARITIES // len(rows))
+        for start in range(0, len(x), step):
+            similarity = unit[start : start + step] @ rows.T
+            nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
+            out[start : start + step] = answers[nearest].mean(axis=1)
+        if self.target_kind == "regression":
+            return out
+        prior = answers.mean(axis=0)
+        share = (k * out + prior) / (k + 1)
+        if self.target_kind == "class":
+            return np.log(share)
+        return np.log(share) - np.log1p(-np.minimum(share, 1 - 1e-9))
+
+    def save(self, path: str | os.PathLike[str], network: Mapping[str, np.ndarray] | None = None) -> Path:
+        """Write the file in one rename, and return its path. The folder is made.
+
+        network : state of a trained backbone by name, which makes the file a model (`backbones.model_file`).
+        """
+        path = Path(path)
+        described = {name: getattr(self, name) for name in _TYPES}
+        text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
+        arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
+        for name, tensor in (network or {}).items():
+            arrays[f"{STATE_PREFIX}{name}"] = np.array(tensor, order="C")
+        meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
+        write_whole(path, _in_order(to_safetensors(arrays, metadata=meta)))
+        return path
+
+
+def apply_link(logits: np.ndarray, link: str, temperature: float = 1.0) -> np.ndarray:
+    """Return probabilities (n, K) of logits (n, K); for "identity" the values (n,) of (n, 1)."""
+    if link == "identity":
+        return np.asarray(logits, np.float64)[:, 0]
+    z = np.asarray(logits, np.float64) / temperature
+    if link == "softmax":
+        z = np.exp(z - z.max(axis=1, keepdims=True))
+        return z / z.sum(axis=1, keepdims=True)
+    p = 0.5 * (1 + np.tanh(0.5 * z))  # the sigmoid, without overflow
+    if link == "ovr":
+        p = p + np.finfo(np.float64).tiny
+        p /= p.sum(axis=1, keepdims=True)
+    return p
+
+
+def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
+    """Read a head file.
+
+    Raises
+    ------
+    ArtifactError
+        There is no such file, it is not a head, or it is damaged.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"There is no head file {path}.", "Make one with `bottleneck fit-head CACHE`.")
+    try:
+        with safe_open(path, framework="np") as file:
+            described = _description(file.metadata() or {})
+            names = [name for name in file.keys() if not name.startswith(STATE_PREFIX)]  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            types = {file.get_slice(name).get_dtype() for name in shapes}
+            outputs = _outputs(described["target_kind"], described["class_names"])
+            _check_shapes(described["form"], shapes, outputs)
+            if types != {"F32"}:
+                raise ArtifactError(f"Arrays have types {', '.join(sorted(types))}; expected F32.")
+            return HeadArtifact(arrays={name: file.get_tensor(name) for name in shapes}, **described)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} is not a head file: {first_line(error)}.", "Make one with `bottleneck fit-head CACHE`."
+        ) from None
+
+
+def _description(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the checked fields of an artifact, without its arrays, from the metadata of a file."""
     if metadata.get("format") != FORMAT:
         raise ArtifactError(f"Its format is {metadata.get('format')!r}; expected {FORMAT!r}.")
     if metadata.get("format_version") != str(FORMAT_VERSION):
@@ -93,25 +304,46 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-_TYPES = {
-    **dict.fromkeys(("kind", "form", "link", "target", "target_kind", "node"), _is_text),
-    **dict.fromkeys(("fingerprint", "node_fingerprint", "version"), _is_text),
-    **dict.fromkeys(("settings", "cv", "metrics", "backbone", "preprocess"), _is_object),
-    **dict.fromkeys(("class_names", "covariate_names"), _are_texts),
-    **dict.fromkeys(("images_per_sample", "n_train"), _is_count),
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+_TYPES = {  # every field of the description, in the order of the file
+    "kind": _is_text,
+    "form": _is_text,
+    "link": _is_text,
+    "target": _is_text,
+    "target_kind": _is_text,
+    "class_names": _are_texts,
+    "node": _is_text,
+    "images_per_sample": _is_count,
+    "covariate_names": _are_texts,
     "temperature": _is_number,
-    "C": lambda value: value is None or _is_number(value),
+    "C": _is_number_or_null,
+    "settings": _is_object,
+    "cv": _is_object,
+    "n_train": _is_count,
+    "metrics": _is_object,
+    "backbone": _is_object,
+    "preprocess": _is_object,
+    "fingerprint": _is_text,
+    "node_fingerprint": _is_text,
+    "version": _is_text,
 }
 
 
-def check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int) -> None:
-    """Exactly the form's arrays, all sizes in agreement with one another and with C."""
+def _outputs(target_kind: str, class_names: Sequence[str]) -> int:
+    return 1 if target_kind == "regression" else len(class_names)
+
+
+def _check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int) -> None:
+    """Raise ArtifactError unless the arrays are those of the form and their sizes agree, K = `outputs`."""
     axes = {**AXES.get(form, {}), **STANDARDISATION}
     if form not in AXES or set(shapes) != set(axes):
         raise ArtifactError(
             f"A {form!r} head has arrays {', '.join(sorted(shapes))}; expected {', '.join(axes)}."
         )
-    sizes = {"C": outputs}
+    sizes = {"K": outputs}
     for name, letters in axes.items():
         if len(shapes[name]) != len(letters):
             raise ArtifactError(f"Array {name!r} has shape {shapes[name]}; expected {len(letters)} axes.")
@@ -122,165 +354,8 @@ def check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int)
                 )
 
 
-BLOCK = 1 << 22  # similarities of kNN at a time
-
-
-@dataclass(frozen=True)
-class HeadArtifact:
-    """A head that predicts, and what it was fitted on.
-
-    Parameters
-    ----------
-    kind : "logistic", "ridge", "nearest-mean", "knn" or "mlp", as `fit-head --head` names it.
-    form : "linear", "mlp" or "knn": which arrays there are (see the module).
-    arrays : dict of str to float32 array
-    link : how logits become probabilities: "softmax", "ovr" (sigmoids, normalised), "sigmoid", "identity".
-    target, target_kind, class_names : as of `bottleneck.samples.Target`.
-    node : NODE or NODE@POOL whose rows the head takes.
-    images_per_sample : M, covariate_names : P names; the input is M images' features, then the covariates.
-    temperature : logits are divided by it before the link (Guo et al. 2017).
-    C : inverse strength of the penalty; None for heads without one. settings : other choices by name.
-    cv : what cross-validation saw, n_train : samples fitted on, metrics : {split: {…}} as of `metrics`.
-    backbone, preprocess : JSON recipes of the cache, fingerprint : its fingerprint,
-    node_fingerprint : that of the node's rows.
-    version : of this package when the head was made.
-    """
-
-    kind: str
-    form: str
-    arrays: Mapping[str, np.ndarray] = field(repr=False)
-    link: str = "softmax"
-    target: str = "label"
-    target_kind: str = "class"
-    class_names: tuple[str, ...] = ()
-    node: str = "bottleneck"
-    images_per_sample: int = 1
-    covariate_names: tuple[str, ...] = ()
-    temperature: float = 1.0
-    C: float | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    cv: dict[str, Any] = field(default_factory=dict)
-    n_train: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    backbone: dict[str, Any] = field(default_factory=dict)
-    preprocess: dict[str, Any] = field(default_factory=dict)
-    fingerprint: str = ""
-    node_fingerprint: str = ""
-    version: str = __version__
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "class_names", tuple(self.class_names))
-        object.__setattr__(self, "covariate_names", tuple(self.covariate_names))
-        if self.form not in AXES:
-            raise ArtifactError(f"A head has form {self.form!r}; expected {', '.join(AXES)}.")
-        if self.link not in LINKS.get(self.target_kind, ()):
-            raise ArtifactError(f"A head for a {self.target_kind!r} target has link {self.link!r}.")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise ArtifactError(f"A head's temperature is {self.temperature}; expected a positive number.")
-        if self.images_per_sample < 1:
-            raise ArtifactError(f"A head takes {self.images_per_sample} images a sample; expected 1 or more.")
-        shapes = {name: array.shape for name, array in self.arrays.items()}
-        check_shapes(self.form, shapes, self.outputs)
-        for name, array in self.arrays.items():
-            if not np.isfinite(array).all():
-                raise ArtifactError(f"A head's array {name!r} holds NaN or infinite numbers.")
-
-    @property
-    def outputs(self) -> int:
-        """C: classes, labels, or 1 for a regression."""
-        return 1 if self.target_kind == "regression" else len(self.class_names)
-
-    @property
-    def n_features(self) -> int:
-        """D: length of one input row."""
-        return self.arrays["mean"].shape[0]
-
-    @property
-    def coef(self) -> np.ndarray:
-        """(C, D) on raw features, (H, D) of the first layer of an mlp."""
-        return self.arrays["coef"]
-
-    @property
-    def intercept(self) -> np.ndarray:
-        """(C,) or (H,)."""
-        return self.arrays["intercept"]
-
-    @property
-    def mean(self) -> np.ndarray:
-        """(D,) of the training rows."""
-        return self.arrays["mean"]
-
-    @property
-    def scale(self) -> np.ndarray:
-        """(D,) standard deviation of the training rows; 1 where a feature is constant."""
-        return self.arrays["scale"]
-
-    def decision(self, features: np.ndarray) -> np.ndarray:
-        """Logits (n, C) of raw features (n, D), before the temperature; the values (n, 1) of a regression."""
-        features = np.asarray(features)
-        if features.ndim != 2 or features.shape[1] != self.n_features:
-            raise ArtifactError(
-                f"Features have shape {features.shape}; this head takes (n, {self.n_features}).",
-                f"It was fitted on node {self.node!r}, {self.images_per_sample} image(s) a sample "
-                f"and {len(self.covariate_names)} covariate(s).",
-            )
-        x = features.astype(np.float32, copy=False)
-        if self.form == "knn":
-            return self._neighbours(x)
-        logits = x @ self.coef.T + self.intercept
-        if self.form == "mlp":
-            logits = np.maximum(logits, 0) @ self.arrays["coef2"].T + self.arrays["intercept2"]
-        return logits
-
-    def probabilities(self, features: np.ndarray) -> np.ndarray:
-        """(n, C) of raw features (n, D), at the head's temperature; the values (n,) of a regression."""
-        return apply_link(self.decision(features), self.link, self.temperature)
-
-    def predict(self, features: np.ndarray) -> np.ndarray:
-        """Codes (n,) of a class target, 0 and 1 (n, L) of a multi-label one, values (n,) of a regression."""
-        probabilities = self.probabilities(features)
-        if self.target_kind == "class":
-            return probabilities.argmax(axis=1)
-        return (probabilities > 0.5).astype(np.uint8) if self.target_kind == "multilabel" else probabilities
-
-    def _neighbours(self, x: np.ndarray) -> np.ndarray:
-        """Log of the mean answer of the k nearest, one vote spread over all so that none is impossible."""
-        rows, answers = self.arrays["features"], self.arrays["answers"]
-        k = min(int(self.settings["k"]), len(rows))
-        unit = (x - self.mean) / self.scale
-        unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-        out = np.empty((len(x), answers.shape[1]))
-        step = max(1, BLOCK // len(rows))
-        for start in range(0, len(x), step):
-            similarity = unit[start : start + step] @ rows.T
-            nearest = np.argpartition(-similarity, k - 1, axis=1)[:, :k]
-            out[start : start + step] = answers[nearest].mean(axis=1)
-        if self.target_kind == "regression":
-            return out
-        prior = answers.mean(axis=0)
-        share = (k * out + prior) / (k + 1)
-        if self.target_kind == "class":
-            return np.log(share)
-        return np.log(share) - np.log1p(-np.minimum(share, 1 - 1e-9))
-
-    def save(self, path: str | os.PathLike, network: Mapping[str, np.ndarray] | None = None) -> Path:
-        """Write the file in one rename; its folder is made. Returns the path.
-
-        network : state of a trained backbone by name, which makes the file a model (`bottleneck.model_file`).
-        """
-        path = Path(path)
-        described = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "arrays"}
-        text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
-        arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
-        for name, tensor in (network or {}).items():
-            arrays[f"{STATE_PREFIX}{name}"] = np.array(tensor, order="C")
-        meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
-        write_whole(path, _in_order(to_safetensors(arrays, metadata=meta)))
-        return path
-
-
 def _in_order(data: bytes) -> bytes:
-    """A safetensors file, its metadata sorted: the library leaves their order to chance."""
+    """Return a safetensors file with its metadata sorted; the library writes them in any order."""
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -289,53 +364,8 @@ def _in_order(data: bytes) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[8 + size :]
 
 
-def apply_link(logits: np.ndarray, link: str, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities (n, C) of logits (n, C); for "identity" the values (n,) of (n, 1)."""
-    if link == "identity":
-        return np.asarray(logits, np.float64)[:, 0]
-    z = np.asarray(logits, np.float64) / temperature
-    if link == "softmax":
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return z / z.sum(axis=1, keepdims=True)
-    p = 0.5 * (1 + np.tanh(0.5 * z))  # the sigmoid, without overflow
-    if link == "ovr":
-        p = p + np.finfo(np.float64).tiny
-        p /= p.sum(axis=1, keepdims=True)
-    return p
-
-
-def load_head(path: str | os.PathLike) -> HeadArtifact:
-    """Read a head file, which may come from a stranger: names, types and sizes are checked before arrays.
-
-    Raises
-    ------
-    ArtifactError
-        There is no such file, it is not a head, or it is damaged.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"There is no head file {path}.", "Make one with `bottleneck fit-head CACHE`.")
-    try:
-        with safe_open(path, framework="np") as file:
-            described = description(file.metadata() or {})
-            names = [name for name in file.keys() if not name.startswith(STATE_PREFIX)]  # noqa: SIM118
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            types = {file.get_slice(name).get_dtype() for name in shapes}
-            outputs = 1 if described["target_kind"] == "regression" else len(described["class_names"])
-            check_shapes(described["form"], shapes, outputs)
-            if types != {"F32"}:
-                raise ArtifactError(f"Arrays have types {', '.join(sorted(types))}; expected F32.")
-            return HeadArtifact(arrays={name: file.get_tensor(name) for name in shapes}, **described)
-    except ArtifactError as error:
-        raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{path} is not a head file: {first_line(error)}.", "Make one with `bottleneck fit-head CACHE`."
-        ) from None
-
-
 def _plain(value: Any) -> Any:
-    """numpy scalars and arrays as JSON."""
+    """Return a numpy scalar or array as JSON values."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be kept in a head's description")
+    raise TypeError(f"{type(value).__name__} cannot be part of a head's description")

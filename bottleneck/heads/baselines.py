@@ -37,9 +37,7 @@ class NearestMeanHead(ClassHead):
 
     def fit(self, X: Any, y: Any) -> NearestMeanHead:
         """Compute the mean of each class and return the head."""
-        return self._fit(X, y)
-
-    def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
+        rows, codes = self._samples(X, y)
         standard = standardisation_of(rows)
         self.mean_, self.scale_ = standard.mean, standard.scale
         counts = np.bincount(codes)
@@ -49,7 +47,8 @@ class NearestMeanHead(ClassHead):
             sums += member.astype(np.float32) @ standard.apply(read_checked(rows, start, stop))
         means = sums / counts[:, None]  # (K, D), standardised
         coef, intercept = standard.fold(means, -0.5 * np.square(means).sum(axis=1))
-        return {"coef": coef, "intercept": intercept, "mean": self.mean_, "scale": self.scale_}, {}
+        self._set_fit({"coef": coef, "intercept": intercept, "mean": self.mean_, "scale": self.scale_})
+        return self
 
 
 class KNNHead(ClassHead):
@@ -78,13 +77,12 @@ class KNNHead(ClassHead):
 
     def fit(self, X: Any, y: Any) -> KNNHead:
         """Store the training rows and return the head."""
-        return self._fit(X, y)
-
-    def _fit_arrays(self, rows: RowReader, codes: np.ndarray) -> tuple[dict, dict]:
+        rows, codes = self._samples(X, y)
         answers = np.eye(codes.max() + 1, dtype=np.float32)[codes]
         arrays = knn_arrays(rows, answers)
         self.mean_, self.scale_ = arrays["mean"], arrays["scale"]
-        return arrays, {"k": neighbours(self.k, rows.shape[0])}
+        self._set_fit(arrays, {"k": neighbours(self.k, rows.shape[0])})
+        return self
 
 
 def knn_arrays(rows: RowReader, answers: np.ndarray) -> dict[str, np.ndarray]:

@@ -1,22 +1,16 @@
-"""Scores on held-out samples, counted block by block, C by C.
+"""Cross-validation: folds, the scores of held-out samples, and the choice of C.
 
-Shapes: n samples, B of a block, C outputs, G values of C, F folds.
+`cross_validate` is the one driver. A solver or an estimator gives it the logits of held-out samples.
 
-Folds of cross-validation: stratified, groups kept together, missing labels left out.
-
-Shapes: n samples, F folds, L labels.
-
-Choosing C: the grid, the scores of cross-validation, and the rules.
-
-Shapes: G values of C, F folds.
+Shapes: n samples, B samples of a block, K outputs, G values of C, F folds.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
@@ -24,12 +18,12 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import TINY
-from bottleneck.heads.solver.problem import NO_FOLD
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.samples import Target
 
 
 def assign_folds(target: Target, count: int, groups: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
-    """(n,) int16, the fold that holds each sample out; NO_FOLD where it has no label.
+    """Return (n,) int16, the fold that holds each sample out; NO_FOLD where it has no label.
 
     Classes are spread evenly over the folds, as far as their samples and groups go: a class with fewer
     samples than folds is in some folds' training sets only. Multi-label targets are stratified by their
@@ -57,8 +51,10 @@ def assign_folds(target: Target, count: int, groups: np.ndarray | None = None, s
     return fold
 
 
-def _splits(strata: np.ndarray, count: int, groups: np.ndarray | None, seed: int):
-    """Index pairs of every fold; plain folds where no stratum is large enough to be spread."""
+def _splits(
+    strata: np.ndarray, count: int, groups: np.ndarray | None, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (train, held out) indices of each fold; stratified if any stratum has a sample per fold."""
     spread = np.bincount(strata).max() >= count
     if groups is None:
         kind = StratifiedKFold if spread else KFold
@@ -67,13 +63,13 @@ def _splits(strata: np.ndarray, count: int, groups: np.ndarray | None, seed: int
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     else:
         splitter = GroupKFold(count)
-    with warnings.catch_warnings():  # "the least populated class has only …": it is named by `select`
+    with warnings.catch_warnings():  # "the least populated class has only …": a note of `fit_heads` names it
         warnings.simplefilter("ignore", UserWarning)
         return list(splitter.split(strata, strata, groups))
 
 
 def _strata(target: Target) -> np.ndarray:
-    """(n,) int, which samples are alike for stratification."""
+    """Return (n,) int, the stratum of each sample."""
     values = target.values
     if target.kind == "regression":
         edges = np.quantile(values, (0.2, 0.4, 0.6, 0.8))
@@ -86,12 +82,9 @@ def _strata(target: Target) -> np.ndarray:
     return np.unique(values, return_inverse=True)[1]
 
 
-AUTO_C = tuple(float(C) for C in np.logspace(-6, 0, 13))
-
-
 @dataclass(frozen=True)
 class Scores:
-    """What each C did on held-out samples.
+    """Scores of each C on held-out samples.
 
     C : (G,) ascending; score : (G, F), higher is better, NaN for folds without samples; loss : (G,) mean log
     loss (of a regression, the mean squared error); name : what `score` is, "accuracy", "r2" …
@@ -108,7 +101,7 @@ class Scores:
         return np.nanmean(self.score, axis=1)
 
     def choose(self, one_standard_error: bool = False) -> int:
-        """Place of the chosen C: the best mean score, ties by lower loss; or the smallest C as good as it.
+        """Return the index of the chosen C: the best mean score, ties by lower loss.
 
         one_standard_error : take the smallest C (the simplest head) whose mean score is within one standard
             error of the best one's over the folds (Breiman et al. 1984, section 3.4.3).
@@ -122,7 +115,7 @@ class Scores:
         return int(np.flatnonzero(mean >= mean[best] - error)[0])
 
     def to_json(self) -> dict[str, Any]:
-        """As the artifact keeps it."""
+        """Return the JSON object that a head file contains."""
         return {
             "C": self.C.tolist(),
             "score": self.name,
@@ -132,86 +125,109 @@ class Scores:
         }
 
 
-def grid_of(C: str | float | list[float] | tuple[float, ...]) -> tuple[float, ...]:
-    """Ascending values of C of "auto" (13 from 1e-6 to 1, logarithmic), one number or several.
-
-    Raises
-    ------
-    FitError
-        A value is not a positive number.
-    """
-    if isinstance(C, str):
-        if C != "auto":
-            raise FitError(f"C is {C!r}; expected auto, a positive number or several.")
-        return AUTO_C
-    values = tuple(sorted({float(value) for value in np.atleast_1d(C)}))
-    if not values or not all(np.isfinite(value) and value > 0 for value in values):
-        raise FitError(f"C is {C!r}; expected auto, a positive number or several.")
-    return values
-
-
 Judge = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Answers (B, …) and outputs (B, K) → scores (B,), higher is better, and losses (B,)."""
 
 
-class Tally:
-    """Counts of one target.
+class HeldOutScores:
+    """Add up scores and losses of one target's held-out samples, for each C and fold.
+
+    Classes and labels are scored by accuracy and log loss, regressions by R² and squared error.
+    """
+
+    def __init__(self, problem: TargetProblem, Cs: Sequence[float], folds: int) -> None:
+        self._values, self._fold, self._Cs, self._folds = problem.target.values, problem.fold, Cs, folds
+        self._name = "r2" if problem.target.kind == "regression" else "accuracy"
+        self._judge = _judge(problem)
+        self._sums = np.zeros((len(Cs), 3, folds))  # of samples, scores and losses
+
+    def add(self, index: int, samples: np.ndarray, outputs: np.ndarray) -> None:
+        """Add outputs (B, K) for `samples` (B,) at C number `index`, by heads fitted without the samples."""
+        held = self._fold[samples] != NO_FOLD
+        samples, outputs = samples[held], outputs[held]
+        numbers = (np.ones(len(samples)), *self._judge(self._values[samples], outputs))
+        for total, values in zip(self._sums[index], numbers, strict=True):
+            total += np.bincount(self._fold[samples], weights=values, minlength=self._folds)
+
+    def scores(self) -> Scores:
+        """Return the mean scores; one sample or more was held out."""
+        count, score, loss = self._sums.swapaxes(0, 1)  # (G, F) each
+        mean = np.divide(score, count, out=np.full_like(score, np.nan), where=count > 0)
+        return Scores(np.array(self._Cs), mean, loss.sum(axis=1) / count.sum(axis=1), self._name)
+
+
+def _judge(problem: TargetProblem) -> Judge:
+    if problem.target.kind == "multilabel":
+        return _judge_labels
+    if problem.target.kind == "class":
+        return lambda codes, outputs: _judge_classes(codes, outputs, problem.link)
+    variance = max(float(np.nanvar(problem.target.values)), TINY)
+    return lambda values, outputs: _judge_values(values, outputs, variance)
+
+
+def _judge_classes(codes: np.ndarray, outputs: np.ndarray, link: str) -> tuple[np.ndarray, np.ndarray]:
+    p = apply_link(outputs, link)[np.arange(len(codes)), codes]
+    return outputs.argmax(axis=1) == codes, -np.log(np.maximum(p, TINY))
+
+
+def _judge_labels(labels: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    z = outputs.astype(np.float64)
+    return ((z > 0) == labels).mean(axis=1), np.logaddexp(0, np.where(labels == 1, -z, z)).mean(axis=1)
+
+
+def _judge_values(values: np.ndarray, outputs: np.ndarray, variance: float) -> tuple[np.ndarray, np.ndarray]:
+    square = (values - outputs[:, 0]) ** 2
+    return 1 - square / variance, square
+
+
+HeldOutLogits = Iterable[tuple[int, int, np.ndarray, np.ndarray]]
+"""Of blocks: the problem's index, the index of C, samples (B,), and logits (B, K) of heads without them."""
+
+
+class CrossValidation(NamedTuple):
+    """Result for one problem. chosen : index of C. scores, out_of_fold : as of `HeadFit`."""
+
+    chosen: int
+    scores: Scores | None
+    out_of_fold: np.ndarray | None
+
+
+def cross_validate(
+    problems: Sequence[TargetProblem],
+    Cs: Sequence[float],
+    held_out: Callable[[Mapping[int, Sequence[int]]], HeldOutLogits],
+    one_standard_error: bool = False,
+) -> list[CrossValidation]:
+    """Score each C on the held-out samples of each problem, choose one, and collect its logits.
 
     Parameters
     ----------
-    values : (n,) or (n, L), true answers, as of `Target`.
-    fold : (n,) int, NO_FOLD for samples that are not held out.
-    judge : answers and outputs (B, C) → scores (B,), higher is better, and losses (B,).
-    name : what the score is.
+    Cs : ascending. The last one is chosen for a problem without folds.
+    held_out : yields the logits for a dict of problem → indices of C. It is called with all values of C, and,
+        if there are several, once more with the chosen ones: the logits of all would need too much memory.
+    one_standard_error : see `Scores.choose`.
     """
-
-    def __init__(self, values: np.ndarray, fold: np.ndarray, folds: int, judge: Judge, name: str) -> None:
-        self.values, self.fold, self.folds, self.judge, self.name = values, fold, folds, judge, name
-        self._counts: list[np.ndarray] = []
-
-    def begin(self) -> None:
-        """The next C."""
-        self._counts.append(np.zeros((3, self.folds)))  # samples, scores, losses
-
-    def add(self, samples: np.ndarray, outputs: np.ndarray, place: int = -1) -> None:
-        """Outputs (B, C) for `samples` (B,), by heads that did not see them; place : of the C."""
-        held = self.fold[samples] != NO_FOLD
-        samples, outputs = samples[held], outputs[held]
-        if not len(samples):
-            return
-        sums = (np.ones(len(samples)), *self.judge(self.values[samples], outputs))
-        for count, numbers in zip(self._counts[place], sums, strict=True):
-            count += np.bincount(self.fold[samples], weights=numbers, minlength=self.folds)
-
-    def scores(self, Cs: Sequence[float]) -> Scores:
-        """All values of C together."""
-        counts = np.array(self._counts)  # (G, 3, F)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            score = counts[:, 1] / counts[:, 0]
-        return Scores(
-            np.array(Cs), score, counts[:, 2].sum(axis=1) / counts[:, 0].sum(axis=1), name=self.name
-        )
-
-
-def tally_of(target: Target, fold: np.ndarray, folds: int, link: str) -> Tally:
-    """The tally that suits a target: accuracy and log loss; of a regression, R² and the squared error."""
-    if target.kind == "regression":
-        spread = max(float(np.nanvar(target.values)), TINY)
-
-        def judge(values: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            square = (values - outputs[:, 0]) ** 2
-            return 1 - square / spread, square
-
-        return Tally(target.values, fold, folds, judge, "r2")
-    if target.kind == "multilabel":
-        return Tally(target.values, fold, folds, _judge_labels, "accuracy")
-
-    def judge_class(values: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p = apply_link(outputs, link)[np.arange(len(values)), values]
-        return outputs.argmax(axis=1) == values, -np.log(np.maximum(p, TINY))
-
-    return Tally(target.values, fold, folds, judge_class, "accuracy")
-
-
-def _judge_labels(values: np.ndarray, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    z = outputs.astype(np.float64)
-    return ((z > 0) == values).mean(axis=1), np.logaddexp(0, np.where(values == 1, -z, z)).mean(axis=1)
+    folds = 1 + max(int(problem.fold.max(initial=NO_FOLD)) for problem in problems)
+    tallies = {
+        i: HeldOutScores(problem, Cs, folds)
+        for i, problem in enumerate(problems)
+        if (problem.fold != NO_FOLD).any()
+    }
+    if not tallies:
+        return [CrossValidation(len(Cs) - 1, None, None)] * len(problems)
+    logits = {i: np.full((len(problems[i].fold), problems[i].outputs), np.nan, np.float32) for i in tallies}
+    for i, index, samples, outputs in held_out(dict.fromkeys(tallies, range(len(Cs)))):
+        tallies[i].add(index, samples, outputs)
+        if len(Cs) == 1:
+            logits[i][samples] = outputs
+    scores = {i: tally.scores() for i, tally in tallies.items()}
+    chosen = {i: score.choose(one_standard_error) for i, score in scores.items()}
+    if len(Cs) > 1:
+        for i, _, samples, outputs in held_out({i: [index] for i, index in chosen.items()}):
+            logits[i][samples] = outputs
+    for i, values in logits.items():
+        values[problems[i].fold == NO_FOLD] = np.nan
+    return [
+        CrossValidation(chosen.get(i, len(Cs) - 1), scores.get(i), logits.get(i))
+        for i in range(len(problems))
+    ]

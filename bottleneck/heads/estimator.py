@@ -1,13 +1,14 @@
-"""What the estimators that answer in classes share: rows of any kind in, a head artifact's arrays out.
+"""Base classes of the scikit-learn estimators: rows of any kind in, a `HeadFit` out.
 
-A fitted estimator predicts by the very artifact that is saved, so that the two cannot differ.
+A fitted estimator predicts by the same arrays that are saved, so that the two cannot differ.
 
-Shapes: n samples, D features, C classes.
+Shapes: n samples, D features, K classes.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_feature_names,
+    _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
     column_or_1d,
@@ -22,39 +24,43 @@ from sklearn.utils.validation import (
 )
 
 from bottleneck.errors import FitError
-from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.row_blocks import as_rows, block_size, blocks, is_reader, read_checked, without_torch
+from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
+from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.row_blocks import (
+    as_rows,
+    block_size,
+    blocks,
+    is_reader,
+    linear_outputs,
+    read_checked,
+    without_torch,
+)
 from bottleneck.heads.solver.design import Standardisation, standardisation
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
-DTYPES = (np.float32, np.float64, np.float16)  # kept as they come; others become the first
+DTYPES = (np.float32, np.float64, np.float16)  # features of another type become the first
 
 
 class ClassHead(ClassifierMixin, BaseEstimator):
-    """A classifier of features, fitted by `_fit_arrays`.
+    """Base class of classifiers on features.
 
-    X is an array or tensor of shape (n, D), or a row reader (`bottleneck.heads.rows`) that is read in blocks.
-    y is of shape (n,) and names classes in any way that numpy can sort.
+    X is an array or tensor of shape (n_samples, n_features), or a row reader (`bottleneck.samples.RowReader`)
+    that is read in blocks. y is of shape (n_samples,) and contains class labels that numpy can sort.
 
     Attributes
     ----------
-    kind, form : str
-        As `HeadArtifact` names them.
-    classes_ : (C,) array of the labels
-    n_features_in_ : int, D
-    arrays_ : dict of str to float32 array, those of the form
-    settings_ : dict of what else the artifact has to keep
+    classes_ : ndarray of shape (n_classes,)
+    n_features_in_ : int
+    fit_ : HeadFit
+        The fitted arrays and settings.
     """
 
     kind: str
     form: str
 
-    @abstractmethod
-    def _fit_arrays(self, rows: RowReader, codes: np.ndarray, **options: Any) -> tuple[dict, dict]:
-        """The artifact's arrays and settings, for `rows` (n, D) and `codes` (n,) of C classes."""
-
-    def _fit(self, X: Any, y: Any, least: int = 1, **options: Any) -> ClassHead:
+    def _samples(self, X: Any, y: Any, least: int = 1) -> tuple[RowReader, np.ndarray]:
+        """Check X and y, set `classes_`, and return the rows (n, D) and the class codes (n,)."""
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None.")
         rows = self._rows(X, reset=True, least=least)
@@ -62,43 +68,45 @@ class ClassHead(ClassifierMixin, BaseEstimator):
         check_consistent_length(rows, y)
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
-        arrays, self.settings_ = self._fit_arrays(rows, codes, **options)
-        self.arrays_ = {name: np.asarray(array, np.float32) for name, array in arrays.items()}
-        return self
+        return rows, codes
 
-    def artifact(self, **described: Any) -> HeadArtifact:
-        """The fitted head as an artifact; `described` are its further fields (target, node, …)."""
-        check_is_fitted(self, "arrays_")
-        own = {
-            "kind": self.kind,
-            "form": self.form,
-            "arrays": self.arrays_,
-            "class_names": tuple(str(name) for name in self.classes_),
-            "settings": self.settings_,
-        }
-        return HeadArtifact(**own | described)
+    def _set_fit(self, arrays: Mapping[str, np.ndarray], settings: dict[str, Any] | None = None) -> None:
+        """Set `fit_` of a head without a penalty."""
+        classes = np.arange(len(self.classes_))
+        self.fit_ = HeadFit(self.kind, self.form, "softmax", arrays, classes, settings=settings or {})
+
+    def artifact(self, description: HeadDescription | None = None) -> HeadArtifact:
+        """Return the fitted head as an artifact that can be saved.
+
+        description : what the head predicts and from which features; the class names are those of `classes_`
+            unless it has them.
+        """
+        check_is_fitted(self, "fit_")
+        described = description or HeadDescription()
+        names = described.class_names or tuple(str(name) for name in self.classes_)
+        return self.fit_.artifact(replace(described, class_names=names))
 
     def logits(self, X: Any) -> np.ndarray:
-        """(n, C), of two classes as well. Bounded memory beside the result."""
+        """Return logits of shape (n_samples, n_classes), also for two classes; X is read in blocks."""
         head = self.artifact()
         rows = self._rows(X, reset=False)
-        size = block_size(rows.shape[1])
-        return np.concatenate(
-            [head.decision(read_checked(rows, *bounds)) for bounds in blocks(rows, size)]
-            or [np.zeros((0, len(self.classes_)), np.float32)]
-        )
+        parts = [
+            head.decision(read_checked(rows, *bounds)) for bounds in blocks(rows, block_size(rows.shape[1]))
+        ]
+        return np.concatenate([np.empty((0, len(self.classes_)), np.float32), *parts])
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(n, C) float64, in the order of `classes_`."""
-        return apply_link(self.logits(X), "softmax")
+        """Return float64 probabilities of shape (n_samples, n_classes), in the order of `classes_`."""
+        logits = self.logits(X)
+        return apply_link(logits, self.fit_.link)
 
     def predict(self, X: Any) -> np.ndarray:
-        """(n,) labels."""
+        """Return labels of shape (n_samples,)."""
         logits = self.logits(X)
         return self.classes_[logits.argmax(axis=1)]
 
     def _rows(self, X: Any, reset: bool, least: int = 1) -> RowReader:
-        """X as rows (n, D), checked as scikit-learn does where it is an array; a reader as it is read."""
+        """Return X as rows (n, D). Arrays are checked as scikit-learn does, readers while they are read."""
         if not is_reader(X):
             X = without_torch(X)
             return ArrayRows(validate_data(self, X, reset=reset, dtype=DTYPES, ensure_min_samples=least))
@@ -116,7 +124,60 @@ class ClassHead(ClassifierMixin, BaseEstimator):
         return rows
 
 
+class LinearHead(ClassHead):
+    """Base class of linear classifiers with a penalty.
+
+    Attributes
+    ----------
+    coef_ : ndarray of shape (1, n_features) for two classes, else (n_classes, n_features)
+        On raw features, float64.
+    intercept_ : ndarray of shape (1,) or (n_classes,)
+    mean_, scale_ : ndarray of shape (n_features,)
+        Of the standardisation; the scale of a constant feature is 1.
+    """
+
+    form = "linear"
+    _margin: float  # for two classes, what the difference of their two logits is multiplied by
+
+    def _samples(self, X: Any, y: Any, least: int = 2) -> tuple[RowReader, np.ndarray]:
+        rows, codes = super()._samples(X, y, least)
+        if len(self.classes_) < 2:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs two classes or more, got one class: {self.classes_[0]!r}.")
+        return rows, codes
+
+    def _set_linear_fit(self, fit: HeadFit) -> None:
+        """Set `fit_` and the attributes that scikit-learn's linear models have."""
+        self.fit_ = fit
+        self.coef_, self.intercept_ = fit.arrays["coef"], fit.arrays["intercept"]
+        if len(self.classes_) == 2:
+            self.coef_ = self._margin * (self.coef_[1:] - self.coef_[:1])
+            self.intercept_ = self._margin * (self.intercept_[1:] - self.intercept_[:1])
+        self.mean_, self.scale_ = fit.arrays["mean"], fit.arrays["scale"]
+
+    def logits(self, X: Any) -> np.ndarray:
+        """Return logits of shape (n_samples, n_classes), also for two classes; float64 for float64 rows."""
+        check_is_fitted(self, "fit_")
+        arrays = self.fit_.arrays
+        return linear_outputs(self._rows(X, reset=False), arrays["coef"], arrays["intercept"])
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return logits (n_samples, n_classes); for two classes (n_samples,), positive for the second."""
+        logits = self.logits(X)
+        return self._margin * (logits[:, 1] - logits[:, 0]) if len(self.classes_) == 2 else logits
+
+
+def weights_of(sample_weight: Any, n: int) -> np.ndarray:
+    """Return sample weights (n,), ones for None. Raise ValueError for negative ones, or if all are zero."""
+    if sample_weight is None:
+        return np.ones(n)
+    weights = _check_sample_weight(sample_weight, np.empty((n, 1)), ensure_non_negative=True)
+    if not weights.any():
+        raise ValueError("All sample weights are zero; a head needs a sample with a positive weight.")
+    return weights
+
+
 def standardisation_of(rows: RowReader) -> Standardisation:
-    """Mean and standard deviation of each feature, read in blocks."""
-    with WorkerPool() as crew:
-        return standardisation(rows, crew)
+    """Return mean and standard deviation of each feature, read in blocks."""
+    with WorkerPool() as pool:
+        return standardisation(rows, pool)

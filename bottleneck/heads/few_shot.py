@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from bottleneck.errors import FitError
-from bottleneck.heads.logistic import DEFAULT, SweepConfig
+from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.row_blocks import SelectedRows
 from bottleneck.heads.solver.design import Standardisation, build_design, standardisation, streamed_like
 from bottleneck.heads.solver.objective import Passes

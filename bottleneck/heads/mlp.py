@@ -24,6 +24,7 @@ from bottleneck.errors import FitError
 from bottleneck.heads.estimator import ClassHead, standardisation_of
 from bottleneck.heads.row_blocks import blocks, read_checked
 from bottleneck.heads.solver.design import Standardisation
+from bottleneck.heads.solver.problem import ClassWeight
 from bottleneck.samples import RowReader
 
 HIDDEN = 128
@@ -67,7 +68,7 @@ class MLPHead(ClassHead):
         self,
         epochs: int = 100,
         patience: int = 10,
-        class_weight: dict | str | None = None,
+        class_weight: ClassWeight = None,
         random_state: int | np.random.RandomState | None = 0,
     ) -> None:
         self.epochs = epochs
@@ -77,11 +78,7 @@ class MLPHead(ClassHead):
 
     def fit(self, X: Any, y: Any, *, groups: Any = None) -> MLPHead:
         """Train and return the head. groups : (n,); the samples of a group are held out together."""
-        return self._fit(X, y, least=2, groups=groups)
-
-    def _fit_arrays(
-        self, rows: RowReader, codes: np.ndarray, groups: np.ndarray | None
-    ) -> tuple[dict[str, np.ndarray], dict]:
+        rows, codes = self._samples(X, y, least=2)
         for name in ("epochs", "patience"):
             if not getattr(self, name) >= 1:
                 raise ValueError(f"The '{name}' parameter must be 1 or more, got {getattr(self, name)!r}.")
@@ -104,7 +101,8 @@ class MLPHead(ClassHead):
             )
         self.n_iter_ = len(self.losses_)
         settings = {"epochs": int(np.argmin(self.losses_)) + 1, "held_out": int(held.sum())}
-        return _folded(network, standard), settings
+        self._set_fit(_folded(network, standard), settings)
+        return self
 
 
 def held_out(

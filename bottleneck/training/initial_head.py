@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 from bottleneck.errors import ArtifactError, FingerprintError, FitError
+from bottleneck.fitting.head_files import describe_head
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.cross_validation import assign_folds, grid_of
+from bottleneck.heads.config import grid_of
+from bottleneck.heads.cross_validation import assign_folds
+from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.logistic import sweep
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.heads.row_blocks import as_rows
@@ -101,22 +104,12 @@ def refitted(
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
         fold = assign_folds(target, min(FOLDS, len(rows)), groups)
-    found = sweep(x, [TargetProblem(target, fold)], grid_of("auto" if C is None else C))[0]
+    (fit,) = sweep(x, [TargetProblem(target, fold)], grid_of("auto" if C is None else C))
     temperature = head.temperature
-    if found.out_of_fold is not None:
-        temperature = fit_temperature(labels, found.out_of_fold, found.link)
-    standard = {"mean": found.standard.mean, "scale": found.standard.scale}
-    arrays = {"coef": found.coef, "intercept": found.intercept, **standard}
-    return replace(
-        head,
-        kind="logistic",
-        form="linear",
-        link=found.link,
-        arrays={name: np.asarray(array, np.float32) for name, array in arrays.items()},
-        C=float(found.C),
-        temperature=temperature,
-        n_train=len(rows),
-    )
+    if fit.out_of_fold is not None:
+        temperature = fit_temperature(labels, fit.out_of_fold, fit.link)
+    found = fit.artifact(head, temperature=temperature, n_train=len(rows))
+    return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics)
 
 
 def starting_head(head: HeadArtifact, cache: FeatureCache, sets: Sets) -> HeadArtifact:
@@ -157,24 +150,11 @@ def head_metrics(
 
 def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
     """A head that knows nothing yet, of the form that a cache's samples and a node ask for."""
-    samples, class_names = cache.samples, target.class_names
+    samples, K = cache.samples, len(target.class_names)
     D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
-    shapes = {"coef": (len(class_names), D), "intercept": (len(class_names),)}
-    arrays = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    return HeadArtifact(
-        kind="logistic",
-        form="linear",
-        arrays={**arrays, "mean": np.zeros(D, np.float32), "scale": np.ones(D, np.float32)},
-        target=target.name,
-        class_names=class_names,
-        node=node,
-        images_per_sample=samples.image.shape[1],
-        covariate_names=samples.covariate_names,
-        backbone=cache.spec.backbone,
-        preprocess=cache.spec.preprocess,
-        fingerprint=cache.fingerprint,
-        node_fingerprint=cache.node(node).fingerprint(cache.spec),
-    )
+    arrays = {"coef": np.zeros((K, D)), "intercept": np.zeros(K), "mean": np.zeros(D), "scale": np.ones(D)}
+    fit = HeadFit("logistic", "linear", "softmax", arrays, classes=np.arange(K))
+    return fit.artifact(describe_head(cache, samples, target, node))
 
 
 def largest_difference(first: Tensor, second: Tensor) -> float:

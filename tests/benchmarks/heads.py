@@ -214,10 +214,9 @@ def child_exact(path: str) -> dict:
     module.solve_path = watched
     asked = question_of(y, FOLDS)
     found = measured_sweep(x, [asked], GRID)[0][0]
-    z = ((x - found.standard.mean) / found.standard.scale).astype(np.float32)
-    whole = objective(
-        z, y, found.coef * found.standard.scale, found.intercept + found.coef @ found.standard.mean, found.C
-    )
+    coef, intercept, mean, scale = (found.arrays[name] for name in ("coef", "intercept", "mean", "scale"))
+    z = ((x - mean) / scale).astype(np.float32)
+    whole = objective(z, y, coef * scale, intercept + coef @ mean, found.C)
     gaps = [whole / best_objective(z, y, found.C) - 1]
     for place in (3, 8, 12):
         for fold in (0, 2):

@@ -54,7 +54,7 @@ def test_the_test_split_has_no_say(world, tmp_path):
     (fitted,) = sweep(ArrayRows(X[:120]), [asked], np.logspace(-6, 0, 13))
     head = load_head(record["path"])
     assert pytest.approx(fitted.C) == head.C
-    assert np.allclose(head.coef, fitted.coef, rtol=1e-3, atol=1e-5)
+    assert np.allclose(head.coef, fitted.arrays["coef"], rtol=1e-3, atol=1e-5)
 
 
 def test_out_of_fold_logits_are_kept(world, tmp_path):

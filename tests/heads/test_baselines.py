@@ -8,7 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator
 
 from bottleneck.errors import FitError
-from bottleneck.heads.artifact import load_head
+from bottleneck.heads.artifact import HeadDescription, load_head
 from bottleneck.heads.baselines import KNNHead, NearestMeanHead, knn_arrays, neighbours
 from bottleneck.heads.mlp import MLPHead
 from bottleneck.samples import ArrayRows
@@ -75,7 +75,7 @@ def test_features_are_standardised_and_a_constant_one_is_left_at_its_scale(cloud
 def test_the_saved_artifact_decides_exactly_alike(clouds, tmp_path, head):
     x, y = clouds
     head.fit(x[::2], y[::2])
-    saved = load_head(head.artifact(node="bottleneck").save(tmp_path / "head.safetensors"))
+    saved = load_head(head.artifact(HeadDescription(node="bottleneck")).save(tmp_path / "head.safetensors"))
     assert saved.kind == head.kind
     assert np.array_equal(saved.decision(x), head.logits(x))
     assert (np.array(saved.class_names)[saved.predict(x)] == head.predict(x)).all()
@@ -114,9 +114,7 @@ def test_other_features_are_refused(clouds):
 def test_a_row_of_means_has_no_direction_and_gets_the_prior(clouds):
     x, y = clouds
     head = KNNHead(k=150).fit(x, y)
-    assert head.predict_proba(head.arrays_["mean"][None])[0] == pytest.approx(
-        [4 / 15, 6 / 15, 5 / 15], abs=1e-6
-    )
+    assert head.predict_proba(head.mean_[None])[0] == pytest.approx([4 / 15, 6 / 15, 5 / 15], abs=1e-6)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (3, 1), (30, 5), (399, 19), (400, 20), (10**6, 20)])

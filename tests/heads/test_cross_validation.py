@@ -8,7 +8,8 @@ from sklearn.metrics import log_loss as sk_log_loss
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
-from bottleneck.heads.cross_validation import AUTO_C, Scores, assign_folds, grid_of
+from bottleneck.heads.config import AUTO_C, grid_of
+from bottleneck.heads.cross_validation import Scores, assign_folds
 from bottleneck.heads.metrics import fit_temperature, link_loss
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.samples import Target

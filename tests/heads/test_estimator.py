@@ -11,6 +11,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bottleneck.errors import FitError
+from bottleneck.heads.artifact import HeadDescription
 from bottleneck.heads.logistic import LogisticHead
 from bottleneck.heads.ridge import RidgeHead, RidgeRegressionHead
 from tests.helpers.problems import features
@@ -102,7 +103,7 @@ def test_generalised_cross_validation_takes_the_penalty_that_predicts():
 def test_artifacts_predict_as_their_estimators():
     X, y = features(150, 12, 3)
     for head in (LogisticHead(C=0.1), RidgeHead(C=0.1)):
-        artifact = head.fit(X, y).artifact(target="species")
+        artifact = head.fit(X, y).artifact(HeadDescription(target="species"))
         assert (artifact.predict(X) == head.predict(X)).all()
         assert np.allclose(artifact.decision(X), head.logits(X), atol=1e-3)
         assert artifact.C == 0.1

@@ -49,7 +49,7 @@ def test_the_best_epoch_is_kept_and_folded_exactly(digits):
     held = held_out(y, HELD_OUT, np.random.RandomState(0))
     loss = log_loss(y[held], head.predict_proba(x[held]), labels=head.classes_)
     assert loss == pytest.approx(min(head.losses_), rel=1e-4)
-    assert head.settings_ == {"epochs": int(np.argmin(head.losses_)) + 1, "held_out": int(held.sum())}
+    assert head.fit_.settings == {"epochs": int(np.argmin(head.losses_)) + 1, "held_out": int(held.sum())}
 
 
 def test_it_stops_when_no_epoch_is_better():

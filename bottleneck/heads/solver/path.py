@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bottleneck.heads.config import DEFAULT_MEMORY, TOLERANCE
 from bottleneck.heads.solver.design import Design
 from bottleneck.heads.solver.lbfgs import BatchedLBFGS, History
 from bottleneck.heads.solver.objective import Evaluation, Passes
 from bottleneck.heads.solver.preconditioner import Preconditioner
 from bottleneck.heads.solver.problem import TaskGroup
 
-TOLERANCE = 1e-5  # relative to the objective; 1e-4 is promised, since slow heads may stop early
 REFIT_TOLERANCE = 1e-6  # of the heads that are returned
 HISTORY, MIN_HISTORY = 20, 4  # steps remembered, and the fewest where memory is short
 MAX_PASSES = 1000  # at one C
@@ -81,7 +81,7 @@ def solve_path(
     groups: Sequence[TaskGroup],
     Cs: Sequence[float],
     tol: float = TOLERANCE,
-    memory: int = 1 << 32,
+    memory: int = DEFAULT_MEMORY,
 ) -> Iterator[Solution]:
     """Yield the solution of all heads of `groups` for each C, in ascending order.
 

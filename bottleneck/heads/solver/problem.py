@@ -135,14 +135,14 @@ class TargetProblem:
 
     @property
     def outputs(self) -> int:
-        """Number of classes or labels."""
-        return len(self.target.class_names)
+        """Number of classes or labels; 1 for a regression."""
+        return 1 if self.target.kind == "regression" else len(self.target.class_names)
 
     @property
     def link(self) -> str:
         """What turns logits into probabilities, as `HeadArtifact` names it."""
-        if self.target.kind == "multilabel":
-            return "sigmoid"
+        if self.target.kind != "class":
+            return "sigmoid" if self.target.kind == "multilabel" else "identity"
         return "ovr" if self.multi_class == "ovr" and self.outputs > 2 else "softmax"
 
     def tasks(self) -> list[Task]:

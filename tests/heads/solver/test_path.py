@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import FitError
-from bottleneck.heads.logistic import SweepConfig, sweep
+from bottleneck.heads.config import SweepConfig
+from bottleneck.heads.logistic import sweep
 from bottleneck.heads.solver.path import solve_path
 from bottleneck.samples import ArrayRows
 from tests.helpers.problems import features, judge, objective, question, standardised_coef
@@ -16,7 +17,7 @@ def relative_gap(X, y, fitted, C, weights=None):
     """How far a head's objective is above scikit-learn's."""
     Z, best = judge(X, y, C, weights)
     coef, intercept = standardised_coef(
-        fitted.coef, fitted.intercept, fitted.standard.mean, fitted.standard.scale
+        fitted.arrays["coef"], fitted.arrays["intercept"], fitted.arrays["mean"], fitted.arrays["scale"]
     )
     if len(coef) == 2:  # the two halves of one logit
         coef, intercept = 2 * coef[1:], 2 * intercept[1:]
@@ -55,7 +56,7 @@ def test_every_head_of_a_sweep_reaches_its_optimum(monkeypatch):
 
     monkeypatch.setattr("bottleneck.heads.logistic.solve_path", watched)
     (fitted,) = sweep(ArrayRows(X), [asked], GRID)
-    Z = ((X - fitted.standard.mean) / fitted.standard.scale).astype(np.float64)
+    Z = ((X - fitted.arrays["mean"]) / fitted.arrays["scale"]).astype(np.float64)
     for solution in solutions:
         for fold in range(4):
             seen = asked.fold != fold
@@ -100,7 +101,7 @@ def test_weights_count_as_repeats():
     (weighted,) = sweep(ArrayRows(X), [question(y, 3, sample_weight=times.astype(float))], [0.1])
     repeated = np.repeat(np.arange(120), times)
     (plain,) = sweep(ArrayRows(X[repeated]), [question(y[repeated], 3)], [0.1])
-    assert np.allclose(weighted.standard.mean, plain.standard.mean)
+    assert np.allclose(weighted.arrays["mean"], plain.arrays["mean"])
     gap = relative_gap(X[repeated], y[repeated], weighted, 0.1)
     assert -1e-6 < gap < 1e-5
 
@@ -140,7 +141,10 @@ def test_a_stream_of_half_floats_is_as_one_of_floats():
     half = X.astype(np.float16)
     half.flags.writeable = False  # as of a memory map
     config = SweepConfig(memory=1 << 12)
-    found = [sweep(ArrayRows(x), [question(y, 3)], [1e-2], config)[0].coef for x in (half, half.astype("f4"))]
+    found = [
+        sweep(ArrayRows(x), [question(y, 3)], [1e-2], config)[0].arrays["coef"]
+        for x in (half, half.astype("f4"))
+    ]
     assert np.array_equal(*found)
 
 
@@ -166,7 +170,7 @@ def test_the_number_of_threads_changes_nothing(monkeypatch):
     found = []
     for cores in (1, 3):
         monkeypatch.setattr("bottleneck.threads.available_cores", lambda cores=cores: cores)
-        found.append(sweep(ArrayRows(X), [question(y, 3)], [1e-2])[0].coef)
+        found.append(sweep(ArrayRows(X), [question(y, 3)], [1e-2])[0].arrays["coef"])
     assert np.allclose(*found, rtol=1e-5, atol=1e-7)
 
 
@@ -174,13 +178,13 @@ def test_separable_classes_at_a_large_C_are_solved():
     X, y = features(80, 120, 2, seed=3)
     (fitted,) = sweep(ArrayRows(X), [question(y, 2)], [1e4])
     assert fitted.converged
-    assert ((X @ fitted.coef.T + fitted.intercept).argmax(axis=1) == y).all()
+    assert ((X @ fitted.arrays["coef"].T + fitted.arrays["intercept"]).argmax(axis=1) == y).all()
     assert relative_gap(X, y, fitted, 1e4) < 1e-3  # the judge itself stops early here
 
 
 def test_a_class_without_samples_never_wins():
     X, y = features(90, 10, 3)
     (fitted,) = sweep(ArrayRows(X), [question(y, 5, folds=3)], GRID)
-    logits = X @ fitted.coef.T + fitted.intercept
+    logits = X @ fitted.arrays["coef"].T + fitted.arrays["intercept"]
     assert logits.argmax(axis=1).max() <= 2
     assert np.isfinite(fitted.out_of_fold).all()

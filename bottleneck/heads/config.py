@@ -1,0 +1,47 @@
+"""Settings of fitting heads, without torch: the grid of C, and how a sweep over it is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from bottleneck.errors import FitError
+
+AUTO_C = tuple(10.0 ** (step / 2 - 6) for step in range(13))  # "auto": from 1e-6 to 1
+DEFAULT_MEMORY = 4 << 30
+TOLERANCE = 1e-5  # relative to the objective; 1e-4 is promised, since slow heads may stop early
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep over C is run."""
+
+    memory: int = DEFAULT_MEMORY  # bytes for rows and work
+    device: str = "cpu"  # a torch device
+    tol: float = TOLERANCE  # relative tolerance of each objective
+    standardize: bool = True  # False fits features as they are
+    one_standard_error: bool = False  # see `cross_validation.Scores.choose`
+    dtype: type = np.float32  # of the rows in memory and of all products
+
+
+DEFAULT = SweepConfig()
+
+
+def grid_of(C: str | float | Iterable[float]) -> tuple[float, ...]:
+    """Return the ascending values of C for "auto" (`AUTO_C`), one number or several.
+
+    Raises
+    ------
+    FitError
+        A value is not a positive number.
+    """
+    if isinstance(C, str):
+        values = set(AUTO_C) if C == "auto" else set()
+    else:
+        values = {float(value) for value in (C if isinstance(C, Iterable) else (C,))}
+    if not values or not all(math.isfinite(value) and value > 0 for value in values):
+        raise FitError(f"C is {C!r}; expected auto, a positive number or several.")
+    return tuple(sorted(values))
