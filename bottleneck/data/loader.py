@@ -26,6 +26,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, SourceError
+from bottleneck.threads import thread_budget
 
 if TYPE_CHECKING:
     from bottleneck.data.source import Source
@@ -156,6 +157,31 @@ def readable_pixels(
             "Repair them, or name the place where they are now.",
         )
     return np.stack(pixels)
+
+
+def fill_pixels(
+    out: np.ndarray,
+    source: Readable,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    views: ViewRecipe | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> list[LoadedImage]:
+    """Write the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
+
+    Rows of images that cannot be read are not written. Returns the n images in order, without their pixels.
+    """
+    images: list[LoadedImage] = []
+    first: dict[bytes | None, int] = {}  # a copy comes without pixels: they are those of the first
+    for image in load_images(source, keys, preprocess, workers=thread_budget().decode, views=views):
+        if image.error is None:
+            pixels = image.pixels if image.views is None else image.views[0]
+            row = first.setdefault(image.digest, image.index)
+            out[image.index] = out[row] if pixels is None else pixels
+        images.append(replace(image, pixels=None, views=None))
+        advance(1)
+    return images
 
 
 def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int, memory: int) -> int:

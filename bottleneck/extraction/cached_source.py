@@ -1,4 +1,4 @@
-"""The images that a cache was made from, found again where they lie.
+"""Open the images that a cache was made from.
 
 Shapes: I images, S samples.
 """
@@ -17,23 +17,23 @@ from bottleneck.store.reader import FeatureCache
 
 
 def source_of(cache: FeatureCache) -> Source:
-    """The source that a cache was made from, with the cache's own images, samples, labels and splits.
+    """Return the source that a cache was made from, with the cache's images, samples, labels and splits.
 
-    Images that failed come along, so that their failures stay listed. CacheError where the cache has no rows.
+    Images that failed are included, so that their failures stay listed. CacheError if the cache has no rows.
     """
     cache.require_rows()
     cached = cache.images.key
     keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
-    place = {key: i for i, key in enumerate(keys)}
-    places = np.array([place[key] for key in cached], dtype=np.int64)
-    samples = replace(cache.samples, image=places[cache.samples.image])
+    index_of = {key: i for i, key in enumerate(keys)}
+    indices = np.array([index_of[key] for key in cached], dtype=np.int64)
+    samples = replace(cache.samples, image=indices[cache.samples.image])
     return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
 
 
 def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Path) -> None:
-    """Raise CacheError where images of the samples `rows` of `source` are gone from where they were.
+    """Raise CacheError where images of the samples `rows` of `source` no longer exist.
 
-    why : what they are needed for, a sentence's beginning. cache : that was made from them.
+    why : what they are needed for, the beginning of the message. cache : the cache that was made from them.
     """
     needed = [source.images[i] for i in np.unique(source.samples.image[rows])]
     missing = source.files.missing([key for key in needed if "://" not in key])
@@ -47,7 +47,7 @@ def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Pa
 
 
 def _files(root: str, key: str) -> Files:
-    """Where the bytes of a source lie; shards are listed again, which is what finds `key`."""
+    """Return where images are read; a source of shards, the only one without `key`, is listed again."""
     if "://" in root or "::" in root:
         filesystem, folder = open_url(root)
         files: Files = RemoteFiles(filesystem, folder, root)

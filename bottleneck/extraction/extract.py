@@ -1,4 +1,4 @@
-"""Images → frozen trunk → cache: the only place where images, backbone, engine and store meet.
+"""Extract features: run images through a frozen network and store the rows in a cache.
 
     flags, existing cache ──► plan what is missing ──► stream images through the engine ──► commit rows
     ──► one rename
@@ -37,11 +37,11 @@ from bottleneck.store.writer import CacheWriter
 
 @dataclass(frozen=True)
 class ExtractResult:
-    """What a run did.
+    """What an extraction did.
 
     nodes : shape of one row by name.
-    spent : seconds by stage. Reading and decoding are summed over their threads; network is while it was
-        busy, and write what the cache took beside it and at the end.
+    spent : seconds by stage. "read" and "decode" are summed over their threads; "network" is the time in
+        which it ran; "write" is that of the writing thread and of the finished file.
     """
 
     cache: str
@@ -65,7 +65,7 @@ class ExtractResult:
         return dict(vars(self))
 
     def require_rows(self) -> None:
-        """Raise CacheError where not one image gave a row, so that nothing can follow."""
+        """Raise CacheError if no image gave a row, so that nothing can follow."""
         if not self.images:
             with FeatureCache(self.cache) as cache:
                 cache.require_rows()

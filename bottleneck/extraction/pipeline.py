@@ -1,6 +1,4 @@
-"""From a recipe to features: the backbone and its engines, loaded only when an image has to be computed.
-
-A run that finds every row in the cache never gets here past construction, so it needs no torch.
+"""Run images through a frozen network; it is loaded, and torch imported, only when an image is computed.
 
 Shapes: B images of a batch, H × W pixels, V views.
 """
@@ -49,13 +47,13 @@ class Batch:
 
 
 class _Calls:
-    """Calls of the network in threads of their own, so that it need not wait while batches are made and kept.
+    """Calls of the network in threads, so that it runs while batches are prepared and stored.
 
-    Several at once leave no core idle at a call's end, when the last of its passes is still under way.
+    With several calls at once no core is idle at a call's end, while the last of its passes still runs.
 
     Attributes
     ----------
-    busy_seconds : in which at least one call ran.
+    busy_seconds : time in which at least one call ran.
     """
 
     def __init__(self, compute: Callable[..., Batch]) -> None:
@@ -65,18 +63,18 @@ class _Calls:
         self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="bottleneck-call")
 
     def submit(self, at_once: int, *arguments: object) -> Iterator[Batch]:
-        """Begin a call as soon as fewer than `at_once` are running; yields the batch waited for, if any."""
+        """Begin a call once fewer than `at_once` are running; yield the batch that ended first."""
         done = [self._oldest()] if len(self._running) >= min(at_once, MOST_CALLS) else []
         self._running.append(self._pool.submit(self._timed, *arguments))
         yield from done
 
     def rest(self) -> Iterator[Batch]:
-        """The batches still on their way."""
+        """Yield the batches of the calls that are still running."""
         while self._running:
             yield self._oldest()
 
     def close(self) -> None:
-        """End the threads; calls that have not begun are forgotten."""
+        """End the threads; calls that have not begun are dropped."""
         self._pool.shutdown(cancel_futures=True)
 
     def _timed(self, *arguments: object) -> tuple[Batch, float, float]:
@@ -124,9 +122,9 @@ class Trunk:
         return next((engine.name for engine in self._engines.values()), None)
 
     def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
-        """The engine that gives `nodes` in one pass, checked against eager float32 on `example`.
+        """Return the engine that computes `nodes` in one pass, checked against eager float32 on `example`.
 
-        example : (B, H, W, C) uint8, images of the user's own.
+        example : (B, H, W, C) uint8, some of the user's images.
         """
         nodes = tuple(nodes)
         if nodes not in self._engines:
@@ -158,7 +156,7 @@ class Trunk:
         known: Container[bytes] = (),
         views: ViewRecipe | None = None,
     ) -> Iterator[Batch | LoadedImage]:
-        """Features of the images `keys`, batch by batch while later images are being decoded.
+        """Yield features of the images `keys`, batch by batch while later images are being decoded.
 
         Yields a `Batch` for images that were computed, and the bare `LoadedImage` for one without pixels:
         with `error` set it failed; else its digest is in `known` or belongs to an earlier image of this call.
@@ -179,7 +177,7 @@ class Trunk:
                 if len(waiting) == size:
                     yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
                     waiting = []
-                    if self.config.batch_size is None:  # there is an engine now, which knows better
+                    if self.config.batch_size is None:  # the engine exists now and has its best size
                         size = max(engine.batch for engine in self._engines.values())
             if waiting:
                 yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
@@ -187,19 +185,19 @@ class Trunk:
             self.spent["network"] += calls.busy_seconds
 
     def _at_once(self, images: list[LoadedImage], nodes: tuple[str, ...]) -> int:
-        """Calls that the engines of `nodes` take at once; built now if need be, outside of the calls."""
+        """Return how many calls the engines of `nodes` take at once; missing engines are built here."""
         example = None
         for group in self._groups(nodes):
             if group not in self._engines:
-                example = np.stack([image.pixels for image in images]) if example is None else example
+                example = _stacked(images) if example is None else example
                 self.engine(group, example)
         return min(self._engines[group].calls for group in self._groups(nodes))
 
     def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
-        pixels = np.stack([image.pixels for image in images])
-        features, views = self._rows(pixels, nodes), None
+        features, views = self._rows(_stacked(images), nodes), None
         if images[0].views is not None:
-            flat = np.concatenate([image.views for image in images])  # (B·V, H, W, C)
+            views_of = [image.views for image in images if image.views is not None]
+            flat = np.concatenate(views_of)  # (B·V, H, W, C)
             parts = [self._rows(flat[at : at + size], nodes) for at in range(0, len(flat), size)]
             views = tuple(
                 np.concatenate(rows).reshape(len(images), -1, *rows[0].shape[1:])
@@ -208,15 +206,20 @@ class Trunk:
         return Batch(images, features, views)
 
     def _rows(self, pixels: np.ndarray, nodes: tuple[str, ...]) -> tuple[np.ndarray, ...]:
-        """One float32 array (B, …) per node, for pixels (B, H, W, C)."""
+        """Return one float32 array (B, …) per node, for pixels (B, H, W, C)."""
         rows: dict[str, np.ndarray] = {}
         for group in self._groups(nodes):
             rows |= zip(group, self.engine(group, pixels)(pixels), strict=True)
         return tuple(rows[name] for name in nodes)
 
     def _groups(self, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """Nodes that one engine gives: all of them, but int8 nodes only with those calibrated along."""
+        """Group the nodes by engine: all together, but int8 nodes only with those calibrated together."""
         groups: dict[str, list[str]] = {}
         for name in nodes:
             groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
         return [tuple(group) for group in groups.values()]
+
+
+def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:
+    """Return the pixels (B, H, W, C) of images that have them."""
+    return np.stack([image.pixels for image in images if image.pixels is not None])

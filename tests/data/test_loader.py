@@ -13,7 +13,7 @@ from PIL import Image
 
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import pixels_from_bytes
-from bottleneck.data.loader import load_images, readable_pixels
+from bottleneck.data.loader import fill_pixels, load_images, readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
@@ -354,3 +354,24 @@ def test_the_pixels_of_what_can_be_read_come_without_copies():
     assert (pixels.shape, pixels[:, 0, 0, 0].tolist(), sum(done)) == ((2, 8, 8, 3), [1, 2], 4)
     with pytest.raises(SourceError, match=r"None of 1 images of memory can be read; b: is damaged"):
         readable_pixels(source, ["b"], PREPROCESS, workers=1)
+
+
+def test_pixels_are_written_in_order_copies_included_and_failures_left_as_they_were():
+    source = Shelf({"a": picture(1), "b": b"no image", "c": picture(1), "d": picture(2)})
+    out, done = np.full((4, 8, 8, 3), 9, np.uint8), []
+    images = fill_pixels(out, source, list(source.files), PREPROCESS, advance=done.append)
+    assert out[:, 0, 0, 0].tolist() == [1, 9, 1, 2]
+    assert [image.key for image in images if image.error] == ["b"]
+    assert images[0].digest == images[2].digest
+    assert all(image.pixels is None for image in images)
+    assert sum(done) == 4
+
+
+def test_first_views_are_written_in_place_of_pixels():
+    source = shelf(3)
+    source.files["003"] = source.files["001"]
+    recipe = ViewRecipe(count=2, seed=3)
+    out = np.zeros((4, 8, 8, 3), np.uint8)
+    fill_pixels(out, source, list(source.files), PREPROCESS, views=recipe)
+    views = [image.views[0] for image in load(shelf(3), views=recipe)]
+    assert np.array_equal(out, np.stack([*views, views[1]]))

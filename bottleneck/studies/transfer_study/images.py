@@ -14,12 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.errors import BottleneckError, SourceError
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.threads import thread_budget
 
 VAL_FRACTION = 0.25  # of train, where the source sets nothing aside for val
 FEWEST_TRAIN, FEWEST_VAL = 4, 2  # images of every class
@@ -101,16 +100,14 @@ def read_images(
     splits = listed.samples.split[chosen]
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     pixels = temporary_array(folder, shape, np.uint8)
-    digest, first = hashlib.sha256(), dict[bytes, int]()
+    digest = hashlib.sha256()
     with reporter.step("Reading", total=len(keys), unit="images") as advance:
-        for i, image in enumerate(load_images(listed, keys, preprocess, workers=thread_budget().decode)):
-            if image.error is not None or image.digest is None:
-                codes[i] = -1
-            else:
-                row = first.setdefault(image.digest, i)  # the loader gives a copy's pixels only once
-                pixels[i] = pixels[row] if image.pixels is None else image.pixels
-                digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
-            advance(1)
+        images = fill_pixels(pixels, listed, keys, preprocess, advance=advance)
+    for i, image in enumerate(images):
+        if image.digest is None or image.error is not None:
+            codes[i] = -1
+        else:
+            digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
     return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest())
 
 
