@@ -1,17 +1,17 @@
-"""Errors for users: what was wrong, what was got, what was expected or the choices, and the next command.
+"""Errors for users: what was wrong, what was given, what was expected, and what to do next.
 
 Every error that this package raises on purpose is a `BottleneckError`; the command line prints its one line
-and exits 1. Anything else is a defect and keeps its traceback.
+and exits with 1. Any other error is a defect.
 """
 
 
 class BottleneckError(Exception):
-    """A failure that the user can act upon.
+    """A failure that the user can do something about.
 
     Parameters
     ----------
     message : str
-        What was wrong, what was got and what was expected, as one sentence without line breaks.
+        What was wrong, what was given and what was expected, as one sentence without line breaks.
     hint : str, optional
         What to do next: a command, a flag, a place to look.
     """
@@ -26,11 +26,11 @@ class BottleneckError(Exception):
 
 
 class SourceError(BottleneckError):
-    """The source of images (folder, manifest, shard, URL) cannot be read as asked."""
+    """The source of images (folder, manifest, shard, URL) cannot be read."""
 
 
 class ImageError(BottleneckError):
-    """One image cannot be turned into pixels. Listed as a failure; it never ends a run by itself."""
+    """One image cannot be decoded. It is listed as a failure and does not stop a run by itself."""
 
 
 class CacheError(BottleneckError):
@@ -38,7 +38,7 @@ class CacheError(BottleneckError):
 
 
 class FingerprintError(CacheError):
-    """Two recipes that must agree (cache, head, model) differ; `fields` names where."""
+    """Two recipes that must agree (cache, head, model) differ; `fields` names the differing fields."""
 
     def __init__(self, message: str, hint: str = "", fields: tuple[str, ...] = ()) -> None:
         super().__init__(message, hint)
@@ -46,11 +46,11 @@ class FingerprintError(CacheError):
 
 
 class BackboneError(BottleneckError):
-    """A backbone, its weights or one of its nodes cannot be had."""
+    """A backbone, its weights or one of its nodes does not exist or cannot be loaded."""
 
 
 class EngineError(BottleneckError):
-    """An engine cannot run the trunk, or its numbers leave the promised bounds."""
+    """An engine cannot run the trunk, or its outputs differ from the reference by more than the bound."""
 
 
 class FitError(BottleneckError):
@@ -58,7 +58,7 @@ class FitError(BottleneckError):
 
 
 class ArtifactError(BottleneckError):
-    """A head or model file cannot be read, or does not fit what it is used with."""
+    """A head or model file cannot be read, or does not match what it is used with."""
 
 
 class WriteError(ArtifactError, CacheError):
@@ -69,6 +69,6 @@ LONGEST_REASON = 300  # characters
 
 
 def first_line(error: object) -> str:
-    """What a library's exception says, to be put into a sentence of ours; its kind where it says nothing."""
+    """Return the first line of an exception's message, to quote it in a sentence; its type if it is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[0].split())[:LONGEST_REASON].rstrip(".")

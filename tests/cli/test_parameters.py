@@ -132,29 +132,28 @@ def test_the_parameters_of_a_command_are_those_of_the_library(name):
 @each_command
 def test_a_command_has_the_defaults_of_the_library(name):
     context = without_flags(name)
-    for parameter, item in library_parameters(name).items():
-        if not item.required and item.name == parameter:
-            found = context.params[item.name]
-            expected = [item.type_cast_value(context, value) for value in signature_defaults(name, parameter)]
-            assert [found] * len(expected) == expected, parameter
+    optional = {
+        parameter: item
+        for parameter, item in library_parameters(name).items()
+        if not item.required and item.name == parameter
+    }
+    for parameter, item in optional.items():
+        for default in signature_defaults(name, parameter):
+            assert context.params[parameter] == item.type_cast_value(context, default), parameter
 
 
 @each_command
 def test_every_flag_has_a_help_text_and_shows_its_default(name):
     context = without_flags(name)
-    for item in LEAVES[name].params:
-        if isinstance(item, click.Option):
-            assert len(item.help.split()) > 2, item.name
-            assert "[default" not in item.help, item.name
-            assert item.required or item.show_default or not context.params[item.name], item.name
+    for item in (item for item in LEAVES[name].params if isinstance(item, click.Option)):
+        assert len(item.help.split()) > 2, item.name
+        assert "[default" not in item.help, item.name
+        assert item.required or item.show_default or not context.params[item.name], item.name
 
 
 @pytest.mark.parametrize(
     "function",
-    [
-        *(function for functions in FUNCTIONS.values() for function in functions),
-        survey,
-    ],
+    [*(function for functions in FUNCTIONS.values() for function in functions), survey],
     ids=lambda function: function.__qualname__,
 )
 def test_no_public_function_takes_anything(function):
