@@ -61,6 +61,10 @@ class ArtifactError(BottleneckError):
     """A head or model file cannot be read, or does not match what it is used with."""
 
 
+class StrictError(BottleneckError):
+    """A decision that changes the result was refused because the user asked for `--strict`."""
+
+
 class WriteError(ArtifactError, CacheError):
     """A file cannot be written: the disk is full, or its folder is read-only."""
 
@@ -72,3 +76,41 @@ def first_line(error: object) -> str:
     """Return the first line of an exception's message, to quote it in a sentence; its type if it is empty."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return " ".join(lines[0].split())[:LONGEST_REASON].rstrip(".")
+
+
+@dataclass(frozen=True)
+class Note:
+    """A decision taken for the user: something dropped, guessed, merged, reused or overridden.
+
+    code : stable kebab-case word for programs, such as "classes-without-training-samples".
+    message : one sentence that says what was decided, and where useful a second one: what to do.
+    changes_result : whether the decision changes what is learnt or measured; `--strict` refuses such notes.
+    details : further JSON values, for example the names or counts concerned.
+    """
+
+    code: str
+    message: str
+    changes_result: bool = False
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """Return {"code", "message", "changes_result", …details}."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "changes_result": self.changes_result,
+            **self.details,
+        }
+
+
+def refuse_strict(notes: Iterable[Note], strict: bool) -> None:
+    """Raise StrictError if `strict` and one of `notes` changes what is learnt or measured."""
+    refused = [note for note in notes if note.changes_result]
+    if strict and refused:
+        more = f" ({len(refused) - 1} more such notes)" if len(refused) > 1 else ""
+        raise StrictError(
+            f"{refused[0].message}{more}", "Correct the input, or leave --strict out to accept the decision."
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bottleneck.errors import first_line
+from bottleneck.errors import Note, StrictError, first_line, refuse_strict
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,18 @@ from bottleneck.errors import first_line
 )
 def test_a_reason_is_one_short_line(error, said):
     assert first_line(error) == said
+
+
+def test_strict_refuses_notes_that_change_the_result():
+    harmless = Note("cells-stripped", "3 cells were stripped.")
+    harmful = Note("split-guessed", "The split was guessed.", changes_result=True, details={"rows": 3})
+    refuse_strict([harmless], strict=True)
+    refuse_strict([harmful], strict=False)
+    with pytest.raises(StrictError, match="The split was guessed"):
+        refuse_strict([harmless, harmful], strict=True)
+    assert harmful.to_json() == {
+        "code": "split-guessed",
+        "message": "The split was guessed.",
+        "changes_result": True,
+        "rows": 3,
+    }
