@@ -2,7 +2,15 @@
 
 Every error that this package raises on purpose is a `BottleneckError`; the command line prints its one line
 and exits with 1. Any other error is a defect.
+
+A `Note` is not an error: it reports a decision that was taken for the user, and goes into the result.
 """
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
 
 
 class BottleneckError(Exception):

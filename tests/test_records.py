@@ -1,4 +1,4 @@
-"""Records from a stranger's file: the fields expected, each of its type, or an error that says which is not."""
+"""Records from a stranger's file: the expected fields, each of its type, or an error that names one."""
 
 import pytest
 
