@@ -17,11 +17,13 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 
 LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")
+CLASS_WEIGHTS = ("balanced",)
 MULTI_CLASS = ("multinomial", "ovr")  # one softmax, or one sigmoid per class
 
 STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays
 
 EXPORT_FORMATS = ("onnx", "torch")
+HEADS_FOLDER = "heads"  # where heads are written by default
 TOP_CLASSES = 5  # listed per prediction
 DEMO_FOLDER = "bottleneck-demo"
 

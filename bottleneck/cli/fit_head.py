@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from shlex import quote
+from typing import Any
 
 import click
+from rich.console import RenderableType
 
-from bottleneck.cli.options import Memory, labels_options
+from bottleneck.cli.options import DEVICES, Memory, labels_options, setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
-
-SPLITS = ("train", "val", "test")
+from bottleneck.fitting.config import FitConfig
+from bottleneck.heads.config import AUTO_C
+from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SPLITS
 
 
 class Strength(click.ParamType):
@@ -49,52 +52,96 @@ class Counts(click.ParamType):
 
 @click.command()
 @click.argument("cache", type=click.Path())
-@click.option("--target", "targets", multiple=True, help="May be repeated. [default: all there are]")
+@click.option(
+    "--target",
+    "targets",
+    multiple=True,
+    show_default="all",
+    help="Target (column of labels) to fit heads for; may be repeated.",
+)
 @labels_options
 @click.option(
-    "--regression", multiple=True, help="Target whose whole numbers are quantities, not classes; repeatable."
+    "--regression",
+    multiple=True,
+    help="Target whose whole numbers are quantities, not names of classes; may be repeated.",
 )
-@click.option("--node", "nodes", multiple=True, help="May be repeated. [default: all vectors in the cache]")
 @click.option(
+    "--node",
+    "nodes",
+    multiple=True,
+    show_default="all vectors in the cache",
+    help="Node whose cached features heads are fitted on; may be repeated.",
+)
+@setting(
+    FitConfig,
     "--head",
     multiple=True,
-    type=click.Choice(["logistic", "ridge", "nearest-mean", "knn", "mlp"]),
-    default=["logistic"],
-    help="May be repeated. [default: logistic]",
+    type=click.Choice(HEAD_KINDS),
+    help="Kind of head to fit; may be repeated.",
 )
-@click.option("--C", "C", type=Strength(), default="auto", help="Inverse penalty. [default: cross-validated]")
-@click.option("--cv", type=click.IntRange(2, 100), default=5, show_default=True, help="Folds.")
-@click.option("--one-standard-error", is_flag=True, help="Take the simplest head as good as the best one.")
-@click.option("--class-weight", type=click.Choice(["balanced"]), help="Let rare classes count as much.")
-@click.option(
+@setting(
+    FitConfig,
+    "--C",
+    "C",
+    type=Strength(),
+    help=f"Inverse strength of the penalty: numbers to choose from, or auto for {len(AUTO_C)} values.",
+)
+@setting(FitConfig, "--cv", type=click.IntRange(2, 100), help="Number of folds of the cross-validation.")
+@setting(
+    FitConfig,
+    "--one-standard-error",
+    is_flag=True,
+    help="Choose the smallest C whose score is within one standard error of the best.",
+)
+@setting(
+    FitConfig,
+    "--class-weight",
+    type=click.Choice(CLASS_WEIGHTS),
+    help="balanced gives every class the same total weight in the loss.",
+)
+@setting(
+    FitConfig,
     "--multi-class",
-    type=click.Choice(["multinomial", "ovr"]),
-    default="multinomial",
+    type=click.Choice(MULTI_CLASS),
+    help="How several classes are predicted: by one softmax, or by one sigmoid per class (ovr).",
+)
+@setting(
+    FitConfig,
+    "--shots",
+    type=Counts(),
+    help="Train images per class for a curve of accuracy by their number, such as 1,2,5,10.",
+)
+@setting(
+    FitConfig, "--repeats", type=click.IntRange(1, 1000), help="Random draws for each number of --shots."
+)
+@setting(FitConfig, "--views", is_flag=True, help="Train on the cached views, validate on plain features.")
+@setting(
+    FitConfig,
+    "--memory",
+    type=Memory(),
+    help="Memory for features and the work on them, such as 512MiB; more is read in blocks.",
+)
+@setting(FitConfig, "--device", help=f"Device that fits the heads: {DEVICES}")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    default=HEADS_FOLDER,
     show_default=True,
-    help="One softmax, or one sigmoid per class.",
+    help="Folder for the heads.",
 )
-@click.option("--shots", type=Counts(), help="Images per class for the k-shot curve, such as 1,2,5,10.")
-@click.option(
-    "--repeats", type=click.IntRange(1, 1000), default=20, show_default=True, help="Draws per shot."
-)
-@click.option("--views", is_flag=True, help="Train on the cached views, validate on plain features.")
-@click.option("--memory", type=Memory(), help="For rows and work; more is streamed. [default: 4GiB]")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1 …")
-@click.option(
-    "-o", "--output", type=click.Path(), default="heads", show_default=True, help="Folder for heads."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of folds, shots and networks.")
+@setting(FitConfig, "--seed", type=int, help="Seed of the folds, of the draws of shots and of networks.")
 @shows_results
-def command(terminal: Terminal, cache: str, **options: object) -> None:
+def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting.fit_heads import fit_heads
     from bottleneck.report.head_curves import head_curves
 
-    result = fit_heads(cache, reporter=terminal, **options)
+    result = fit_heads(cache, labels=labels, reporter=terminal, **options)
     files = result.files | head_curves(result)
     splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
-    shown = [
+    shown: list[RenderableType] = [
         table(
             "Heads",
             ("target", "node", "head", "C", "n", "cv", *splits, f"{measured} 95 %"),
@@ -105,8 +152,8 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
                     head["head"],
                     head["C"],
                     head["n"],
-                    _first(head["cv_accuracy"], head, "cv"),
-                    *(_first(head["accuracy"].get(split), head, split) for split in splits),
+                    _score(head["cv_accuracy"], head, "cv"),
+                    *(_score(head["accuracy"].get(split), head, split) for split in splits),
                     _interval(head["accuracy_ci95"].get(measured)),
                 )
                 for head in result.heads
@@ -121,13 +168,13 @@ def command(terminal: Terminal, cache: str, **options: object) -> None:
     shown += [f"Wrote {path}" for path in files.values()]
     values = result.to_json() | {"files": files}
     again = f"{quote(result.heads[0]['path'])} {quote(cache)}"
-    if options["labels"] is not None:
-        again += f" --labels {quote(options['labels'])}"
+    if labels is not None:
+        again += f" --labels {quote(labels)}"
     terminal.result(values, *shown, f"Next: bottleneck evaluate {again}")
 
 
-def _first(accuracy: float | None, head: dict, split: str) -> float | str | None:
-    """Accuracy, or R² where the target is a number."""
+def _score(accuracy: float | None, head: dict[str, Any], split: str) -> float | str | None:
+    """Return the accuracy, or R² if the target is a number."""
     if accuracy is not None or "r2" not in head:
         return accuracy
     value = head["r2"].get(split)

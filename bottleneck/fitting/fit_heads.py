@@ -24,7 +24,7 @@ from bottleneck.heads.config import SweepConfig, grid_of
 from bottleneck.heads.few_shot import shot_scores
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.solver.problem import TargetProblem
-from bottleneck.names import LINEAR_HEADS
+from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
@@ -73,7 +73,7 @@ def fit_heads(
     memory: int | None = FitConfig.memory,
     device: str = FitConfig.device,
     seed: int = FitConfig.seed,
-    output: str | os.PathLike[str] = "heads",
+    output: str | os.PathLike[str] = HEADS_FOLDER,
     reporter: Reporter = SILENT,
 ) -> FitResult:
     """Fit heads on the train split of a cache: one for every target, node and kind.

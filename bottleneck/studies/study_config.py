@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.errors import BottleneckError
-from bottleneck.names import BOTTLENECK
+from bottleneck.names import BOTTLENECK, HEADS_FOLDER
 
 LEAST_BUDGET = 40  # samples; fewer cannot show which strategy is better
 MEASURES = ("logme", "h_score", "leep", "knn")  # of transferability; larger is better in each
@@ -36,7 +36,7 @@ class RankConfig:
     target: str | None = None  # the first one with classes by default
     by: str = "logme"  # one of MEASURES, by which caches are ordered
     check: bool = False  # also fit heads, and correlate the measures with their accuracy
-    output: str | Path = "heads"  # folder of those heads
+    output: str | Path = HEADS_FOLDER  # folder of those heads
     seed: int = 0  # of the draw of queries for kNN, and of the heads' folds
 
     def __post_init__(self) -> None:
