@@ -22,6 +22,7 @@ from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
 from bottleneck.errors import BackboneError
+from bottleneck.names import PATCH_IMAGES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.threads import thread_budget
 
@@ -65,7 +66,7 @@ def patches_of_source(
     nodes: Sequence[str] = (),
     *,
     preprocess: Preprocess | None = None,
-    limit: int = 300,
+    limit: int = PATCH_IMAGES,
     reporter: Reporter = SILENT,
 ) -> list[Patches]:
     """`strongest_patches` of several nodes over the first images of a source, from the stem upwards.

@@ -41,7 +41,7 @@ from bottleneck.backbones.recipe import (
 )
 from bottleneck.backbones.weights import classes_in, load_weights, read_weights
 from bottleneck.errors import BackboneError
-from bottleneck.names import DEFAULT_BACKBONE
+from bottleneck.names import DEFAULT_BACKBONE, DEFAULT_CHANNELS
 
 FAMILIES: tuple[Family, ...] = (efficientnet_lite, small_cnn, torchvision_models, timm_models)
 
@@ -54,7 +54,7 @@ def load_backbone(
     *,
     weights: str | None = None,
     seed: int = 0,
-    in_channels: int = 3,
+    in_channels: int = DEFAULT_CHANNELS,
     depth: int | None = None,
     trust_code: bool = False,
 ) -> Backbone:
@@ -112,7 +112,11 @@ def load_backbone(
 
 
 def outline(
-    name: str = DEFAULT_BACKBONE, *, in_channels: int = 3, depth: int | None = None, trust_code: bool = False
+    name: str = DEFAULT_BACKBONE,
+    *,
+    in_channels: int = DEFAULT_CHANNELS,
+    depth: int | None = None,
+    trust_code: bool = False,
 ) -> Backbone:
     """The architecture alone: blocks, nodes, shapes and counts, but no weights (its tensors are on `meta`).
 

@@ -12,7 +12,15 @@ from bottleneck.cli.options import Crop, engine_options, reading_options, settin
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
-from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_CHANNELS, DEFAULT_POOL, DTYPES, POOLS
+from bottleneck.names import (
+    BOTTLENECK,
+    DEFAULT_BACKBONE,
+    DEFAULT_CHANNELS,
+    DEFAULT_POOL,
+    DTYPES,
+    POOLS,
+    SMALL_CNN_DEPTH,
+)
 
 
 @click.command()
@@ -90,6 +98,7 @@ from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_CHANNELS, DEF
     ExtractConfig,
     "--depth",
     type=click.IntRange(1, 6),
+    show_default=str(SMALL_CNN_DEPTH),
     help="Blocks of the small CNN, with --backbone small_cnn.",
 )
 @setting(

@@ -9,7 +9,7 @@ import click
 from bottleneck.cli.options import Crop, trust_code_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BackboneError
-from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES
+from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES, SMALL_CNN_DEPTH
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -42,7 +42,12 @@ class References(click.ParamType):
     show_default=True,
     help="Colour channels of the network's input; 1 is for grey images.",
 )
-@click.option("--depth", type=click.IntRange(1), help="Blocks of the small CNN, for the backbone small_cnn.")
+@click.option(
+    "--depth",
+    type=click.IntRange(1),
+    show_default=str(SMALL_CNN_DEPTH),
+    help="Blocks of the small CNN, for the backbone small_cnn.",
+)
 @click.option(
     "--image-size",
     type=click.IntRange(8, 4096),
