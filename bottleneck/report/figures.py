@@ -79,8 +79,8 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
 
     Figures are made without pyplot: there is no global state and no display, and threads can draw.
     """
-    fonts = {"font.family": list(families()), "font.size": font_size, "axes.titlesize": font_size + 1}
-    with mpl.rc_context(fonts):
+    family = list(families())
+    with mpl.rc_context({"font.family": family, "font.size": font_size, "axes.titlesize": font_size + 1}):
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
         with whole_file(Path(path)) as file:
