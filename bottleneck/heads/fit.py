@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from bottleneck.errors import FitError
 from bottleneck.heads.baselines import KNNHead, NearestMeanHead
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
@@ -40,12 +39,8 @@ def fit_kind(
 ) -> list[HeadFit]:
     """Fit one kind of head on all problems, which are on the same n samples.
 
+    problems : only of class targets for kinds that are not linear.
     rows : (n, D). views : (n, V, D), on which linear heads are fitted instead; they are scored on `rows`.
-
-    Raises
-    ------
-    FitError
-        A kind that predicts classes is given another target.
     """
     if kind not in LINEAR_HEADS:
         heads = []
@@ -69,11 +64,6 @@ def fit_kind(
 def _fit_classes(kind: str, rows: RowReader, problem: TargetProblem, seed: int) -> HeadFit:
     """Fit a head without C on all labelled samples, and once more without each fold."""
     target, fold = problem.target, problem.fold
-    if target.kind != "class":
-        raise FitError(
-            f"A {kind} head predicts classes; {target.name!r} is a {target.kind} target.",
-            "Use --head logistic or --head ridge.",
-        )
     fit = _fitter(kind, problem, seed)
     labelled = np.flatnonzero(target.labelled)
 

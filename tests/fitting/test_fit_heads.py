@@ -222,6 +222,23 @@ def test_groups_keep_together(tmp_path):
     assert b["cv_accuracy"] < 0.8
 
 
+@pytest.mark.parametrize("kind", ["logistic", "ridge", "knn"])
+def test_a_target_without_folds_stands_beside_one_with_folds(tmp_path, kind):
+    """All labels of the second target are in one group, so that it cannot be cross-validated."""
+    X, y = features(60, D, 2)
+    group = np.repeat(["g0", "g1", "g2"], 20).astype(object)
+    few = np.where(group == "g0", y, -1)
+    targets = [class_target(y), class_target(few, "few", ("c0", "c1"))]
+    cache = write_cache(tmp_path / "x.h5", X, targets, group=group)
+    result = fit_heads(cache, head=kind, cv=3, output=tmp_path / "heads")
+    label, few = sorted(result.heads, key=lambda record: record["target"], reverse=True)
+    assert label["cv_accuracy"] > 0.5
+    assert few["cv_accuracy"] is None
+    assert few["out_of_fold"] is None
+    assert few["accuracy"]["train"] > 0.5
+    assert any("one group only" in note for note in result.notes)
+
+
 def test_constant_columns(tmp_path):
     X, y = features(60, D, 2)
     X[:, :4] = 7
@@ -257,5 +274,5 @@ def test_unknown_names(world, tmp_path):
 def test_a_kind_that_answers_classes_only(tmp_path):
     X, _ = features(20, D, 2)
     cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
-    with pytest.raises(FitError, match="knn head answers class targets"):
+    with pytest.raises(FitError, match="knn head predicts classes"):
         fit_heads(cache, head="knn", output=tmp_path)
