@@ -35,7 +35,7 @@ from bottleneck.heads.row_blocks import (
     read_checked,
     without_torch,
 )
-from bottleneck.heads.solver.design import Standardisation, standardisation
+from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 

@@ -14,10 +14,11 @@ import torch
 from bottleneck.errors import FitError
 from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.row_blocks import SelectedRows
-from bottleneck.heads.solver.design import Standardisation, build_design, standardisation, streamed_like
+from bottleneck.heads.solver.design import build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, Task, group_tasks
+from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader, Target
 from bottleneck.threads import WorkerPool
@@ -103,7 +104,8 @@ class _Measure:
         problems = [TargetProblem(target, no_fold, sample_weight=draw[drawn] * 1.0) for draw in draws]
         tasks = [problem.tasks()[0].take(order) for problem in problems]
         groups, _ = group_tasks(tasks, 0, design.dtype, design.device)
-        (solution,) = solve_path(Passes(design, self.pool), groups, [C], config.tol, config.memory)
+        passes = Passes(design, self.pool)
+        (solution,) = solve_path(passes, groups, [C], tol=config.tol, memory=config.memory)
         everything = streamed_like(design, self.rows)
         zeros = np.zeros(self.rows.shape[0], np.int8)  # predictions need no codes and no weights
         unlabelled = [Task(zeros, zeros, task.columns, zeros + NO_FOLD) for task in tasks]

@@ -17,16 +17,11 @@ from bottleneck.heads.cross_validation import CrossValidation, HeldOutLogits, cr
 from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.row_blocks import is_double
-from bottleneck.heads.solver.design import (
-    Design,
-    Standardisation,
-    build_design,
-    standardisation,
-    streamed_like,
-)
+from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import REFIT_TOLERANCE, Solution, refit, solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks, weights_by_code
+from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.names import MULTI_CLASS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader, Target
@@ -59,7 +54,8 @@ def sweep(
     with WorkerPool(config.device) as pool:
         run = _Sweep(rows, problems, config, plain, pool)
         with reporter.step("Fitting heads", total=len(Cs), unit="values of C") as advance:
-            for solution in solve_path(run.passes, run.groups, Cs, config.tol, config.memory):
+            path = solve_path(run.passes, run.groups, Cs, tol=config.tol, memory=config.memory)
+            for solution in path:
                 run.solutions.append(solution)
                 advance(1)
         results = cross_validate(problems, Cs, run.held_out, config.one_standard_error)
@@ -143,7 +139,7 @@ class _Sweep:
                 self.groups[group],
                 solution.coef[group],
                 solution.C,
-                members,
+                tasks=members,
                 tol=tol,
                 memory=self.config.memory,
             )

@@ -24,15 +24,10 @@ from bottleneck.heads.row_blocks import (
     linear_outputs,
     without_torch,
 )
-from bottleneck.heads.solver.design import (
-    Design,
-    Standardisation,
-    build_design,
-    standardisation,
-    streamed_like,
-)
+from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors, weights_by_code
 from bottleneck.heads.solver.ridge_path import Moments, RidgePath, moments_by_fold
+from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, ArrayRows, RowReader, Target
 from bottleneck.threads import WorkerPool

@@ -8,7 +8,7 @@ Shapes: n rows, D features, V views, B rows of a block, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import DTypeLike
 
 from bottleneck.errors import FitError
 from bottleneck.samples import ArrayRows, RowReader
+from bottleneck.threads import WorkerPool
 
 BLOCK_BYTES = 8 << 20
 
@@ -100,6 +101,26 @@ def read_checked(rows: RowReader, start: int, stop: int, dtype: DTypeLike = np.f
             "Look at that image, or extract again with --dtype float32 where float16 overflowed.",
         )
     return block
+
+
+def read_blocks(rows: RowReader, size: int, dtype: DTypeLike) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield (start, stop, rows (B, D) as `dtype`, all finite) of all blocks of `size` rows."""
+    for start, stop in blocks(rows, size):
+        yield start, stop, read_checked(rows, start, stop, dtype)
+
+
+def sum_blocks(
+    pool: WorkerPool, work: Callable[..., tuple[Any, ...]], rows: RowReader, size: int, *, dtype: DTypeLike
+) -> list[np.ndarray]:
+    """Sum each part of work(start, stop, block) over all blocks, in float64."""
+    totals: list[np.ndarray] = []
+    for parts in pool.run(work, read_blocks(rows, size, dtype)):
+        if not totals:
+            totals = [np.asarray(part, np.float64) for part in parts]
+            continue
+        for total, part in zip(totals, parts, strict=True):
+            total += part
+    return totals
 
 
 def linear_outputs(rows: RowReader, coef: np.ndarray, intercept: np.ndarray) -> np.ndarray:

@@ -206,8 +206,8 @@ def child_exact(path: str) -> dict:
     solutions = []
     solve = module.solve_path
 
-    def watched(*arguments):
-        for solution in solve(*arguments):
+    def watched(*arguments, **options):
+        for solution in solve(*arguments, **options):
             solutions.append(solution)
             yield solution
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +22,8 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from bottleneck.errors import FitError
-from bottleneck.heads.row_blocks import block_size, blocks, read_checked
+from bottleneck.heads.row_blocks import block_size, blocks, read_blocks, read_checked, sum_blocks
+from bottleneck.heads.standardise import Standardisation
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
@@ -34,63 +34,6 @@ RESIDENT_FACTOR = 1.25  # memory that rows need, relative to their size
 STREAM_BYTES = 4 << 20  # of a streamed block; a constant, so that sums do not depend on the memory allowed
 
 Part = TypeVar("Part")
-
-
-@dataclass(frozen=True)
-class Standardisation:
-    """mean, scale : (D,) float64; scale is 1 where a feature is constant. constant : (D,) bool."""
-
-    mean: np.ndarray
-    scale: np.ndarray
-    constant: np.ndarray
-
-    @classmethod
-    def identity(cls, width: int) -> Standardisation:
-        """Return the standardisation that leaves every feature unchanged."""
-        return cls(np.zeros(width), np.ones(width), np.zeros(width, bool))
-
-    def apply(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Return the standardised block (B, D) in its dtype, in `out` or in a new array."""
-        out = np.subtract(block, self.mean.astype(block.dtype), out=out)
-        out *= (1 / self.scale).astype(block.dtype)
-        return out
-
-    def fold(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return coef (K, D) and intercept (K,) on raw features for those on standardised ones; float64."""
-        raw = coef / self.scale
-        return raw, intercept - raw @ self.mean
-
-
-def standardisation(
-    rows: RowReader, pool: WorkerPool, weights: np.ndarray | None = None, dtype: DTypeLike = np.float32
-) -> Standardisation:
-    """Return the mean and standard deviation of every feature, weighted by `weights` (n,) where given.
-
-    One pass with float64 sums. The first row is subtracted before squaring, so that a large mean costs no
-    digits.
-
-    Raises
-    ------
-    FitError
-        A feature is NaN or infinite.
-    """
-    n, D = rows.shape
-    shift = np.zeros(D) if n == 0 else read_checked(rows, 0, 1, dtype)[0].astype(np.float64)
-
-    def moments(start: int, stop: int, block: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        shifted = block - shift
-        w = np.ones(stop - start) if weights is None else weights[start:stop]
-        first = w @ shifted
-        return w.sum(), first, w @ np.square(shifted, out=shifted)
-
-    total, first, second = _summed(pool, moments, rows, block_size(D), dtype=dtype)
-    first = first / total
-    variance = np.maximum(second / total - first**2, 0)
-    mean = first + shift
-    # The variance that rounding gives a constant feature, with the limit of scikit-learn's StandardScaler.
-    eps = np.finfo(np.float64).eps
-    constant = variance <= n * eps * variance + (n * eps * mean) ** 2
-    return Standardisation(mean, np.where(constant, 1.0, np.sqrt(variance)), constant)
 
 
 def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -108,26 +51,6 @@ def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         nonzero[1:] = values[1:] > max(values[0], 0) * len(values) * limits.eps
     floor = max(float(values[0]) * limits.eps, limits.tiny)
     return np.maximum(values[nonzero], floor), np.ascontiguousarray(vectors[:, nonzero])
-
-
-def _read_blocks(rows: RowReader, size: int, dtype: DTypeLike) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (start, stop, rows (B, D) as `dtype`, all finite) of all blocks of `size` rows."""
-    for start, stop in blocks(rows, size):
-        yield start, stop, read_checked(rows, start, stop, dtype)
-
-
-def _summed(
-    pool: WorkerPool, work: Callable[..., tuple[Any, ...]], rows: RowReader, size: int, *, dtype: DTypeLike
-) -> list[np.ndarray]:
-    """Sum each part of work(start, stop, block) over all blocks, in float64."""
-    totals: list[np.ndarray] = []
-    for parts in pool.run(work, _read_blocks(rows, size, dtype)):
-        if not totals:
-            totals = [np.asarray(part, np.float64) for part in parts]
-            continue
-        for total, part in zip(totals, parts, strict=True):
-            total += part
-    return totals
 
 
 class Design(ABC):
@@ -325,7 +248,7 @@ def build_design(
         z = standard.apply(block)
         return (z.T @ z,)
 
-    (gram,) = _summed(pool, square, rows, block_size(D, STREAM_BYTES), dtype=np.float32)
+    (gram,) = sum_blocks(pool, square, rows, block_size(D, STREAM_BYTES), dtype=np.float32)
     values, vectors = eigenbasis(gram.astype(np.float32))
     return StreamedDesign(rows, values, vectors, standard, device=pool.device), np.arange(n)
 
@@ -348,7 +271,7 @@ def _load(
     def fill(start: int, stop: int, block: np.ndarray) -> None:
         z[index[start:stop]] = standard.apply(block)
 
-    for _ in pool.run(fill, _read_blocks(rows, BLOCK_ROWS, dtype)):
+    for _ in pool.run(fill, read_blocks(rows, BLOCK_ROWS, dtype)):
         pass
     return z
 

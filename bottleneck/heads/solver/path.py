@@ -80,6 +80,7 @@ def solve_path(
     passes: Passes,
     groups: Sequence[TaskGroup],
     Cs: Sequence[float],
+    *,
     tol: float = TOLERANCE,
     memory: int = DEFAULT_MEMORY,
 ) -> Iterator[Solution]:
@@ -124,8 +125,8 @@ def refit(
     group: TaskGroup,
     coef: Tensor,
     C: float,
-    tasks: Sequence[int],
     *,
+    tasks: Sequence[int],
     tol: float,
     memory: int,
 ) -> tuple[Tensor, Tensor]:

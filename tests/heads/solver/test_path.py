@@ -49,8 +49,8 @@ def test_every_head_of_a_sweep_reaches_its_optimum(monkeypatch):
     asked = question(y, 3, folds=4)
     solutions = []
 
-    def watched(*arguments):
-        for solution in solve_path(*arguments):
+    def watched(*arguments, **options):
+        for solution in solve_path(*arguments, **options):
             solutions.append(solution)
             yield solution
 
