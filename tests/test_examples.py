@@ -28,13 +28,26 @@ def few_digits(folder):
     return folder
 
 
-def test_heads_answers_both_questions_on_every_node(tmp_path, monkeypatch, capsys):
-    example = load("heads")
-    nodes = ("features.block3@avg2", "bottleneck")
-    monkeypatch.setattr(example, "NODES", nodes)
+def load_small(name, monkeypatch):
+    """An example as a module, that takes few images and a small network."""
+    example = load(name)
     monkeypatch.setattr(example, "write_digits", few_digits)
     small = {"backbone": "small_cnn", "engine": "torch", "image_size": 64}
     monkeypatch.setattr(example, "extract", lambda *given, **options: extract(*given, **options, **small))
+    return example
+
+
+def test_estimators_saves_a_head_that_is_as_accurate(tmp_path, monkeypatch, capsys):
+    load_small("estimators", monkeypatch).main(tmp_path)
+    alone, pipeline, saved = capsys.readouterr().out.splitlines()
+    assert pipeline.startswith("behind PCA: ")
+    assert alone.removeprefix("head alone: ").removesuffix(" on test") == saved.removeprefix("saved head: ")
+
+
+def test_heads_answers_both_questions_on_every_node(tmp_path, monkeypatch, capsys):
+    example = load_small("heads", monkeypatch)
+    nodes = ("features.block3@avg2", "bottleneck")
+    monkeypatch.setattr(example, "NODES", nodes)
     example.main(tmp_path)
     lines = capsys.readouterr().out.splitlines()
     questions = {tuple(line.split()[:2]) for line in lines[:4]}

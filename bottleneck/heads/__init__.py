@@ -1,1 +1,1 @@
-"""Classifiers on features: the batched solver, the estimators, their selection, the head artifact."""
+"""Fit heads on features: kinds of head, cross-validation, metrics, the head file, and the batched solver."""

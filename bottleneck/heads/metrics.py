@@ -1,10 +1,6 @@
-"""One temperature for all logits, so that held-out probabilities mean what they say (Guo et al. 2017).
+"""Metrics of predictions with their uncertainty, and the temperature that calibrates probabilities.
 
-Shapes: n samples, C classes or labels.
-
-How good predictions are: one number for each question, with the uncertainty of accuracies beside it.
-
-Shapes: n samples, C classes, L labels of a multi-label target.
+Shapes: n samples, K classes, or K labels of a multi-label target.
 """
 
 from __future__ import annotations
@@ -23,12 +19,14 @@ from bottleneck.heads.row_blocks import block_size
 
 ECE_BINS = 15  # as in Guo et al. 2017
 TINY = np.finfo(np.float64).tiny
+BLOCK_BYTES = 1 << 20  # of logits; computing their probabilities takes ten times as much
+LOG_RANGE = np.log(1e3)  # temperatures are searched between 1/1000 and 1000 times the logits' mean size
 
 
 def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a share (Wilson 1927); it holds for few samples and shares near 0 or 1.
+    """Return the confidence interval of a share (Wilson 1927), also for few samples or shares near 0 or 1.
 
-    correct : hits among `n` samples. Of no samples nothing is known: (0, 1).
+    correct : hits among `n` samples. Without samples the interval is (0, 1).
     """
     if n == 0:
         return 0.0, 1.0
@@ -41,7 +39,7 @@ def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float,
 
 
 def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Mean distance of confidence from accuracy over equal bins of confidence (Guo et al. 2017).
+    """Return the mean distance of confidence from accuracy over equal bins of confidence (Guo et al. 2017).
 
     correct : (n,) bool, confidence : (n,) in 0 … 1.
     """
@@ -53,7 +51,7 @@ def expected_calibration_error(correct: np.ndarray, confidence: np.ndarray, bins
 
 
 def log_loss(codes: np.ndarray, probabilities: np.ndarray) -> float:
-    """Mean −log p of the true class, in nats. codes : (n,) int, probabilities : (n, C)."""
+    """Return the mean −log p of the true class, in nats. codes : (n,) int, probabilities : (n, K)."""
     true = probabilities[np.arange(len(codes)), codes].astype(np.float64)
     return float(-np.log(np.maximum(true, TINY)).mean())
 
@@ -61,13 +59,13 @@ def log_loss(codes: np.ndarray, probabilities: np.ndarray) -> float:
 def classification_metrics(
     codes: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """What `evaluate` reports of a single-label target.
+    """Return the metrics of a class target.
 
     Parameters
     ----------
-    codes : (n,) int, the true classes, 0 … C−1; n ≥ 1.
-    probabilities : (n, C)
-    class_names : C names
+    codes : (n,) int, the true classes, 0 … K−1; n ≥ 1.
+    probabilities : (n, K)
+    class_names : K names
 
     Returns
     -------
@@ -77,23 +75,23 @@ def classification_metrics(
         per_class [{name precision recall f1 n}], confusion (true × predicted), classes, n.
     """
     codes = _checked(codes, probabilities)
-    C = len(class_names)
+    K = len(class_names)
     predicted = probabilities.argmax(axis=1)
     hits = predicted == codes
-    confusion = sk.confusion_matrix(codes, predicted, labels=range(C))
+    confusion = sk.confusion_matrix(codes, predicted, labels=range(K))
     precision, recall, f1, support = sk.precision_recall_fscore_support(
-        codes, predicted, labels=range(C), zero_division=0
+        codes, predicted, labels=range(K), zero_division=0
     )
-    there = support > 0
+    occurs = support > 0
     better = (probabilities > probabilities[np.arange(len(codes)), codes][:, None]).sum(axis=1)
     return {
         "accuracy": float(hits.mean()),
         "accuracy_ci95": wilson_interval(hits.sum(), len(hits)),
-        "balanced_accuracy": float(recall[there].mean()),
+        "balanced_accuracy": float(recall[occurs].mean()),
         "top5": float((better < 5).mean()),
         "log_loss": log_loss(codes, probabilities),
-        "macro_f1": float(f1[there].mean()),
-        "roc_auc": _mean_auc(codes[:, None] == np.arange(C), probabilities),
+        "macro_f1": float(f1[occurs].mean()),
+        "roc_auc": _mean_auc(codes[:, None] == np.arange(K), probabilities),
         "ece": expected_calibration_error(hits, probabilities.max(axis=1)),
         "per_class": [
             {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -108,19 +106,19 @@ def classification_metrics(
 def multilabel_metrics(
     labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """What is reported of a multi-label target; a label is predicted where its probability exceeds one half.
+    """Return the metrics of a multi-label target; a label is predicted if its probability exceeds one half.
 
     Parameters
     ----------
-    labels : (n, L) of 0 and 1; n ≥ 1.
-    probabilities : (n, L)
-    class_names : L names
+    labels : (n, K) of 0 and 1; n ≥ 1.
+    probabilities : (n, K)
+    class_names : K names
 
     Returns
     -------
     dict
-        accuracy (share of all n × L answers that are right) with accuracy_ci95 (as of n answers, since
-        those of one sample hang together), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
+        accuracy (share of all n × K answers that are right) with accuracy_ci95 (as of n answers, since
+        those of one sample are dependent), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
         per_class, classes, n.
     """
     labels = np.asarray(labels).astype(bool)
@@ -132,7 +130,9 @@ def multilabel_metrics(
         labels, predicted, average=None, zero_division=0
     )
     rankable = labels.any(axis=0)
-    found = [sk.average_precision_score(labels[:, k], probabilities[:, k]) for k in np.flatnonzero(rankable)]
+    precisions = [
+        sk.average_precision_score(labels[:, k], probabilities[:, k]) for k in np.flatnonzero(rankable)
+    ]
     true = np.where(labels, probabilities, 1 - probabilities).astype(np.float64)
     return {
         "accuracy": float(right.mean()),
@@ -140,7 +140,7 @@ def multilabel_metrics(
         "exact_match": float(right.all(axis=1).mean()),
         "macro_f1": float(f1[rankable].mean()) if rankable.any() else None,
         "roc_auc": _mean_auc(labels, probabilities),
-        "mean_average_precision": float(np.mean(found)) if found else None,
+        "mean_average_precision": float(np.mean(precisions)) if precisions else None,
         "log_loss": float(-np.log(np.maximum(true, TINY)).mean()),
         "per_class": [
             {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
@@ -152,7 +152,7 @@ def multilabel_metrics(
 
 
 def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
-    """r2 (None where the values do not vary), mae, rmse and n. values, predicted : (n,) float; n ≥ 1."""
+    """Return r2 (None if the values do not vary), mae, rmse and n. values, predicted : (n,) float; n ≥ 1."""
     values, predicted = np.asarray(values, float), np.asarray(predicted, float).reshape(len(values))
     if len(values) == 0:
         raise BottleneckError("No labelled sample is left to measure on.")
@@ -168,9 +168,9 @@ def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, A
 def measure(
     kind: str, values: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
 ) -> dict[str, Any]:
-    """The metrics of a target's kind ("class", "multilabel", "regression") on its n labelled samples.
+    """Return the metrics of a target's kind ("class", "multilabel", "regression") on its n labelled samples.
 
-    predicted : probabilities (n, C) or (n, L), or the predicted values (n,) of a regression.
+    predicted : probabilities (n, K) or (n, K), or the predicted values (n,) of a regression.
     """
     if kind == "regression":
         return regression_metrics(values, predicted)
@@ -190,30 +190,26 @@ def _checked(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def _mean_auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
-    """Mean area under the curve of the columns that have both answers. truth, scores : (n, C)."""
+    """Return the mean area under the curve of the columns that have both answers. truth, scores : (n, K)."""
     both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
     areas = [_auc(truth[:, k], scores[:, k]) for k in both]
     return float(np.mean(areas)) if areas else None
 
 
 def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Share of the pairs of a positive and a negative that are in order, ties half (Mann and Whitney 1947).
+    """Return the area under the curve: the share of (positive, negative) pairs in order (Mann and Whitney 1947).
 
-    That is the area under the curve; without the curve it takes a tenth of the memory. truth, scores : (n,)
+    Ties count half. The curve itself is not computed, which saves memory. truth, scores : (n,)
     """
     positives, negatives = scores[truth], np.sort(scores[~truth])
     below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
     return float(below.mean() / (2 * len(negatives)))
 
 
-BLOCK_BYTES = 1 << 20  # of logits; their probabilities take ten times as much on the way
-WIDEST = np.log(1e3)  # temperatures between 1/1000 and 1000 of the logits' own size
-
-
 def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0) -> float:
-    """Mean log loss in nats: values (n,) codes, or (n, L) of 0 and 1 under "sigmoid"; logits (n, C).
+    """Return the mean log loss in nats. values (n,) codes, or (n, K) of 0 and 1 under "sigmoid"; logits (n, K).
 
-    Taken block by block: millions of probabilities in float64 would be the most that a fit needs.
+    It is computed block by block, since millions of probabilities in float64 need much memory.
     """
     size, total = block_size(logits.shape[1], BLOCK_BYTES), 0.0
     for start in range(0, len(values), size):
@@ -224,10 +220,10 @@ def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: fl
 
 
 def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
-    """The temperature at which `link_loss` of held-out logits is least; 1 where there are none.
+    """Return the temperature with the least `link_loss` of held-out logits (Guo et al. 2017); 1 without logits.
 
-    The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds it. It is
-    bounded beside the logits' size, which at a small C is itself small.
+    The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds the minimum.
+    The range of the search is relative to the logits' mean size, which is small at a small C.
     """
     size = float(np.abs(logits).mean()) if len(values) else 0.0
     if size == 0:
@@ -237,6 +233,6 @@ def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
         return link_loss(values, logits, link, float(np.exp(log_temperature)))
 
     middle = float(np.log(size))
-    bounds = (middle - WIDEST, middle + WIDEST)
+    bounds = (middle - LOG_RANGE, middle + LOG_RANGE)
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
