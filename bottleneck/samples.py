@@ -58,7 +58,7 @@ class ArrayRows(RowReader):
 
 @dataclass(frozen=True)
 class Target:
-    """One question asked of every sample.
+    """What is to be predicted of every sample: a class, labels or a number.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Target:
 
     @property
     def labelled(self) -> np.ndarray:
-        """(S,) bool, True where the sample has a label."""
+        """Return (S,) bool, True where the sample has a label."""
         if self.kind == "class":
             return self.values != UNLABELLED
         if self.kind == "multilabel":
@@ -94,13 +94,14 @@ class Target:
         return np.isfinite(self.values)
 
     def take(self, rows: np.ndarray) -> Target:
-        """The same target for the samples `rows` (indices or a mask)."""
+        """Return the target of the samples `rows` (indices or a mask)."""
         return replace(self, values=self.values[rows])
 
     def as_numbers(self) -> Target:
-        """The same as a regression target; SourceError unless all class names are numbers.
+        """Return a regression target of the class names. Raise SourceError unless all are numbers.
 
-        Whole numbers may name classes (digits) or measure something (ages): a column cannot tell.
+        A column of whole numbers may name classes (digits) or measure something (ages), which only the user
+        knows.
         """
         if self.kind == "regression":
             return self
@@ -167,7 +168,7 @@ class SampleTable:
         return len(self.key)
 
     def take(self, rows: np.ndarray) -> SampleTable:
-        """The table of the samples `rows` (indices or a mask), in that order."""
+        """Return the table of the samples `rows` (indices or a mask), in that order."""
         return replace(
             self,
             key=self.key[rows],

@@ -197,9 +197,10 @@ def _mean_auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
 
 
 def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the curve: the share of (positive, negative) pairs in order (Mann and Whitney 1947).
+    """Return the area under the curve (Mann and Whitney 1947).
 
-    Ties count half. The curve itself is not computed, which saves memory. truth, scores : (n,)
+    It is the share of (positive, negative) pairs in order; ties count half. The curve itself is not computed,
+    which saves memory. truth, scores : (n,)
     """
     positives, negatives = scores[truth], np.sort(scores[~truth])
     below = np.searchsorted(negatives, positives, "left") + np.searchsorted(negatives, positives, "right")
@@ -207,9 +208,10 @@ def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
 
 
 def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0) -> float:
-    """Return the mean log loss in nats. values (n,) codes, or (n, K) of 0 and 1 under "sigmoid"; logits (n, K).
+    """Return the mean log loss in nats. logits : (n, K).
 
-    It is computed block by block, since millions of probabilities in float64 need much memory.
+    values : (n,) codes, or (n, K) of 0 and 1 under "sigmoid". The loss is computed block by
+    block, since millions of probabilities in float64 need much memory.
     """
     size, total = block_size(logits.shape[1], BLOCK_BYTES), 0.0
     for start in range(0, len(values), size):
@@ -220,7 +222,7 @@ def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: fl
 
 
 def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
-    """Return the temperature with the least `link_loss` of held-out logits (Guo et al. 2017); 1 without logits.
+    """Return the temperature with the least `link_loss` of held-out logits (Guo et al. 2017); 1 for none.
 
     The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds the minimum.
     The range of the search is relative to the logits' mean size, which is small at a small C.
