@@ -255,7 +255,15 @@ def load_model(
     ArtifactError
         The file is no head or model, is damaged or hostile.
     """
-    head = load_head(path)
-    load = partial(backbone_of, head, path, LoadOptions(weights, trust_code))
-    config = EngineConfig(engine, precision, device, batch_size, workers, force)
-    return Classifier(head, load, config)
+    config = EngineConfig(
+        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
+    )
+    return open_model(path, LoadOptions(weights, trust_code), config)
+
+
+def open_model(model: str | Path | Classifier, options: LoadOptions, config: EngineConfig) -> Classifier:
+    """Open the file `model` as `load_model` does; return an open Classifier as it is."""
+    if isinstance(model, Classifier):
+        return model
+    head = load_head(model)
+    return Classifier(head, partial(backbone_of, head, model, options), config)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
@@ -31,7 +32,7 @@ from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
-from bottleneck.models.classifier import Classifier, load_model
+from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -111,20 +112,10 @@ def evaluate(
         seed=seed,
         limit=limit,
     )
-    if isinstance(model, Classifier):
-        classifier = model
-    else:
-        classifier = load_model(
-            model,
-            weights=weights,
-            trust_code=trust_code,
-            engine=engine,
-            precision=precision,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            force=force,
-        )
+    running = EngineConfig(
+        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
+    )
+    classifier = open_model(model, LoadOptions(weights, trust_code), running)
     head = classifier.head
     if errors is not None and head.target_kind != "class":
         raise BottleneckError(

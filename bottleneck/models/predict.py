@@ -12,12 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import BottleneckError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import write_whole
-from bottleneck.models.classifier import Classifier, load_model
+from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
 
@@ -80,20 +81,10 @@ def predict(
         sample_column=sample_column,
         covariate_columns=tuple(covariate_columns),
     )
-    if isinstance(model, Classifier):
-        classifier = model
-    else:
-        classifier = load_model(
-            model,
-            weights=weights,
-            trust_code=trust_code,
-            engine=engine,
-            precision=precision,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            force=force,
-        )
+    running = EngineConfig(
+        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
+    )
+    classifier = open_model(model, LoadOptions(weights, trust_code), running)
     started = time.perf_counter()
     opened = read_sources(sources, reading)
     images = sum(len(source.images) for source in opened)
