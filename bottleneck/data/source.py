@@ -45,6 +45,9 @@ class Source:
         Images that are known to be unreadable without reading any, with the reason; not in `images`.
     files : Files
         Reads the bytes.
+    location : str
+        Absolute path or URL of the source itself: the folder, or the manifest, shard or image; `root` by
+        default.
     """
 
     root: str
@@ -53,6 +56,10 @@ class Source:
     ignored: int
     absent: dict[str, str]
     files: Files = field(repr=False)
+    location: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "location", self.location or self.root)
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an image. Raises ImageError or OSError."""
@@ -232,6 +239,10 @@ def _nothing(root: str, listing: Listing) -> str:
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     """Return the source of a manifest, a shard or a single image."""
+    return replace(_opened_file(files, name, config), location=f"{files.root.rstrip('/')}/{name}")
+
+
+def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     if name.lower().endswith(TABLE_SUFFIXES):
         return _manifest(files, name, config)
     _refuse_columns(config, name)

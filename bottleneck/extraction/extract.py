@@ -10,10 +10,11 @@ Shapes: I images, B images of a batch, V views.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from safetensors.numpy import save
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import ImageError
+from bottleneck.errors import ImageError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import Extraction, prepare
@@ -33,6 +34,8 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.plan import Work
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
+
+LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ class ExtractResult:
     nodes: dict[str, tuple[int, ...]]
     spent: dict[str, float]
     failures: dict[str, str]
+    notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck extract --json`."""
-        return dict(vars(self))
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
     def require_rows(self) -> None:
         """Raise CacheError if no image gave a row, so that nothing can follow."""
@@ -113,7 +117,7 @@ def extract(
     source : path, URL or Source
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
-        `cache/SOURCE--BACKBONE.h5` below the current folder by default.
+        `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the whole name of the source.
     backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
 keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
@@ -178,11 +182,12 @@ def run_extraction(
     extraction = prepare(config, source, path)
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
-    with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
+    with CacheWriter(path, extraction.spec, extraction.nodes, source.root, source=source.location) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason)
-        for work in writer.plan(*keys_and_stats(source)).work:
+        plan = writer.plan(*keys_and_stats(source))
+        for work in plan.work:
             _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
@@ -203,12 +208,15 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
+            notes=plan.notes,
         )
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
-    """`cache/SOURCE--BACKBONE.h5` below the current folder."""
-    name = Path(source.root.rstrip("/")).stem or "images"
+    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the whole name of the folder or file."""
+    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
     return Path("cache") / f"{name}--{backbone}.h5"
 

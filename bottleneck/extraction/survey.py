@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
+from bottleneck.errors import Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import default_cache, keys_and_stats
 from bottleneck.extraction.prepare import prepare
@@ -33,10 +34,11 @@ class Survey:
     ignored: int
     bytes_to_write: int
     nodes: dict[str, tuple[int, ...]]
+    notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck extract --dry-run --json`."""
-        return dict(vars(self))
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def survey(
@@ -116,7 +118,7 @@ def survey(
     source = read_source(source, reading)
     path = Path(cache) if cache is not None else default_cache(source, config)
     extraction = prepare(config, source, path)
-    with CacheState(path, Origin(extraction.spec, source.root), extraction.nodes) as state:
+    with CacheState(path, Origin(extraction.spec, source.root, source.location), extraction.nodes) as state:
         plan = plan_run(state, *keys_and_stats(source), given_up=source.absent)
         plan.require_space(path.parent)
         return Survey(
@@ -129,4 +131,5 @@ def survey(
             ignored=source.ignored,
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
+            notes=plan.notes,
         )
