@@ -117,7 +117,7 @@ def extract(
     source : path, URL or Source
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
-        `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the whole name of the source.
+        `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
 keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
@@ -213,7 +213,7 @@ def run_extraction(
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
-    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the whole name of the folder or file."""
+    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
     name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
     if len(name.encode()) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -131,8 +131,8 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
     if cached != source:
         if 2 * removed > len(state.records):
             raise CacheError(
-                f"{state.path} is the cache of {cached}; {source} names {len(state.records) - removed} of its "
-                f"{len(state.records)} images, so the rows of {removed} would be removed.",
+                f"{state.path} is the cache of {cached}; {source} names {len(state.records) - removed} of "
+                f"its {len(state.records)} images, so the rows of {removed} would be removed.",
                 f"Give another file with -o, or delete {state.path} to replace it.",
             )
         notes.append(
@@ -146,7 +146,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
         notes.append(
             Note(
                 "rows-removed",
-                f"{state.path} has the rows of {removed} images that {source} does not name; they are removed.",
+                f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
                 details={"removed": removed},
             )
         )

@@ -99,7 +99,7 @@ def test_another_source_that_would_remove_most_rows_is_refused(folder, tmp_path)
 
 def test_the_rows_of_an_interrupted_run_of_another_source_are_not_removed(folder, tmp_path):
     (folder / "images" / "09.png").write_bytes(b"no image")
-    with pytest.raises(Exception, match="09.png"):
+    with pytest.raises(Exception, match=r"09\.png"):
         extract(folder / "train.csv", tmp_path / "x.h5", on_error="fail", batch_size=2, **SMALL)
     with pytest.raises(CacheError, match=r"0 of its \d images"):
         extract(folder / "test.csv", tmp_path / "x.h5", **SMALL)
