@@ -133,8 +133,7 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
 
     if dry_run:
         plan = survey(source, cache, **options)
-        shown = [(name, value) for name, value in plan.to_json().items() if name != "notes"]
-        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), shown))
+        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), plan.to_json().items()))
         return
     result = extract(source, cache, reporter=terminal, **options)
     shown = {

@@ -147,7 +147,7 @@ column_options = together(
     setting(
         ReadConfig,
         "--split-column",
-        show_default="split, if it names only splits",
+        show_default="split, if there is one",
         help="Manifest column that contains train, val or test.",
     ),
     setting(

@@ -29,6 +29,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 
 if TYPE_CHECKING:
@@ -65,14 +66,12 @@ class Terminal(Reporter):
         self.log_epoch(record)
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
-        """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`."""
+        """Print `values` as JSON, or `shown` for people."""
         if self.as_json:
             click.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
         else:
             for part in shown:
                 self.out.print(part, markup=False, highlight=False)
-            for note in values.get("notes", ()):
-                self.out.print(f"Note: {note['message']}", markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):
@@ -126,11 +125,13 @@ def _cell(value: object) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Return a value for JSON: numpy values become Python's, tuples lists, NaN and infinity null."""
+    """Return a value for JSON: a note is an object, numpy values are Python's, NaN and infinity null."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Note):
+        return plain(value.to_json())
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     if isinstance(value, float):

@@ -11,9 +11,11 @@ from bottleneck.errors import SourceError
 class ReadConfig:
     """Which columns of a manifest mean what, and which samples are taken.
 
+    Columns are found by name, without regard to case and outer spaces.
+
     image_columns : M columns of image paths; "image", else "file_name", by default.
     label_columns : each a target of its name; "label" by default, where there is one.
-    split_column : train, val or test; "split" by default, where it names only splits; else all is train.
+    split_column : train, val or test; "split" by default, where there is one; else all is train.
     group_column : samples with equal values stay on one side of every split and fold.
     sample_column : unique sample keys; by default the image's key, several joined by "|".
     covariate_columns : P columns of numbers that a head gets beside the features.

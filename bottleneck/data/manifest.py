@@ -1,6 +1,7 @@
 """Turn a manifest, a table with a row per sample, into samples.
 
-Rows are counted from 1, a header not included.
+Rows are counted from 1, a header not included. Columns are found by name, without regard to case and outer
+spaces. Whatever is decided for the user is a note.
 
 Shapes: S samples, M images per sample, P covariates.
 """
@@ -10,27 +11,59 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.listing import is_image
 from bottleneck.data.splits import ALIASES, split_named
-from bottleneck.data.table_file import Table, printable, rows_named, storable
+from bottleneck.data.table_file import (
+    Table,
+    find_column,
+    folded,
+    printable,
+    rows_named,
+    spelling_note,
+    storable,
+)
 from bottleneck.data.targets import target_from_column, to_number
-from bottleneck.errors import SourceError
+from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
 IMAGE_DEFAULTS = ("image", "file_name")
+# Names under which others keep their labels, images and splits: offered where the default is missing.
+LABEL_NAMES = ("label", "class", "category", "species", "target", "diagnosis", "tag", "y")
+IMAGE_NAMES = ("image", "file", "path", "photo", "picture", "img", "url")
+Columns = dict[str, tuple[str, ...]]  # role -> the columns that serve it, by their names in the file
 
 
-def manifest_table(
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest contains.
+
+    images : sorted keys of the images that the samples refer to.
+    samples : in the manifest's order, without samples that lack an image. Codes cover the whole manifest.
+    absent : images that cannot be read, with the reason.
+    columns : the columns in use by role ("image", "label", "split", "group", "sample", "covariate"), and
+        the "unused" ones.
+    notes : what was decided.
+    """
+
+    images: list[str]
+    samples: SampleTable
+    absent: dict[str, str]
+    columns: Columns
+    notes: tuple[Note, ...]
+
+
+def read_manifest(
     table: Table,
     config: ReadConfig,
     name: str,
     root: str,
     missing: Callable[[Sequence[str]], dict[str, str]],
-) -> tuple[list[str], SampleTable, dict[str, str]]:
+) -> Manifest:
     """Return the images and samples of a manifest.
 
     Parameters
@@ -43,24 +76,16 @@ def manifest_table(
     missing : callable
         Returns the keys that cannot be read, with the reason.
 
-    Returns
-    -------
-    images : list of str
-        Sorted keys of the images that the samples refer to.
-    samples : SampleTable
-        In the manifest's order; without samples that lack an image. Codes cover the whole manifest.
-    absent : dict of str to str
-        Images that cannot be read, with the reason.
-
     Raises
     ------
     SourceError
         A column is missing or has invalid cells; rows are named.
     """
-    columns = _present_columns(table, config, name)
-    keys = list(zip(*(_image_keys(table, column, root) for column in columns.image_columns), strict=True))
-    sample_keys = _sample_keys(table, columns.sample_column, keys)
-    targets = {label: target_from_column(label, table[label]) for label in columns.label_columns}
+    wanted = _with_defaults(table, config, name)
+    table, columns, notes = _present_columns(table, wanted, name)
+    keys = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
+    sample_keys = _sample_keys(table, wanted.sample_column, keys)
+    targets = {label: target_from_column(label, table[label]) for label in wanted.label_columns}
     absent = _absent({key for row in keys for key in row}, missing)
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
@@ -68,13 +93,14 @@ def manifest_table(
     samples = SampleTable(
         key=np.array(sample_keys, object),
         image=np.array([[index.get(key, -1) for key in row] for row in keys], np.int64),
-        split=_splits(table, columns.split_column, len(keys)),
+        split=_splits(table, wanted.split_column, len(keys)),
         targets=targets,
-        covariates=_covariates(table, columns.covariate_columns, len(keys)),
-        covariate_names=columns.covariate_columns,
-        group=_names(table, columns.group_column, "group") if columns.group_column else None,
+        covariates=_covariates(table, wanted.covariate_columns, len(keys)),
+        covariate_names=wanted.covariate_columns,
+        group=_names(table, wanted.group_column, "group") if wanted.group_column else None,
     )
-    return images, samples.take(whole), {printable(key): reason for key, reason in absent.items()}
+    shown = {printable(key): reason for key, reason in absent.items()}
+    return Manifest(images, samples.take(whole), shown, columns, tuple(notes))
 
 
 def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:
@@ -83,27 +109,106 @@ def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) 
     return dict(sorted((absent | missing([key for key in keys - absent.keys() if "://" not in key])).items()))
 
 
-def _present_columns(table: Table, config: ReadConfig, name: str) -> ReadConfig:
-    """Return `config` with default columns filled in; SourceError where a column is not in the table."""
-    images = config.image_columns or tuple(column for column in IMAGE_DEFAULTS if column in table)[:1]
+def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
+    """Return `config` with the default columns that the table has; SourceError without an image column."""
+    images = config.image_columns
     if not images:
+        images = tuple(column for column in IMAGE_DEFAULTS if find_column(table, column, name))[:1]
+    if not images:
+        close = [column for column in table if _holds_images(table[column])] or _close(table, IMAGE_NAMES)
         raise SourceError(
-            f"The manifest {name} has columns {', '.join(table)}; expected 'image' or 'file_name'.",
-            "Name the column with --image-column.",
+            f"The manifest {name} has columns {_listed(table)}; expected 'image' or 'file_name'.",
+            f"Name the column of image paths: --image-column {_quoted(close[0] if close else 'NAME')}.",
         )
-    labels = config.label_columns or (("label",) if "label" in table else ())
-    split = config.split_column
-    if split is None and "split" in table and all(_names_split(cell) for cell in table["split"]):
-        split = "split"
-    one_each = (split, config.group_column, config.sample_column)
-    for column in filter(None, (*images, *labels, *config.covariate_columns, *one_each)):
-        if column not in table:
-            close = difflib.get_close_matches(column, table, n=1)
-            raise SourceError(
-                f"The manifest {name} has no column {column!r}; it has {', '.join(table)}.",
-                f"Did you mean {close[0]!r}?" if close else "",
-            )
+    labels = config.label_columns or (("label",) if find_column(table, "label", name) else ())
+    split = config.split_column or ("split" if find_column(table, "split", name) else None)
     return replace(config, image_columns=images, label_columns=labels, split_column=split)
+
+
+def _present_columns(table: Table, wanted: ReadConfig, name: str) -> tuple[Table, Columns, list[Note]]:
+    """Return the table with the wanted columns under their wanted names, the columns by role, and notes.
+
+    Raises SourceError where a column is not in the table.
+    """
+    one_each = {"split": wanted.split_column, "group": wanted.group_column, "sample": wanted.sample_column}
+    roles = {
+        "image": wanted.image_columns,
+        "label": wanted.label_columns,
+        **{role: (column,) for role, column in one_each.items() if column},
+        "covariate": wanted.covariate_columns,
+    }
+    notes, columns, cells = [], {}, dict(table)
+    for role, names in roles.items():
+        found = tuple(_found(table, column, name) for column in names)
+        cells |= {column: table[actual] for column, actual in zip(names, found, strict=True)}
+        if found:
+            columns[role] = found
+        notes += [
+            spelling_note(actual, column, name)
+            for column, actual in zip(names, found, strict=True)
+            if column != actual
+        ]
+    used = {column for found in columns.values() for column in found}
+    columns["unused"] = tuple(column for column in table if column not in used)
+    return cells, columns, notes + _unused_notes(table, wanted, columns, name)
+
+
+def _found(table: Table, column: str, name: str) -> str:
+    """Return the column's name in the table; SourceError, with close names, if it is not there."""
+    if found := find_column(table, column, name):
+        return found
+    close = difflib.get_close_matches(folded(column), {folded(other): other for other in table}, n=1)
+    offered = [other for other in table if folded(other) in close]
+    raise SourceError(
+        f"The manifest {name} has no column {column!r}; it has {_listed(table)}.",
+        f"Did you mean {offered[0]!r}?" if offered else "",
+    )
+
+
+def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str) -> list[Note]:
+    """Return notes on columns that are not used although they look as if they were meant to be."""
+    notes, unused = [], columns["unused"]
+    if not wanted.label_columns and unused:
+        close = _close(unused, LABEL_NAMES)
+        advice = f"--label-column {_quoted(close[0])}" if close else "--label-column NAME"
+        message = f"{name} has no column 'label', so its samples have no labels; to read some, give {advice}."
+        notes.append(Note("no-label-column", message, details={"unused": list(unused)}))
+    if wanted.split_column is None:
+        for column in unused:
+            named = {split_named(cell) if isinstance(cell, str) else None for cell in table[column] if cell}
+            if named and None not in named:
+                message = f"Column {column!r} of {name} names splits but is not used; all samples are train. "
+                message += f"To use it, give --split-column {_quoted(column)}."
+                notes.append(Note("split-column-unused", message, True, {"column": column}))
+    for role, taken in columns.items():
+        for column in (column for column in unused if role != "unused"):
+            second = role == "image" and taken[0] == "image" and column == "file_name"
+            if second or folded(column) in map(folded, taken):
+                message = f"Column {column!r} of {name} is not used; {taken[0]!r} is the {role} column."
+                notes.append(Note("column-passed-over", message, True, {"column": column}))
+    return notes
+
+
+def _holds_images(cells: Sequence[object]) -> bool:
+    """Return whether most cells are names of images."""
+    return sum(isinstance(cell, str) and is_image(cell) for cell in cells) > len(cells) / 2
+
+
+def _close(columns: Sequence[str] | Table, words: Sequence[str]) -> list[str]:
+    """Return the columns whose names contain or resemble one of the words, in the words' order."""
+    whole = [column for word in words for column in columns if word == folded(column)]
+    inside = [column for word in words for column in columns if len(word) > 1 and word in folded(column)]
+    alike = [c for word in words for c in columns if difflib.get_close_matches(folded(c), [word], cutoff=0.7)]
+    return list(dict.fromkeys(whole + inside + alike))
+
+
+def _listed(table: Table) -> str:
+    names = list(table)
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _quoted(column: str) -> str:
+    return column if column.isidentifier() else f'"{column}"'
 
 
 def _image_keys(table: Table, column: str, root: str) -> list[str]:
@@ -150,21 +255,29 @@ def _names(table: Table, column: str, what: str) -> np.ndarray:
     return np.array([str(cell) for cell in cells], object)
 
 
+def _is_blank(cell: object) -> bool:
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
 def _names_split(cell: object) -> bool:
     return isinstance(cell, str) and split_named(cell) is not None
 
 
 def _splits(table: Table, column: str | None, rows: int) -> np.ndarray:
-    """Return the (S,) object array of "train", "val" or "test"."""
+    """Return the (S,) object array of "train", "val" or "test"; SourceError for a cell that names none."""
     if column is None:
         return np.full(rows, "train", object)
     cells = table[column]
-    if bad := [row for row, cell in enumerate(cells, 1) if not _names_split(cell)]:
-        raise SourceError(
-            f"Column {column!r} has {cells[bad[0] - 1]!r} in {rows_named(bad)}; "
-            f"expected one of {', '.join(ALIASES)}."
-        )
-    return np.array([split_named(cell) for cell in cells], object)
+    bad = [row for row, cell in enumerate(cells, 1) if not _names_split(cell)]
+    if not bad:
+        return np.array([split_named(cell) for cell in cells], object)
+    got = ["a blank cell" if _is_blank(cells[row - 1]) else repr(cells[row - 1])[:40] for row in bad]
+    shown = ", ".join(list(dict.fromkeys(got))[:3])
+    raise SourceError(
+        f"Column {column!r} has {shown} in {rows_named(bad)}; expected one of {', '.join(ALIASES)}.",
+        "Write the words in place of codes (0 as train, 1 as val …), remove rows that belong to no split, or "
+        "rename the column if it holds something else.",
+    )
 
 
 def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:

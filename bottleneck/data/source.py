@@ -9,6 +9,7 @@ Shapes: I images, S samples.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
@@ -18,12 +19,12 @@ import numpy as np
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.listing import Listing, folder_table, is_image, list_folder, list_remote, list_shards
-from bottleneck.data.manifest import manifest_table
+from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import set_aside, strata
 from bottleneck.data.storage import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line
-from bottleneck.errors import SourceError
+from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
 
@@ -45,9 +46,12 @@ class Source:
         Images that are known to be unreadable without reading any, with the reason; not in `images`.
     files : Files
         Reads the bytes.
-    location : str
-        Absolute path or URL of the source itself: the folder, or the manifest, shard or image; `root` by
-        default.
+    notes : tuple of Note
+        What was decided: guessed, dropped, merged.
+    columns : dict of str to tuple of str
+        Of a manifest: the columns in use by role, and the "unused" ones.
+    ignored_by_suffix : dict of str to int
+        The number of ignored files by suffix, "hidden" and "no suffix" beside them.
     """
 
     root: str
@@ -56,10 +60,9 @@ class Source:
     ignored: int
     absent: dict[str, str]
     files: Files = field(repr=False)
-    location: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "location", self.location or self.root)
+    notes: tuple[Note, ...] = ()
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    ignored_by_suffix: dict[str, int] = field(default_factory=dict)
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an image. Raises ImageError or OSError."""
@@ -213,7 +216,14 @@ def _folder(files: LocalFiles | RemoteFiles, listing: Listing) -> Source:
     if listing.shards and not listing.keys:
         beside = listing.others.total() - len(listing.shards)
         source = _shards(files, listing.shards)
-        return replace(source, ignored=source.ignored + beside, absent=listing.absent | source.absent)
+        others = listing.others + Counter(source.ignored_by_suffix)
+        others[".tar"] -= len(listing.shards)
+        return replace(
+            source,
+            ignored=source.ignored + beside,
+            absent=listing.absent | source.absent,
+            ignored_by_suffix=dict(+others),
+        )
     return _listed(files, listing)
 
 
@@ -226,7 +236,15 @@ def _listed(files: Files, listing: Listing) -> Source:
     if not listing.keys:
         raise SourceError(_nothing(files.root, listing))
     samples = folder_table(listing.keys, files.root)
-    return Source(files.root, tuple(listing.keys), samples, listing.others.total(), listing.absent, files)
+    return Source(
+        files.root,
+        tuple(listing.keys),
+        samples,
+        listing.others.total(),
+        listing.absent,
+        files,
+        ignored_by_suffix=dict(listing.others),
+    )
 
 
 def _nothing(root: str, listing: Listing) -> str:
@@ -239,10 +257,6 @@ def _nothing(root: str, listing: Listing) -> str:
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     """Return the source of a manifest, a shard or a single image."""
-    return replace(_opened_file(files, name, config), location=f"{files.root.rstrip('/')}/{name}")
-
-
-def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     if name.lower().endswith(TABLE_SUFFIXES):
         return _manifest(files, name, config)
     _refuse_columns(config, name)
@@ -263,14 +277,24 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
         data = files.read(name)
     except OSError as error:
         raise SourceError(f"The manifest {name} cannot be read: {error.strerror or error}.") from error
-    images, samples, absent = manifest_table(read_table(name, data), config, name, files.root, files.missing)
-    if not images:
-        key, reason = next(iter(absent.items()))
+    manifest = read_manifest(read_table(name, data), config, name, files.root, files.missing)
+    if not manifest.images:
+        key, reason = next(iter(manifest.absent.items()))
         raise SourceError(
-            f"None of the {len(absent)} images that {name} names can be read; the first is {key}: {reason}.",
+            f"None of the {len(manifest.absent)} images that {name} names can be read; "
+            f"the first is {key}: {reason}.",
             f"Paths are relative to {files.root}.",
         )
-    return Source(files.root, tuple(images), samples, 0, absent, files)
+    return Source(
+        files.root,
+        tuple(manifest.images),
+        manifest.samples,
+        0,
+        manifest.absent,
+        files,
+        manifest.notes,
+        manifest.columns,
+    )
 
 
 def _limited(source: Source, limit: int) -> Source:

@@ -29,7 +29,7 @@ ALIASES = {
 
 def split_named(name: str) -> str | None:
     """Return the split that a folder or a cell names, in any case; None where it names none."""
-    return ALIASES.get(name.strip().lower())
+    return ALIASES.get(name.strip().casefold())
 
 
 def set_aside(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from bottleneck.errors import SourceError
+from bottleneck.errors import Note, SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
@@ -53,6 +54,36 @@ def rows_named(rows: Sequence[int]) -> str:
     shown = ", ".join(map(str, rows[:5]))
     more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
     return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def folded(text: str) -> str:
+    """Return a name as it is compared: composed letters, no spaces around it, without case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
+
+
+def find_column(table: Table, name: str, file: str) -> str | None:
+    """Return the column of this name, else the only one that differs from it in case and outer spaces alone.
+
+    Raises SourceError where several do.
+    """
+    if name in table:
+        return name
+    alike = [column for column in table if folded(column) == folded(name)]
+    if len(alike) > 1:
+        raise SourceError(
+            f"The table {file} has no column {name!r} but {' and '.join(map(repr, alike))}.",
+            "Rename or remove all but one of them.",
+        )
+    return alike[0] if alike else None
+
+
+def spelling_note(column: str, name: str, file: str) -> Note:
+    """Return the note that a column was found although it is spelt otherwise."""
+    return Note(
+        "column-found-by-other-spelling",
+        f"Column {column!r} of {file} is read as {name!r}.",
+        details={"column": column, "used_as": name},
+    )
 
 
 def _decoded(name: str, data: bytes) -> str:

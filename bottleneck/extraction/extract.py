@@ -10,7 +10,6 @@ Shapes: I images, B images of a batch, V views.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -35,8 +34,6 @@ from bottleneck.store.plan import Work
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
 
-LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
-
 
 @dataclass(frozen=True)
 class ExtractResult:
@@ -45,6 +42,7 @@ class ExtractResult:
     nodes : shape of one row by name.
     spent : seconds by stage. "read" and "decode" are summed over their threads; "network" is the time in
         which it ran; "write" is that of the writing thread and of the finished file.
+    notes : what was decided for the user.
     """
 
     cache: str
@@ -117,7 +115,7 @@ def extract(
     source : path, URL or Source
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
-        `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
+        `cache/SOURCE--BACKBONE.h5` below the current folder by default.
     backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
 keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
@@ -182,12 +180,11 @@ def run_extraction(
     extraction = prepare(config, source, path)
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
-    with CacheWriter(path, extraction.spec, extraction.nodes, source.root, source=source.location) as writer:
+    with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason)
-        plan = writer.plan(*keys_and_stats(source))
-        for work in plan.work:
+        for work in writer.plan(*keys_and_stats(source)).work:
             _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
@@ -208,15 +205,13 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
-            notes=plan.notes,
+            notes=list(source.notes),
         )
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
-    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
-    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    """`cache/SOURCE--BACKBONE.h5` below the current folder."""
+    name = Path(source.root.rstrip("/")).stem or "images"
     backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
     return Path("cache") / f"{name}--{backbone}.h5"
 

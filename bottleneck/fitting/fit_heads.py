@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, head_record, shot_record
 from bottleneck.fitting.labels import relabelled
@@ -46,7 +46,7 @@ class FitResult:
     seconds: float
     files: dict[str, str] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    notes: list[str | Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `bottleneck fit-head --json`."""
@@ -123,11 +123,11 @@ def fit_heads(
         samples, notes = relabelled(opened.samples, opened.images.key, labels, targets or (), group)
         samples = with_numbers(samples, regression)
         train, requested = training_samples(samples, targets, Path(cache))
-        notes += _left_out(config, requested)
+        told = _left_out(config, requested)
         problems = [
             TargetProblem(
                 target,
-                folds_of(target, samples, train, cv, seed, notes),
+                folds_of(target, samples, train, cv, seed, told),
                 class_weight=class_weight,
                 multi_class=multi_class,
             )
@@ -142,7 +142,7 @@ def fit_heads(
                 records += run.fit(node, kind)
             curves += run.shot_curves(node, records)
         written, drawn = files.curves(records, curves)
-    return FitResult(records, time.perf_counter() - started, written, drawn, notes)
+    return FitResult(records, time.perf_counter() - started, written, drawn, [*notes, *told])
 
 
 def _vectors(cache: FeatureCache) -> list[str]:

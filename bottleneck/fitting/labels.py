@@ -5,6 +5,7 @@ Shapes: S samples, M images per sample.
 
 from __future__ import annotations
 
+import difflib
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.data.table_file import Table, read_table, rows_named
+from bottleneck.data.table_file import Table, find_column, folded, read_table, rows_named, spelling_note
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.samples import SampleTable, Target
 
 KEY_COLUMNS = ("sample", "key", "image", "file_name")
@@ -27,7 +28,7 @@ def relabelled(
     labels: str | os.PathLike[str] | None,
     targets: Sequence[str] = (),
     group: str | None = None,
-) -> tuple[SampleTable, list[str]]:
+) -> tuple[SampleTable, list[Note]]:
     """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged.
 
     Raises
@@ -51,7 +52,7 @@ def join_labels(
     path: str | os.PathLike[str],
     targets: Sequence[str] = (),
     group: str | None = None,
-) -> tuple[SampleTable, list[str]]:
+) -> tuple[SampleTable, list[Note]]:
     """Return the samples with the targets of a table in place of theirs.
 
     Parameters
@@ -59,15 +60,17 @@ def join_labels(
     image_keys : (I,) keys of the cache's images.
     path : .csv, .jsonl or .parquet with a column sample, key, image or file_name that holds sample keys, or
         image keys where a sample is one image.
-    targets : columns to take; all but the key and the group where left out.
+    targets : columns to take; all but the key, the group and the split where left out.
     group : column of groups, for folds.
+
+    Columns are found without regard to case and outer spaces.
 
     Returns
     -------
     samples : SampleTable
         Samples that the file does not name are unlabelled.
-    notes : list of str
-        What a user has to know: rows that name no sample, samples without a row.
+    notes : list of Note
+        What was decided: columns, rows that name no sample, samples without a row.
 
     Raises
     ------
@@ -78,39 +81,62 @@ def join_labels(
     if not path.is_file():
         raise FitError(f"There is no labels file {path}.")
     table = read_table(path.name, path.read_bytes())
-    key = next((column for column in KEY_COLUMNS if column in table), None)
-    if key is None:
+    keys = [column for name in KEY_COLUMNS if (column := find_column(table, name, path.name))]
+    if not keys:
         known = ", ".join(KEY_COLUMNS)
         raise FitError(f"{path.name} has columns {', '.join(table)}; expected one of {known}.")
+    key = keys[0]
     row_of = _rows_by_sample(table[key], samples, image_keys, path.name, key)
     has_row = row_of >= 0
-    wanted = tuple(targets) or tuple(column for column in table if column not in (*KEY_COLUMNS, group))
+    split = find_column(table, "split", path.name)
+    others = (*keys, split, None if group is None else _found(table, group, path.name))
+    wanted = tuple(targets) or tuple(_plain_name(column, table) for column in table if column not in others)
     if not wanted:
         raise FitError(f"{path.name} has no column of labels beside {', '.join(table)}.")
+    notes = _column_notes(table, key, (*wanted, *filter(None, [group])), path.name)
+    if split is not None and split not in targets:
+        message = f"Column {split!r} of {path.name} is not used: samples keep the splits of the cache."
+        notes.append(Note("split-column-unused", message, True, {"column": split}))
     joined = {name: _joined(table, name, row_of, has_row, path.name) for name in wanted}
     groups = samples.group
     if group is not None:
-        column = _column(table, group, path.name)
+        cells = table[_found(table, group, path.name)]
         groups = np.array(
-            [str(column[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
+            [str(cells[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
-    notes = []
     if unmatched := len(table[key]) - len(np.unique(row_of[has_row])):
-        notes.append(f"{unmatched} of {len(table[key])} rows of {path.name} name no sample of the cache.")
+        message = f"{unmatched} of {len(table[key])} rows of {path.name} name no sample of the cache."
+        notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
     if missing := int((~has_row).sum()):
-        notes.append(f"{missing} of {len(samples)} samples have no row in {path.name}.")
+        message = f"{missing} of {len(samples)} samples have no row in {path.name}; they count as unlabelled."
+        notes.append(Note("samples-without-label-row", message, True, {"samples": missing}))
     return replace(samples, targets=joined, group=groups), notes
 
 
-def _column(table: Table, name: str, file: str) -> list:
-    if name not in table:
-        raise FitError(f"{file} has no column {name!r}; it has {', '.join(table)}.")
-    return table[name]
+def _found(table: Table, name: str, file: str) -> str:
+    """Return the column's name in the table."""
+    if (column := find_column(table, name, file)) is None:
+        close = difflib.get_close_matches(name, table, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else ""
+        raise FitError(f"{file} has no column {name!r}; it has {', '.join(table)}.", hint)
+    return column
+
+
+def _plain_name(column: str, table: Table) -> str:
+    """Return the target that a column is called: without outer spaces, where this names no other column."""
+    return column if column.strip() in table else column.strip()
+
+
+def _column_notes(table: Table, key: str, names: Sequence[str], file: str) -> list[Note]:
+    """Return a note for each column that is not written as it is named."""
+    pairs = [(_found(table, name, file), name) for name in names]
+    pairs += [] if key in KEY_COLUMNS else [(key, folded(key))]
+    return [spelling_note(column, name, file) for column, name in pairs if column != name]
 
 
 def _joined(table: Table, name: str, row_of: np.ndarray, has_row: np.ndarray, file: str) -> Target:
     """Return the target of one column; its classes are those of the whole file."""
-    target = target_from_column(name, _column(table, name, file))
+    target = target_from_column(name, table[_found(table, name, file)])
     unlabelled = {"class": -1, "multilabel": 255, "regression": np.nan}[target.kind]
     values = np.full((len(row_of), *target.values.shape[1:]), unlabelled, target.values.dtype)
     values[has_row] = target.values[row_of[has_row]]

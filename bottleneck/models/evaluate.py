@@ -123,6 +123,8 @@ def evaluate(
         )
     with _opened(source, reading) as opened:
         samples, notes = relabelled(opened.samples, _image_keys(opened), labels, (head.target,))
+        if isinstance(opened, Source):
+            notes = [*opened.notes, *notes]
         selection = _select(head, samples, split)
         if isinstance(opened, FeatureCache):
             scored = _score_cache(classifier, opened, selection.rows, reporter)

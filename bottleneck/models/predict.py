@@ -62,8 +62,9 @@ def predict(
         `predictions`: per sample `image` (its first), `images` (all, if there are several), `label`,
         `confidence` (probability after temperature scaling) and `top` [{label, confidence}]. The label of a
         regression is its value, that of a multi-label head a list. `failed`: [{image, error}]. `output`,
-        `seconds`, `images_per_second`. Image files keep the names they were given by; images of a folder or
-        manifest have the path below it, or the whole path if there are several sources.
+        `seconds`, `images_per_second`, `notes` on how the sources were read. Image files keep the names they
+        were given by; images of a folder or manifest have the path below it, or the whole path if there are
+        several sources.
 
     Raises
     ------
@@ -101,6 +102,7 @@ def predict(
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": images / seconds,
+        "notes": [note for source in opened for note in source.notes],
     }
 
 

@@ -19,8 +19,7 @@ from bottleneck.files import BINARY, sync, sync_folder, write_all
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json
 
 FORMAT = "bottleneck-feature-cache-parts"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 1
 NAME = "log"
 
 
@@ -107,7 +106,7 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | None:
 
 def _state(path: Path, objects: Sequence[dict[str, Any]], length: int) -> LogState:
     first = objects[0]
-    if first["format"] != FORMAT or first["format_version"] not in READABLE_VERSIONS:
+    if first["format"] != FORMAT or first["format_version"] != FORMAT_VERSION:
         raise _damaged(path, f"its format is {first['format']!r} {first['format_version']!r}")
     nodes: tuple[NodeSpec, ...] = ()
     parts: list[PartEntry] = []
@@ -125,8 +124,7 @@ def _state(path: Path, objects: Sequence[dict[str, Any]], length: int) -> LogSta
             table = entry
         else:
             parts.append(entry)
-    spec = CacheSpec(first["backbone"], first["preprocess"])
-    origin = Origin(spec, first["source_root"], first.get("source", ""))
+    origin = Origin(CacheSpec(first["backbone"], first["preprocess"]), first["source_root"])
     return LogState(origin, nodes, tuple(parts), table, lines=len(objects), length=length)
 
 

@@ -70,9 +70,7 @@ class CacheWriter:
     spec : CacheSpec
     nodes : requested NodeSpecs; the cache's other vector nodes are completed as well
     source_root : str
-        Folder or URL that the keys are relative to.
-    source : str
-        Folder, manifest, shard or URL that is extracted; `source_root` by default.
+        Folder, manifest or URL that the keys are relative to.
     lock_timeout : float
         Seconds to wait for another writer.
 
@@ -96,11 +94,10 @@ class CacheWriter:
         nodes: Sequence[NodeSpec],
         source_root: str,
         *,
-        source: str = "",
         lock_timeout: float = 0,
     ) -> None:
         self.path = Path(path)
-        origin = Origin(spec, source_root, source)
+        origin = Origin(spec, source_root)
         with ExitStack() as stack:
             stack.enter_context(CacheLock(self.path, lock_timeout))
             try:
@@ -125,7 +122,7 @@ class CacheWriter:
         Raises
         ------
         CacheError
-            As `plan_run`, or the disk has too little room for the work.
+            A key occurs twice, or the disk has too little room for the work.
         """
         plan = plan_run(self._state, keys, stats, given_up=self._failed)
         self._keys = tuple(keys)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bottleneck.errors import Note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.training.config import run_config
@@ -163,7 +164,7 @@ class Comparison:
     n: dict[str, int]
     seconds: float
     folder: str
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Note, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck compare --json`."""

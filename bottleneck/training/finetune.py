@@ -31,7 +31,7 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.fitting.head_files import file_name
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact, load_head
@@ -137,7 +137,7 @@ class Finetuning:
         start: HeadArtifact | None = None,
         path: Path = Path(),
         map_seconds: float = 0.0,
-        notes: tuple[str, ...] = (),
+        notes: tuple[str | Note, ...] = (),
     ) -> None:
         self.path, self.map_seconds = path, map_seconds
         self.cache, self.backbone, self.cut = cache, backbone, cut

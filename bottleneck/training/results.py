@@ -18,6 +18,7 @@ from shlex import quote
 from typing import Any
 
 from bottleneck.backbones.model_file import save_model
+from bottleneck.errors import Note
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.training.loop import EpochRecord, Training
@@ -27,7 +28,7 @@ MOST_CLASSES_LISTED = 50
 
 
 def model_card(
-    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[str, ...] = ()
+    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[str | Note, ...] = ()
 ) -> str:
     """Markdown text.
 
@@ -133,7 +134,7 @@ class Result:
     chosen_on: str = "val"
     max_logit_difference_at_start: float | None = None
     map_seconds: float = 0.0
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Note, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
@@ -161,7 +162,8 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
-        return {**vars(self), "epochs": [asdict(record) for record in self.epochs]}
+        notes = [note.to_json() if isinstance(note, Note) else note for note in self.notes]
+        return {**vars(self), "epochs": [asdict(record) for record in self.epochs], "notes": notes}
 
 
 def notes_on(training: Training, sets: Sets) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from bottleneck.backbones.registry import load_backbone
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source, reading_options
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import BOTTLENECK
@@ -120,7 +120,8 @@ def scratch(
         job = Scratch(backbone, preprocess, Inputs(train, pixels), sets, target, config)
         checkpoint = Checkpoint(path.with_suffix(".checkpoint.safetensors"), job.fingerprint(source))
         job.train(checkpoint, reporter)
-        result = job.conclude(path, started, {source.images[i]: why for i, why in pixels.failures.items()})
+        failures = {source.images[i]: why for i, why in pixels.failures.items()}
+        result = job.conclude(path, started, failures, source.notes)
     checkpoint.remove()
     return result
 
@@ -183,11 +184,13 @@ class Scratch:
         run = self.config.run
         return split_metrics(self.network, self.inputs, self.sets, self.class_names, temperature, run)
 
-    def conclude(self, path: Path, started: float, failures: dict[str, str]) -> Result:
-        """Measure, and write the model with its card and history."""
-        metrics, notes = self.trained_metrics(), notes_on(self.training, self.sets)
+    def conclude(
+        self, path: Path, started: float, failures: dict[str, str], notes: tuple[Note, ...] = ()
+    ) -> Result:
+        """Measure, and write the model with its card and history. `notes` : on how the images were read."""
+        metrics, told = self.trained_metrics(), (*notes, *notes_on(self.training, self.sets))
         if failures:
-            notes += (f"{len(failures)} images could not be read, {next(iter(failures))} first.",)
+            told += (f"{len(failures)} images could not be read, {next(iter(failures))} first.",)
         result = Result.of(
             self.training,
             self.sets,
@@ -200,7 +203,7 @@ class Scratch:
             unfrozen=tuple(block.name for block in self.backbone.blocks[:-1]),
             input="pixels",
             head_accuracy={},
-            notes=notes,
+            notes=told,
             failures=failures,
         )
         state_dict = self.backbone.module.state_dict()

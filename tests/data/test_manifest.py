@@ -111,9 +111,100 @@ def test_columns_by_name(folder):
     assert source.samples.group.tolist() == ["p1", "p2", "p1"]
 
 
-def test_a_split_column_is_taken_by_its_name_where_it_names_splits_alone(folder):
-    assert csv(folder, "image,split\na.png,train\nb.png,dev\n").samples.split.tolist() == ["train", "val"]
-    assert csv(folder, "image,split\na.png,fold1\nb.png,dev\n").samples.split.tolist() == ["train"] * 2
+def codes(source):
+    return [note.code for note in source.notes]
+
+
+@pytest.mark.parametrize("header", ["split", " split", "Split", "SPLIT ", "\tsplit"])
+def test_a_column_called_split_is_the_split_column(folder, header):
+    source = csv(folder, f"image,{header}\na.png,train\nb.png, Dev \nc.png,TEST\n")
+    assert source.samples.split.tolist() == ["train", "val", "test"]
+    assert source.columns["split"] == (header,)
+    assert codes(source) == (["column-found-by-other-spelling"] if header != "split" else [])
+
+
+@pytest.mark.parametrize(
+    ("cells", "got"),
+    [
+        (["train", "holdout", "test"], "'holdout' in row 2"),
+        (["train", "", "test"], "a blank cell in row 2"),
+        (["train", "  ", "unlabeled"], "a blank cell, 'unlabeled' in rows 2, 3"),
+        (["0", "1", "2"], "'0', '1', '2' in rows 1, 2, 3"),
+        (["fold1", "dev", "train"], "'fold1' in row 1"),
+        (["1.0", "1.0", "1.0"], "'1.0' in rows 1, 2, 3"),
+    ],
+)
+def test_a_cell_that_names_no_split_is_an_error_with_its_row(folder, cells, got):
+    rows = "".join(f"{name},{cell}\n" for name, cell in zip(NAMES, cells, strict=False))
+    with pytest.raises(SourceError, match=f"{got}; expected one of train.*in place of codes.*rename"):
+        csv(folder, "image,Split\n" + rows)
+
+
+@pytest.mark.parametrize("cell", [None, 0, True, ["train"], {"train": 1}, float("nan")])
+def test_a_typed_cell_that_names_no_split_is_an_error_too(folder, cell):
+    with pytest.raises(SourceError, match=r"in row 2; expected one of train"):
+        jsonl(folder, [{"image": "a.png", "split": "train"}, {"image": "b.png", "split": cell}])
+
+
+def test_columns_are_found_without_regard_to_case_and_spaces_and_told(folder):
+    source = csv(
+        folder,
+        " Image ,LABEL,Patient,Âge\na.png,x,p1,3\nb.png,y,p2,4\n",
+        group_column="patient ",
+        covariate_columns=["âge"],
+    )
+    assert list(source.samples.targets) == ["label"]
+    assert source.samples.covariate_names == ("âge",)
+    assert source.samples.covariates.tolist() == [[3.0], [4.0]]
+    assert source.samples.group.tolist() == ["p1", "p2"]
+    assert source.columns == {
+        "image": (" Image ",),
+        "label": ("LABEL",),
+        "group": ("Patient",),
+        "covariate": ("Âge",),
+        "unused": (),
+    }
+    assert codes(source) == ["column-found-by-other-spelling"] * 4
+    assert not any(note.changes_result for note in source.notes)
+
+
+def test_two_columns_of_one_name_but_for_case(folder):
+    with pytest.raises(SourceError, match=r"no column 'label' but 'Label' and 'LABEL'.*Rename"):
+        csv(folder, "image,Label,LABEL\na.png,x,y\n")
+    source = csv(folder, "image,label,Label\na.png,x,y\n")
+    assert source.samples.targets["label"].class_names == ("x",)
+    assert codes(source) == ["column-passed-over"]
+
+
+@pytest.mark.parametrize(
+    ("header", "offered"),
+    [
+        ("path,label", "path"),
+        ("label,where", "where"),  # by its cells
+        ("imgage,label", "imgage"),
+        ("file path,label", '"file path"'),
+    ],
+)
+def test_without_an_image_column_close_names_are_offered(folder, header, offered):
+    row = {"label": "x"}
+    rows = ",".join(row.get(name, "a.png") for name in header.split(","))
+    with pytest.raises(SourceError, match=f"--image-column {offered}\\."):
+        csv(folder, f"{header}\n{rows}\n")
+
+
+@pytest.mark.parametrize("name", ["labels", "Class", "lable", "species", "image_class"])
+def test_without_a_label_column_close_names_are_offered(folder, name):
+    (note,) = csv(folder, f"image,width,{name}\na.png,2,x\n").notes
+    assert note.code == "no-label-column"
+    assert f"--label-column {name}." in note.message
+
+
+def test_a_column_of_splits_under_another_name_is_told(folder):
+    text = "image,label,subset\na.png,x,train\nb.png,y,test\n"
+    (note,) = csv(folder, text).notes
+    assert (note.code, note.changes_result) == ("split-column-unused", True)
+    assert "--split-column subset" in note.message
+    assert csv(folder, text, split_column="subset").notes == ()
 
 
 def test_several_images_and_covariates(folder):

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from bottleneck.errors import FitError, SourceError
+from bottleneck.errors import FitError, Note, SourceError
 from bottleneck.fitting.fit_heads import fit_heads
 from tests.helpers.caches import D, class_target, write_cache
 from tests.helpers.problems import features
@@ -34,8 +34,8 @@ class TestLabelsFile:
         (record,) = result.heads
         assert (record["target"], record["n"]) == ("sex", 85)
         assert record["cv_accuracy"] > 0.6
-        assert any("1 of 86 rows" in note for note in result.notes)
-        assert any("5 of 90 samples" in note for note in result.notes)
+        assert any("1 of 86 rows" in str(note) for note in result.notes)
+        assert any("5 of 90 samples" in str(note) for note in result.notes)
         with np.load(record["out_of_fold"]) as kept:
             site = np.arange(5, 90) % 9
             assert all(len(set(kept["fold"][site == s])) == 1 for s in range(9))
@@ -47,6 +47,18 @@ class TestLabelsFile:
         rows += [(unicodedata.normalize("NFD", f"그림/{i:03d}.png"), f"o{i % 2}") for i in range(90)]
         labels = self.write(tmp_path, rows)
         assert fit_heads(cache, labels=labels, C=0.1, output=tmp_path / "heads").heads[0]["n"] == 90
+
+    def test_columns_are_found_by_any_spelling_and_a_split_column_is_no_target(self, cache, tmp_path):
+        rows = [("Image ", " Sex", "Split", "SITE")]
+        rows += [(f"그림/{i:03d}.png", "fm"[int(self.y[i] > 0)], "train", f"s{i % 9}") for i in range(90)]
+        labels = self.write(tmp_path, rows)
+        result = fit_heads(cache, labels=labels, group="site", C=0.1, output=tmp_path / "heads")
+        assert [record["target"] for record in result.heads] == ["Sex"]
+        result = fit_heads(cache, labels=labels, targets=["sex"], C=0.1, output=tmp_path / "heads")
+        assert [record["target"] for record in result.heads] == ["sex"]
+        told = {note.code: note for note in result.notes if isinstance(note, Note)}
+        assert told["split-column-unused"].changes_result
+        assert told["column-found-by-other-spelling"].details["column"] in ("Image ", " Sex")
 
     @pytest.mark.parametrize(
         ("rows", "message"),

@@ -250,7 +250,7 @@ def test_labels_of_a_file_are_fitted_tuned_and_measured_alike(cache, images, tmp
     assert (result.target, result.classes) == ("warmth", ("cold", "warm"))
     assert result.max_logit_difference_at_start <= 1e-4
     assert result.head_accuracy == pytest.approx(head["accuracy"])
-    assert any("1 of 82 rows of warmth.csv name no sample" in note for note in result.notes)
+    assert any("1 of 82 rows of warmth.csv name no sample" in str(note) for note in result.notes)
     found = evaluate(model, cache, labels=labels, split="test")
     assert found["accuracy"] == pytest.approx(result.finetuned_accuracy["test"])
 
