@@ -6,6 +6,7 @@ SPLITS = ("train", "val", "test")
 TARGET_KINDS = ("class", "multilabel", "regression")
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
+SMALL_CNN = "small_cnn"  # the network that is trained from random weights
 BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classifier
 NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
 DEFAULT_POOL = "avg"  # of every other node

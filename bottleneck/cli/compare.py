@@ -69,6 +69,7 @@ def command(
     from bottleneck.report.comparison import comparison
     from bottleneck.training.compare import compare
 
+    options = {name: value for name, value in options.items() if value is not None}
     scratch = depths if from_scratch else ()
     result = compare(cache, folder, scratch=scratch, reporter=terminal, **options)
     figure = comparison(result, Path(result.folder) / "compare.png")

@@ -52,11 +52,13 @@ def command(
     Training starts at the head's own logits, and what is saved is never worse on val than the head.
     """
     from bottleneck.report import history
+    from bottleneck.training.config import FinetuneConfig
     from bottleneck.training.finetune import find_learning_rate, finetune
 
+    options = {name: value for name, value in options.items() if value is not None}
     if find_lr:
-        options.pop("output")
-        found = find_learning_rate(cache, head, reporter=terminal, **options)
+        options.pop("output", None)
+        found = find_learning_rate(cache, head, FinetuneConfig(**options), reporter=terminal)
         picture = history.rate_curve(found, find_lr)
         terminal.result(
             {**vars(found), "figure": str(picture)}, f"Try --lr {found.lr:.2g}. The curve is in {picture}"

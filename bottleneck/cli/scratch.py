@@ -40,6 +40,7 @@ def command(terminal: Terminal, source: str, tensorboard: str | None, **options:
     from bottleneck.report import history
     from bottleneck.training.scratch import scratch
 
+    options = {name: value for name, value in options.items() if value is not None}
     with history.tensorboard(tensorboard) as log:
         terminal.log_epoch = log
         result = scratch(source, reporter=terminal, **options)

@@ -33,7 +33,7 @@ from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 
 if TYPE_CHECKING:
-    from bottleneck.training.results import Result
+    from bottleneck.training.results import TrainingResult
 
 FILE_WIDTH = 120  # characters of a table that goes to a file or a pipe
 
@@ -141,7 +141,7 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def show_result(terminal: Terminal, result: Result, title: str) -> None:
+def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
     """Draw the curves beside the model and print the result of a training."""
     from bottleneck.report.history import training_curves
 

@@ -1,13 +1,12 @@
-"""How deep to unfreeze, from which start, and is transfer worth it: all tried on the user's own data.
+"""How deep to unfreeze, from which start, and whether transfer is worth it: all tried on the user's own data.
 
     unfreeze 0, 1, 2, all × init head, random ─┐
-    the small CNN from scratch, by depth ──────┴─ × shots × seeds ──► table, chosen on val, answers
+    the small CNN from scratch, by depth ──────┴─ × shots × seeds ──► means, the choice on val, answers
 
-Every run is kept in a file as it ends, so that a killed comparison goes on with the run that was cut.
+Every run is written to a file as it ends, so that a comparison that was killed continues with the run that
+was cut.
 
-Shapes: S samples, n of a split, C classes.
-
-What many runs say together: means with intervals, the choice on val, and answers in words.
+Shapes: n samples of a split.
 """
 
 from __future__ import annotations
@@ -16,19 +15,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from bottleneck.errors import Note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.training.config import run_config
+from bottleneck.training.config import ALL, CompareConfig
 from bottleneck.training.timing import duration
-from bottleneck.training.trials import Bench, CompareConfig, CompareRun
-
-if TYPE_CHECKING:
-    from bottleneck.training.trials import CompareRun
+from bottleneck.training.trials import CompareRun, Trials
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,156 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question that people ask, answered for these data."""
+    """A usual question, answered for these data."""
 
     question: str
     answer: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All runs; rows : their means by what was tried; chosen : the row that is best on val, with all samples.
+
+    measured_on : the split that answers and pictures show; n : samples by split.
+    notes : what a reader must know of the labels.
+    """
+
+    runs: tuple[CompareRun, ...]
+    rows: tuple[Row, ...]
+    chosen: Row
+    answers: tuple[Answer, ...]
+    measured_on: str
+    n: dict[str, int]
+    seconds: float
+    folder: str
+    notes: tuple[Note, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck compare --json`."""
+        parts = {name: [asdict(item) for item in getattr(self, name)] for name in ("runs", "rows", "answers")}
+        notes = [note.to_json() for note in self.notes]
+        return {**vars(self), **parts, "chosen": asdict(self.chosen), "notes": notes}
+
+
+def compare(
+    cache: str | Path,
+    folder: str | Path | None = None,
+    *,
+    unfreeze: Sequence[int | str] = CompareConfig.unfreeze,
+    init: Sequence[str] = CompareConfig.init,
+    scratch: Sequence[int] = CompareConfig.scratch,
+    shots: Sequence[int | str] = CompareConfig.shots,
+    seeds: int = CompareConfig.seeds,
+    target: str | None = CompareConfig.target,
+    node: str = CompareConfig.node,
+    epochs: int | None = None,
+    patience: int = CompareConfig.patience,
+    batch_size: int = CompareConfig.batch_size,
+    optimizer: str = CompareConfig.optimizer,
+    lr: float | None = CompareConfig.lr,
+    backbone_ratio: float = CompareConfig.backbone_ratio,
+    decay: float = CompareConfig.decay,
+    weight_decay: float = CompareConfig.weight_decay,
+    warmup: float = CompareConfig.warmup,
+    unfreeze_every: int = CompareConfig.unfreeze_every,
+    clip: float = CompareConfig.clip,
+    label_smoothing: float = CompareConfig.label_smoothing,
+    val_fraction: float = CompareConfig.val_fraction,
+    seed: int = CompareConfig.seed,
+    memory: int = CompareConfig.memory,
+    device: str = CompareConfig.device,
+    weights: str | None = CompareConfig.weights,
+    trust_code: bool = CompareConfig.trust_code,
+    labels: str | Path | None = CompareConfig.labels,
+    group: str | None = CompareConfig.group,
+    reporter: Reporter = SILENT,
+) -> Comparison:
+    """Try what is to be compared, and choose on val.
+
+    A comparison that was killed continues with the runs that are not done when it is called again.
+
+    Parameters
+    ----------
+    cache : path of a feature cache with labels
+    folder : where the runs are stored; `compare/CACHE` by default
+    epochs : 20 by default, or as many as make 200 steps
+    reporter : receives the progress, and what feature maps will cost
+
+    The other parameters are the fields of `training.config.CompareConfig`.
+
+    Raises
+    ------
+    FitError, BackboneError, CacheError
+        As `finetune` and `scratch` raise them.
+    """
+    config = CompareConfig(
+        unfreeze=tuple(unfreeze),
+        init=tuple(init),
+        scratch=tuple(scratch),
+        shots=tuple(shots),
+        seeds=seeds,
+        target=target,
+        node=node,
+        epochs=CompareConfig.epochs if epochs is None else epochs,
+        extend=epochs is None,
+        patience=patience,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        backbone_ratio=backbone_ratio,
+        decay=decay,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        unfreeze_every=unfreeze_every,
+        clip=clip,
+        label_smoothing=label_smoothing,
+        val_fraction=val_fraction,
+        seed=seed,
+        memory=memory,
+        device=device,
+        weights=weights,
+        trust_code=trust_code,
+        labels=labels,
+        group=group,
+    )
+    path = Path(cache)
+    return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, reporter)
+
+
+def _compare(path: Path, folder: Path, config: CompareConfig, reporter: Reporter) -> Comparison:
+    started = time.perf_counter()
+    with Trials(path, config, folder, reporter) as trials:
+        planned = trials.trials()
+        to_do = [trial for trial in planned if trial not in trials.done]
+        cost = duration(trials.estimate(to_do))
+        reporter.tell(
+            f"{len(to_do)} of {len(planned)} runs are to be done: at most {cost}, less where "
+            "val stops improving. What is done is kept, should you stop it."
+        )
+        with reporter.step("Comparing", total=len(planned), unit="runs") as advance:
+            for _ in trials.results(planned):
+                advance(1)
+        runs = tuple(trials.done[trial] for trial in planned)
+    n = trials.splits.counts()
+    shown = "test" if "test" in n else "val"
+    rows = summarise(runs, shown, n[shown])
+    chosen = choose(rows)
+    return Comparison(
+        runs=runs,
+        rows=rows,
+        chosen=chosen,
+        answers=answers(rows, chosen, shown, n[shown]),
+        measured_on=shown,
+        n=n,
+        seconds=time.perf_counter() - started,
+        folder=str(folder),
+        notes=tuple(trials.notes),
+    )
+
+
 def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row, ...]:
-    """Means over seeds, in the order in which they were tried. n : samples of the split `measured_on`."""
-    groups: dict[tuple, list[CompareRun]] = {}
+    """Return means over seeds, in the order of the runs. n : samples of the split `measured_on`."""
+    groups: dict[tuple[int | str, str, int | None, int | str], list[CompareRun]] = {}
     for run in runs:
         groups.setdefault((run.unfreeze, run.init, run.depth, run.shots), []).append(run)
     rows = []
@@ -88,37 +225,41 @@ def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row
 
 
 def choose(rows: Sequence[Row]) -> Row:
-    """The most accurate on val with the most samples; among equals the one that trains least."""
+    """Return the row that is most accurate on val with the most samples; among equals the fastest one."""
     most = max(rows, key=_shots).shots
     candidates = [row for row in rows if row.shots == most]
     return max(candidates, key=lambda row: (row.accuracy["val"], -row.seconds))
 
 
 def answers(rows: Sequence[Row], chosen: Row, measured_on: str, n: int) -> tuple[Answer, ...]:
-    """What the rows with the most samples say to the usual questions; none where they were not tried."""
-    there = {row.name: row for row in rows if row.shots == chosen.shots}
-    found = []
+    """Answer the usual questions from the rows with the most samples, where both sides were tried."""
+    by_name = {row.name: row for row in rows if row.shots == chosen.shots}
     head, block = _name(0, "head", None), _name(1, "head", None)
-    is_deeper = not chosen.depth and chosen.name not in (head, block)
-    deeper = [("Is going deeper worth it?", head, chosen.name)] if is_deeper else []
-    for question, first, second in (
+    questions = [
         ("Is fine-tuning worth it?", head, block),
-        *deeper,
+        ("Is going deeper worth it?", head, chosen.name),
         ("One block or two?", block, _name(2, "head", None)),
         ("Does it matter to start from the head?", _name(1, "random", None), block),
-    ):
-        if first in there and second in there:
-            found.append(Answer(question, _versus(there[first], there[second], measured_on, n)))
-    scratch = [row for row in there.values() if row.depth]
-    transfer = [row for row in there.values() if not row.depth]
+    ]
+    if chosen.depth or chosen.name in (head, block):
+        del questions[1]
+    pairs = [
+        (question, by_name[first], by_name[second])
+        for question, first, second in questions
+        if first in by_name and second in by_name
+    ]
+    scratch = [row for row in by_name.values() if row.depth]
+    transfer = [row for row in by_name.values() if not row.depth]
     if scratch and transfer:
         best = [max(part, key=lambda row: row.accuracy["val"]) for part in (scratch, transfer)]
-        found.append(Answer("Is transfer worth it with these data?", _versus(*best, measured_on, n)))
-    return tuple(found)
+        pairs.append(("Is transfer worth it with these data?", best[0], best[1]))
+    return tuple(
+        Answer(question, _versus(first, second, measured_on, n)) for question, first, second in pairs
+    )
 
 
 def _versus(first: Row, second: Row, split: str, n: int) -> str:
-    """Both figures and whether their difference is beyond what so few samples and seeds can tell."""
+    """Both figures, and whether their difference exceeds the noise of n samples and the seeds."""
     difference = second.accuracy[split] - first.accuracy[split]
     p = (first.accuracy[split] + second.accuracy[split]) / 2
     seeds = first.spread**2 / first.seeds + second.spread**2 / second.seeds
@@ -133,97 +274,16 @@ def _versus(first: Row, second: Row, split: str, n: int) -> str:
 
 
 def _name(unfreeze: int | str, init: str, depth: int | None) -> str:
-    """What people call it."""
+    """The name of a row in tables and answers."""
     if depth:
         return f"scratch, {depth} blocks"
     if unfreeze == 0:
         return "head only"
-    blocks = {1: "1 block", "all": "all blocks"}.get(unfreeze, f"{unfreeze} blocks")
-    if isinstance(unfreeze, str) and unfreeze != "all":
+    blocks = {1: "1 block", ALL: "all blocks"}.get(unfreeze, f"{unfreeze} blocks")
+    if isinstance(unfreeze, str) and unfreeze != ALL:
         blocks = f"from {unfreeze}"
     return f"{blocks}, {'from the head' if init == 'head' else 'random last layer'}"
 
 
 def _shots(row: Row) -> float:
-    return float("inf") if row.shots == "all" else float(row.shots)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All runs; rows : their means by what was tried; chosen : the row that val prefers, with all samples.
-
-    measured_on : the split that answers and pictures show; n : its samples.
-    notes : what a reader must know of the labels.
-    """
-
-    runs: tuple[CompareRun, ...]
-    rows: tuple[Row, ...]
-    chosen: Row
-    answers: tuple[Answer, ...]
-    measured_on: str
-    n: dict[str, int]
-    seconds: float
-    folder: str
-    notes: tuple[str | Note, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck compare --json`."""
-        parts = {name: [asdict(item) for item in getattr(self, name)] for name in ("runs", "rows", "answers")}
-        return {**vars(self), **parts, "chosen": asdict(self.chosen)}
-
-
-def compare(
-    cache: str | Path,
-    folder: str | Path | None = None,
-    *,
-    reporter: Reporter = SILENT,
-    **options: Any,
-) -> Comparison:
-    """Try what is to be compared, and choose on val.
-
-    Killed and called again with the same arguments, it goes on with the runs that are not done.
-
-    Parameters
-    ----------
-    cache : a feature cache with labels
-    folder : where runs are kept; `compare/CACHE` by default
-    reporter, tell : hear of the runs, and of what maps will cost
-    options : fields of `CompareConfig`, `RunConfig` and `OptimConfig`
-
-    Raises
-    ------
-    FitError, BackboneError, CacheError
-        As `finetune` and `scratch` raise them.
-    """
-    started = time.perf_counter()
-    extend, run = options.get("epochs") is None, run_config(options)
-    chosen_options = {name: value for name, value in options.items() if value is not None}
-    config = CompareConfig(**chosen_options, extend=extend, run=run)
-    path = Path(cache)
-    folder = Path(folder) if folder else Path("compare") / path.stem
-    with Bench(path, config, folder, reporter) as bench:
-        trials = bench.trials()
-        left = [trial for trial in trials if trial not in bench.done]
-        reporter.tell(
-            f"{len(left)} of {len(trials)} runs are to be done: at most {duration(bench.estimate(left))}, "
-            "less where val stops improving. What is done is kept, should you stop it."
-        )
-        with reporter.step("Comparing", total=len(trials), unit="runs") as advance:
-            for _ in bench.results(trials):
-                advance(1)
-        runs = tuple(bench.done[trial] for trial in trials)
-        n = {split: len(rows) for split, rows in bench.sets.rows.items()}
-    shown = "test" if "test" in n else "val"
-    rows = summarise(runs, shown, n[shown])
-    chosen = choose(rows)
-    return Comparison(
-        runs=runs,
-        rows=rows,
-        chosen=chosen,
-        answers=answers(rows, chosen, shown, n[shown]),
-        measured_on=shown,
-        n=n,
-        seconds=time.perf_counter() - started,
-        folder=str(folder),
-        notes=tuple(bench.notes),
-    )
+    return float("inf") if row.shots == ALL else float(row.shots)

@@ -3,14 +3,9 @@
     head ──► its layers, standardised ─┐
     cached map of the frozen trunk ────┴─► train the unfrozen blocks ──► the best epoch, or the head itself
 
-The frozen trunk never runs in the loop: what the unfrozen blocks are fed with is constant, so it is cached.
-At the start the logits are compared with the head's on its own cached features; training goes on from there.
-
-Shapes: n samples of a split, C classes.
-
-One run of fine-tuning: a network that starts as the head, trains, and is held against the head.
-
-Shapes: n samples of a split, C classes.
+The frozen trunk does not run in the loop: its output for each image is constant, so it is cached. Before the
+first step the network's logits are compared with the head's on the cached features; training continues from
+there.
 """
 
 from __future__ import annotations
@@ -19,19 +14,17 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
-from typing import Any
 
 import numpy as np
 import torch
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import CacheError, FitError, Note
 from bottleneck.fitting.head_files import file_name
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact, load_head
@@ -40,226 +33,24 @@ from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
-from bottleneck.training.config import Inputs, RunConfig, build_training, run_config, split_metrics
-from bottleneck.training.feature_map import ensure_exact_map
+from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.feature_map import ensure_map
 from bottleneck.training.initial_head import (
+    StartComparison,
+    compare_start,
     faint_start,
-    head_inputs,
     head_metrics,
-    logits_on,
     require_same_cache,
-    require_same_start,
     starting_head,
 )
 from bottleneck.training.inputs import backbone_of, inputs_of, statistics_of
-from bottleneck.training.loss import Objective, logits_of, measure
+from bottleneck.training.job import Inputs, TrainingJob, training_device
+from bottleneck.training.loss import Measured, measure
 from bottleneck.training.lr_finder import FoundRate, find_rate
-from bottleneck.training.network import folded, network_of, renew
+from bottleneck.training.network import TransferNetwork, network_of, renew
 from bottleneck.training.optim import LayerGroup
-from bottleneck.training.results import Result, accuracies, notes_on, settings_of, write_files
-from bottleneck.training.split_rows import Sets, labelled_sets
-
-CHOICES = {"init": ("head", "random"), "augment": ("none", "live"), "batchnorm": ("fixed", "train")}
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """What trains, and on what.
-
-    unfreeze : number of blocks below the head, a block or node (it and all above it), or "all".
-    init : "head", or "random" to start from new last layers instead.
-    views : cached views per image, of which each epoch draws one; 0 trains on the plain features.
-    augment : "live" makes a new view of each image in every epoch and runs the frozen trunk on it.
-    batchnorm : "fixed", or "train" to renew its statistics (then dropout is active, too).
-    weights : the backbone's weights file, where the cache was made with one.
-    trust_code : allow a backbone that the cache names as package.module:function.
-    labels : table of the answers, in place of the cache's (`labelling.join_labels`).
-    group : column of `labels`; samples of one group are not parted where val is carved from train.
-    """
-
-    unfreeze: int | str = 1
-    init: str = "head"
-    views: int = 0
-    augment: str = "none"
-    batchnorm: str = "fixed"
-    weights: str | None = None
-    trust_code: bool = False
-    labels: str | None = None
-    group: str | None = None
-    run: RunConfig = field(default_factory=RunConfig)
-
-    def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise FitError(f"{name} is {getattr(self, name)!r}; expected {' or '.join(choices)}.")
-        if self.views and self.augment == "live":
-            raise FitError("Cached views and live ones are two ways to one end.", "Choose one of them.")
-
-
-def finetune_config(options: dict[str, Any]) -> FinetuneConfig:
-    """The settings that `options` name: fields of FinetuneConfig, RunConfig and OptimConfig."""
-    options = dict(options)
-    run = run_config(options)
-    if options.get("labels") is not None:
-        options["labels"] = str(options["labels"])
-    return FinetuneConfig(**options, run=run)
-
-
-class Finetuning:
-    """One run: a network that starts as the head, trains, and is held against the head.
-
-    Parameters
-    ----------
-    cache, backbone, cut, inputs, sets, config
-    head : HeadArtifact
-        As it came.
-    start : HeadArtifact, optional
-        The one that training starts from, where it is another (see `start.starting_head`).
-    path : of the model; map_seconds : that extraction took before
-    notes : what a reader must know of the labels
-
-    Attributes
-    ----------
-    training : Training
-        The loop, ready to start.
-    difference : greatest difference from the head's logits at the start, on val; None from new layers.
-    """
-
-    def __init__(
-        self,
-        cache: FeatureCache,
-        backbone: Backbone,
-        cut: Cut,
-        inputs: Inputs,
-        sets: Sets,
-        head: HeadArtifact,
-        config: FinetuneConfig,
-        start: HeadArtifact | None = None,
-        path: Path = Path(),
-        map_seconds: float = 0.0,
-        notes: tuple[str | Note, ...] = (),
-    ) -> None:
-        self.path, self.map_seconds = path, map_seconds
-        self.cache, self.backbone, self.cut = cache, backbone, cut
-        self.inputs, self.sets, self.head, self.config = inputs, sets, head, config
-        self.start = start or head
-        self.objective = Objective(len(head.class_names), config.run.label_smoothing)
-        preprocess = Preprocess.from_json(cache.spec.preprocess)
-        section = Section(backbone, cut, head.node, preprocess, config.batchnorm == "train")
-        self.network = network_of(section, self.start)
-        if config.init == "random":
-            renew(self.network.classifier, config.run.seed)
-        self.difference: float | None = None
-        self.notes = notes
-        layers = [LayerGroup("head", 0, tuple(self.network.classifier.named_parameters()))]
-        for depth, (block, parameters) in enumerate(zip(cut.blocks, cut.parameters, strict=True), start=1):
-            layers.append(LayerGroup(block, depth, parameters))
-        self.training = build_training(self.network, layers, inputs, sets, self.objective.classes, config.run)
-
-    def compare(self) -> None:
-        """Hold the start against the head on val.
-
-        Raises FitError where the network does not say what the head says.
-        """
-        cached = torch.from_numpy(head_inputs(self.cache, self.head.node, self.sets.rows["val"]))
-        val, device = self.training.val, self.training.device
-        found, labels = logits_of(self.network, val, device, self.network.inputs)
-        expected = logits_on(self.start, cached)
-        self.head_on_val = measure(expected, labels, self.objective)
-        if self.config.init == "head":
-            with torch.inference_mode():
-                logits = self.network.classify(found.to(device)).cpu()
-            node = self.cache.node(self.head.node)
-            self.difference, notes = require_same_start(self.start, node, cached, found, logits)
-            self.notes += notes + faint_start(
-                self.start, self.cache, expected, labels, self.head_on_val, self.config.labels
-            )
-
-    def train(
-        self,
-        checkpoint: Checkpoint | None = None,
-        reporter: Reporter = SILENT,
-    ) -> None:
-        """Train; the network then holds the best epoch's parameters."""
-        self.training.checkpoint = checkpoint
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.run.seed)
-            for record in self.training.records(reporter):
-                reporter.epoch(record)
-
-    @property
-    def kept(self) -> str:
-        """ "finetuned" where an epoch of training beats the head on val, else "head"."""
-        state = self.training.state
-        better = state.best_epoch > 0 and state.best.beats(self.head_on_val)
-        return "finetuned" if better else "head"
-
-    def head_metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics of the head by split: on train and val of the one that training started from."""
-        found = head_metrics(self.start, self.cache, self.sets)
-        if self.start is not self.head and "test" in found:
-            found["test"] = head_metrics(self.head, self.cache, self.sets, ("test",))["test"]
-        return found
-
-    def trained_metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics by split of the best epoch. Reads the test split: call it once, at the end."""
-        temperature, run = self.training.state.best.temperature, self.config.run
-        return split_metrics(self.network, self.inputs, self.sets, self.head.class_names, temperature, run)
-
-    def conclude(self, started: float) -> Result:
-        """Measure what is kept, and write it with its card and history."""
-        head = self.head_metrics()
-        metrics = self.trained_metrics() if self.kept == "finetuned" else head
-        result = Result.of(
-            self.training,
-            self.sets,
-            metrics,
-            started,
-            model=str(self.path),
-            kept=self.kept,
-            target=self.head.target,
-            classes=self.head.class_names,
-            unfrozen=self.cut.blocks,
-            input=self.cut.node or "pixels",
-            head_accuracy=accuracies(head),
-            best_epoch=self.training.state.best_epoch if self.kept == "finetuned" else 0,
-            max_logit_difference_at_start=self.difference,
-            map_seconds=self.map_seconds,
-            notes=self.notes + notes_on(self.training, self.sets),
-        )
-        if self.kept == "finetuned":
-            network = self.backbone.module.state_dict()
-        else:  # random weights need no more than their statistics, published ones nothing
-            network = {name: torch.from_numpy(array) for name, array in statistics_of(self.cache).items()}
-        write_files(self.path, self.artifact(metrics), network, result, settings_of(self.config))
-        return result
-
-    def artifact(self, metrics: dict[str, Any]) -> HeadArtifact:
-        """The head of the model that is kept. Val chose it, be it the head itself."""
-        if self.kept == "head":
-            return replace(self.head, settings={**self.head.settings, "chosen_on": ["val"]})
-        finetuned = {"unfrozen": list(self.cut.blocks), "input": self.cut.node or "pixels"}
-        return replace(
-            self.start,
-            arrays=folded(self.network, self.start.scale),
-            link="softmax",
-            temperature=self.training.state.best.temperature,
-            settings={**self.start.settings, "finetuned": finetuned, "chosen_on": ["val"]},
-            node_fingerprint="",  # no cache has features of this network
-            cv={},
-            n_train=len(self.sets.rows["train"]),
-            metrics=metrics,
-        )
-
-    def fingerprint(self) -> str:
-        """Of everything that decides the run's course; a checkpoint is good for the same one only."""
-        digest = hashlib.sha256(torch.__version__.encode())
-        for array in (*self.start.arrays.values(), self.cache.images.digest, *self.sets.rows.values()):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(self.sets.labels.tobytes())
-        config = asdict(replace(self.config, labels=None, group=None))  # what they say is in the digest
-        settings = {"config": config, "cut": self.cut.node, "data": digest.hexdigest()}
-        return fingerprint({**settings, "cache": self.cache.fingerprint, "node": self.head.node})
+from bottleneck.training.results import PIXELS, Fallback, ModelDraft, TrainingResult, conclude
+from bottleneck.training.splits import LabelledSplits, labelled_splits
 
 
 def finetune(
@@ -267,12 +58,36 @@ def finetune(
     head: str | Path,
     output: str | Path | None = None,
     *,
+    unfreeze: int | str = FinetuneConfig.unfreeze,
+    init: str = FinetuneConfig.init,
+    views: int = FinetuneConfig.views,
+    augment: str = FinetuneConfig.augment,
+    batchnorm: str = FinetuneConfig.batchnorm,
+    epochs: int = FinetuneConfig.epochs,
+    patience: int = FinetuneConfig.patience,
+    batch_size: int = FinetuneConfig.batch_size,
+    optimizer: str = FinetuneConfig.optimizer,
+    lr: float | None = FinetuneConfig.lr,
+    backbone_ratio: float = FinetuneConfig.backbone_ratio,
+    decay: float = FinetuneConfig.decay,
+    weight_decay: float = FinetuneConfig.weight_decay,
+    warmup: float = FinetuneConfig.warmup,
+    unfreeze_every: int = FinetuneConfig.unfreeze_every,
+    clip: float = FinetuneConfig.clip,
+    label_smoothing: float = FinetuneConfig.label_smoothing,
+    val_fraction: float = FinetuneConfig.val_fraction,
+    seed: int = FinetuneConfig.seed,
+    memory: int = FinetuneConfig.memory,
+    device: str = FinetuneConfig.device,
+    weights: str | None = FinetuneConfig.weights,
+    trust_code: bool = FinetuneConfig.trust_code,
+    labels: str | Path | None = FinetuneConfig.labels,
+    group: str | None = FinetuneConfig.group,
     reporter: Reporter = SILENT,
-    **options: Any,
-) -> Result:
-    """Unfreeze blocks below a head, and train them and the head from where the head stands.
+) -> TrainingResult:
+    """Unfreeze blocks below a head, and train them and the head, starting from the head as it is.
 
-    Killed and called again, it goes on where it was and comes to the same result.
+    A run that was killed continues where it was when it is called again, and has the same result.
 
     Parameters
     ----------
@@ -280,85 +95,263 @@ def finetune(
         A feature cache, and a head that was fitted on it.
     output : path, optional
         The model; `models/CACHE--TARGET--BLOCK.safetensors` by default.
-    reporter, tell, on_epoch
-        Hear of long steps, of what they will cost beforehand, and of each epoch as it ends.
-    options
-        Fields of `FinetuneConfig`, `RunConfig` and `OptimConfig`.
+    reporter : Reporter
+        Receives the progress, the cost of long steps beforehand, and each epoch as it ends.
+
+    The other parameters are the fields of `training.config.FinetuneConfig`.
 
     Raises
     ------
     FingerprintError, ArtifactError
         The head is of another cache.
     FitError
-        More blocks than there are, no val possible, a start that is not the head's.
+        No val is possible, or the network does not start with the head's logits.
+    BackboneError
+        There are fewer blocks than are to be unfrozen.
     CacheError
         The map is not cached, and the images are gone.
     """
     started = time.perf_counter()
-    config = finetune_config(options)
-    with prepared(Path(cache), head, config, output, reporter) as job:
-        checkpoint = Checkpoint(job.path.with_suffix(".checkpoint.safetensors"), job.fingerprint())
-        job.compare()
-        for note in job.notes:
+    config = FinetuneConfig(
+        unfreeze=unfreeze,
+        init=init,
+        views=views,
+        augment=augment,
+        batchnorm=batchnorm,
+        epochs=epochs,
+        patience=patience,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        lr=lr,
+        backbone_ratio=backbone_ratio,
+        decay=decay,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        unfreeze_every=unfreeze_every,
+        clip=clip,
+        label_smoothing=label_smoothing,
+        val_fraction=val_fraction,
+        seed=seed,
+        memory=memory,
+        device=device,
+        weights=weights,
+        trust_code=trust_code,
+        labels=None if labels is None else str(labels),
+        group=group,
+    )
+    plan = plan_finetuning(Path(cache), Path(head), config)
+    path = Path(output) if output else default_model(plan)
+    with open_job(plan, config, path.parent, reporter) as run:
+        measured, notes = checked_start(plan, run, config)
+        for note in notes:
             reporter.tell(f"Note: {note}")
-        job.train(checkpoint, reporter)
-        result = job.conclude(started)
+        checkpoint = Checkpoint.beside(path, _fingerprint(plan, run.cache, config))
+        run.job.train(checkpoint, reporter)
+        draft = _draft(plan, run, path, notes, compared=config.init == "head")
+        result = conclude(run.job, draft, started, _fallback(plan, run.cache, measured))
     checkpoint.remove()
     return result
 
 
 def find_learning_rate(
-    cache: str | Path,
-    head: str | Path,
-    *,
-    reporter: Reporter = SILENT,
-    **options: Any,
+    cache: str | Path, head: str | Path, config: FinetuneConfig, *, reporter: Reporter = SILENT
 ) -> FoundRate:
-    """The learning rate to fine-tune with, found by trying (see `lr_finder`). Arguments as of `finetune`."""
-    config = finetune_config(options)
-    with prepared(Path(cache), head, config, None, reporter) as job:
-        return find_rate(job.training, reporter)
+    """Find the learning rate to fine-tune with by trying (see `lr_finder`). Raises as `finetune` does."""
+    plan = plan_finetuning(Path(cache), Path(head), config)
+    with open_job(plan, config, default_model(plan).parent, reporter) as run:
+        return find_rate(run.job.training, reporter)
+
+
+@dataclass(frozen=True)
+class FinetunePlan:
+    """What is decided before the feature map is read.
+
+    cache : path; identity : of its content (`cache_identity`)
+    head : as it came; start : the head that training starts from (see `starting_head`)
+    notes : what a reader must know of the labels
+    """
+
+    cache: Path
+    identity: str
+    head: HeadArtifact
+    start: HeadArtifact
+    splits: LabelledSplits
+    backbone: Backbone
+    cut: Cut
+    notes: tuple[str | Note, ...] = ()
+
+
+@dataclass(frozen=True)
+class FinetuneRun:
+    """A job on an open cache, ready to train.
+
+    start : the comparison of the network as it began with the head. map_seconds : of extracting the map.
+    """
+
+    cache: FeatureCache
+    job: TrainingJob[TransferNetwork]
+    start: StartComparison
+    map_seconds: float
+
+
+def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> FinetunePlan:
+    """Read the head, the labels and the backbone, and choose the samples and the blocks that are trained."""
+    head = load_head(head_path)
+    with FeatureCache(cache) as opened:
+        labels = (config.labels, (head.target,), config.group)
+        samples, notes = relabelled(opened.samples, opened.images.key, *labels)
+        require_same_cache(head, opened, samples)
+        _require_target(head, samples, cache, head_path)
+        splits = labelled_splits(samples, head.target, val_fraction=config.val_fraction, seed=config.seed)
+        backbone = backbone_of(opened, config.load)
+        start = starting_head(head, opened, splits)
+        identity = cache_identity(opened)
+    cut = find_cut(backbone, head.node, config.unfreeze)
+    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, tuple(notes))
 
 
 @contextmanager
-def prepared(
-    cache: Path,
-    head: str | Path,
-    config: FinetuneConfig,
-    output: str | Path | None,
-    reporter: Reporter,
-) -> Iterator[Finetuning]:
-    """A run on an open cache that has the map it needs."""
-    artifact, run = load_head(head), config.run
-    with FeatureCache(cache) as opened:
-        labels = (config.labels, (artifact.target,), config.group)
-        samples, notes = relabelled(opened.samples, opened.images.key, *labels)
-        require_same_cache(artifact, opened, samples)
-        _require_target(artifact, samples, cache, head)
-        sets = labelled_sets(samples, artifact.target, val_fraction=run.val_fraction, seed=run.seed)
-        options = LoadOptions(config.weights, config.trust_code)
-        backbone = backbone_of(opened, options)
-        start = starting_head(artifact, opened, sets)
-    cut = find_cut(backbone, artifact.node, config.unfreeze)
-    path = Path(output) if output else default_model(cache, artifact, cut)
-    asked = {"options": options, "reporter": reporter}
-    map_seconds = 0.0
-    if cut.node:
-        map_seconds = ensure_exact_map(cache, backbone, cut, start, sets, run, views=config.views, **asked)
-    kind = {"views": config.views > 0, "live": config.augment == "live"}
-    with (
-        FeatureCache(cache) as opened,
-        inputs_of(
-            opened, backbone, cut.node, **kind, seed=run.seed, folder=path.parent, reporter=reporter
-        ) as inputs,
-    ):
-        yield Finetuning(
-            opened, backbone, cut, inputs, sets, artifact, config, start, path, map_seconds, tuple(notes)
+def open_job(
+    plan: FinetunePlan, config: FinetuneConfig, folder: Path, reporter: Reporter
+) -> Iterator[FinetuneRun]:
+    """Yield the job on the open cache, with the feature map that it needs, compared with the head.
+
+    Some features are nearly constant on train, and a head gives them large weights. The rounding of a map to
+    float16 may then move the logits by more than training may start with; such a map is replaced by one in
+    float32.
+
+    folder : where decoded pixels are stored meanwhile.
+
+    Raises
+    ------
+    CacheError
+        The map has to be extracted, and images are gone or the disk is full; or the cache was changed
+        meanwhile.
+    """
+    node, map_seconds = plan.cut.node, 0.0
+    for dtype in (None, "float32"):
+        if node is not None:
+            map_seconds += ensure_map(
+                plan.cache, node, views=config.views, dtype=dtype, options=config.load, reporter=reporter
+            )
+        with FeatureCache(plan.cache) as cache:
+            require_unchanged(cache, plan.identity)
+            with inputs_of(cache, plan.backbone, node, config, folder, reporter) as inputs:
+                job = build_job(plan, cache, inputs, config)
+                start = compare_start(job, plan.start, cache, plan.splits.rows["val"])
+                if node is None or cache.node(node).dtype == "float32" or start.difference <= start.bound:
+                    yield FinetuneRun(cache, job, start, map_seconds)
+                    return
+        reporter.tell(
+            f"Rounded to float16, the map {node} moves the head's logits by {start.difference:.2g}, and "
+            f"{start.bound:g} is allowed: it is extracted in float32 instead."
         )
 
 
-def _require_target(head: HeadArtifact, samples: SampleTable, cache: Path, path: str | Path) -> None:
-    """Raise FitError where the samples do not have the head's answers: they lie in a file of their own."""
+def build_job(
+    plan: FinetunePlan, cache: FeatureCache, inputs: Inputs, config: FinetuneConfig
+) -> TrainingJob[TransferNetwork]:
+    """The unfrozen blocks with the layers of the head, or new ones where `init` is "random", ready to train."""
+    preprocess = Preprocess.from_json(cache.spec.preprocess)
+    section = Section(plan.backbone, plan.cut, plan.start.node, preprocess, config.batchnorm == "train")
+    network = network_of(section, plan.start)
+    if config.init == "random":
+        renew(network.classifier, config.seed)
+    layers = [LayerGroup("head", 0, tuple(network.classifier.named_parameters()))]
+    for depth, (block, parameters) in enumerate(
+        zip(plan.cut.blocks, plan.cut.parameters, strict=True), start=1
+    ):
+        layers.append(LayerGroup(block, depth, parameters))
+    return TrainingJob(
+        network,
+        layers,
+        inputs,
+        plan.splits.samples(),
+        len(plan.start.class_names),
+        config,
+        device=training_device(config),
+    )
+
+
+def checked_start(
+    plan: FinetunePlan, run: FinetuneRun, config: FinetuneConfig
+) -> tuple[Measured, tuple[str | Note, ...]]:
+    """The head measured on val, and what a reader must know of the start.
+
+    Raises FitError where the network does not start with the head's logits.
+    """
+    measured = measure(run.start.head_logits, run.start.labels, run.job.training.objective)
+    if config.init == "random":
+        return measured, plan.notes
+    notes = run.start.notes() + faint_start(run.start, run.cache, measured, config.labels)
+    return measured, plan.notes + notes
+
+
+def cache_identity(cache: FeatureCache) -> str:
+    """A digest of the images and samples of a cache, which must not change while a run opens it again."""
+    digest = hashlib.sha256(cache.fingerprint.encode())
+    for array in (cache.images.digest, cache.samples.image):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def require_unchanged(cache: FeatureCache, identity: str) -> None:
+    """Raise CacheError where the cache is not the one that `cache_identity` described."""
+    if cache_identity(cache) != identity:
+        raise CacheError(
+            f"The images of {cache.path} changed while the run was being prepared.",
+            "Run the same command again once nothing else writes the cache.",
+        )
+
+
+def default_model(plan: FinetunePlan) -> Path:
+    """`models/CACHE--TARGET--LOWEST_UNFROZEN_BLOCK.safetensors` below the current folder."""
+    return Path("models") / f"{file_name(plan.cache.stem, plan.head.target, plan.cut.blocks[-1])}.safetensors"
+
+
+def _draft(
+    plan: FinetunePlan, run: FinetuneRun, path: Path, notes: tuple[str | Note, ...], compared: bool
+) -> ModelDraft:
+    """The model as far as it is known before training."""
+    trained_on = plan.cut.node or PIXELS
+    finetuned = {"unfrozen": list(plan.cut.blocks), "input": trained_on}
+    return ModelDraft(
+        path=path,
+        kind="finetuned",
+        head=replace(plan.start, settings={**plan.start.settings, "finetuned": finetuned}),
+        backbone=plan.backbone,
+        splits=plan.splits,
+        unfrozen=plan.cut.blocks,
+        input=trained_on,
+        map_seconds=run.map_seconds,
+        difference_at_start=run.start.difference if compared else None,
+        notes=notes,
+    )
+
+
+def _fallback(plan: FinetunePlan, cache: FeatureCache, measured: Measured) -> Fallback:
+    """The head, measured on every split: on train and val the one that training started from."""
+    metrics = head_metrics(plan.start, cache, plan.splits)
+    if plan.start is not plan.head and "test" in metrics:
+        metrics["test"] = head_metrics(plan.head, cache, plan.splits, ("test",))["test"]
+    # Random weights need no more than their statistics, published ones nothing.
+    tensors = {name: torch.from_numpy(array) for name, array in statistics_of(cache).items()}
+    return Fallback(plan.head, tensors, measured, metrics)
+
+
+def _fingerprint(plan: FinetunePlan, cache: FeatureCache, config: FinetuneConfig) -> str:
+    """Of everything that decides the course of a run; a checkpoint is valid for the same one only."""
+    digest = hashlib.sha256(torch.__version__.encode())
+    for array in (*plan.start.arrays.values(), cache.images.digest, *plan.splits.rows.values()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(plan.splits.labels.tobytes())
+    settings = replace(config, labels=None, group=None).nested()  # the labels themselves are in the digest
+    data = {"config": settings, "cut": plan.cut.node, "data": digest.hexdigest()}
+    return fingerprint({**data, "cache": cache.fingerprint, "node": plan.head.node})
+
+
+def _require_target(head: HeadArtifact, samples: SampleTable, cache: Path, path: Path) -> None:
+    """Raise FitError where the samples have no labels of the head's target: they are in another file."""
     if head.target not in samples.targets:
         known = ", ".join(map(repr, samples.targets)) or "none"
         raise FitError(
@@ -366,8 +359,3 @@ def _require_target(head: HeadArtifact, samples: SampleTable, cache: Path, path:
             "Give the labels that it was fitted with: "
             f"`bottleneck finetune {quote(str(cache))} --head {quote(str(path))} --labels FILE`.",
         )
-
-
-def default_model(cache: Path, head: HeadArtifact, cut: Cut) -> Path:
-    """`models/CACHE--TARGET--LOWEST_UNFROZEN_BLOCK.safetensors` below the current folder."""
-    return Path("models") / f"{file_name(cache.stem, head.target, cut.blocks[-1])}.safetensors"

@@ -1,12 +1,14 @@
-"""Where fine-tuning starts: a head that fits the cache, and the proof that the network says the same.
+"""Where fine-tuning starts: a head that fits the cache, and the check that the network has the head's logits.
 
-Shapes: n samples, D inputs of the head, C classes.
+Shapes: n samples, D inputs of the head, K classes.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from shlex import quote
 from typing import Any
 
@@ -28,27 +30,26 @@ from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec, differences
-from bottleneck.training.config import metrics_of
-from bottleneck.training.loss import Measured, Objective
-from bottleneck.training.split_rows import Sets
+from bottleneck.training.job import TrainingJob
+from bottleneck.training.loss import Measured, Objective, logits_of, metrics_of
+from bottleneck.training.network import TransferNetwork, network_of
+from bottleneck.training.splits import LabelledSplits
 
-# How far logits may be from the head's before the first step, by the type that features are stored in. On the
-# same features both say the same within 2e-5, in float32 as in float64 (digits, where weights reach 4,369).
-# But the network computes features anew, with another library than the engine. They agree to a millionth of
-# the greatest one; times such weights that is 6e-5 on 200 images and up to 4e-4 on all, and neither another
-# form of the layers nor more digits in them would change it.
+# The greatest difference from the head's logits that is allowed before the first step, by the type in which
+# features are stored. The network computes features with another library than the engine did, so they agree
+# to about a millionth of the greatest one only, and large weights of the head multiply that.
 START_BOUND = {"float32": 1e-4, "float16": 2e-2}
-# How far features may be from the cached ones, relative to the greatest: by the type of map and features, and
-# by the precision of the engine that made them.
+# The greatest difference of features from the cached ones that is rounding, relative to the greatest feature:
+# by the type of map and features, and by the precision of the engine that computed them.
 STORED = {"float32": 1e-4, "float16": 5e-3}
 COMPUTED = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 FOLDS = 5
 
 
 def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleTable) -> None:
-    """Raise where the head was fitted on other features, samples of another form or other classes.
+    """Raise where the head was fitted on other features, samples of another form, or other classes.
 
-    samples : those of the cache, with the labels to train on.
+    samples : of the cache, with the labels to train on.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
 
 
 def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
-    """(n, D) float32: what the head takes of the samples `rows`."""
+    """(n, D) float32 inputs of the head for the samples `rows`."""
     return cache.sample_rows(node, rows).read(0, len(rows)).astype(np.float32)
 
 
@@ -112,44 +113,38 @@ def refitted(
     return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics)
 
 
-def starting_head(head: HeadArtifact, cache: FeatureCache, sets: Sets) -> HeadArtifact:
-    """The head that training starts from: where val was carved from train, one that has not seen val.
+def starting_head(head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits) -> HeadArtifact:
+    """The head that training starts from: `head`, or where val was carved from train one fitted without val.
 
-    Otherwise val would favour the head over what is trained.
+    Otherwise the head would have been fitted on val, and the choice on val would favour it.
     """
-    if not sets.carved:
+    if not splits.carved:
         return head
-    train = sets.rows["train"]
-    return refitted(head, cache, train, sets.labels[train], head.C)
-
-
-def head_logits(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray) -> Tensor:
-    """(n, C) logits of the head on cached features."""
-    return logits_on(head, torch.from_numpy(head_inputs(cache, head.node, rows)))
+    train = splits.rows["train"]
+    return refitted(head, cache, train, splits.labels[train], head.C)
 
 
 def logits_on(head: HeadArtifact, inputs: Tensor) -> Tensor:
-    """(n, C) logits of the head on inputs (n, D)."""
+    """(n, K) logits of the head on inputs (n, D)."""
     return torch.from_numpy(np.asarray(head.decision(inputs.numpy()), np.float32))
 
 
 def head_metrics(
-    head: HeadArtifact, cache: FeatureCache, sets: Sets, splits: tuple[str, ...] = SPLITS
+    head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits, names: Iterable[str] = SPLITS
 ) -> dict[str, dict[str, Any]]:
-    """What `heads.metrics` measures of a head on cached features, on those of `splits` that exist."""
-    found = {}
-    for split in splits:
-        if split in sets.rows:
-            rows = sets.rows[split]
-            logits = head_logits(head, cache, rows)
-            found[split] = metrics_of(
-                logits, torch.from_numpy(sets.labels[rows]), head.class_names, head.temperature
-            )
-    return found
+    """The metrics of a head on cached features, by split, for those of `names` that exist."""
+    metrics = {}
+    for name in names:
+        if name in splits.rows:
+            rows = splits.rows[name]
+            logits = logits_on(head, torch.from_numpy(head_inputs(cache, head.node, rows)))
+            labels = torch.from_numpy(splits.labels[rows])
+            metrics[name] = metrics_of(logits, labels, head.class_names, head.temperature)
+    return metrics
 
 
 def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
-    """A head that knows nothing yet, of the form that a cache's samples and a node ask for."""
+    """A linear head of zeros, in the shape that the samples of a cache and a node require."""
     samples, K = cache.samples, len(target.class_names)
     D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
     arrays = {"coef": np.zeros((K, D)), "intercept": np.zeros(K), "mean": np.zeros(D), "scale": np.ones(D)}
@@ -157,86 +152,116 @@ def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
     return fit.artifact(describe_head(cache, samples, target, node))
 
 
-def largest_difference(first: Tensor, second: Tensor) -> float:
-    """The greatest difference between two tensors of one shape."""
-    return float((first - second).abs().max())
+@dataclass(frozen=True)
+class StartComparison:
+    """The network before its first step beside the head, on the samples of val.
 
-
-def require_same_start(
-    head: HeadArtifact, node: NodeSpec, cached: Tensor, found: Tensor, logits: Tensor
-) -> tuple[float, tuple[str, ...]]:
-    """How far the network's logits are from the head's, and what a reader must know of that.
-
-    Within START_BOUND they are the same. Beyond it they may still be the same but for rounding that the head
-    makes large: then the network's features are the cached ones as far as their types allow, and the
-    network says of its features what the head says of them.
-
-    Parameters
-    ----------
+    head : that training starts from
     node : of the cached features
-    cached, found : (n, D) what the head takes: as cached, and as the network computes it
-    logits : (n, C) the network's
-
-    Raises
-    ------
-    FitError
-        The features are others, or the head's layers say something else.
+    cached, computed : (n, D) inputs of the head, from cached features and as the network computes them
+    logits : (n, K) of the network
+    labels : (n,)
     """
-    reference, bound = logits_on(head, cached), START_BOUND[node.dtype]
-    difference = largest_difference(logits, reference)
-    if difference <= bound:
-        return difference, ()
-    features = largest_difference(found, cached) / float(cached.abs().max())
-    allowed = max(STORED[node.dtype], COMPUTED.get(node.precision, 0.0))
-    layers = largest_difference(logits, logits_on(head, found))
-    if not (features <= allowed and layers <= START_BOUND["float32"]):
-        raise FitError(
-            f"Before the first step the network's logits differ from the head's by {difference:.3g}, at most "
-            f"{bound:g} is allowed: features by {features:.1e} of the greatest, the layers by {layers:.1e}.",
-            "The features are not of this network, or too coarse: extract them again with --precision fp32 "
-            "--dtype float32, and fit the head on those.",
+
+    head: HeadArtifact
+    node: NodeSpec
+    cached: Tensor
+    computed: Tensor
+    logits: Tensor
+    labels: Tensor
+
+    @cached_property
+    def head_logits(self) -> Tensor:
+        """(n, K) logits of the head on cached features."""
+        return logits_on(self.head, self.cached)
+
+    @cached_property
+    def difference(self) -> float:
+        """The greatest difference between the network's logits and the head's."""
+        return _largest(self.logits - self.head_logits)
+
+    @property
+    def bound(self) -> float:
+        """The difference up to which logits are equal."""
+        return START_BOUND[self.node.dtype]
+
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of a difference beyond the bound.
+
+        It is accepted where rounding explains it: the features differ from the cached ones by the rounding of
+        their types only, and on its own features the network has the head's logits.
+
+        Raises
+        ------
+        FitError
+            The features are others, or the layers are not the head's.
+        """
+        if self.difference <= self.bound:
+            return ()
+        features = _largest(self.computed - self.cached) / float(self.cached.abs().max())
+        allowed = max(STORED[self.node.dtype], COMPUTED.get(self.node.precision, 0.0))
+        layers = _largest(self.logits - logits_on(self.head, self.computed))
+        if not (features <= allowed and layers <= START_BOUND["float32"]):
+            raise FitError(
+                "Before the first step the network's logits differ from the head's by "
+                f"{self.difference:.3g}, at most {self.bound:g} is allowed: features by {features:.1e} of "
+                f"the greatest, the layers by {layers:.1e}.",
+                "The features are not of this network, or too coarse: extract them again with "
+                "--precision fp32 --dtype float32, and fit the head on those.",
+            )
+        return (
+            f"At the start logits differ from the head's by {self.difference:.2g}, more than {self.bound:g}, "
+            f"by rounding alone: the head has weights of up to {np.abs(self.head.coef).max():.0f} on nearly "
+            "constant features. One with a smaller C is steadier.",
         )
-    note = (
-        f"At the start logits differ from the head's by {difference:.2g}, more than {bound:g}, by rounding "
-        f"alone: the head has weights of up to {np.abs(head.coef).max():.0f} on nearly constant features. "
-        "One with a smaller C is steadier."
-    )
-    return difference, (note,)
+
+
+def compare_start(
+    job: TrainingJob[TransferNetwork], head: HeadArtifact, cache: FeatureCache, val: np.ndarray
+) -> StartComparison:
+    """Run the blocks of `job`, with the layers of `head`, on val. val : rows of the samples."""
+    network = network_of(job.network.section, head).to(job.device)
+    computed, labels = logits_of(network, job.training.val, job.device, network.inputs)
+    with torch.inference_mode():
+        logits = network.classify(computed.to(job.device)).cpu()
+    cached = torch.from_numpy(head_inputs(cache, head.node, val))
+    return StartComparison(head, cache.node(head.node), cached, computed, logits, labels)
 
 
 def faint_start(
-    head: HeadArtifact,
-    cache: FeatureCache,
-    logits: Tensor,
-    labels: Tensor,
-    measured: Measured,
-    labels_file: str | None = None,
+    start: StartComparison, cache: FeatureCache, measured: Measured, labels_file: str | None = None
 ) -> tuple[str, ...]:
-    """What a reader must know of a head whose logits are too small for the loss to see what it knows.
+    """A note where the head's logits are so small that the loss hardly differs from that of guessing.
 
-    At a very small C the order of the classes is right and the temperature makes probabilities of it. But the
-    loss has no temperature: for it such a head is hardly better than a guess, and training moves its weights
-    as if they were new. Named is one whose advantage over guessing shrinks to less than half.
+    At a very small C the order of the classes is right, and the temperature makes probabilities of it. But
+    the loss that is trained has no temperature: for it such a head is little better than a guess, and
+    training moves its weights as if they were new. The note is made where the head's advantage over guessing
+    is less than half of what it is at the best temperature.
 
-    logits : (n, C) of the head on val; labels : (n,); measured : on these; labels_file : where they lie.
+    measured : of the head on val. labels_file : the table of labels, where there is one.
     """
+    head = start.head
     objective = Objective(len(head.class_names))
-    guess, loss = objective.chance, objective.loss(logits, labels).item()
+    guess, loss = objective.chance, objective.loss(start.head_logits, start.labels).item()
     if measured.temperature >= 1 or guess - loss >= (guess - measured.calibrated) / 2:
         return ()
-    what, asked = "a logistic head", "--head logistic"
-    if head.kind == "logistic" and head.C:  # while logits are small, they grow as C does
+    what, flags = "a logistic head", "--head logistic"
+    if head.kind == "logistic" and head.C:  # small logits grow in proportion to C
         C = 10.0 ** math.ceil(math.log10(head.C / measured.temperature))
-        what, asked = "one with a larger C", f"--C {C:g}"
+        what, flags = "one with a larger C", f"--C {C:g}"
     if labels_file:
-        asked += f" --labels {quote(labels_file)}"
+        flags += f" --labels {quote(labels_file)}"
     path, target, node = (quote(text) for text in (str(cache.path), head.target, head.node))
     return (
         f"The head's logits are so small that training starts almost anew: their loss on val is {loss:.3f}, "
         f"that of guessing {guess:.3f}, and {measured.calibrated:.3f} at the temperature "
         f"{measured.temperature:.2g}. Fit {what}: "
-        f"`bottleneck fit-head {path} --target {target} --node {node} {asked}`.",
+        f"`bottleneck fit-head {path} --target {target} --node {node} {flags}`.",
     )
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.abs().max())
 
 
 def _short(value: object) -> str:

@@ -1,16 +1,13 @@
-"""What a section of a backbone is fed with: cached maps, their views, live views, or pixels.
+"""The rows that a network is fed with: cached feature maps, cached views, pixels, or new views every epoch.
 
-Shapes: I images.
-
-Rows made from the images themselves: pixels decoded once, or views drawn anew in every epoch.
-
-Shapes: I images, n of them, H × W pixels, C channels.
+Shapes: I images, n of them, V views, H × W pixels, C channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -30,36 +27,38 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Trunk
 from bottleneck.files import require_space
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import thread_budget
-from bottleneck.training.batches import DrawnViews
-from bottleneck.training.config import Inputs
+from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.job import Inputs
 
-PASS = 32  # images that pass a network at once
+PASS = 32  # images that pass the frozen trunk at once
 
 
-class PixelRows:
-    """Pixels (I, H, W, C) uint8 in a file. `failures`: why, by number, of images that could not be read."""
+class PixelRows(RowReader):
+    """Pixels (I, H, W, C) uint8 in a file. `failures`: by index, why an image could not be read."""
 
     def __init__(self, values: np.memmap, failures: dict[int, str]) -> None:
         self._values, self.failures = values, failures
         self.shape, self.dtype = values.shape, values.dtype
 
-    def take(self, images: np.ndarray) -> np.ndarray:
-        """Pixels (n, H, W, C)."""
-        return np.array(self._values[images])
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return pixels (n, H, W, C)."""
+        return np.array(self._values[indices])
 
 
-class LiveRows:
-    """A view of each image, made when it is asked for, and what the frozen trunk says of it.
+class LiveRows(RowReader):
+    """A view of each image that is made when it is read, and the output of the frozen trunk for it.
 
     Parameters
     ----------
-    source, keys, preprocess
+    source, preprocess
         The images (I), and how they become pixels.
+    keys : the I images, in the order of the rows
     shape : of all rows, (I, …)
     seed : int
-        Of the views, with the epoch.
+        Of the views, together with the epoch.
     trunk : callable, optional
         Pixels (n, H, W, C) uint8 → rows (n, …); without one the rows are the pixels.
     """
@@ -80,15 +79,15 @@ class LiveRows:
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Draw other views from now on."""
+        """Make the views of `epoch` from now on."""
         seed = int(np.random.SeedSequence([self.seed, epoch]).generate_state(1)[0])
         self.recipe = ViewRecipe(1, seed=seed)
 
-    def take(self, images: np.ndarray) -> np.ndarray:
-        """Rows (n, …) of one view of each image."""
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return rows (n, …) of one view of each image."""
         size, channels = self.preprocess.size, self.preprocess.channels
-        pixels = np.empty((len(images), size, size, channels), np.uint8)
-        keys = [self.keys[i] for i in images]
+        pixels = np.empty((len(indices), size, size, channels), np.uint8)
+        keys = [self.keys[i] for i in indices]
         require_read(fill(pixels, self.source, keys, self.preprocess, views=self.recipe), keys)
         if self.trunk is None:
             return pixels
@@ -104,7 +103,7 @@ def decoded(
     folder: Path,
     reporter: Reporter = SILENT,
 ) -> Iterator[PixelRows]:
-    """Pixels of the images `keys`, decoded once into a scratch file in `folder` that is removed on leaving.
+    """Yield the pixels of the images `keys`, decoded once into a temporary file in `folder`.
 
     Images that cannot be read are listed in `failures` of the rows, and are black.
 
@@ -113,8 +112,8 @@ def decoded(
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     folder.mkdir(parents=True, exist_ok=True)
     require_space(folder, int(np.prod(shape)), f"Decoding {len(keys):,} images")
-    with TemporaryDirectory(dir=folder, prefix=".pixels-") as place:
-        values = np.memmap(Path(place) / "pixels", np.uint8, "w+", shape=shape)
+    with TemporaryDirectory(dir=folder, prefix=".pixels-") as temporary:
+        values = np.memmap(Path(temporary) / "pixels", np.uint8, "w+", shape=shape)
         with reporter.step("Decoding", total=len(keys), unit="images") as advance:
             failures = fill(values, source, keys, preprocess, advance=advance)
         yield PixelRows(values, failures)
@@ -123,8 +122,8 @@ def decoded(
 
 def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
     """Raise ImageError naming the first image that could not be read."""
-    for number, reason in failures.items():
-        raise ImageError(f"{keys[number]} cannot be read: {reason}.", "Mend the image, or extract again.")
+    for index, reason in failures.items():
+        raise ImageError(f"{keys[index]} cannot be read: {reason}.", "Mend the image, or extract again.")
 
 
 def fill(
@@ -136,12 +135,14 @@ def fill(
     views: ViewRecipe | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> dict[int, str]:
-    """Put the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
+    """Write the pixels of the images `keys`, or the first view of each, to `out` (n, H, W, C).
 
-    Returns the reasons, by number, of images that cannot be read; their rows stay as they were.
+    Returns the reasons, by index, of images that cannot be read; their rows stay as they were.
     """
     failures: dict[int, str] = {}
-    first: dict[bytes, int] = {}  # a copy comes without pixels: they are those of its first
+    first: dict[
+        bytes | None, int
+    ] = {}  # a copy of an image comes without pixels: they are those of the first
     workers = thread_budget().decode
     for image in load_images(source, keys, preprocess, workers=workers, views=views):
         if image.error is not None:
@@ -150,7 +151,7 @@ def fill(
             out[image.index] = out[first[image.digest]]
         else:
             first[image.digest] = image.index
-            out[image.index] = image.pixels if views is None else image.views[0]
+            out[image.index] = image.pixels if image.views is None else image.views[0]
         advance(1)
     return failures
 
@@ -161,7 +162,7 @@ def backbone_of(cache: FeatureCache, options: LoadOptions = NO_OPTIONS) -> Backb
 
 
 def statistics_of(cache: FeatureCache) -> dict[str, np.ndarray]:
-    """BatchNorm's statistics by name where the network's weights are random; else none."""
+    """The statistics of BatchNorm by name where the cache's network has random weights; else none."""
     return read_statistics(cache.path) if cache.spec.backbone.get("calibrated") else {}
 
 
@@ -170,53 +171,45 @@ def inputs_of(
     cache: FeatureCache,
     backbone: Backbone,
     node: str | None,
-    *,
-    views: bool = False,
-    live: bool = False,
-    seed: int = 0,
+    config: FinetuneConfig,
     folder: Path,
     reporter: Reporter = SILENT,
 ) -> Iterator[Inputs]:
-    """Rows by image for training and for measuring, until leaving.
+    """Yield the rows by image that training and measuring read.
 
     Parameters
     ----------
     node : NODE@none of a map that the cache has, or None for pixels
-    views : train on one of the cached views, drawn in each epoch
-    live : train on a view that is made anew in each epoch
-    folder : where pixels may lie meanwhile
+    config : whether to train on cached views, or on views that are made in each epoch
+    folder : where decoded pixels are stored meanwhile
     """
-    preprocess = Preprocess.from_json(cache.spec.preprocess)
+    live = config.augment == "live"
     if node is None:
-        keys = list(cache.images.key)
+        keys, preprocess = list(cache.images.key), Preprocess.from_json(cache.spec.preprocess)
         with decoded(source_of(cache), keys, preprocess, folder, reporter) as pixels:
             require_read(pixels.failures, keys)
-            train = _live(cache, backbone, None, pixels.shape, preprocess, seed) if live else pixels
+            train = _live(cache, backbone, None, pixels.shape, config.seed) if live else pixels
             yield Inputs(train, pixels)
         return
     plain = cache.features(node)
     if live:
-        yield Inputs(_live(cache, backbone, node, plain.shape, preprocess, seed), plain)
-    elif views:
-        yield Inputs(DrawnViews(cache.views(node), seed), plain)
+        yield Inputs(_live(cache, backbone, node, plain.shape, config.seed), plain)
+    elif config.views:
+        yield Inputs(cache.views(node), plain, draw_views=True)
     else:
         yield Inputs(plain, plain)
 
 
 def _live(
-    cache: FeatureCache,
-    backbone: Backbone,
-    node: str | None,
-    shape: tuple[int, ...],
-    preprocess: Preprocess,
-    seed: int,
+    cache: FeatureCache, backbone: Backbone, node: str | None, shape: tuple[int, ...], seed: int
 ) -> LiveRows:
-    """New views in every epoch, through the fast engine up to `node`."""
+    """New views in every epoch, run through the fast engine up to `node`."""
+    preprocess = Preprocess.from_json(cache.spec.preprocess)
     trunk = None
     if node is not None:
-        frozen = Trunk(lambda: backbone, preprocess, EngineConfig())
-
-        def trunk(pixels):
-            return frozen.engine([node], pixels)(pixels)[0]
-
+        trunk = partial(_maps, Trunk(lambda: backbone, preprocess, EngineConfig()), node)
     return LiveRows(source_of(cache), list(cache.images.key), preprocess, shape, seed=seed, trunk=trunk)
+
+
+def _maps(trunk: Trunk, node: str, pixels: np.ndarray) -> np.ndarray:
+    return trunk.engine([node], pixels)(pixels)[0]

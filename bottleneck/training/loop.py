@@ -1,20 +1,21 @@
-"""The one epoch loop: every network of this package that trains, trains here.
+"""The one epoch loop: every network of this package that is trained, is trained here.
 
-    measure val ──► epoch: batches ──► loss ──► backward ──► step ──► measure val ──► better? keep ──► …
+    measure val ──► epoch: batches ──► loss ──► backward ──► step ──► measure val ──► best so far? keep ──► …
 
-The network as it came is measured first, as epoch 0, and is a candidate like every later epoch. What counts
-is the accuracy on val; among equals, the log loss at the best temperature. After a kill the loop goes on from
-its last checkpoint to the bit-identical result (on a CPU, with the same number of threads).
+The network as it came is measured first, as epoch 0, and is a candidate like every later epoch. The best
+epoch has the highest accuracy on val; among equals, the lowest log loss at its best temperature. A run that
+was killed continues from its last checkpoint to the bit-identical result (on a CPU, with the same number of
+threads).
 
-Shapes: B samples of a batch, K logits.
+Shapes: B samples of a batch, L logits.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,8 @@ from bottleneck.training.checkpoint import (
 from bottleneck.training.loss import Measured, Objective, logits_of, measure, predicted
 from bottleneck.training.optim import Schedule, unfreeze
 
-# An epoch's mean loss of so many times that of guessing does not come back; it is judged after so many steps.
+# Training has diverged where the mean loss of an epoch, after so many steps, is so many times that of
+# guessing.
 DIVERGED_LOSS, DIVERGED_STEPS = 3.0, 50
 CPU = torch.device("cpu")
 
@@ -41,7 +43,9 @@ class EpochRecord:
     """One epoch; the one numbered 0 is the network as it came.
 
     lr : the head's at the last step. train_loss, train_accuracy : means over the epoch, while weights moved.
-    samples, seconds : passed through the network in training, and the time that took, reading included.
+    samples, seconds : passed through the network in training, and the time that took, with reading of rows
+        but
+        without measuring and without writing of checkpoints.
     """
 
     epoch: int
@@ -56,7 +60,7 @@ class EpochRecord:
 
 @dataclass
 class State:
-    """Where a run stands. `stopped`: "" while it goes on, then "done", "early" or "diverged"."""
+    """The state of a run. `stopped`: "" while it is going on, then "done", "early" or "diverged"."""
 
     epoch: int = 0
     step: int = 0
@@ -70,7 +74,7 @@ class State:
     stopped: str = ""
 
     @staticmethod
-    def from_json(values: dict) -> State:
+    def from_json(values: dict[str, Any]) -> State:
         """The state whose `asdict` is `values`."""
         history = [EpochRecord(**record) for record in values["history"]]
         return State(**{**values, "history": history, "best": Measured(**values["best"])})
@@ -78,12 +82,12 @@ class State:
 
 @dataclass
 class Training:
-    """One run: `records()` trains, epoch by epoch; then the module holds the best epoch's parameters.
+    """One run of the loop: `run` trains, and then the module has the parameters of the best epoch.
 
     Parameters
     ----------
     module : nn.Module
-        Called with rows and covariates of a batch, gives logits (B, K).
+        Called with rows and covariates of a batch, returns logits (B, L).
     objective : Objective
     optimizer : torch.optim.Optimizer
         With the groups that `parameter_groups` makes.
@@ -94,9 +98,18 @@ class Training:
         Epochs without a better one after which to stop; 0 never stops early.
     clip : float
         Greatest norm of the gradient; 0 for any.
+    device : torch.device
+    choose_best : bool
+        False leaves the parameters of the last epoch in the module.
     checkpoint : Checkpoint, optional
     checkpoint_seconds : float
         Least time between two checkpoints.
+
+    Attributes
+    ----------
+    state : State
+    resumed : bool
+        Whether the run continued from a checkpoint.
     """
 
     module: nn.Module
@@ -108,30 +121,43 @@ class Training:
     epochs: int
     patience: int = 0
     clip: float = 0.0
+    device: torch.device = CPU
+    choose_best: bool = True
     checkpoint: Checkpoint | None = None
     checkpoint_seconds: float = 15.0
-    device: torch.device = CPU
-    state: State = field(default_factory=State)
-    resumed: bool = False
+    state: State = field(default_factory=State, init=False)
+    resumed: bool = field(default=False, init=False)
+    _best_tensors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _saved_at: float = field(default=0.0, init=False, repr=False)
 
-    def records(self, reporter: Reporter = SILENT) -> Iterator[EpochRecord]:
-        """Train and yield each epoch as it ends; first those that an earlier, killed run has done."""
+    @property
+    def best(self) -> Measured:
+        """The best epoch's measurement on val."""
+        assert self.state.best is not None, "the run has measured nothing yet"
+        return self.state.best
+
+    def run(self, reporter: Reporter = SILENT) -> list[EpochRecord]:
+        """Train to the end and return the epochs; each is reported as it ends, resumed ones at once."""
+        self.train.preload()  # so that the first epoch's time does not contain it
         self._saved_at = time.monotonic()
         self._restore()
-        yield from list(self.state.history)
+        for record in self.state.history:
+            reporter.epoch(record)
         if not self.state.history:
-            yield self._measure(None)
+            reporter.epoch(self._measure(None))
             self.state.epoch = 1
         while not self.state.stopped:
             self._save()
             lr = self._train_epoch(reporter)
-            if self.state.stopped != "diverged":
-                yield self._measure(lr)
+            if not self.state.stopped:
+                reporter.epoch(self._measure(lr))
                 self._next_epoch()
-        self.module.load_state_dict(self._best_tensors)
+        if self.choose_best:
+            self.module.load_state_dict(self._best_tensors)
+        return self.state.history
 
     def _train_epoch(self, reporter: Reporter) -> float | None:
-        """Do the steps of the epoch that are left; returns the head's last learning rate."""
+        """Do the remaining steps of the epoch; return the head's last learning rate."""
         state = self.state
         unfreeze(self.optimizer, state.epoch)
         with reporter.step(self._title(), len(self.train), "samples") as advance:
@@ -140,8 +166,7 @@ class Training:
             for batch in self.train.epoch(state.epoch, state.step):
                 self.schedule.apply(self.optimizer, (state.epoch - 1) * self.train.steps + state.step)
                 loss, correct = self.update(batch)
-                now = time.perf_counter()
-                state.seconds, started = state.seconds + now - started, now
+                state.seconds += time.perf_counter() - started
                 state.step += 1
                 state.loss += loss * len(batch)
                 state.correct += correct
@@ -151,10 +176,11 @@ class Training:
                     state.stopped = "diverged"
                     break
                 self._save()
+                started = time.perf_counter()
         return self.optimizer.param_groups[0]["lr"]
 
     def update(self, batch: Batch) -> tuple[float, int]:
-        """One step; returns the batch's loss and how many of it were right."""
+        """Do one step; return the batch's loss and how many of its samples were classified correctly."""
         batch = batch.to(self.device)
         logits = self.module(batch.rows, batch.covariates)
         loss = self.objective.loss(logits, batch.labels)
@@ -166,7 +192,7 @@ class Training:
         return loss.item(), int((predicted(logits) == batch.labels).sum())
 
     def _diverges(self, loss: float) -> bool:
-        """Whether the last loss is not finite, or the epoch's mean so far is beyond hope."""
+        """Whether the last loss is not finite, or the epoch's mean so far exceeds the bound."""
         state = self.state
         if not math.isfinite(loss):
             return True
@@ -175,7 +201,7 @@ class Training:
         return judged and state.loss / state.samples > bound
 
     def _measure(self, lr: float | None) -> EpochRecord:
-        """Close the current epoch: measure val, keep the parameters where they are the best so far."""
+        """End the current epoch: measure val, copy the parameters if they are the best so far."""
         state = self.state
         measured = measure(*logits_of(self.module, self.val, self.device), self.objective)
         if state.best is None or measured.beats(state.best):
@@ -216,10 +242,10 @@ class Training:
         self._saved_at = time.monotonic()
 
     def _restore(self) -> None:
-        found = self.checkpoint.load() if self.checkpoint else None
-        if found is None:
+        loaded = self.checkpoint.load() if self.checkpoint else None
+        if loaded is None:
             return
-        tensors, values = found
+        tensors, values = loaded
         self.state, self.resumed = State.from_json(values), True
         self.module.load_state_dict(without_prefix("module", tensors))
         self._best_tensors = without_prefix("best", tensors)
@@ -230,7 +256,7 @@ class Training:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _title(self) -> str:
-        """What the progress bar says: the epoch, and how the last one went."""
+        """Title of the progress bar: the epoch, and the figures of the last one."""
         last = self.state.history[-1]
         shown = f"val {last.val_accuracy:.4f}"
         if last.train_loss is not None:

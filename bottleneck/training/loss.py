@@ -1,12 +1,8 @@
-"""How a network does on a set of samples.
+"""What a network is trained for, and how it is measured on a set of samples.
 
-Shapes: n samples, K logits.
+Two classes may have two logits (softmax) or one (sigmoid); every function reads the form from the logits.
 
-What a network is trained for: the loss, the predicted class, and the loss that compares epochs.
-
-Two classes may have two logits (softmax) or one (sigmoid); everything below reads the form off the logits.
-
-Shapes: B samples, K logits (K = classes, or 1 for two classes).
+Shapes: B samples of a batch, n samples of a set, L logits (L = classes, or 1 for two classes).
 """
 
 from __future__ import annotations
@@ -14,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bottleneck.heads.metrics import fit_temperature, link_loss
+from bottleneck.heads.metrics import classification_metrics, fit_temperature, link_loss
 from bottleneck.training.batches import Batches
 
 
@@ -28,7 +25,7 @@ from bottleneck.training.batches import Batches
 class Objective:
     """Cross-entropy over `classes` classes.
 
-    label_smoothing : share of the target spread evenly over the classes (Szegedy et al. 2016).
+    label_smoothing : share of the target that is spread evenly over the classes (Szegedy et al. 2016).
     """
 
     classes: int
@@ -40,7 +37,7 @@ class Objective:
         return math.log(self.classes)
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Mean loss, a scalar. logits : (B, K) float, labels : (B,) int64."""
+        """Mean loss, a scalar. logits : (B, L) float, labels : (B,) int64."""
         if logits.shape[1] > 1:
             return functional.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         wanted = labels.to(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
@@ -53,15 +50,15 @@ def predicted(logits: Tensor) -> Tensor:
 
 
 def two_logits(logits: Tensor) -> Tensor:
-    """(B, max(K, 2)) logits whose softmax gives the probabilities: a single logit z becomes (−z/2, z/2)."""
+    """(B, max(L, 2)) logits whose softmax gives the probabilities: a single logit z becomes (−z/2, z/2)."""
     return logits if logits.shape[1] > 1 else torch.cat([-logits / 2, logits / 2], dim=1)
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """The temperature T that minimises the log loss of softmax(logits / T), and that loss.
 
-    Networks are compared by this loss, so that none looks better for being bolder or shyer alone. Logits that
-    are not finite lose against all others.
+    Epochs are compared by this loss, so that none is preferred for being more or less confident alone. Logits
+    that are not finite have an infinite loss.
     """
     codes, values = labels.numpy(), two_logits(logits).double().numpy()
     if not np.isfinite(values).all():
@@ -84,15 +81,34 @@ class Measured:
         return (self.accuracy, -self.calibrated) > (other.accuracy, -other.calibrated)
 
 
+def measure(logits: Tensor, labels: Tensor, objective: Objective) -> Measured:
+    """Accuracy and losses. logits : (n, L), labels : (n,)."""
+    temperature, calibrated = calibrated_loss(logits, labels)
+    return Measured(
+        accuracy=(predicted(logits) == labels).double().mean().item(),
+        loss=objective.loss(logits, labels).item(),
+        calibrated=calibrated,
+        temperature=temperature,
+    )
+
+
+def metrics_of(
+    logits: Tensor, labels: Tensor, class_names: tuple[str, ...], temperature: float
+) -> dict[str, Any]:
+    """The metrics of `heads.metrics` at a temperature. logits : (n, L), labels : (n,) codes."""
+    probabilities = torch.softmax(two_logits(logits).double() / temperature, dim=1).numpy()
+    return classification_metrics(labels.numpy(), probabilities, class_names)
+
+
 def logits_of(
     module: nn.Module,
     batches: Batches,
     device: torch.device,
     call: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(n, K) float32 logits and (n,) labels of all samples, in the order of unshuffled `batches`, on the CPU.
+    """(n, L) float32 logits and (n,) labels of all samples, in the order of unshuffled `batches`, on the CPU.
 
-    The module is measured in eval mode and gets its own mode back. call : what is asked instead of it.
+    The module is measured in evaluation mode and then set back to its mode. call : is called in its place.
     """
     training = module.training
     module.eval()
@@ -106,14 +122,3 @@ def logits_of(
     finally:
         module.train(training)
     return torch.cat(logits), torch.cat(labels)
-
-
-def measure(logits: Tensor, labels: Tensor, objective: Objective) -> Measured:
-    """Accuracy and losses. logits : (n, K), labels : (n,)."""
-    temperature, calibrated = calibrated_loss(logits, labels)
-    return Measured(
-        accuracy=(predicted(logits) == labels).double().mean().item(),
-        loss=objective.loss(logits, labels).item(),
-        calibrated=calibrated,
-        temperature=temperature,
-    )

@@ -1,7 +1,7 @@
 """A learning rate found by trying: raise it from step to step and watch the loss (Smith 2017).
 
 The loss falls, reaches a lowest point, and rises steeply where training would diverge. A tenth of the rate at
-the lowest point of the smoothed loss is a safe height for a schedule with warm-up.
+the lowest point of the smoothed loss is a safe maximum for a schedule with warm-up.
 """
 
 from __future__ import annotations
@@ -33,20 +33,22 @@ class FoundRate:
 
 
 def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
-    """Try rates from 1e-6 to 10 of the head, the others in proportion; the network is put back as it was.
+    """Try rates of the head from 1e-6 to 10, the others in proportion; the network keeps its parameters.
 
-    training : a run that has not begun. Its optimizer is used up: build another run to train.
+    training : a run that has not begun. Its optimizer cannot be used again: build another run to train.
 
     Raises FitError where the loss is not finite at the lowest rate.
     """
     module = training.module
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     rates = np.geomspace(LOWEST, HIGHEST, STEPS)
-    tried, losses, mean = [], [], 0.0
+    tried: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
     for group in training.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
-    height = training.optimizer.param_groups[0]["base_lr"]
+    base = training.optimizer.param_groups[0]["base_lr"]
     batches = chain.from_iterable(training.train.epoch(epoch) for epoch in count(1))
     with (
         torch.random.fork_rng(devices=[]),
@@ -54,7 +56,7 @@ def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
     ):
         for step, (rate, batch) in enumerate(zip(rates, islice(batches, STEPS), strict=True), start=1):
             for group in training.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * rate / height
+                group["lr"] = group["base_lr"] * rate / base
             loss, _ = training.update(batch)
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             smooth = mean / (1 - SMOOTHING**step)

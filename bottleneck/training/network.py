@@ -2,11 +2,11 @@
 
     M maps ──► section ──► features, covariates ──► (x − mean) / (scale √D) ──► linear layers ──► logits
 
-The standardisation stays a fixed layer of its own while training, because the head is well conditioned only
-in those coordinates: folded into the weights, plain SGD at 1e-2 diverges. It is folded at the end. With √D
-the inputs have a norm of about 1: a learning rate means the same for a head on 64 features and on 25,088.
+The standardisation is a fixed layer of its own during training, because the head is well conditioned only in
+those coordinates: folded into the weights, plain SGD at 1e-2 diverges. It is folded at the end. With √D the
+inputs have a norm of about 1, so that a learning rate means the same for a head on 64 features and on 25,088.
 
-Shapes: B samples, M images per sample, P covariates, D inputs of the head, H hidden units, K logits.
+Shapes: B samples, M images per sample, P covariates, D inputs of the head, H hidden units, L logits.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ TRAINABLE_FORMS = ("linear", "mlp")
 
 
 class TransferNetwork(nn.Module):
-    """Rows (B, M, …) and covariates (B, P) → logits (B, K).
+    """Rows (B, M, …) and covariates (B, P) → logits (B, L).
 
     Parameters
     ----------
     section : nn.Module
         Rows of images → features, called with (B·M, …).
-    classifier : nn.Module
-        Takes inputs (B, D) of unit norm, by and large.
+    classifier : nn.Sequential
+        Takes inputs (B, D), whose norm is about 1.
     mean, divisor : (D,) arrays
     """
 
     def __init__(
-        self, section: nn.Module, classifier: nn.Module, mean: np.ndarray, divisor: np.ndarray
+        self, section: nn.Module, classifier: nn.Sequential, mean: np.ndarray, divisor: np.ndarray
     ) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.divisor: Tensor
         self.section, self.classifier = section, classifier
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
         self.register_buffer("divisor", torch.as_tensor(divisor, dtype=torch.float32).clone())
@@ -47,26 +49,26 @@ class TransferNetwork(nn.Module):
         return self.classify(self.inputs(rows, covariates))
 
     def inputs(self, rows: Tensor, covariates: Tensor) -> Tensor:
-        """(B, D) what a head takes: features of all images, covariates."""
+        """(B, D) inputs of the head: the features of all images, then the covariates."""
         features = self.section(rows.flatten(0, 1)).reshape(len(rows), -1)
         return torch.cat([features, covariates], dim=1) if covariates.shape[1] else features
 
     def classify(self, inputs: Tensor) -> Tensor:
-        """(B, K) logits of inputs (B, D)."""
+        """(B, L) logits of inputs (B, D)."""
         return self.classifier((inputs - self.mean) / self.divisor)
 
 
 def network_of(section: nn.Module, head: HeadArtifact) -> TransferNetwork:
-    """The head's layers on a section, in the coordinates of training; the logits are the head's.
+    """The head's layers on a section, in the coordinates of training; the logits equal the head's.
 
     Raises
     ------
     FitError
-        A head that has no layers to train, or another target than classes.
+        The head has no layers to train, or its target is not of kind class.
     """
     if head.form not in TRAINABLE_FORMS:
         raise FitError(
-            f"A {head.kind} head has no weights to go on from; expected {' or '.join(TRAINABLE_FORMS)}.",
+            f"A {head.kind} head has no weights to start from; expected {' or '.join(TRAINABLE_FORMS)}.",
             "Fit one with `bottleneck fit-head CACHE --head logistic`.",
         )
     if head.target_kind != "class":
@@ -76,27 +78,27 @@ def network_of(section: nn.Module, head: HeadArtifact) -> TransferNetwork:
     mean, scale = (array.astype(np.float64) for array in (head.mean, head.scale))
     coef, intercept = head.coef.astype(np.float64), head.intercept.astype(np.float64)
     divisor = scale * np.sqrt(len(scale))
-    layers = [_linear(coef * divisor, intercept + coef @ mean)]
+    layers: list[nn.Module] = [_linear(coef * divisor, intercept + coef @ mean)]
     if head.form == "mlp":
         layers += [nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])]
     return TransferNetwork(section, nn.Sequential(*layers), mean, divisor)
 
 
-def renew(classifier: nn.Module, seed: int) -> None:
-    """Draw the layers' parameters anew, as torch does; the last layer is set to 0, so that no class leads."""
+def renew(classifier: nn.Sequential, seed: int) -> None:
+    """Replace the layers' parameters by new random ones; the last layer becomes 0, so no class leads."""
     linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
-        for layer in linear:
-            layer.reset_parameters()
+        for layer in linear:  # drawn on the CPU, so that all devices start alike
+            layer.load_state_dict(nn.Linear(layer.in_features, layer.out_features).state_dict())
         linear[-1].weight.zero_()
         linear[-1].bias.zero_()
 
 
 def folded(network: TransferNetwork, scale: np.ndarray) -> dict[str, np.ndarray]:
-    """The arrays of a head artifact: the classifier on raw inputs, and the standardisation to go on with.
+    """The arrays of a head artifact: the classifier on raw inputs, and the standardisation.
 
-    A classifier is Linear, or Linear [BatchNorm] ReLU [Dropout] Linear; a single logit z becomes two, ±z/2.
+    The classifier is Linear, or Linear [BatchNorm] ReLU [Dropout] Linear; a single logit z becomes two, ±z/2.
     """
     linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
     norms = [layer for layer in network.classifier if isinstance(layer, nn.BatchNorm1d)]
@@ -123,5 +125,6 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
     return layer
 
 
-def _double(tensor: Tensor) -> np.ndarray:
+def _double(tensor: Tensor | None) -> np.ndarray:
+    assert tensor is not None, "the layers of a classifier have a bias, and its norms have statistics"
     return tensor.detach().cpu().double().numpy()

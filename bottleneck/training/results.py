@@ -1,107 +1,40 @@
-"""What a run of training leaves: which of the candidates is kept, how good it is, and the files.
+"""The result of a training run: which network or head is kept, its metrics, and the files.
 
-Shapes: n samples of a split, C classes.
-
-The model card: what a model is, what it was made from and how good it is, in Markdown.
-
-The sections follow Mitchell et al. 2019, "Model Cards for Model Reporting", as far as this program knows.
+model.safetensors     the head and, where it was trained, the network
+model.md              the model card, after Mitchell et al. 2019, "Model Cards for Model Reporting"
+model.history.json    the result with its epochs, and the settings
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from torch import Tensor
+
+from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.model_file import save_model
 from bottleneck.errors import Note
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.training.job import TrainingJob
 from bottleneck.training.loop import EpochRecord, Training
-from bottleneck.training.split_rows import Sets
+from bottleneck.training.loss import Measured
+from bottleneck.training.network import TransferNetwork, folded
+from bottleneck.training.splits import LabelledSplits
 
 MOST_CLASSES_LISTED = 50
-
-
-def model_card(
-    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[str | Note, ...] = ()
-) -> str:
-    """Markdown text.
-
-    Parameters
-    ----------
-    head : with metrics by split
-    file_name : of the model
-    training : what was done, shown as a table
-    notes : what a reader must know of the figures
-    """
-    names = [f"`{_cell(name)}`" for name in head.class_names[:MOST_CLASSES_LISTED]]
-    if len(head.class_names) > MOST_CLASSES_LISTED:
-        names.append(f"… {len(head.class_names) - MOST_CLASSES_LISTED} more")
-    M = head.images_per_sample
-    inputs = "images" if M == 1 else f"samples of {M} images"
-    if head.covariate_names:
-        inputs += f" with the numbers {', '.join(f'`{_cell(name)}`' for name in head.covariate_names)}"
-    preprocess = head.preprocess
-    parts = [
-        f"# {file_name}",
-        f"Classifies {inputs} by `{_cell(head.target)}` into {len(head.class_names)} classes.",
-        "## Classes\n\n" + ", ".join(names),
-        "## Use\n\n```sh\n" + f"bottleneck predict {quote(file_name)} IMAGES\n```",
-        "## How good it is\n\n" + _metrics(head),
-        *(f"> {note}" for note in notes),
-        "## Training\n\n" + _table(("what", "value"), training.items()),
-        "## Network and preprocessing\n\n"
-        + _table(
-            ("what", "value"),
-            [
-                *((f"backbone {name}", value) for name, value in head.backbone.items()),
-                *((f"image {name}", value) for name, value in preprocess.items()),
-                ("features", head.node),
-                ("temperature", f"{head.temperature:.4g}"),
-                ("fingerprint of the cache", head.fingerprint),
-                ("made with", f"bottleneck {head.version}"),
-            ],
-        ),
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _metrics(head: HeadArtifact) -> str:
-    rows = []
-    for split, values in head.metrics.items():
-        if "accuracy" not in values:
-            continue
-        low, high = values["accuracy_ci95"]
-        rows.append(
-            (
-                f"{split} (chose the model)" if split in head.settings.get("chosen_on", ()) else split,
-                values["n"],
-                f"{values['accuracy']:.4f}",
-                f"{low:.4f} … {high:.4f}",
-                f"{values['log_loss']:.4f}",
-            )
-        )
-    return _table(("split", "samples", "accuracy", "95 % interval", "log loss"), rows)
-
-
-def _table(columns: tuple[str, ...], rows: Any) -> str:
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    """Text that cannot break out of a table or a line."""
-    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")
+PIXELS = "pixels"  # the input of a network that has no cached feature map
 
 
 @dataclass(frozen=True)
-class Result:
-    """What `finetune` and `scratch` come to.
+class TrainingResult:
+    """The result of `finetune` and `scratch`.
 
     model : path. kept : "finetuned", "head" or, from scratch, "scratch".
     head_accuracy : of the head that training started from, finetuned_accuracy : of the model that is kept; by
@@ -137,36 +70,123 @@ class Result:
     notes: tuple[str | Note, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
 
-    @staticmethod
-    def of(
-        training: Training, sets: Sets, metrics: Mapping[str, Mapping[str, Any]], started: float, **own: Any
-    ) -> Result:
-        """What a run's loop, samples and metrics come to, beside the fields that are its `own`.
-
-        metrics : of the kept model, by split. started : `time.perf_counter()` at the run's begin.
-        """
-        state = training.state
-        told = {
-            "finetuned_accuracy": accuracies(metrics),
-            "accuracy_ci95": {split: tuple(values["accuracy_ci95"]) for split, values in metrics.items()},
-            "metrics": metrics,
-            "epochs": tuple(state.history),
-            "best_epoch": state.best_epoch,
-            "stopped": state.stopped,
-            "resumed": training.resumed,
-            "images_per_second": images_per_second(training),
-            "seconds": time.perf_counter() - started,
-            "n": {split: len(rows) for split, rows in sets.rows.items()},
-        }
-        return Result(**told | own)
-
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
         notes = [note.to_json() if isinstance(note, Note) else note for note in self.notes]
         return {**vars(self), "epochs": [asdict(record) for record in self.epochs], "notes": notes}
 
 
-def notes_on(training: Training, sets: Sets) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class ModelDraft:
+    """The model that a job trains: everything that is known of it before it is trained.
+
+    path : of the model file
+    kind : `TrainingResult.kept` where the trained network is kept: "finetuned" or "scratch"
+    head : describes the classifier; its arrays are replaced by the trained ones
+    unfrozen : names of the trained blocks, the uppermost first
+    input : the node whose map the network is fed with, or "pixels"
+    """
+
+    path: Path
+    kind: str
+    head: HeadArtifact
+    backbone: Backbone
+    splits: LabelledSplits
+    unfrozen: tuple[str, ...]
+    input: str
+    map_seconds: float = 0.0
+    difference_at_start: float | None = None
+    notes: tuple[str | Note, ...] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """The head that training started from: the model where no epoch of training is better on val.
+
+    head : to be written then. tensors : of the network, empty where the recipe alone gives it.
+    measured : on val. metrics : by split.
+    """
+
+    head: HeadArtifact
+    tensors: Mapping[str, Tensor]
+    measured: Measured
+    metrics: dict[str, dict[str, Any]]
+
+
+def conclude(
+    job: TrainingJob[TransferNetwork], draft: ModelDraft, started: float, fallback: Fallback | None = None
+) -> TrainingResult:
+    """Choose between the trained network and the fallback on val, measure the choice and write its files.
+
+    started : `time.perf_counter()` at the beginning of the run.
+    """
+    training, state = job.training, job.training.state
+    class_names = draft.head.class_names
+    if fallback and not (state.best_epoch > 0 and training.best.beats(fallback.measured)):
+        kept, best_epoch, metrics, tensors = "head", 0, fallback.metrics, fallback.tensors
+        head = replace(fallback.head, settings={**fallback.head.settings, "chosen_on": ["val"]})
+    else:
+        kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
+        head, tensors = _trained_head(draft, job, metrics), draft.backbone.module.state_dict()
+    result = TrainingResult(
+        model=str(draft.path),
+        kept=kept,
+        target=draft.head.target,
+        classes=class_names,
+        unfrozen=draft.unfrozen,
+        input=draft.input,
+        finetuned_accuracy=accuracies(metrics),
+        accuracy_ci95={split: tuple(values["accuracy_ci95"]) for split, values in metrics.items()},
+        head_accuracy=accuracies(fallback.metrics) if fallback else {},
+        metrics=metrics,
+        epochs=tuple(state.history),
+        best_epoch=best_epoch,
+        stopped=state.stopped,
+        resumed=training.resumed,
+        images_per_second=_images_per_second(training),
+        seconds=time.perf_counter() - started,
+        n=draft.splits.counts(),
+        max_logit_difference_at_start=draft.difference_at_start,
+        map_seconds=draft.map_seconds,
+        notes=(*draft.notes, *_notes(training, draft)),
+        failures=dict(draft.failures),
+    )
+    settings = job.config.shown()
+    history = json.dumps({**result.to_json(), "settings": settings}, ensure_ascii=False, indent=1)
+    write_whole(draft.path.with_suffix(".history.json"), history.encode())
+    save_model(
+        draft.path,
+        head,
+        tensors,
+        model_card(head, draft.path.name, _table_of(result, settings), result.notes),
+    )
+    return result
+
+
+def accuracies(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Accuracy by split."""
+    return {split: values["accuracy"] for split, values in metrics.items()}
+
+
+def _trained_head(
+    draft: ModelDraft, job: TrainingJob[TransferNetwork], metrics: dict[str, Any]
+) -> HeadArtifact:
+    """The trained classifier as a head on the trained network's features. Val chose it."""
+    return replace(
+        draft.head,
+        arrays=folded(job.network, draft.head.scale),
+        link="softmax",
+        temperature=job.training.best.temperature,
+        settings={**draft.head.settings, "chosen_on": ["val"]},
+        node_fingerprint="",  # no cache has features of this network
+        cv={},
+        n_train=len(draft.splits.rows["train"]),
+        metrics=metrics,
+    )
+
+
+def _notes(training: Training, draft: ModelDraft) -> list[str]:
     """What a reader of the figures must know, and what to try after a divergence."""
     notes = []
     if training.state.stopped == "diverged":
@@ -175,38 +195,26 @@ def notes_on(training: Training, sets: Sets) -> tuple[str, ...]:
             f"The loss diverged in epoch {training.state.epoch} at learning rate {lr:g}; "
             f"the best epoch before is kept. Try --lr {lr / 10:g}, or --find-lr."
         )
-    if sets.carved:
+    if draft.splits.carved:
         notes.append("There was no val split: a part of train became it, and nothing was fitted on that.")
-    others = "" if "test" in sets.rows else ", and there is no test split to confirm it"
+    others = "" if "test" in draft.splits.rows else ", and there is no test split to confirm it"
     notes.append(f"The val split chose the epoch, so accuracies on it are optimistic{others}.")
-    return tuple(notes)
+    if draft.failures:
+        notes.append(f"{len(draft.failures)} images could not be read, {next(iter(draft.failures))} first.")
+    return notes
 
 
-def images_per_second(training: Training) -> float:
-    """Images passed per second of training, reading included."""
+def _images_per_second(training: Training) -> float:
+    """Images passed per second of training, with the reading of their rows."""
     records = training.state.history
     seconds = sum(record.seconds for record in records)
     images = sum(record.samples for record in records) * training.train.samples.image.shape[1]
     return images / seconds if seconds else 0.0
 
 
-def accuracies(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Accuracy by split."""
-    return {split: values["accuracy"] for split, values in metrics.items()}
-
-
-def write_files(
-    path: Path,
-    head: HeadArtifact,
-    state: Mapping[str, Any],
-    result: Result,
-    settings: Mapping[str, Any],
-) -> None:
-    """The model, its card and its history.
-
-    state : of the network, empty where it is the recipe's own. settings : of the run, for the card.
-    """
-    shown = {
+def _table_of(result: TrainingResult, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the card shows of the training."""
+    return {
         "kept": result.kept,
         "trained blocks": ", ".join(result.unfrozen) or "none",
         "fed with": result.input,
@@ -214,19 +222,71 @@ def write_files(
         "epochs": f"{len(result.epochs) - 1}, the best was {result.best_epoch}",
         **settings,
     }
-    history = json.dumps({**result.to_json(), "settings": dict(settings)}, ensure_ascii=False, indent=1)
-    write_whole(history_path(path), history.encode())
-    save_model(path, head, state, model_card(head, path.name, shown, result.notes))
 
 
-def settings_of(config: Any) -> dict[str, Any]:
-    """The settings of a run and of its parts in one table, those left at nothing omitted."""
-    values = asdict(config)
-    run = values.pop("run")
-    optim = run.pop("optim")
-    return {name: value for name, value in {**values, **run, **optim}.items() if value not in (None, "")}
+def model_card(
+    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[str | Note, ...] = ()
+) -> str:
+    """What a model is, what it was made from and how good it is, in Markdown.
+
+    Parameters
+    ----------
+    head : with metrics by split
+    file_name : of the model
+    training : what was done, shown as a table
+    notes : what a reader must know of the figures
+    """
+    names = [f"`{_cell(name)}`" for name in head.class_names[:MOST_CLASSES_LISTED]]
+    if len(head.class_names) > MOST_CLASSES_LISTED:
+        names.append(f"… {len(head.class_names) - MOST_CLASSES_LISTED} more")
+    M = head.images_per_sample
+    inputs = "images" if M == 1 else f"samples of {M} images"
+    if head.covariate_names:
+        inputs += f" with the numbers {', '.join(f'`{_cell(name)}`' for name in head.covariate_names)}"
+    network = [
+        *((f"backbone {name}", value) for name, value in head.backbone.items()),
+        *((f"image {name}", value) for name, value in head.preprocess.items()),
+        ("features", head.node),
+        ("temperature", f"{head.temperature:.4g}"),
+        ("fingerprint of the cache", head.fingerprint),
+        ("made with", f"bottleneck {head.version}"),
+    ]
+    parts = [
+        f"# {file_name}",
+        f"Classifies {inputs} by `{_cell(head.target)}` into {len(head.class_names)} classes.",
+        "## Classes\n\n" + ", ".join(names),
+        "## Use\n\n```sh\n" + f"bottleneck predict {quote(file_name)} IMAGES\n```",
+        "## How good it is\n\n" + _metrics_table(head),
+        *(f"> {note}" for note in notes),
+        "## Training\n\n" + _table(("what", "value"), training.items()),
+        "## Network and preprocessing\n\n" + _table(("what", "value"), network),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def history_path(model: Path) -> Path:
-    """Where the epochs of a model's training are kept as JSON."""
-    return model.with_suffix(".history.json")
+def _metrics_table(head: HeadArtifact) -> str:
+    rows = []
+    for split, values in head.metrics.items():
+        if "accuracy" not in values:
+            continue
+        low, high = values["accuracy_ci95"]
+        rows.append(
+            (
+                f"{split} (chose the model)" if split in head.settings.get("chosen_on", ()) else split,
+                values["n"],
+                f"{values['accuracy']:.4f}",
+                f"{low:.4f} … {high:.4f}",
+                f"{values['log_loss']:.4f}",
+            )
+        )
+    return _table(("split", "samples", "accuracy", "95 % interval", "log loss"), rows)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Iterable[object]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    """Text that cannot break out of a table or a line."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("`", "'")

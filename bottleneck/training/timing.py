@@ -1,6 +1,6 @@
-"""What training will cost, told before it starts: one step is timed on rows of zeros.
+"""An estimate of what training will cost, before it starts: one step is timed on rows of zeros.
 
-Shapes: B samples of a batch, M images per sample, P covariates, K logits.
+Shapes: B samples of a batch, M images per sample, P covariates.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+
+from bottleneck.training.job import TrainingJob
 
 
 @dataclass(frozen=True)
@@ -26,30 +28,23 @@ class Pace:
         return self.training * epochs * train + self.measuring * ((epochs + 2) * val + train + others)
 
 
-def pace(
-    network: nn.Module, row: tuple[int, ...], dtype: np.dtype, images: int, covariates: int, batch: int
-) -> Pace:
-    """Time one step of a network whose parameters all train; it keeps its parameters.
-
-    Parameters
-    ----------
-    network : called with rows (B, M, …) and covariates (B, P), gives logits (B, K)
-    row, dtype : of one image's row
-    images, covariates, batch : M, P and B
-    """
-    rows = torch.from_numpy(np.zeros((batch, images, *row), dtype))
-    known = torch.zeros(batch, covariates)
+def pace(job: TrainingJob[Any]) -> Pace:
+    """Time a step of a job's network on zeros, with all parameters trained; they do not change."""
+    network, rows, samples = job.network, job.inputs.plain, job.samples["train"]
+    B, M, P = job.config.batch_size, samples.image.shape[1], samples.covariates.shape[1]
+    batch = torch.from_numpy(np.zeros((B, M, *rows.shape[1:]), rows.dtype)).to(job.device)
+    covariates = torch.zeros(B, P, device=job.device)
     network.train().requires_grad_(True)
 
     def step() -> None:
-        network(rows, known).sum().backward()
+        network(batch, covariates).sum().backward()
         network.zero_grad(set_to_none=True)
 
     training = _timed(step)
     network.eval()
     with torch.inference_mode():
-        measuring = _timed(lambda: network(rows, known))
-    return Pace(training / batch, measuring / batch)
+        measuring = _timed(lambda: network(batch, covariates))
+    return Pace(training / B, measuring / B)
 
 
 def duration(seconds: float) -> str:
@@ -60,7 +55,7 @@ def duration(seconds: float) -> str:
 
 
 def _timed(call: Callable[[], object]) -> float:
-    """Seconds of the second call: the first one has libraries choose their ways."""
+    """Seconds of the second call; in the first, libraries choose their algorithms."""
     call()
     started = time.perf_counter()
     call()

@@ -25,7 +25,7 @@ def run(folder, kill_at=None):
         return update(batch)
 
     job.update = update_or_die
-    records = list(job.records())
+    records = job.run()
     return job, records
 
 

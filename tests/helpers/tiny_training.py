@@ -4,22 +4,24 @@ import numpy as np
 import torch
 from torch import nn
 
+from bottleneck.samples import ArrayRows
 from bottleneck.training.batches import Batches, SampleSet
+from bottleneck.training.config import OptimConfig
 from bottleneck.training.loop import Training
 from bottleneck.training.loss import Objective
-from bottleneck.training.optim import LayerGroup, OptimConfig, Schedule, build_optimizer
+from bottleneck.training.optim import LayerGroup, Schedule, build_optimizer
 
 
-class ArrayRows:
-    """Rows from an array; `reads` counts the calls."""
+class CountedRows(ArrayRows):
+    """Rows from an array; `reads` lists how many rows each call took."""
 
-    def __init__(self, values):
-        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+    def __init__(self, array):
+        super().__init__(array)
         self.reads = []
 
-    def take(self, images):
-        self.reads.append(len(images))
-        return self.values[images]
+    def take(self, indices):
+        self.reads.append(len(indices))
+        return super().take(indices)
 
 
 class TinyNet(nn.Module):
@@ -46,7 +48,7 @@ def blobs(n=60, D=5, classes=3, M=1, P=0, seed=0):
     rows = centres[np.repeat(labels, M)] + 0.6 * random.normal(size=(n * M, D))
     covariates = random.normal(size=(n, P))
     samples = SampleSet(np.arange(n * M).reshape(n, M), covariates, labels)
-    return ArrayRows(rows.astype(np.float32)), samples
+    return CountedRows(rows.astype(np.float32)), samples
 
 
 def training(epochs=4, lr=0.1, seed=0, **options):

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.errors import FitError
-from bottleneck.training.batches import Batches, DrawnViews
-from tests.helpers.tiny_training import ArrayRows, blobs
+from bottleneck.training.batches import Batches
+from tests.helpers.tiny_training import CountedRows, blobs
 
 
 def labelled_rows(n, M=1, D=3):
     """Samples whose rows hold their image's number, so that a mixed-up row shows."""
     rows, samples = blobs(n=n, D=D, M=M, P=1)
-    rows.values[:] = np.arange(n * M)[:, None]
+    rows.array[:] = np.arange(n * M)[:, None]
     return rows, samples
 
 
@@ -98,7 +98,7 @@ def test_unshuffled_batches_keep_the_order():
 def test_an_epoch_draws_one_view_of_each_image(memory):
     _, samples = labelled_rows(60)
     views = np.arange(60)[:, None] * 10.0 + np.arange(4)
-    batches = Batches(DrawnViews(ArrayRows(views[..., None]), seed=0), samples, 8, memory=memory)
+    batches = Batches(CountedRows(views[..., None]), samples, 8, memory=memory, draw_views=True)
     drawn = [
         torch.cat([b.rows.flatten() for b in batches.epoch(epoch)]).sort()[0].numpy() for epoch in (1, 2, 1)
     ]

@@ -8,19 +8,14 @@ import torch
 
 from bottleneck.errors import FitError
 from bottleneck.extraction.extract import extract
+from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.compare import answers, choose, compare, summarise
-from bottleneck.training.config import LEAST_STEPS, run_config
-from bottleneck.training.trials import Bench, CompareConfig, CompareRun
+from bottleneck.training.config import LEAST_STEPS, CompareConfig
+from bottleneck.training.trials import CompareRun, Trials
 from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
-
-
-def few(options):
-    """CompareConfig's arguments of those that `compare` takes."""
-    options = dict(options)
-    return {"run": run_config(options), "extend": False, **options}
 
 
 def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None, seconds=1.0):
@@ -31,7 +26,7 @@ def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=Non
 def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_path, monkeypatch):
     options = {"unfreeze": (0, 1), "shots": (4, "all"), "seeds": 2, "scratch": (2,), **QUICK}
     done = []
-    original = Bench._run
+    original = Trials._run
 
     def counted(self, trial, inputs):
         done.append(trial)
@@ -39,7 +34,7 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
             raise KeyboardInterrupt
         return original(self, trial, inputs)
 
-    monkeypatch.setattr(Bench, "_run", counted)
+    monkeypatch.setattr(Trials, "_run", counted)
     with pytest.raises(KeyboardInterrupt):
         compare(made_cache, tmp_path / "runs", **options)
     result = compare(made_cache, tmp_path / "runs", **options)
@@ -86,10 +81,10 @@ def test_a_cache_without_labels_is_told_where_they_may_come_from(images, tmp_pat
 
 
 def test_few_samples_get_more_epochs_where_none_are_asked_for(made_cache, tmp_path):
-    sets = Bench(made_cache, CompareConfig(), tmp_path, lambda text: None)
-    few, many = sets._run_config(0, 32), sets._run_config(0, 100_000)
+    trials = Trials(made_cache, CompareConfig(), tmp_path, SILENT)
+    few, many = trials.settings(0, 32), trials.settings(0, 100_000)
     assert few.epochs * -(-32 // few.batch_size) >= LEAST_STEPS
-    assert many == sets.config.run
+    assert many == trials.config
 
 
 def test_more_shots_than_any_class_has_are_refused(made_cache, tmp_path):
@@ -100,12 +95,12 @@ def test_more_shots_than_any_class_has_are_refused(made_cache, tmp_path):
 def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path):
     recorder = Recorder()
     options = {"unfreeze": (0, 1, "all"), "init": ("head",), "seeds": 1, "scratch": (2,), **QUICK}
-    with Bench(made_cache, CompareConfig(**few(options)), tmp_path, recorder) as bench:
-        trials = bench.trials()
-        costs = [bench.estimate([trial]) for trial in trials]
-        before = [tensor.clone() for tensor in bench.backbone.module.state_dict().values()]
-        both = bench.estimate([trials[1], trials[1]])
-        after = list(bench.backbone.module.state_dict().values())
+    with Trials(made_cache, CompareConfig(**options, extend=False), tmp_path, recorder) as trials:
+        planned = trials.trials()
+        costs = [trials.estimate([trial]) for trial in planned]
+        before = [tensor.clone() for tensor in trials.backbone.module.state_dict().values()]
+        both = trials.estimate([planned[1], planned[1]])
+        after = list(trials.backbone.module.state_dict().values())
     assert costs[0] == 0, "the head is there"
     assert min(costs[1:]) > 0
     assert both > 0
@@ -154,4 +149,15 @@ def test_what_lies_deeper_is_held_against_the_head():
 @pytest.mark.parametrize("bad", [{"shots": (0,)}, {"seeds": 0}, {"unfreeze": (-1,)}])
 def test_impossible_comparisons_are_refused(bad):
     with pytest.raises(FitError, match=next(iter(bad))):
-        CompareConfig(**bad, run=run_config({}))
+        CompareConfig(**bad)
+
+
+def test_each_trial_starts_from_what_it_names(made_cache, tmp_path):
+    config = CompareConfig(unfreeze=(1,), seeds=1, extend=False, **QUICK)
+    with Trials(made_cache, config, tmp_path, SILENT) as trials, trials._inputs(1) as inputs:
+        starts = {
+            trial.init: trials._job(trial, trials.splits, inputs).network.classifier[-1].weight
+            for trial in trials.trials()
+        }
+    assert starts["head"].abs().max() > 0
+    assert starts["random"].abs().max() == 0, "a new last layer prefers no class"

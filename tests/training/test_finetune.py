@@ -22,7 +22,14 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.finetune import find_learning_rate, finetune, finetune_config, prepared
+from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.finetune import (
+    checked_start,
+    find_learning_rate,
+    finetune,
+    open_job,
+    plan_finetuning,
+)
 from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import backbone_of
 from tests.helpers.fitted_cache import write_images
@@ -54,9 +61,10 @@ def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_
 
 def find_notes(cache, head):
     """What is said of a head before training starts from it."""
-    with prepared(cache, head, finetune_config(dict(QUICK)), None, SILENT) as job:
-        job.compare()
-        return job.notes
+    config = FinetuneConfig(**QUICK)
+    plan = plan_finetuning(cache, head, config)
+    with open_job(plan, config, cache.parent, SILENT) as run:
+        return checked_start(plan, run, config)[1]
 
 
 def test_a_head_whose_logits_are_too_small_for_the_loss_is_said_first(cache, tmp_path):
@@ -213,7 +221,7 @@ def test_a_start_that_is_not_the_heads_is_refused(cache, made_head, tmp_path):
 
 
 def test_a_learning_rate_is_found(cache, made_head):
-    found = find_learning_rate(cache, made_head, batch_size=8, device="cpu")
+    found = find_learning_rate(cache, made_head, FinetuneConfig(batch_size=8, device="cpu"))
     assert 1e-6 <= found.lr <= 10
     assert list(found.rates) == sorted(found.rates)
     assert len(found.rates) == len(found.losses)

@@ -13,11 +13,11 @@ from bottleneck.extraction.extract import extract
 from bottleneck.heads.artifact import load_head
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
-from bottleneck.training.config import RunConfig
-from bottleneck.training.feature_map import ensure_exact_map
-from bottleneck.training.initial_head import logits_on, require_same_start
+from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.finetune import FinetunePlan, cache_identity, open_job
+from bottleneck.training.initial_head import StartComparison, logits_on
 from bottleneck.training.inputs import backbone_of
-from bottleneck.training.split_rows import labelled_sets
+from bottleneck.training.splits import labelled_splits
 from tests.helpers.heads import head
 from tests.helpers.recorder import Recorder
 
@@ -28,9 +28,9 @@ def start(found, weight=1.0, dtype="float16", logits=None):
     """The comparison of a head on INPUTS with a network whose features are `found`."""
     node = NodeSpec("bottleneck", "avg", (4,), dtype, "fp32", "NC")
     steep = replace(head(), arrays={**head().arrays, "coef": weight * head().coef})
-    return require_same_start(
-        steep, node, INPUTS, found, logits_on(steep, found) if logits is None else logits
-    )
+    logits = logits_on(steep, found) if logits is None else logits
+    comparison = StartComparison(steep, node, INPUTS, found, logits, torch.zeros(len(INPUTS)))
+    return comparison.difference, comparison.notes()
 
 
 def test_rounding_within_the_bound_needs_no_word():
@@ -76,11 +76,14 @@ def coarse(made_coarse, tmp_path):
 def exact_map(path, made_head, weight):
     """What was told, the map's type afterwards, and the node's."""
     with FeatureCache(path) as cache:
-        sets, backbone = labelled_sets(cache.samples, "label"), backbone_of(cache)
+        splits, backbone = labelled_splits(cache.samples, "label"), backbone_of(cache)
+        identity = cache_identity(cache)
     given, recorder = load_head(made_head), Recorder()
     given = replace(given, arrays={**given.arrays, "coef": weight * given.coef})
     cut = find_cut(backbone, "bottleneck", 1)
-    ensure_exact_map(path, backbone, cut, given, sets, RunConfig(), reporter=recorder)
+    plan = FinetunePlan(path, identity, given, given, splits, backbone, cut)
+    with open_job(plan, FinetuneConfig(device="cpu"), path.parent, recorder):
+        pass
     with FeatureCache(path) as cache:
         return recorder.told, cache.node("features.block3@none").dtype, cache.node("bottleneck").dtype
 

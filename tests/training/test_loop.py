@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bottleneck.training.checkpoint import Checkpoint
-from bottleneck.training.config import RunConfig
+from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loss import Measured, Objective, logits_of, measure
 from tests.helpers.killed_training import run
 from tests.helpers.tiny_training import training
@@ -23,7 +23,7 @@ def equal(first, second):
 
 def test_a_network_learns_and_its_epochs_are_recorded():
     job = training(epochs=8)
-    records = list(job.records())
+    records = job.run()
     assert [record.epoch for record in records] == list(range(9))
     assert records[-1].train_loss < records[1].train_loss
     assert max(record.val_accuracy for record in records) > 0.7
@@ -33,13 +33,13 @@ def test_a_network_learns_and_its_epochs_are_recorded():
 
 def test_every_sample_pulls_even_where_the_head_is_sure_of_all():
     logits = (40 * torch.eye(3)).requires_grad_()  # right on all of train, as a head that was fitted first
-    Objective(3, RunConfig().label_smoothing).loss(logits, torch.arange(3)).backward()
+    Objective(3, TrainingConfig().label_smoothing).loss(logits, torch.arange(3)).backward()
     assert (logits.grad.norm(dim=1) > 0.01).all()
 
 
 def test_the_best_epoch_is_what_the_module_holds_at_the_end():
     job = training(epochs=6, lr=0.5)
-    list(job.records())
+    job.run()
     measured = measure(*logits_of(job.module, job.val, job.device), job.objective)
     assert measured == job.state.best
     assert measured.accuracy == max(record.val_accuracy for record in job.state.history)
@@ -47,13 +47,13 @@ def test_the_best_epoch_is_what_the_module_holds_at_the_end():
 
 def test_the_network_as_it_came_wins_where_training_only_harms():
     job = training(epochs=30, lr=0.1)
-    list(job.records())
+    job.run()
     again = training(epochs=3, lr=1e-9)
     again.module.load_state_dict(job.module.state_dict())
     again.module.head.weight.data *= 1.0
     for group in again.optimizer.param_groups:
         group["base_lr"] = -0.5  # uphill
-    list(again.records())
+    again.run()
     assert again.state.best_epoch == 0
     assert equal(again.module, job.module)
 
@@ -68,7 +68,7 @@ def test_equal_accuracy_is_decided_by_the_calibrated_loss():
 
 def test_training_stops_early_without_a_better_epoch():
     job = training(epochs=50, lr=1e-12, patience=3)
-    records = list(job.records())
+    records = job.run()
     assert job.state.stopped == "early"
     assert len(records) <= 10
 
@@ -77,7 +77,7 @@ def test_training_stops_early_without_a_better_epoch():
 def test_a_diverging_loss_stops_the_run_and_leaves_the_best(tmp_path):
     job = training(epochs=5, lr=1000.0)
     start = {name: tensor.clone() for name, tensor in job.module.state_dict().items()}
-    records = list(job.records())
+    records = job.run()
     assert job.state.stopped == "diverged"
     assert all(np.isfinite(record.val_loss) for record in records)
     if job.state.best_epoch == 0:
@@ -86,7 +86,7 @@ def test_a_diverging_loss_stops_the_run_and_leaves_the_best(tmp_path):
 
 def test_a_learning_rate_that_works_is_not_called_divergence():
     job = training(epochs=5, lr=0.3)
-    list(job.records())
+    job.run()
     assert job.state.stopped == "done"
 
 
@@ -109,7 +109,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at):
 def test_the_checkpoint_of_another_run_is_not_used(tmp_path):
     run(tmp_path)
     job = training(checkpoint=Checkpoint(tmp_path / "run.safetensors", "another"))
-    list(job.records())
+    job.run()
     assert not job.resumed
 
 

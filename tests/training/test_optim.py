@@ -5,17 +5,14 @@ import torch
 from torch import nn
 
 from bottleneck.errors import FitError
-from bottleneck.training.config import run_config
+from bottleneck.training.config import FinetuneConfig, OptimConfig, ScratchConfig
 from bottleneck.training.optim import (
-    OPTIMIZERS,
     LayerGroup,
-    OptimConfig,
     Schedule,
     build_optimizer,
     parameter_groups,
     unfreeze,
 )
-from bottleneck.training.scratch import DEFAULTS
 
 
 def layers():
@@ -91,8 +88,8 @@ def test_impossible_settings_are_refused_by_name(bad):
 
 
 def test_another_optimizer_comes_with_its_own_rate():
-    assert run_config({"optimizer": "sgd"}).optim.lr == OPTIMIZERS["sgd"]
-    assert run_config({"optimizer": "sgd"}, DEFAULTS).optim.lr == OPTIMIZERS["sgd"]
-    assert run_config({"optimizer": "adamw"}, DEFAULTS).optim.lr == DEFAULTS.lr
-    assert run_config({"optimizer": "sgd", "lr": 0.3}).optim.lr == 0.3
-    assert run_config({}).optim.lr == OPTIMIZERS["adamw"]
+    assert FinetuneConfig(optimizer="sgd").learning_rate == FinetuneConfig.rates["sgd"]
+    assert ScratchConfig(optimizer="sgd").learning_rate == FinetuneConfig.rates["sgd"]
+    assert ScratchConfig(optimizer="adamw").learning_rate == ScratchConfig.rates["adamw"]
+    assert FinetuneConfig(optimizer="sgd", lr=0.3).learning_rate == 0.3
+    assert FinetuneConfig().learning_rate == FinetuneConfig.rates["adamw"]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from bottleneck.backbones.families.architecture import Architecture, Listed
 from bottleneck.data.preprocess import CHANNELS, Preprocess
 from bottleneck.errors import BackboneError
+from bottleneck.names import SMALL_CNN
 
-NAME = "small_cnn"
+NAME = SMALL_CNN
 MAX_DEPTH = 6
 _DEPTH = 4
 _SIZE = 224  # pixels a side by default

@@ -18,7 +18,7 @@ from bottleneck.progress import Reporter
 from bottleneck.studies.advise.recommendation import EARLY, FINETUNE, HEAD, SCRATCH, Attempt
 from bottleneck.studies.advise.trial import Trial
 from bottleneck.training.finetune import finetune
-from bottleneck.training.results import Result
+from bottleneck.training.results import TrainingResult
 from bottleneck.training.scratch import scratch
 
 EPOCHS = 10
@@ -102,7 +102,7 @@ def _scratch(trial: Trial, folder: Path, reporter: Reporter) -> Attempt:
     return _network_attempt(SCRATCH, what, result, command)
 
 
-def _network_attempt(strategy: str, what: str, result: Result, command: str) -> Attempt:
+def _network_attempt(strategy: str, what: str, result: TrainingResult, command: str) -> Attempt:
     return Attempt(
         strategy=strategy,
         what=what,

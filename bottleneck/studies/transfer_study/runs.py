@@ -32,16 +32,19 @@ from torch import Tensor, nn
 
 from bottleneck.backbones.batchnorm import calibrate_in_training_mode
 from bottleneck.files import write_whole
+from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
 from bottleneck.studies.transfer_study.networks import LayeredNetwork, build_network
 from bottleneck.studies.transfer_study.protocol import Run
 from bottleneck.threads import available_cores, serial_libraries
-from bottleneck.training.batches import Batches, SampleSet
-from bottleneck.training.loop import Training
-from bottleneck.training.loss import Objective, logits_of, predicted
-from bottleneck.training.optim import LayerGroup, OptimConfig, Schedule, build_optimizer
+from bottleneck.training.batches import SampleSet
+from bottleneck.training.config import TrainingConfig
+from bottleneck.training.job import Inputs, TrainingJob
+from bottleneck.training.loop import EpochRecord
+from bottleneck.training.loss import logits_of, predicted
+from bottleneck.training.optim import LayerGroup
 
 PASS = 256  # images that pass the layers at once
 CALIBRATION = 512  # images that set the BatchNorm statistics of random layers
@@ -110,6 +113,18 @@ class _OnRows(nn.Module):
     def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
         """(B, 1, …) → (B, K)."""
         return self.network(rows[:, 0])
+
+
+class _Cancellable(Reporter):
+    """Stops a training at the end of an epoch once `stopped` is set."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.stopped = stopped
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Raise CancelledError where the run is to stop."""
+        if self.stopped.is_set():
+            raise CancelledError
 
 
 class Runner:
@@ -221,29 +236,31 @@ class Runner:
         None, where it diverged.
         """
         config = self.config
-        learn = Batches(rows, self._samples(train, classes), config.batch_size, seed=run.seed)
-        measured = Batches(rows, self._samples(val, classes), PASS, shuffle=False)
-        optim = OptimConfig("sgd", lr=config.lr, weight_decay=config.weight_decay)
-        training = Training(
-            module.train(),
-            Objective(len(classes)),
-            build_optimizer([LayerGroup("network", 0, tuple(module.named_parameters()))], optim),
-            Schedule(config.epochs * learn.steps, optim.warmup),
-            learn,
-            measured,
-            config.epochs,
-            clip=optim.clip,
+        settings = TrainingConfig(
+            epochs=config.epochs,
+            patience=0,
+            batch_size=config.batch_size,
+            label_smoothing=0.0,
+            seed=run.seed,
+            optimizer="sgd",
+            lr=config.lr,
+            weight_decay=config.weight_decay,
         )
-        for record in training.records():
-            if self._stopped.is_set():
-                raise CancelledError
-            if record.epoch == config.epochs:
-                last = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-        if training.state.stopped == "diverged":
+        job = TrainingJob(
+            module,
+            [LayerGroup("network", 0, tuple(module.named_parameters()))],
+            Inputs(rows, rows),
+            {"train": self._samples(train, classes), "val": self._samples(val, classes)},
+            len(classes),
+            settings,
+            measure_size=PASS,
+            choose_best=False,
+        )
+        epochs = job.training.run(_Cancellable(self._stopped))
+        if job.training.state.stopped == "diverged":
             return None, 0.0
-        module.load_state_dict(last)  # the loop ends with the best epoch's, which val has chosen
-        logits, labels = logits_of(module, measured, torch.device("cpu"))
-        return (predicted(logits) == labels).numpy(), record.train_accuracy
+        logits, labels = logits_of(module, job.training.val, job.device)
+        return (predicted(logits) == labels).numpy(), epochs[-1].train_accuracy or 0.0
 
     def _samples(self, rows: np.ndarray, classes: np.ndarray) -> SampleSet:
         return SampleSet(rows[:, None], np.zeros((len(rows), 0)), self.images.labels(rows, classes))

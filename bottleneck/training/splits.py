@@ -1,4 +1,4 @@
-"""Which samples are trained on, which choose the epoch, which are only reported.
+"""The labelled samples by split: which are trained on, which choose the epoch, which are only reported.
 
 Shapes: S samples of the cache, n of a set, M images per sample, P covariates.
 """
@@ -14,13 +14,16 @@ from bottleneck.errors import FitError, SourceError
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
 from bottleneck.training.batches import SampleSet
+from bottleneck.training.config import ALL, TrainingConfig
 
 
 @dataclass(frozen=True)
-class Sets:
-    """The labelled samples by their part in training.
+class LabelledSplits:
+    """The labelled samples of a table by their split.
 
-    rows : {split: (n,) rows of the sample table}; "train" and "val" always, "test" where there is one.
+    table : SampleTable
+    labels : (S,) codes of the target
+    rows : {split: (n,) indices into the table}; "train" and "val" always, "test" where there is one.
     carved : whether val was taken from train, because the cache has none.
     """
 
@@ -29,20 +32,28 @@ class Sets:
     rows: dict[str, np.ndarray]
     carved: bool
 
-    def samples(self, split: str) -> SampleSet:
-        """The samples of a split."""
-        rows = self.rows[split]
-        return SampleSet(self.table.image[rows], self.table.covariates[rows], self.labels[rows])
+    def samples(self) -> dict[str, SampleSet]:
+        """Return the samples of each split."""
+        return {
+            split: SampleSet(self.table.image[rows], self.table.covariates[rows], self.labels[rows])
+            for split, rows in self.rows.items()
+        }
 
-    def images(self) -> np.ndarray:
-        """Rows of all images that any split needs, ascending."""
-        return np.unique(self.table.image[np.concatenate(list(self.rows.values()))])
+    def counts(self) -> dict[str, int]:
+        """Return the number of samples of each split."""
+        return {split: len(rows) for split, rows in self.rows.items()}
 
 
-def labelled_sets(table: SampleTable, target: str, *, val_fraction: float = 0.2, seed: int = 0) -> Sets:
-    """Split the samples that carry a label of the class target `target`.
+def labelled_splits(
+    table: SampleTable,
+    target: str,
+    *,
+    val_fraction: float = TrainingConfig.val_fraction,
+    seed: int = TrainingConfig.seed,
+) -> LabelledSplits:
+    """Return the samples that have a label of the class target `target`, by split.
 
-    Where there is no val split, `val_fraction` of train becomes one: stratified by class, groups whole.
+    Where there is no val split, `val_fraction` of train becomes one: stratified by class, groups kept whole.
 
     Raises
     ------
@@ -67,14 +78,14 @@ def labelled_sets(table: SampleTable, target: str, *, val_fraction: float = 0.2,
         raise FitError(
             f"All {len(rows['train'])} train samples are of one class of {target!r}; training needs two."
         )
-    kept = {split: found for split, found in rows.items() if len(found)}
-    return Sets(table, chosen.values, kept, carved)
+    rows = {split: indices for split, indices in rows.items() if len(indices)}
+    return LabelledSplits(table, chosen.values, rows, carved)
 
 
 def _carve(
     table: SampleTable, target: str, train: np.ndarray, fraction: float, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of train and of val, both out of `train`."""
+    """The rows of `train` that stay train, and those that become val."""
     part = table.take(train)
     part = replace(part, targets={target: part.targets[target]})
     try:
@@ -87,12 +98,12 @@ def _carve(
     return train[split == "train"], train[split == "val"]
 
 
-def few_shots(sets: Sets, shots: int | str, seed: int) -> Sets:
-    """The same sets with `shots` train samples of each class, drawn by `seed`; "all" keeps every one."""
-    if shots == "all":
-        return sets
+def few_shots(splits: LabelledSplits, shots: int | str, seed: int) -> LabelledSplits:
+    """The splits with `shots` train samples of each class, drawn by `seed`; "all" changes nothing."""
+    if shots == ALL:
+        return splits
     generator = np.random.default_rng([seed, int(shots)])
-    train = generator.permutation(sets.rows["train"])
-    labels = sets.labels[train]
-    kept = [train[labels == code][: int(shots)] for code in np.unique(labels)]
-    return replace(sets, rows={**sets.rows, "train": np.sort(np.concatenate(kept))})
+    train = generator.permutation(splits.rows["train"])
+    labels = splits.labels[train]
+    drawn = [train[labels == code][: int(shots)] for code in np.unique(labels)]
+    return replace(splits, rows={**splits.rows, "train": np.sort(np.concatenate(drawn))})

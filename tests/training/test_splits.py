@@ -5,7 +5,7 @@ import pytest
 
 from bottleneck.errors import FitError
 from bottleneck.samples import SampleTable, Target
-from bottleneck.training.split_rows import labelled_sets
+from bottleneck.training.splits import labelled_splits
 
 
 def table(n=40, splits=None, labels=None, group=None):
@@ -23,14 +23,14 @@ def table(n=40, splits=None, labels=None, group=None):
 def test_splits_are_taken_as_they_are_without_the_unlabelled():
     labels = np.arange(40) % 2
     labels[[3, 25]] = -1
-    sets = labelled_sets(table(40, ["train"] * 20 + ["val"] * 20, labels), "label")
+    sets = labelled_splits(table(40, ["train"] * 20 + ["val"] * 20, labels), "label")
     assert not sets.carved
     assert set(sets.rows) == {"train", "val"}
     assert len(sets.rows["train"]) == len(sets.rows["val"]) == 19
 
 
 def test_val_is_carved_from_train_by_class():
-    sets = labelled_sets(table(40, ["train"] * 30 + ["test"] * 10), "label", val_fraction=0.2)
+    sets = labelled_splits(table(40, ["train"] * 30 + ["test"] * 10), "label", val_fraction=0.2)
     assert sets.carved
     assert len(sets.rows["val"]) == 6
     assert not set(sets.rows["val"]) & set(sets.rows["train"])
@@ -40,7 +40,7 @@ def test_val_is_carved_from_train_by_class():
 
 def test_groups_stay_whole_when_val_is_carved():
     groups = [f"g{i // 4}" for i in range(40)]
-    sets = labelled_sets(table(40, group=groups), "label", val_fraction=0.3)
+    sets = labelled_splits(table(40, group=groups), "label", val_fraction=0.3)
     of = np.array(groups)
     assert not set(of[sets.rows["val"]]) & set(of[sets.rows["train"]])
 
@@ -55,9 +55,9 @@ def test_groups_stay_whole_when_val_is_carved():
 )
 def test_what_cannot_be_trained_on_is_named(samples, message):
     with pytest.raises(FitError, match=message):
-        labelled_sets(samples, "label")
+        labelled_splits(samples, "label")
 
 
 def test_an_unknown_target_names_those_there_are():
     with pytest.raises(FitError, match="no target 'species'; there are 'label'"):
-        labelled_sets(table(), "species")
+        labelled_splits(table(), "species")

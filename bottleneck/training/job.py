@@ -1,0 +1,141 @@
+"""One training job: a network, its samples and its settings. Every network that is trained is trained by one.
+
+Fine-tuning, training from scratch and the transfer study differ in the data of the job only: which network,
+which layers learn at which rate, what rows they are fed with.
+
+Shapes: L logits of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from bottleneck.engines.device import resolve_device
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import RowReader
+from bottleneck.threads import available_cores, use_torch_threads
+from bottleneck.training.batches import Batches, SampleSet
+from bottleneck.training.checkpoint import Checkpoint
+from bottleneck.training.config import TrainingConfig
+from bottleneck.training.loop import CPU, Training
+from bottleneck.training.loss import Objective, logits_of, metrics_of
+from bottleneck.training.optim import LayerGroup, Schedule, build_optimizer
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows by image that a network is fed with.
+
+    train : in training. plain : in measuring, as prediction sees them.
+    draw_views : `train` has several views of each image, of which each epoch draws one.
+    """
+
+    train: RowReader
+    plain: RowReader
+    draw_views: bool = False
+
+
+class TrainingJob(Generic[Network]):
+    """A network that is trained on `samples["train"]` and chosen, epoch by epoch, on `samples["val"]`.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Called with rows and covariates of a batch, returns logits (B, L).
+    layers : sequence of LayerGroup
+        Of depth 0, 1, …; parameters that are in none stay as they are.
+    inputs : Inputs
+    samples : {split: SampleSet}
+    classes : int
+    config : TrainingConfig
+    device : torch.device
+    measure_size : int, optional
+        Samples that are measured at once; twice the batch size by default.
+    choose_best : bool
+        False ends with the parameters of the last epoch.
+
+    Attributes
+    ----------
+    training : Training
+        The loop and its state.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[LayerGroup],
+        inputs: Inputs,
+        samples: Mapping[str, SampleSet],
+        classes: int,
+        config: TrainingConfig,
+        *,
+        device: torch.device = CPU,
+        measure_size: int | None = None,
+        choose_best: bool = True,
+    ) -> None:
+        self.network, self.inputs, self.samples, self.config = network, inputs, samples, config
+        self.device, self.measure_size = device, measure_size or 2 * config.batch_size
+        for parameter in network.parameters():
+            parameter.requires_grad_(False)
+        network.to(device).train()
+        train = Batches(
+            inputs.train,
+            samples["train"],
+            config.batch_size,
+            seed=config.seed,
+            memory=config.memory,
+            draw_views=inputs.draw_views,
+        )
+        self.training = Training(
+            module=network,
+            objective=Objective(classes, config.label_smoothing),
+            optimizer=build_optimizer(layers, config),
+            schedule=Schedule(config.epochs * train.steps, config.warmup),
+            train=train,
+            val=self.plain_batches("val"),
+            epochs=config.epochs,
+            patience=config.patience,
+            clip=config.clip,
+            device=device,
+            choose_best=choose_best,
+        )
+
+    def train(self, checkpoint: Checkpoint | None = None, reporter: Reporter = SILENT) -> None:
+        """Train to the end, from the checkpoint where there is one; random numbers follow from the seed."""
+        self.training.checkpoint = checkpoint
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            self.training.run(reporter)
+
+    def metrics(self, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        """The metrics of the trained network on every split. It reads test: call it once, at the end."""
+        temperature = self.training.best.temperature
+        return {
+            split: metrics_of(
+                *logits_of(self.network, self.plain_batches(split), self.device), class_names, temperature
+            )
+            for split in self.samples
+        }
+
+    def plain_batches(self, split: str) -> Batches:
+        """The samples of a split in their order, as prediction sees them."""
+        return Batches(
+            self.inputs.plain,
+            self.samples[split],
+            self.measure_size,
+            shuffle=False,
+            memory=self.config.memory,
+        )
+
+
+def training_device(config: TrainingConfig) -> torch.device:
+    """The device to train on; a CPU is used with all its cores."""
+    use_torch_threads(available_cores())
+    return torch.device(resolve_device(config.device))
