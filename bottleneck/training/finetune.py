@@ -251,7 +251,7 @@ def open_job(
 def build_job(
     plan: FinetunePlan, cache: FeatureCache, inputs: Inputs, config: FinetuneConfig
 ) -> TrainingJob[TransferNetwork]:
-    """The unfrozen blocks with the layers of the head, or new ones where `init` is "random", ready to train."""
+    """The unfrozen blocks with the layers of the head, or with random ones, ready to train."""
     preprocess = Preprocess.from_json(cache.spec.preprocess)
     section = Section(plan.backbone, plan.cut, plan.start.node, preprocess, config.batchnorm == "train")
     network = network_of(section, plan.start)
