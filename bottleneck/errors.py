@@ -38,7 +38,15 @@ class SourceError(BottleneckError):
 
 
 class ImageError(BottleneckError):
-    """One image cannot be decoded. It is listed as a failure and does not stop a run by itself."""
+    """One image cannot be read or decoded. It is listed as a failure and does not stop a run by itself.
+
+    passing : whether the next run should try again: the network, a permission, time or memory was missing.
+        False where the reason lies in the image's bytes.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, passing: bool = False) -> None:
+        super().__init__(message, hint)
+        self.passing = passing
 
 
 class CacheError(BottleneckError):

@@ -26,7 +26,7 @@ def info(terminal: Terminal, cache: str) -> None:
     shown = {
         "backbone": values["backbone"]["name"],
         "weights": values["backbone"]["weights"],
-        "source": values["source_root"],
+        "source": values["source"],
         "images": values["images"],
         "samples": ", ".join(f"{count:,} {split}" for split, count in values["splits"].items()),
         "failures": len(values["failures"]),

@@ -133,7 +133,8 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
 
     if dry_run:
         plan = survey(source, cache, **options)
-        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), plan.to_json().items()))
+        shown = [(name, value) for name, value in plan.to_json().items() if name != "notes"]
+        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), shown))
         return
     result = extract(source, cache, reporter=terminal, **options)
     shown = {

@@ -66,12 +66,14 @@ class Terminal(Reporter):
         self.log_epoch(record)
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
-        """Print `values` as JSON, or `shown` for people."""
+        """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`."""
         if self.as_json:
             click.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
         else:
             for part in shown:
                 self.out.print(part, markup=False, highlight=False)
+            for note in values.get("notes", ()):
+                self.out.print(f"Note: {note['message']}", markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):

@@ -60,6 +60,9 @@ class LoadedImage:
     views : (V, H, W, C) uint8 ndarray or None
     error : str or None
         Why there are no pixels.
+    passing : bool
+        Whether the error may be gone at the next run: it lies in the network, a permission, time or memory,
+        not in the image's bytes.
     read_seconds, decode_seconds : float
         Wall time spent.
     """
@@ -72,6 +75,7 @@ class LoadedImage:
     pixels: np.ndarray | None = None
     views: np.ndarray | None = None
     error: str | None = None
+    passing: bool = False
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -209,8 +213,8 @@ class _Run:
         # digest -> lowest index that has it, among the images in work
         self.claimed: dict[bytes, int] = {}
         self.claiming = threading.Lock()
-        # digest -> error of the first image that has it, among those returned
-        self.returned: dict[bytes, str | None] = {}
+        # digest -> error of the first image that has it and whether it is passing, among those returned
+        self.returned: dict[bytes, tuple[str | None, bool]] = {}
 
     def load(self, job: Job) -> LoadedImage:
         """Read and decode one image, in a worker."""
@@ -221,7 +225,7 @@ class _Run:
             image = replace(image, size=size, mtime_ns=mtime_ns)
             data = self._read(job.key, size)
         except (ImageError, OSError) as error:
-            return replace(image, error=_reason(error), read_seconds=time.perf_counter() - started)
+            return _failed(image, error, read_seconds=time.perf_counter() - started)
         digest = hashlib.sha256(data).digest()
         read = time.perf_counter()
         image = replace(image, digest=digest, read_seconds=read - started)
@@ -230,7 +234,7 @@ class _Run:
         try:
             pixels, views = self._decode(data, digest, job)
         except ImageError as error:
-            return replace(image, error=_reason(error), decode_seconds=time.perf_counter() - read)
+            return _failed(image, error, decode_seconds=time.perf_counter() - read)
         return replace(image, pixels=pixels, views=views, decode_seconds=time.perf_counter() - read)
 
     def _read(self, key: str, size: int) -> bytes:
@@ -270,7 +274,7 @@ class _Run:
             if job.elapsed() > time_limit:
                 self.budget.release(job)
                 reason = f"took longer than {time_limit:g} seconds to read and decode"
-                threads.abandon(job, LoadedImage(job.index, job.key, error=reason))
+                threads.abandon(job, LoadedImage(job.index, job.key, error=reason, passing=True))
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
         """Return the image as if all images had been loaded one by one.
@@ -282,17 +286,19 @@ class _Run:
         if digest is None:
             return image
         if digest in self.returned:
-            return replace(image, pixels=None, views=None, error=self.returned[digest])
+            error, passing = self.returned[digest]
+            return replace(image, pixels=None, views=None, error=error, passing=passing)
         if image.pixels is None and image.error is None and digest not in self.known:
-            return replace(image, error="has the same bytes as an image that took too long")
-        self.returned[digest] = image.error
+            return replace(image, error="has the same bytes as an image that took too long", passing=True)
+        self.returned[digest] = image.error, image.passing
         with self.claiming:
             self.claimed.pop(digest, None)
         return image
 
 
-def _reason(error: ImageError | OSError) -> str:
-    """Return one line on why an image failed, without its name."""
+def _failed(image: LoadedImage, error: ImageError | OSError, **seconds: float) -> LoadedImage:
+    """Return the image with one line on why it failed, without its name."""
     if isinstance(error, ImageError):
-        return str(error)
-    return f"cannot be read: {error.strerror or one_line(error)}"
+        return replace(image, error=str(error), passing=error.passing, **seconds)
+    reason = f"cannot be read: {error.strerror or one_line(error)}"
+    return replace(image, error=reason, passing=True, **seconds)

@@ -46,6 +46,9 @@ class Source:
         Images that are known to be unreadable without reading any, with the reason; not in `images`.
     files : Files
         Reads the bytes.
+    location : str
+        Absolute path or URL of the source itself: the folder, or the manifest, shard or image; `root` by
+        default.
     notes : tuple of Note
         What was decided: guessed, dropped, merged.
     columns : dict of str to tuple of str
@@ -60,9 +63,13 @@ class Source:
     ignored: int
     absent: dict[str, str]
     files: Files = field(repr=False)
+    location: str = ""
     notes: tuple[Note, ...] = ()
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored_by_suffix: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "location", self.location or self.root)
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an image. Raises ImageError or OSError."""
@@ -257,6 +264,10 @@ def _nothing(root: str, listing: Listing) -> str:
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     """Return the source of a manifest, a shard or a single image."""
+    return replace(_opened_file(files, name, config), location=f"{files.root.rstrip('/')}/{name}")
+
+
+def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     if name.lower().endswith(TABLE_SUFFIXES):
         return _manifest(files, name, config)
     _refuse_columns(config, name)
@@ -292,8 +303,8 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
         0,
         manifest.absent,
         files,
-        manifest.notes,
-        manifest.columns,
+        notes=manifest.notes,
+        columns=manifest.columns,
     )
 
 

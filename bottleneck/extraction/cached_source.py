@@ -27,7 +27,8 @@ def source_of(cache: FeatureCache) -> Source:
     index_of = {key: i for i, key in enumerate(keys)}
     indices = np.array([index_of[key] for key in cached], dtype=np.int64)
     samples = replace(cache.samples, image=indices[cache.samples.image])
-    return Source(cache.source_root, tuple(keys), samples, 0, {}, _files(cache.source_root, cached[0]))
+    files = _files(cache.source_root, cached[0])
+    return Source(cache.source_root, tuple(keys), samples, 0, {}, files, location=cache.source)
 
 
 def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Path) -> None:

@@ -10,6 +10,7 @@ Shapes: I images, B images of a batch, V views.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.plan import Work
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
+
+LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def extract(
     source : path, URL or Source
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
-        `cache/SOURCE--BACKBONE.h5` below the current folder by default.
+        `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
 keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
@@ -180,11 +183,12 @@ def run_extraction(
     extraction = prepare(config, source, path)
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
-    with CacheWriter(path, extraction.spec, extraction.nodes, source.root) as writer:
+    with CacheWriter(path, extraction.spec, extraction.nodes, source.root, source=source.location) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason)
-        for work in writer.plan(*keys_and_stats(source)).work:
+        plan = writer.plan(*keys_and_stats(source))
+        for work in plan.work:
             _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
@@ -205,13 +209,15 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
-            notes=list(source.notes),
+            notes=[*source.notes, *plan.notes],
         )
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
-    """`cache/SOURCE--BACKBONE.h5` below the current folder."""
-    name = Path(source.root.rstrip("/")).stem or "images"
+    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
+    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
     backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
     return Path("cache") / f"{name}--{backbone}.h5"
 

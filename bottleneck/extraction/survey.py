@@ -118,7 +118,7 @@ def survey(
     source = read_source(source, reading)
     path = Path(cache) if cache is not None else default_cache(source, config)
     extraction = prepare(config, source, path)
-    with CacheState(path, Origin(extraction.spec, source.root), extraction.nodes) as state:
+    with CacheState(path, Origin(extraction.spec, source.root, source.location), extraction.nodes) as state:
         plan = plan_run(state, *keys_and_stats(source), given_up=source.absent)
         plan.require_space(path.parent)
         return Survey(
@@ -131,5 +131,5 @@ def survey(
             ignored=source.ignored,
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
-            notes=list(source.notes),
+            notes=[*source.notes, *plan.notes],
         )

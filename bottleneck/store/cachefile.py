@@ -78,7 +78,7 @@ class CacheFile:
             raise self.damaged(f"a recipe cannot be read ({error})") from None
         if self.spec.fingerprint != attributes["fingerprint"]:
             raise self.damaged("its fingerprint is not that of its recipes")
-        self.origin = Origin(self.spec, str(attributes["source_root"]))
+        self.origin = Origin(self.spec, str(attributes["source_root"]), str(attributes.get("source", "")))
         self.created_with = str(attributes.get("created_with", ""))
         self.map_name: str | None = attributes.get("map")
 

@@ -1,4 +1,4 @@
-"""Write the HDF5 layout of format version 1: datasets with their checksums, and the seal over all of them.
+"""Write the HDF5 layout of format version 2: datasets with their checksums, and the seal over all of them.
 
 Shapes: N rows of a dataset.
 """
@@ -22,7 +22,8 @@ from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json, f
 from bottleneck.store.tables import Column
 
 FORMAT = "bottleneck-feature-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 CHUNK_BYTES = 512 * 1024
 LIBVER = ("v110", "v110")  # the file structure of HDF5 1.10 has checksums over its metadata
 BLOCK_BYTES = 16 * 1024 * 1024  # rows are read and written in blocks; two or three are in memory at a time
@@ -51,6 +52,7 @@ def write_root(file: h5py.File, origin: Origin, map_name: str | None = None) -> 
     file.attrs["preprocess"] = canonical_json(spec.preprocess)
     file.attrs["fingerprint"] = spec.fingerprint
     file.attrs["source_root"] = origin.source_root
+    file.attrs["source"] = origin.source
     file.attrs["created_with"] = f"bottleneck-features {__version__}"
     if map_name is not None:
         file.attrs["map"] = map_name

@@ -19,7 +19,8 @@ from bottleneck.files import BINARY, sync, sync_folder, write_all
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json
 
 FORMAT = "bottleneck-feature-cache-parts"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 NAME = "log"
 
 
@@ -106,7 +107,7 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | None:
 
 def _state(path: Path, objects: Sequence[dict[str, Any]], length: int) -> LogState:
     first = objects[0]
-    if first["format"] != FORMAT or first["format_version"] != FORMAT_VERSION:
+    if first["format"] != FORMAT or first["format_version"] not in READABLE_VERSIONS:
         raise _damaged(path, f"its format is {first['format']!r} {first['format_version']!r}")
     nodes: tuple[NodeSpec, ...] = ()
     parts: list[PartEntry] = []
@@ -124,7 +125,8 @@ def _state(path: Path, objects: Sequence[dict[str, Any]], length: int) -> LogSta
             table = entry
         else:
             parts.append(entry)
-    origin = Origin(CacheSpec(first["backbone"], first["preprocess"]), first["source_root"])
+    spec = CacheSpec(first["backbone"], first["preprocess"])
+    origin = Origin(spec, first["source_root"], first.get("source", ""))
     return LogState(origin, nodes, tuple(parts), table, lines=len(objects), length=length)
 
 

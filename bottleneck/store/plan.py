@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, Note
 from bottleneck.files import require_space
 from bottleneck.store.state import CacheState
 
@@ -50,6 +50,8 @@ class Plan:
         Bytes of the rows to be computed; a renamed or copied image needs fewer.
     disk_bytes : int
         Free disk that the run needs: its parts, and the new files that are made from them.
+    notes : list of Note
+        Rows that the run removes, and another source than the cache's.
     """
 
     work: list[Work] = field(default_factory=list)
@@ -57,6 +59,7 @@ class Plan:
     failed: int = 0
     feature_bytes: int = 0
     disk_bytes: int = 0
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def to_read(self) -> int:
@@ -85,11 +88,12 @@ def plan_run(
     Raises
     ------
     CacheError
-        A key occurs twice.
+        A key occurs twice; or the source is another than the cache's and has few of its images.
     """
     twice = duplicates(keys)
     if twice:
         raise CacheError(f"The image {twice[0]!r} is listed twice; keys must be unique.")
+    notes = _removal_notes(state, keys)
     every = tuple(state.nodes)
     groups: dict[tuple[str, ...], list[int]] = {}
     reused = failed = 0
@@ -113,7 +117,40 @@ def plan_run(
         failed=failed,
         feature_bytes=_feature_bytes(state, counts),
         disk_bytes=_disk_bytes(state, len(keys), counts),
+        notes=notes,
     )
+
+
+def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
+    """Return notes on removed rows; CacheError if a source that is not the cache's has few of its images."""
+    cached, source = state.cached_source, state.origin.source
+    if cached is None:
+        return []
+    notes = []
+    removed = len(state.records.keys() - set(keys))
+    if cached != source:
+        if 2 * removed > len(state.records):
+            raise CacheError(
+                f"{state.path} is the cache of {cached}; {source} names {len(state.records) - removed} of "
+                f"its {len(state.records)} images, so the rows of {removed} would be removed.",
+                f"Give another file with -o, or delete {state.path} to replace it.",
+            )
+        notes.append(
+            Note(
+                "cache-source-changed",
+                f"{state.path} was made from {cached} and is now the cache of {source}.",
+                details={"before": cached, "source": source},
+            )
+        )
+    if removed:
+        notes.append(
+            Note(
+                "rows-removed",
+                f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
+                details={"removed": removed},
+            )
+        )
+    return notes
 
 
 def _failed_unchanged(state: CacheState, key: str, stat: tuple[int, int]) -> bool:

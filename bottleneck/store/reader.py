@@ -41,7 +41,8 @@ class FeatureCache:
     ----------
     path : Path
     spec : CacheSpec
-    fingerprint, source_root, created_with : str
+    fingerprint, source_root, source, created_with : str
+        `source` is what was extracted, the folder or file; the keys are relative to `source_root`.
     nodes : dict of str to NodeSpec
         By name, NODE or NODE@POOL; maps in companion files included.
     images : ImageTable of I rows
@@ -124,7 +125,8 @@ class FeatureCache:
     def _adopt(self, file: CacheFile) -> None:
         """Take the attributes and tables of a file as the cache's."""
         self.spec, self.fingerprint = file.spec, file.spec.fingerprint
-        self.source_root, self.created_with = file.origin.source_root, file.created_with
+        self.source_root, self.source = file.origin.source_root, file.origin.source
+        self.created_with = file.created_with
         self.images, self.samples = file.images, file.samples
         self.failures = {failure.key: failure.reason for failure in file.failures}
 
@@ -193,7 +195,7 @@ class FeatureCache:
         return rows
 
     def _add_with(self, node: str) -> str:
-        source, path = quote(self.source_root), quote(str(self.path))
+        source, path = quote(self.source), quote(str(self.path))
         return f"Add them with `bottleneck extract {source} -o {path} --node {node}`."
 
     def close(self) -> None:
@@ -212,9 +214,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns
     -------
-    dict with cache, finished, backbone, preprocess, fingerprint, source_root, created_with, images, samples,
-    images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout, map,
-    views}}, targets {name: {kind, classes, class_names, labelled}}, covariates and failures {key: reason}
+    dict with cache, finished, backbone, preprocess, fingerprint, source_root, source, created_with, images,
+    samples, images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout,
+    map, views}}, targets {name: {kind, classes, class_names, labelled}}, covariates and failures {key: reason}
     """
     with FeatureCache(path) as cache:
         samples = cache.samples
@@ -226,6 +228,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             "preprocess": cache.spec.preprocess,
             "fingerprint": cache.fingerprint,
             "source_root": cache.source_root,
+            "source": cache.source,
             "created_with": cache.created_with,
             "images": len(cache.images),
             "samples": len(samples),

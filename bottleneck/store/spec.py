@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -79,27 +79,35 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the rows of a cache come from: the recipes, and the folder, manifest or URL of the images.
+    """Where the rows of a cache come from: the recipes, and the place of the images.
 
-    All files of one cache (main file, companions, parts, log) have the same origin.
+    Parameters
+    ----------
+    spec : CacheSpec
+    source_root : str
+        Folder or URL that the keys are relative to.
+    source : str, optional
+        Folder, manifest, shard or URL that was extracted; `source_root` where it is not recorded. Several
+        sources may have one root, so this is no part of the comparison of two origins.
     """
 
     spec: CacheSpec
     source_root: str
+    source: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
-        text = (
-            str(self.source_root).encode("utf-8", "backslashreplace").decode()
-        )  # for bytes that are no UTF-8
-        object.__setattr__(self, "source_root", text)
+        for name in ("source_root", "source"):
+            text = str(getattr(self, name) or self.source_root)  # bytes that are no UTF-8 are escaped
+            object.__setattr__(self, name, text.encode("utf-8", "backslashreplace").decode())
 
     def to_json(self) -> dict:
-        """Return {"backbone", "preprocess", "source_root"}."""
-        return self.spec.to_json() | {"source_root": self.source_root}
+        """Return {"backbone", "preprocess", "source_root", "source"}."""
+        return self.spec.to_json() | {"source_root": self.source_root, "source": self.source}
 
     def require_equal(self, requested: Origin, where: str, hint: str) -> None:
         """Raise FingerprintError if a writer that requests another origin opens this cache."""
-        require_equal(self.to_json(), requested.to_json(), where, hint)
+        ours, theirs = ({**origin.to_json(), "source": None} for origin in (self, requested))
+        require_equal(ours, theirs, where, hint)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class CacheState:
     catalog : Catalog of the rows in all files
     records, failures : dicts by key, those of `catalog`
     keys : tuple of the keys of the last finished run
+    cached_source : what the cache was extracted from, see `Origin`; None for a new cache
 
     Raises
     ------
@@ -65,6 +66,8 @@ class CacheState:
         except BaseException:
             self.close()
             raise
+        known = self.main.origin if self.main is not None else self.log.origin if self.log else None
+        self.cached_source = None if known is None else known.source
         self._name_of = {dataset: node.name for node in self.nodes.values() for dataset in node.datasets}
 
     def _open_main(self) -> None:

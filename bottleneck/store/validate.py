@@ -17,7 +17,7 @@ import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from bottleneck.errors import CacheError, first_line
-from bottleneck.store.layout import DTYPE_NAMES, FORMAT, FORMAT_VERSION
+from bottleneck.store.layout import DTYPE_NAMES, FORMAT, READABLE_VERSIONS
 
 MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -178,8 +178,8 @@ class _Inspection:
         if "format" not in attributes or _text(attributes, "format") != FORMAT:
             self._refuse(f"it is HDF5 but not a feature cache (its attribute 'format' is not {FORMAT!r})")
         version = attributes.get("format_version")
-        if version != FORMAT_VERSION:
-            self._refuse(f"its format version is {version}, this software reads {FORMAT_VERSION}")
+        if version not in READABLE_VERSIONS:
+            self._refuse(f"its format version is {version}, this software reads {READABLE_VERSIONS}")
         for name in REQUIRED_TEXT:
             if not _text(attributes, name):
                 self._refuse(f"its root attribute {name!r} is missing")

@@ -70,7 +70,9 @@ class CacheWriter:
     spec : CacheSpec
     nodes : requested NodeSpecs; the cache's other vector nodes are completed as well
     source_root : str
-        Folder, manifest or URL that the keys are relative to.
+        Folder or URL that the keys are relative to.
+    source : str
+        Folder, manifest, shard or URL that is extracted; `source_root` by default.
     lock_timeout : float
         Seconds to wait for another writer.
 
@@ -94,10 +96,11 @@ class CacheWriter:
         nodes: Sequence[NodeSpec],
         source_root: str,
         *,
+        source: str = "",
         lock_timeout: float = 0,
     ) -> None:
         self.path = Path(path)
-        origin = Origin(spec, source_root)
+        origin = Origin(spec, source_root, source)
         with ExitStack() as stack:
             stack.enter_context(CacheLock(self.path, lock_timeout))
             try:
@@ -122,7 +125,7 @@ class CacheWriter:
         Raises
         ------
         CacheError
-            A key occurs twice, or the disk has too little room for the work.
+            As `plan_run`, or the disk has too little room for the work.
         """
         plan = plan_run(self._state, keys, stats, given_up=self._failed)
         self._keys = tuple(keys)

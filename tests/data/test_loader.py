@@ -90,6 +90,7 @@ def test_a_corrupt_image_at_each_of_64_positions_moves_no_neighbour():
             assert image.key == f"{number:02}"
             if number == position:
                 assert image.error
+                assert not image.passing
                 assert image.pixels is None
                 assert image.digest == hashlib.sha256(bad).digest()
             else:
@@ -108,6 +109,7 @@ def test_a_file_that_is_gone_or_locked_is_a_failure():
         "cannot be read: Permission denied",
         None,
     ]
+    assert [image.passing for image in images] == [False, True, True, False]
     assert images[1].digest is None
     assert (images[1].size, images[1].mtime_ns) == (-1, -1)
 
@@ -224,6 +226,7 @@ def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
     assert [image.key for image in images] == list(source.files)
     assert [image.error is not None for image in images] == [n in (3, 4) for n in range(12)]
     assert "0.3 seconds" in images[3].error
+    assert images[3].passing
 
 
 def test_a_process_that_was_stopped_loses_no_image(monkeypatch):

@@ -242,9 +242,9 @@ def thousands_of_objects(file, path):
         file.create_group(f"labels/g{number}")
 
 
-@hostile("format version is 2")
+@hostile("format version is 3")
 def a_later_version(file, path):
-    file.attrs["format_version"] = np.int64(2)
+    file.attrs["format_version"] = np.int64(3)
 
 
 @hostile("not a feature cache")

@@ -14,7 +14,7 @@ from hypothesis import given
 from bottleneck.store.spec import canonical_json
 from tests.helpers.json_values import JSON
 
-GOLDEN = Path(__file__).parent / "golden"  # written once by format version 1, never again
+GOLDEN = Path(__file__).parent / "golden"  # written once by format version 1, and by version 2 in v2
 TEXT = (Path(__file__).parents[2] / "cache" / "FORMAT.md").read_text(encoding="utf-8")
 SHA_OF_NOTHING = hashlib.sha256().hexdigest()
 
@@ -67,11 +67,11 @@ def listing(file) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(params=["golden", "fresh"])
+@pytest.fixture(params=["golden", "golden v2", "fresh"])
 def folder(request, tmp_path):
-    """A folder with cache.h5 and its companion: one kept since version 1 began, one written now."""
-    if request.param == "golden":
-        return shutil.copytree(GOLDEN, tmp_path / "golden")
+    """A folder with cache.h5 and its companion: one kept of each version, one written now."""
+    if request.param != "fresh":
+        return shutil.copytree(GOLDEN, tmp_path / "golden") / request.param.removeprefix("golden").strip()
     from tests.store.make_golden import make
 
     return make(tmp_path)
@@ -89,9 +89,14 @@ def companion(folder):
         yield file
 
 
+@pytest.fixture
+def version(folder):
+    return 1 if folder.name == "golden" else 2
+
+
 @pytest.mark.parametrize("name", ["cache.h5", "cache--blocks.3.h5"])
 def test_the_file_shown_is_the_golden_one(name):
-    with h5py.File(GOLDEN / name) as file:
+    with h5py.File(GOLDEN / "v2" / name) as file:
         assert f"```text\n{listing(file)}\n```" in TEXT
 
 
@@ -142,11 +147,12 @@ def test_section_10_rules_are_numbered_once_in_order():
     assert {pair for pair in referred if pair[0] in range(1, 11)} - set(numbers) <= {(1, 10), (1, 0), (0, 5)}
 
 
-def test_section_3_root(main, companion):
+def test_section_3_root(main, companion, version):
     for file in (main, companion):
         recipes = {name: json.loads(file.attrs[name]) for name in ("backbone", "preprocess")}
         assert file.attrs["format"] == "bottleneck-feature-cache"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == version
+        assert file.attrs.get("source") == {1: None, 2: "/photographs"}[version]
         assert file.attrs["fingerprint"] == fingerprint(recipes)
         assert file.attrs["source_root"] == "/photographs"
         assert file.attrs["created_with"].startswith("bottleneck-features ")
@@ -249,7 +255,7 @@ def test_section_8_log(tmp_path):
         assert objects[-1]["n"] == number
         assert canonical(objects[-1]) == text
     first, nodes, *parts = objects
-    assert (first["format"], first["format_version"]) == ("bottleneck-feature-cache-parts", 1)
+    assert (first["format"], first["format_version"]) == ("bottleneck-feature-cache-parts", 2)
     assert [node["node"] for node in nodes["nodes"]] == ["blocks.5"]
     assert len(parts) > 1
     rows = 0

@@ -1,4 +1,4 @@
-"""The cache kept since format version 1 began is read, verified and continued by today's code."""
+"""The caches kept of each format version are read, verified and continued by today's code."""
 
 import shutil
 from pathlib import Path
@@ -11,9 +11,9 @@ from tests.helpers.world import MAP, VIEWED, A, content, digest_of, world_of
 NODES = [A, VIEWED, MAP]
 
 
-@pytest.fixture
-def golden(tmp_path):
-    return shutil.copytree(Path(__file__).parent / "golden", tmp_path / "golden") / "cache.h5"
+@pytest.fixture(params=["", "v2"])
+def golden(tmp_path, request):
+    return shutil.copytree(Path(__file__).parent / "golden", tmp_path / "golden") / request.param / "cache.h5"
 
 
 def test_the_kept_cache_is_read_and_sound(golden):

@@ -115,7 +115,7 @@ def test_a_file_elsewhere_is_refused(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.log.FORMAT_VERSION", 2)
+    monkeypatch.setattr("bottleneck.store.log.FORMAT_VERSION", 3)
     write(tmp_path)
     monkeypatch.undo()
     with pytest.raises(CacheError, match="format"):

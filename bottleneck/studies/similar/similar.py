@@ -207,6 +207,5 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
     raise CacheError(
         f"Cosines need a vector for each image; {cache.path} has maps at {name or ', '.join(cache.nodes)} "
         f"and vectors at {', '.join(vectors) or 'no node'}.",
-        "Add one: "
-        f"bottleneck extract {quote(cache.source_root)} -o {quote(str(cache.path))} --node bottleneck",
+        f"Add one: bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))} --node bottleneck",
     )
