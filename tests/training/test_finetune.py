@@ -279,3 +279,16 @@ def test_a_head_on_labels_of_a_file_asks_for_them(cache, images, tmp_path):
     with pytest.raises(FitError, match="target 'warmth'; the cache has: 'label'") as refused:
         finetune(cache, head, tmp_path / "m.safetensors", **QUICK)
     assert f"bottleneck finetune {cache} --head '{head}' --labels FILE" in refused.value.hint
+
+
+def test_a_cache_that_changed_while_a_run_was_prepared_is_refused(cache, made_head, images, tmp_path):
+    config = FinetuneConfig(**QUICK)
+    plan = plan_finetuning(cache, made_head, config)
+    fewer = shutil.copytree(images, tmp_path / "fewer")
+    (fewer / "train" / "red" / "0.png").unlink()
+    for path in cache.parent.glob("c*"):
+        path.unlink()
+    extract(fewer, cache, backbone="small_cnn", nodes=("bottleneck", "block3@none"), engine="torch")
+    job = open_job(plan, config, tmp_path, SILENT)
+    with pytest.raises(CacheError, match="changed while the run was being prepared"), job:
+        pass

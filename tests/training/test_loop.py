@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bottleneck.training import loop
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loss import Measured, Objective, logits_of, measure
@@ -124,3 +125,39 @@ def test_the_mode_of_the_module_survives_a_measurement():
     job.module.train()
     logits_of(job.module, job.val, job.device)
     assert job.module.training
+
+
+class SlowCheckpoint(Checkpoint):
+    """A checkpoint whose writing takes an hour by the clock of the loop."""
+
+    def save(self, tensors, state):
+        Clock.now += 3600.0
+
+
+class Clock:
+    """A clock that only the checkpoint moves."""
+
+    now = 0.0
+
+    @staticmethod
+    def perf_counter():
+        return Clock.now
+
+    @staticmethod
+    def monotonic():
+        return Clock.now
+
+
+def test_the_writing_of_checkpoints_does_not_count_as_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "time", Clock)
+    job = training(epochs=2, checkpoint=SlowCheckpoint(tmp_path / "c", "fingerprint"), checkpoint_seconds=0.0)
+    assert [record.seconds for record in job.run()] == [0.0, 0.0, 0.0]
+    assert Clock.now > 0
+
+
+def test_the_last_epoch_is_what_the_module_holds_where_none_is_to_be_chosen():
+    job = training(epochs=6, lr=0.5, choose_best=False)
+    epochs = job.run()
+    measured = measure(*logits_of(job.module, job.val, job.device), job.objective)
+    assert (measured.accuracy, measured.loss) == (epochs[-1].val_accuracy, epochs[-1].val_loss)
+    assert measured != job.state.best, "the problem is made so that an earlier epoch is better"
