@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import DEVICES, Memory, labels_options, setting
+from bottleneck.cli.options import DEVICES, Memory, classes_option, labels_options, regression_option, setting
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
@@ -60,11 +60,8 @@ class Counts(click.ParamType):
     help="Target (column of labels) to fit heads for; may be repeated.",
 )
 @labels_options
-@click.option(
-    "--regression",
-    multiple=True,
-    help="Target whose whole numbers are quantities, not names of classes; may be repeated.",
-)
+@classes_option
+@regression_option
 @click.option(
     "--node",
     "nodes",

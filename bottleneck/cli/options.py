@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from bottleneck.data.config import ReadConfig
+from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.names import ENGINES, PRECISIONS
 
@@ -127,6 +127,19 @@ engine_options = together(
     ),
 )
 
+classes_option = setting(
+    LabelConfig,
+    "--classes",
+    multiple=True,
+    help="Target whose numbers are names of classes, not quantities; may be repeated.",
+)
+regression_option = setting(
+    LabelConfig,
+    "--regression",
+    multiple=True,
+    help="Target whose whole numbers are quantities, not names of classes; may be repeated.",
+)
+
 column_options = together(
     setting(
         ReadConfig,
@@ -169,6 +182,8 @@ column_options = together(
         multiple=True,
         help="Manifest column of numbers that the head takes beside the features; may be repeated.",
     ),
+    classes_option,
+    regression_option,
 )
 
 test_fraction_option = setting(

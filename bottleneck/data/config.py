@@ -8,6 +8,26 @@ from bottleneck.errors import SourceError
 
 
 @dataclass(frozen=True)
+class LabelConfig:
+    """How columns of labels become targets.
+
+    classes : targets whose cells are names of classes, also where all are numbers.
+    regression : targets whose cells are quantities, also where all are whole numbers.
+    """
+
+    classes: tuple[str, ...] = ()
+    regression: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "regression"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if both := set(self.classes) & set(self.regression):
+            raise SourceError(
+                f"Target {min(both)!r} is named by --classes and by --regression; expected one of them."
+            )
+
+
+@dataclass(frozen=True)
 class ReadConfig:
     """Which columns of a manifest mean what, and which samples are taken.
 
@@ -19,6 +39,8 @@ class ReadConfig:
     group_column : samples with equal values stay on one side of every split and fold.
     sample_column : unique sample keys; by default the image's key, several joined by "|".
     covariate_columns : P columns of numbers that a head gets beside the features.
+    classes, regression : targets whose numbers are names of classes, or quantities (`LabelConfig`).
+    head_target : name and kind of the target that a head predicts; its column is read as that kind.
     val_fraction, test_fraction : fractions of the train samples to set aside (`splits.set_aside`).
     seed : decides which samples are set aside.
     limit : keep this many samples, spread evenly over splits and classes, without changing a sample's split.
@@ -30,19 +52,32 @@ class ReadConfig:
     group_column: str | None = None
     sample_column: str | None = None
     covariate_columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    regression: tuple[str, ...] = ()
+    head_target: tuple[str, str] | None = None
     val_fraction: float = 0.0
     test_fraction: float = 0.0
     seed: int = 0
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("image_columns", "label_columns", "covariate_columns"):
+        for name in ("image_columns", "label_columns", "covariate_columns", "classes", "regression"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.limit is not None and self.limit < 1:
             raise SourceError(f"--limit is {self.limit}; expected 1 or more.")
 
     @property
+    def labels(self) -> LabelConfig:
+        """How columns of labels are read."""
+        target, kind = self.head_target or ("", "")
+        named = {"class": self.classes, "regression": self.regression}
+        if kind in named and target not in self.classes + self.regression:
+            named[kind] += (target,)
+        return LabelConfig(named["class"], named["regression"])
+
+    @property
     def names_columns(self) -> bool:
         """True where the user named any column of a manifest."""
         named = self.image_columns + self.label_columns + self.covariate_columns
+        named += self.classes + self.regression
         return any((*named, self.split_column, self.group_column, self.sample_column))

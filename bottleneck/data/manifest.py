@@ -82,10 +82,14 @@ def read_manifest(
         A column is missing or has invalid cells; rows are named.
     """
     wanted = _with_defaults(table, config, name)
+    _require_targets(wanted, name)
     table, columns, notes = _present_columns(table, wanted, name)
     keys = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
     sample_keys = _sample_keys(table, wanted.sample_column, keys)
-    targets = {label: target_from_column(label, table[label]) for label in wanted.label_columns}
+    targets = {}
+    for label in wanted.label_columns:
+        targets[label], told = target_from_column(label, table[label], config.labels)
+        notes += told
     absent = _absent({key for row in keys for key in row}, missing)
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
@@ -123,6 +127,17 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
     labels = config.label_columns or (("label",) if find_column(table, "label", name) else ())
     split = config.split_column or ("split" if find_column(table, "split", name) else None)
     return replace(config, image_columns=images, label_columns=labels, split_column=split)
+
+
+def _require_targets(wanted: ReadConfig, name: str) -> None:
+    """Raise SourceError where a target is said to be of some kind and is not read."""
+    for flag, targets in (("--classes", wanted.classes), ("--regression", wanted.regression)):
+        if unknown := [target for target in targets if target not in wanted.label_columns]:
+            raise SourceError(
+                f"{flag} names {unknown[0]!r}, but the targets read from {name} are "
+                f"{', '.join(wanted.label_columns) or 'none'}.",
+                f"Read it with --label-column {_quoted(unknown[0])}, or leave {flag} out.",
+            )
 
 
 def _present_columns(table: Table, wanted: ReadConfig, name: str) -> tuple[Table, Columns, list[Note]]:

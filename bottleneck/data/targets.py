@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.data.table_file import rows_named, storable
-from bottleneck.errors import SourceError
+from bottleneck.data.config import LabelConfig
+from bottleneck.data.table_file import folded, rows_named, storable
+from bottleneck.errors import Note, SourceError
 from bottleneck.samples import UNLABELLED, Target
 
 # Python's `float` also reads "1_000" and digits of other scripts; they are names here.
@@ -21,6 +22,11 @@ _NUMBER = re.compile(
     r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE
 )
 _WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
+_LEADING_ZERO = re.compile(r"[+-]?0\d", re.ASCII)
+_BOOLEANS = ("true", "false")
+_NO_LABEL = ("na", "n/a", "nan", "null", "none", "nil", "?", "-", "#n/a", "missing")
+AS_THEY_LOOK = LabelConfig()
+REPEATS = 5  # samples per value, in the mean, from which numbers are taken for codes
 
 
 def class_target(
@@ -35,17 +41,23 @@ def class_target(
     return Target(name, "class", np.array([code[label] for label in labels], np.int64), tuple(class_names))
 
 
-def target_from_column(name: str, values: Sequence[Any]) -> Target:
-    """Return the target of the S cells of a column.
+def target_from_column(
+    name: str, values: Sequence[Any], config: LabelConfig = AS_THEY_LOOK
+) -> tuple[Target, list[Note]]:
+    """Return the target of the S cells of a column, and notes on what was decided.
 
     Parameters
     ----------
     name : str
-        The column, and the target.
+        The target.
     values : sequence
         None or "" is unlabelled. Lists make a multi-label target ([] has none of the labels). Numbers, or
-        texts that are all numbers, make a regression target where any has a fraction, and classes in numeric
-        order otherwise; NaN is unlabelled. Any other text is a class name; names are in code-point order.
+        texts that are all numbers, make a regression target where any has a fraction and they are no
+        plausible codes (`_are_codes`), and classes in numeric order otherwise; NaN is unlabelled. Any other
+        text is a class name; names are in code-point order. Two different texts are two classes, but for
+        true and false, which are written in several ways.
+    config : LabelConfig
+        Targets that are classes or regressions whatever their cells look like.
 
     Raises
     ------
@@ -54,19 +66,119 @@ def target_from_column(name: str, values: Sequence[Any]) -> Target:
     """
     cells = [None if _is_missing(value) else value for value in values]
     if any(isinstance(cell, list) for cell in cells):
-        return _multilabel(name, cells)
+        target = _multilabel(name, cells)
+        return target, name_notes(target)
     _refuse(name, cells, lambda cell: isinstance(cell, str | int | float), "text, a number or a list of them")
     _refuse(name, cells, lambda cell: storable(str(cell)), "valid UTF-8 without NUL")
     numbers = [None if cell is None else to_number(cell) for cell in cells]
-    if any(number is None and cell is not None for number, cell in zip(numbers, cells, strict=True)):
-        return class_target(name, [None if cell is None else _name(cell) for cell in cells])
+    is_number = all(number is not None or cell is None for number, cell in zip(numbers, cells, strict=True))
+    if name in config.classes or (not is_number and name not in config.regression):
+        target = class_target(name, [None if cell is None else _name(cell) for cell in cells], _order(cells))
+        return target, _merged_notes(name, cells) + name_notes(target, certain=name in config.classes)
+    notes: list[Note] = []
+    if name in config.regression:
+        _refuse(name, cells, _is_numeric, "a number")
     _refuse(name, numbers, lambda number: not math.isinf(number), "a finite number")
+    if undefined := sum(number is not None and math.isnan(number) for number in numbers):
+        message = f"{undefined} labels of {name!r} are NaN; their samples count as unlabelled."
+        notes.append(Note("nan-labels", message, details={"target": name, "samples": undefined}))
     numbers = [None if number is None or math.isnan(number) else number for number in numbers]
-    if any(number is not None and number % 1 for number in numbers):
+    if name in config.regression or _are_quantities(cells, numbers):
         measured = [math.nan if number is None else number for number in numbers]
-        return Target(name, "regression", np.array(measured, np.float64))
-    whole = [_whole_name(cell, number) for cell, number in zip(cells, numbers, strict=True)]
-    return class_target(name, whole, order=lambda text: (int(text), text))
+        if name not in config.regression:
+            notes.append(_kind_note(name, "regression", "quantities", "classes"))
+        return Target(name, "regression", np.array(measured, np.float64)), notes
+    names = [None if number is None else _name(cell) for cell, number in zip(cells, numbers, strict=True)]
+    target = class_target(name, names, _order(cells))
+    K, labelled = len(target.class_names), int(target.labelled.sum())
+    if any(number % 1 for number in numbers if number is not None) or (K > 20 and labelled < REPEATS * K):
+        notes.append(_kind_note(name, "classes", f"the names of {K} classes", "regression"))
+    return target, notes + name_notes(target)
+
+
+def _kind_note(name: str, kind: str, meaning: str, other: str) -> Note:
+    """Return the note that the numbers of a column were taken for one kind of target and not the other."""
+    return Note(
+        f"numbers-read-as-{kind}",
+        f"The numbers of {name!r} are read as {meaning}. To confirm, give --{kind} {name}; "
+        f"if they are {'quantities' if other == 'regression' else 'names of classes'}, --{other} {name}.",
+        True,
+        {"target": name},
+    )
+
+
+def _are_quantities(cells: Sequence[Any], numbers: Sequence[float | None]) -> bool:
+    """Return whether numbers have fractions and are no plausible codes.
+
+    Codes are numbers that are written in two ways (1.1 and 1.10) or with leading zeros (01.5), or few numbers
+    that repeat, `REPEATS` times in the mean.
+    """
+    if not any(number % 1 for number in numbers if number is not None):
+        return False
+    labelled = [
+        (_name(cell), number) for cell, number in zip(cells, numbers, strict=True) if number is not None
+    ]
+    names, values = {text for text, _ in labelled}, {number for _, number in labelled}
+    if len(values) < len(names) or any(_LEADING_ZERO.match(text.strip()) for text in names):
+        return False
+    return len(labelled) < REPEATS * len(names)
+
+
+def name_notes(target: Target, certain: bool = False) -> list[Note]:
+    """Return notes on class names that may mean the same, or no class at all.
+
+    certain : the names are those of classes for sure: numbers and words such as "none" are not questioned.
+    """
+
+    def told(code: str, classes: Sequence[str], message: str, changes_result: bool = True) -> Note:
+        shown = " and ".join(map(repr, classes))
+        details = {"target": target.name, "classes": list(classes)}
+        return Note(code, f"{shown} of {target.name!r} {message}", changes_result, details)
+
+    notes = [
+        told(
+            "class-names-alike",
+            alike,
+            "are different classes, although they differ only in case, outer spaces or Unicode form; "
+            "write them in one way if they are the same.",
+        )
+        for alike in _alike(target.class_names, folded)
+    ]
+    if certain:
+        return notes
+    notes += [
+        told(
+            "class-numbers-alike",
+            alike,
+            "are different classes, although one number; write them in one way if they are the same.",
+            changes_result=False,
+        )
+        for alike in _alike(target.class_names, to_number)
+    ]
+    if missing := [text for text in target.class_names if folded(text) in _NO_LABEL]:
+        message = f"is a class; leave the cell empty if it means no label, or give --classes {target.name}."
+        notes.append(told("class-named-like-no-label", missing, message))
+    return notes
+
+
+def _alike(names: Sequence[str], key: Callable[[str], Any]) -> list[tuple[str, ...]]:
+    """Return the groups of names, two or more, that have one key; None is none. Five groups at most."""
+    groups: dict[Any, list[str]] = {}
+    for name in names:
+        groups.setdefault(key(name), []).append(name)
+    return [tuple(group) for same, group in groups.items() if len(group) > 1 and same is not None][:5]
+
+
+def _merged_notes(name: str, cells: Sequence[Any]) -> list[Note]:
+    """Return a note for each of true and false that is spelt in several ways and so became one class."""
+    notes = []
+    for value in _BOOLEANS:
+        same = [cell for cell in cells if cell is not None and _name(cell) == value]
+        spellings = sorted({cell if isinstance(cell, str) else value for cell in same})
+        if len(spellings) > 1:
+            message = f"{', '.join(spellings)} are one class of {name!r}, {value!r}."
+            notes.append(Note("classes-merged", message, True, {"target": name, "classes": spellings}))
+    return notes
 
 
 def to_number(cell: object) -> float | None:
@@ -93,17 +205,23 @@ def _refuse(name: str, cells: Sequence[Any], accept: Callable[[Any], bool], expe
         raise SourceError(f"Column {name!r} has {got[:60]} in {rows_named(bad)}; expected {expected}.")
 
 
+def _is_numeric(cell: object) -> bool:
+    return to_number(cell) is not None
+
+
 def _name(cell: object) -> str:
-    """Return a class name, with JSON's spelling of true and false."""
-    return str(cell).lower() if isinstance(cell, bool) else str(cell)
+    """Return a class name: text as it is written, whole numbers without a fraction, JSON's true and false."""
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
+    text = str(cell)
+    return text.lower() if text.lower() in _BOOLEANS else text
 
 
-def _whole_name(cell: object, number: float | None) -> str | None:
-    """Return the class name of a whole number: as it is written, or "1" for 1.0."""
-    if number is None:
+def _order(cells: Sequence[Any]) -> Callable[[str], Any] | None:
+    """Return the sort key of class names: numbers by their value, where all are numbers."""
+    if not all(cell is None or _is_numeric(cell) for cell in cells):
         return None
-    text = str(cell).strip()
-    return text if _WHOLE.fullmatch(text) else str(int(number))
+    return lambda text: (int(text) if _WHOLE.fullmatch(text.strip()) else float(text), text)
 
 
 def _multilabel(name: str, cells: list[Any]) -> Target:

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError, Note
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, head_record, shot_record
 from bottleneck.fitting.labels import relabelled
-from bottleneck.fitting.training_set import folds_of, training_samples, with_numbers
+from bottleneck.fitting.training_set import folds_of, require_classes, training_samples, with_numbers
 from bottleneck.heads.config import SweepConfig, grid_of
 from bottleneck.heads.few_shot import shot_scores
 from bottleneck.heads.fit import fit_kind
@@ -59,6 +60,7 @@ def fit_heads(
     targets: Sequence[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
     group: str | None = None,
+    classes: Sequence[str] = (),
     regression: Sequence[str] = (),
     nodes: Sequence[str] | None = None,
     head: str | Sequence[str] = FitConfig.head,
@@ -87,6 +89,7 @@ def fit_heads(
     targets : names; None takes all targets of the cache or of `labels`.
     labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labels.join_labels`).
     group : column of `labels` that names groups, which folds keep together; None takes the cache's groups.
+    classes : targets whose numbers are names of classes (codes, versions), not quantities.
     regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
     nodes : names; None takes all nodes of the cache that are vectors.
     head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
@@ -120,7 +123,15 @@ def fit_heads(
     )
     with FeatureCache(cache) as opened:
         opened.require_rows()
-        samples, notes = relabelled(opened.samples, opened.images.key, labels, targets or (), group)
+        samples, notes = relabelled(
+            opened.samples,
+            opened.images.key,
+            labels,
+            targets=targets or (),
+            group=group,
+            config=LabelConfig(tuple(classes), tuple(regression)),
+        )
+        require_classes(samples, classes)
         samples = with_numbers(samples, regression)
         train, requested = training_samples(samples, targets, Path(cache))
         told = _left_out(config, requested)

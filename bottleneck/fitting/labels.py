@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.data.config import LabelConfig
 from bottleneck.data.table_file import Table, find_column, folded, read_table, rows_named, spelling_note
-from bottleneck.data.targets import target_from_column
+from bottleneck.data.targets import AS_THEY_LOOK, target_from_column
 from bottleneck.errors import FitError, Note
 from bottleneck.samples import SampleTable, Target
 
@@ -28,6 +29,7 @@ def relabelled(
     labels: str | os.PathLike[str] | None,
     targets: Sequence[str] = (),
     group: str | None = None,
+    config: LabelConfig = AS_THEY_LOOK,
 ) -> tuple[SampleTable, list[Note]]:
     """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged.
 
@@ -37,7 +39,7 @@ def relabelled(
         As from `join_labels`; or a column of groups is named without a file.
     """
     if labels is not None:
-        return join_labels(samples, image_keys, labels, targets, group)
+        return join_labels(samples, image_keys, labels, targets=targets, group=group, config=config)
     if group is not None:
         raise FitError(
             "--group names a column of a labels file.",
@@ -52,6 +54,7 @@ def join_labels(
     path: str | os.PathLike[str],
     targets: Sequence[str] = (),
     group: str | None = None,
+    config: LabelConfig = AS_THEY_LOOK,
 ) -> tuple[SampleTable, list[Note]]:
     """Return the samples with the targets of a table in place of theirs.
 
@@ -62,6 +65,7 @@ def join_labels(
         image keys where a sample is one image.
     targets : columns to take; all but the key, the group and the split where left out.
     group : column of groups, for folds.
+    config : which targets are classes or regressions whatever their cells look like.
 
     Columns are found without regard to case and outer spaces.
 
@@ -97,7 +101,12 @@ def join_labels(
     if split is not None and split not in targets:
         message = f"Column {split!r} of {path.name} is not used: samples keep the splits of the cache."
         notes.append(Note("split-column-unused", message, True, {"column": split}))
-    joined = {name: _joined(table, name, row_of, has_row, path.name) for name in wanted}
+    joined = {}
+    for name in wanted:
+        cells = table[_found(table, name, path.name)]
+        target, told = target_from_column(name, cells, config)
+        joined[name] = _in_order_of(target, row_of)
+        notes += told
     groups = samples.group
     if group is not None:
         cells = table[_found(table, group, path.name)]
@@ -134,9 +143,9 @@ def _column_notes(table: Table, key: str, names: Sequence[str], file: str) -> li
     return [spelling_note(column, name, file) for column, name in pairs if column != name]
 
 
-def _joined(table: Table, name: str, row_of: np.ndarray, has_row: np.ndarray, file: str) -> Target:
-    """Return the target of one column; its classes are those of the whole file."""
-    target = target_from_column(name, table[_found(table, name, file)])
+def _in_order_of(target: Target, row_of: np.ndarray) -> Target:
+    """Return the target of the samples that the rows name; its classes are those of the whole file."""
+    has_row = row_of >= 0
     unlabelled = {"class": -1, "multilabel": 255, "regression": np.nan}[target.kind]
     values = np.full((len(row_of), *target.values.shape[1:]), unlabelled, target.values.dtype)
     values[has_row] = target.values[row_of[has_row]]

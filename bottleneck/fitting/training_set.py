@@ -67,6 +67,17 @@ def with_numbers(samples: SampleTable, names: Sequence[str]) -> SampleTable:
     return replace(samples, targets=samples.targets | numbers)
 
 
+def require_classes(samples: SampleTable, names: Sequence[str]) -> None:
+    """Raise FitError unless the targets `names` are classes: numbers in a cache have lost their spelling."""
+    _require_targets(samples, names)
+    for name in names:
+        if samples.targets[name].kind == "regression":
+            raise FitError(
+                f"--classes names {name!r}, which the cache holds as quantities; their spelling is gone.",
+                f"Run extract again with --classes {name}: no image is computed. Or give --labels FILE.",
+            )
+
+
 def _require_targets(samples: SampleTable, names: Sequence[str]) -> None:
     for name in names:
         if name not in samples.targets:

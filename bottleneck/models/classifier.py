@@ -75,6 +75,8 @@ class Classifier:
         group_column: str | None = ReadConfig.group_column,
         sample_column: str | None = ReadConfig.sample_column,
         covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+        classes: Sequence[str] = ReadConfig.classes,
+        regression: Sequence[str] = ReadConfig.regression,
     ) -> list[dict[str, Any]]:
         """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
@@ -88,6 +90,8 @@ class Classifier:
             group_column=group_column,
             sample_column=sample_column,
             covariate_columns=tuple(covariate_columns),
+            classes=tuple(classes),
+            regression=tuple(regression),
         )
         opened = read_sources(sources, reading)
         return [record for source in opened for record in self.classify(source, top)[0]]

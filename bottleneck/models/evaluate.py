@@ -57,6 +57,8 @@ def evaluate(
     group_column: str | None = ReadConfig.group_column,
     sample_column: str | None = ReadConfig.sample_column,
     covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    classes: Sequence[str] = ReadConfig.classes,
+    regression: Sequence[str] = ReadConfig.regression,
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
@@ -107,6 +109,8 @@ def evaluate(
         group_column=group_column,
         sample_column=sample_column,
         covariate_columns=tuple(covariate_columns),
+        classes=tuple(classes),
+        regression=tuple(regression),
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         seed=seed,
@@ -121,8 +125,10 @@ def evaluate(
         raise BottleneckError(
             f"--errors lists misclassified samples; the target is a {head.target_kind} one."
         )
+    reading = replace(reading, head_target=(head.target, head.target_kind))
     with _opened(source, reading) as opened:
-        samples, notes = relabelled(opened.samples, _image_keys(opened), labels, (head.target,))
+        keys = _image_keys(opened)
+        samples, notes = relabelled(opened.samples, keys, labels, (head.target,), config=reading.labels)
         if isinstance(opened, Source):
             notes = [*opened.notes, *notes]
         selection = _select(head, samples, split)
@@ -147,7 +153,7 @@ def evaluate(
 @contextmanager
 def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
     """Open the cache or read the source; a cache is closed on leaving."""
-    if not isinstance(source, Source) and str(source).endswith(CACHE_SUFFIXES):
+    if not isinstance(source, Source) and str(source).lower().endswith(CACHE_SUFFIXES):
         with FeatureCache(source) as cache:
             yield cache
     else:

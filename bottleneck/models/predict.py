@@ -34,6 +34,8 @@ def predict(
     group_column: str | None = ReadConfig.group_column,
     sample_column: str | None = ReadConfig.sample_column,
     covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    classes: Sequence[str] = ReadConfig.classes,
+    regression: Sequence[str] = ReadConfig.regression,
     weights: str | None = None,
     trust_code: bool = False,
     engine: str = EngineConfig.engine,
@@ -81,6 +83,8 @@ def predict(
         group_column=group_column,
         sample_column=sample_column,
         covariate_columns=tuple(covariate_columns),
+        classes=tuple(classes),
+        regression=tuple(regression),
     )
     running = EngineConfig(
         engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bottleneck.data.config import LabelConfig
 from bottleneck.data.targets import target_from_column
 from bottleneck.errors import SourceError
 
@@ -23,7 +24,16 @@ def names(target):
         (["10", "9", "-1"], ("-1", "9", "10")),
         (["007", "7", "08"], ("007", "7", "08")),
         ([1.0, 0.0], ("0", "1")),
-        (["1.0", "2.0", "10"], ("1", "2", "10")),
+        (["1.0", "2.0", "10"], ("1.0", "2.0", "10")),
+        (["1e1", "10", "9"], ("9", "10", "1e1")),
+        (["0", "00", "000"], ("0", "00", "000")),
+        (["1.1", "1.10", "1.9"], ("1.1", "1.10", "1.9")),
+        (["01.5", "02.5", "10.5"], ("01.5", "02.5", "10.5")),
+        (["1.1", "1.2", "2.1"] * 5, ("1.1", "1.2", "2.1")),
+        ([0.5, 1.5] * 5, ("0.5", "1.5")),
+        ([1, 1.0, 2.0], ("1", "2")),
+        (["True", "FALSE", "true"], ("false", "true")),
+        ([True, "True", "unsure"], ("true", "unsure")),
         ([True, False], ("false", "true")),
         (["1_000", "2"], ("1_000", "2")),
         (["nan", "cat"], ("cat", "nan")),
@@ -33,7 +43,7 @@ def names(target):
     ],
 )
 def test_classes_and_their_order(values, class_names):
-    target = target_from_column("t", values)
+    target = target_from_column("t", values)[0]
     assert target.kind == "class"
     assert target.class_names == class_names
     assert target.values.dtype == np.int64
@@ -42,27 +52,27 @@ def test_classes_and_their_order(values, class_names):
 
 @pytest.mark.parametrize("missing", [None, "", float("nan")])
 def test_missing_labels_are_unlabelled(missing):
-    assert names(target_from_column("t", ["b", missing, "a"])) == ["b", None, "a"]
-    assert names(target_from_column("t", [3, missing, 1])) == ["3", None, "1"]
-    assert target_from_column("t", [0.5, missing, 1]).labelled.tolist() == [True, False, True]
-    assert target_from_column("t", [["x"], missing]).labelled.tolist() == [True, False]
+    assert names(target_from_column("t", ["b", missing, "a"])[0]) == ["b", None, "a"]
+    assert names(target_from_column("t", [3, missing, 1])[0]) == ["3", None, "1"]
+    assert target_from_column("t", [0.5, missing, 1])[0].labelled.tolist() == [True, False, True]
+    assert target_from_column("t", [["x"], missing])[0].labelled.tolist() == [True, False]
 
 
 def test_a_column_without_any_label_is_unlabelled_throughout():
-    target = target_from_column("t", [None, ""])
+    target = target_from_column("t", [None, ""])[0]
     assert (target.kind, target.class_names, target.labelled.any()) == ("class", (), False)
 
 
 @pytest.mark.parametrize("values", [[0.5, 1, None], ["0.5", "1", ""], ["5e-1", "1.", "nan"]])
 def test_fractions_make_a_regression(values):
-    target = target_from_column("t", values)
+    target = target_from_column("t", values)[0]
     assert target.kind == "regression"
     assert target.values[:2].tolist() == [0.5, 1.0]
     assert math.isnan(target.values[2])
 
 
 def test_lists_make_several_labels():
-    target = target_from_column("t", [["b", "a"], [], None, ["c", "c"], [1]])
+    target = target_from_column("t", [["b", "a"], [], None, ["c", "c"], [1]])[0]
     assert target.kind == "multilabel"
     assert target.class_names == ("1", "a", "b", "c")
     assert target.values.dtype == np.uint8
@@ -70,7 +80,7 @@ def test_lists_make_several_labels():
 
 
 def test_a_bar_in_a_text_is_part_of_the_name():
-    assert target_from_column("t", ["a|b", "a"]).class_names == ("a", "a|b")
+    assert target_from_column("t", ["a|b", "a"])[0].class_names == ("a", "a|b")
 
 
 @pytest.mark.parametrize(
@@ -91,6 +101,63 @@ def test_what_means_nothing_is_refused_by_row(values, message):
         target_from_column("t", values)
 
 
+def codes(values, **config):
+    return [note.code for note in target_from_column("t", values, LabelConfig(**config))[1]]
+
+
+@pytest.mark.parametrize(
+    ("values", "code"),
+    [
+        (["Cat", "cat", "dog"], "class-names-alike"),
+        (["cat ", "cat"], "class-names-alike"),
+        (["caf\u00e9", "cafe\u0301"], "class-names-alike"),
+        ([["Red"], ["red"]], "class-names-alike"),
+        (["1e1", "10"], "class-numbers-alike"),
+        (["0", "00"], "class-numbers-alike"),
+        ([" 7", "7"], "class-names-alike"),
+        (["0.5", "1"], "numbers-read-as-regression"),
+        (["1.1", "1.2", "2.1"] * 5, "numbers-read-as-classes"),
+        (["1.5", "NA", "2.5"], "class-named-like-no-label"),
+        (["True", "true"], "classes-merged"),
+        ([str(price) for price in range(1000, 1100)], "numbers-read-as-classes"),
+        (["1.5", "nan", "2.25"], "nan-labels"),
+    ],
+)
+def test_what_was_decided_is_told(values, code):
+    assert code in codes(values)
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "b"], list("0123456789") * 3, [True, False], [["a"], ["b", "a"]], [3, 4]]
+)
+def test_where_nothing_was_decided_nothing_is_told(values):
+    assert codes(values) == []
+
+
+def test_alike_names_are_told_with_both_spellings():
+    (note,) = target_from_column("t", ["Cat", "cat", "dog"])[1]
+    assert "'Cat' and 'cat'" in note.message
+    assert note.changes_result
+
+
+def test_a_user_decides_whether_numbers_are_classes():
+    target, notes = target_from_column("t", ["0.5", "1.25"], LabelConfig(classes=("t",)))
+    assert (target.kind, target.class_names, notes) == ("class", ("0.5", "1.25"), [])
+    target, notes = target_from_column("t", ["1.1", "1.10", ""], LabelConfig(regression=("t",)))
+    assert (target.kind, target.values[:2].tolist(), notes) == ("regression", [1.1, 1.1], [])
+    with pytest.raises(SourceError, match=r"'x' in row 2; expected a number"):
+        target_from_column("t", ["1", "x"], LabelConfig(regression=("t",)))
+    with pytest.raises(SourceError, match="--classes and by --regression"):
+        LabelConfig(classes=("t",), regression=("t",))
+
+
+@given(st.lists(st.text("0123456789.eE+-", min_size=1, max_size=4), min_size=1))
+def test_two_different_texts_are_two_classes(values):
+    target, notes = target_from_column("t", values, LabelConfig(classes=("t",)))
+    assert names(target) == values
+    assert set(target.class_names) == set(values)
+
+
 def test_many_bad_rows_are_counted():
     with pytest.raises(SourceError, match=r"rows 1, 2, 3, 4, 5 and 95 more"):
         target_from_column("t", [{}] * 100)
@@ -104,7 +171,7 @@ def test_many_bad_rows_are_counted():
     )
 )
 def test_every_label_can_be_read_back(values):
-    target = target_from_column("t", values)
+    target = target_from_column("t", values)[0]
     if target.kind == "class":
         numeric = all(name.lstrip("+-").isdigit() for name in target.class_names)
         for value, name in zip(values, names(target), strict=True):
