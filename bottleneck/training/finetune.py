@@ -23,6 +23,7 @@ import torch
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.section import Cut, Section, find_cut
+from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import CacheError, FitError, Note
 from bottleneck.fitting.head_files import file_name
@@ -198,8 +199,9 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
     """Read the head, the labels and the backbone, and choose the samples and the blocks that are trained."""
     head = load_head(head_path)
     with FeatureCache(cache) as opened:
-        labels = (config.labels, (head.target,), config.group)
-        samples, notes = relabelled(opened.samples, opened.images.key, *labels)
+        kind = LabelConfig(classes=(head.target,) if head.target_kind == "class" else ())
+        keys, targets = opened.images.key, (head.target,)
+        samples, notes = relabelled(opened.samples, keys, config.labels, targets, config.group, kind)
         require_same_cache(head, opened, samples)
         _require_target(head, samples, cache, head_path)
         splits = labelled_splits(samples, head.target, val_fraction=config.val_fraction, seed=config.seed)

@@ -207,6 +207,29 @@ def test_a_column_of_splits_under_another_name_is_told(folder):
     assert csv(folder, text, split_column="subset").notes == ()
 
 
+def test_a_user_or_a_head_decides_whether_numbers_are_classes(folder):
+    text = "image,label\na.png,1.1\nb.png,1.25\n"
+    source = csv(folder, text)
+    assert source.samples.targets["label"].kind == "regression"
+    assert codes(source) == ["numbers-read-as-regression"]
+    for config in ({"classes": ["label"]}, {"head_target": ("label", "class")}):
+        source = csv(folder, text, **config)
+        assert source.samples.targets["label"].class_names == ("1.1", "1.25")
+        assert source.notes == ()
+    assert csv(folder, text, regression=["label"]).notes == ()
+    assert csv(folder, "image\na.png\n", head_target=("label", "class")).samples.targets == {}
+    with pytest.raises(SourceError, match=r"--classes names 'age'.*--label-column age"):
+        csv(folder, text, classes=["age"])
+
+
+def test_true_is_one_class_in_every_format(folder):
+    rows = [{"image": "a.png", "label": True}, {"image": "b.png", "label": False}]
+    text = "image,label\na.png,True\nb.png,FALSE\n"
+    for source in (csv(folder, text), jsonl(folder, rows), parquet(folder, rows)):
+        assert names(source.samples.targets["label"]) == ["true", "false"]
+        assert source.notes == ()
+
+
 def test_several_images_and_covariates(folder):
     source = csv(
         folder,

@@ -153,7 +153,7 @@ def test_a_user_decides_whether_numbers_are_classes():
 
 @given(st.lists(st.text("0123456789.eE+-", min_size=1, max_size=4), min_size=1))
 def test_two_different_texts_are_two_classes(values):
-    target, notes = target_from_column("t", values, LabelConfig(classes=("t",)))
+    target, _ = target_from_column("t", values, LabelConfig(classes=("t",)))
     assert names(target) == values
     assert set(target.class_names) == set(values)
 
