@@ -19,7 +19,7 @@ from bottleneck.backbones.blocks import Anatomy, Block, dissect
 from bottleneck.backbones.extractor import Extractor, Pool
 from bottleneck.backbones.graph import NetworkGraph, Shapes, layout_of, measure, split, trace
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, Note
 from bottleneck.names import BOTTLENECK, DEFAULT_POOL, POOLS
 
 
@@ -39,6 +39,10 @@ class Backbone:
         JSON: how to rebuild it (see `recipe`).
     class_names : sequence of str, optional
         Names of its outputs.
+    untrained : set of str
+        Names of the last layers' parameters that the weights lack; nodes that need them are refused.
+    notes : sequence of Note
+        What was decided when the weights were loaded.
 
     Raises
     ------
@@ -53,12 +57,17 @@ class Backbone:
         preprocess: Preprocess,
         recipe: dict,
         class_names: Sequence[str] | None = None,
+        *,
+        untrained: frozenset[str] = frozenset(),
+        notes: Sequence[Note] = (),
     ) -> None:
         self.name = name
         self.module = module.eval()
         self.preprocess = preprocess
         self.recipe = recipe
         self.class_names = tuple(class_names) if class_names is not None else None
+        self.untrained = untrained
+        self.notes = tuple(notes)
         self._shapes: dict[int, Shapes] = {}
         for child in module.modules():
             if getattr(child, "inplace", False) is True:
@@ -74,13 +83,14 @@ class Backbone:
         class_names: Sequence[str] | None = None,
     ) -> Backbone:
         """A backbone from your own network; its recipe identifies the weights but cannot rebuild it."""
+        notes = in_float32(module)
         recipe = {
             "name": name,
             "weights": "module",
             "weights_sha256": state_sha256(module),
             "in_channels": preprocess.channels,
         }
-        return cls(name, module, preprocess, recipe, class_names)
+        return cls(name, module, preprocess, recipe, class_names, notes=notes)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
@@ -205,12 +215,27 @@ class Backbone:
             self._shapes[size] = measure(self.module, self.graph, size, preprocess.channels)
         return self._shapes[size]
 
+    def _require_trained(self, operation: fx.Node, node: str) -> None:
+        """Refuse a tensor that is computed with parameters which the weights lack."""
+        if not self.untrained:
+            return
+        used = {
+            str(op.target) for op in self.graph.ancestors([operation]) if op.op in ("call_module", "get_attr")
+        }
+        lacking = [n for n in sorted(self.untrained) if any(n == p or n.startswith(f"{p}.") for p in used)]
+        if lacking:
+            raise BackboneError(
+                f"{self.name} cannot give {node}: its weights lack {', '.join(lacking[:4])}.",
+                f"Use a node below, such as {BOTTLENECK}, or weights with the last layer.",
+            )
+
     def _operation_and_pool(self, name: str, preprocess: Preprocess) -> tuple[fx.Node, Pool]:
         """The operation and the pool that give NODE or NODE@POOL."""
         node, at, kind = name.partition("@")
         if at and kind not in POOLS:
             raise BackboneError(f"Unknown pool {kind!r} in {name!r}; expected one of {', '.join(POOLS)}.")
         operation = self.operation(node)
+        self._require_trained(operation, node)
         if node == BOTTLENECK:
             pooled = kind or self.anatomy.native
             operation = self.anatomy.map if pooled else operation
@@ -223,6 +248,24 @@ class Backbone:
                 "Use another node, or the network's own --image-size.",
             )
         return operation, Pool(kind or DEFAULT_POOL, shapes.rows[operation])
+
+
+def in_float32(module: nn.Module) -> list[Note]:
+    """Convert a network of another precision to float32 in place, which a note reports."""
+    tensors = [*module.parameters(), *module.buffers()]
+    kinds = sorted(
+        {str(t.dtype).removeprefix("torch.") for t in tensors if t.is_floating_point()} - {"float32"}
+    )
+    if not kinds:
+        return []
+    module.float()
+    return [
+        Note(
+            "network-converted-to-float32",
+            f"The network holds {' and '.join(kinds)} numbers; it is computed with in float32.",
+            details={"dtypes": kinds},
+        )
+    ]
 
 
 def state_sha256(module: nn.Module) -> str:

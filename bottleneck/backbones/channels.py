@@ -30,7 +30,7 @@ def adapt_channels(module: nn.Module, preprocess: Preprocess, in_channels: int) 
     """
     if in_channels == preprocess.channels:
         return preprocess
-    first = next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
+    first = first_convolution(module)
     if in_channels not in (1, 4) or preprocess.channels != 3:
         raise BackboneError(
             f"Images of {in_channels} channels are not supported; expected 1 (grey), 3 (RGB) or 4 (RGBA)."
@@ -39,6 +39,11 @@ def adapt_channels(module: nn.Module, preprocess: Preprocess, in_channels: int) 
         raise BackboneError("The network does not begin with a convolution of three channels.")
     adapt = _to_grey if in_channels == 1 else _to_rgba
     return adapt(first, preprocess)
+
+
+def first_convolution(module: nn.Module) -> nn.Conv2d | None:
+    """The convolution that the images pass first; None if the network has none."""
+    return next((m for m in module.modules() if isinstance(m, nn.Conv2d)), None)
 
 
 def _to_grey(first: nn.Conv2d, preprocess: Preprocess) -> Preprocess:
@@ -50,7 +55,7 @@ def _to_grey(first: nn.Conv2d, preprocess: Preprocess) -> Preprocess:
     constant = torch.einsum("ochw,c->o", weight, shift)
     first.weight = nn.Parameter(torch.einsum("ochw,c->ohw", weight, scale).unsqueeze(1).float())
     first.in_channels = 1
-    if constant.any():
+    if shift.any():
         bias = 0 if first.bias is None else first.bias.detach().double()
         first.bias = nn.Parameter((bias + constant).float())
     return replace(preprocess, mode="L", mean=(mean,), std=(std,))

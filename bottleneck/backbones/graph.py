@@ -63,8 +63,13 @@ class NetworkGraph:
     def __init__(self, graph: fx.Graph, names: dict[fx.Node, str]) -> None:
         self.graph = graph
         (result,) = next(node for node in graph.nodes if node.op == "output").args
-        if not isinstance(result, fx.Node):
-            raise BackboneError(f"The network returns a {type(result).__name__}, expected one tensor.")
+        kind = _container(result)
+        if kind:
+            raise BackboneError(
+                f"The network returns a {kind}, expected one tensor.",
+                "Wrap it in a module whose forward returns the one tensor of logits or features.",
+            )
+        assert isinstance(result, fx.Node)
         self.output = result
         alive = self.ancestors([result])
         fed: set[fx.Node] = set()
@@ -132,6 +137,14 @@ class NetworkGraph:
                 copies[node] = part.node_copy(node, copies.__getitem__)
         part.output(fx.map_arg(result, copies.__getitem__))
         return part
+
+
+def _container(result: object) -> str:
+    """The type of what a network returns if it is not a tensor; empty for a tensor."""
+    if isinstance(result, fx.Node):
+        made = result.target if result.op == "call_function" else None
+        return made.__name__ if isinstance(made, type) and not issubclass(made, Tensor) else ""
+    return type(result).__name__.removeprefix("immutable_")  # torch.fx's dictionaries and lists
 
 
 def trace(module: nn.Module, *, training: bool = False) -> NetworkGraph:

@@ -20,7 +20,7 @@ from torchvision.ops import StochasticDepth
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.graph import measure
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, Note
 from bottleneck.names import BOTTLENECK
 
 _FLOAT16 = 2  # bytes of one value in a cache
@@ -86,10 +86,12 @@ class Inspection:
     blocks: list[BlockRow]
     modules: list[ModuleRow] | None = None
     state: list[StateRow] | None = None
+    notes: tuple[Note, ...] = ()
 
     def to_json(self) -> dict:
         """The JSON object of `bottleneck inspect --json`, without the parts that were not requested."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {**values, "notes": [note.to_json() for note in self.notes]}
 
 
 def inspect_backbone(
@@ -141,6 +143,7 @@ def inspect_backbone(
         blocks=rows,
         modules=_module_rows(backbone.module) if modules else None,
         state=_state_rows(backbone.module) if state else None,
+        notes=backbone.notes,
     )
 
 

@@ -23,6 +23,19 @@ from pathlib import Path
 from bottleneck.errors import BackboneError
 from bottleneck.files import sha256_of_file
 
+_FILE_SUFFIXES = (
+    ".pth",
+    ".pt",
+    ".bin",
+    ".ckpt",
+    ".th",
+    ".tar",
+    ".pkl",
+    ".safetensors",
+    ".npz",
+    ".h5",
+    ".onnx",
+)
 PUBLISHED = ("DEFAULT", "published")  # weights ids that mean the family's default
 
 
@@ -95,7 +108,7 @@ def request_differences(
 
 def is_weights_file(weights: str) -> bool:
     """Whether `weights` is a file, not a published id."""
-    return Path(weights).suffix in (".pth", ".pt", ".bin", ".safetensors") or "/" in weights
+    return Path(weights).suffix in _FILE_SUFFIXES or "/" in weights or "\\" in weights
 
 
 def file_sha256(path: str | Path) -> str:

@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from bottleneck.backbones.backbone import Backbone, state_sha256
+from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
 from bottleneck.backbones.channels import adapt_channels
 from bottleneck.backbones.families import (
@@ -29,6 +28,7 @@ from bottleneck.backbones.families import (
     user_code,
 )
 from bottleneck.backbones.families.architecture import Architecture, Family, Listed
+from bottleneck.backbones.fit_weights import load_file
 from bottleneck.backbones.graph import on_meta
 from bottleneck.backbones.recipe import (
     NO_OPTIONS,
@@ -39,8 +39,8 @@ from bottleneck.backbones.recipe import (
     names_code,
     split_name,
 )
-from bottleneck.backbones.weights import classes_in, load_weights, read_weights
-from bottleneck.errors import BackboneError
+from bottleneck.backbones.weights import load_weights
+from bottleneck.errors import BackboneError, Note
 from bottleneck.names import DEFAULT_BACKBONE, DEFAULT_CHANNELS
 
 FAMILIES: tuple[Family, ...] = (efficientnet_lite, small_cnn, torchvision_models, timm_models)
@@ -91,9 +91,12 @@ def load_backbone(
         architecture = _architecture(bare, published, in_channels, depth, trust_code)
         class_names = architecture.class_names
         source: dict[str, Any]
+        preprocess, untrained, notes = architecture.preprocess, frozenset[str](), list[Note]()
         if file:
-            module, fits = _from_file(architecture, file)
-            class_names = class_names if fits else None
+            fitted = load_file(architecture, file, in_channels)
+            module, preprocess, untrained = fitted.module, fitted.preprocess, fitted.untrained
+            class_names = class_names if fitted.published_classes else None
+            notes += fitted.notes
             source = {"weights": "file", "file_sha256": file_sha256(file)}
         elif weights == "none" or architecture.published is None:
             module = architecture.build(None)
@@ -103,12 +106,15 @@ def load_backbone(
             module = architecture.build_unfilled()
             load_weights(module, architecture.published(), architecture.weights, architecture.name)
             source = {"weights": architecture.weights}
-    preprocess = adapt_channels(module, architecture.preprocess, in_channels)
+    notes += in_float32(module)
+    preprocess = adapt_channels(module, preprocess, in_channels)
     recipe = {"name": architecture.name, **source, "weights_sha256": state_sha256(module)}
     recipe["in_channels"] = in_channels
     if architecture.depth is not None:
         recipe["depth"] = architecture.depth
-    return Backbone(architecture.name, module, preprocess, recipe, class_names)
+    return Backbone(
+        architecture.name, module, preprocess, recipe, class_names, untrained=untrained, notes=notes
+    )
 
 
 def outline(
@@ -128,9 +134,12 @@ def outline(
         module = architecture.build_on_meta()
     else:
         module = architecture.build_unfilled()  # adapting the first layer needs values, not only shapes
+    notes = in_float32(module)
     preprocess = adapt_channels(module, architecture.preprocess, in_channels)
     record = {"name": architecture.name, "weights": architecture.weights, "in_channels": in_channels}
-    return Backbone(architecture.name, on_meta(module), preprocess, record, architecture.class_names)
+    return Backbone(
+        architecture.name, on_meta(module), preprocess, record, architecture.class_names, notes=notes
+    )
 
 
 def load_from_recipe(
@@ -233,17 +242,6 @@ def _architecture(
         f"There is no backbone {name!r}" + (f"; close ones are {', '.join(close)}." if close else "."),
         "bottleneck backbones lists them all.",
     )
-
-
-def _from_file(architecture: Architecture, file: str) -> tuple[nn.Module, bool]:
-    """The network with the weights of a file, and whether it has the published number of classes."""
-    state = read_weights(file)
-    module = architecture.build_unfilled()
-    classes = classes_in(module, state)
-    if classes is not None:
-        module = architecture.build_unfilled(classes)
-    load_weights(module, state, file, architecture.name)
-    return module, classes is None
 
 
 @contextmanager

@@ -1,37 +1,81 @@
 """Read weights from files without running code, and load them with a report of what does not fit.
 
 A `.pth` is a pickle, which can hold code; it is read by torch's restricted unpickler, which only rebuilds
-tensors. A `.safetensors` cannot hold code at all.
+tensors. A `.safetensors` cannot hold code at all. `fit_weights` finds what in a file is the network.
 """
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bottleneck.errors import BackboneError, first_line
+from bottleneck.heads.artifact import FORMAT
 from bottleneck.names import STATE_PREFIX
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "model_ema")
+# Entries of a checkpoint that hold a network, the preferred one first: averaged weights (EMA), as timm does;
+# the teacher of a self-supervised network is an average too.
+_AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
+_WRAPPERS = (*_AVERAGED, "state_dict", "model_state_dict", "model", "net", "network", "params", "module")
+_DEEPEST = 3  # wrappers within one another
 _SHOWN = 4  # names listed of each kind of misfit
 _MAX_INFLATION = 20  # how much larger than its file a checkpoint may unpack; torch stores uncompressed
 
+# Besides tensors, what training scripts write into checkpoints; none of these runs code when it is rebuilt.
+_SCALAR = np.float64(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in "fdlq?"),
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+_HEADS_OF_OTHER_FILES = {
+    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself",
+    b"<": "is a page of the web, not weights",
+    b"\x89HDF": "is an HDF5 file, as Keras writes them",
+    b"\x93NUMPY": "is a NumPy array",
+}
+_SAVE_STATE = "Save the state_dict alone, best as .safetensors."
+
+
+@dataclass(frozen=True)
+class NamedState:
+    """A state dict found in a file, and the path of entries to it, such as ("model_ema",)."""
+
+    path: tuple[str, ...]
+    state: Mapping[str, Tensor]
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it holds an average over training (EMA)."""
+        return any(part in _AVERAGED for part in self.path)
+
 
 def read_weights(path: str | Path) -> OrderedDict[str, Tensor]:
-    """The state dict in a `.pth`, `.pt`, `.bin` or `.safetensors` file, on the CPU.
+    """The preferred state dict in a file, on the CPU; parameters and errors as in `read_checkpoint`."""
+    return OrderedDict(read_checkpoint(path)[0].state)
 
-    A state dict inside a checkpoint (`state_dict`, `model`, …) is found, and the prefix of `DataParallel`
-    removed. Of a model file that this package wrote, the network's tensors are returned.
+
+def read_checkpoint(path: str | Path) -> list[NamedState]:
+    """The state dicts in a `.pth`, `.pt`, `.bin`, `.ckpt` or `.safetensors` file, the preferred one first.
+
+    A checkpoint may hold several (`state_dict`, `state_dict_ema` …), each as an entry. Of a model file that
+    this package wrote, the network's tensors are returned.
 
     Raises
     ------
@@ -42,24 +86,16 @@ def read_weights(path: str | Path) -> OrderedDict[str, Tensor]:
     if not path.is_file():
         raise BackboneError(f"There is no weights file {path}.", "Give a .pth or .safetensors file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for key in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content or not all(isinstance(k, str) for k in content):
-        raise BackboneError(
-            f"The weights file {path} holds no tensors by name, but a {type(content).__name__}."
-        )
-    odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
-    if odd:
-        raise BackboneError(f"The weights file {path} holds more than tensors: {_some(odd)}.")
-    network = {name: value for name, value in content.items() if name.startswith(STATE_PREFIX)}
-    state = OrderedDict(
-        (name.removeprefix(STATE_PREFIX).removeprefix("module."), value)
-        for name, value in (network or content).items()
-    )
-    if hasattr(content, "_metadata"):
-        state._metadata = content._metadata  # type: ignore[attr-defined]  # torch stores module versions so
-    return state
+    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) for k in content):
+        kind = "empty dict" if content == {} else type(content).__name__
+        raise BackboneError(f"The weights file {path} holds no tensors by name, but a {kind}.", _SAVE_STATE)
+    states = list(_states(content, ()))
+    if not states:
+        odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
+        mixed = len(odd) < len(content)
+        what = "more than tensors" if mixed else "no tensors by name, but the entries"
+        raise BackboneError(f"The weights file {path} holds {what}: {some(odd)}.", _SAVE_STATE)
+    return states
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, name: str) -> None:
@@ -76,11 +112,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
         With number and names of the keys that are missing, unexpected or of another shape.
     """
     expected = module.state_dict()
-    reshaped = [
-        f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
-        for key, value in state.items()
-        if key in expected and value.shape != expected[key].shape
-    ]
+    reshaped = reshaped_entries(state, expected)
     missing, unexpected = (
         [key for key in expected if key not in state],
         [key for key in state if key not in expected],
@@ -92,8 +124,12 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
         missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
-        f"{len(names)} {kind} ({_some(names)})"
-        for kind, names in [("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)]
+        f"{len(names)} {kind} ({some(names)})"
+        for kind, names in [
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", list(reshaped.values())),
+        ]
         if names
     ]
     if problems:
@@ -101,6 +137,15 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
             f"The weights in {origin} do not fit {name}: of {len(expected)} entries {', '.join(problems)}.",
             "Give the weights of this very architecture, or its name as --backbone.",
         )
+
+
+def reshaped_entries(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Entries of `state` whose shape is not the expected one: name → a description of both shapes."""
+    return {
+        key: f"{key} {tuple(value.shape)} for {tuple(expected[key].shape)}"
+        for key, value in state.items()
+        if key in expected and value.shape != expected[key].shape
+    }
 
 
 def classes_in(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
@@ -112,23 +157,59 @@ def classes_in(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     return len(theirs)
 
 
+def some(names: Sequence[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    more = f", … {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _states(content: Mapping[str, object], path: tuple[str, ...]) -> Iterator[NamedState]:
+    """State dicts in a checkpoint: itself, or its entries, well-known names first."""
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        yield NamedState(path, content)  # type: ignore[arg-type]  # all values were just checked
+        return
+    known = [name for name in _WRAPPERS if name in content]
+    others = [name for name in content if name not in known and name != "optimizer"]
+    for name in [*known, *others] if len(path) < _DEEPEST else []:
+        entry = content[name]
+        if isinstance(entry, Mapping) and entry and all(isinstance(key, str) for key in entry):
+            yield from _states(entry, (*path, name))
+
+
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            ours = (file.metadata() or {}).get("format") == FORMAT
+        content = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
+    if not ours:
+        return content
+    network = {
+        name.removeprefix(STATE_PREFIX): value
+        for name, value in content.items()
+        if name.startswith(STATE_PREFIX)
+    }
+    if not network:
+        raise BackboneError(
+            f"{path} holds a head and no network.", "Give a model that finetune or scratch wrote."
+        )
+    return network
 
 
 def _read_pickle(path: Path) -> object:
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    for head, what in _HEADS_OF_OTHER_FILES.items():
+        if start.startswith(head):
+            raise BackboneError(
+                f"The weights file {path} is damaged or no file of tensors: it {what}.",
+                "Download it again, or save a state_dict with torch.save.",
+            )
     try:
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > _MAX_INFLATION * path.stat().st_size:
-                raise BackboneError(
-                    f"The weights file {path} would unpack to {unpacked} bytes; it is not read."
-                )
-        with warnings.catch_warnings():
+            _check_archive(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # about pickle protocols: whatever cannot be read raises
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -139,7 +220,7 @@ def _read_pickle(path: Path) -> object:
             f"The weights file {path} holds code ({code[1]}), not tensors alone; it was not run."
             if code
             else f"The weights file {path} is no file of tensors ({reason}).",
-            "Save the state_dict alone, best as .safetensors.",
+            _SAVE_STATE,
         ) from error
     except BackboneError:
         raise
@@ -147,6 +228,21 @@ def _read_pickle(path: Path) -> object:
         raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
 
 
-def _some(names: list[str]) -> str:
-    more = f", … {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _check_archive(path: Path) -> None:
+    """Refuse a program, and an archive that would unpack to far more than its size."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    unpacked = sum(member.file_size for member in members)
+    if unpacked > _MAX_INFLATION * path.stat().st_size:
+        raise BackboneError(f"The weights file {path} would unpack to {unpacked} bytes; it is not read.")
+    names = [member.filename for member in members]
+    if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
+        raise BackboneError(
+            f"The weights file {path} is a TorchScript program, which holds code; it was not run.",
+            "Where you trust it: torch.save(torch.jit.load(FILE).state_dict(), 'weights.pth').",
+        )
+    if any(name.endswith(("model.json", "archive_format", ".npy")) for name in names):
+        raise BackboneError(
+            f"The weights file {path} is no file of tensors: it is an archive of torch.export or NumPy.",
+            _SAVE_STATE,
+        )

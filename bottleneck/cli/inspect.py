@@ -131,7 +131,10 @@ def command(
         drawn["patches"] = str(draw_patches(strongest, patches))
     result = inspect_backbone(network, preprocess=preprocess, **options)
     terminal.result(
-        {**result.to_json(), **drawn}, *_tables(result), *(f"Written to {path}" for path in drawn.values())
+        {**result.to_json(), **drawn},
+        *_tables(result),
+        *(f"Written to {path}" for path in drawn.values()),
+        *(f"Note: {note}" for note in result.notes),
     )
 
 

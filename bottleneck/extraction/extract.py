@@ -213,7 +213,7 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
-            notes=[*source.notes, *plan.notes],
+            notes=[*source.notes, *trunk.notes, *plan.notes],
         )
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bottleneck.data.augment import ViewRecipe
     from bottleneck.data.source import Source
     from bottleneck.engines.base import Engine
+    from bottleneck.errors import Note
 
 BATCH_SIZE = 32
 MOST_CALLS = 2
@@ -115,6 +116,11 @@ class Trunk:
         backbone = self.load()
         self.startup_seconds += time.perf_counter() - started
         return backbone
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """What was decided when the network was loaded; nothing as long as it was not needed."""
+        return vars(self)["backbone"].notes if "backbone" in vars(self) else ()
 
     @property
     def engine_name(self) -> str | None:

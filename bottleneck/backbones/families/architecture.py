@@ -35,6 +35,7 @@ class Architecture:
     published : returns the published state dict, downloaded if necessary; raises BackboneError on failure.
     class_names : names of the outputs with the published weights.
     depth : number of blocks, for a family in which it can be chosen.
+    respelt : a state dict in the spelling of published files → in that of the module.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Architecture:
     published: Callable[[], Mapping[str, Tensor]] | None = None
     class_names: tuple[str, ...] | None = None
     depth: int | None = None
+    respelt: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]] | None = None
 
     def build_unfilled(self, classes: int | None = None) -> nn.Module:
         """The module without random weights: drawing them takes longest, and others will replace them."""

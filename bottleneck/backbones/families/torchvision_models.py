@@ -11,7 +11,7 @@ import re
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def architecture(
         weights=entry.name if entry else "none",
         published=(lambda: _published(name, entry)) if entry else None,
         class_names=tuple(entry.meta["categories"]) if entry else None,
+        respelt=_respelt,
     )
 
 
@@ -109,9 +110,13 @@ def _published(name: str, entry: zoo.WeightsEnum) -> OrderedDict[str, Tensor]:
                 f"Put the file from {entry.url} at {file}, or give it as --weights FILE; "
                 "efficientnet_lite0 needs no download.",
             ) from error
-    state = read_weights(file)
-    for key in list(state):
-        value = state.pop(key)
-        if not key.startswith(_AUXILIARY):
-            state[_DENSENET_LAYER.sub(r"\1\2", key)] = value
-    return state
+    return _respelt(read_weights(file))
+
+
+def _respelt(state: Mapping[str, Tensor], module: nn.Module | None = None) -> OrderedDict[str, Tensor]:
+    """The published entries under the module's names, without auxiliary classifiers."""
+    names = {key: _DENSENET_LAYER.sub(r"\1\2", key) for key in state if not key.startswith(_AUXILIARY)}
+    respelt = OrderedDict((name, state[key]) for key, name in names.items())
+    if hasattr(state, "_metadata"):
+        respelt._metadata = state._metadata  # type: ignore[attr-defined]  # torch stores module versions so
+    return respelt
