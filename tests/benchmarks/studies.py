@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from bottleneck.samples import ArrayRows
 from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.images import StudyImages
 from bottleneck.studies.transfer_study.protocol import Run
-from bottleneck.studies.transfer_study.runs import ArrayRows, Runner
+from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.threads import serial_libraries
 
 
@@ -90,10 +91,9 @@ def measure_frozen_runs() -> None:
 def train_with_prefix(runner: Runner, n: int) -> None:
     """The same run as `Runner.train(BnB, n)`, but for the cache."""
     run = Run(0, "BnB", n)
-    network = runner._network(run, 30)
-    train, val = runner.images.of_classes(runner.halves[0]["B"])
+    network = runner._network(run)
     module = OnPixels(network.prefix(n), network.suffix(n))
-    runner._fit(run, module, ArrayRows(runner.images.pixels), runner.halves[0]["B"], train, val)
+    runner._fit(run, module, ArrayRows(runner.images.pixels), runner._samples(run))
 
 
 class OnPixels(nn.Module):
@@ -103,9 +103,9 @@ class OnPixels(nn.Module):
         super().__init__()
         self.frozen, self.suffix = [prefix.eval().requires_grad_(False)], suffix
 
-    def forward(self, rows: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            features = self.frozen[0](rows[:, 0])
+            features = self.frozen[0](pixels)
         return self.suffix(features)
 
 

@@ -1,17 +1,16 @@
-"""The runs of the transfer study, as many at once as there are cores; each keeps its result in a file.
+"""The runs of the transfer study, several at once; each stores its result in a file.
 
     seedS-KIND-N.json              the result; a run that has one is not trained again
-    seedS-baseX.safetensors        what a base network learnt
+    seedS-baseX.safetensors        the trained base network
 
-Networks this small gain nothing from several threads, whose barriers cost more than the work between them:
-each run has one thread. A backbone may draw random numbers while it trains (dropout), and torch keeps one
-generator a process; so its runs come one by one, each with all cores.
+alexnet8 is so small that several threads would wait for each other longer than they compute. So each run has
+one thread, and as many runs are trained at once as there are cores. A backbone may draw random numbers in
+training (dropout), and torch has one generator per process. So its runs are trained one after another, each
+with all cores.
 
-Shapes: N images, L layers, B images of a batch.
+Frozen layers give the same output in every epoch. It is computed once, and the run trains on it.
 
-What the first, frozen layers of a network say of images: worked out once, kept in a file without a name.
-
-Shapes: N images of the study, S pixels a side, C channels.
+Shapes: N images of the study, S pixels a side, n copied layers, B images of a batch, K classes of a half.
 """
 
 from __future__ import annotations
@@ -46,30 +45,9 @@ from bottleneck.training.loop import EpochRecord
 from bottleneck.training.loss import logits_of, predicted
 from bottleneck.training.optim import LayerGroup
 
-PASS = 256  # images that pass the layers at once
+PASS = 256  # images that pass the network at once when it is not trained
 CALIBRATION = 512  # images that set the BatchNorm statistics of random layers
-
-
-@torch.inference_mode()
-def activations(prefix: nn.Module, pixels: np.ndarray, images: np.ndarray, folder: Path) -> ArrayRows:
-    """Run `prefix`, in evaluation mode, once over the `images` of `pixels` (N, S, S, C).
-
-    The rows, of which only those of `images` are filled, lie in a temporary file in `folder`.
-    """
-    prefix.eval()
-    shape = prefix(_tensor(pixels, images[:1])).shape[1:]
-    values = temporary_array(folder, (len(pixels), *shape), np.float32, filled=len(images))
-    for start in range(0, len(images), PASS):
-        chosen = images[start : start + PASS]
-        values[chosen] = prefix(_tensor(pixels, chosen)).numpy()
-    return ArrayRows(values)
-
-
-def _tensor(pixels: np.ndarray, images: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels[images])
-
-
-GUESSING = 0.01  # a network whose accuracy guesses reach with at least this probability has not learnt
+GUESSING = 0.01  # probability; if guessing is that likely to be as accurate, a network has not learnt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,32 +81,8 @@ class RunResult(Run):
         return bool(binom.sf(self.hits.sum() - 1, self.val_images, 1 / self.classes) < GUESSING)
 
 
-class _OnRows(nn.Module):
-    """A network on batches of one image a sample, as the loop hands them over."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
-        """(B, 1, …) → (B, K)."""
-        return self.network(rows[:, 0])
-
-
-class _Cancellable(Reporter):
-    """Stops a training at the end of an epoch once `stopped` is set."""
-
-    def __init__(self, stopped: threading.Event) -> None:
-        self.stopped = stopped
-
-    def epoch(self, record: EpochRecord) -> None:
-        """Raise CancelledError where the run is to stop."""
-        if self.stopped.is_set():
-            raise CancelledError
-
-
 class Runner:
-    """Trains the runs of one study below `folder`.
+    """Trains the runs of one study in `folder`.
 
     halves : for each seed, the class codes of A and of B.
     """
@@ -137,25 +91,25 @@ class Runner:
         self,
         config: StudyConfig,
         images: StudyImages,
-        halves: list[dict[str, np.ndarray]],
+        halves: Sequence[dict[str, np.ndarray]],
         folder: Path,
     ) -> None:
         self.config, self.images, self.halves, self.folder = config, images, halves, folder
         self.at_once = available_cores() if config.network == ALEXNET else 1
-        self._building = threading.Lock()  # weights are drawn from the process's one generator
+        self._building = threading.Lock()  # weights are drawn from the one generator of the process
         self._stopped = threading.Event()
 
     def result(self, run: Run) -> RunResult | None:
-        """The result of `run`, or None where it has not been trained."""
+        """Return the stored result of `run`, or None if it has not been trained."""
         try:
             return RunResult(**json.loads(self._path(run, "json").read_text()))
         except (FileNotFoundError, TypeError, ValueError):
             return None
 
     def train_all(self, runs: Sequence[Run]) -> Iterator[tuple[Run, RunResult]]:
-        """Train `runs`, whose sources have been trained, `at_once` side by side; each as it ends.
+        """Train `runs`, `at_once` at a time, and yield each as it ends. Their sources must have been trained.
 
-        Left early, by an error or Ctrl-C, it drops the runs in progress at the end of their epoch.
+        If the caller stops early, by an error or Ctrl-C, runs in progress end after their epoch, unfinished.
         """
         if self.at_once == 1:
             yield from ((run, self.train(run)) for run in runs)
@@ -171,99 +125,145 @@ class Runner:
                 self._stopped.clear()
 
     def train(self, run: Run) -> RunResult:
-        """Train `run`, whose source has been trained; keep and return its result."""
+        """Train `run`, whose source has been trained; store and return its result."""
         started = time.perf_counter()
-        classes = self.halves[run.seed][run.half]
-        network = self._network(run, len(classes))
-        train, val = self.images.of_classes(classes, run.share if run.kind == "baseA" else 1.0)
-        rows = self._rows(run, network, train, val)
-        module = _OnRows(network.suffix(run.n if run.frozen else 0))
-        hits, train_accuracy = self._fit(run, module, rows, classes, train, val)
+        samples = self._samples(run)
+        network = self._network(run)
+        rows = self._rows(run, network, samples)
+        hits, train_accuracy = self._fit(run, network.suffix(run.n if run.frozen else 0), rows, samples)
         if run.n == 0:
             write_whole(self._path(run, "safetensors"), save(network.module.state_dict()))
+        diverged = hits is None
+        if hits is None:
+            hits = np.zeros(len(samples["val"]), bool)
         result = RunResult(
             **asdict(run),
-            accuracy=float(hits.mean()) if hits is not None else 0.0,
+            accuracy=float(hits.mean()),
             train_accuracy=train_accuracy,
-            images=len(train),
-            val_images=len(val),
-            classes=len(classes),
-            diverged=hits is None,
+            images=len(samples["train"]),
+            val_images=len(hits),
+            classes=len(self._classes(run)),
+            diverged=diverged,
             seconds=time.perf_counter() - started,
-            correct=np.packbits(np.zeros(len(val), bool) if hits is None else hits).tobytes().hex(),
+            correct=np.packbits(hits).tobytes().hex(),
         )
         write_whole(self._path(run, "json"), json.dumps(asdict(result)).encode())
         return result
 
-    def _network(self, run: Run, classes: int) -> LayeredNetwork:
-        """The start of `run`; runs of one seed and n draw the same weights before they copy."""
-        config = self.config
+    def _classes(self, run: Run) -> np.ndarray:
+        return self.halves[run.seed][run.half]
+
+    def _samples(self, run: Run) -> dict[str, SampleSet]:
+        """Return the train and val images of the run's half; rows of `images`."""
+        classes = self._classes(run)
+        train, val = self.images.of_classes(classes, run.share if run.kind == "baseA" else 1.0)
+        return {
+            split: SampleSet(rows[:, None], np.zeros((len(rows), 0)), self.images.labels(rows, classes))
+            for split, rows in (("train", train), ("val", val))
+        }
+
+    def _network(self, run: Run) -> LayeredNetwork:
+        """Build the network, untrained. Runs of one seed and n draw the same weights, then copy layers."""
+        config, entropy = self.config, [run.seed, run.n, run.kind == "baseA"]
         with self._building:
             network = build_network(
                 config.network,
-                classes,
+                len(self._classes(run)),
                 size=config.image_size,
                 channels=config.in_channels,
                 width=config.width,
-                seed=int(np.random.SeedSequence([run.seed, run.n, run.kind == "baseA"]).generate_state(1)[0]),
+                seed=int(np.random.SeedSequence(entropy).generate_state(1)[0]),
             )
         if run.source:
             network.copy_layers(run.n, load_file(self._path(run.source, "safetensors")))
         return network
 
-    def _rows(self, run: Run, network: LayeredNetwork, train: np.ndarray, val: np.ndarray) -> ArrayRows:
-        """Pixels, or what the frozen layers make of them, by image."""
+    def _rows(self, run: Run, network: LayeredNetwork, samples: dict[str, SampleSet]) -> ArrayRows:
+        """Return by image the pixels, or the output of the frozen layers."""
         pixels = self.images.pixels
         if not run.frozen:
             return ArrayRows(pixels)
+        train, val = (samples[split].image[:, 0] for split in ("train", "val"))
         prefix = network.prefix(run.n)
         if run.kind == "random":
             some = train[:: max(1, len(train) // CALIBRATION)]
-            calibrate_in_training_mode(prefix, _tensor(pixels, some))
+            calibrate_in_training_mode(prefix, torch.from_numpy(pixels[some]))
         return activations(prefix, pixels, np.sort(np.concatenate([train, val])), self.folder)
 
     def _fit(
-        self,
-        run: Run,
-        module: nn.Module,
-        rows: ArrayRows,
-        classes: np.ndarray,
-        train: np.ndarray,
-        val: np.ndarray,
+        self, run: Run, module: nn.Module, rows: ArrayRows, samples: dict[str, SampleSet]
     ) -> tuple[np.ndarray | None, float]:
-        """Train `module`: which val images are right after the last epoch, and its accuracy on train.
+        """Train `module`, (B, …) rows → (B, K) logits.
 
-        None, where it diverged.
+        Returns
+        -------
+        Which val images are right after the last epoch, None if the training diverged; accuracy on train.
         """
         config = self.config
-        settings = TrainingConfig(
-            epochs=config.epochs,
-            patience=0,
-            batch_size=config.batch_size,
-            label_smoothing=0.0,
-            seed=run.seed,
-            optimizer="sgd",
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-        )
+        network = _OneImage(module)
         job = TrainingJob(
-            module,
-            [LayerGroup("network", 0, tuple(module.named_parameters()))],
+            network,
+            [LayerGroup("network", 0, tuple(network.named_parameters()))],
             Inputs(rows, rows),
-            {"train": self._samples(train, classes), "val": self._samples(val, classes)},
-            len(classes),
-            settings,
+            samples,
+            len(self._classes(run)),
+            TrainingConfig(
+                epochs=config.epochs,
+                patience=0,
+                batch_size=config.batch_size,
+                label_smoothing=0.0,
+                seed=run.seed,
+                optimizer="sgd",
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+            ),
             measure_size=PASS,
             choose_best=False,
         )
         epochs = job.training.run(_Cancellable(self._stopped))
         if job.training.state.stopped == "diverged":
             return None, 0.0
-        logits, labels = logits_of(module, job.training.val, job.device)
+        logits, labels = logits_of(network, job.training.val, job.device)
         return (predicted(logits) == labels).numpy(), epochs[-1].train_accuracy or 0.0
-
-    def _samples(self, rows: np.ndarray, classes: np.ndarray) -> SampleSet:
-        return SampleSet(rows[:, None], np.zeros((len(rows), 0)), self.images.labels(rows, classes))
 
     def _path(self, run: Run, suffix: str) -> Path:
         return self.folder / f"{run.name}.{suffix}"
+
+
+@torch.inference_mode()
+def activations(prefix: nn.Module, pixels: np.ndarray, images: np.ndarray, folder: Path) -> ArrayRows:
+    """Run `prefix`, in evaluation mode, once over the `images` of `pixels` (N, S, S, channels).
+
+    Returns N rows in a temporary file in `folder`, of which only those of `images` are filled.
+    """
+    prefix.eval()
+    shape = prefix(torch.from_numpy(pixels[images[:1]])).shape[1:]
+    values = temporary_array(folder, (len(pixels), *shape), np.float32, filled=len(images))
+    for start in range(0, len(images), PASS):
+        chosen = images[start : start + PASS]
+        values[chosen] = prefix(torch.from_numpy(pixels[chosen])).numpy()
+    return ArrayRows(values)
+
+
+class _OneImage(nn.Module):
+    """A network for samples of one image each, without covariates, as `TrainingJob` calls it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
+        """(B, 1, …) → (B, K)."""
+        return self.network(rows[:, 0])
+
+
+class _Cancellable(Reporter):
+    """Ends a training after the current epoch once `stopped` is set."""
+
+    def __init__(self, stopped: threading.Event) -> None:
+        self.stopped = stopped
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Raise CancelledError if the run is to end."""
+        if self.stopped.is_set():
+            raise CancelledError

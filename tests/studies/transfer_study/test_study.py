@@ -22,7 +22,7 @@ from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.images import read_images
 from bottleneck.studies.transfer_study.networks import build_network
 from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs
-from bottleneck.studies.transfer_study.runs import Runner, _OnRows
+from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.studies.transfer_study.study import transfer_study
 from tests.helpers.stripes import write_stripes
 
@@ -168,11 +168,12 @@ def runner(source, tmp_path):
 @pytest.mark.parametrize("n", [1, 5, 7])
 def test_cached_activations_say_what_the_base_network_says(runner, n):
     run = Run(0, "AnB", n)
-    network = runner._network(run, 2)
+    network = runner._network(run)
     base = build_network("alexnet8", 2, size=16, channels=1, width=4)
     base.module.load_state_dict(load_file(runner.folder / "seed0-baseA.safetensors"))
-    train, val = runner.images.of_classes(np.array([2, 3]))
-    rows = runner._rows(run, network, train, val)
+    samples = runner._samples(run)
+    val = samples["val"].image[:, 0]
+    rows = runner._rows(run, network, samples)
     expected = base.prefix(n).eval()(torch.from_numpy(runner.images.pixels[val]))
     assert torch.equal(torch.from_numpy(rows.take(val).copy()), expected)
 
@@ -188,7 +189,7 @@ def test_runs_side_by_side_are_those_that_come_one_by_one(runner):
 
 def test_copies_differ_from_their_base_only_above_n(runner):
     base = load_file(runner.folder / "seed0-baseB.safetensors")
-    network = runner._network(Run(0, "BnB+", 3), 2)
+    network = runner._network(Run(0, "BnB+", 3))
     for name, tensor in network.module.state_dict().items():
         if name.split(".")[0] in network.layers[:3]:
             assert torch.equal(tensor, base[name]), name
@@ -215,11 +216,10 @@ def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path)
     base = {name: tensor.clone() for name, tensor in resnet.module.state_dict().items()}
     save_file(base, tmp_path / "seed0-baseA.safetensors")
     run = Run(0, "AnB", 3)
-    network = runner._network(run, 2)
+    network = runner._network(run)
     before = {name: tensor.clone() for name, tensor in network.module.state_dict().items()}
-    train, val = images.of_classes(np.array([2, 3]))
-    rows = runner._rows(run, network, train, val)
-    runner._fit(run, _OnRows(network.suffix(3)), rows, np.array([2, 3]), train, val)
+    samples = runner._samples(run)
+    runner._fit(run, network.suffix(3), runner._rows(run, network, samples), samples)
     frozen = set(network.cuts[3][0].state_dict())
     for name, tensor in network.module.state_dict().items():
         if name in frozen:
