@@ -159,5 +159,5 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
         )
     if result.images:
         parts.append(f"Next: bottleneck fit-head {quote(result.cache)}")
-    terminal.result(result.to_json(), *parts, *(f"Note: {note}" for note in result.notes))
+    terminal.result(result.to_json(), *parts)
     result.require_rows()

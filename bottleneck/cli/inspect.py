@@ -134,7 +134,6 @@ def command(
         {**result.to_json(), **drawn},
         *_tables(result),
         *(f"Written to {path}" for path in drawn.values()),
-        *(f"Note: {note}" for note in result.notes),
     )
 
 
