@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from math import ceil, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a for
     BmpImagePlugin,
     GifImagePlugin,
     Image,
+    ImageFile,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -42,10 +44,17 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 100_000
+WHOLE = 16_000_000  # pixels up to which an image is converted and resized in one piece: 24 bytes a pixel
+WHOLE_JPEG = 40_000_000  # the same for a JPEG in its own mode: 9 bytes a pixel
+REDUCED = 4_000_000  # pixels to which a larger image is reduced before it is resized
+BAND = 500_000  # pixels that are converted at a time
 MAX_SCANNED = 20 * MAX_PIXELS  # pixels × scans of a progressive JPEG; encoders write about ten scans
 
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
+_ROWS_PER_STRIP = 278
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -54,6 +63,15 @@ _TRANSPOSE = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # the same for arrays (H, W, C)
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 _READ_MODES = {"L": 1, "RGB": 3}  # torchvision.io.ImageReadMode
 
@@ -79,41 +97,70 @@ def decode_image(data: bytes, mode: str = "RGB", max_pixels: int = MAX_PIXELS) -
 
 def pixels_from_bytes(data: bytes, preprocess: Preprocess) -> np.ndarray:
     """Decode, resize and cut one image to (size, size, C) uint8. Raises ImageError as `decode_image` does."""
-    return fast_pixels(EncodedImage(data).array(preprocess.mode), preprocess)
+    return EncodedImage(data).pixels(preprocess)
 
 
 class EncodedImage:
     """An image file of which only the header has been read and checked against the bounds.
 
-    Parameters and errors are those of `decode_image`.
+    Parameters and errors are those of `decode_image`. Call `decode`, `array`, `image` or `pixels`, once.
+
+    A large image is decoded at a fraction of its size, or reduced band by band, so that beside the pixels as
+    stored hardly more memory is needed.
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data = data
         self._header = _read_header(data, max_pixels)
         width, height = self._header.size
+        if max(width, height) > MAX_SIDE:
+            raise ImageError(f"is {width} × {height} pixels, and {MAX_SIDE:,} are allowed a side: cut it up")
         if width * height > max_pixels:
             raise _too_large(f"{width} × {height} = {width * height:,} pixels", max_pixels)
+        self._scans = 1
         if self._header.info.get("progressive"):  # for other files, their length bounds the time
-            scans = data.count(b"\xff\xda")
-            if scans * width * height > MAX_SCANNED:
+            self._scans = data.count(b"\xff\xda")
+            if self._scans * width * height > MAX_SCANNED:
                 raise ImageError(
-                    f"is a progressive JPEG of {scans} scans, which would take minutes to decode"
+                    f"is a progressive JPEG of {self._scans} scans, which would take minutes to decode"
                 )
 
-    @property
-    def memory(self) -> int:
-        """Most bytes that decoding and resizing take: Pillow keeps 4 per pixel, and each copy as many."""
-        return 16 * self._header.width * self._header.height
+    def memory(self, preprocess: Preprocess) -> int:
+        """Return the most bytes that `image` or `pixels` takes, beside the file and the result."""
+        width, height = self._header.size
+        pixels, factor = width * height, self._factor(preprocess)
+        resizing = 4 * max(width, height) * 2 * preprocess.resize  # resized in one direction
+        if pixels <= self._whole(preprocess.mode):
+            each = (
+                9 if self._has_own_decoder(preprocess.mode) else 24
+            )  # as stored, converted, upright, as array
+            return each * pixels + self._decoder_memory(whole=True) + resizing
+        stored = pixels // _draft_scale(factor) ** 2 if self._header.format == "JPEG" else pixels
+        return (
+            4 * stored + 8 * (pixels // factor**2) + 24 * BAND + self._decoder_memory(whole=False) + resizing
+        )
+
+    def pixels(self, preprocess: Preprocess) -> np.ndarray:
+        """Return the image resized and cut: (size, size, C) uint8."""
+        if self._header.width * self._header.height <= self._whole(preprocess.mode):
+            return fast_pixels(self.array(preprocess.mode), preprocess)
+        return preprocess(self.image(preprocess))
+
+    def image(self, preprocess: Preprocess) -> Image.Image:
+        """Return the upright image in the mode of `preprocess`, a large one reduced to what that needs."""
+        if self._header.width * self._header.height <= self._whole(preprocess.mode):
+            return self.decode(preprocess.mode)
+        factor = self._factor(preprocess)
+        if self._header.format == "JPEG":
+            scale = _draft_scale(factor)
+            with parsing("is damaged"):
+                self._header.draft(None, (self._header.width // scale, self._header.height // scale))
+            factor = 1
+        return self._decode(preprocess.mode, factor)
 
     def decode(self, mode: str) -> Image.Image:
-        """Return the upright image in `mode`. Call this or `array`, once."""
-        with parsing("is damaged"):
-            self._header.load()
-        orientation = self._orientation()
-        with parsing("cannot be converted"):
-            image = to_mode(self._header, mode)
-        return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+        """Return the upright image in `mode`."""
+        return self._decode(mode)
 
     def array(self, mode: str) -> np.ndarray:
         """Return the pixels of `decode` as (H, W, C) uint8."""
@@ -121,9 +168,55 @@ class EncodedImage:
         if pixels is None:
             return as_array(self.decode(mode))
         orientation = self._orientation()
-        if orientation not in _TRANSPOSE:
-            return pixels
-        return as_array(as_image(pixels).transpose(_TRANSPOSE[orientation]))
+        return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
+
+    def close(self) -> None:
+        """Free the image as stored."""
+        self._header.close()
+        self._data = b""
+
+    def _decode(self, mode: str, factor: int | None = None) -> Image.Image:
+        """Return the upright image in `mode`; with a factor reduced by it, band by band."""
+        with parsing("is damaged"):
+            self._header.load()
+        orientation = self._orientation()
+        with parsing("cannot be converted"):
+            image = to_mode(self._header, mode) if factor is None else _in_bands(self._header, mode, factor)
+        return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
+
+    def _has_own_decoder(self, mode: str) -> bool:
+        return _is_own_jpeg(self._header, mode) and _decoder() is not None
+
+    def _whole(self, mode: str) -> int:
+        """Return up to how many pixels the image is decoded in one piece."""
+        return WHOLE_JPEG if self._has_own_decoder(mode) else WHOLE
+
+    def _factor(self, preprocess: Preprocess) -> int:
+        """Return by how much a large image is reduced: to `REDUCED` pixels, or twice the wanted size."""
+        width, height = self._header.size
+        most = min(width, height) // (2 * preprocess.resize)
+        return max(1, min(ceil(sqrt(width * height / REDUCED)), most))
+
+    def _decoder_memory(self, whole: bool) -> int:
+        """Return what the format's decoder takes beside the image, in bytes."""
+        header, pixels = self._header, self._header.width * self._header.height
+        decoder = header.tile[0][0] if header.tile else ""
+        if header.format == "WEBP":
+            return (8 if whole else 16) * pixels  # canvases, while loading also copies
+        if header.format == "GIF":
+            return 4 * pixels
+        if isinstance(header, JpegImagePlugin.JpegImageFile):
+            if self._data.count(b"\xff\xda", header.fp.tell() if header.fp else 0) == 0:
+                return len(self._data)
+            areas = [across * down for _, across, down, _ in header.layer]
+            most = max(across for _, across, _, _ in header.layer) * max(down for *_, down, _ in header.layer)
+            return len(self._data) + 2 * pixels * sum(areas) // max(1, most)  # all coefficients
+        if isinstance(header, TiffImagePlugin.TiffImageFile) and decoder == "libtiff":
+            tags = header.tag_v2
+            rows = min(tags.get(_TILE_HEIGHT, tags.get(_ROWS_PER_STRIP, header.height)), header.height)
+            columns, bits = tags.get(_TILE_WIDTH, header.width), sum(tags.get(_BITS_PER_SAMPLE, (8,)))
+            return len(self._data) + rows * columns * max(4, bits // 8)
+        return 0 if decoder in ("raw", "zip") else 8 * pixels + len(self._data)  # written in Python
 
     def _orientation(self) -> int:
         """EXIF orientation 1…8; 1 where the EXIF is unreadable, which is no reason to lose a photograph."""
@@ -134,7 +227,31 @@ class EncodedImage:
             return 1
 
 
-def _read_header(data: bytes, max_pixels: int) -> Image.Image:
+def _draft_scale(factor: int) -> int:
+    """Return the greatest scale of libjpeg, 1, 2, 4 or 8, up to `factor`."""
+    return 1 << min(3, factor.bit_length() - 1)
+
+
+def _in_bands(image: Image.Image, mode: str, factor: int) -> Image.Image:
+    """Return a decoded image in `mode`, its sides divided by `factor`; few rows are converted at a time."""
+    if factor == 1 and image.mode == mode and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    grey = _grey_scale(image)
+    result = Image.new(mode, (-(-width // factor), -(-height // factor)))
+    for top, band in _bands(image, factor):
+        result.paste(to_mode(band, mode, grey).reduce(factor), (0, top // factor))
+    return result
+
+
+def _bands(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, Image.Image]]:
+    """Yield (first row, part) for parts of about `BAND` pixels, of a multiple of `factor` rows."""
+    rows = max(1, BAND // (image.width * factor)) * factor
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _read_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
     """Open an image without decoding pixels."""
     if not data:
         raise ImageError("is empty (0 bytes)")
@@ -164,13 +281,7 @@ def jpeg_array(data: bytes, header: Image.Image, mode: str) -> np.ndarray | None
     mode : {"RGB", "L", "RGBA"}
         None is returned unless this is the mode of the file itself.
     """
-    if (
-        not isinstance(header, JpegImagePlugin.JpegImageFile)
-        or mode != header.mode
-        or mode not in _READ_MODES
-    ):
-        return None
-    decode = _decoder()
+    decode = _decoder() if _is_own_jpeg(header, mode) else None
     if decode is None:
         return None
     import torch
@@ -180,6 +291,10 @@ def jpeg_array(data: bytes, header: Image.Image, mode: str) -> np.ndarray | None
     except RuntimeError:
         return None
     return pixels.permute(1, 2, 0).numpy() if pixels.shape[1:] == header.size[::-1] else None
+
+
+def _is_own_jpeg(header: Image.Image, mode: str) -> bool:
+    return isinstance(header, JpegImagePlugin.JpegImageFile) and mode == header.mode and mode in _READ_MODES
 
 
 @cache
@@ -194,7 +309,7 @@ def _decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
         return None
 
 
-def to_mode(image: Image.Image, mode: str) -> Image.Image:
+def to_mode(image: Image.Image, mode: str, grey: float | None = None) -> Image.Image:
     """Convert a decoded image of any mode to `mode`.
 
     Unlike Pillow's `convert`, grey of more than 8 bits keeps its range instead of saturating at 255, and
@@ -207,14 +322,17 @@ def to_mode(image: Image.Image, mode: str) -> Image.Image:
         "I" (16-bit PGM), or as many bits as a TIFF names; "F" is read as 0…1 where all values lie there, else
         as 0…255.
     mode : {"L", "RGB", "RGBA"}
+    grey : factor of grey with more than 8 bits, where `image` is a part of the image that decides it.
 
     Raises
     ------
     ImageError
         Values of "I" or "F" outside those ranges: how to show them cannot be guessed.
     """
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_grey_levels(image))
+    if grey is None:
+        grey = _grey_scale(image)
+    if grey is not None:
+        image = Image.fromarray(np.rint(np.asarray(image) * np.float32(grey)).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return image if mode == "RGBA" else _over_white(image).convert(mode)
@@ -230,19 +348,23 @@ def _over_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def _grey_levels(image: Image.Image) -> np.ndarray:
-    """Return the (H, W) uint8 levels of a grey image with more than 8 bits."""
-    values = np.asarray(image)
-    low, high = values.min().item(), values.max().item()
+def _grey_scale(image: Image.Image) -> float | None:
+    """Return the factor for the values of a grey image with more than 8 bits; None for other images."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    ranges = [
+        (values.min().item(), values.max().item()) for values in (np.asarray(b) for _, b in _bands(image))
+    ]
+    low, high = np.min(ranges).item(), np.max(ranges).item()
     if image.mode == "F":
         if not (low >= 0 and high <= 255):  # NaN fails too
             raise ImageError(f"has float pixels from {low:g} to {high:g}; expected 0 to 1 or 0 to 255")
-        return np.rint(values * (255 if high <= 1 else 1)).astype(np.uint8)
+        return 255.0 if high <= 1 else 1.0
     bits = min(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0], 16)
     top = (1 << bits) - 1
     if low < 0 or high > top:
         raise ImageError(f"has grey values from {low} to {high}; expected 0 to {top}")
-    return np.rint(values * np.float32(255 / top)).astype(np.uint8)
+    return 255 / top
 
 
 def as_array(image: Image.Image) -> np.ndarray:

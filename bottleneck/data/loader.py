@@ -26,12 +26,15 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, SourceError
-from bottleneck.threads import thread_budget
+from bottleneck.threads import thread_budget, trim_memory
 
 if TYPE_CHECKING:
     from bottleneck.data.source import Source
 
 MEMORY = 512 << 20  # bytes
+FILES_SHARE = 8  # of the memory, this part is for the files' bytes
+TRIMMED = 64 << 20  # bytes above which freed memory goes back to the system at once
+UNKNOWN_SIZE = 4 << 20  # bytes taken for a file whose size no one tells
 TIME_LIMIT = 30.0  # seconds for one image
 
 
@@ -101,7 +104,8 @@ def load_images(
     known : digests whose images need no pixels
     views : also make augmented views of each image
     memory : bytes that the images being decoded may take together, and that those waiting for the caller may
-        An image that needs more by itself is decoded alone; a file larger than this is a failure.
+        An image or a file that needs more by itself is a failure. The size of the pixels wanted, the user's
+        own choice, never makes one: where they need all of the memory, images are decoded one by one.
     time_limit : seconds for one image, after which it is a failure and its thread is given up
 
     Yields
@@ -109,10 +113,7 @@ def load_images(
     LoadedImage
         One for each key. Closing the generator stops the threads.
 
-    Raises
-    ------
-    Exception
-        Whatever is neither an `ImageError` nor an `OSError`, at the image's turn: a defect, not a bad image.
+    Whatever reading or decoding an image raises, of our own code or of any library, is that image's failure.
     """
     run = _Run(source, preprocess, known, views, memory)
     ahead = _images_ahead(preprocess, views, max(1, workers), memory)
@@ -190,8 +191,12 @@ def fill_pixels(
 
 def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int, memory: int) -> int:
     """Return how many images may be in work or waiting for the caller."""
-    one = preprocess.size**2 * preprocess.channels * (1 + (views.count if views else 0))
-    return max(workers + 1, min(16 * workers + 64, memory // one))
+    return max(workers + 1, min(16 * workers + 64, memory // _result_bytes(preprocess, views)))
+
+
+def _result_bytes(preprocess: Preprocess, views: ViewRecipe | None) -> int:
+    """Return the bytes of one image's pixels and views."""
+    return preprocess.size**2 * preprocess.channels * (1 + (views.count if views else 0))
 
 
 class _Run:
@@ -209,7 +214,10 @@ class _Run:
         self.preprocess = preprocess
         self.known = known
         self.views = views
-        self.budget = MemoryBudget(memory)
+        # An image holds a share of the first while it waits for its share of the second: never the reverse
+        self.files = MemoryBudget(memory // FILES_SHARE)
+        self.budget = MemoryBudget(memory - memory // FILES_SHARE)
+        self.result_bytes = _result_bytes(preprocess, views)
         # digest -> lowest index that has it, among the images in work
         self.claimed: dict[bytes, int] = {}
         self.claiming = threading.Lock()
@@ -217,25 +225,26 @@ class _Run:
         self.returned: dict[bytes, tuple[str | None, bool]] = {}
 
     def load(self, job: Job) -> LoadedImage:
-        """Read and decode one image, in a worker."""
+        """Read and decode one image, in a worker. Whatever it raises is this image's failure."""
         started = time.perf_counter()
         image = LoadedImage(job.index, job.key)
         try:
             size, mtime_ns = self.source.stat(job.key)
             image = replace(image, size=size, mtime_ns=mtime_ns)
-            data = self._read(job.key, size)
-        except (ImageError, OSError) as error:
-            return _failed(image, error, read_seconds=time.perf_counter() - started)
-        digest = hashlib.sha256(data).digest()
-        read = time.perf_counter()
-        image = replace(image, digest=digest, read_seconds=read - started)
-        if digest in self.known or digest in self.returned or not self._claim(digest, job.index):
-            return image
-        try:
-            pixels, views = self._decode(data, digest, job)
-        except ImageError as error:
-            return _failed(image, error, decode_seconds=time.perf_counter() - read)
-        return replace(image, pixels=pixels, views=views, decode_seconds=time.perf_counter() - read)
+            with self.files.reserve(job, size if size > 0 else UNKNOWN_SIZE):
+                data = self._read(job.key, size)
+                read = time.perf_counter()
+                image = replace(image, digest=hashlib.sha256(data).digest(), read_seconds=read - started)
+                return self._decoded(image, data, job)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # libraries in Rust raise a BaseException where they panic
+            now = time.perf_counter()
+            return replace(
+                _failed(image, error),
+                read_seconds=image.read_seconds or now - started,
+                decode_seconds=now - started - image.read_seconds if image.digest else 0.0,
+            )
 
     def _read(self, key: str, size: int) -> bytes:
         limit = self.budget.memory
@@ -243,14 +252,42 @@ class _Run:
             raise ImageError(f"is a file of {size >> 20} MiB; the limit is {limit >> 20}")
         return self.source.read(key)
 
-    def _decode(self, data: bytes, digest: bytes, job: Job) -> tuple[np.ndarray, np.ndarray | None]:
+    def _decoded(self, image: LoadedImage, data: bytes, job: Job) -> LoadedImage:
+        """Return the image with pixels, or as it is where its bytes are known or came earlier."""
+        started = time.perf_counter()
+        assert image.digest is not None  # the bytes were read
+        if (
+            image.digest in self.known
+            or image.digest in self.returned
+            or not self._claim(image.digest, job.index)
+        ):
+            return image
         encoded = EncodedImage(data)
-        with self.budget.reserve(job, encoded.memory):
-            if self.views is None:
-                return fast_pixels(encoded.array(self.preprocess.mode), self.preprocess), None
-            image = encoded.decode(self.preprocess.mode)
-            views = self.views.apply(image, self.preprocess, digest)
-            return fast_pixels(as_array(image), self.preprocess), views
+        needed = encoded.memory(self.preprocess) + max(0, len(data) - self.files.memory)
+        if needed > self.budget.memory:
+            raise ImageError(
+                f"needs {needed >> 20} MiB to decode, and {self.budget.memory >> 20} are allowed: "
+                "scale it down"
+            )
+        with self.budget.reserve(job, needed + self.result_bytes):
+            try:
+                pixels, views = self._pixels(encoded, image.digest)
+                image = replace(image, pixels=pixels, views=views)
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:
+                image = _failed(image, error)
+            encoded.close()
+            if needed > TRIMMED:  # while others still wait for this share
+                trim_memory()
+        return replace(image, decode_seconds=time.perf_counter() - started)
+
+    def _pixels(self, encoded: EncodedImage, digest: bytes) -> tuple[np.ndarray, np.ndarray | None]:
+        if self.views is None:
+            return encoded.pixels(self.preprocess), None
+        image = encoded.image(self.preprocess)
+        views = self.views.apply(image, self.preprocess, digest)
+        return fast_pixels(as_array(image), self.preprocess), views
 
     def _claim(self, digest: bytes, index: int) -> bool:
         """Return True where no earlier image in work has these bytes, so that this one decodes them."""
@@ -272,6 +309,7 @@ class _Run:
             if pause > 1:
                 job.exclude(pause)
             if job.elapsed() > time_limit:
+                self.files.release(job)
                 self.budget.release(job)
                 reason = f"took longer than {time_limit:g} seconds to read and decode"
                 threads.abandon(job, LoadedImage(job.index, job.key, error=reason, passing=True))
@@ -296,9 +334,14 @@ class _Run:
         return image
 
 
-def _failed(image: LoadedImage, error: ImageError | OSError, **seconds: float) -> LoadedImage:
+def _failed(image: LoadedImage, error: BaseException) -> LoadedImage:
     """Return the image with one line on why it failed, without its name."""
     if isinstance(error, ImageError):
-        return replace(image, error=str(error), passing=error.passing, **seconds)
-    reason = f"cannot be read: {error.strerror or one_line(error)}"
-    return replace(image, error=reason, passing=True, **seconds)
+        return replace(image, error=str(error), passing=error.passing)
+    if isinstance(error, MemoryError):
+        return replace(image, error="needs more memory than there is", passing=True)
+    if isinstance(error, OSError):
+        return replace(image, error=f"cannot be read: {error.strerror or one_line(error)}", passing=True)
+    what = "cannot be read" if image.digest is None else "cannot be decoded"
+    reason = f"{what}: {type(error).__name__}: {one_line(error)}"
+    return replace(image, error=reason, passing=image.digest is None)

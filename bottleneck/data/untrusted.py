@@ -21,14 +21,14 @@ def parsing(what: str) -> Iterator[None]:
         try:
             yield
         except MemoryError:
-            raise ImageError("needs more memory than there is") from None
+            raise ImageError("needs more memory than there is", passing=True) from None
         except ImageError:
             raise
         except Exception as error:
             raise ImageError(f"{what}: {one_line(error)}") from error
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return an exception's message as one short line of printable text, for a list of failures."""
     text = repr(str(error))[1:-1] or type(error).__name__
     return text if len(text) <= 200 else text[:200] + "…"

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import BottleneckError, first_line
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.store.spec import canonical_json, fingerprint
 from bottleneck.threads import thread_budget
@@ -57,36 +58,36 @@ class _Calls:
     busy_seconds : time in which at least one call ran.
     """
 
-    def __init__(self, compute: Callable[..., Batch]) -> None:
+    def __init__(self, compute: Callable[..., list[Batch | LoadedImage]]) -> None:
         self.busy_seconds = 0.0
         self._compute, self._until = compute, 0.0
         self._running: deque[Future] = deque()
         self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="bottleneck-call")
 
-    def submit(self, at_once: int, *arguments: object) -> Iterator[Batch]:
-        """Begin a call once fewer than `at_once` are running; yield the batch that ended first."""
-        done = [self._oldest()] if len(self._running) >= min(at_once, MOST_CALLS) else []
+    def submit(self, at_once: int, *arguments: object) -> Iterator[Batch | LoadedImage]:
+        """Begin a call once fewer than `at_once` are running; yield the results of that which ended first."""
+        done = self._oldest() if len(self._running) >= min(at_once, MOST_CALLS) else []
         self._running.append(self._pool.submit(self._timed, *arguments))
         yield from done
 
-    def rest(self) -> Iterator[Batch]:
-        """Yield the batches of the calls that are still running."""
+    def rest(self) -> Iterator[Batch | LoadedImage]:
+        """Yield the results of the calls that are still running."""
         while self._running:
-            yield self._oldest()
+            yield from self._oldest()
 
     def close(self) -> None:
         """End the threads; calls that have not begun are dropped."""
         self._pool.shutdown(cancel_futures=True)
 
-    def _timed(self, *arguments: object) -> tuple[Batch, float, float]:
+    def _timed(self, *arguments: object) -> tuple[list[Batch | LoadedImage], float, float]:
         started = time.perf_counter()
         return self._compute(*arguments), started, time.perf_counter()
 
-    def _oldest(self) -> Batch:
-        batch, started, ended = self._running.popleft().result()
+    def _oldest(self) -> list[Batch | LoadedImage]:
+        done, started, ended = self._running.popleft().result()
         self.busy_seconds += max(0.0, ended - max(started, self._until))
         self._until = max(ended, self._until)
-        return batch
+        return done
 
 
 @dataclass
@@ -108,6 +109,7 @@ class Trunk:
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
+    _works: bool = False  # the network has taken an image
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -199,7 +201,35 @@ class Trunk:
                 self.engine(group, example)
         return min(self._engines[group].calls for group in self._groups(nodes))
 
-    def _compute(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
+    def _compute(
+        self, images: list[LoadedImage], nodes: tuple[str, ...], size: int
+    ) -> list[Batch | LoadedImage]:
+        """Return the batch of `images`; where it fails, each image by itself, as a batch or with its error.
+
+        Raises what the network raised where it takes none of several images, or never took one: then the
+        fault is not theirs.
+        """
+        try:
+            done: list[Batch | LoadedImage] = [self._batch(images, nodes, size)]
+        except BottleneckError:
+            raise
+        except Exception as error:
+            if len(images) > 1:
+                done = [item for image in images for item in self._alone(image, nodes, size)]
+            else:
+                done = [_refused(images[0], error)]
+            if (len(images) > 1 or not self._works) and not any(isinstance(item, Batch) for item in done):
+                raise
+        self._works = True
+        return done
+
+    def _alone(self, image: LoadedImage, nodes: tuple[str, ...], size: int) -> list[Batch | LoadedImage]:
+        try:
+            return [self._batch([image], nodes, size)]
+        except Exception as error:
+            return [_refused(image, error)]
+
+    def _batch(self, images: list[LoadedImage], nodes: tuple[str, ...], size: int) -> Batch:
         features, views = self._rows(_stacked(images), nodes), None
         if images[0].views is not None:
             views_of = [image.views for image in images if image.views is not None]
@@ -229,3 +259,9 @@ class Trunk:
 def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:
     """Return the pixels (B, H, W, C) of images that have them."""
     return np.stack([image.pixels for image in images if image.pixels is not None])
+
+
+def _refused(image: LoadedImage, error: Exception) -> LoadedImage:
+    """Return the image as a failure: the network raised `error` for it."""
+    reason = f"cannot pass the network: {type(error).__name__}: {first_line(error)}"
+    return replace(image, pixels=None, views=None, error=reason, passing=True)

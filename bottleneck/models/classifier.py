@@ -164,6 +164,10 @@ class Classifier:
                 copies.append(item)
             else:
                 failed[item.key] = item.error
+        for image in copies:
+            if image.digest not in features_of:
+                failed[image.key] = "has the same bytes as an image that cannot pass the network"
+        copies = [image for image in copies if image.digest in features_of]
         if copies:
             rows = np.stack([features_of[image.digest] for image in copies])
             yield [start + image.index for image in copies], rows

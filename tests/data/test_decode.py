@@ -262,6 +262,51 @@ def test_bombs_are_refused_from_their_header(width, height, pixels):
     assert str(refused.value) == f"has {pixels} pixels, and 100,000,000 are allowed: scale it down"
 
 
+LARGE = Preprocess(32, 36, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+def gradient(mode, side=600):
+    """A picture of slow ramps in any mode, its largest value 250."""
+    y, x = np.mgrid[:side, :side] * 250 / side
+    rgb = Image.fromarray(np.stack([x, y, (x + y) / 2], axis=-1).round().astype(np.uint8))
+    if mode == "I;16":
+        return Image.fromarray((x * 257).round().astype(np.uint16))
+    if mode == "RGBA":
+        rgb.putalpha(Image.fromarray(y.round().astype(np.uint8)))
+    return rgb.quantize(200) if mode == "P" else rgb if mode == "RGBA" else rgb.convert(mode)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        ("RGB", "JPEG"),
+        ("CMYK", "JPEG"),
+        ("L", "PNG"),
+        ("RGB", "PNG"),
+        ("RGBA", "PNG"),
+        ("P", "PNG"),
+        ("I;16", "PNG"),
+    ],
+)
+def test_a_large_image_is_reduced_to_nearly_the_same_pixels(mode, kind, orientation, monkeypatch):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(mode), kind, exif=exif)
+    whole = EncodedImage(data).pixels(LARGE).astype(int)
+    for name, value in {"WHOLE": 10_000, "WHOLE_JPEG": 10_000, "REDUCED": 10_000, "BAND": 2_000}.items():
+        monkeypatch.setattr(decode, name, value)
+    image = EncodedImage(data)
+    assert max(image.image(LARGE).size) <= 150  # 4 × 36 pixels, or as many as libjpeg gives
+    assert np.abs(EncodedImage(data).pixels(LARGE) - whole).mean() < 2
+
+
+def test_a_large_image_is_not_reduced_below_twice_the_wanted_size(monkeypatch):
+    monkeypatch.setattr(decode, "WHOLE", 10_000)
+    monkeypatch.setattr(decode, "REDUCED", 100)
+    assert EncodedImage(encoded(gradient("L"), "PNG")).image(LARGE).size == (75, 75)  # by 8: 2 × 36 fit in
+
+
 def test_the_pixel_limit_can_be_set():
     data = encoded(smooth(50, 40), "PNG")
     assert decode_image(data, max_pixels=2000).size == (50, 40)

@@ -19,6 +19,7 @@ class SlowEngine:
     """Gives an image's mean; later calls are faster, so that they would overtake earlier ones."""
 
     name, precision, device = "slow", "fp32", "cpu"
+    refused, error = -1, None  # raised for a batch with an image of this grey level
 
     def __init__(self, calls, fails_at=None):
         self.calls, self.batch, self.fails_at = calls, 4, fails_at
@@ -33,8 +34,10 @@ class SlowEngine:
         time.sleep(0.03 if number % 2 else 0.0)
         with self._lock:
             self.running -= 1
-        if number == self.fails_at:
+        if self.fails_at is not None and number >= self.fails_at:
             raise RuntimeError("the network broke")
+        if (pixels == self.refused).all(axis=(1, 2, 3)).any():
+            raise self.error
         return (pixels.reshape(len(pixels), -1).mean(axis=1, keepdims=True).astype(np.float32),)
 
 
@@ -73,3 +76,21 @@ def test_an_error_of_the_network_reaches_the_caller_and_ends_the_threads(tmp_pat
     with pytest.raises(RuntimeError, match="the network broke"):
         list(items)
     assert not [t for t in threading.enumerate() if t.name.startswith("bottleneck-call")]
+
+
+@pytest.mark.parametrize("position", [0, 5, 29])
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RecursionError("deep"), RuntimeError("[enforce fail at x]\n#1")]
+)
+def test_an_image_that_the_network_cannot_take_fails_alone(tmp_path, position, error):
+    engine = SlowEngine(2)
+    engine.refused, engine.error = 8 * position, error
+    _, items = stream(tmp_path, engine)
+    rows, failed = {}, []
+    for item in items:
+        if isinstance(item, Batch):
+            rows |= zip((image.key for image in item.images), item.features[0][:, 0], strict=True)
+        else:
+            failed.append((item.key, item.error.partition(": ")[0], item.passing))
+    assert failed == [(f"a/{position:02}.png", "cannot pass the network", True)]
+    assert rows == {f"a/{i:02}.png": 8.0 * i for i in range(30) if i != position}
