@@ -8,9 +8,11 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import loading_options, setting
+from bottleneck.cli.options import flags_of, loading_options
 from bottleneck.cli.terminal import Terminal, plain, shows_results, table
 from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
+
+flag = flags_of(AdviseConfig)
 
 
 @click.command()
@@ -22,20 +24,18 @@ from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
     show_default="advice/CACHE",
     help="Folder for the heads and networks that are tried, and for the advice.",
 )
-@setting(
-    AdviseConfig,
+@flag(
     "--target",
     show_default="the first with classes",
     help="Target (column of labels) that the advice is for.",
 )
-@setting(
-    AdviseConfig,
+@flag(
     "--budget",
     type=click.IntRange(LEAST_BUDGET),
     help="Number of train and val samples that the strategies are tried on.",
 )
 @loading_options
-@setting(AdviseConfig, "--seed", type=int, help="Seed of the draws of samples and images.")
+@flag("--seed", type=int, help="Seed of the draws of samples and images.")
 @shows_results
 def command(terminal: Terminal, cache: str, **options: Any) -> None:
     """Say which transfer suits the samples of CACHE: scenario, published rules, evidence, what to run next.

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from bottleneck.cli.options import labels_options, training_options
+from bottleneck.cli.options import flags_of, labels_options, loading_options, training_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.names import SMALL_CNN_DEPTH
+from bottleneck.training.config import ALL, INITS, CompareConfig
 
 
 class Several(click.ParamType):
@@ -18,7 +21,9 @@ class Several(click.ParamType):
     def __init__(self, choices: tuple[str, ...] = ()) -> None:
         self.choices = choices
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple:
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int | str, ...]:
         if isinstance(value, tuple):
             return value
         words = [word.strip() for word in str(value).split(",") if word.strip()]
@@ -31,27 +36,42 @@ class Several(click.ParamType):
         return tuple(dict.fromkeys(int(word) if word.isdigit() else word for word in words))
 
 
+flag = flags_of(CompareConfig)
+
+
 @click.command()
 @click.argument("cache", type=click.Path())
-@click.option("-o", "--output", "folder", type=click.Path(), help="Folder for runs. [default: compare/CACHE]")
 @click.option(
-    "--unfreeze", type=Several(), default="0,1,2", show_default=True, help="Blocks; all; a block's name."
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(),
+    show_default="compare/CACHE",
+    help="Folder for the runs and the picture.",
 )
-@click.option("--init", type=Several(("head", "random")), default="head,random", show_default=True)
-@click.option("--scratch", "from_scratch", is_flag=True, help="Also train the small CNN from nothing.")
-@click.option("--depths", type=Several(), default="4", show_default=True, help="Its blocks, with --scratch.")
+@flag(
+    "--unfreeze",
+    type=Several(),
+    help="What to unfreeze in turn: numbers of blocks (0 is the head alone), names of blocks, or all.",
+)
+@flag("--init", type=Several(INITS), help="Where the last layer starts: at the head, or at random weights.")
+@click.option("--scratch", "from_scratch", is_flag=True, help="Also train the small CNN from random weights.")
 @click.option(
-    "--shots", type=Several(("all",)), default="all", show_default=True, help="Train samples per class."
+    "--depths",
+    type=Several(),
+    default=(SMALL_CNN_DEPTH,),
+    show_default=True,
+    help="Numbers of blocks of the small CNN that --scratch trains.",
 )
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Runs of each.")
-@click.option("--target", help="Which labels, where there are several.")
+@flag("--shots", type=Several((ALL,)), help="Numbers of train samples per class to train on, or all.")
+@flag("--seeds", type=click.IntRange(1), help="Number of runs of each variant.")
+@flag(
+    "--target", show_default="the only one", help="Target (column of labels) to learn, if there are several."
+)
 @labels_options
-@click.option("--node", default="bottleneck", show_default=True, help="Features that the heads take.")
-@click.option("--weights", help="The backbone's weights file, where the cache was made with one.")
-@click.option(
-    "--trust-code", is_flag=True, help="Import a backbone that CACHE names as package.module:function."
-)
-@training_options
+@flag("--node", help="Node whose cached features the heads take.")
+@loading_options
+@training_options(CompareConfig)
 @shows_results
 def command(
     terminal: Terminal,
@@ -59,17 +79,16 @@ def command(
     folder: str | None,
     from_scratch: bool,
     depths: tuple[int, ...],
-    **options: object,
+    **options: Any,
 ) -> None:
-    """Try head only, one block, two … from the head and from a random last layer, on the data of CACHE.
+    """Compare how many blocks to train, from the head or from a random last layer, on the data of CACHE.
 
-    What is best on val is chosen, with all samples; runs that are done are kept, so the command can be
-    interrupted and given again.
+    The variant that is best on val with all samples is chosen. Finished runs are saved: a command that was
+    interrupted continues where it was when it is run again.
     """
     from bottleneck.report.comparison import comparison
     from bottleneck.training.compare import compare
 
-    options = {name: value for name, value in options.items() if value is not None}
     scratch = depths if from_scratch else ()
     result = compare(cache, folder, scratch=scratch, reporter=terminal, **options)
     figure = comparison(result, Path(result.folder) / "compare.png")
@@ -92,6 +111,5 @@ def command(
         {**result.to_json(), "figure": str(figure)},
         table("Means over seeds; val chose the epoch of each run, and the row", columns, rows),
         *(f"{item.question} {item.answer}" for item in result.answers),
-        *(f"Note: {note}" for note in result.notes),
         f"Picture: {figure}",
     )

@@ -70,7 +70,7 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
     if result["failed"]:
         failed = [(row["image"], row["error"]) for row in result["failed"]]
         shown.append(table("Images that were not measured", ("image", "reason"), failed))
-    terminal.result(result, *shown, *(f"Note: {note}" for note in result["notes"]))
+    terminal.result(result, *shown)
 
 
 def _measures(result: dict[str, Any]) -> dict[str, object]:

@@ -8,19 +8,19 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import Crop, engine_options, reading_options, setting, trust_code_option
+from bottleneck.cli.options import engine_options, flags_of, input_options, reading_options, trust_code_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
 from bottleneck.names import (
     BOTTLENECK,
     DEFAULT_BACKBONE,
-    DEFAULT_CHANNELS,
     DEFAULT_POOL,
     DTYPES,
     POOLS,
-    SMALL_CNN_DEPTH,
 )
+
+flag = flags_of(ExtractConfig)
 
 
 @click.command()
@@ -33,90 +33,44 @@ from bottleneck.names import (
     show_default="cache/SOURCE--BACKBONE.h5",
     help="Cache to write.",
 )
-@setting(
-    ExtractConfig,
+@flag(
     "--backbone",
     show_default=DEFAULT_BACKBONE,
     help="Network: a name that `bottleneck backbones` lists, a model file or package.module:function.",
 )
-@setting(
-    ExtractConfig,
+@flag(
     "--weights",
     show_default="the published ones",
     help="Weights of the network: an id, a .pth or .safetensors file, or none for random ones.",
 )
-@setting(
-    ExtractConfig,
+@flag(
     "--node",
     "nodes",
     multiple=True,
     show_default=BOTTLENECK,
     help="Layer whose output is stored, as NODE or NODE@POOL; may be repeated.",
 )
-@setting(
-    ExtractConfig,
+@flag(
     "--pool",
     type=click.Choice(POOLS),
     show_default=DEFAULT_POOL,
     help="How feature maps become vectors, for nodes that are given without @POOL.",
 )
-@setting(
-    ExtractConfig,
-    "--dtype",
-    type=click.Choice(DTYPES),
-    show_default=DTYPES[0],
-    help="Type in which features are stored.",
-)
-@setting(
-    ExtractConfig,
-    "--views",
-    type=click.IntRange(0),
-    help="Augmented views per image to store beside the plain features.",
-)
-@setting(
-    ExtractConfig,
-    "--image-size",
-    type=click.IntRange(8, 4096),
-    show_default="the network's own",
-    help="Side of the network's input in pixels.",
-)
-@setting(
-    ExtractConfig,
-    "--crop",
-    type=Crop(),
-    show_default="the network's own",
-    help="Share of the resized image that is kept, or squash to keep all of it.",
-)
-@setting(
-    ExtractConfig,
-    "--in-channels",
-    type=click.IntRange(1, 4),
-    show_default=str(DEFAULT_CHANNELS),
-    help="Colour channels of the network's input; 1 reads images as grey.",
-)
-@setting(
-    ExtractConfig,
-    "--depth",
-    type=click.IntRange(1, 6),
-    show_default=str(SMALL_CNN_DEPTH),
-    help="Blocks of the small CNN, with --backbone small_cnn.",
-)
-@setting(
-    ExtractConfig,
+@flag("--dtype", type=click.Choice(DTYPES), show_default=DTYPES[0], help="Type in which features are stored.")
+@flag("--views", type=click.IntRange(0), help="Augmented views per image to store beside the plain features.")
+@input_options(ExtractConfig.in_channels)
+@flag(
     "--seed",
     type=int,
     show_default=str(ReadConfig.seed),
     help="Seed of random weights, of splits and of views.",
 )
-@setting(
-    ExtractConfig,
+@flag(
     "--on-error",
     type=click.Choice(ON_ERROR),
     help="What to do with an unreadable image: list it as a failure, or stop.",
 )
-@setting(
-    ExtractConfig, "--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file."
-)
+@flag("--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file.")
 @trust_code_option
 @click.option("--dry-run", is_flag=True, help="Show what would be computed and written, and do nothing.")
 @engine_options
@@ -133,8 +87,8 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
 
     if dry_run:
         plan = survey(source, cache, **options)
-        shown = [(name, value) for name, value in plan.to_json().items() if name != "notes"]
-        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), shown))
+        planned = [(name, value) for name, value in plan.to_json().items() if name != "notes"]
+        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), planned))
         return
     result = extract(source, cache, reporter=terminal, **options)
     shown = {

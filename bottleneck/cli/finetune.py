@@ -2,66 +2,97 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from bottleneck.cli.options import labels_options, single_run_options, training_options
+from bottleneck.cli.options import (
+    flags_of,
+    labels_options,
+    loading_options,
+    single_run_options,
+    training_options,
+)
 from bottleneck.cli.terminal import Terminal, show_result, shows_results
+from bottleneck.training.config import AUGMENTS, BATCHNORMS, FinetuneConfig
+
+flag = flags_of(FinetuneConfig)
 
 
 @click.command()
 @click.argument("cache", type=click.Path())
-@click.option("--head", type=click.Path(), required=True, help="A head that was fitted on CACHE.")
+@click.option(
+    "--head",
+    type=click.Path(),
+    required=True,
+    help="Head file that was fitted on CACHE; training starts at it.",
+)
 @labels_options
-@click.option("-o", "--output", type=click.Path(), help="[default: models/CACHE--TARGET--BLOCK.safetensors]")
 @click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    show_default="models/CACHE--TARGET--BLOCK.safetensors",
+    help="Model file to write.",
+)
+@flag(
     "--unfreeze",
-    default="1",
-    show_default=True,
-    help="A number of blocks, a block or node (it and all above it), or all.",
+    type=str,
+    help="What to train: a number of blocks below the head, a block or node (it and all above it), or all.",
 )
-@click.option("--views", type=click.IntRange(0), default=0, help="Draw one of so many cached views an epoch.")
-@click.option(
+@flag(
+    "--views",
+    type=click.IntRange(0),
+    help="Number of cached views per image, of which each epoch draws one; 0 trains on the plain features.",
+)
+@flag(
     "--augment",
-    type=click.Choice(["none", "live"]),
-    default="none",
-    help="live: a new view of each image in each epoch, the trunk run on it.",
+    type=click.Choice(AUGMENTS),
+    help="live makes a new view of each image in every epoch and runs the whole network on it.",
 )
-@click.option("--batchnorm", type=click.Choice(["fixed", "train"]), default="fixed", show_default=True)
-@click.option(
+@flag(
+    "--batchnorm",
+    type=click.Choice(BATCHNORMS),
+    help="fixed leaves the statistics of BatchNorm as they are; train updates them from each batch.",
+)
+@flag(
     "--backbone-ratio",
     type=click.FloatRange(0, min_open=True),
-    help="Its rate over the head's. [default: 0.1]",
+    help="Learning rate of the topmost unfrozen block, divided by that of the head.",
+)
+@flag(
+    "--decay",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Learning rate of a block, divided by that of the block above it.",
+)
+@flag(
+    "--unfreeze-every",
+    type=click.IntRange(0),
+    help="Epochs after which the next block below starts to train; 0 trains all from the first step.",
 )
 @click.option(
-    "--decay", type=click.FloatRange(0, 1, min_open=True), help="From block to block. [default: 0.8]"
+    "--find-lr", type=click.Path(), help="Only try learning rates, and draw their losses to this PNG file."
 )
-@click.option("--unfreeze-every", type=click.IntRange(0), help="Epochs from block to block; 0: all at once.")
-@click.option("--find-lr", type=click.Path(), help="Only try learning rates, and draw the curve to this PNG.")
-@click.option("--weights", help="The backbone's weights file, where the cache was made with one.")
-@click.option(
-    "--trust-code", is_flag=True, help="Import a backbone that CACHE names as package.module:function."
-)
-@training_options
-@single_run_options
+@loading_options
+@training_options(FinetuneConfig)
+@single_run_options(FinetuneConfig)
 @shows_results
 def command(
-    terminal: Terminal, cache: str, head: str, find_lr: str | None, tensorboard: str | None, **options: object
+    terminal: Terminal, cache: str, head: str, find_lr: str | None, tensorboard: str | None, **options: Any
 ) -> None:
     """Unfreeze the blocks below HEAD and train them with it, from CACHE: the frozen trunk does not run.
 
     Training starts at the head's own logits, and what is saved is never worse on val than the head.
     """
     from bottleneck.report import history
-    from bottleneck.training.config import FinetuneConfig
     from bottleneck.training.finetune import find_learning_rate, finetune
 
-    options = {name: value for name, value in options.items() if value is not None}
     if find_lr:
-        options.pop("output", None)
-        found = find_learning_rate(cache, head, FinetuneConfig(**options), reporter=terminal)
-        picture = history.rate_curve(found, find_lr)
+        options.pop("output")
+        search = find_learning_rate(cache, head, FinetuneConfig(**options), reporter=terminal)
+        picture = history.rate_curve(search, find_lr)
         terminal.result(
-            {**vars(found), "figure": str(picture)}, f"Try --lr {found.lr:.2g}. The curve is in {picture}"
+            {**vars(search), "figure": str(picture)}, f"Try --lr {search.lr:.2g}. The curve is in {picture}"
         )
         return
     with history.tensorboard(tensorboard) as log:

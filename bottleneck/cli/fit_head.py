@@ -9,7 +9,14 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import DEVICES, Memory, classes_option, labels_options, regression_option, setting
+from bottleneck.cli.options import (
+    DEVICES,
+    Memory,
+    classes_option,
+    flags_of,
+    labels_options,
+    regression_option,
+)
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
@@ -50,6 +57,9 @@ class Counts(click.ParamType):
         return tuple(sorted({int(part) for part in str(value).split(",")}))
 
 
+flag = flags_of(FitConfig)
+
+
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.option(
@@ -69,65 +79,46 @@ class Counts(click.ParamType):
     show_default="all vectors in the cache",
     help="Node whose cached features heads are fitted on; may be repeated.",
 )
-@setting(
-    FitConfig,
-    "--head",
-    multiple=True,
-    type=click.Choice(HEAD_KINDS),
-    help="Kind of head to fit; may be repeated.",
-)
-@setting(
-    FitConfig,
+@flag("--head", multiple=True, type=click.Choice(HEAD_KINDS), help="Kind of head to fit; may be repeated.")
+@flag(
     "--C",
     "C",
     type=Strength(),
     help=f"Inverse strength of the penalty: numbers to choose from, or auto for {len(AUTO_C)} values.",
 )
-@setting(FitConfig, "--cv", type=click.IntRange(2, 100), help="Number of folds of the cross-validation.")
-@setting(
-    FitConfig,
+@flag("--cv", type=click.IntRange(2, 100), help="Number of folds of the cross-validation.")
+@flag(
     "--one-standard-error",
     is_flag=True,
     help="Choose the smallest C whose score is within one standard error of the best.",
 )
-@setting(
-    FitConfig,
+@flag(
     "--class-weight",
     type=click.Choice(CLASS_WEIGHTS),
     help="balanced gives every class the same total weight in the loss.",
 )
-@setting(
-    FitConfig,
+@flag(
     "--multi-class",
     type=click.Choice(MULTI_CLASS),
     help="How several classes are predicted: by one softmax, or by one sigmoid per class (ovr).",
 )
-@setting(
-    FitConfig,
+@flag(
     "--shots",
     type=Counts(),
     help="Train images per class for a curve of accuracy by their number, such as 1,2,5,10.",
 )
-@setting(
-    FitConfig, "--repeats", type=click.IntRange(1, 1000), help="Random draws for each number of --shots."
-)
-@setting(FitConfig, "--views", is_flag=True, help="Train on the cached views, validate on plain features.")
-@setting(
-    FitConfig,
+@flag("--repeats", type=click.IntRange(1, 1000), help="Random draws for each number of --shots.")
+@flag("--views", is_flag=True, help="Train on the cached views, validate on plain features.")
+@flag(
     "--memory",
     type=Memory(),
     help="Memory for features and the work on them, such as 512MiB; more is read in blocks.",
 )
-@setting(FitConfig, "--device", help=f"Device that fits the heads: {DEVICES}")
+@flag("--device", help=f"Device that fits the heads: {DEVICES}")
 @click.option(
-    "-o",
-    "--output",
-    type=click.Path(),
-    default=HEADS_FOLDER,
-    show_default=True,
-    help="Folder for the heads.",
+    "-o", "--output", type=click.Path(), default=HEADS_FOLDER, show_default=True, help="Folder for the heads."
 )
-@setting(FitConfig, "--seed", type=int, help="Seed of the folds, of the draws of shots and of networks.")
+@flag("--seed", type=int, help="Seed of the folds, of the draws of shots and of networks.")
 @shows_results
 def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
@@ -161,7 +152,6 @@ def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) 
         columns = (curve["shots"], curve["mean"], curve["low"], curve["high"])
         title = f"{curve['target']} on {curve['node']}: accuracy by images per class"
         shown.append(table(title, ("shots", "mean", "2.5 %", "97.5 %"), zip(*columns, strict=True)))
-    shown += [f"Note: {note}" for note in result.notes]
     shown += [f"Wrote {path}" for path in files.values()]
     values = result.to_json() | {"files": files}
     again = f"{quote(result.heads[0]['path'])} {quote(cache)}"

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bottleneck.cli.options import Crop, trust_code_option
+from bottleneck.cli.options import input_options, trust_code_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BackboneError
-from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES, SMALL_CNN_DEPTH
+from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,31 +35,7 @@ class References(click.ParamType):
     show_default="none are loaded",
     help="Weights of the network: an id, a .pth or .safetensors file, or none for random ones.",
 )
-@click.option(
-    "--in-channels",
-    type=click.IntRange(1, 4),
-    default=DEFAULT_CHANNELS,
-    show_default=True,
-    help="Colour channels of the network's input; 1 is for grey images.",
-)
-@click.option(
-    "--depth",
-    type=click.IntRange(1),
-    show_default=str(SMALL_CNN_DEPTH),
-    help="Blocks of the small CNN, for the backbone small_cnn.",
-)
-@click.option(
-    "--image-size",
-    type=click.IntRange(8, 4096),
-    show_default="the network's own",
-    help="Side of the network's input in pixels.",
-)
-@click.option(
-    "--crop",
-    type=Crop(),
-    show_default="the network's own",
-    help="Share of the resized image that is kept, or squash to keep all of it.",
-)
+@input_options(DEFAULT_CHANNELS)
 @click.option("--freeze-to", help="Count as trainable only what lies above this node or block.")
 @click.option(
     "--free",

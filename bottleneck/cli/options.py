@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
 
 from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.extraction.config import EngineConfig
-from bottleneck.names import ENGINES, PRECISIONS
+from bottleneck.names import DEFAULT_CHANNELS, ENGINES, PRECISIONS, SMALL_CNN, SMALL_CNN_DEPTH
+from bottleneck.training.config import LEAST_STEPS, OPTIMIZERS, OptimConfig, TrainingConfig
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -54,6 +56,11 @@ class Memory(click.ParamType):
         return int(float(match[1]) * UNITS[match[2] or ""])
 
 
+def flags_of(config: type) -> Callable[..., Decorator]:
+    """Return a function that makes the flags of a command from the fields of its config, see `setting`."""
+    return partial(setting, config)
+
+
 def setting(config: type, *flags: str, **attributes: Any) -> Decorator:
     """Return a click option whose default is the attribute of `config` that has the parameter's name.
 
@@ -91,36 +98,65 @@ loading_options = together(
     trust_code_option,
 )
 
+
+def input_options(in_channels: int | None) -> Decorator:
+    """Flags that describe the network's input, and the depth of the small CNN. in_channels : the default."""
+    return together(
+        click.option(
+            "--image-size",
+            type=click.IntRange(8, 4096),
+            show_default="the network's own",
+            help="Side of the network's input in pixels.",
+        ),
+        click.option(
+            "--crop",
+            type=Crop(),
+            show_default="the network's own",
+            help="Share of the resized image that is kept, or squash to keep all of it.",
+        ),
+        click.option(
+            "--in-channels",
+            type=click.IntRange(1, 4),
+            default=in_channels,
+            show_default=str(in_channels or DEFAULT_CHANNELS),
+            help="Colour channels of the network's input; 1 reads images as grey.",
+        ),
+        click.option(
+            "--depth",
+            type=click.IntRange(1, 6),
+            show_default=str(SMALL_CNN_DEPTH),
+            help=f"Blocks of the small CNN, for the backbone {SMALL_CNN}.",
+        ),
+    )
+
+
+_engine, _reading = flags_of(EngineConfig), flags_of(ReadConfig)
+
 engine_options = together(
-    setting(
-        EngineConfig,
+    _engine(
         "--engine",
         type=click.Choice(ENGINES),
         help="Library that runs the network; torch-compiled first compiles for a minute.",
     ),
-    setting(
-        EngineConfig,
+    _engine(
         "--precision",
         type=click.Choice(PRECISIONS),
         help="Number format in which the network computes; auto is fp32 on a CPU.",
     ),
-    setting(EngineConfig, "--device", help=f"Device that runs the network: {DEVICES}"),
-    setting(
-        EngineConfig,
+    _engine("--device", help=f"Device that runs the network: {DEVICES}"),
+    _engine(
         "--batch-size",
         type=click.IntRange(1, 4096),
         show_default="the engine's best",
         help="Images that pass the network at once.",
     ),
-    setting(
-        EngineConfig,
+    _engine(
         "--workers",
         type=click.IntRange(0, 256),
         show_default="one per core",
         help="Threads that decode images.",
     ),
-    setting(
-        EngineConfig,
+    _engine(
         "--force",
         is_flag=True,
         help="Use an int8 engine even if its features differ from float32 by more than the bound.",
@@ -141,42 +177,34 @@ regression_option = setting(
 )
 
 column_options = together(
-    setting(
-        ReadConfig,
+    _reading(
         "--image-column",
         "image_columns",
         multiple=True,
         show_default="image, else file_name",
         help="Manifest column of image paths; repeat the flag for several images per sample.",
     ),
-    setting(
-        ReadConfig,
+    _reading(
         "--label-column",
         "label_columns",
         multiple=True,
         show_default="label",
         help="Manifest column of labels; repeat the flag for several targets.",
     ),
-    setting(
-        ReadConfig,
+    _reading(
         "--split-column",
         show_default="split, if there is one",
         help="Manifest column that contains train, val or test.",
     ),
-    setting(
-        ReadConfig,
+    _reading(
         "--group",
         "group_column",
         help="Manifest column of groups: samples with equal values stay in one split and fold.",
     ),
-    setting(
-        ReadConfig,
-        "--sample-column",
-        show_default="the image path",
-        help="Manifest column of unique sample names.",
+    _reading(
+        "--sample-column", show_default="the image path", help="Manifest column of unique sample names."
     ),
-    setting(
-        ReadConfig,
+    _reading(
         "--covariate",
         "covariate_columns",
         multiple=True,
@@ -186,14 +214,12 @@ column_options = together(
     regression_option,
 )
 
-test_fraction_option = setting(
-    ReadConfig,
+test_fraction_option = _reading(
     "--test-fraction",
     type=click.FloatRange(0, 1, max_open=True),
     help="Share of the train samples to set aside as the test split.",
 )
-limit_option = setting(
-    ReadConfig,
+limit_option = _reading(
     "--limit",
     type=click.IntRange(1),
     help="Use only this many samples, spread evenly over splits and classes.",
@@ -201,8 +227,7 @@ limit_option = setting(
 
 reading_options = together(
     column_options,
-    setting(
-        ReadConfig,
+    _reading(
         "--val-fraction",
         type=click.FloatRange(0, 1, max_open=True),
         help="Share of the train samples to set aside as the val split.",
@@ -222,30 +247,62 @@ labels_options = together(
 )
 
 
-# A flag of training that is left out is None, which the library takes for its default.
-training_options = together(
-    click.option(
-        "--epochs", type=click.IntRange(1), help="At most. [default: 20; scratch: 200 steps or more]"
-    ),
-    click.option("--patience", type=click.IntRange(0), help="Epochs to wait for a better one. [default: 8]"),
-    click.option("--batch-size", type=click.IntRange(1, 4096), help="Samples of a step. [default: 32]"),
-    click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), help="[default: adamw]"),
-    click.option(
-        "--lr", type=click.FloatRange(0, min_open=True), help="Of the head. [default: 0.002, sgd 0.1]"
-    ),
-    click.option("--weight-decay", type=click.FloatRange(0), help="Not of biases and norms. [default: 0]"),
-    click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), help="[default: 0.1]"),
-    click.option(
-        "--val-fraction",
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
-        help="Of train, where there is no val split. [default: 0.2]",
-    ),
-    click.option("--memory", type=Memory(), help="For maps or pixels, else read in chunks. [default: 1GiB]"),
-    click.option("--device", help="auto, cpu, cuda, cuda:1, mps … [default: auto]"),
-)
+def training_options(config: type[TrainingConfig]) -> Decorator:
+    """Flags of the commands that train, with the defaults of `config`."""
+    epochs: dict[str, Any] = {"default": config.epochs, "show_default": True}
+    if config.extend:
+        text = f"{config.epochs}, or as many as make {LEAST_STEPS} steps"
+        epochs = {"default": None, "show_default": text}
+    flag = flags_of(config)
+    return together(
+        click.option("--epochs", type=click.IntRange(1), help="Most epochs to train.", **epochs),
+        flag(
+            "--patience",
+            type=click.IntRange(0),
+            help="Stop after this many epochs without a better one on val; 0 never stops early.",
+        ),
+        flag("--batch-size", type=click.IntRange(1, 4096), help="Samples of one training step."),
+        flag("--optimizer", type=click.Choice(OPTIMIZERS), help="adamw, or sgd with momentum 0.9."),
+        flag(
+            "--lr",
+            type=click.FloatRange(0, min_open=True),
+            show_default=_rates(config),
+            help="Largest learning rate, which is that of the head.",
+        ),
+        flag(
+            "--weight-decay",
+            type=click.FloatRange(0),
+            help="Weight decay of all parameters but biases and norms.",
+        ),
+        flag(
+            "--label-smoothing",
+            type=click.FloatRange(0, 1, max_open=True),
+            help="Share of each label that is spread over all classes.",
+        ),
+        flag(
+            "--val-fraction",
+            type=click.FloatRange(0, 1, min_open=True, max_open=True),
+            help="Share of the train samples that becomes val if there is no val split.",
+        ),
+        flag(
+            "--memory",
+            type=Memory(),
+            help="Memory for feature maps or pixels, such as 512MiB; more is read in chunks.",
+        ),
+        flag("--device", help=f"Device to train on: {DEVICES}"),
+    )
 
-# Of a single run; a comparison has its own seeds.
-single_run_options = together(
-    click.option("--seed", type=int, help="Of orders, draws and new weights. [default: 0]"),
-    click.option("--tensorboard", type=click.Path(), help="Write the epochs as events below this folder."),
-)
+
+def _rates(config: type[OptimConfig]) -> str:
+    """The default learning rate of each optimizer."""
+    return ", ".join(f"{rate:g} for {name}" for name, rate in config.rates.items())
+
+
+def single_run_options(config: type[TrainingConfig]) -> Decorator:
+    """Flags of the commands that train one network; a comparison draws its own seeds."""
+    return together(
+        setting(
+            config, "--seed", type=int, help="Seed of the order of samples, random draws and new weights."
+        ),
+        click.option("--tensorboard", type=click.Path(), help="Folder for TensorBoard events of the epochs."),
+    )

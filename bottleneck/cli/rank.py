@@ -7,28 +7,25 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import setting
+from bottleneck.cli.options import flags_of
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.studies.study_config import MEASURES, RankConfig
+
+flag = flags_of(RankConfig)
 
 
 @click.command()
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
-@setting(RankConfig, "--node", help="Node whose cached features are scored.")
-@setting(
-    RankConfig,
+@flag("--node", help="Node whose cached features are scored.")
+@flag(
     "--target",
     show_default="the first with classes",
     help="Target (column of labels) that the features are scored for.",
 )
-@setting(RankConfig, "--by", type=click.Choice(MEASURES), help="Score that the caches are ordered by.")
-@setting(
-    RankConfig, "--check", is_flag=True, help="Fit heads too, and correlate the scores with their accuracy."
-)
-@setting(RankConfig, "-o", "--output", type=click.Path(), help="Folder for the heads of --check.")
-@setting(
-    RankConfig, "--seed", type=int, help="Seed of the draw of queries for kNN and of the folds of heads."
-)
+@flag("--by", type=click.Choice(MEASURES), help="Score that the caches are ordered by.")
+@flag("--check", is_flag=True, help="Fit heads too, and correlate the scores with their accuracy.")
+@flag("-o", "--output", type=click.Path(), help="Folder for the heads of --check.")
+@flag("--seed", type=int, help="Seed of the draw of queries for kNN and of the folds of heads.")
 @shows_results
 def command(terminal: Terminal, caches: tuple[str, ...], **options: Any) -> None:
     """Rank backbones for a data set: CACHES of the same samples, one a backbone, scored on train."""

@@ -2,36 +2,51 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from bottleneck.cli.options import Crop, column_options, single_run_options, training_options
+from bottleneck.cli.options import (
+    column_options,
+    flags_of,
+    input_options,
+    limit_option,
+    single_run_options,
+    test_fraction_option,
+    training_options,
+    trust_code_option,
+)
 from bottleneck.cli.terminal import Terminal, show_result, shows_results
+from bottleneck.training.config import AUGMENTS, ScratchConfig
+
+flag = flags_of(ScratchConfig)
 
 
 @click.command()
 @click.argument("source")
 @click.option(
-    "-o", "--output", type=click.Path(), help="[default: models/SOURCE--TARGET--scratch.safetensors]"
+    "-o",
+    "--output",
+    type=click.Path(),
+    show_default="models/SOURCE--TARGET--scratch.safetensors",
+    help="Model file to write.",
 )
-@click.option(
-    "--backbone", default="small_cnn", show_default=True, help="As `bottleneck backbones` lists it."
+@flag("--backbone", help="Network to train, by a name that `bottleneck backbones` lists.")
+@input_options(ScratchConfig.in_channels)
+@flag(
+    "--target", show_default="the only one", help="Target (column of labels) to learn, if there are several."
 )
-@click.option("--depth", type=click.IntRange(1, 6), help="Blocks of the small CNN. [default: 4]")
-@click.option("--target", help="Which labels, where there are several.")
-@click.option("--image-size", type=click.IntRange(8, 4096), help="Side of the network's input in pixels.")
-@click.option("--crop", type=Crop(), help="Share of the resized image that is kept, or squash for all of it.")
-@click.option("--in-channels", type=click.IntRange(1, 4), default=3, help="1 reads images as grey.")
-@click.option(
-    "--augment", type=click.Choice(["none", "live"]), default="none", help="live: new views each epoch."
+@flag(
+    "--augment", type=click.Choice(AUGMENTS), help="live trains on a new view of each image in every epoch."
 )
-@click.option("--test-fraction", type=click.FloatRange(0, 1, max_open=True), default=0.0, help="→ test.")
-@click.option("--limit", type=click.IntRange(1), help="Only so many samples.")
-@click.option("--trust-code", is_flag=True, help="Import a backbone given as package.module:function.")
+@test_fraction_option
+@limit_option
+@trust_code_option
 @column_options
-@training_options
-@single_run_options
+@training_options(ScratchConfig)
+@single_run_options(ScratchConfig)
 @shows_results
-def command(terminal: Terminal, source: str, tensorboard: str | None, **options: object) -> None:
+def command(terminal: Terminal, source: str, tensorboard: str | None, **options: Any) -> None:
     """Train a network with random weights on the images of SOURCE: the baseline that transfer has to beat.
 
     SOURCE is what `bottleneck extract` takes, with labels. Several images per sample and covariates are taken
@@ -40,7 +55,6 @@ def command(terminal: Terminal, source: str, tensorboard: str | None, **options:
     from bottleneck.report import history
     from bottleneck.training.scratch import scratch
 
-    options = {name: value for name, value in options.items() if value is not None}
     with history.tensorboard(tensorboard) as log:
         terminal.log_epoch = log
         result = scratch(source, reporter=terminal, **options)

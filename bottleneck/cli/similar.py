@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import engine_options, loading_options, setting
+from bottleneck.cli.options import engine_options, flags_of, loading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.studies.study_config import SimilarConfig
 
@@ -18,36 +18,25 @@ if TYPE_CHECKING:
 IMAGES_SHOWN = 20
 
 
+flag = flags_of(SimilarConfig)
+
+
 @click.command()
 @click.argument("cache", type=click.Path())
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
-@setting(
-    SimilarConfig,
-    "--all",
-    "all_images",
-    is_flag=True,
-    help="Find the neighbours of every image of the cache.",
-)
-@setting(
-    SimilarConfig,
+@flag("--all", "all_images", is_flag=True, help="Find the neighbours of every image of the cache.")
+@flag(
     "--node",
     show_default="bottleneck, else the first vector node",
     help="Node whose cached vectors are compared.",
 )
-@setting(SimilarConfig, "--count", type=click.IntRange(1), help="Number of neighbours of each image.")
-@setting(
-    SimilarConfig,
+@flag("--count", type=click.IntRange(1), help="Number of neighbours of each image.")
+@flag(
     "--threshold",
     type=click.FloatRange(-1, 1),
     help="Also group look-alikes: images linked by cosines of this or more.",
 )
-@setting(
-    SimilarConfig,
-    "-o",
-    "--output",
-    type=click.Path(),
-    help="Write the neighbours to this .csv or .jsonl file.",
-)
+@flag("-o", "--output", type=click.Path(), help="Write the neighbours to this .csv or .jsonl file.")
 @click.option("--sheet", type=click.Path(), help="Draw the images with names and cosines to this PNG file.")
 @loading_options
 @engine_options

@@ -73,7 +73,8 @@ class Terminal(Reporter):
             for part in shown:
                 self.out.print(part, markup=False, highlight=False)
             for note in values.get("notes", ()):
-                self.out.print(f"Note: {note['message']}", markup=False, highlight=False)
+                message = note["message"] if isinstance(note, dict) else note
+                self.out.print(f"Note: {message}", markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):
@@ -169,7 +170,6 @@ def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
         {**result.to_json(), "figure": str(figure)},
         table(title, ("split", "samples", "head", "kept", "95 % interval", ""), rows),
         kept,
-        *(f"Note: {note}" for note in result.notes),
         f"{len(result.epochs) - 1} epochs at {result.images_per_second:.0f} images/s. Curves: {figure}",
         f"Model: {result.model}. Next: bottleneck predict {quote(result.model)} IMAGES",
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bottleneck.cli.options import reading_options, setting
+from bottleneck.cli.options import flags_of, reading_options
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 
@@ -32,6 +32,9 @@ class Names(click.ParamType):
         return [line.strip() for line in lines if line.strip()]
 
 
+flag = flags_of(StudyConfig)
+
+
 @click.command()
 @click.argument("source")
 @click.option(
@@ -41,8 +44,7 @@ class Names(click.ParamType):
     show_default="studies/SOURCE",
     help="Folder for the runs, the figure and the tables of the study.",
 )
-@setting(
-    StudyConfig,
+@flag(
     "--seeds",
     type=click.IntRange(1, 100),
     help="Number of repetitions, each with other weights and halves of the classes.",
@@ -59,29 +61,19 @@ class Names(click.ParamType):
     show_default="drawn for each seed",
     help="Text file with the class names of half B, one a line.",
 )
-@setting(
-    StudyConfig,
-    "--network",
-    help=f"Network to study: {ALEXNET}, or a backbone, which is cut between its blocks.",
-)
-@setting(
-    StudyConfig, "--width", type=click.IntRange(1, 512), help=f"Channels of the first layer of {ALEXNET}."
-)
-@setting(
-    StudyConfig, "--image-size", type=click.IntRange(16, 1024), help="Side of the network's input in pixels."
-)
-@setting(
-    StudyConfig,
+@flag("--network", help=f"Network to study: {ALEXNET}, or a backbone, which is cut between its blocks.")
+@flag("--width", type=click.IntRange(1, 512), help=f"Channels of the first layer of {ALEXNET}.")
+@flag("--image-size", type=click.IntRange(16, 1024), help="Side of the network's input in pixels.")
+@flag(
     "--in-channels",
     type=click.IntRange(1, 4),
     help="Colour channels of the network's input; 1 reads images as grey.",
 )
-@setting(StudyConfig, "--epochs", type=click.IntRange(1), help="Epochs of every training.")
-@setting(StudyConfig, "--batch-size", type=click.IntRange(2, 4096), help="Images of one training step.")
-@setting(StudyConfig, "--lr", type=click.FloatRange(0, min_open=True), help="Largest learning rate.")
-@setting(StudyConfig, "--weight-decay", type=click.FloatRange(0), help="Weight decay of every training.")
-@setting(
-    StudyConfig,
+@flag("--epochs", type=click.IntRange(1), help="Epochs of every training.")
+@flag("--batch-size", type=click.IntRange(2, 4096), help="Images of one training step.")
+@flag("--lr", type=click.FloatRange(0, min_open=True), help="Largest learning rate.")
+@flag("--weight-decay", type=click.FloatRange(0), help="Weight decay of every training.")
+@flag(
     "--share",
     "shares",
     type=float,

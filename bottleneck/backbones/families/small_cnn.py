@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from bottleneck.backbones.families.architecture import Architecture, Listed
 from bottleneck.data.preprocess import CHANNELS, Preprocess
 from bottleneck.errors import BackboneError
-from bottleneck.names import SMALL_CNN
+from bottleneck.names import SMALL_CNN, SMALL_CNN_DEPTH
 
 NAME = SMALL_CNN
 MAX_DEPTH = 6
-_DEPTH = 4
 _SIZE = 224  # pixels a side by default
 _HIDDEN = 128
 
@@ -43,7 +42,7 @@ class SmallCNN(nn.Module):
     def __init__(
         self,
         in_channels: int = 3,
-        depth: int = _DEPTH,
+        depth: int = SMALL_CNN_DEPTH,
         *,
         size: int = _SIZE,
         classes: int = 2,
@@ -109,7 +108,7 @@ def architecture(
     """The network as a backbone for one image per sample; it has no published weights."""
     if weights is not None:
         raise BackboneError(f"{name} has no weights {weights!r}; expected none or a file.")
-    depth = _DEPTH if depth is None else depth
+    depth = SMALL_CNN_DEPTH if depth is None else depth
     modes = {channels: mode for mode, channels in CHANNELS.items()}
     if in_channels not in modes:
         raise BackboneError(f"Images of {in_channels} channels are not supported; expected 1, 3 or 4.")
