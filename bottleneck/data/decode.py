@@ -17,6 +17,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from math import ceil, sqrt
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a for
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
 from bottleneck.data.preprocess import ELONGATED, Preprocess
@@ -42,7 +44,16 @@ from bottleneck.threads import one_torch_thread
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+if features.check("avif"):
+    from PIL import AvifImagePlugin  # noqa: F401
+
+    FORMATS += ("AVIF",)
+if find_spec("pillow_heif"):  # the extra "heif"
+    import pillow_heif  # type: ignore[import-not-found]  # optional
+
+    pillow_heif.register_heif_opener()
+    FORMATS += ("HEIF",)
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 100_000
 WHOLE = 16_000_000  # pixels up to which an image is converted and resized in one piece: 24 bytes a pixel

@@ -1,6 +1,5 @@
-"""List the images below a folder, a URL or in tar shards, and take split and class from their folders.
+"""List the images below a folder, a URL or in tar shards.
 
-Layouts: `class/x.jpg`, `split/class/x.jpg`, or no folders at all. Folders below a class belong to the class.
 Links to files and folders are followed, but not in a circle. Shards are uncompressed .tar files, of which
 nothing is unpacked.
 """
@@ -9,20 +8,15 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-import numpy as np
-
-from bottleneck.data.splits import split_named
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
 from bottleneck.data.table_file import printable
-from bottleneck.data.targets import class_target
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import SourceError
-from bottleneck.samples import SampleTable
 
 Identity = tuple[int, int]  # device and inode of a folder
 
@@ -40,24 +34,31 @@ class Listing:
 
     keys : of images. others : number of other files by suffix. shards : the .tar files among these.
     absent : images that are known to be unreadable, with the reason.
+    folders : the folders, with what each has beside images that can be read: the number of files by suffix.
     """
 
     keys: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     shards: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
     def add(self, key: str, reason: str | None = None) -> None:
         """Add a file; `reason` is why it cannot be read, if that is known."""
+        folder = self.folders[key.rpartition("/")[0]]
         hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
         if hidden or not is_image(key):
-            self.others["hidden" if hidden else printable(PurePosixPath(key).suffix) or "no suffix"] += 1
-            if key.endswith(".tar") and not hidden:
+            suffix = "hidden" if hidden else printable(PurePosixPath(key).suffix.lower()) or "no suffix"
+            self.others[suffix] += 1
+            folder[suffix] += 1
+            if suffix == ".tar":
                 self.shards.append(key)
         elif (shown := printable(key)) != key:
             self.absent[shown] = _NOT_UTF8
+            folder["unreadable"] += 1
         elif reason:
             self.absent[key] = reason
+            folder["unreadable"] += 1
         else:
             self.keys.append(key)
 
@@ -75,6 +76,7 @@ def list_folder(root: str) -> Listing:
     while folders:
         prefix, above = folders.pop()
         try:
+            listing.folders[prefix.rstrip("/")].update()
             with os.scandir(os.path.join(root, prefix)) as entries:
                 for entry in entries:
                     if (inside := _add_entry(entry, prefix + entry.name, above, listing)) is not None:
@@ -96,7 +98,10 @@ def _add_entry(
     try:
         if entry.is_dir():
             identity = _identity(entry.path)
-            return None if identity in above else (key + "/", (*above, identity))
+            if identity in above:
+                listing.others["link in a circle"] += 1
+                return None
+            return key + "/", (*above, identity)
         if not entry.is_file():
             reason = "is a link that leads nowhere" if entry.is_symlink() else "is not a regular file"
     except OSError as error:  # a link to itself, or beyond a folder that may not be entered
@@ -128,39 +133,6 @@ def list_remote(files: RemoteFiles) -> Listing:
         listing.add(path.removeprefix(files.folder).lstrip("/"))
     listing.keys.sort()
     return listing
-
-
-def folder_table(keys: Sequence[str], root: str) -> SampleTable:
-    """Return samples of one image each, split and labelled by their folders; the target is "label".
-
-    Where all folders at the top are named like splits, the classes lie below them; else they are the classes.
-    Images outside of any class are unlabelled. A shard is not a folder.
-
-    Raises
-    ------
-    SourceError
-        Split folders with classes in them lie beside other folders.
-    """
-    folders = [[part for part in key.split("/")[:-1] if not part.endswith(".tar")] for key in keys]
-    top = {parts[0] for parts in folders if parts}
-    splits = {name for name in top if split_named(name)}
-    if splits and splits != top:
-        if any(len(parts) > 1 and parts[0] in splits for parts in folders):
-            raise SourceError(
-                f"{root} has split folders ({', '.join(sorted(splits))}) beside others "
-                f"({', '.join(sorted(top - splits)[:5])}); expected split/class/image or class/image alone.",
-                "Move the other folders away, or list the images in a manifest.",
-            )
-        splits = set()
-    split = [split_named(parts[0]) if parts and splits else "train" for parts in folders]
-    depth = 1 if splits else 0
-    labels = [parts[depth] if len(parts) > depth else None for parts in folders]
-    return SampleTable(
-        key=np.array(keys, object),
-        image=np.arange(len(keys), dtype=np.int64)[:, None],
-        split=np.array(split, object),
-        targets={"label": class_target("label", labels)} if any(labels) else {},
-    )
 
 
 def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple[TarFiles, Listing]:

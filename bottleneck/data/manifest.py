@@ -27,7 +27,7 @@ from bottleneck.data.table_file import (
     spelling_note,
     storable,
 )
-from bottleneck.data.targets import target_from_column, to_number
+from bottleneck.data.targets import lost_classes, target_from_column, to_number
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
@@ -103,8 +103,10 @@ def read_manifest(
         covariate_names=wanted.covariate_columns,
         group=_names(table, wanted.group_column, "group") if wanted.group_column else None,
     )
+    samples, complete = samples.take(whole), samples
+    notes += lost_classes(complete.targets, samples.targets, "none of their images can be read")
     shown = {printable(key): reason for key, reason in absent.items()}
-    return Manifest(images, samples.take(whole), shown, columns, tuple(notes))
+    return Manifest(images, samples, shown, columns, tuple(notes))
 
 
 def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:

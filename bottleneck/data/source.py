@@ -18,10 +18,19 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.listing import Listing, folder_table, is_image, list_folder, list_remote, list_shards
+from bottleneck.data.layout import by_suffix, folder_samples
+from bottleneck.data.listing import Listing, is_image, list_folder, list_remote, list_shards
 from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import set_aside, strata
-from bottleneck.data.storage import SUFFIXES, Files, LocalFiles, RemoteFiles, Stat, open_url
+from bottleneck.data.storage import (
+    OPTIONAL_SUFFIXES,
+    SUFFIXES,
+    Files,
+    LocalFiles,
+    RemoteFiles,
+    Stat,
+    open_url,
+)
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
@@ -242,7 +251,7 @@ def _listed(files: Files, listing: Listing) -> Source:
     """Return the source of a listing; SourceError where it has no images."""
     if not listing.keys:
         raise SourceError(_nothing(files.root, listing))
-    samples = folder_table(listing.keys, files.root)
+    samples, notes = folder_samples(listing.keys, files.root, listing.folders)
     return Source(
         files.root,
         tuple(listing.keys),
@@ -250,13 +259,29 @@ def _listed(files: Files, listing: Listing) -> Source:
         listing.others.total(),
         listing.absent,
         files,
+        notes=(*notes, *_ignored_notes(listing)),
         ignored_by_suffix=dict(listing.others),
     )
 
 
+def _ignored_notes(listing: Listing) -> list[Note]:
+    """Return a note on files that are not read, hidden ones not counted."""
+    others = Counter({suffix: count for suffix, count in listing.others.items() if suffix != "hidden"})
+    if not others:
+        return []
+    message = f"{others.total()} files are not read, being no images by their names: {by_suffix(others)}."
+    if listing.shards:
+        message += " Shards are read where they have no images beside them."
+    elif any(suffix in TABLE_SUFFIXES for suffix in others):
+        message += " If a table lists the images, give the table as SOURCE."
+    for suffix, advice in OPTIONAL_SUFFIXES.items():
+        message += f" To read {suffix}, {advice}." if suffix in others and suffix not in SUFFIXES else ""
+    return [Note("files-ignored", message, details={"by_suffix": dict(others)})]
+
+
 def _nothing(root: str, listing: Listing) -> str:
     """Return what was looked for, and what is there instead."""
-    others = [f"{count} × {suffix}" for suffix, count in sorted(listing.others.items())[:5]]
+    others = [by_suffix(listing.others)] if listing.others else []
     others += [f"{key} ({reason})" for key, reason in list(listing.absent.items())[:1]]
     found = ", ".join(others) or "no files at all"
     return f"No images in {root}: looked for {' '.join(SUFFIXES)}, found {found}."

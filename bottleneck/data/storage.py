@@ -16,8 +16,11 @@ import zlib
 from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import datetime
+from importlib.util import find_spec
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
+
+from PIL import features
 
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import ImageError, SourceError
@@ -25,7 +28,17 @@ from bottleneck.errors import ImageError, SourceError
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".jfi")
+_AVIF, _HEIF = (".avif",), (".heic", ".heif", ".hif")
+# Suffixes that need something which may not be there, with what to do about it.
+OPTIONAL_SUFFIXES = dict.fromkeys(_AVIF, "install a Pillow with AVIF")
+OPTIONAL_SUFFIXES |= dict.fromkeys(_HEIF, "run: pip install 'bottleneck-features[heif]'")
+SUFFIXES = (
+    *_JPEG,
+    *(".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
+    *(_AVIF if features.check("avif") else ()),
+    *(_HEIF if find_spec("pillow_heif") else ()),
+)
 
 Stat = tuple[int, int]  # size in bytes, time of last change in ns
 

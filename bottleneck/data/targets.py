@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -159,6 +159,28 @@ def name_notes(target: Target, certain: bool = False) -> list[Note]:
         message = f"is a class; leave the cell empty if it means no label, or give --classes {target.name}."
         notes.append(told("class-named-like-no-label", missing, message))
     return notes
+
+
+def lost_classes(before: Mapping[str, Target], after: Mapping[str, Target], why: str) -> list[Note]:
+    """Return notes on the classes that have samples before some were dropped and none after.
+
+    why : the reason, which ends the sentence.
+    """
+    notes = []
+    for name, target in before.items():
+        lost = sorted(_present_classes(target) - _present_classes(after.get(name)))
+        if target.kind == "class" and lost:
+            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+            message = f"Of target {name!r}, {', '.join(map(repr, lost[:5]))}{more} lost all samples: {why}."
+            notes.append(Note("classes-without-samples", message, True, {"target": name, "classes": lost}))
+    return notes
+
+
+def _present_classes(target: Target | None) -> set[str]:
+    """Return the names of the classes that have samples."""
+    if target is None or target.kind != "class":
+        return set()
+    return {target.class_names[code] for code in np.unique(target.values[target.labelled])}
 
 
 def _alike(names: Sequence[str], key: Callable[[str], Any]) -> list[tuple[str, ...]]:

@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
+from bottleneck.data.targets import lost_classes
 from bottleneck.errors import ImageError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.pipeline import Batch
@@ -197,6 +198,8 @@ def run_extraction(
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     with FeatureCache(path) as written:
+        why = "none of their images could be read"
+        lost = lost_classes(source.samples.targets, written.samples.targets, why)
         return ExtractResult(
             cache=str(path),
             images=summary.images,
@@ -213,7 +216,7 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
-            notes=[*source.notes, *trunk.notes, *plan.notes],
+            notes=[*source.notes, *trunk.notes, *plan.notes, *lost],
         )
 
 
