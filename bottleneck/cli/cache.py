@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from bottleneck.cli.data_sheet import data_sheet_lines
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import CacheError
 
@@ -20,9 +21,12 @@ def command() -> None:
 @shows_results
 def info(terminal: Terminal, cache: str) -> None:
     """Show what CACHE contains: backbone, nodes, images, samples, targets, failures."""
-    from bottleneck.store.reader import describe
+    from bottleneck.extraction.data_sheet import data_sheet
+    from bottleneck.store.reader import FeatureCache, describe
 
     values = describe(cache)
+    with FeatureCache(cache) as opened:
+        values["data"] = data_sheet(opened.samples, opened.failures)
     shown = {
         "backbone": values["backbone"]["name"],
         "weights": values["backbone"]["weights"],
@@ -44,15 +48,11 @@ def info(terminal: Terminal, cache: str) -> None:
         )
         for name, node in values["nodes"].items()
     ]
-    targets = [
-        (name, target["kind"], target["classes"], target["labelled"])
-        for name, target in values["targets"].items()
-    ]
     terminal.result(
         values,
         table(str(cache), ("what", "value"), shown.items()),
         table("Nodes", ("node", "row", "dtype", "precision", "pool", "views"), nodes),
-        table("Targets", ("target", "kind", "classes", "labelled"), targets),
+        *data_sheet_lines(values["data"]),
     )
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import engine_options, flags_of, input_options, reading_options, trust_code_option
+from bottleneck.cli.data_sheet import data_sheet_lines
+from bottleneck.cli.options import (
+    engine_options,
+    flags_of,
+    input_options,
+    reading_options,
+    strict_option,
+    trust_code_option,
+)
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
@@ -72,6 +80,7 @@ flag = flags_of(ExtractConfig)
 )
 @flag("--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file.")
 @trust_code_option
+@strict_option
 @click.option("--dry-run", is_flag=True, help="Show what would be computed and written, and do nothing.")
 @engine_options
 @reading_options
@@ -87,8 +96,9 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
 
     if dry_run:
         plan = survey(source, cache, **options)
-        planned = [(name, value) for name, value in plan.to_json().items() if name != "notes"]
-        terminal.result(plan.to_json(), table("Would extract", ("what", "value"), planned))
+        planned = [(name, value) for name, value in plan.to_json().items() if name not in ("notes", "data")]
+        would = table("Would extract", ("what", "value"), planned)
+        terminal.result(plan.to_json(), *data_sheet_lines(plan.data), would)
         return
     result = extract(source, cache, reporter=terminal, **options)
     shown = {
@@ -102,7 +112,8 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
         "engine": result.engine or "not needed",
         **{f"node {name}": "×".join(map(str, shape)) for name, shape in result.nodes.items()},
     }
-    parts: list[RenderableType] = [table("Features", ("what", "value"), shown.items())]
+    parts: list[RenderableType] = [*data_sheet_lines(result.data)]
+    parts.append(table("Features", ("what", "value"), shown.items()))
     if result.failures:
         parts.append(table("Images without a row", ("image", "reason"), sorted(result.failures.items())))
     if result.computed:

@@ -90,6 +90,12 @@ trust_code_option = click.option(
     "--trust-code", is_flag=True, help="Import a backbone that is named as package.module:function."
 )
 
+strict_option = click.option(
+    "--strict",
+    is_flag=True,
+    help="Refuse decisions on messy input that change what is learnt or measured, instead of noting them.",
+)
+
 # For commands on a head, a model or a cache, which name the backbone that they were made with.
 loading_options = together(
     click.option(

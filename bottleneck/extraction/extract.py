@@ -24,8 +24,9 @@ from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
-from bottleneck.errors import ImageError, Note
+from bottleneck.errors import ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import shared_views
@@ -46,6 +47,7 @@ class ExtractResult:
     nodes : shape of one row by name.
     spent : seconds by stage. "read" and "decode" are summed over their threads; "network" is the time in
         which it ran; "write" is that of the writing thread and of the finished file.
+    data : what was understood of the source (`data_sheet.data_sheet`).
     notes : what was decided for the user.
     """
 
@@ -64,6 +66,7 @@ class ExtractResult:
     nodes: dict[str, tuple[int, ...]]
     spent: dict[str, float]
     failures: dict[str, str]
+    data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -112,6 +115,7 @@ def extract(
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> ExtractResult:
     """Run the backbone once over the images of `source` and store its features in `cache`.
@@ -130,6 +134,8 @@ keep_parts, trust_code
     image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, \
 val_fraction, test_fraction, limit
         As in `ReadConfig`.
+    strict
+        Refuse the source if a decision on it changes what is learnt or measured.
 
     Raises
     ------
@@ -177,7 +183,9 @@ val_fraction, test_fraction, limit
         seed=seed or 0,
         limit=limit,
     )
-    return run_extraction(read_source(source, reading), cache, config, reporter)
+    opened = read_source(source, reading)
+    refuse_strict(opened.notes, strict)
+    return run_extraction(opened, cache, config, reporter)
 
 
 def run_extraction(
@@ -216,6 +224,7 @@ def run_extraction(
             nodes={name: node.shape for name, node in written.nodes.items()},
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
+            data=source_sheet(source, written.samples, written.failures),
             notes=[*source.notes, *trunk.notes, *plan.notes, *lost],
         )
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import Note
+from bottleneck.errors import Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.extract import default_cache, keys_and_stats
 from bottleneck.extraction.prepare import prepare
 from bottleneck.store.plan import plan_run
@@ -23,6 +24,7 @@ class Survey:
     """What `extract` would do.
 
     to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
+    data : what was understood of the source (`data_sheet.data_sheet`).
     """
 
     cache: str
@@ -34,6 +36,7 @@ class Survey:
     ignored: int
     bytes_to_write: int
     nodes: dict[str, tuple[int, ...]]
+    data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +79,7 @@ def survey(
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    strict: bool = False,
 ) -> Survey:
     """Return what `extract` with the same arguments would do, without writing a file or taking a lock.
 
@@ -120,6 +124,7 @@ def survey(
         limit=limit,
     )
     source = read_source(source, reading)
+    refuse_strict(source.notes, strict)
     path = Path(cache) if cache is not None else default_cache(source, config)
     extraction = prepare(config, source, path)
     with CacheState(path, Origin(extraction.spec, source.root, source.location), extraction.nodes) as state:
@@ -135,5 +140,6 @@ def survey(
             ignored=source.ignored,
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
+            data=source_sheet(source, source.samples, source.absent),
             notes=[*source.notes, *plan.notes],
         )
