@@ -216,7 +216,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict with cache, finished, backbone, preprocess, fingerprint, source_root, source, created_with, images,
     samples, images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout,
-    map, views}}, targets {name: {kind, classes, class_names, labelled}}, covariates and failures {key: reason}
+    map, views}}, targets {name: {kind, classes, class_names, labelled}}, covariates,
+    failures {key: reason}
     """
     with FeatureCache(path) as cache:
         samples = cache.samples
