@@ -77,6 +77,7 @@ def build_engine(
     threads: int | None = None,
     force: bool = False,
     calibration: dict | None = None,
+    network: str = "The network",
 ) -> Engine:
     """The fastest engine whose rows agree with eager float32 within its precision's bound (DESIGN §5).
 
@@ -93,11 +94,14 @@ def build_engine(
     threads : of the network on a CPU; by default from the thread budget
     force : accept an int8 engine whose cosine is below the bound
     calibration : `engine.calibration` of an earlier run, whose rows only the same int8 engine may continue
+    network : its name, for messages
 
     Raises
     ------
     EngineError
         The request is not possible on this machine, or every engine that fits it failed or is out of bounds.
+    BackboneError
+        The features of an image depend on the other images of its batch.
     """
     if len(example) == 0:
         raise EngineError("An engine is built on at least one example image, got none.")
@@ -106,7 +110,7 @@ def build_engine(
     device = resolve_device(device)
     candidates = _candidates(engine, precision, device)
     threads = threads or thread_budget(device=device).network
-    eager = Eager(make_extractor, example, threads)
+    eager = Eager(make_extractor, example, threads, network)
     refused = ""
     for name, kind in candidates:
         if refused:

@@ -14,7 +14,7 @@ import numpy as np
 from bottleneck.engines import int8
 from bottleneck.engines.graph_cache import GraphCache, StoredGraph
 from bottleneck.engines.onnx_export import INPUT, export_graph
-from bottleneck.engines.reference import Eager, complaint, measure, refusal
+from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.errors import EngineError
 from bottleneck.threads import passes_side_by_side
 
@@ -110,7 +110,10 @@ def _float_graph(eager: Eager, key: str, graphs: GraphCache, threads: int) -> tu
     stored = graphs.load(key, "fp32")
     if stored is not None:
         try:
-            return stored.graph, _float_within_bounds(stored, threads)
+            engine = _float_within_bounds(stored, threads)
+            if problem := dependence(engine, stored.probe):  # stored before this was checked
+                raise EngineError(problem)
+            return stored.graph, engine
         except EngineError as error:
             _log.warning("The stored graph is made again: %s", error)
     reference = eager.reference

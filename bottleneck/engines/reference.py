@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bottleneck.errors import BottleneckError, EngineError, first_line
+from bottleneck.errors import BackboneError, BottleneckError, EngineError, first_line
 from bottleneck.threads import use_torch_threads
 
 if TYPE_CHECKING:
@@ -39,11 +39,20 @@ class Eager:
         Its first 8 images are the probe.
     threads : int
         Intra-op threads.
+    network : str
+        Its name, for messages.
     """
 
-    def __init__(self, make_extractor: Callable[[], nn.Module], example: np.ndarray, threads: int) -> None:
+    def __init__(
+        self,
+        make_extractor: Callable[[], nn.Module],
+        example: np.ndarray,
+        threads: int,
+        network: str = "The network",
+    ) -> None:
         self._make_extractor = make_extractor
         self._threads = threads
+        self._network = network
         self.probe = np.array(example[:_PROBES], dtype=np.uint8, order="C")
 
     @cached_property
@@ -53,13 +62,41 @@ class Eager:
 
     @cached_property
     def reference(self) -> tuple[np.ndarray, ...]:
-        """Rows of the probe, float32 (B, …) per node."""
+        """Rows of the probe, float32 (B, …) per node, which no row's neighbours change.
+
+        Raises
+        ------
+        BackboneError
+            The features of an image depend on the other images of its batch, or on chance.
+        """
+        use_torch_threads(self._threads)
+        self._require_independent_rows()
+        return self._rows(self.probe)
+
+    def _rows(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         import torch
 
-        use_torch_threads(self._threads)
         extractor = self.extractor  # made outside of inference mode, so that its weights can go elsewhere
         with torch.inference_mode():
-            return tuple(rows.float().numpy() for rows in extractor(torch.from_numpy(self.probe)))
+            return tuple(rows.float().numpy() for rows in extractor(torch.from_numpy(pixels)))
+
+    def _require_independent_rows(self) -> None:
+        problem = dependence(self._rows, self.probe)
+        if not problem:
+            return
+        pair = np.concatenate([self.probe[:1], 255 - self.probe[:1]])
+        if _largest_difference(self._rows(pair), self._rows(pair)) > BOUNDS["fp32"]:
+            raise BackboneError(
+                f"{self._network} gives an image other features each time: a layer draws random numbers.",
+                "Switch it off in evaluation mode, as nn.Dropout is.",
+            )
+        layers = _batch_layers(self.extractor)
+        which = f": layer {', '.join(layers[:3])} normalises by its batch" if layers else ""
+        raise BackboneError(
+            f"{self._network} depends on the other images of a batch{which}; {problem}.",
+            "Its features cannot be cached. Keep running statistics (track_running_stats=True), or use "
+            "another --backbone.",
+        )
 
 
 @contextmanager
@@ -100,6 +137,45 @@ def complaint(agreement: dict[int, float], precision: str) -> str:
     bound = BOUNDS[precision]
     problem = f"relative difference {worst:.1e} from eager float32, at most {bound:.0e} is allowed"
     return "" if worst <= bound else problem
+
+
+def dependence(run: Callable[[np.ndarray], Sequence[np.ndarray]], probe: np.ndarray) -> str:
+    """How an image's rows depend on its neighbours, as a clause for a message; empty if they do not.
+
+    The probe's rows in one batch are compared with those of each image alone.
+
+    Parameters
+    ----------
+    run : callable
+        uint8 (B, H, W, C) → one float32 array (B, …) per node.
+    """
+    neighbours = np.concatenate([probe, 255 - probe[:1]])  # so that a single image has another beside it
+    together = [rows[: len(probe)] for rows in run(neighbours)]
+    try:
+        rows_of_one = [run(probe[i : i + 1]) for i in range(len(probe))]
+        alone = [np.concatenate(node) for node in zip(*rows_of_one, strict=True)]
+    except (ValueError, RuntimeError) as error:  # as BatchNorm does with one value per channel
+        return f"it cannot compute one image alone ({first_line(error)})"
+    difference = _largest_difference(together, alone)
+    problem = f"alone, an image has other features than in a batch (relative difference {difference:.1e})"
+    return "" if difference <= BOUNDS["fp32"] else problem
+
+
+def _batch_layers(extractor: nn.Module) -> list[str]:
+    """Names of the layers that normalise by the statistics of their batch, with their types."""
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    return [
+        f"{name.removeprefix('trunk.')} ({type(layer).__name__})"
+        for name, layer in extractor.named_modules()
+        if isinstance(layer, _BatchNorm) and (layer.running_mean is None or layer.training)
+    ]
+
+
+def _largest_difference(outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> float:
+    """`relative_difference` over all nodes; values that are not finite are compared as numbers."""
+    pairs = zip(outputs, reference, strict=True)
+    return max(relative_difference(np.nan_to_num(a), np.nan_to_num(b)) for a, b in pairs)
 
 
 def relative_difference(rows: np.ndarray, reference: np.ndarray) -> float:

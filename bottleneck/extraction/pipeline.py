@@ -151,6 +151,7 @@ class Trunk:
                 device=self.config.device,
                 force=self.config.force,
                 calibration=self.calibrations.get(nodes[0]),
+                network=self.backbone.name,
             )
             self.startup_seconds += time.perf_counter() - started
         return self._engines[nodes]

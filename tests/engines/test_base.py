@@ -8,7 +8,12 @@ import torch
 from bottleneck.engines.base import build_engine
 from bottleneck.errors import BackboneError, EngineError
 from tests.helpers.networks import (
+    BatchNormalised,
+    Centred,
     ExportsWrongly,
+    NeedsABatch,
+    NormalisedByImage,
+    Random,
     TinyExtractor,
     TooWideForInt8,
     Unexportable,
@@ -98,6 +103,49 @@ def test_an_engine_that_fails_gives_way_to_the_next_with_a_warning(network, reas
     for rows, reference in zip(engine(photos(3)), eager(network(), photos(3)), strict=True):
         np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
     assert not list(graphs.glob("*"))  # nothing wrong is kept
+
+
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("engine", ["torch", "auto"])
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        (
+            BatchNormalised,
+            r"my:net depends on the other images of a batch: layer stem\.1 \(BatchNorm2d\) normalises",
+        ),
+        (Centred, r"my:net depends on the other images of a batch; alone, an image has other features"),
+        (NeedsABatch, r"my:net depends .*norm \(BatchNorm1d\).*cannot compute one image alone"),
+        (Random, r"my:net gives an image other features each time"),
+    ],
+)
+def test_rows_that_depend_on_their_neighbours_or_on_chance_are_refused(
+    network, reason, engine, count, graphs
+):
+    with pytest.raises(BackboneError, match=reason):
+        build_engine(network, photos(count), key="k", engine=engine, device="cpu", network="my:net")
+    assert not list(graphs.glob("*"))
+
+
+def test_images_that_are_all_alike_do_not_hide_a_dependence(graphs):
+    with pytest.raises(BackboneError, match="depends on the other images"):
+        build_engine(BatchNormalised, photos(1).repeat(8, axis=0), key="k", device="cpu")
+
+
+def test_normalisation_of_each_image_by_itself_is_accepted(graphs):
+    engine = build_engine(NormalisedByImage, photos(4), key="k", engine="torch", device="cpu")
+    pixels = photos(5, seed=1)
+    alone = [eager(NormalisedByImage(), pixels[i : i + 1])[1] for i in range(5)]
+    np.testing.assert_allclose(engine(pixels)[1], np.concatenate(alone), rtol=1e-4, atol=1e-6)
+
+
+def test_a_graph_that_was_stored_before_the_check_is_not_used(graphs, monkeypatch):
+    with monkeypatch.context() as unchecked:
+        unchecked.setattr("bottleneck.engines.reference.dependence", lambda run, probe: "")
+        build_engine(Centred, photos(4), key="k", engine="onnxruntime", device="cpu")
+    assert list(graphs.glob("*"))
+    with pytest.raises(BackboneError, match="depends on the other images"):
+        build_engine(Centred, photos(4), key="k", engine="onnxruntime", device="cpu")
 
 
 def test_an_engine_asked_for_by_name_is_not_replaced(graphs):

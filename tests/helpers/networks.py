@@ -60,3 +60,49 @@ def photos(count, seed=0):
 def eager(extractor, pixels):
     with torch.inference_mode():
         return tuple(rows.numpy() for rows in extractor(torch.from_numpy(pixels)))
+
+
+class BatchNormalised(TinyExtractor):
+    """Normalises by the statistics of its batch, in evaluation mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem[1] = nn.BatchNorm2d(8, track_running_stats=False)
+        self.eval()
+
+
+class Centred(TinyExtractor):
+    """Subtracts the batch's mean from the vector, by a function and not a layer."""
+
+    def forward(self, pixels):
+        x, vector = super().forward(pixels)
+        return x, vector - vector.mean(0)
+
+
+class NeedsABatch(TinyExtractor):
+    """Ends with a BatchNorm of single values, which refuses a batch of one image."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16, track_running_stats=False)
+
+    def forward(self, pixels):
+        x, vector = super().forward(pixels)
+        return x, self.norm(vector)
+
+
+class Random(TinyExtractor):
+    """Drops values in evaluation mode too, as for Monte Carlo estimates."""
+
+    def forward(self, pixels):
+        x, vector = super().forward(pixels)
+        return x, nn.functional.dropout(vector, 0.5, training=True)
+
+
+class NormalisedByImage(TinyExtractor):
+    """Normalises each image by itself, which needs no running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem[1] = nn.InstanceNorm2d(8)
+        self.eval()
