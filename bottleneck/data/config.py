@@ -79,5 +79,4 @@ class ReadConfig:
     def names_columns(self) -> bool:
         """True where the user named any column of a manifest."""
         named = self.image_columns + self.label_columns + self.covariate_columns
-        named += self.classes + self.regression
         return any((*named, self.split_column, self.group_column, self.sample_column))

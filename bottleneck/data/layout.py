@@ -74,20 +74,46 @@ def folder_samples(
     layout = _layout(paths, root)
     meanings = {path: layout.read(path) for path in set(paths)}
     labels = [meanings[path][1] for path in paths]
+    splits = [meanings[path][0] for path in paths]
+    told: list[Note] = []
+    if set(splits) == {"train"}:
+        splits, told = _splits_of_shards(keys)
     targets = {"label": class_target("label", labels)} if any(labels) else {}
     samples = SampleTable(
         key=np.array(keys, object),
         image=np.arange(len(keys), dtype=np.int64)[:, None],
-        split=np.array([meanings[path][0] for path in paths], object),
+        split=np.array(splits, object),
         targets=targets,
     )
-    notes = _layout_notes(layout, labels, meanings)
+    notes = told + _layout_notes(layout, labels, meanings)
     notes += _empty_notes(layout, paths, folders, bool(targets))
     return samples, notes + [note for target in targets.values() for note in name_notes(target, certain=True)]
 
 
 def _folders_of(key: str) -> Path:
     return tuple(part for part in key.split("/")[:-1] if not part.lower().endswith(".tar"))
+
+
+def _splits_of_shards(keys: Sequence[str]) -> tuple[list[str], list[Note]]:
+    """Return the splits that the names of several shards, such as val-0001.tar, give to their images."""
+    shards = [next((part for part in key.split("/") if part.lower().endswith(".tar")), "") for key in keys]
+    named = {shard: _named_in(shard) for shard in set(shards)}
+    splits = sorted(filter(None, set(named.values())))
+    if len(named) < 2 or not splits or splits == ["train"]:
+        return ["train"] * len(keys), []
+    if None not in named.values():
+        message = f"Shards are named after splits ({', '.join(splits)}), which their images therefore have."
+        return [named[shard] or "train" for shard in shards], [Note("splits-from-shard-names", message, True)]
+    other = min(shard for shard, split in named.items() if split is None)
+    message = f"Some shards are named after splits ({', '.join(splits)}) but not {other!r}, so all are "
+    return ["train"] * len(keys), [Note("shard-splits-not-used", message + "train.", True)]
+
+
+def _named_in(shard: str) -> str | None:
+    """Return the split that one word of a shard's name names."""
+    words = re.findall(r"[^\W\d_]+", shard.lower().removesuffix(".tar"))
+    splits = {split for word in words if (split := split_named(word))}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _unwrapped(paths: Sequence[Path]) -> Path:

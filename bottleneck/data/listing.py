@@ -16,6 +16,7 @@ from pathlib import PurePosixPath
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
 from bottleneck.data.table_file import printable
 from bottleneck.data.untrusted import one_line
+from bottleneck.data.webdataset import LABEL_SUFFIXES, LARGEST_LABEL, base_of, without_masks
 from bottleneck.errors import SourceError
 
 Identity = tuple[int, int]  # device and inode of a folder
@@ -34,6 +35,7 @@ class Listing:
 
     keys : of images. others : number of other files by suffix. shards : the .tar files among these.
     absent : images that are known to be unreadable, with the reason.
+    labels : of shards, the texts of label files by suffix, by the name of the sample (`webdataset`).
     folders : the folders, with what each has beside images that can be read: the number of files by suffix.
     """
 
@@ -42,6 +44,7 @@ class Listing:
     shards: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     folders: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add(self, key: str, reason: str | None = None) -> None:
         """Add a file; `reason` is why it cannot be read, if that is known."""
@@ -146,19 +149,23 @@ def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple
     members: dict[str, tuple[str, int, int]] = {}
     listing = Listing()
     for shard in sorted(shards):
-        for member in _members(files, shard):
+        for member, text in _members(files, shard):
             key = f"{shard}/{member.name.removeprefix('./').lstrip('/')}"
             if key in members:
                 raise SourceError(f"Duplicate sample key {key!r}: the shard has two members of this name.")
             regular = member.isreg() and not member.issparse()
             members[key] = (shard, member.offset_data, member.size)
             listing.add(key, None if regular else "is a link or a sparse file in its shard")
-    listing.keys.sort()
+            if text is not None:
+                base, suffix = base_of(key)
+                listing.labels.setdefault(base, {})[suffix] = text
+    listing.keys, masks = without_masks(sorted(listing.keys), listing.labels)
+    listing.others += masks
     return TarFiles(files, members), listing
 
 
-def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and links in an uncompressed tar, reading header by header."""
+def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
+    """Yield the files and links in an uncompressed tar, header by header, with the text of label files."""
     path = files.path(shard)
     opener = open if isinstance(files, LocalFiles) else files.filesystem.open
     try:
@@ -166,7 +173,7 @@ def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tarfile.Ta
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isdir():
-                    yield member
+                    yield member, _label_text(tar, member)
             stream.seek(tar.offset)
             if stream.read(512).strip(b"\0"):  # tarfile treats a damaged header as the end
                 raise tarfile.ReadError(f"bad header at byte {tar.offset}")
@@ -174,3 +181,11 @@ def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tarfile.Ta
         raise SourceError(
             f"The shard {shard} cannot be read: {error}.", "Shards are uncompressed .tar files."
         ) from error
+
+
+def _label_text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
+    """Return the text of a label file, None for other files and for those that are too large."""
+    if base_of(member.name)[1] not in LABEL_SUFFIXES or not member.isreg() or member.size > LARGEST_LABEL:
+        return None
+    file = tar.extractfile(member)
+    return None if file is None else printable(file.read().decode("utf-8-sig", "backslashreplace"))

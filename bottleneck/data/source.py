@@ -33,6 +33,7 @@ from bottleneck.data.storage import (
 )
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line
+from bottleneck.data.webdataset import base_of, shard_target
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
@@ -189,7 +190,7 @@ def _locate(source: str, config: ReadConfig) -> Source:
         return _locate_url(f"zip://::{path}", config)
     if os.path.isdir(path):
         _refuse_columns(config, path)
-        return _folder(LocalFiles(path), list_folder(path))
+        return _folder(LocalFiles(path), list_folder(path), config)
     if not os.path.exists(path):
         raise SourceError(
             f"The source {source} does not exist; expected a folder, an image, a manifest, a .tar or a URL."
@@ -209,7 +210,7 @@ def _locate_url(url: str, config: ReadConfig) -> Source:
     if is_folder:
         _refuse_columns(config, url)
         files = RemoteFiles(filesystem, path, url)
-        return _folder(files, list_remote(files))
+        return _folder(files, list_remote(files), config)
     if not exists:
         raise SourceError(f"The source {url} does not exist.")
     folder, _, name = path.rpartition("/")
@@ -227,31 +228,30 @@ def _refuse_columns(config: ReadConfig, source: str) -> None:
         )
 
 
-def _folder(files: LocalFiles | RemoteFiles, listing: Listing) -> Source:
+def _folder(files: LocalFiles | RemoteFiles, listing: Listing, config: ReadConfig) -> Source:
     """Return the source of a folder of images, or of tar shards where it has no images of its own."""
     if listing.shards and not listing.keys:
-        beside = listing.others.total() - len(listing.shards)
-        source = _shards(files, listing.shards)
-        others = listing.others + Counter(source.ignored_by_suffix)
-        others[".tar"] -= len(listing.shards)
-        return replace(
-            source,
-            ignored=source.ignored + beside,
-            absent=listing.absent | source.absent,
-            ignored_by_suffix=dict(+others),
-        )
-    return _listed(files, listing)
+        tar_files, members = list_shards(files, listing.shards)
+        members.others += listing.others - Counter({".tar": len(listing.shards)})
+        members.absent |= listing.absent
+        return _listed(tar_files, members, config)
+    return _listed(files, listing, config)
 
 
-def _shards(files: LocalFiles | RemoteFiles, shards: list[str]) -> Source:
-    return _listed(*list_shards(files, shards))
-
-
-def _listed(files: Files, listing: Listing) -> Source:
+def _listed(files: Files, listing: Listing, config: ReadConfig) -> Source:
     """Return the source of a listing; SourceError where it has no images."""
     if not listing.keys:
         raise SourceError(_nothing(files.root, listing))
     samples, notes = folder_samples(listing.keys, files.root, listing.folders)
+    target, suffix, told = shard_target(listing.keys, listing.labels, bool(samples.targets), config.labels)
+    if target:
+        samples = replace(samples, targets={"label": target})
+        bases = {base_of(key)[0] for key in listing.keys}
+        read = sum(suffix in texts for base, texts in listing.labels.items() if base in bases)
+        listing.others -= Counter({suffix: read})
+    _require_targets(samples, config)
+    if "label" in config.regression and not target:
+        samples = replace(samples, targets={"label": samples.targets["label"].as_numbers()})
     return Source(
         files.root,
         tuple(listing.keys),
@@ -259,9 +259,17 @@ def _listed(files: Files, listing: Listing) -> Source:
         listing.others.total(),
         listing.absent,
         files,
-        notes=(*notes, *_ignored_notes(listing)),
+        notes=(*notes, *told, *_ignored_notes(listing)),
         ignored_by_suffix=dict(listing.others),
     )
+
+
+def _require_targets(samples: SampleTable, config: ReadConfig) -> None:
+    """Raise SourceError where a target that is said to be of some kind is not there."""
+    for name in (*config.classes, *config.regression):
+        if name not in samples.targets:
+            known = ", ".join(samples.targets) or "none"
+            raise SourceError(f"--classes or --regression names target {name!r}; there are {known}.")
 
 
 def _ignored_notes(listing: Listing) -> list[Note]:
@@ -297,7 +305,7 @@ def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig)
         return _manifest(files, name, config)
     _refuse_columns(config, name)
     if name.lower().endswith(".tar"):
-        return _shards(files, [name])
+        return _listed(*list_shards(files, [name]), config)
     if not is_image(name):
         raise SourceError(
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
@@ -305,7 +313,7 @@ def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig)
         )
     listing = Listing()
     listing.add(name, files.missing([name]).get(name))
-    return _listed(files, listing)
+    return _listed(files, listing, config)
 
 
 def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
