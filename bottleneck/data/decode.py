@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import io
 import re
+import struct
+import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from math import ceil, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a format whose own is not loaded)
@@ -37,7 +39,7 @@ from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a for
 )
 
 from bottleneck.data.preprocess import ELONGATED, Preprocess
-from bottleneck.data.untrusted import parsing
+from bottleneck.data.untrusted import parsing, printed
 from bottleneck.errors import ImageError
 from bottleneck.threads import one_torch_thread
 
@@ -60,10 +62,21 @@ WHOLE = 16_000_000  # pixels up to which an image is converted and resized in on
 WHOLE_JPEG = 40_000_000  # the same for a JPEG in its own mode: 9 bytes a pixel
 REDUCED = 4_000_000  # pixels to which a larger image is reduced before it is resized
 BAND = 500_000  # pixels that are converted at a time
+MAX_EXIF = 500_000  # bytes of EXIF that is stored as a PNG's text
 MAX_SCANNED = 20 * MAX_PIXELS  # pixels × scans of a progressive JPEG; encoders write about ten scans
 
+IMAGE_NOTES = {
+    "image-scan-damaged": "have a damaged scan were read as far as libjpeg could; replace them",
+    "image-transparent": "are transparent everywhere show the colours stored below",
+}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _ORIENTATION = 0x0112  # EXIF tag
 _BITS_PER_SAMPLE = 258  # TIFF tag
+_PHOTOMETRIC, _WHITE_IS_ZERO, _BLACK_IS_ZERO = 262, 0, 1
+for _form, _modes in [*TiffImagePlugin.OPEN_INFO.items()]:  # Pillow lacks some grey forms where 0 is white
+    if _form[1] == _BLACK_IS_ZERO and _form[4][0] > 8:
+        TiffImagePlugin.OPEN_INFO.setdefault((_form[0], _WHITE_IS_ZERO, *_form[2:]), _modes)
 _ROWS_PER_STRIP = 278
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
 _TRANSPOSE = {
@@ -122,6 +135,7 @@ class EncodedImage:
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data = data
+        self.notes: list[str] = []  # codes of `IMAGE_NOTES`, after decoding
         self._header = _read_header(data, max_pixels)
         width, height = self._header.size
         if max(width, height) > MAX_SIDE:
@@ -175,9 +189,12 @@ class EncodedImage:
 
     def array(self, mode: str) -> np.ndarray:
         """Return the pixels of `decode` as (H, W, C) uint8."""
-        pixels = jpeg_array(self._data, self._header, mode)
+        with printed() as lines:
+            pixels = jpeg_array(self._data, self._header, mode)
         if pixels is None:
             return as_array(self.decode(mode))
+        if lines:
+            self.notes.append("image-scan-damaged")
         orientation = self._orientation()
         return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
 
@@ -192,7 +209,13 @@ class EncodedImage:
             self._header.load()
         orientation = self._orientation()
         with parsing("cannot be converted"):
-            image = to_mode(self._header, mode) if factor is None else _in_bands(self._header, mode, factor)
+            rendering = _rendering(self._header)
+            if factor is None:
+                image = to_mode(self._header, mode, rendering)
+            else:
+                image = _in_bands(self._header, mode, factor, rendering)
+        if rendering.clear and mode != "RGBA":
+            self.notes.append("image-transparent")
         return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
     def _has_own_decoder(self, mode: str) -> bool:
@@ -243,15 +266,14 @@ def _draft_scale(factor: int) -> int:
     return 1 << min(3, factor.bit_length() - 1)
 
 
-def _in_bands(image: Image.Image, mode: str, factor: int) -> Image.Image:
+def _in_bands(image: Image.Image, mode: str, factor: int, rendering: _Rendering) -> Image.Image:
     """Return a decoded image in `mode`, its sides divided by `factor`; few rows are converted at a time."""
     if factor == 1 and image.mode == mode and not image.has_transparency_data:
         return image
     width, height = image.size
-    grey = _grey_scale(image)
     result = Image.new(mode, (-(-width // factor), -(-height // factor)))
     for top, band in _bands(image, factor):
-        result.paste(to_mode(band, mode, grey).reduce(factor), (0, top // factor))
+        result.paste(to_mode(band, mode, rendering).reduce(factor), (0, top // factor))
     return result
 
 
@@ -268,7 +290,7 @@ def _read_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
         raise ImageError("is empty (0 bytes)")
     with parsing("cannot be opened"):
         try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
+            return Image.open(io.BytesIO(_without_text(data)), formats=FORMATS)
         except UnidentifiedImageError:
             start, formats = bytes(data[:8]), ", ".join(FORMATS)
             raise ImageError(f"is damaged or none of {formats} (it begins with {start!r})") from None
@@ -276,6 +298,36 @@ def _read_header(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             pixels = re.search(r"\((\d+) pixels\)", str(error))
             size = f"{int(pixels[1]):,} pixels" if pixels else "too many pixels"
             raise _too_large(size, min(max_pixels, 2 * (Image.MAX_IMAGE_PIXELS or max_pixels))) from None
+
+
+def _without_text(data: bytes) -> bytes:
+    """Return a PNG file without its colour profile and texts, EXIF apart; other data as they are.
+
+    Pillow would unpack them, and refuses an image with more than a megabyte of them.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, start, at = [], 0, len(_PNG)
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if kind in _TEXT_CHUNKS and end <= len(data) and not _is_exif(kind, data[at + 8 : end - 4]):
+            kept.append(data[start:at])
+            start = end
+        at = end
+    return b"".join((*kept, data[start:])) if kept else data
+
+
+def _is_exif(kind: bytes, chunk: bytes) -> bool:
+    """Return whether a text chunk holds EXIF, as ImageMagick writes it, of a size that EXIF may have."""
+    if not chunk.startswith(b"Raw profile type exif\0") or len(chunk) > MAX_EXIF:
+        return False
+    if kind != b"zTXt":
+        return kind == b"tEXt"
+    try:
+        return len(zlib.decompressobj().decompress(chunk.partition(b"\0")[2][1:], MAX_EXIF)) < MAX_EXIF
+    except zlib.error:
+        return False
 
 
 def _too_large(size: str, allowed: int) -> ImageError:
@@ -320,11 +372,32 @@ def _decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
         return None
 
 
-def to_mode(image: Image.Image, mode: str, grey: float | None = None) -> Image.Image:
+class _Rendering(NamedTuple):
+    """What has to be known of a whole image to convert any part of it.
+
+    grey : factor of grey with more than 8 bits, None for other images. inverted : 0 is white.
+    clear : its alpha is 0 everywhere.
+    """
+
+    grey: float | None
+    inverted: bool
+    clear: bool
+
+
+def _rendering(image: Image.Image) -> _Rendering:
+    inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+    clear = image.has_transparency_data and all(
+        band.convert("RGBA").getchannel("A").getextrema() == (0, 0) for _, band in _bands(image)
+    )
+    return _Rendering(_grey_scale(image), inverted, clear)
+
+
+def to_mode(image: Image.Image, mode: str, rendering: _Rendering | None = None) -> Image.Image:
     """Convert a decoded image of any mode to `mode`.
 
     Unlike Pillow's `convert`, grey of more than 8 bits keeps its range instead of saturating at 255, and
-    transparent pixels are shown over white instead of in the colour stored below them.
+    transparent pixels are shown over white instead of in the colour stored below them; but an image that is
+    transparent everywhere shows its colours.
 
     Parameters
     ----------
@@ -333,20 +406,22 @@ def to_mode(image: Image.Image, mode: str, grey: float | None = None) -> Image.I
         "I" (16-bit PGM), or as many bits as a TIFF names; "F" is read as 0…1 where all values lie there, else
         as 0…255.
     mode : {"L", "RGB", "RGBA"}
-    grey : factor of grey with more than 8 bits, where `image` is a part of the image that decides it.
+    rendering : that of the whole image, where `image` is a part.
 
     Raises
     ------
     ImageError
         Values of "I" or "F" outside those ranges: how to show them cannot be guessed.
     """
-    if grey is None:
-        grey = _grey_scale(image)
-    if grey is not None:
-        image = Image.fromarray(np.rint(np.asarray(image) * np.float32(grey)).astype(np.uint8))
+    rendering = rendering or _rendering(image)
+    if rendering.grey is not None:  # Pillow itself inverts 8 bits and fewer
+        levels = np.rint(np.asarray(image) * np.float32(rendering.grey)).astype(np.uint8)
+        image = Image.fromarray(255 - levels if rendering.inverted else levels)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        return image if mode == "RGBA" else _over_white(image).convert(mode)
+        if mode == "RGBA":
+            return image
+        return (image.convert("RGB") if rendering.clear else _over_white(image)).convert(mode)
     if image.mode in ("LAB", "HSV", "YCbCr"):  # Pillow converts these to RGB only
         image = image.convert("RGB")
     return image if image.mode == mode else image.convert(mode)

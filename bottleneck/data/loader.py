@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.decode import EncodedImage, as_array, fast_pixels
+from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
-from bottleneck.errors import ImageError, SourceError
+from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.threads import thread_budget, trim_memory
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MEMORY = 512 << 20  # bytes
 FILES_SHARE = 8  # of the memory, this part is for the files' bytes
 TRIMMED = 64 << 20  # bytes above which freed memory goes back to the system at once
+NAMED = 5  # images that a note names
 UNKNOWN_SIZE = 4 << 20  # bytes taken for a file whose size no one tells
 TIME_LIMIT = 30.0  # seconds for one image
 
@@ -66,6 +67,8 @@ class LoadedImage:
     passing : bool
         Whether the error may be gone at the next run: it lies in the network, a permission, time or memory,
         not in the image's bytes.
+    notes : tuple of str
+        What was decided in decoding: codes of `decode.IMAGE_NOTES`.
     read_seconds, decode_seconds : float
         Wall time spent.
     """
@@ -79,6 +82,7 @@ class LoadedImage:
     views: np.ndarray | None = None
     error: str | None = None
     passing: bool = False
+    notes: tuple[str, ...] = ()
     read_seconds: float = 0.0
     decode_seconds: float = 0.0
 
@@ -136,6 +140,30 @@ def load_images(
             yield run.in_order(job.outcome())
     finally:
         threads.stop()
+
+
+class NotedImages:
+    """The notes on images, grouped by kind: how many images each concerns, and the names of the first."""
+
+    def __init__(self) -> None:
+        self._keys: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def add(self, image: LoadedImage) -> None:
+        """Add the notes on an image."""
+        for code in image.notes:
+            self._counts[code] += 1
+            self._keys.setdefault(code, []).extend([image.key] if self._counts[code] <= NAMED else [])
+
+    def notes(self) -> list[Note]:
+        """Return a note for each kind."""
+        found = []
+        for code, keys in self._keys.items():
+            count = self._counts[code]
+            more = f" and {count - len(keys):,} more" if count > len(keys) else ""
+            message = f"Images that {IMAGE_NOTES[code]}: {', '.join(keys)}{more}."
+            found.append(Note(code, message, details={"count": count, "images": keys}))
+        return found
 
 
 def readable_pixels(
@@ -272,7 +300,7 @@ class _Run:
         with self.budget.reserve(job, needed + self.result_bytes):
             try:
                 pixels, views = self._pixels(encoded, image.digest)
-                image = replace(image, pixels=pixels, views=views)
+                image = replace(image, pixels=pixels, views=views, notes=tuple(encoded.notes))
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:

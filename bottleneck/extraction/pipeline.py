@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bottleneck.data.loader import LoadedImage, load_images
+from bottleneck.data.loader import LoadedImage, NotedImages, load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BottleneckError, first_line
 from bottleneck.extraction.config import EngineConfig
@@ -109,6 +109,7 @@ class Trunk:
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
+    _noted: NotedImages = field(default_factory=NotedImages)
     _works: bool = False  # the network has taken an image
 
     @cached_property
@@ -121,8 +122,13 @@ class Trunk:
 
     @property
     def notes(self) -> tuple[Note, ...]:
-        """What was decided when the network was loaded; nothing as long as it was not needed."""
-        return vars(self)["backbone"].notes if "backbone" in vars(self) else ()
+        """What was decided when the network was loaded, as soon as it was needed, and of its images."""
+        loading = vars(self)["backbone"].notes if "backbone" in vars(self) else ()
+        return (*loading, *self._noted.notes())
+
+    def clear_image_notes(self) -> None:
+        """Forget the notes on images so far: a new run begins."""
+        self._noted = NotedImages()
 
     @property
     def engine_name(self) -> str | None:
@@ -179,6 +185,7 @@ class Trunk:
             ):
                 self.spent["read"] += image.read_seconds
                 self.spent["decode"] += image.decode_seconds
+                self._noted.add(image)
                 if image.pixels is None:
                     yield image
                     continue

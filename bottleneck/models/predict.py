@@ -64,9 +64,9 @@ def predict(
         `predictions`: per sample `image` (its first), `images` (all, if there are several), `label`,
         `confidence` (probability after temperature scaling) and `top` [{label, confidence}]. The label of a
         regression is its value, that of a multi-label head a list. `failed`: [{image, error}]. `output`,
-        `seconds`, `images_per_second`, `notes` on how the sources were read. Image files keep the names they
-        were given by; images of a folder or manifest have the path below it, or the whole path if there are
-        several sources.
+        `seconds`, `images_per_second`, `notes` on how the sources were read and on images. Image files
+        keep the names they were given by; images of a folder or manifest have the path below it, or the whole
+        path if there are several sources.
 
     Raises
     ------
@@ -90,6 +90,7 @@ def predict(
         engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
     )
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
+    classifier.trunk.clear_image_notes()
     started = time.perf_counter()
     opened = read_sources(sources, reading)
     images = sum(len(source.images) for source in opened)
@@ -106,7 +107,7 @@ def predict(
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": images / seconds,
-        "notes": [note for source in opened for note in source.notes],
+        "notes": [*(note for source in opened for note in source.notes), *classifier.trunk.notes],
     }
 
 

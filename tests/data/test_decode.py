@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import platform
 import struct
 import subprocess
 import sys
@@ -62,21 +63,21 @@ GOLDEN = {
     "1 black": (lambda: encoded(plain("1", 0), "PNG"), (0, 0, 0)),
     "1 white": (lambda: encoded(plain("1", 1), "TIFF"), (255, 255, 255)),
     "L": (lambda: encoded(plain("L", 77), "PNG"), (77, 77, 77)),
-    "L with a transparent grey": (lambda: encoded(plain("L", 77), "PNG", transparency=77), (255, 255, 255)),
+    "L with a transparent grey": (lambda: encoded(plain("L", 77), "PNG", transparency=77), (77, 77, 77)),
     "LA half over white": (lambda: encoded(plain("LA", (0, 128)), "PNG"), (127, 127, 127)),
-    "LA clear": (lambda: encoded(plain("LA", (0, 0)), "PNG"), (255, 255, 255)),
+    "LA clear": (lambda: encoded(plain("LA", (0, 0)), "PNG"), (0, 0, 0)),
     "RGB": (lambda: encoded(plain("RGB", (10, 20, 30)), "BMP"), (10, 20, 30)),
     "RGB ppm": (lambda: encoded(plain("RGB", (10, 20, 30)), "PPM"), (10, 20, 30)),
     "RGB with a transparent colour": (
         lambda: encoded(plain("RGB", (10, 20, 30)), "PNG", transparency=(10, 20, 30)),
-        (255, 255, 255),
+        (10, 20, 30),
     ),
     "RGBA opaque": (lambda: encoded(plain("RGBA", (10, 20, 30, 255)), "PNG"), (10, 20, 30)),
     "RGBA half over white": (lambda: encoded(plain("RGBA", (255, 0, 0, 128)), "PNG"), (255, 127, 127)),
-    "RGBA webp": (lambda: encoded(plain("RGBA", (0, 0, 0, 0)), "WEBP", lossless=True), (255, 255, 255)),
+    "RGBA webp": (lambda: encoded(plain("RGBA", (0, 0, 0, 0)), "WEBP", lossless=True), (0, 0, 0)),
     "RGB webp": (lambda: encoded(plain("RGB", (10, 20, 30)), "WEBP", lossless=True), (10, 20, 30)),
     "P": (palette, (10, 20, 30)),
-    "P with alpha": (lambda: palette(alpha=0), (255, 255, 255)),
+    "P with alpha": (lambda: palette(alpha=0), (10, 20, 30)),
     "P half alpha": (lambda: palette(alpha=128), (132, 137, 142)),
     "CMYK tiff": (lambda: encoded(plain("CMYK", (0, 255, 255, 0)), "TIFF"), (255, 0, 0)),
     "CMYK tiff black": (lambda: encoded(plain("CMYK", (0, 0, 0, 255)), "TIFF"), (0, 0, 0)),
@@ -108,7 +109,92 @@ def test_grey_is_asked_for_of_any_mode():
     assert colour(encoded(plain("RGB", (255, 255, 255)), "PNG"), "L") == (255,)
     assert colour(encoded(plain("LAB", (0, 128, 128)), "TIFF"), "L") == (0,)
     assert colour(encoded(plain("I;16", 32896), "PNG"), "L") == (128,)
-    assert colour(encoded(plain("LA", (0, 0)), "PNG"), "L") == (255,)
+    assert colour(encoded(plain("LA", (0, 0)), "PNG"), "L") == (0,)
+
+
+def transparent(mode, alpha):
+    """A picture of (10, 20, 30), or 10 in grey, whose alpha is 0 but for `alpha` at its first pixel."""
+    image = Image.new(mode, (8, 8), {"LA": (10, 0), "RGBA": (10, 20, 30, 0)}[mode])
+    image.putpixel((0, 0), (*image.getpixel((0, 0))[:-1], alpha))
+    return encoded(image, "PNG")
+
+
+@pytest.mark.parametrize(("mode", "shown"), [("LA", [10] * 3), ("RGBA", [10, 20, 30])])
+def test_a_picture_that_is_transparent_everywhere_shows_its_colours_with_a_note(mode, shown):
+    image = EncodedImage(transparent(mode, alpha=0))
+    assert (np.asarray(image.decode("RGB")) == shown).all()
+    assert image.notes == ["image-transparent"]
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_one_pixel_that_is_not_transparent_is_the_picture(mode):
+    image = EncodedImage(transparent(mode, alpha=1))
+    assert (np.asarray(image.decode("RGB"))[1:] == 255).all()
+    assert image.notes == []
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("photometric", [0, 1])
+def test_white_is_zero_is_inverted_at_any_depth(order, bits, photometric):
+    """Levels 0, a quarter and all of the range, written by hand; 0 is white where photometric is 0."""
+    end = {"II": "<", "MM": ">"}[order]
+    values = [0, (1 << bits) // 4, (1 << bits) - 1, 0]
+    raw = struct.pack(end + "4" + {8: "B", 16: "H"}[bits], *values)
+    tags = [(256, 4), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 122), (277, 1), (278, 1)]
+    entries = [struct.pack(end + "HHIHH", tag, 3, 1, value, 0) for tag, value in [*tags, (279, len(raw))]]
+    header = order.encode() + struct.pack(end + "HIH", 42, 8, len(entries)) + b"".join(entries) + bytes(4)
+    shown = [0, 64, 255, 0] if photometric else [255, 191, 0, 255]
+    levels = np.asarray(decode_image(header.ljust(122, b"\0") + raw, "L"))[0].tolist()
+    assert levels == pytest.approx(shown, abs=1)
+
+
+def png_with(*chunks):
+    """A photograph as PNG with more chunks (kind, data) before its pixels."""
+    data = encoded(smooth(40, 30), "PNG")
+    extra = b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+    return data[:33] + extra + data[33:]
+
+
+MEGABYTES = bytes(5 << 20)
+TEXTS = {
+    "profile": (b"iCCP", b"icc\0\0" + zlib.compress(MEGABYTES)),
+    "packed text": (b"zTXt", b"Comment\0\0" + zlib.compress(MEGABYTES)),
+    "packed unicode": (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(MEGABYTES)),
+    "text": (b"tEXt", b"Comment\0" + b"x" * (70 << 20)),
+    "EXIF too large": (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(MEGABYTES)),
+    "a bomb": (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(200 << 20))),
+    "garbage": (b"iCCP", b"icc\0\0no zlib"),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_megabytes_of_profile_or_text_lose_no_png(name):
+    np.testing.assert_array_equal(np.asarray(decode_image(png_with(TEXTS[name]))), np.asarray(smooth(40, 30)))
+
+
+def test_exif_in_a_pngs_text_still_turns_it():
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    text = f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n".encode()
+    turned = decode_image(png_with((b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(text))))
+    expected = smooth(40, 30).transpose(Image.Transpose.ROTATE_180)
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what C prints is collected with glibc alone")
+def test_what_libjpeg_prints_of_a_damaged_scan_is_a_note_and_reaches_no_terminal(capfd):
+    data = bytearray(encoded(smooth(64, 64), "JPEG"))
+    start = data.rindex(b"\xff\xda") + 60
+    data[start : start + 8] = b"\x55" * 8
+    damaged, sound = EncodedImage(bytes(data)), EncodedImage(encoded(smooth(64, 64), "JPEG"))
+    damaged.array("RGB")
+    sound.array("RGB")
+    assert (damaged.notes, sound.notes) == (["image-scan-damaged"], [])
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("colour_name", ["red", "white", "black"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import pixels_from_bytes
-from bottleneck.data.loader import fill_pixels, load_images, readable_pixels
+from bottleneck.data.loader import NotedImages, fill_pixels, load_images, readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
@@ -472,3 +472,17 @@ def test_first_views_are_written_in_place_of_pixels():
     fill_pixels(out, source, list(source.files), PREPROCESS, views=recipe)
     views = [image.views[0] for image in load(shelf(3), views=recipe)]
     assert np.array_equal(out, np.stack([*views, views[1]]))
+
+
+def test_notes_on_images_are_grouped_by_kind_with_counts_and_first_names():
+    clear = io.BytesIO()
+    Image.new("LA", (8, 8), (9, 0)).save(clear, "PNG")
+    files = {f"{number}": clear.getvalue() + bytes([number]) for number in range(7)}
+    noted = NotedImages()
+    for image in load(Shelf({"plain": picture(1)} | files)):
+        noted.add(image)
+    (note,) = noted.notes()
+    assert (note.code, note.details["count"]) == ("image-transparent", 7)
+    assert note.message == (
+        "Images that are transparent everywhere show the colours stored below: 0, 1, 2, 3, 4 and 2 more."
+    )
