@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 
@@ -119,12 +118,6 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     split = set_aside(whole.samples, config.val_fraction, config.test_fraction, config.seed)
     whole = replace(whole, samples=replace(whole.samples, split=split))
     return whole if config.limit is None else _limited(whole, config.limit)
-
-
-def reading_options(options: dict[str, Any], besides: Collection[str] = ()) -> ReadConfig:
-    """Take the fields of `ReadConfig` out of `options`, but for those named in `besides`."""
-    names = {field.name for field in fields(ReadConfig)}.difference(besides)
-    return ReadConfig(**{name: options.pop(name) for name in names & options.keys()})
 
 
 def read_sources(
