@@ -16,6 +16,7 @@ from bottleneck.cli.options import (
     flags_of,
     labels_options,
     regression_option,
+    separator_option,
 )
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
@@ -72,6 +73,7 @@ flag = flags_of(FitConfig)
 @labels_options
 @classes_option
 @regression_option
+@separator_option
 @click.option(
     "--node",
     "nodes",

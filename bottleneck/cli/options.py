@@ -182,6 +182,13 @@ regression_option = setting(
     help="Target whose whole numbers are quantities, not names of classes; may be repeated.",
 )
 
+separator_option = setting(
+    LabelConfig,
+    "--label-separator",
+    show_default="none: a cell is one label",
+    help="Character between several labels in one cell, such as |.",
+)
+
 column_options = together(
     _reading(
         "--image-column",
@@ -218,6 +225,7 @@ column_options = together(
     ),
     classes_option,
     regression_option,
+    separator_option,
 )
 
 test_fraction_option = _reading(

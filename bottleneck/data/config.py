@@ -13,14 +13,18 @@ class LabelConfig:
 
     classes : targets whose cells are names of classes, also where all are numbers.
     regression : targets whose cells are quantities, also where all are whole numbers.
+    label_separator : character between the labels of one cell; such columns become multi-label targets.
     """
 
     classes: tuple[str, ...] = ()
     regression: tuple[str, ...] = ()
+    label_separator: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("classes", "regression"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.label_separator == "":
+            raise SourceError("--label-separator is empty; expected a character such as |.")
         if both := set(self.classes) & set(self.regression):
             raise SourceError(
                 f"Target {min(both)!r} is named by --classes and by --regression; expected one of them."
@@ -40,6 +44,7 @@ class ReadConfig:
     sample_column : unique sample keys; by default the image's key, several joined by "|".
     covariate_columns : P columns of numbers that a head gets beside the features.
     classes, regression : targets whose numbers are names of classes, or quantities (`LabelConfig`).
+    label_separator : character between the labels of one cell, such as "|" (`LabelConfig`).
     head_target : name and kind of the target that a head predicts; its column is read as that kind.
     val_fraction, test_fraction : fractions of the train samples to set aside (`splits.set_aside`).
     seed : decides which samples are set aside.
@@ -54,6 +59,7 @@ class ReadConfig:
     covariate_columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     regression: tuple[str, ...] = ()
+    label_separator: str | None = None
     head_target: tuple[str, str] | None = None
     val_fraction: float = 0.0
     test_fraction: float = 0.0
@@ -73,7 +79,7 @@ class ReadConfig:
         named = {"class": self.classes, "regression": self.regression}
         if kind in named and target not in self.classes + self.regression:
             named[kind] += (target,)
-        return LabelConfig(named["class"], named["regression"])
+        return LabelConfig(named["class"], named["regression"], self.label_separator)
 
     @property
     def names_columns(self) -> bool:

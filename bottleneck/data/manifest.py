@@ -23,6 +23,8 @@ from bottleneck.data.table_file import (
     find_column,
     folded,
     printable,
+    repeated_note,
+    repeated_rows,
     rows_named,
     spelling_note,
     storable,
@@ -85,13 +87,15 @@ def read_manifest(
     _require_targets(wanted, name)
     table, columns, notes = _present_columns(table, wanted, name)
     keys = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
-    sample_keys = _sample_keys(table, wanted.sample_column, keys)
+    repeated = repeated_rows(table)
+    sample_keys = _sample_keys(table, wanted.sample_column, keys, repeated)
     targets = {}
     for label in wanted.label_columns:
-        targets[label], told = target_from_column(label, table[label], config.labels)
+        alone = len(wanted.label_columns) == 1
+        targets[label], told = target_from_column(label, table[label], config.labels, alone)
         notes += told
     absent = _absent({key for row in keys for key in row}, missing)
-    whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool)
+    whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool) & ~repeated
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
     index = {key: number for number, key in enumerate(images)}
     samples = SampleTable(
@@ -103,6 +107,7 @@ def read_manifest(
         covariate_names=wanted.covariate_columns,
         group=_names(table, wanted.group_column, "group") if wanted.group_column else None,
     )
+    notes += repeated_note(repeated, name)
     samples, complete = samples.take(whole), samples
     notes += lost_classes(complete.targets, samples.targets, "none of their images can be read")
     shown = {printable(key): reason for key, reason in absent.items()}
@@ -245,12 +250,15 @@ def _relative(path: str, root: str) -> str:
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 
 
-def _sample_keys(table: Table, column: str | None, images: list[tuple[str, ...]]) -> list[str]:
-    """Return unique names of the samples: from a column, or from their images."""
+def _sample_keys(
+    table: Table, column: str | None, images: list[tuple[str, ...]], repeated: np.ndarray
+) -> list[str]:
+    """Return the names of the samples, from a column or from their images: unique but for repeated rows."""
     keys = ["|".join(row) for row in images] if column is None else list(_names(table, column, "sample"))
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys, 1):
-        rows.setdefault(key, []).append(row)
+        if not repeated[row - 1]:
+            rows.setdefault(key, []).append(row)
     twice = [key for key, numbers in rows.items() if len(numbers) > 1]
     if twice:
         more = f", and {len(twice) - 1} more keys" if len(twice) > 1 else ""

@@ -12,6 +12,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from bottleneck.errors import Note, SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -75,6 +77,26 @@ def find_column(table: Table, name: str, file: str) -> str | None:
             "Rename or remove all but one of them.",
         )
     return alike[0] if alike else None
+
+
+def repeated_rows(table: Table) -> np.ndarray:
+    """Return (rows,) bool, True where a row equals an earlier one in every column."""
+    seen: set[str] = set()
+    repeated = []
+    for row in zip(*table.values(), strict=True):
+        text = repr(row)
+        repeated.append(text in seen)
+        seen.add(text)
+    return np.array(repeated, bool)
+
+
+def repeated_note(repeated: np.ndarray, file: str) -> list[Note]:
+    """Return the note that repeated rows are one sample with the row that they repeat."""
+    if not repeated.any():
+        return []
+    rows = (np.flatnonzero(repeated) + 1).tolist()
+    message = f"{len(rows)} rows of {file} equal an earlier row in every column and are one sample with it: "
+    return [Note("repeated-rows", f"{message}{rows_named(rows)}.", True, {"rows": len(rows)})]
 
 
 def spelling_note(column: str, name: str, file: str) -> Note:

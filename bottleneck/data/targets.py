@@ -26,6 +26,7 @@ _LEADING_ZERO = re.compile(r"[+-]?0\d", re.ASCII)
 _BOOLEANS = ("true", "false")
 _NO_LABEL = ("na", "n/a", "nan", "null", "none", "nil", "?", "-", "#n/a", "missing")
 AS_THEY_LOOK = LabelConfig()
+SEPARATORS = ("|", ";", ",", "\t")  # that others put between the labels of one cell
 REPEATS = 5  # samples per value, in the mean, from which numbers are taken for codes
 
 
@@ -42,7 +43,7 @@ def class_target(
 
 
 def target_from_column(
-    name: str, values: Sequence[Any], config: LabelConfig = AS_THEY_LOOK
+    name: str, values: Sequence[Any], config: LabelConfig = AS_THEY_LOOK, alone: bool = True
 ) -> tuple[Target, list[Note]]:
     """Return the target of the S cells of a column, and notes on what was decided.
 
@@ -53,11 +54,13 @@ def target_from_column(
     values : sequence
         None or "" is unlabelled. Lists make a multi-label target ([] has none of the labels). Numbers, or
         texts that are all numbers, make a regression target where any has a fraction and they are no
-        plausible codes (`_are_codes`), and classes in numeric order otherwise; NaN is unlabelled. Any other
-        text is a class name; names are in code-point order. Two different texts are two classes, but for
-        true and false, which are written in several ways.
+        plausible codes (`_are_quantities`), and classes in numeric order otherwise; NaN is unlabelled. Any
+        other text is a class name; names are in code-point order. Two different texts are two classes, but
+        for true and false, which are written in several ways.
     config : LabelConfig
-        Targets that are classes or regressions whatever their cells look like.
+        Targets that are classes or regressions whatever their cells look like, and the separator of labels.
+    alone : bool
+        Whether a separator is meant for this column also where it stands in no cell.
 
     Raises
     ------
@@ -65,6 +68,16 @@ def target_from_column(
         Lists beside single values, cells that are neither text nor number, infinite numbers: rows named.
     """
     cells = [None if _is_missing(value) else value for value in values]
+    notes: list[Note] = []
+    if name in config.classes or name in config.regression:
+        pass
+    elif config.label_separator is None:
+        notes += _separator_notes(name, cells)
+    elif alone or any(isinstance(cell, str) and config.label_separator in cell for cell in cells):
+        cells = [_separated(cell, config.label_separator) for cell in cells]
+    else:
+        message = f"No cell of {name!r} contains {config.label_separator!r}: it has one label a sample."
+        notes.append(Note("label-separator-unused", message, True, {"target": name}))
     if any(isinstance(cell, list) for cell in cells):
         target = _multilabel(name, cells)
         return target, name_notes(target)
@@ -74,8 +87,8 @@ def target_from_column(
     is_number = all(number is not None or cell is None for number, cell in zip(numbers, cells, strict=True))
     if name in config.classes or (not is_number and name not in config.regression):
         target = class_target(name, [None if cell is None else _name(cell) for cell in cells], _order(cells))
-        return target, _merged_notes(name, cells) + name_notes(target, certain=name in config.classes)
-    notes: list[Note] = []
+        notes += _merged_notes(name, cells)
+        return target, notes + name_notes(target, certain=name in config.classes)
     if name in config.regression:
         _refuse(name, cells, _is_numeric, "a number")
     _refuse(name, numbers, lambda number: not math.isinf(number), "a finite number")
@@ -94,6 +107,35 @@ def target_from_column(
     if any(number % 1 for number in numbers if number is not None) or (K > 20 and labelled < REPEATS * K):
         notes.append(_kind_note(name, "classes", f"the names of {K} classes", "regression"))
     return target, notes + name_notes(target)
+
+
+def _separated(cell: Any, separator: str) -> Any:
+    """Return the labels in a cell as a list; lists and missing cells as they are."""
+    if cell is None or isinstance(cell, list):
+        return cell
+    if not isinstance(cell, str):
+        return [cell]
+    return [label.strip() for label in cell.split(separator) if label.strip()]
+
+
+def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
+    """Return a note if cells look like several labels each.
+
+    A separator stands in most of them, or only between names that are classes of their own elsewhere.
+    """
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    for separator in SEPARATORS:
+        several = [text for text in texts if separator in text.strip().strip(separator)]
+        single = set(texts).difference(several)
+        between = all(set(_separated(text, separator)) <= single for text in several)
+        if several and (len(several) > len(texts) / 2 or between):
+            message = (
+                f"{separator!r} stands in {len(several)} of {len(texts)} labels of {name!r}, such as "
+                f"{several[0][:40]!r}, and each text is one class. If it is several labels, "
+                f"give --label-separator '{separator}'; if not, --classes {name}."
+            )
+            return [Note("labels-look-like-several", message, True, {"target": name, "separator": separator})]
+    return []
 
 
 def _kind_note(name: str, kind: str, meaning: str, other: str) -> Note:

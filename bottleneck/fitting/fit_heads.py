@@ -62,6 +62,7 @@ def fit_heads(
     group: str | None = None,
     classes: Sequence[str] = (),
     regression: Sequence[str] = (),
+    label_separator: str | None = None,
     nodes: Sequence[str] | None = None,
     head: str | Sequence[str] = FitConfig.head,
     C: str | float | Sequence[float] = FitConfig.C,
@@ -90,6 +91,7 @@ def fit_heads(
     labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labels.join_labels`).
     group : column of `labels` that names groups, which folds keep together; None takes the cache's groups.
     classes : targets whose numbers are names of classes (codes, versions), not quantities.
+    label_separator : character between several labels in one cell of `labels`.
     regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
     nodes : names; None takes all nodes of the cache that are vectors.
     head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
@@ -129,7 +131,7 @@ def fit_heads(
             labels,
             targets=targets or (),
             group=group,
-            config=LabelConfig(tuple(classes), tuple(regression)),
+            config=LabelConfig(tuple(classes), tuple(regression), label_separator),
         )
         require_classes(samples, classes)
         samples = with_numbers(samples, regression)

@@ -15,7 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.data.config import LabelConfig
-from bottleneck.data.table_file import Table, find_column, folded, read_table, rows_named, spelling_note
+from bottleneck.data.table_file import (
+    Table,
+    find_column,
+    folded,
+    read_table,
+    repeated_note,
+    repeated_rows,
+    rows_named,
+    spelling_note,
+)
 from bottleneck.data.targets import AS_THEY_LOOK, target_from_column
 from bottleneck.errors import FitError, Note
 from bottleneck.samples import SampleTable, Target
@@ -90,7 +99,8 @@ def join_labels(
         known = ", ".join(KEY_COLUMNS)
         raise FitError(f"{path.name} has columns {', '.join(table)}; expected one of {known}.")
     key = keys[0]
-    row_of = _rows_by_sample(table[key], samples, image_keys, path.name, key)
+    repeated = repeated_rows(table)
+    row_of = _rows_by_sample(table[key], repeated, samples, image_keys, f"column {key!r} of {path.name}")
     has_row = row_of >= 0
     split = find_column(table, "split", path.name)
     others = (*keys, split, None if group is None else _found(table, group, path.name))
@@ -98,13 +108,14 @@ def join_labels(
     if not wanted:
         raise FitError(f"{path.name} has no column of labels beside {', '.join(table)}.")
     notes = _column_notes(table, key, (*wanted, *filter(None, [group])), path.name)
+    notes += repeated_note(repeated, path.name)
     if split is not None and split not in targets:
         message = f"Column {split!r} of {path.name} is not used: samples keep the splits of the cache."
         notes.append(Note("split-column-unused", message, True, {"column": split}))
     joined = {}
     for name in wanted:
         cells = table[_found(table, name, path.name)]
-        target, told = target_from_column(name, cells, config)
+        target, told = target_from_column(name, cells, config, alone=len(wanted) == 1)
         joined[name] = _in_order_of(target, row_of)
         notes += told
     groups = samples.group
@@ -113,7 +124,7 @@ def join_labels(
         groups = np.array(
             [str(cells[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
-    if unmatched := len(table[key]) - len(np.unique(row_of[has_row])):
+    if unmatched := int((~repeated).sum()) - len(np.unique(row_of[has_row])):
         message = f"{unmatched} of {len(table[key])} rows of {path.name} name no sample of the cache."
         notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
     if missing := int((~has_row).sum()):
@@ -153,7 +164,7 @@ def _in_order_of(target: Target, row_of: np.ndarray) -> Target:
 
 
 def _rows_by_sample(
-    cells: Sequence, samples: SampleTable, image_keys: np.ndarray, file: str, column: str
+    cells: Sequence, repeated: np.ndarray, samples: SampleTable, image_keys: np.ndarray, column: str
 ) -> np.ndarray:
     """Return (S,) the row of the file that names each sample, −1 where none does."""
     samples_of: dict[str, list[int]] = {}
@@ -166,15 +177,15 @@ def _rows_by_sample(
                 named.append(sample)
     row_of = np.full(len(samples), -1, np.int64)
     for row, cell in enumerate(cells):
-        for sample in samples_of.get(_plain(str(cell)), ()):
+        for sample in () if repeated[row] else samples_of.get(_plain(str(cell)), ()):
             if row_of[sample] >= 0:
                 raise FitError(
-                    f"{file} names {cell!r} twice, in {rows_named([int(row_of[sample]) + 1, row + 1])}."
+                    f"The {column} names {cell!r} twice, in {rows_named([int(row_of[sample]) + 1, row + 1])}."
                 )
             row_of[sample] = row
     if (row_of < 0).all():
         raise FitError(
-            f"The labels join to nothing: none of {len(cells)} cells of column {column!r} in {file} is a "
+            f"The labels join to nothing: none of {len(cells)} cells of {column} is a "
             f"sample or image of the cache. The file has {cells[0]!r}; the cache has {samples.key[0]!r}."
         )
     return row_of

@@ -77,6 +77,7 @@ class Classifier:
         covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
         classes: Sequence[str] = ReadConfig.classes,
         regression: Sequence[str] = ReadConfig.regression,
+        label_separator: str | None = ReadConfig.label_separator,
     ) -> list[dict[str, Any]]:
         """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
@@ -92,6 +93,7 @@ class Classifier:
             covariate_columns=tuple(covariate_columns),
             classes=tuple(classes),
             regression=tuple(regression),
+            label_separator=label_separator,
         )
         opened = read_sources(sources, reading)
         return [record for source in opened for record in self.classify(source, top)[0]]

@@ -59,6 +59,7 @@ def evaluate(
     covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
     classes: Sequence[str] = ReadConfig.classes,
     regression: Sequence[str] = ReadConfig.regression,
+    label_separator: str | None = ReadConfig.label_separator,
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
@@ -111,6 +112,7 @@ def evaluate(
         covariate_columns=tuple(covariate_columns),
         classes=tuple(classes),
         regression=tuple(regression),
+        label_separator=label_separator,
         val_fraction=val_fraction,
         test_fraction=test_fraction,
         seed=seed,
@@ -219,7 +221,10 @@ def _target_of(head: HeadArtifact, samples: SampleTable) -> Target:
         target = target.as_numbers()
     if target.kind != head.target_kind:
         raise ArtifactError(
-            f"The head predicts a {head.target_kind} target; {target.name!r} is a {target.kind} one here."
+            f"The head predicts a {head.target_kind} target; {target.name!r} is a {target.kind} one here.",
+            "Give --label-separator if a cell holds several labels."
+            if head.target_kind == "multilabel"
+            else "",
         )
     return target
 

@@ -36,6 +36,7 @@ def predict(
     covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
     classes: Sequence[str] = ReadConfig.classes,
     regression: Sequence[str] = ReadConfig.regression,
+    label_separator: str | None = ReadConfig.label_separator,
     weights: str | None = None,
     trust_code: bool = False,
     engine: str = EngineConfig.engine,
@@ -85,6 +86,7 @@ def predict(
         covariate_columns=tuple(covariate_columns),
         classes=tuple(classes),
         regression=tuple(regression),
+        label_separator=label_separator,
     )
     running = EngineConfig(
         engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force

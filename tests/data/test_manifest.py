@@ -265,6 +265,19 @@ def test_duplicate_sample_keys_are_named_by_row(folder):
         csv(folder, "id,image\ns,a.png\ns,b.png\n", sample_column="id")
 
 
+def test_rows_equal_in_every_column_are_one_sample_with_a_note(folder):
+    source = csv(folder, "image,label\na.png,x\nb.png,y\na.png,x\na.png,x\n")
+    assert source.samples.key.tolist() == ["a.png", "b.png"]
+    (note,) = source.notes
+    assert (note.code, note.changes_result) == ("repeated-rows", True)
+    assert "2 rows of list.csv" in note.message
+    assert "rows 3, 4." in note.message
+    with pytest.raises(SourceError, match=r"'a\.png' in rows 1, 3\."):
+        csv(folder, "image,label\na.png,x\na.png,x\na.png,y\n")
+    rows = [{"image": "a.png", "label": ["x"]}, {"image": "a.png", "label": ["x"]}]
+    assert len(jsonl(folder, rows).samples) == 1
+
+
 def test_absent_images_are_failures_and_the_rest_goes_on(folder):
     (folder / "odd.png").mkdir()
     source = csv(folder, "image,label\nzz.png,only-here\na.png,x\nodd.png,y\nb.png,y\n")

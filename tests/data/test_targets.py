@@ -158,6 +158,43 @@ def test_two_different_texts_are_two_classes(values):
     assert set(target.class_names) == set(values)
 
 
+def test_a_separator_makes_several_labels():
+    cells = ["ant|red", "ant", " red | big ", "", "|", ["big"]]
+    target, notes = target_from_column("t", cells, LabelConfig(label_separator="|"))
+    assert (target.kind, target.class_names, notes) == ("multilabel", ("ant", "big", "red"), [])
+    assert target.values.tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 1], [255] * 3, [0, 0, 0], [0, 1, 0]]
+
+
+def test_a_separator_that_stands_nowhere():
+    config = LabelConfig(label_separator="|")
+    assert target_from_column("t", ["ant", "bee"], config)[0].kind == "multilabel"
+    target, notes = target_from_column("t", ["ant", "bee"], config, alone=False)
+    assert (target.kind, [note.code for note in notes]) == ("class", ["label-separator-unused"])
+    with pytest.raises(SourceError, match="--label-separator is empty"):
+        LabelConfig(label_separator="")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ["ant|red", "bee|red", "ant"],
+        ["ant;red", "bee;big", "ant;big"],
+        ["ant, red", "bee, red"],
+        ["ant", "red", "ant|red", "bee", "ant"],  # seldom, but its parts are classes
+    ],
+)
+def test_cells_that_look_like_several_labels_are_told(cells):
+    (note,) = target_from_column("t", cells)[1]
+    assert (note.code, note.changes_result) == ("labels-look-like-several", True)
+    assert "--label-separator" in note.message
+    assert target_from_column("t", cells, LabelConfig(classes=("t",)))[1] == []
+
+
+@pytest.mark.parametrize("cells", [["ant", "a|b", "bee"], ["x|", "y", "z"], ["Smith, J", "Wu", "Li"]])
+def test_cells_that_contain_a_separator_now_and_then_are_names(cells):
+    assert codes(cells) == []
+
+
 def test_many_bad_rows_are_counted():
     with pytest.raises(SourceError, match=r"rows 1, 2, 3, 4, 5 and 95 more"):
         target_from_column("t", [{}] * 100)

@@ -60,6 +60,12 @@ class TestLabelsFile:
         assert told["split-column-unused"].changes_result
         assert told["column-found-by-other-spelling"].details["column"] in ("Image ", " Sex")
 
+    def test_repeated_rows_are_one_label_with_a_note(self, cache, tmp_path):
+        rows = [("image", "sex"), *((f"그림/{i:03d}.png", "fm"[i % 2]) for i in (*range(90), 3, 4))]
+        result = fit_heads(cache, labels=self.write(tmp_path, rows), C=0.1, output=tmp_path / "heads")
+        assert result.heads[0]["n"] == 90
+        assert "rows 91, 92." in str(result.notes[0])
+
     @pytest.mark.parametrize(
         ("rows", "message"),
         [
