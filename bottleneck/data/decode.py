@@ -235,7 +235,7 @@ class EncodedImage:
         """Return what the format's decoder takes beside the image, in bytes."""
         header, pixels = self._header, self._header.width * self._header.height
         decoder = header.tile[0][0] if header.tile else ""
-        if header.format == "WEBP":
+        if header.format in ("WEBP", "AVIF", "HEIF"):
             return (8 if whole else 16) * pixels  # canvases, while loading also copies
         if header.format == "GIF":
             return 4 * pixels

@@ -1,26 +1,40 @@
 """Files of web servers as an fsspec filesystem, with the standard library alone.
 
 fsspec's own HTTP filesystem needs two more packages. A web server lists no folders, so a source is an image,
-a manifest or a .tar. Requests are GET and HEAD.
+a manifest or a .tar. Requests are GET and HEAD. A request that the server has no time for (`PASSING`), or
+whose connection it resets, is sent again a few times. Each answer ends within a bounded time, however slowly
+it comes.
 """
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException, HTTPResponse
-from typing import Any
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from itertools import count
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
-from bottleneck.errors import ImageError
+from bottleneck.errors import ImageError, first_line
 
 SCHEMES = ("http", "https")
 TIMEOUT = 30.0  # seconds without an answer, or without another byte
+SLOWEST = 10_000  # bytes a second, on average, beyond the first TIMEOUT seconds
+RETRIES = 3
+FIRST_PAUSE = 0.5  # seconds before the first retry; doubled each time, or what the server asks for
+LONGEST_PAUSES = 10.0  # seconds of all pauses together; a server that asks for more is given up
+PASSING = (429, 502, 503, 504)
 MOST_BYTES = 1 << 30  # of an answer; a server may send without end
 _SAFE = "/%:=&?~#+!$,;'@()*[]"  # not quoted in a URL; % keeps what is quoted already
 
@@ -37,16 +51,13 @@ class WebFileSystem(AbstractFileSystem):
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         """Return size, time of last change and version tag, where the server sends them. Raises OSError."""
         try:
-            with _answer(path, method="HEAD") as answer:
-                headers = answer.headers
+            headers = _fetch(path, method="HEAD").headers
         except _Refused as error:
             if error.code not in (403, 405, 501):
                 raise
-            with _answer(path) as answer:  # this server has no HEAD; the body is not read
-                headers = answer.headers
+            headers = _fetch(path, read=False).headers  # this server has no HEAD
         info: dict[str, Any] = {"name": path, "type": "file", "size": None, "ETag": headers.get("ETag")}
-        if (length := headers.get("Content-Length", "")).isdigit():
-            info["size"] = int(length)
+        info["size"] = _length(headers)
         with suppress(TypeError, ValueError):  # missing, or not a date
             info["mtime"] = parsedate_to_datetime(headers.get("Last-Modified") or "")
         return info
@@ -72,11 +83,8 @@ class WebFileSystem(AbstractFileSystem):
         headers = {}
         if start or end is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if end is None else end - 1}"
-        with _answer(path, headers) as answer:
-            data = answer.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            raise ImageError(f"is larger than {MOST_BYTES >> 30} GiB")
-        return data if not headers or answer.status == 206 else data[start or 0 : end]
+        answer = _fetch(path, headers)
+        return answer.data if not headers or answer.status == 206 else answer.data[start or 0 : end]
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         size = self.info(path)["size"]
@@ -100,20 +108,154 @@ class _Refused(OSError):
         self.code = code
 
 
+class _Answer(NamedTuple):
+    status: int
+    headers: Message
+    data: bytes
+
+
+class _TryAgain(Exception):
+    """A request failed so that it may succeed soon. `pause` : seconds that the server asks for."""
+
+    def __init__(self, error: OSError, pause: float | None = None) -> None:
+        self.error, self.pause = error, pause
+
+
+def _fetch(
+    url: str, headers: dict[str, str] | None = None, method: str = "GET", read: bool = True
+) -> _Answer:
+    """Return the server's answer.
+
+    Raises OSError with the reason where there is none, or an error; ImageError where `url` is no address.
+    """
+    left = LONGEST_PAUSES
+    for attempt in count():
+        try:
+            with _answer(url, headers or {}, method) as answer:
+                data = _body(answer) if read and method == "GET" else b""
+                return _Answer(answer.status, answer.headers, data)
+        except _TryAgain as passing:
+            pause = FIRST_PAUSE * 2**attempt if passing.pause is None else passing.pause
+            if attempt == RETRIES or pause > left:
+                raise passing.error from None
+        left -= pause
+        time.sleep(pause)
+    raise AssertionError
+
+
 @contextmanager
-def _answer(url: str, headers: dict[str, str] | None = None, method: str = "GET") -> Iterator[HTTPResponse]:
-    """Yield the server's answer; OSError with the reason where there is none, or an error."""
-    request = urllib.request.Request(quote(url, safe=_SAFE), headers=headers or {}, method=method)
-    request.add_header("User-Agent", "bottleneck-features")
+def _answer(url: str, headers: dict[str, str], method: str) -> Iterator[HTTPResponse]:
+    """Yield the server's answer. Raises _TryAgain, OSError or ImageError."""
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        request = urllib.request.Request(quote(url, safe=_SAFE), headers=headers, method=method)
+        request.add_header("User-Agent", "bottleneck-features")
+        with _deadline(), _OPENER.open(request, timeout=TIMEOUT) as answer:
+            _deadline_over()
             yield answer
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (404, 410):
             raise FileNotFoundError(f"the server answers {error.code} {error.reason}") from None
-        raise _Refused(error.code, str(error.reason)) from None
+        refused = _Refused(error.code, str(error.reason))
+        if error.code in PASSING:
+            raise _TryAgain(refused, _retry_after(error.headers)) from None
+        raise refused from None
     except urllib.error.URLError as error:
-        raise OSError(f"the server does not answer: {error.reason}") from None
-    except (HTTPException, TimeoutError) as error:
+        no_answer = OSError(f"the server does not answer: {error.reason}")
+        if isinstance(error.reason, ConnectionResetError | BrokenPipeError):
+            raise _TryAgain(no_answer) from None
+        raise no_answer from None
+    except TimeoutError as error:
         raise OSError(f"the server breaks off: {error or type(error).__name__}") from None
+    except (HTTPException, ConnectionError) as error:
+        raise _TryAgain(OSError(f"the server breaks off: {error or type(error).__name__}")) from None
+    except ValueError as error:  # an address that is none, or a name that no host can have
+        raise ImageError(f"is no address of a file on the web: {first_line(error)}") from None
+
+
+def _body(answer: HTTPResponse) -> bytes:
+    """Return the whole body. Raises OSError if it is cut off or too slow, ImageError if it is too large."""
+    started, size, parts = time.monotonic(), 0, []
+    expected = _length(answer.headers)
+    while part := answer.read1(1 << 20):
+        parts.append(part)
+        size += len(part)
+        if size > MOST_BYTES:
+            raise ImageError(f"is larger than {MOST_BYTES >> 30} GiB")
+        seconds = time.monotonic() - started
+        if seconds > TIMEOUT + size / SLOWEST:
+            raise OSError(f"the server sends too slowly: {size:,} bytes in {seconds:.0f} seconds")
+    if expected is not None and size < expected and not answer.chunked:
+        raise ConnectionResetError(f"{size:,} of {expected:,} bytes were sent")
+    return b"".join(parts)
+
+
+def _length(headers: Message) -> int | None:
+    """Return the size that the server tells; None where that is missing or absurd."""
+    length = headers.get("Content-Length", "")
+    return int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+
+
+def _retry_after(headers: Message) -> float | None:
+    """Return the seconds after which the server wants to be asked again, from a number or a date."""
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch("[0-9]{1,9}", value):
+        return float(value)
+    with suppress(TypeError, ValueError):
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    return None
+
+
+_connecting = threading.local()
+
+
+@contextmanager
+def _deadline() -> Iterator[None]:
+    """Shut this thread's connection down where the headers of an answer take longer than two TIMEOUTs.
+
+    Each byte of them could come just before the socket's own time is over.
+    """
+    sockets: list[socket.socket] = []
+    _connecting.sockets = sockets
+    _connecting.timer = timer = threading.Timer(2 * TIMEOUT, _shut, [sockets])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _deadline_over() -> None:
+    _connecting.timer.cancel()
+
+
+def _shut(sockets: list[socket.socket]) -> None:
+    for one in sockets:
+        with suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+
+
+class _Connection(HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connecting.sockets.append(self.sock)
+
+
+class _SecureConnection(HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _connecting.sockets.append(self.sock)
+
+
+class _Handler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_Connection, request)
+
+
+class _SecureHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
+        return self.do_open(_SecureConnection, request)
+
+
+_OPENER = urllib.request.build_opener(_Handler, _SecureHandler)

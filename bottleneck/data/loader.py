@@ -369,7 +369,8 @@ def _failed(image: LoadedImage, error: BaseException) -> LoadedImage:
     if isinstance(error, MemoryError):
         return replace(image, error="needs more memory than there is", passing=True)
     if isinstance(error, OSError):
-        return replace(image, error=f"cannot be read: {error.strerror or one_line(error)}", passing=True)
+        reason = f"cannot be read: {error.strerror or one_line(error)}"
+        return replace(image, error=reason, passing=not isinstance(error, FileNotFoundError))
     what = "cannot be read" if image.digest is None else "cannot be decoded"
     reason = f"{what}: {type(error).__name__}: {one_line(error)}"
     return replace(image, error=reason, passing=image.digest is None)

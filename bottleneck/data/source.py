@@ -33,7 +33,7 @@ from bottleneck.data.storage import (
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.webdataset import base_of, shard_target
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.samples import SampleTable
 
 
@@ -99,8 +99,11 @@ class Source:
         """Return where `key` is read: a manifest may also name images by URL."""
         if "://" not in key:
             return self.files
-        filesystem, _ = open_url(key)
-        return RemoteFiles(filesystem, "", key)
+        try:
+            filesystem, _ = open_url(key)
+            return RemoteFiles(filesystem, "", key)
+        except SourceError as error:  # one address that cannot be opened is one failure
+            raise ImageError(error.message.rstrip("."), passing=True) from error
 
 
 def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | None = None) -> Source:

@@ -126,28 +126,41 @@ class RemoteFiles:
         try:
             with self.turn:
                 return self.filesystem.cat_file(self.path(key), start=start or None, end=end)
-        except OSError:
+        except (OSError, ImageError):
             raise
         except Exception as error:  # each backend has error classes of its own
-            raise ImageError(f"cannot be read: {one_line(error)}") from error
+            raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
 
     def stat(self, key: str) -> Stat:
         path = self.path(key)
-        info = self.listing.get(path) or self.filesystem.info(path)
+        try:
+            info = self.listing.get(path) or self.filesystem.info(path)
+        except (OSError, ImageError):
+            raise
+        except Exception as error:  # each backend has error classes of its own
+            raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
         return info.get("size") or 0, changed_ns(info)
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         """List each folder once instead of asking for each file; {} where the store cannot list folders."""
         paths = {key: self.path(key) for key in keys}
+        unknown: set[str] = set()
         for folder in {path.rpartition("/")[0] for path in paths.values()}:
             try:
                 entries = self.filesystem.ls(folder, detail=True)
             except NotImplementedError:
                 return {}
-            except OSError:
+            except FileNotFoundError:
+                continue
+            except Exception:  # of any backend: the store does not answer now, so nothing is certain
+                unknown.add(folder)
                 continue
             self.listing |= {entry["name"]: entry for entry in entries if entry["type"] == "file"}
-        return {key: "does not exist" for key, path in paths.items() if path not in self.listing}
+        return {
+            key: "does not exist"
+            for key, path in paths.items()
+            if path not in self.listing and path.rpartition("/")[0] not in unknown
+        }
 
 
 class TarFiles:

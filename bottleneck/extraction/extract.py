@@ -203,8 +203,9 @@ def run_extraction(
         for key, reason in source.absent.items():
             writer.fail(key, reason)
         plan = writer.plan(*keys_and_stats(source))
+        kept: list[str] = []
         for work in plan.work:
-            _compute(work, extraction, writer, reporter)
+            kept += _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     with FeatureCache(path) as written:
@@ -227,7 +228,7 @@ def run_extraction(
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
             data=source_sheet(source, written.samples, written.failures),
-            notes=[*source.notes, *trunk.notes, *plan.notes, *lost],
+            notes=[*source.notes, *trunk.notes, *plan.notes, *lost, *_kept_note(kept)],
         )
 
 
@@ -254,8 +255,12 @@ def _write_statistics(extraction: Extraction) -> None:
         write_whole(statistics_file(extraction.path), save(dict(extraction.statistics)))
 
 
-def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> None:
-    """Stream the images of one work group through the engine into the writer."""
+def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> list[str]:
+    """Stream the images of one work group through the engine into the writer.
+
+    Returns "key: reason" of the images that cannot be read at present and keep their rows of an earlier run.
+    """
+    kept: list[str] = []
     source, names = extraction.source, list(work.nodes)
     keys = [source.images[i] for i in work.images]
     views = shared_views((writer.nodes[name] for name in names), extraction.path)
@@ -270,11 +275,28 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
             if item.error is None:
                 assert item.digest is not None  # the bytes were read
                 writer.take_over(item.key, item.digest, item.size, item.mtime_ns)
+            elif item.passing and writer.has_rows(item.key):
+                kept.append(f"{item.key}: {item.error}")
             elif extraction.config.on_error == "fail":
                 raise ImageError(f"{item.key}: {item.error}", "Use --on-error skip to list it and go on.")
             else:
                 writer.fail(item.key, item.error, item.digest, item.size, item.mtime_ns)
             advance(1)
+    return kept
+
+
+def _kept_note(kept: Sequence[str]) -> list[Note]:
+    """Return a note on images that cannot be read at present, if there are any."""
+    if not kept:
+        return []
+    return [
+        Note(
+            "rows-kept-unread",
+            f"{len(kept):,} images cannot be read at present, so their rows of an earlier run are kept; the "
+            f"first is {kept[0]}. Run extract again when they can be read.",
+            details={"kept": len(kept)},
+        )
+    ]
 
 
 def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
@@ -296,5 +318,5 @@ def _stat(source: Source, key: str) -> tuple[int, int]:
     """
     try:
         return source.stat(key) if key not in source.absent else (-1, -1)
-    except (ImageError, OSError):
+    except Exception:  # of any library
         return -1, -1

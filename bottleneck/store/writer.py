@@ -135,6 +135,11 @@ class CacheWriter:
         plan.require_space(self.path.parent)
         return plan
 
+    def has_rows(self, key: str) -> bool:
+        """Return whether the cache has all rows of the image `key`, of whatever bytes it was then."""
+        record = self._state.records.get(key)
+        return record is not None and not self._state.missing(record[0])
+
     def known(self, names: Sequence[str]) -> Container[bytes]:
         """Return the digests that need no computation for the nodes `names`: `take_over` their images."""
         return KnownDigests(self._state, names)

@@ -1,12 +1,19 @@
 """Images by their address: a server on this machine stands for the web."""
 
+import contextlib
 import socket
+import struct
 import threading
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from bottleneck.data import http
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
 from bottleneck.errors import ImageError, SourceError
 from tests.helpers.encoded import image, tar_of
@@ -22,7 +29,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked = {}, []
+        self.files, self.asked, self.refusals = {}, [], []
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -41,6 +48,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body):
         self.server.asked.append((self.command, self.path))
+        if self.server.refusals and body is None:
+            status, headers = self.server.refusals.pop(0)
+            if status == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                self.connection.close()
+                return
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            return
         data = self.server.files.get(self.path)
         if data is None:
             self.send_error(404)
@@ -133,3 +151,124 @@ def test_an_answer_without_end_is_cut(server, monkeypatch):
     server.files["/1.png"] = image()
     with pytest.raises(ImageError, match="is larger"):
         read_source(f"{server.url}/1.png").read("1.png")
+
+
+@pytest.mark.parametrize("refusal", [429, 502, 503, 504, "reset"])
+def test_what_may_pass_is_tried_again(server, monkeypatch, refusal):
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
+    server.files["/1.png"] = image()
+    source = read_source(f"{server.url}/1.png")
+    server.refusals = [(refusal, {}), (refusal, {})]
+    assert source.read("1.png") == image()
+    assert server.asked.count(("GET", "/1.png")) == 3
+
+
+def test_retries_end(server, monkeypatch):
+    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
+    server.refusals = [(503, {})] * 10
+    with pytest.raises(OSError, match="the server answers 503"):
+        http.WebFileSystem().cat_file(f"{server.url}/1.png")
+    assert len(server.asked) == 1 + http.RETRIES
+
+
+@pytest.mark.parametrize("asks", ["2", "soon"])
+def test_a_server_is_asked_again_when_it_wants(server, monkeypatch, asks):
+    pauses = []
+    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    value = asks if asks == "2" else format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
+    server.files["/1.png"] = image()
+    server.refusals = [(429, {"Retry-After": value})]
+    http.WebFileSystem().cat_file(f"{server.url}/1.png")
+    assert pauses[0] == 2 if asks == "2" else 1 < pauses[0] <= 3
+
+
+def test_a_server_that_wants_a_long_pause_is_given_up(server):
+    server.refusals = [(503, {"Retry-After": "3600"})]
+    with pytest.raises(OSError, match="the server answers 503"):
+        http.WebFileSystem().cat_file(f"{server.url}/1.png")
+
+
+def test_what_does_not_pass_is_asked_once(server):
+    server.refusals = [(403, {})]
+    with pytest.raises(OSError, match="the server answers 403"):
+        http.WebFileSystem().cat_file(f"{server.url}/1.png")
+    assert len(server.asked) == 1
+
+
+def test_an_answer_that_trickles_is_cut(server, monkeypatch):
+    monkeypatch.setattr(http, "TIMEOUT", 0.2)
+    monkeypatch.setattr(Handler, "answer", trickle)
+    started = time.monotonic()
+    with pytest.raises(OSError, match=r"sends too slowly: [0-9]+ bytes in 0 seconds"):
+        http.WebFileSystem().cat_file(f"{server.url}/list.csv")
+    assert time.monotonic() - started < 5
+
+
+def trickle(self, body):
+    self.send_response(200)
+    self.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(100):
+            self.wfile.write(b"x")
+            time.sleep(0.05)
+
+
+def test_headers_that_trickle_are_cut(server, monkeypatch):
+    monkeypatch.setattr(http, "TIMEOUT", 0.2)
+    monkeypatch.setattr(http, "RETRIES", 0)
+
+    def answer(self, body):
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b"H")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(Handler, "answer", answer)
+    started = time.monotonic()
+    with pytest.raises(OSError, match="server"):
+        http.WebFileSystem().cat_file(f"{server.url}/list.csv")
+    assert time.monotonic() - started < 4
+
+
+def test_an_absurd_length_is_no_size(server, monkeypatch):
+    server.files["/1.png"] = image()
+    send = Handler.send_header
+
+    def lie(self, name, value):
+        send(self, name, str(10**30) if name == "Content-Length" else value)
+
+    monkeypatch.setattr(Handler, "send_header", lie)
+    source = read_source(f"{server.url}/1.png")
+    assert source.stat("1.png")[0] == 0
+    assert source.read("1.png") == image()
+
+
+ODD = [
+    "http://[::1/x.png",
+    "nosuch://x.png",
+    "dask://x.png",
+    f"http://{'h' * 300}/x.png",
+    "http://a..b/x.png",
+]
+
+
+@pytest.mark.parametrize(
+    "address", [*ODD, "http:///x.png", "http://localhost:99999/x.png", "https://x y/x.png"]
+)
+def test_an_address_that_cannot_be_opened_is_one_failure(tmp_path, address):
+    (tmp_path / "good.png").write_bytes(image())
+    (tmp_path / "list.csv").write_text(f"image\ngood.png\n{address}\n")
+    source = read_source(tmp_path / "list.csv")
+    preprocess = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    loaded = {one.key: one for one in load_images(source, list(source.images), preprocess, workers=2)}
+    assert loaded["good.png"].error is None
+    assert loaded[address].error
+    assert len(loaded[address].error) < 350
+
+
+def test_an_absolute_path_in_a_list_from_the_web_is_one_failure(server):
+    server.files |= {"/1.png": image(), "/list.csv": b"image\n1.png\n/1.png\n"}
+    source = read_source(f"{server.url}/list.csv")
+    assert source.read("1.png") == image()
+    with pytest.raises(ImageError, match="is no address"):
+        source.read("/1.png")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from bottleneck import extract
 from bottleneck.data.source import read_source
+from bottleneck.data.storage import LocalFiles
 from bottleneck.errors import CacheError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import default_cache
@@ -129,3 +130,22 @@ def test_the_same_source_may_lose_most_of_its_images_with_a_note(folder, tmp_pat
     result = extract(folder / "train.csv", cache)
     assert (result.images, result.removed) == (1, 9)
     assert names_of(result.notes) == ["rows-removed"]
+
+
+def test_images_that_cannot_be_read_at_present_keep_their_rows(folder, tmp_path, monkeypatch):
+    first = extract(folder / "train.csv", tmp_path / "c.h5", **SMALL)
+    before = rows_of(first.cache)
+    source = read_source(folder / "train.csv")
+    with monkeypatch.context() as outage:
+
+        def refuse(self, key, *arguments):
+            raise ConnectionRefusedError(111, "Connection refused")
+
+        outage.setattr(LocalFiles, "stat", refuse)
+        outage.setattr(LocalFiles, "read", refuse)
+        second = extract(source, tmp_path / "c.h5", **SMALL)
+    assert (second.images, second.failed) == (10, 0)
+    assert {note.code: note.details for note in second.notes}["rows-kept-unread"] == {"kept": 10}
+    assert all((rows_of(second.cache)[key] == row).all() for key, row in before.items())
+    third = extract(folder / "train.csv", tmp_path / "c.h5", **SMALL)
+    assert (third.images, third.reused, third.computed) == (10, 10, 0)
