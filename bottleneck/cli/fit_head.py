@@ -17,6 +17,7 @@ from bottleneck.cli.options import (
     labels_options,
     regression_option,
     separator_option,
+    strict_option,
 )
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
@@ -121,6 +122,7 @@ flag = flags_of(FitConfig)
     "-o", "--output", type=click.Path(), default=HEADS_FOLDER, show_default=True, help="Folder for the heads."
 )
 @flag("--seed", type=int, help="Seed of the folds, of the draws of shots and of networks.")
+@strict_option
 @shows_results
 def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""

@@ -16,15 +16,22 @@ import numpy as np
 
 from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.fitting.config import FitConfig
-from bottleneck.fitting.head_files import HeadFiles, head_record, shot_record
+from bottleneck.fitting.head_files import HeadFiles, shot_record
 from bottleneck.fitting.labels import relabelled
-from bottleneck.fitting.training_set import folds_of, require_classes, training_samples, with_numbers
+from bottleneck.fitting.training_set import (
+    folds_of,
+    require_classes,
+    shown,
+    training_samples,
+    with_numbers,
+    with_training_classes,
+)
 from bottleneck.heads.config import SweepConfig, grid_of
 from bottleneck.heads.few_shot import shot_scores
 from bottleneck.heads.fit import fit_kind
-from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import Target
@@ -40,18 +47,18 @@ class FitResult:
     seconds : wall time.
     files : paths of the tables that were written beside the heads, by name.
     curves : k-shot scores and the probe curve.
-    notes : what a user has to know about the data.
+    notes : what was decided about the data and the heads.
     """
 
     heads: list[dict[str, Any]]
     seconds: float
     files: dict[str, str] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
-    notes: list[str | Note] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `bottleneck fit-head --json`."""
-        return dict(vars(self))
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def fit_heads(
@@ -77,6 +84,7 @@ def fit_heads(
     device: str = FitConfig.device,
     seed: int = FitConfig.seed,
     output: str | os.PathLike[str] = HEADS_FOLDER,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> FitResult:
     """Fit heads on the train split of a cache: one for every target, node and kind.
@@ -97,11 +105,14 @@ def fit_heads(
     head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
         see `FitConfig`; None of `shots` and `memory` is the default.
     output : folder for the heads.
+    strict : refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     Raises
     ------
     FitError
         The data cannot be fitted: no labels, one class, NaN features …
+    StrictError
+        `strict` is given and a note changes the result.
     CacheError
         There is no such cache or node.
     """
@@ -134,19 +145,22 @@ def fit_heads(
             config=LabelConfig(tuple(classes), tuple(regression), label_separator),
         )
         require_classes(samples, classes)
-        samples = with_numbers(samples, regression)
+        complete = with_numbers(samples, regression)
+        samples, unseen = with_training_classes(complete, targets)
         train, requested = training_samples(samples, targets, Path(cache))
-        told = _left_out(config, requested)
+        notes += [*unseen, *_left_out(config, requested)]
         problems = [
             TargetProblem(
                 target,
-                folds_of(target, samples, train, cv, seed, told),
-                class_weight=class_weight,
+                folds_of(target, samples, train, cv, seed, notes),
+                class_weight=_weights_for(target, complete.targets[target.name], class_weight),
                 multi_class=multi_class,
             )
             for target in requested
         ]
-        files = HeadFiles(opened, samples, Path(output))
+        refuse_strict(notes, strict)
+        unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
+        files = HeadFiles(opened, samples, Path(output), unseen_of)
         run = _Run(opened, train, problems, config, sweep, files, reporter)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []
@@ -155,7 +169,7 @@ def fit_heads(
                 records += run.fit(node, kind)
             curves += run.shot_curves(node, records)
         written, drawn = files.curves(records, curves)
-    return FitResult(records, time.perf_counter() - started, written, drawn, [*notes, *told])
+    return FitResult(records, time.perf_counter() - started, written, drawn, notes)
 
 
 def _vectors(cache: FeatureCache) -> list[str]:
@@ -199,8 +213,7 @@ class _Run:
         seconds = time.perf_counter() - started
         records = []
         for problem, head in zip(problems, heads, strict=True):
-            artifact, path, logits = self.files.write(node, problem, head, self.train)
-            record = head_record(artifact, path, logits)
+            record = self.files.write(node, problem, head, self.train)
             records.append(record | {"seconds": seconds, "converged": head.converged})
         return records
 
@@ -233,24 +246,34 @@ class _Run:
         return curves
 
 
-def _left_out(config: FitConfig, targets: list[Target]) -> list[str]:
+def _weights_for(target: Target, complete: Target, weight: ClassWeight) -> ClassWeight:
+    """Return weights by code of `complete` as weights by code of `target`, which may lack some classes."""
+    if weight is None or isinstance(weight, str):
+        return weight
+    names = dict(enumerate(complete.class_names))
+    codes = {name: code for code, name in enumerate(target.class_names)}
+    return {codes[names[code]]: w for code, w in weight.items() if names.get(code) in codes}
+
+
+def _left_out(config: FitConfig, targets: list[Target]) -> list[Note]:
     """Return notes on targets and views that some kinds of head cannot use; FitError if none can."""
     others = [kind for kind in config.head if kind not in LINEAR_HEADS]
     not_classes = [target.name for target in targets if target.kind != "class"]
-    notes = []
+    notes: list[Note] = []
     if others and len(not_classes) == len(targets):
         raise FitError(
             f"A {others[0]} head predicts classes; {targets[0].name!r} is a {targets[0].kind} target.",
             "Use --head logistic or --head ridge.",
         )
     if others and not_classes:
-        shown = ", ".join(map(repr, not_classes[:5]))
-        notes.append(f"Heads of kind {', '.join(others)} predict classes: none is fitted to {shown}.")
+        text = f"Heads of kind {', '.join(others)} predict classes: none is fitted to {shown(not_classes)}."
+        notes.append(Note("heads-left-out", text, True, {"heads": others, "targets": not_classes}))
     if others and config.views:
         if len(others) == len(config.head):
             raise FitError(
                 f"Views train logistic and ridge heads, not those of kind {', '.join(others)}.",
                 "Leave --views out, or use --head logistic.",
             )
-        notes.append(f"Heads of kind {', '.join(others)} are fitted on plain features, not on views.")
+        text = f"Heads of kind {', '.join(others)} are fitted on plain features, not on views."
+        notes.append(Note("views-left-out", text, True, {"heads": others}))
     return notes

@@ -9,7 +9,7 @@ import csv
 import hashlib
 import io
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -60,20 +60,27 @@ def describe_head(cache: FeatureCache, samples: SampleTable, target: Target, nod
 
 
 class HeadFiles:
-    """Write the heads of one cache into one folder."""
+    """Write the heads of one cache into one folder.
 
-    def __init__(self, cache: FeatureCache, samples: SampleTable, folder: Path) -> None:
-        self.cache, self.samples, self.folder = cache, samples, folder
+    samples : the targets have the classes of the train split. unseen : for each target that lost classes by
+        that, the number of samples of each.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache,
+        samples: SampleTable,
+        folder: Path,
+        unseen: Mapping[str, Mapping[str, int]],
+    ) -> None:
+        self.cache, self.samples, self.folder, self.unseen = cache, samples, folder, unseen
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
         self._written: set[str] = set()
 
-    def write(
-        self, node: str, problem: TargetProblem, fit: HeadFit, train: np.ndarray
-    ) -> tuple[HeadArtifact, Path, Path | None]:
-        """Calibrate, measure and write one head.
+    def write(self, node: str, problem: TargetProblem, fit: HeadFit, train: np.ndarray) -> dict[str, Any]:
+        """Calibrate, measure and write one head, and return it as `fit-head --json` prints it.
 
-        Returns the artifact, its path, and the path of its out-of-fold logits. problem : on the n samples
-        `train`.
+        problem : on the n samples `train`.
         """
         target = problem.target
         held_out = _held_out(fit, target)
@@ -87,11 +94,11 @@ class HeadFiles:
         if held_out is not None:
             metrics["cv"] = _measured_on_logits(head, target, *held_out)
             trim_memory()
-        head = replace(head, metrics=metrics | self._metrics(head, fit, target))
+        head = replace(head, metrics=metrics | self._metrics(head))
         base = self._unique(file_name(self.stem, target.name, node, fit.kind))
         path = head.save(self.folder / f"{base}.safetensors", self._statistics())
         if fit.out_of_fold is None:
-            return head, path, None
+            return self._record(head, path, None)
         beside = self.folder / f"{base}--out-of-fold.npz"
         with whole_file(beside) as file:
             np.savez(
@@ -102,7 +109,12 @@ class HeadFiles:
                 logits=fit.out_of_fold,
                 class_names=np.array(target.class_names, str),
             )
-        return head, path, beside
+        return self._record(head, path, beside)
+
+    def _record(self, head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:
+        record = head_record(head, path, beside)
+        unseen = self.unseen.get(head.target)
+        return record | ({"unseen": dict(unseen)} if unseen else {})
 
     def _unique(self, name: str) -> str:
         """Return `name`, with a number if another head of this call has it.
@@ -114,20 +126,15 @@ class HeadFiles:
         self._written.add(unique.casefold())
         return unique
 
-    def _metrics(self, head: HeadArtifact, fit: HeadFit, target: Target) -> dict[str, Any]:
+    def _metrics(self, head: HeadArtifact) -> dict[str, Any]:
         """Return the metrics of each split that has labelled samples."""
         metrics = {}
-        whole = self.samples.targets[target.name]
-        output_of = np.full(len(target.class_names) + 1, -1)  # by code; the last is that of the unlabelled
-        output_of[fit.classes] = np.arange(len(fit.classes))
+        target = self.samples.targets[head.target]
         for split in SPLITS:
-            rows = np.flatnonzero((self.samples.split == split) & whole.labelled)
-            values = whole.values[rows]
-            if target.kind == "class":  # classes that the head cannot predict are not measured
-                known = output_of[values] >= 0
-                rows, values = rows[known], output_of[values[known]]
+            rows = np.flatnonzero((self.samples.split == split) & target.labelled)
             if len(rows):
-                metrics[split] = measure(target.kind, values, self._predicted(head, rows), head.class_names)
+                predicted = self._predicted(head, rows)
+                metrics[split] = measure(target.kind, target.values[rows], predicted, head.class_names)
                 trim_memory()
         return metrics
 

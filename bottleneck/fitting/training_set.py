@@ -1,4 +1,4 @@
-"""Choose the samples that heads are fitted on: labelled ones of the train split, with their folds.
+"""Choose what heads are fitted on: labelled samples of the train split, their classes and their folds.
 
 Shapes: S samples, n training samples.
 """
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.solver.problem import NO_FOLD
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import UNLABELLED, SampleTable, Target
 
 HINT_MORE = "Label more samples, look at how they are split, or name another --target."
 
@@ -78,6 +78,73 @@ def require_classes(samples: SampleTable, names: Sequence[str]) -> None:
             )
 
 
+def with_training_classes(
+    samples: SampleTable, names: Sequence[str] | None = ()
+) -> tuple[SampleTable, list[Note]]:
+    """Return the samples with the classes and labels that the train split has, and a note on the others.
+
+    A class that no train sample has cannot be learnt: its column of a head has no optimum, and spoils the
+    probabilities of the other classes. Samples of such a class become unlabelled, and are counted in the
+    note; the column of such a label is removed. This is the one place where classes are left out: every kind
+    of head and every training takes its targets from here.
+
+    Parameters
+    ----------
+    names : of the targets; none takes all. Those that do not exist are skipped.
+
+    Returns
+    -------
+    samples : with the codes of the remaining classes in their order.
+    notes : one per target that lost classes, with `unseen` {class: samples in val and test}.
+    """
+    in_train = samples.split == "train"
+    reduced, notes = dict(samples.targets), []
+    for name in names or samples.targets:
+        target = samples.targets.get(name)
+        if target is None or target.kind == "regression":
+            continue
+        seen = _counts(target, in_train) > 0
+        if seen.all():
+            continue
+        counts = _counts(target, ~in_train)
+        unseen = {target.class_names[code]: int(counts[code]) for code in np.flatnonzero(~seen)}
+        kept = tuple(name for name, has in zip(target.class_names, seen, strict=True) if has)
+        if target.kind == "class":
+            code_of = np.append(np.where(seen, np.cumsum(seen) - 1, UNLABELLED), UNLABELLED)
+            values = code_of[target.values]  # UNLABELLED takes the last element
+        else:
+            values = target.values[:, seen]
+        reduced[name] = replace(target, values=values, class_names=kept)
+        notes.append(_note_unseen(target, unseen))
+    return replace(samples, targets=reduced), notes
+
+
+def _counts(target: Target, among: np.ndarray) -> np.ndarray:
+    """Return the number of labelled samples `among` (S,) bool that have each class or label, (K,)."""
+    values = target.values[among & target.labelled]
+    if target.kind == "class":
+        return np.bincount(values, minlength=len(target.class_names))
+    return values.sum(axis=0, dtype=np.int64)
+
+
+def _note_unseen(target: Target, unseen: dict[str, int]) -> Note:
+    left_out = sum(unseen.values())
+    what = "classes" if target.kind == "class" else "labels"
+    return Note(
+        "classes-without-training-samples",
+        f"Target {target.name!r}: {shown(list(unseen))} with no training sample: these {what} take no part "
+        f"in the fit, and {left_out:,} answers in other splits are not measured. Add train samples of them.",
+        changes_result=True,
+        details={"target": target.name, "unseen": unseen},
+    )
+
+
+def shown(names: Sequence[str]) -> str:
+    """Return the first five names, quoted, and how many more there are."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(repr, names[:5])) + more
+
+
 def _require_targets(samples: SampleTable, names: Sequence[str]) -> None:
     for name in names:
         if name not in samples.targets:
@@ -109,7 +176,7 @@ def _require_answers(target: Target, in_train: np.ndarray) -> None:
 
 
 def folds_of(
-    target: Target, samples: SampleTable, train: np.ndarray, cv: int, seed: int, notes: list[str]
+    target: Target, samples: SampleTable, train: np.ndarray, cv: int, seed: int, notes: list[Note]
 ) -> np.ndarray:
     """Return (n,) folds of a target on the samples `train`, fewer than `cv` if samples or groups are few.
 
@@ -119,42 +186,56 @@ def folds_of(
     groups = None if samples.group is None else samples.group[train]
     units = int(seen.sum()) if groups is None else len(np.unique(groups[seen]))
     most = units
+    if target.kind != "regression":
+        _note_classes(target, cv, notes)
     if target.kind == "class":
-        counts = np.bincount(target.values[seen], minlength=len(target.class_names))
-        most = min(units, max(int(counts.max()), 2))
-        _note_classes(target, counts, cv, notes)
+        most = min(units, max(int(np.bincount(target.values[seen]).max()), 2))
         if groups is not None:
             _note_groups(target, groups, notes)
     count = min(cv, most)
     if count < 2:
-        notes.append(f"Target {target.name!r} has one group only: there was no cross-validation.")
+        text = (
+            f"Target {target.name!r} has one group only: there was no cross-validation, and the largest "
+            "C was taken."
+        )
+        notes.append(Note("no-cross-validation", text, changes_result=True, details={"target": target.name}))
         return np.full(len(train), NO_FOLD, np.int16)
     if count < cv:
-        notes.append(f"Target {target.name!r} has too few samples for {cv} folds: {count} were used.")
+        text = f"Target {target.name!r} has too few samples for {cv} folds: {count} were used."
+        notes.append(Note("fewer-folds", text, True, {"target": target.name, "folds": count}))
     fold = assign_folds(target, count, groups, seed)
     if target.kind == "class":
         alone = [k for k in range(count) if len(np.unique(target.values[seen & (fold != k)])) < 2]
         if alone:
-            notes.append(f"Target {target.name!r} has one class only when fold {alone[0] + 1} is held out.")
+            text = f"Target {target.name!r} has one class only when fold {alone[0] + 1} is held out."
+            notes.append(
+                Note("fold-with-one-class", text, details={"target": target.name, "fold": alone[0] + 1})
+            )
     return fold
 
 
-def _note_classes(target: Target, counts: np.ndarray, cv: int, notes: list[str]) -> None:
-    rare = [name for name, count in zip(target.class_names, counts, strict=True) if 0 < count < cv]
-    absent = [name for name, count in zip(target.class_names, counts, strict=True) if count == 0]
-    for names, what in ((rare, f"fewer than {cv} training samples"), (absent, "no training sample")):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            shown = ", ".join(map(repr, names[:5])) + more
-            notes.append(f"Target {target.name!r}: {shown} with {what}.")
+def _note_classes(target: Target, cv: int, notes: list[Note]) -> None:
+    """Note classes and labels with few train samples, and labels that all train samples have."""
+    labelled = target.labelled
+    counts = dict(zip(target.class_names, _counts(target, labelled).tolist(), strict=True))
+    rare = [name for name, count in counts.items() if count < cv]
+    if rare:
+        text = f"Target {target.name!r}: {shown(rare)} with fewer than {cv} training samples."
+        few = {name: counts[name] for name in rare}
+        notes.append(Note("rare-classes", text, details={"target": target.name, "classes": few}))
+    always = [name for name, count in counts.items() if count == labelled.sum()]
+    if always:
+        text = f"Target {target.name!r}: all training samples have {shown(always)}; it is predicted always."
+        notes.append(Note("labels-of-all-samples", text, details={"target": target.name, "classes": always}))
 
 
-def _note_groups(target: Target, groups: np.ndarray, notes: list[str]) -> None:
+def _note_groups(target: Target, groups: np.ndarray, notes: list[Note]) -> None:
     """Note classes whose samples are all in one group, so that they are held out together."""
     for code, name in enumerate(target.class_names):
         members = target.values == code
         if members.any() and len(np.unique(groups[members])) == 1:
-            notes.append(
+            text = (
                 f"Target {target.name!r}: all samples of {name!r} are of one group, so that cross-validation "
                 "cannot tell how well it is recognised."
             )
+            notes.append(Note("class-in-one-group", text, details={"target": target.name, "class": name}))

@@ -72,8 +72,7 @@ class ClassHead(ClassifierMixin, BaseEstimator):
 
     def _set_fit(self, arrays: Mapping[str, np.ndarray], settings: dict[str, Any] | None = None) -> None:
         """Set `fit_` of a head without a penalty."""
-        classes = np.arange(len(self.classes_))
-        self.fit_ = HeadFit(self.kind, self.form, "softmax", arrays, classes, settings=settings or {})
+        self.fit_ = HeadFit(self.kind, self.form, "softmax", arrays, settings=settings or {})
 
     def artifact(self, description: HeadDescription | None = None) -> HeadArtifact:
         """Return the fitted head as an artifact that can be saved.

@@ -77,7 +77,7 @@ def _fit_classes(kind: str, rows: RowReader, problem: TargetProblem, seed: int) 
 
     head = fit(SelectedRows(rows, labelled), target.values[labelled])
     (result,) = cross_validate([problem], [np.nan], held_out)
-    return replace(head.fit_, classes=head.classes_, scores=result.scores, out_of_fold=result.out_of_fold)
+    return replace(head.fit_, scores=result.scores, out_of_fold=result.out_of_fold)
 
 
 def _fitter(kind: str, problem: TargetProblem, seed: int) -> Callable[[RowReader, np.ndarray], ClassHead]:

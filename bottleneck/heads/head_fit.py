@@ -1,12 +1,12 @@
 """The record of one fitted head that all solvers and estimators return.
 
-Shapes: n samples, K classes, labels or 1 value, k classes that the head can predict.
+Shapes: n samples, K classes, labels or 1 value.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ class HeadFit:
     ----------
     kind, form, link, C, settings : as of `HeadArtifact`.
     arrays : as of `HeadArtifact`, in the precision of the fit.
-    classes : (k,) int, the code of each output. Some kinds cannot predict a class without training samples.
     scores : of cross-validation; None without folds.
     out_of_fold : (n, K) float32 logits at the chosen C, each by a head that was fitted without the sample;
         NaN where no fold holds the sample out. None without folds.
@@ -36,7 +35,6 @@ class HeadFit:
     form: str
     link: str
     arrays: Mapping[str, np.ndarray] = field(repr=False)
-    classes: np.ndarray
     C: float | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     scores: Scores | None = None
@@ -47,9 +45,6 @@ class HeadFit:
         self, description: HeadDescription, *, temperature: float = 1.0, n_train: int = 0
     ) -> HeadArtifact:
         """Return the head as an artifact; `description.class_names` names all K classes."""
-        if description.target_kind == "class":
-            names = tuple(description.class_names[code] for code in self.classes)
-            description = replace(description, class_names=names)
         return HeadArtifact(
             self.kind,
             self.form,
@@ -81,7 +76,6 @@ class HeadFit:
             form="linear",
             link=problem.link,
             arrays={"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale},
-            classes=np.arange(problem.outputs),
             C=C,
             settings={"class_weight": problem.class_weight, "multi_class": problem.multi_class},
             scores=result.scores if result else None,

@@ -28,6 +28,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import CacheError, FitError, Note
 from bottleneck.fitting.head_files import file_name
 from bottleneck.fitting.labels import relabelled
+from bottleneck.fitting.training_set import with_training_classes
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable
@@ -202,6 +203,7 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         kind = LabelConfig(classes=(head.target,) if head.target_kind == "class" else ())
         keys, targets = opened.images.key, (head.target,)
         samples, notes = relabelled(opened.samples, keys, config.labels, targets, config.group, kind)
+        samples, unseen = with_training_classes(samples, targets)
         require_same_cache(head, opened, samples)
         _require_target(head, samples, cache, head_path)
         splits = labelled_splits(samples, head.target, val_fraction=config.val_fraction, seed=config.seed)
@@ -209,7 +211,7 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         start = starting_head(head, opened, splits)
         identity = cache_identity(opened)
     cut = find_cut(backbone, head.node, config.unfreeze)
-    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, tuple(notes))
+    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, (*notes, *unseen))
 
 
 @contextmanager

@@ -148,7 +148,7 @@ def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
     samples, K = cache.samples, len(target.class_names)
     D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
     arrays = {"coef": np.zeros((K, D)), "intercept": np.zeros(K), "mean": np.zeros(D), "scale": np.ones(D)}
-    fit = HeadFit("logistic", "linear", "softmax", arrays, classes=np.arange(K))
+    fit = HeadFit("logistic", "linear", "softmax", arrays)
     return fit.artifact(describe_head(cache, samples, target, node))
 
 

@@ -186,9 +186,9 @@ def _trained_head(
     )
 
 
-def _notes(training: Training, draft: ModelDraft) -> list[str]:
+def _notes(training: Training, draft: ModelDraft) -> list[str | Note]:
     """What a reader of the figures must know, and what to try after a divergence."""
-    notes = []
+    notes: list[str | Note] = list(draft.splits.notes)
     if training.state.stopped == "diverged":
         lr = training.optimizer.param_groups[0]["base_lr"]
         notes.append(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import FitError, SourceError
+from bottleneck.errors import FitError, Note, SourceError
+from bottleneck.fitting.training_set import with_training_classes
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
 from bottleneck.training.batches import SampleSet
@@ -25,12 +26,14 @@ class LabelledSplits:
     labels : (S,) codes of the target
     rows : {split: (n,) indices into the table}; "train" and "val" always, "test" where there is one.
     carved : whether val was taken from train, because the cache has none.
+    notes : classes that were left out, since no train sample has them.
     """
 
     table: SampleTable
     labels: np.ndarray
     rows: dict[str, np.ndarray]
     carved: bool
+    notes: tuple[Note, ...] = ()
 
     def samples(self) -> dict[str, SampleSet]:
         """Return the samples of each split."""
@@ -65,6 +68,7 @@ def labelled_splits(
             f"There is no target {target!r}; there are {', '.join(map(repr, table.targets)) or 'none'}.",
             "Choose one of them, or bring the labels: --labels FILE beside a cache, else --label-column.",
         )
+    table, notes = with_training_classes(table, (target,))
     chosen = table.targets[target]
     if chosen.kind != "class":
         raise FitError(f"Target {target!r} is of kind {chosen.kind}; training needs one of kind class.")
@@ -79,7 +83,7 @@ def labelled_splits(
             f"All {len(rows['train'])} train samples are of one class of {target!r}; training needs two."
         )
     rows = {split: indices for split, indices in rows.items() if len(indices)}
-    return LabelledSplits(table, chosen.values, rows, carved)
+    return LabelledSplits(table, chosen.values, rows, carved, tuple(notes))
 
 
 def _carve(
@@ -95,6 +99,18 @@ def _carve(
             f"There is no val split, and {len(train)} train samples cannot give one: {error.message}",
             "Extract with --val-fraction, or bring more samples.",
         ) from None
+    # Whole groups may have taken all samples of a class from train, which must learn every class.
+    labels = part.targets[target].values
+    back = (split == "val") & ~np.isin(labels, labels[split == "train"])
+    if part.group is not None:
+        back = (split == "val") & np.isin(part.group.astype(str), part.group[back].astype(str))
+    split[back] = "train"
+    if not (split == "val").any():
+        raise FitError(
+            f"There is no val split, and none can be taken from {len(train)} train samples: each group has a "
+            f"class of {target!r} that no other group has.",
+            "Extract with a val split, or bring more samples.",
+        )
     return train[split == "train"], train[split == "val"]
 
 

@@ -92,6 +92,7 @@ class Trials:
             require_labels(samples, path)
             self.target = scratch.target_of(samples, config.target)
             splits = labelled_splits(samples, self.target, val_fraction=config.val_fraction, seed=config.seed)
+            self.notes += splits.notes
             # The heads are fitted here, on train alone, so none of them has seen a val that was carved.
             self.splits = replace(splits, carved=False)
             self._require_shots()

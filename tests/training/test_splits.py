@@ -61,3 +61,33 @@ def test_what_cannot_be_trained_on_is_named(samples, message):
 def test_an_unknown_target_names_those_there_are():
     with pytest.raises(FitError, match="no target 'species'; there are 'label'"):
         labelled_splits(table(), "species")
+
+
+def test_classes_that_train_lacks_are_left_out_and_counted():
+    """Fine-tuning, training from scratch and `compare` take their samples from here."""
+    names = ("a", "b", "only in val", "nowhere")
+    codes = np.array([0, 1, 0, 1, 2, 0, 1, 2, -1])
+    split = np.array(["train"] * 4 + ["val"] * 3 + ["test"] * 2, object)
+    key = np.array([str(i) for i in range(9)], object)
+    target = Target("label", "class", codes, names)
+    table = SampleTable(key, np.arange(9)[:, None], split, {"label": target})
+    sets = labelled_splits(table, "label")
+    assert sets.table.targets["label"].class_names == ("a", "b")
+    assert {part: rows.tolist() for part, rows in sets.rows.items()} == {"train": [0, 1, 2, 3], "val": [5, 6]}
+    assert [note.details["unseen"] for note in sets.notes] == [{"only in val": 2, "nowhere": 0}]
+
+
+def test_val_taken_from_train_leaves_every_class_in_train():
+    """A group that has all samples of a class stays in train."""
+    codes = np.array([0, 1] * 10 + [2] * 8)
+    group = np.array([f"g{i // 2}" for i in range(20)] + ["whole"] * 8, object)
+    key = np.array([str(i) for i in range(28)], object)
+    target = Target("label", "class", codes, ("a", "b", "c"))
+    table = SampleTable(
+        key, np.arange(28)[:, None], np.full(28, "train", object), {"label": target}, group=group
+    )
+    for seed in range(20):
+        sets = labelled_splits(table, "label", val_fraction=0.4, seed=seed)
+        assert set(codes[sets.rows["train"]]) == {0, 1, 2}
+        assert len(sets.rows["val"])
+        assert not set(group[sets.rows["train"]]) & set(group[sets.rows["val"]])
