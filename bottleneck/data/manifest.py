@@ -33,6 +33,7 @@ from bottleneck.data.targets import lost_classes, target_from_column, to_number
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
+NONE_READ = "none of their images can be read"
 IMAGE_DEFAULTS = ("image", "file_name")
 # Names under which others keep their labels, images and splits: offered where the default is missing.
 LABEL_NAMES = ("label", "class", "category", "species", "target", "diagnosis", "tag", "y")
@@ -109,7 +110,7 @@ def read_manifest(
     )
     notes += repeated_note(repeated, name)
     samples, complete = samples.take(whole), samples
-    notes += lost_classes(complete.targets, samples.targets, "none of their images can be read")
+    notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
     shown = {printable(key): reason for key, reason in absent.items()}
     return Manifest(images, samples, shown, columns, tuple(notes))
 

@@ -20,7 +20,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.layout import by_suffix, folder_samples
 from bottleneck.data.listing import Listing, is_image, list_folder, list_remote, list_shards
 from bottleneck.data.manifest import read_manifest
-from bottleneck.data.splits import set_aside, strata
+from bottleneck.data.splits import classes_set_aside, set_aside, strata
 from bottleneck.data.storage import (
     OPTIONAL_SUFFIXES,
     SUFFIXES,
@@ -119,7 +119,9 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     config = config or ReadConfig()
     whole = _locate(os.fspath(source), config)
     split = set_aside(whole.samples, config.val_fraction, config.test_fraction, config.seed)
-    whole = replace(whole, samples=replace(whole.samples, split=split))
+    samples = replace(whole.samples, split=split)
+    notes = (*whole.notes, *classes_set_aside(whole.samples, samples))
+    whole = replace(whole, samples=samples, notes=notes)
     return whole if config.limit is None else _limited(whole, config.limit)
 
 

@@ -12,7 +12,8 @@ import hashlib
 
 import numpy as np
 
-from bottleneck.errors import SourceError
+from bottleneck.data.targets import lost_classes
+from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 
 ALIASES = {
@@ -39,7 +40,8 @@ def set_aside(
 
     Stratified by the first class target; unlabelled samples are a stratum of their own. Each class gives its
     share to within one sample, and keeps at least one in train. Where there are groups, whole groups move, so
-    that each split comes as near to its share of every class as the groups allow.
+    that each split comes as near to its share of every class as the groups allow; each class keeps a group in
+    train, unless this leaves no group for a split (`classes_set_aside` then names the class).
 
     Raises
     ------
@@ -58,7 +60,10 @@ def set_aside(
     if samples.group is None:
         chosen = _stratified(stratum, list(wanted.values()))
     else:
-        chosen = _grouped(stratum, samples.group[rows], list(wanted.values()), seed)
+        groups = samples.group[rows]
+        chosen = _grouped(stratum, groups, list(wanted.values()), seed, keep=True)
+        if len(np.unique(chosen)) <= len(wanted):
+            chosen = _grouped(stratum, groups, list(wanted.values()), seed, keep=False)
     for index, (name, fraction) in enumerate(wanted.items()):
         if not (chosen == index).any():
             unit = "samples" if samples.group is None else "samples in whole groups"
@@ -78,6 +83,16 @@ def strata(samples: SampleTable) -> np.ndarray:
         if target.kind == "class":
             return target.values
     return np.zeros(len(samples), np.int64)
+
+
+def classes_set_aside(before: SampleTable, after: SampleTable) -> list[Note]:
+    """Return notes on the classes, of any target, that had train samples before and have none after."""
+    first, second = (
+        {name: target.take(samples.split == "train") for name, target in samples.targets.items()}
+        for samples in (before, after)
+    )
+    why = "they were set aside for val and test; use smaller fractions, more groups or a manifest with splits"
+    return lost_classes(first, second, "classes-without-train-samples", "train", why)
 
 
 def _check(wanted: dict[str, float], split: np.ndarray) -> None:
@@ -124,11 +139,14 @@ def _stratified(stratum: np.ndarray, fractions: list[float]) -> np.ndarray:
     return chosen
 
 
-def _grouped(stratum: np.ndarray, groups: np.ndarray, fractions: list[float], seed: int) -> np.ndarray:
+def _grouped(
+    stratum: np.ndarray, groups: np.ndarray, fractions: list[float], seed: int, keep: bool
+) -> np.ndarray:
     """Return the (S,) index of the fraction of each sample's group, -1 for train.
 
     Groups are assigned from the largest to the smallest (by hash among equals), each to the split where the
-    squared differences of the class counts from their shares, relative to the class sizes, grow least.
+    squared differences of the class counts from their shares, relative to the class sizes, grow least. With
+    `keep`, the last group of a class that has none in train goes there.
     """
     classes, code, sizes = np.unique(stratum, return_inverse=True, return_counts=True)
     names, member, group_sizes = np.unique(groups.astype(object), return_inverse=True, return_counts=True)
@@ -141,12 +159,16 @@ def _grouped(stratum: np.ndarray, groups: np.ndarray, fractions: list[float], se
         range(len(names)), key=lambda index: (-group_sizes[index], _rank(seed, str(names[index])))
     )
     chosen = np.empty(len(stratum), np.int64)
+    left = np.bincount(np.unique(np.stack([code, member]), axis=1)[0], minlength=len(classes))
     for index in in_turn:
         rows = rows_of[index]
+        present = np.unique(code[rows])
+        left[present] -= 1
         columns, counts = np.unique(code[rows], return_counts=True)
         columns, counts = np.append(columns, len(classes)), np.append(counts, len(rows))
         growth = (counts * (counts + 2 * (have[:, columns] - goals[:, columns])) / scale[columns]).sum(axis=1)
-        best = int(np.argmin(growth))
+        last = keep and bool(((left[present] == 0) & (have[-1, present] == 0)).any())
+        best = len(fractions) if last else int(np.argmin(growth))
         have[best, columns] += counts
         chosen[rows] = best if best < len(fractions) else -1
     return chosen

@@ -203,25 +203,31 @@ def name_notes(target: Target, certain: bool = False) -> list[Note]:
     return notes
 
 
-def lost_classes(before: Mapping[str, Target], after: Mapping[str, Target], why: str) -> list[Note]:
-    """Return notes on the classes that have samples before some were dropped and none after.
+def lost_classes(
+    before: Mapping[str, Target], after: Mapping[str, Target], code: str, where: str, why: str
+) -> list[Note]:
+    """Return notes on the classes that have samples before some were dropped or moved, and none after.
 
-    why : the reason, which ends the sentence.
+    code : of the notes. where, why : where there are none left, and the reason, which ends the sentence.
     """
     notes = []
     for name, target in before.items():
         lost = sorted(_present_classes(target) - _present_classes(after.get(name)))
-        if target.kind == "class" and lost:
+        if lost:
             more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            message = f"Of target {name!r}, {', '.join(map(repr, lost[:5]))}{more} lost all samples: {why}."
-            notes.append(Note("classes-without-samples", message, True, {"target": name, "classes": lost}))
+            shown = ", ".join(map(repr, lost[:5])) + more
+            message = f"No sample of {shown} (target {name!r}) is left in {where}: {why}."
+            notes.append(Note(code, message, True, {"target": name, "classes": lost}))
     return notes
 
 
 def _present_classes(target: Target | None) -> set[str]:
     """Return the names of the classes that have samples."""
-    if target is None or target.kind != "class":
+    if target is None or target.kind == "regression":
         return set()
+    if target.kind == "multilabel":
+        present = (target.values == 1).any(axis=0)
+        return {name for name, is_present in zip(target.class_names, present, strict=True) if is_present}
     return {target.class_names[code] for code in np.unique(target.values[target.labelled])}
 
 

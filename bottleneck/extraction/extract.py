@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.manifest import NONE_READ
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
 from bottleneck.errors import ImageError, Note, refuse_strict
@@ -209,8 +210,8 @@ def run_extraction(
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     with FeatureCache(path) as written:
-        why = "none of their images could be read"
-        lost = lost_classes(source.samples.targets, written.samples.targets, why)
+        targets = (source.samples.targets, written.samples.targets)
+        lost = lost_classes(*targets, "classes-without-samples", "the cache", NONE_READ)
         return ExtractResult(
             cache=str(path),
             images=summary.images,

@@ -289,6 +289,8 @@ def test_absent_images_are_failures_and_the_rest_goes_on(folder):
     target = source.samples.targets["label"]
     assert target.class_names == ("only-here", "x", "y")  # codes do not hang on which files are there
     assert names(target) == ["x", "y"]
+    (note,) = source.notes
+    assert (note.code, note.details["classes"]) == ("classes-without-samples", ["only-here"])
 
 
 def test_a_sample_that_lacks_one_of_its_images_is_left_out(folder):

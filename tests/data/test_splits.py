@@ -1,11 +1,13 @@
 """Fractions set aside from train: their sizes, their strata, their groups, and that they repeat."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bottleneck.data.splits import set_aside, split_named
+from bottleneck.data.splits import classes_set_aside, set_aside, split_named
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable, Target
 
@@ -63,6 +65,39 @@ def test_groups_stay_whole_and_shares_are_kept_as_well_as_groups_allow(data, see
         assert len(set(split[samples.group == group])) == 1
     for name in ("val", "test"):
         assert abs((split == name).sum() - S / 4) <= largest + 3
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9)), min_size=6, max_size=60), FRACTIONS, FRACTIONS
+)
+@example([(0, 0)] * 9 + [(1, 1), (1, 2), (1, 3)] + [(0, group) for group in range(4, 10)], 0.45, 0.45)
+def test_every_class_keeps_a_group_in_train_or_is_told(pairs, val, test):
+    samples = table([code for code, _ in pairs], [group for _, group in pairs])
+    try:
+        split = set_aside(samples, val, test)
+    except SourceError:
+        return
+    after = replace(samples, split=split)
+    lost = set(samples.targets["t"].values) - set(samples.targets["t"].values[split == "train"])
+    notes = classes_set_aside(samples, after)
+    assert sorted(map(str, lost)) == (notes[0].details["classes"] if notes else [])
+
+
+def test_a_class_whose_last_group_would_go_keeps_it():
+    groups = [0] * 6 + [1] * 6 + [2] * 6 + [3] * 2  # the last group holds all of class 1
+    samples = table([0] * 18 + [1] * 2, groups)
+    for seed in range(20):
+        split = set_aside(samples, 0.3, 0.3, seed)
+        assert set(split[18:]) == {"train"}
+        assert set(split) == {"train", "val", "test"}
+
+
+def test_a_class_of_one_group_that_has_to_go_is_told():
+    samples = table([0, 0, 1, 1], [0, 0, 1, 1])
+    after = replace(samples, split=set_aside(samples, 0.5))
+    (note,) = classes_set_aside(samples, after)
+    assert (note.code, note.changes_result) == ("classes-without-train-samples", True)
 
 
 def test_groups_keep_the_classes_in_proportion():
