@@ -1,5 +1,7 @@
 """Write files that survive a crash: durable bytes, one rename, free disk checked beforehand.
 
+`FileStat` tells whether a file that is only read has changed.
+
 Every file that users keep is written by `replacing`, `whole_file` or `write_whole`. The store writes through
 `write`, `sync` and `rename`, so that the fault tests can fail or stop each of them.
 """
@@ -12,15 +14,47 @@ import io
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from bottleneck.errors import CacheError, WriteError
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 TEMPORARY = ".new"  # ends the name of a file that is being written
+CLOCK_TICK = 20_000_000  # ns; a file system's clock may stand still for so long
+
+
+class FileStat(NamedTuple):
+    """What changes with a file's content, as far as it is known without reading it; −1 where unknown.
+
+    size : bytes
+    mtime_ns : time of the last change of the content, ns since 1970; anyone can set it
+    ctime_ns : time of the last change of the content, the times, the owner or the name, by the kernel's clock
+    inode : number of the file in its file system; for a remote file a number made of its version tag
+    """
+
+    size: int = -1
+    mtime_ns: int = -1
+    ctime_ns: int = -1
+    inode: int = -1
+
+
+UNKNOWN_STAT = FileStat()
+
+
+def stat_of(path: str | os.PathLike[str]) -> FileStat:
+    """Return the `FileStat` of a local file. Raises OSError.
+
+    ctime_ns and inode are −1 on Windows, where the first is the time of creation; and for a file that changed
+    within the present tick of the clock, because a second change in that tick would leave no trace.
+    """
+    status = os.stat(path)
+    if os.name == "nt" or 0 <= time.time_ns() - status.st_ctime_ns < CLOCK_TICK:
+        return FileStat(status.st_size, status.st_mtime_ns)
+    return FileStat(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino & (2**63 - 1))
 
 
 @contextmanager

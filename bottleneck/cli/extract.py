@@ -78,6 +78,16 @@ flag = flags_of(ExtractConfig)
     type=click.Choice(ON_ERROR),
     help="What to do with an unreadable image: list it as a failure, or stop.",
 )
+@flag(
+    "--reread",
+    is_flag=True,
+    help="Read every image, also where its size, times and inode say that it has not changed.",
+)
+@flag(
+    "--source-moved",
+    is_flag=True,
+    help="The images of the cache are now in SOURCE; keep their features, and the cache's file.",
+)
 @flag("--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file.")
 @trust_code_option
 @strict_option

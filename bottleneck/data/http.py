@@ -56,10 +56,11 @@ class WebFileSystem(AbstractFileSystem):
             if error.code not in (403, 405, 501):
                 raise
             headers = _fetch(path, read=False).headers  # this server has no HEAD
-        info: dict[str, Any] = {"name": path, "type": "file", "size": None, "ETag": headers.get("ETag")}
-        info["size"] = _length(headers)
+        info: dict[str, Any] = {"name": path, "type": "file", "size": _length(headers)}
         with suppress(TypeError, ValueError):  # missing, or not a date
             info["mtime"] = parsedate_to_datetime(headers.get("Last-Modified") or "")
+        if "mtime" not in info:  # else many servers make the tag of time and size, which tells no more
+            info["ETag"] = headers.get("ETag")
         return info
 
     def exists(self, path: str, **options: Any) -> bool:

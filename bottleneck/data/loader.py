@@ -26,6 +26,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, Note, SourceError
+from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.threads import thread_budget, trim_memory
 
 if TYPE_CHECKING:
@@ -40,11 +41,11 @@ TIME_LIMIT = 30.0  # seconds for one image
 
 
 class Readable(Protocol):
-    """A source of bytes, and of (size in bytes, time of last change in ns), by key."""
+    """A source of bytes, and of the fields of a `FileStat`, by key."""
 
     def read(self, key: str) -> bytes: ...
 
-    def stat(self, key: str) -> tuple[int, int]: ...
+    def stat(self, key: str) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,8 @@ class LoadedImage:
     ----------
     index, key : int, str
         Position in the keys given, and the key there.
-    size, mtime_ns : int
-        Of the file, taken before it was read; −1 where that failed.
+    stat : FileStat
+        Of the file, taken before it was read; unknown where that failed.
     digest : bytes or None
         sha256 of the bytes; None where they could not be read.
     pixels : (H, W, C) uint8 ndarray or None
@@ -75,8 +76,7 @@ class LoadedImage:
 
     index: int
     key: str
-    size: int = -1
-    mtime_ns: int = -1
+    stat: FileStat = UNKNOWN_STAT
     digest: bytes | None = None
     pixels: np.ndarray | None = None
     views: np.ndarray | None = None
@@ -257,8 +257,8 @@ class _Run:
         started = time.perf_counter()
         image = LoadedImage(job.index, job.key)
         try:
-            size, mtime_ns = self.source.stat(job.key)
-            image = replace(image, size=size, mtime_ns=mtime_ns)
+            image = replace(image, stat=FileStat(*self.source.stat(job.key)))
+            size = image.stat.size
             with self.files.reserve(job, size if size > 0 else UNKNOWN_SIZE):
                 data = self._read(job.key, size)
                 read = time.perf_counter()

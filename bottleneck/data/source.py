@@ -27,13 +27,13 @@ from bottleneck.data.storage import (
     Files,
     LocalFiles,
     RemoteFiles,
-    Stat,
     open_url,
 )
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.webdataset import base_of, shard_target
 from bottleneck.errors import ImageError, Note, SourceError
+from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable
 
 
@@ -84,8 +84,8 @@ class Source:
         """Return the bytes of an image. Raises ImageError or OSError."""
         return self._files(key).read(key)
 
-    def stat(self, key: str) -> Stat:
-        """Return size in bytes and time of last change in ns. Raises ImageError or OSError."""
+    def stat(self, key: str) -> FileStat:
+        """Return what tells whether an image has changed. Raises ImageError or OSError."""
         return self._files(key).stat(key)
 
     def take(self, rows: np.ndarray) -> Source:

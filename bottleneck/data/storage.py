@@ -7,12 +7,12 @@ nothing is done with what it names but decoding it as an image.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import posixpath
 import re
 import stat
 import time
-import zlib
 from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import datetime
@@ -24,6 +24,7 @@ from PIL import features
 
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import ImageError, SourceError
+from bottleneck.files import FileStat, stat_of
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,8 +41,6 @@ SUFFIXES = (
     *(_HEIF if find_spec("pillow_heif") else ()),
 )
 
-Stat = tuple[int, int]  # size in bytes, time of last change in ns
-
 
 class Files(Protocol):
     """A store of files by key. Methods are called from several threads at once."""
@@ -52,8 +51,8 @@ class Files(Protocol):
         """The file's bytes, or `size` of them from `start`. Raises ImageError or OSError."""
         ...
 
-    def stat(self, key: str) -> Stat:
-        """Size and time of last change. Raises ImageError or OSError."""
+    def stat(self, key: str) -> FileStat:
+        """What tells whether the file has changed. Raises ImageError or OSError."""
         ...
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
@@ -76,9 +75,8 @@ class LocalFiles:
             file.seek(start)
             return file.read(size)
 
-    def stat(self, key: str) -> Stat:
-        status = os.stat(self.path(key))
-        return status.st_size, status.st_mtime_ns
+    def stat(self, key: str) -> FileStat:
+        return stat_of(self.path(key))
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         reasons = {}
@@ -131,7 +129,7 @@ class RemoteFiles:
         except Exception as error:  # each backend has error classes of its own
             raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
 
-    def stat(self, key: str) -> Stat:
+    def stat(self, key: str) -> FileStat:
         path = self.path(key)
         try:
             info = self.listing.get(path) or self.filesystem.info(path)
@@ -139,7 +137,7 @@ class RemoteFiles:
             raise
         except Exception as error:  # each backend has error classes of its own
             raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
-        return info.get("size") or 0, changed_ns(info)
+        return FileStat(info.get("size") or 0, *_version(info))
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         """List each folder once instead of asking for each file; {} where the store cannot list folders."""
@@ -178,10 +176,10 @@ class TarFiles:
             raise ImageError(f"is cut off by the end of its shard ({len(data)} of {length} bytes)")
         return data[start:] if size is None else data[start : start + size]
 
-    def stat(self, key: str) -> Stat:
-        """The member's size and the shard's time of change: members often carry no time of their own."""
+    def stat(self, key: str) -> FileStat:
+        """The member's size and the shard's times: members often carry no time of their own."""
         shard, _, length = self.members[key]
-        return length, self.shards.stat(shard)[1]
+        return self.shards.stat(shard)._replace(size=length)
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: "is not in its shard" for key in keys if key not in self.members}
@@ -207,19 +205,20 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
         raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
 
 
-_CHANGED = ("mtime", "LastModified", "last_modified", "updated", "modified", "created", "date_time")
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_TAGS = ("CRC", "md5Hash", "ETag", "etag")
 
 
-def changed_ns(info: dict[str, Any]) -> int:
-    """Return the time of last change in ns from a file's record, or a checksum of its version tag instead.
+def _version(info: dict[str, Any]) -> tuple[int, int, int]:
+    """Return mtime_ns, ctime_ns and inode of a `FileStat` from a remote file's record.
 
-    Without both it is the present time: the file then counts as changed and is read again.
+    Without a time and a tag the time is the present one: the file counts as changed and is read again.
     """
-    for name in _CHANGED:
-        value = info.get(name)
+    tag = next((info[name] for name in _TAGS if info.get(name)), None)
+    number = -1 if tag is None else int.from_bytes(hashlib.sha256(str(tag).encode()).digest()[:8]) >> 1
+    for value in map(info.get, _TIMES):
         if isinstance(value, datetime):
-            return int(value.timestamp() * 1e9)
+            return int(value.timestamp() * 1e9), -1, number
         if isinstance(value, int | float):
-            return int(value * 1e9)
-    tag = info.get("ETag") or info.get("etag") or info.get("md5Hash") or info.get("CRC")
-    return zlib.crc32(str(tag).encode()) if tag else time.time_ns()
+            return int(value * 1e9), -1, number
+    return (time.time_ns() if tag is None else -1), -1, number

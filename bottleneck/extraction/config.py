@@ -50,6 +50,8 @@ class ExtractConfig:
     depth : blocks of `small_cnn`.
     seed : of random weights and of views; 0 in a new cache.
     on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
+    reread : read every image, also where size, times and inode say that it has not changed.
+    source_moved : the images of the cache are now in this source; their features are kept.
     keep_parts : leave the cache as a folder of parts, where one file would be too big.
     trust_code : allow a backbone named `package.module:function` to be imported.
     engine : how the network is run.
@@ -67,6 +69,8 @@ class ExtractConfig:
     depth: int | None = None
     seed: int | None = None
     on_error: str = "skip"
+    reread: bool = False
+    source_moved: bool = False
     keep_parts: bool = False
     trust_code: bool = False
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -31,7 +31,7 @@ from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import shared_views
-from bottleneck.files import write_whole
+from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.plan import Work
@@ -97,6 +97,8 @@ def extract(
     depth: int | None = ExtractConfig.depth,
     seed: int | None = ExtractConfig.seed,
     on_error: str = ExtractConfig.on_error,
+    reread: bool = ExtractConfig.reread,
+    source_moved: bool = ExtractConfig.source_moved,
     keep_parts: bool = ExtractConfig.keep_parts,
     trust_code: bool = ExtractConfig.trust_code,
     engine: str = EngineConfig.engine,
@@ -129,7 +131,7 @@ def extract(
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
-keep_parts, trust_code
+reread, source_moved, keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
@@ -143,7 +145,7 @@ val_fraction, test_fraction, limit
     ------
     SourceError, BackboneError, EngineError
     FingerprintError
-        The cache was made with another backbone, preprocessing, dtype or source root.
+        The cache was made with another backbone, preprocessing or dtype, or from other images.
     CacheError
         The cache is damaged, locked by another run, or the disk is full.
     """
@@ -160,6 +162,8 @@ val_fraction, test_fraction, limit
         depth=depth,
         seed=seed,
         on_error=on_error,
+        reread=reread,
+        source_moved=source_moved,
         keep_parts=keep_parts,
         trust_code=trust_code,
         engine=EngineConfig(
@@ -199,11 +203,18 @@ def run_extraction(
     extraction = prepare(config, source, path)
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
-    with CacheWriter(path, extraction.spec, extraction.nodes, source.root, source=source.location) as writer:
+    with CacheWriter(
+        path,
+        extraction.spec,
+        extraction.nodes,
+        source.root,
+        source=source.location,
+        moved=extraction.moved is not None,
+    ) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason)
-        plan = writer.plan(*keys_and_stats(source))
+        plan = writer.plan(*keys_and_stats(source), reread=config.reread)
         kept: list[str] = []
         for work in plan.work:
             kept += _compute(work, extraction, writer, reporter)
@@ -229,7 +240,14 @@ def run_extraction(
             spent={**trunk.spent, "write": summary.write_seconds},
             failures=dict(written.failures),
             data=source_sheet(source, written.samples, written.failures),
-            notes=[*source.notes, *trunk.notes, *plan.notes, *lost, *_kept_note(kept)],
+            notes=[
+                *source.notes,
+                *trunk.notes,
+                *filter(None, [extraction.moved]),
+                *plan.notes,
+                *lost,
+                *_kept_note(kept),
+            ],
         )
 
 
@@ -242,8 +260,8 @@ def default_cache(source: Source, config: ExtractConfig) -> Path:
     return Path("cache") / f"{name}--{backbone}.h5"
 
 
-def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[tuple[int, int]]]:
-    """Return the keys of all inputs, those known to be absent last, with size and mtime_ns of each."""
+def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[FileStat]]:
+    """Return the keys of all inputs, those known to be absent last, with the file of each."""
     keys = (*source.images, *source.absent)
     return keys, [_stat(source, key) for key in keys]
 
@@ -275,13 +293,13 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
                 continue
             if item.error is None:
                 assert item.digest is not None  # the bytes were read
-                writer.take_over(item.key, item.digest, item.size, item.mtime_ns)
+                writer.take_over(item.key, item.digest, item.stat)
             elif item.passing and writer.has_rows(item.key):
                 kept.append(f"{item.key}: {item.error}")
             elif extraction.config.on_error == "fail":
                 raise ImageError(f"{item.key}: {item.error}", "Use --on-error skip to list it and go on.")
             else:
-                writer.fail(item.key, item.error, item.digest, item.size, item.mtime_ns)
+                writer.fail(item.key, item.error, item.digest, item.stat)
             advance(1)
     return kept
 
@@ -302,22 +320,18 @@ def _kept_note(kept: Sequence[str]) -> list[Note]:
 
 def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
     writer.add(
-        [
-            (image.key, image.digest, image.size, image.mtime_ns)
-            for image in batch.images
-            if image.digest is not None
-        ],
+        [(image.key, image.digest, image.stat) for image in batch.images if image.digest is not None],
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
     )
 
 
-def _stat(source: Source, key: str) -> tuple[int, int]:
-    """Return (size in bytes, mtime in ns) of an image; (-1, -1), "unknown", where it cannot be had.
+def _stat(source: Source, key: str) -> FileStat:
+    """Return the file of an image, unknown where it cannot be had.
 
     An image of unknown size is always read. If that fails too, the loader reports the system's own reason.
     """
     try:
-        return source.stat(key) if key not in source.absent else (-1, -1)
+        return source.stat(key) if key not in source.absent else UNKNOWN_STAT
     except Exception:  # of any library
-        return -1, -1
+        return UNKNOWN_STAT

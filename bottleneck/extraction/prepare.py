@@ -22,8 +22,9 @@ from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, CacheError
+from bottleneck.errors import BackboneError, CacheError, Note
 from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.identity import moved_note
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.settings import Settings, resolve
 from bottleneck.heads.artifact import load_head
@@ -45,6 +46,7 @@ class Extraction:
     spec, nodes : for the cache writer.
     trunk : loads the backbone only when something has to be computed.
     statistics : BatchNorm's, by name, of a new network with random weights; empty otherwise.
+    moved : where the images of the existing cache are now in this source, at another place.
     """
 
     path: Path
@@ -54,6 +56,7 @@ class Extraction:
     nodes: tuple[NodeSpec, ...]
     trunk: Trunk
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
+    moved: Note | None = None
 
 
 def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
@@ -68,12 +71,13 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     BackboneError, EngineError, SourceError, CacheError
     """
     config, preprocess = _read_model_file(config)
-    cache = _open_existing(path)
+    cache, moved = _open_existing(path), None
     if cache is None:
         settings = resolve(config, path, preprocess=preprocess)
     else:
         with cache:
             settings = resolve(config, path, cache.spec, dict(cache.nodes))
+            moved = moved_note(cache, source, config.source_moved)
     statistics: Mapping[str, np.ndarray] = {}
     trunk, spec = open_trunk(settings), settings.spec
     if spec is None:
@@ -86,7 +90,7 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
             statistics = statistics_of(backbone)
         spec = CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json())
     nodes = (*settings.nodes, *_describe(settings, trunk, source))
-    return Extraction(path, source, config, spec, nodes, trunk, statistics)
+    return Extraction(path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved)
 
 
 def _open_existing(path: Path) -> FeatureCache | None:

@@ -60,6 +60,8 @@ def survey(
     depth: int | None = ExtractConfig.depth,
     seed: int | None = ExtractConfig.seed,
     on_error: str = ExtractConfig.on_error,
+    reread: bool = ExtractConfig.reread,
+    source_moved: bool = ExtractConfig.source_moved,
     keep_parts: bool = ExtractConfig.keep_parts,
     trust_code: bool = ExtractConfig.trust_code,
     engine: str = EngineConfig.engine,
@@ -99,6 +101,8 @@ def survey(
         depth=depth,
         seed=seed,
         on_error=on_error,
+        reread=reread,
+        source_moved=source_moved,
         keep_parts=keep_parts,
         trust_code=trust_code,
         engine=EngineConfig(
@@ -129,8 +133,9 @@ def survey(
     refuse_strict(source.notes, strict)
     path = Path(cache) if cache is not None else default_cache(source, config)
     extraction = prepare(config, source, path)
-    with CacheState(path, Origin(extraction.spec, source.root, source.location), extraction.nodes) as state:
-        plan = plan_run(state, *keys_and_stats(source), given_up=source.absent)
+    origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
+    with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
+        plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=reread)
         plan.require_space(path.parent)
         return Survey(
             cache=str(path),
@@ -143,5 +148,5 @@ def survey(
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
             data=source_sheet(source, source.samples, source.absent),
-            notes=[*source.notes, *plan.notes],
+            notes=[*source.notes, *filter(None, [moved]), *plan.notes],
         )

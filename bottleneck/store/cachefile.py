@@ -24,6 +24,7 @@ from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
 from bottleneck.store.tables import (
     FAILURE_COLUMNS,
     IMAGE_COLUMNS,
+    UNKNOWN_BEFORE_2,
     Column,
     Failure,
     ImageTable,
@@ -161,6 +162,8 @@ class CacheFile:
         return values
 
     def _read_group(self, group: str, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        if self.file.attrs["format_version"] == 1:
+            names = tuple(name for name in names if name not in UNKNOWN_BEFORE_2)
         columns = {name: self.read_checked(f"{group}/{name}") for name in names}
         if len({len(column) for column in columns.values()}) > 1:
             raise self.damaged(f"the columns of /{group} have different lengths")
@@ -232,10 +235,10 @@ class FilePool:
         self._open.clear()
 
 
-def find_companions(main: Path, origin: Origin) -> tuple[dict[str, CacheFile], dict[str, CacheError]]:
+def find_companions(main: Path, spec: CacheSpec) -> tuple[dict[str, CacheFile], dict[str, CacheError]]:
     """Open the companions of the main file `main`.
 
-    A file with a matching name but another origin is not a companion: it may be another cache.
+    A file with a matching name but other recipes is not a companion: it may belong to another cache.
 
     Returns
     -------
@@ -254,7 +257,7 @@ def find_companions(main: Path, origin: Origin) -> tuple[dict[str, CacheFile], d
             errors[name] = error
             continue
         node = companion.nodes.get(companion.map_name or "")
-        if node and layout.companion_path(main, node) == path and companion.origin == origin:
+        if node and layout.companion_path(main, node) == path and companion.spec == spec:
             companions[node.name] = companion
         else:
             companion.close()

@@ -31,7 +31,7 @@ class Catalog:
     ----------
     pool : FilePool
         Closes every file that was added.
-    records : dict of key to (digest, size, mtime_ns)
+    records : dict of key to (digest, stat)
     failures : dict of key to Failure; no key is in both
     """
 
@@ -53,8 +53,8 @@ class Catalog:
     def add_keys(self, file: CacheFile) -> None:
         """Enter the file's images, those that use rows of other images, and its failures."""
         for table in (file.images, file.image_group("taken")):
-            for key, digest, size, mtime_ns in table.rows():
-                self.add_record(key, (digest, size, mtime_ns))
+            for key, digest, stat in table.rows():
+                self.add_record(key, (digest, stat))
         for failure in file.failures:
             self.add_failure(failure)
 

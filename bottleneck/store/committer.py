@@ -27,7 +27,7 @@ QUEUE_BATCHES = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Computed rows: (key, digest, size, mtime_ns) of each image, and float32 arrays (B, …) by node name."""
+    """Computed rows: (key, digest, stat) of each image, and float32 arrays (B, …) by node name."""
 
     images: list[ImageRow]
     features: Mapping[str, np.ndarray]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import replacing
+from bottleneck.files import FileStat, replacing
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 
@@ -85,8 +85,7 @@ def _arrays(
     whole = {
         "images/key": images.key.astype(str),
         "images/digest": images.digest,
-        "images/size": images.size,
-        "images/mtime_ns": images.mtime_ns,
+        **{f"images/{name}": column for name, column in zip(FileStat._fields, images.stat.T, strict=True)},
         "samples/key": samples.key.astype(str),
         "samples/image": samples.image,
         "samples/split": samples.split.astype(str),

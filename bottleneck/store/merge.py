@@ -108,7 +108,7 @@ def _merge_maps(files: list[CacheFile], out: Path, origin: Origin, catalog: Cata
     """Write a companion for each map that any cache has; it may have rows of some images only."""
     maps: dict[str, list[CacheFile]] = {}
     for file in files:
-        companions, errors = find_companions(file.path, file.origin)
+        companions, errors = find_companions(file.path, file.origin.spec)
         for name, companion in companions.items():
             catalog.pool.add(companion)
             maps.setdefault(name, []).append(companion)
@@ -149,9 +149,9 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
     row_of = []
     for file, prefix in zip(files, prefixes, strict=True):
         new_rows = []
-        for name, digest, size, mtime in file.images.rows():
+        for name, digest, stat in file.images.rows():
             key = prefix + name
-            index, row = rows.setdefault(key, (len(rows), (key, digest, size, mtime)))
+            index, row = rows.setdefault(key, (len(rows), (key, digest, stat)))
             if row[1] != digest:
                 raise CacheError(
                     f"The image {key!r} differs between {file.path} and an earlier cache.",

@@ -1,10 +1,11 @@
 """Decide what a run has to compute, before any image is read. Nothing here reads or writes a file.
 
-Size and modification time of an image are only a shortcut to its digest; rows are looked up by digest.
+Size and times of an image's file are only a shortcut to its digest; rows are looked up by digest.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError, Note
-from bottleneck.files import require_space
+from bottleneck.files import FileStat, require_space
+from bottleneck.store.shortcut import trusted
 from bottleneck.store.state import CacheState
 
 TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space
@@ -47,7 +49,8 @@ class Plan:
     failed : int
         Images that failed before and have not changed since.
     feature_bytes : int
-        Bytes of the rows to be computed; a renamed or copied image needs fewer.
+        Bytes of the rows to be computed, if images of the recorded size are unchanged; a renamed or copied
+        image needs fewer.
     disk_bytes : int
         Free disk that the run needs: its parts, and the new files that are made from them.
     notes : list of Note
@@ -74,16 +77,18 @@ class Plan:
 def plan_run(
     state: CacheState,
     keys: Sequence[str],
-    stats: Sequence[tuple[int, int]],
+    stats: Sequence[FileStat],
     given_up: Collection[str] = (),
+    reread: bool = False,
 ) -> Plan:
     """Return what is missing in a cache.
 
     Parameters
     ----------
     keys : I unique keys; the rows that the cache will have, in this order
-    stats : (size, mtime_ns) of each image; (−1, −1) if unknown, then the image is always read
+    stats : of each image; one that does not vouch for the content (`trusted`) has the image read
     given_up : keys that are known to give no row
+    reread : read every image, also those whose file has not changed
 
     Raises
     ------
@@ -96,21 +101,25 @@ def plan_run(
     notes = _removal_notes(state, keys)
     every = tuple(state.nodes)
     groups: dict[tuple[str, ...], list[int]] = {}
+    counts: Counter[tuple[str, ...]] = Counter()
     reused = failed = 0
+    stats = [FileStat(*stat) for stat in stats]
+    trust = [False] * len(stats) if reread else trusted(stats)
     for index, (key, stat) in enumerate(zip(keys, stats, strict=True)):
-        if key in given_up or _failed_unchanged(state, key, stat):
+        failure, record = state.failures.get(key), state.records.get(key)
+        if key in given_up or (failure is not None and trust[index] and failure.stat == stat):
             failed += 1
             continue
-        record = state.records.get(key)
-        unchanged = record is not None and stat[0] >= 0 and record[1:] == tuple(stat)
-        nodes = state.missing(record[0]) if record is not None and unchanged else every
-        if nodes:
-            groups.setdefault(nodes, []).append(index)
-        else:
+        lacking = every if record is None else state.missing(record[0])
+        unchanged = record is not None and trust[index] and record[1] == stat
+        if unchanged and not lacking:
             reused += 1
+            continue
+        groups.setdefault(lacking if unchanged else every, []).append(index)
+        same_size = record is not None and record[1].size == stat.size  # it has probably not changed
+        counts[lacking if same_size else every] += 1
     if every in groups:
         groups[every] = groups.pop(every)  # last: by then the digests of the other groups are known
-    counts = {nodes: len(rows) for nodes, rows in groups.items()}
     return Plan(
         work=[Work(nodes, np.array(rows, np.int64)) for nodes, rows in groups.items()],
         reused=reused,
@@ -128,7 +137,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
         return []
     notes = []
     removed = len(state.records.keys() - set(keys))
-    if cached != source:
+    if cached != source and not state.moved:
         if 2 * removed > len(state.records):
             raise CacheError(
                 f"{state.path} is the cache of {cached}; {source} names {len(state.records) - removed} of "
@@ -151,11 +160,6 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
             )
         )
     return notes
-
-
-def _failed_unchanged(state: CacheState, key: str, stat: tuple[int, int]) -> bool:
-    failure = state.failures.get(key)
-    return failure is not None and stat[0] >= 0 and (failure.size, failure.mtime_ns) == tuple(stat)
 
 
 def _feature_bytes(state: CacheState, counts: Mapping[tuple[str, ...], int]) -> int:

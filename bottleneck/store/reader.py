@@ -80,7 +80,7 @@ class FeatureCache:
         self._adopt(main)
         self.nodes = dict(main.nodes)
         if main.map_name is None:
-            companions, self._broken = find_companions(self.path, main.origin)
+            companions, self._broken = find_companions(self.path, main.origin.spec)
             for name, companion in companions.items():
                 self._catalog.pool.add(companion)
                 self._catalog.add_rows(companion)

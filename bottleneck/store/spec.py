@@ -20,6 +20,7 @@ from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.names import DTYPES, default_pool
 
 SURROGATE = re.compile("[\ud800-\udfff]")
+OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
 SHOWN = 60  # characters of a value in a message
 
 
@@ -104,10 +105,15 @@ class Origin:
         """Return {"backbone", "preprocess", "source_root", "source"}."""
         return self.spec.to_json() | {"source_root": self.source_root, "source": self.source}
 
-    def require_equal(self, requested: Origin, where: str, hint: str) -> None:
-        """Raise FingerprintError if a writer that requests another origin opens this cache."""
-        ours, theirs = ({**origin.to_json(), "source": None} for origin in (self, requested))
-        require_equal(ours, theirs, where, hint)
+    def require_equal(self, requested: Origin, where: str, hint: str, moved: bool = False) -> None:
+        """Raise FingerprintError if a writer that requests another origin opens this cache.
+
+        moved : the requested source root may be another
+        """
+        require_equal(self.spec.to_json(), requested.spec.to_json(), where, hint)
+        if not moved:
+            ours, theirs = ({"source_root": origin.source_root} for origin in (self, requested))
+            require_equal(ours, theirs, where, OTHER_SOURCE)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ class CacheState:
     path : path of the main file, which may be absent
     origin : Origin of the run
     nodes : requested NodeSpecs
+    moved : the images of the cache are those of the run although their source root is another
 
     Attributes
     ----------
@@ -50,8 +51,8 @@ class CacheState:
         A file is damaged.
     """
 
-    def __init__(self, path: Path, origin: Origin, nodes: Sequence[NodeSpec]) -> None:
-        self.path, self.origin = path, origin
+    def __init__(self, path: Path, origin: Origin, nodes: Sequence[NodeSpec], *, moved: bool = False) -> None:
+        self.path, self.origin, self.moved = path, origin, moved
         self.catalog = Catalog()
         self.records, self.failures = self.catalog.records, self.catalog.failures
         self.main: CacheFile | None = None
@@ -80,13 +81,13 @@ class CacheState:
                 f"{self.path} is the map of node {main.map_name!r} of another cache.",
                 "Name the main file, whose name ends before the last '--'.",
             )
-        main.origin.require_equal(self.origin, f"The cache {self.path}", OTHER_FILE)
+        main.origin.require_equal(self.origin, f"The cache {self.path}", OTHER_FILE, self.moved)
         self.catalog.add_rows(main)
         self.catalog.add_keys(main)
         self.keys = tuple(main.images.key)
 
     def _open_companions(self) -> None:
-        self.companions, self._broken = find_companions(self.path, self.origin)
+        self.companions, self._broken = find_companions(self.path, self.origin.spec)
         for companion in self.companions.values():
             self.catalog.pool.add(companion)
             self.catalog.add_rows(companion)
@@ -96,7 +97,7 @@ class CacheState:
         log = read_log(folder)
         if log is not None:
             where = f"The interrupted run in {folder}"
-            log.origin.require_equal(self.origin, where, OTHER_RUN.format(folder))
+            log.origin.require_equal(self.origin, where, OTHER_RUN.format(folder), self.moved)
         return log
 
     def _merge_nodes(self, requested: Sequence[NodeSpec]) -> dict[str, NodeSpec]:

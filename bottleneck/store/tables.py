@@ -12,13 +12,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from bottleneck.errors import CacheError
+from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.names import SPLITS, TARGET_KINDS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
 DIGEST_BYTES = 32
 DECODED = 1 << 16  # strings at a time
-IMAGE_COLUMNS = ("key", "digest", "size", "mtime_ns")
+IMAGE_COLUMNS = ("key", "digest", *FileStat._fields)
+UNKNOWN_BEFORE_2 = ("ctime_ns", "inode")  # columns that files of format version 1 lack
 FAILURE_COLUMNS = (*IMAGE_COLUMNS, "reason")
 LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the labels of each kind of target
     "class": (np.dtype(np.int64), 1),
@@ -26,8 +28,8 @@ LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the la
     "regression": (np.dtype(float), 1),
 }
 
-Record = tuple[bytes, int, int]  # digest, size and mtime_ns of an image
-ImageRow = tuple[str, bytes, int, int]  # key, then the record
+Record = tuple[bytes, FileStat]  # digest and file of an image
+ImageRow = tuple[str, bytes, FileStat]  # key, then the record
 
 
 @dataclass(frozen=True)
@@ -39,46 +41,46 @@ class ImageTable:
     key : (I,) object array of str
     digest : (I, 32) uint8
         sha256 of the image file's bytes.
-    size, mtime_ns : (I,) int64
-        Bytes; ns since 1970, −1 if unknown.
+    stat : (I, 4) int64
+        The fields of each image's `FileStat`.
     """
 
     key: np.ndarray
     digest: np.ndarray
-    size: np.ndarray
-    mtime_ns: np.ndarray
+    stat: np.ndarray
 
     def __len__(self) -> int:
         return len(self.key)
 
     def take(self, rows: np.ndarray) -> ImageTable:
         """Return the table of the images `rows` (indices or a mask), in that order."""
-        return ImageTable(self.key[rows], self.digest[rows], self.size[rows], self.mtime_ns[rows])
+        return ImageTable(self.key[rows], self.digest[rows], self.stat[rows])
 
     def columns(self, group: str = "images") -> dict[str, Column]:
         """Return the table's datasets by path, below `group`."""
-        values = (encode(self.key), self.digest, self.size, self.mtime_ns)
+        values = (encode(self.key), self.digest, *self.stat.T)
         return {f"{group}/{name}": Column(v) for name, v in zip(IMAGE_COLUMNS, values, strict=True)}
 
     @staticmethod
     def of(rows: Sequence[ImageRow]) -> ImageTable:
-        """Return the table of (key, digest, size, mtime_ns) rows."""
-        keys, digests, sizes, mtimes = zip(*rows, strict=True) if rows else ((), (), (), ())
+        """Return the table of (key, digest, stat) rows."""
+        keys, digests, stats = zip(*rows, strict=True) if rows else ((), (), ())
         return ImageTable(
             objects(keys),
             np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
-            np.array(sizes, np.int64),
-            np.array(mtimes, np.int64),
+            np.array(stats, np.int64).reshape(-1, len(FileStat._fields)),
         )
 
     @staticmethod
     def of_columns(columns: Mapping[str, np.ndarray]) -> ImageTable:
-        """Return the table of stored columns, by name."""
-        return ImageTable(decode(columns["key"]), *(columns[name] for name in IMAGE_COLUMNS[1:]))
+        """Return the table of stored columns, by name; those that format version 1 lacks are unknown."""
+        unknown = np.full(len(columns["key"]), -1, np.int64)
+        stat = np.stack([columns.get(name, unknown) for name in FileStat._fields], axis=1)
+        return ImageTable(decode(columns["key"]), columns["digest"], stat)
 
     def rows(self) -> Iterator[ImageRow]:
-        """Yield (key, digest, size, mtime_ns) of each image."""
-        return zip(self.key, self.digests(), self.size.tolist(), self.mtime_ns.tolist(), strict=True)
+        """Yield (key, digest, stat) of each image."""
+        return zip(self.key, self.digests(), map(FileStat._make, self.stat.tolist()), strict=True)
 
     def digests(self) -> list[bytes]:
         """Return the digests as bytes, one per image."""
@@ -87,13 +89,12 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that gave no row. It is tried again when its size or mtime_ns (−1 if unknown) has changed."""
+    """An input that gave no row. It is tried again when its file has changed, or if `stat` is unknown."""
 
     key: str
     reason: str
     digest: bytes = bytes(DIGEST_BYTES)
-    size: int = -1
-    mtime_ns: int = -1
+    stat: FileStat = UNKNOWN_STAT
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class CacheTables:
 
 def failure_columns(failures: Sequence[Failure]) -> dict[str, Column]:
     """Return the datasets of failures by path."""
-    table = ImageTable.of([(f.key, f.digest, f.size, f.mtime_ns) for f in failures])
+    table = ImageTable.of([(f.key, f.digest, f.stat) for f in failures])
     reasons = Column(encode([failure.reason for failure in failures]))
     return table.columns("failures") | {"failures/reason": reasons}
 
@@ -129,8 +130,7 @@ def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
     rows = ImageTable.of_columns(columns).rows()
     reasons = decode(columns["reason"])
     return [
-        Failure(key, reason, digest, size, mtime_ns)
-        for (key, digest, size, mtime_ns), reason in zip(rows, reasons, strict=True)
+        Failure(key, reason, digest, stat) for (key, digest, stat), reason in zip(rows, reasons, strict=True)
     ]
 
 

@@ -33,6 +33,8 @@ KNOWN = {  # axes and kind of each column of the tables that readers use
     "digest": (2, "u"),
     "size": (1, "i"),
     "mtime_ns": (1, "i"),
+    "ctime_ns": (1, "i"),
+    "inode": (1, "i"),
     "reason": (1, "S"),
     "image": (2, "i"),
     "split": (1, "S"),

@@ -141,7 +141,7 @@ class Check:
             if main.map_name is not None:
                 return
             self.checked |= {"images": len(main.images), "samples": len(main.samples)}
-            companions, errors = find_companions(path, main.origin)
+            companions, errors = find_companions(path, main.origin.spec)
             self.problems += [error.message for error in errors.values()]
             for companion in companions.values():
                 with companion:

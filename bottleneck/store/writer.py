@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.files import write_error
+from bottleneck.files import UNKNOWN_STAT, FileStat, write_error
 from bottleneck.samples import SampleTable
 from bottleneck.store.committer import Batch, Committer, Taken
 from bottleneck.store.consolidate import finish_in_parts, remove_temporaries, write_cache
@@ -73,6 +73,8 @@ class CacheWriter:
         Folder or URL that the keys are relative to.
     source : str
         Folder, manifest, shard or URL that is extracted; `source_root` by default.
+    moved : bool
+        The cache's images are those of this source, although its root is another.
     lock_timeout : float
         Seconds to wait for another writer.
 
@@ -97,6 +99,7 @@ class CacheWriter:
         source_root: str,
         *,
         source: str = "",
+        moved: bool = False,
         lock_timeout: float = 0,
     ) -> None:
         self.path = Path(path)
@@ -105,10 +108,11 @@ class CacheWriter:
             stack.enter_context(CacheLock(self.path, lock_timeout))
             try:
                 remove_temporaries(self.path)
-                self._state = stack.enter_context(CacheState(self.path, origin, nodes))
+                self._state = stack.enter_context(CacheState(self.path, origin, nodes, moved=moved))
                 self.nodes = self._state.nodes
                 folder = parts_folder(self.path)
-                self._parts = PartsFolder(folder, origin, self.nodes, self._state.log)
+                log = self._state.log
+                self._parts = PartsFolder(folder, log.origin if log else origin, self.nodes, log)
                 stack.callback(self._parts.close)
                 self._committer = Committer(self._parts)
                 stack.callback(self._committer.stop)
@@ -119,7 +123,7 @@ class CacheWriter:
         self._computed: set[str] = set()
         self._failed: set[str] = set()  # keys that failed in this run
 
-    def plan(self, keys: Sequence[str], stats: Sequence[tuple[int, int]]) -> Plan:
+    def plan(self, keys: Sequence[str], stats: Sequence[FileStat], reread: bool = False) -> Plan:
         """Return what is missing, as `plan_run` does. Keys for which `fail` was called count as failed.
 
         Raises
@@ -127,7 +131,7 @@ class CacheWriter:
         CacheError
             As `plan_run`, or the disk has too little room for the work.
         """
-        plan = plan_run(self._state, keys, stats, given_up=self._failed)
+        plan = plan_run(self._state, keys, stats, given_up=self._failed, reread=reread)
         self._keys = tuple(keys)
         for work in plan.work:
             for index in work.images:
@@ -154,7 +158,7 @@ class CacheWriter:
 
         Parameters
         ----------
-        images : (key, digest, size, mtime_ns) of B images
+        images : (key, digest, stat) of B images
         features : (B, …) float32 for each of a work's nodes
         views : (B, V, …) float32 for those of the nodes that have a views recipe
 
@@ -164,29 +168,27 @@ class CacheWriter:
             At this or a later call: a value is not finite or too large for the dtype, or the disk failed.
         """
         views = views or {}
-        rows = [(key, bytes(digest), int(size), int(mtime_ns)) for key, digest, size, mtime_ns in images]
+        rows = [(key, bytes(digest), FileStat(*stat)) for key, digest, stat in images]
         for name, array in features.items():
             node = self.nodes[name]
             _require_shape(name, array, (len(rows), *node.shape))
             if node.views is not None:
                 _require_shape(f"{name}, views", views.get(name), (len(rows), *node.views_shape))
         self._committer.put(Batch(rows, features, views))
-        self._state.add_rows(tuple(features), [digest for _, digest, _, _ in rows])
-        for key, digest, size, mtime_ns in rows:
-            self._state.catalog.add_record(key, (digest, size, mtime_ns))
+        self._state.add_rows(tuple(features), [digest for _, digest, _ in rows])
+        for key, digest, stat in rows:
+            self._state.catalog.add_record(key, (digest, stat))
             self._computed.add(key)
 
-    def take_over(self, key: str, digest: bytes, size: int, mtime_ns: int) -> None:
+    def take_over(self, key: str, digest: bytes, stat: FileStat) -> None:
         """Record an image whose digest has rows, or will have by the end of this run: a copy, a rename."""
-        record: Record = (bytes(digest), int(size), int(mtime_ns))
+        record: Record = (bytes(digest), FileStat(*stat))
         self._committer.put(Taken((key, *record)))
         self._state.catalog.add_record(key, record)
 
-    def fail(
-        self, key: str, reason: str, digest: bytes | None = None, size: int = -1, mtime_ns: int = -1
-    ) -> None:
-        """Record an input that gave no row. It is tried again when its size or mtime_ns has changed."""
-        failure = Failure(key, reason.replace("\0", ""), digest or bytes(32), size, mtime_ns)
+    def fail(self, key: str, reason: str, digest: bytes | None = None, stat: FileStat = UNKNOWN_STAT) -> None:
+        """Record an input that gave no row. It is tried again when its file has changed."""
+        failure = Failure(key, reason.replace("\0", ""), digest or bytes(32), FileStat(*stat))
         self._committer.put(failure)
         self._state.catalog.add_failure(failure)
         self._failed.add(key)

@@ -301,7 +301,7 @@ def child_write(argument: str) -> dict:
         for start in range(0, n, len(x)):
             rows = x[: n - start] + 0.1 * generator.standard_normal(x[: n - start].shape, dtype=np.float32)
             part = slice(start, start + len(rows))
-            images = [(key, digest, 1, 1) for key, digest in zip(keys[part], digests[part], strict=True)]
+            images = [(key, digest, (1, 1)) for key, digest in zip(keys[part], digests[part], strict=True)]
             writer.add(images, {"bottleneck": rows})
         writer.finish(table)
     return {"n": n}

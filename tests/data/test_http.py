@@ -16,6 +16,7 @@ from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
 from bottleneck.errors import ImageError, SourceError
+from bottleneck.files import FileStat
 from tests.helpers.encoded import image, tar_of
 
 STAMP = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -93,7 +94,7 @@ def test_one_image(server):
     assert source.root == f"{server.url}/photos"
     assert source.images == ("1.png",)
     assert source.read("1.png") == image()
-    assert source.stat("1.png") == (len(image()), 784111777 * 10**9)
+    assert source.stat("1.png") == FileStat(len(image()), 784111777 * 10**9)
 
 
 @pytest.mark.parametrize("path", ["/a%20b.png", "/1.png?size=2&key=a%2Fb"])

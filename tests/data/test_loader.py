@@ -20,6 +20,7 @@ from bottleneck.data.loader import NotedImages, fill_pixels, load_images, readab
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
+from bottleneck.files import FileStat
 
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
@@ -71,7 +72,7 @@ def test_images_come_in_the_order_of_their_keys(workers):
     assert [image.index for image in images] == list(range(150))
     for image in images:
         data = source.files[image.key]
-        assert (image.size, image.mtime_ns) == (len(data), 42)
+        assert image.stat == FileStat(len(data), 42)
         assert image.digest == hashlib.sha256(data).digest()
         assert np.array_equal(image.pixels, pixels_from_bytes(data, PREPROCESS))
         assert image.error is None
@@ -114,7 +115,7 @@ def test_a_file_that_is_gone_or_locked_is_a_failure():
     ]
     assert [image.passing for image in images] == [False, False, True, False]
     assert images[1].digest is None
-    assert (images[1].size, images[1].mtime_ns) == (-1, -1)
+    assert images[1].stat == FileStat()
 
 
 class Panic(BaseException):

@@ -1,5 +1,7 @@
 """The default name of a cache, and what an extraction into an existing cache decides."""
 
+import hashlib
+import io
 import os
 import zipfile
 from pathlib import Path
@@ -8,12 +10,14 @@ import pytest
 from PIL import Image
 
 from bottleneck import extract
-from bottleneck.data.source import read_source
+from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import default_cache
+from bottleneck.extraction.survey import survey
 from bottleneck.store.reader import FeatureCache
+from bottleneck.store.verify import verify
 
 SMALL = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "image_size": 64, "depth": 1}
 
@@ -149,3 +153,123 @@ def test_images_that_cannot_be_read_at_present_keep_their_rows(folder, tmp_path,
     assert all((rows_of(second.cache)[key] == row).all() for key, row in before.items())
     third = extract(folder / "train.csv", tmp_path / "c.h5", **SMALL)
     assert (third.images, third.reused, third.computed) == (10, 10, 0)
+
+
+def changed_pair(folder, times):
+    """Two different images of equal size whose times are those given, or as they are."""
+    for name, colour in (("a.bmp", 10), ("b.bmp", 200)):
+        Image.new("RGB", (40, 40), (colour, 0, 0)).save(folder / name)
+        if times is not None:
+            os.utime(folder / name, ns=(times, times))
+    return folder / "a.bmp", folder / "b.bmp"
+
+
+@pytest.mark.parametrize("times", [None, 0, 315532800 * 10**9, 16 * 10**17, 16 * 10**17 + 7])
+@pytest.mark.parametrize("change", ["swap", "replace", "write in place"])
+def test_files_that_change_behind_their_size_and_time_get_their_own_features(tmp_path, times, change):
+    folder, cache = tmp_path / "photos", tmp_path / "x.h5"
+    folder.mkdir()
+    a, b = changed_pair(folder, times)
+    extract(folder, cache, **SMALL)
+    stats = {path: path.stat() for path in (a, b)}
+    if change == "swap":
+        a.rename(folder / "c")
+        b.rename(a)
+        (folder / "c").rename(b)
+    elif change == "replace":
+        Image.new("RGB", (40, 40), (99, 99, 0)).save(folder / "new.bmp")
+        (folder / "new.bmp").replace(a)
+    else:
+        a.write_bytes(b.read_bytes())
+    for path, stat in stats.items():
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    result = extract(folder, cache)
+    assert result.computed == (1 if change == "replace" else 0)  # other features are known by their digest
+    digests = [hashlib.sha256(path.read_bytes()).digest() for path in (a, b)]
+    with FeatureCache(cache) as opened:
+        assert opened.images.digests() == digests
+
+
+def test_a_zip_whose_members_have_one_time_and_size(tmp_path):
+    for first, second in (("a.bmp", "b.bmp"), ("b.bmp", "a.bmp")):
+        with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:  # ZipInfo's time is 1980-01-01
+            for name, colour in ((first, 10), (second, 200)):
+                data = io.BytesIO()
+                Image.new("RGB", (40, 40), (colour, 0, 0)).save(data, "bmp")
+                archive.writestr(zipfile.ZipInfo(name), data.getvalue())
+        result = extract(tmp_path / "photos.zip", tmp_path / "x.h5", **SMALL)
+    assert result.computed == 0
+    with FeatureCache(tmp_path / "x.h5") as cache, zipfile.ZipFile(tmp_path / "photos.zip") as archive:
+        digests = [hashlib.sha256(archive.read(key)).digest() for key in cache.images.key]
+        assert cache.images.digests() == digests
+
+
+def test_reread_reads_all_and_computes_what_has_changed(folder, tmp_path, monkeypatch):
+    cache = tmp_path / "x.h5"
+    extract(folder / "train.csv", cache, **SMALL)
+    reads = []
+    read = Source.read
+    monkeypatch.setattr(Source, "read", lambda source, key: reads.append(key) or read(source, key))
+    assert extract(folder / "train.csv", cache).computed == 0
+    assert reads == []
+    assert survey(folder / "train.csv", cache, reread=True).to_read == 10
+    assert extract(folder / "train.csv", cache, reread=True).computed == 0
+    assert len(reads) == 10
+
+
+def test_a_moved_folder_keeps_its_features_and_says_so(folder, tmp_path):
+    cache = tmp_path / "x.h5"
+    extract(folder / "train.csv", cache, nodes=["bottleneck", "features@none"], **SMALL)
+    before = rows_of(cache)
+    moved = folder.rename(tmp_path / "elsewhere")
+    for path in (moved / "images").iterdir():
+        os.utime(path)
+    result = extract(moved / "train.csv", cache)
+    assert (result.computed, result.reused, result.removed) == (0, 10, 0)
+    assert names_of(result.notes) == ["source-moved"]
+    after = rows_of(cache)
+    assert all((after[key] == before[key]).all() for key in before)
+    with FeatureCache(cache) as opened:
+        assert opened.source_root == str(moved)
+        assert opened.features("features@none").read(0, 10).shape[0] == 10
+    assert extract(moved / "train.csv", cache).notes == []
+
+
+def test_a_moved_and_rearranged_folder_is_refused_with_the_flag_that_keeps_its_features(folder, tmp_path):
+    cache = tmp_path / "x.h5"
+    extract(folder / "images", cache, **SMALL)
+    moved = tmp_path / "moved" / "a"
+    moved.parent.mkdir()
+    (folder / "images").rename(moved)
+    with pytest.raises(FingerprintError, match="source_root") as caught:
+        extract(moved.parent, cache)
+    assert "--source-moved" in caught.value.hint
+    result = extract(moved.parent, cache, source_moved=True)
+    assert (result.computed, result.reused) == (0, 12)
+    assert names_of(result.notes) == ["source-moved", "rows-removed"]
+
+
+def test_other_images_under_the_same_names_are_no_moved_data_set(folder, tmp_path):
+    cache = tmp_path / "x.h5"
+    extract(folder / "images", cache, **SMALL)
+    other = tmp_path / "other"
+    other.mkdir()
+    for number in range(12):
+        Image.new("RGB", (40, 40), (number * 20, 99, 9)).save(other / f"{number:02}.png")
+    with pytest.raises(FingerprintError, match="source_root"):
+        extract(other, cache)
+
+
+def test_an_interrupted_run_goes_on_after_its_images_moved(folder, tmp_path):
+    cache = tmp_path / "x.h5"
+    bad = folder / "images" / "11.png"
+    good = bad.read_bytes()
+    bad.write_bytes(b"no image")
+    with pytest.raises(Exception, match=r"11\.png"):
+        extract(folder / "images", cache, on_error="fail", batch_size=2, **SMALL)
+    bad.write_bytes(good)
+    moved = (folder / "images").rename(tmp_path / "moved")
+    result = extract(moved, cache, source_moved=True)
+    assert result.images == 12
+    assert result.computed < 12
+    assert verify(cache).ok

@@ -38,7 +38,7 @@ def write_cache(path, X, targets, split=None, group=None, more=None, views=None,
     with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
         writer.plan(keys, [(1, 1)] * S)
         extra = dict.fromkeys(rows, views) if views is not None else {}
-        writer.add([(key, digest, 1, 1) for key, digest in zip(keys, digests, strict=True)], rows, extra)
+        writer.add([(key, digest, (1, 1)) for key, digest in zip(keys, digests, strict=True)], rows, extra)
         writer.finish(table)
     return path
 

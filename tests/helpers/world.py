@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec
@@ -21,6 +23,7 @@ B = NodeSpec("bottleneck", "native", (7,), dtype="float32")
 MAP = NodeSpec("blocks.3", "none", (2, 3, 3), layout="NCHW")
 VIEWED = NodeSpec("head", "avg", (4,), views={"count": 3, "seed": 1})
 ROOT = "/photographs"
+CTIME = 1_700_000_000_000_000_001  # ns; not a whole second
 
 
 def digest_of(content: bytes) -> bytes:
@@ -52,10 +55,10 @@ class World:
         """Return the keys in the order of the source."""
         return sorted(self.files)
 
-    def stat(self, key: str) -> tuple[int, int]:
-        """Return (size, mtime_ns)."""
+    def stat(self, key: str) -> FileStat:
+        """Return the stat of a file: its mtime decides its ctime, its key its inode."""
         content, mtime = self.files[key]
-        return len(content), mtime
+        return FileStat(len(content), mtime, CTIME + mtime, zlib.crc32(key.encode()))
 
     def samples(self, label: int = 0) -> SampleTable:
         """Return one sample per file; its class is the first byte of its key, shifted by `label`."""
@@ -85,9 +88,9 @@ class World:
                 key, (content, _) = keys[index], self.files[keys[index]]
                 digest = digest_of(content)
                 if digest in known or digest in claimed:
-                    writer.take_over(key, digest, *self.stat(key))
+                    writer.take_over(key, digest, self.stat(key))
                 elif content.startswith(b"bad"):
-                    writer.fail(key, "It is no image.", digest, *self.stat(key))
+                    writer.fail(key, "It is no image.", digest, self.stat(key))
                 else:
                     claimed.add(digest)
                     waiting.append((key, digest))
@@ -102,7 +105,7 @@ class World:
         digests = [digest for _, digest in images]
         self.computed += [(node.name, digest) for node in nodes for digest in digests]
         writer.add(
-            [(key, digest, *self.stat(key)) for key, digest in images],
+            [(key, digest, self.stat(key)) for key, digest in images],
             {node.name: np.stack([row_of(digest, node) for digest in digests]) for node in nodes},
             {
                 node.name: np.stack([row_of(digest, node, views=True) for digest in digests])
@@ -124,7 +127,7 @@ class World:
         samples = self.samples(label)
         kept = np.array([key in digests for key in self.keys], bool)
         values: dict = {
-            "images": [(key, digests[key], *self.stat(key)) for key in good],
+            "images": [(key, digests[key], self.stat(key)) for key in good],
             "failures": {key: "It is no image." for key in self.keys if key not in digests},
             "samples": list(samples.key[kept]),
             "split": list(samples.split[kept]),
@@ -144,9 +147,8 @@ def content(path: Path, names: Collection[str] | None = None) -> dict:
     """Return everything that a reader sees of a cache; all its nodes, or those of `names`."""
     with FeatureCache(path) as cache:
         images, samples = cache.images, cache.samples
-        table = zip(images.key, images.digests(), images.size.tolist(), images.mtime_ns.tolist(), strict=True)
         values: dict = {
-            "images": list(table),
+            "images": list(images.rows()),
             "failures": dict(cache.failures),
             "samples": list(samples.key),
             "split": list(samples.split),

@@ -74,7 +74,7 @@ def test_parquet_of_samples_of_several_images_and_open_labels(tmp_path):
     with CacheWriter(tmp_path / "x.h5", SPEC, [A], ROOT) as writer:
         writer.plan(["1", "2"], [(1, 1)] * 2)
         rows = np.arange(10, dtype=np.float32).reshape(2, 5)
-        writer.add([("1", b"1" * 32, 1, 1), ("2", b"2" * 32, 1, 1)], {A.name: rows})
+        writer.add([("1", b"1" * 32, (1, 1)), ("2", b"2" * 32, (1, 1))], {A.name: rows})
         writer.finish(samples)
     export(tmp_path / "x.h5", tmp_path / "x.parquet")
     first, second = parquet.read_table(tmp_path / "x.parquet").to_pylist()

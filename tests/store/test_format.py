@@ -161,13 +161,14 @@ def test_section_3_root(main, companion, version):
     assert "map" not in main.attrs
 
 
-def test_section_4_images(main):
+def test_section_4_images(main, version):
     keys = list(main["images/key"].asstr()[:])
     assert keys == ["a/0000.jpg", "a/copy.jpg", "b/0001.jpg", "c/0002.jpg", "c/사진 😀.png"]
     contents = [b"image 0", b"image 1", b"image 1", b"image 2", b"image 0"]
     assert [bytes(row) for row in main["images/digest"]] == [hashlib.sha256(c).digest() for c in contents]
     assert main["images/size"][:].tolist() == [7] * 5
     assert main["images/mtime_ns"][:].tolist() == [0, 8, 1, 2, 7]
+    assert ("ctime_ns" in main["images"], "inode" in main["images"]) == (version == 2,) * 2
 
 
 def test_section_5_features(main, companion):

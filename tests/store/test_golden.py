@@ -17,7 +17,12 @@ def golden(tmp_path, request):
 
 
 def test_the_kept_cache_is_read_and_sound(golden):
-    assert content(golden) == world_of(3).expected(NODES)
+    expected = world_of(3).expected(NODES)
+    if golden.parent.name == "golden":  # format version 1 has neither ctime_ns nor inode
+        expected["images"] = [
+            (key, digest, stat._replace(ctime_ns=-1, inode=-1)) for key, digest, stat in expected["images"]
+        ]
+    assert content(golden) == expected
     check = Check()
     check.cache(golden)
     assert check.problems == []

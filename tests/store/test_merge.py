@@ -68,7 +68,7 @@ def write(path, samples, root=ROOT, nodes=(A,), files=(("1.jpg", b"one"),)):
         writer.plan([key for key, _ in files], [(1, 1)] * len(files))
         digests = [digest_of(data) for _, data in files]
         rows = {node.name: np.stack([row_of(digest, node) for digest in digests]) for node in nodes}
-        writer.add([(key, digest_of(data), 1, 1) for key, data in files], rows)
+        writer.add([(key, digest_of(data), (1, 1)) for key, data in files], rows)
         writer.finish(samples)
     return path
 

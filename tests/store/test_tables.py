@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 
 from bottleneck.errors import CacheError
+from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.spec import link_name, name_of_link
 from bottleneck.store.tables import (
@@ -24,7 +25,8 @@ from bottleneck.store.tables import (
 
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 INT64 = st.integers(-(2**63), 2**63 - 1)
-ROWS = st.lists(st.tuples(NAMES, st.binary(min_size=32, max_size=32), INT64, INT64), max_size=6)
+STATS = st.builds(FileStat, INT64, INT64, INT64, INT64)
+ROWS = st.lists(st.tuples(NAMES, st.binary(min_size=32, max_size=32), STATS), max_size=6)
 
 
 @given(st.lists(NAMES))
@@ -54,8 +56,13 @@ def test_a_nul_is_refused():
 def test_images_survive(rows):
     columns = ImageTable.of(rows).columns()
     table = ImageTable.of_columns({name: columns[f"images/{name}"].values for name in IMAGE_COLUMNS})
-    found = zip(table.key, table.digests(), table.size.tolist(), table.mtime_ns.tolist(), strict=True)
-    assert list(found) == rows
+    assert list(table.rows()) == rows
+
+
+def test_images_of_format_version_1_have_no_ctime_and_no_inode():
+    columns = ImageTable.of([("a", b"1" * 32, FileStat(1, 2, 3, 4))]).columns()
+    old = {name: columns[f"images/{name}"].values for name in ("key", "digest", "size", "mtime_ns")}
+    assert list(ImageTable.of_columns(old).rows()) == [("a", b"1" * 32, FileStat(1, 2, -1, -1))]
 
 
 @given(ROWS, NAMES)

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError
+from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import objects
 from bottleneck.store.verify import Check
 from bottleneck.store.writer import CacheWriter
-from tests.helpers.world import MAP, SPEC, VIEWED, A, B, World, content, digest_of
+from tests.helpers.world import CTIME, MAP, SPEC, VIEWED, A, B, World, content, digest_of
 
 
 def stamp(path):
@@ -130,14 +131,14 @@ def test_names_that_are_no_unicode_survive(path):
     target = Target("label", "class", np.array([0]), (os.fsdecode(b"caf\xe9"),))
     samples = SampleTable(objects([key]), np.array([[0]]), objects(["train"]), {"label": target})
     with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
-        writer.plan([key], [(1, 1)])
-        writer.add([(key, b"1" * 32, 1, 1)], {A.name: np.zeros((1, 5), np.float32)})
+        writer.plan([key], [FileStat(1, 1, CTIME, 1)])
+        writer.add([(key, b"1" * 32, FileStat(1, 1, CTIME, 1))], {A.name: np.zeros((1, 5), np.float32)})
         writer.finish(samples)
     with FeatureCache(path) as cache:
         assert list(cache.images.key) == list(cache.samples.key) == [key]
         assert cache.samples.targets["label"].class_names == target.class_names
     with CacheWriter(path, SPEC, [A], os.fsdecode(b"/data/\xff")) as writer:
-        assert writer.plan([key], [(1, 1)]).reused == 1
+        assert writer.plan([key], [FileStat(1, 1, CTIME, 1)]).reused == 1
 
 
 def test_a_new_map_may_hold_two_contents_of_one_key(path, world):

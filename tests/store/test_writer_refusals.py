@@ -45,8 +45,8 @@ def test_a_copy_of_an_image_that_fails_fails_for_the_same_reason(path):
     bad, stat = digest_of(b"bad"), (3, 1)
     with CacheWriter(path, SPEC, [A], ROOT) as writer:
         writer.plan(["a", "b"], [stat, stat])
-        writer.fail("a", "It is no image.", bad, *stat)
-        writer.take_over("b", bad, *stat)
+        writer.fail("a", "It is no image.", bad, stat)
+        writer.take_over("b", bad, stat)
         assert writer.finish(World().samples()).failed == 2
     with FeatureCache(path) as cache:
         assert cache.failures == {"a": "It is no image.", "b": "It is no image."}
@@ -81,7 +81,7 @@ def test_samples_of_several_images_go_with_any_that_failed(path):
         writer.plan(["a", "b", "c"], [(1, 1)] * 3)
         writer.fail("b", "It is no image.")
         rows = np.zeros((2, 5), np.float32)
-        writer.add([("a", b"1" * 32, 1, 1), ("c", b"2" * 32, 1, 1)], {A.name: rows})
+        writer.add([("a", b"1" * 32, (1, 1)), ("c", b"2" * 32, (1, 1))], {A.name: rows})
         writer.finish(table)
     with FeatureCache(path) as cache:
         assert list(cache.samples.key) == ["t"]
@@ -126,7 +126,7 @@ def test_a_feature_that_cannot_be_stored_is_an_error_that_names_the_image(path, 
     rows[1, 3] = value
     with CacheWriter(path, SPEC, [A], ROOT) as writer:
         writer.plan(["a", "b"], [(1, 1)] * 2)
-        writer.add([("a", b"1" * 32, 1, 1), ("b", b"2" * 32, 1, 1)], {A.name: rows})
+        writer.add([("a", b"1" * 32, (1, 1)), ("b", b"2" * 32, (1, 1))], {A.name: rows})
         with pytest.raises(CacheError, match="'b'") as caught:
             writer.finish(World().samples())
     assert named in str(caught.value)
@@ -135,7 +135,7 @@ def test_a_feature_that_cannot_be_stored_is_an_error_that_names_the_image(path, 
 def test_float32_holds_what_float16_cannot(path):
     with CacheWriter(path, SPEC, [B], ROOT) as writer:
         writer.plan(["a"], [(1, 1)])
-        writer.add([("a", b"1" * 32, 1, 1)], {B.name: np.full((1, 7), 1e9, np.float32)})
+        writer.add([("a", b"1" * 32, (1, 1))], {B.name: np.full((1, 7), 1e9, np.float32)})
         writer.finish(World().samples())
     with FeatureCache(path) as cache:
         assert cache.features(B.name).read(0, 1).max() == np.float32(1e9)
@@ -153,7 +153,7 @@ def test_an_error_of_the_writing_thread_surfaces_at_the_next_call(path, monkeypa
         def add_all():
             for i in range(99):
                 digest = digest_of(bytes([i]))
-                writer.add([(str(i), digest, 1, 1)], {A.name: np.zeros((1, 5), np.float32)})
+                writer.add([(str(i), digest, (1, 1))], {A.name: np.zeros((1, 5), np.float32)})
 
         with pytest.raises(CacheError, match="Input/output error"):
             add_all()
@@ -180,7 +180,7 @@ def test_rows_of_another_shape_are_refused(path, rows, message):
         writer.plan(["a"], [(1, 1)])
         arrays = {name: np.zeros(shape, np.float32) for name, shape in rows.items()}
         with pytest.raises(CacheError, match=message):
-            writer.add([("a", b"1" * 32, 1, 1)], arrays)
+            writer.add([("a", b"1" * 32, (1, 1))], arrays)
 
 
 def test_a_key_listed_twice_is_refused(path):

@@ -28,7 +28,7 @@ def write_cache(path, apart, *, labels=None, seed=0):
     table = SampleTable(np.array(keys, object), np.arange(N)[:, None], split, {"label": target})
     with CacheWriter(path, spec, [NodeSpec("bottleneck", "native", (D,))], "/nowhere") as writer:
         writer.plan(keys, [(1, 1)] * N)
-        images = [(key, digest, 1, 1) for key, digest in zip(keys, digests, strict=True)]
+        images = [(key, digest, (1, 1)) for key, digest in zip(keys, digests, strict=True)]
         writer.add(images, {"bottleneck": rows})
         writer.finish(table)
     return path
