@@ -195,6 +195,16 @@ class Backbone:
         row = tuple(pool(torch.empty(1, *pool.row, device="meta")).shape[1:])
         return row, layout_of(row)
 
+    def entries_above(self, *nodes: str) -> set[str]:
+        """Names in the state dict that neither the bottleneck nor `nodes` need: the unused classifier's."""
+        used = self._reads([self.operation(node) for node in (BOTTLENECK, *nodes)])
+        return {name for name in self.module.state_dict() if not _within(name, used)}
+
+    def _reads(self, operations: Sequence[fx.Node]) -> set[str]:
+        """Paths of the layers and parameters that the tensors of `operations` are computed with."""
+        needed = self.graph.ancestors(operations)
+        return {str(node.target) for node in needed if node.op in ("call_module", "get_attr")}
+
     def operation(self, node: str | int) -> fx.Node:
         """The operation in `graph` that makes a node's tensor."""
         name = self.resolve(node)
@@ -217,12 +227,8 @@ class Backbone:
 
     def _require_trained(self, operation: fx.Node, node: str) -> None:
         """Refuse a tensor that is computed with parameters which the weights lack."""
-        if not self.untrained:
-            return
-        used = {
-            str(op.target) for op in self.graph.ancestors([operation]) if op.op in ("call_module", "get_attr")
-        }
-        lacking = [n for n in sorted(self.untrained) if any(n == p or n.startswith(f"{p}.") for p in used)]
+        used = self._reads([operation]) if self.untrained else set()
+        lacking = [name for name in sorted(self.untrained) if _within(name, used)]
         if lacking:
             raise BackboneError(
                 f"{self.name} cannot give {node}: its weights lack {', '.join(lacking[:4])}.",
@@ -248,6 +254,11 @@ class Backbone:
                 "Use another node, or the network's own --image-size.",
             )
         return operation, Pool(kind or DEFAULT_POOL, shapes.rows[operation])
+
+
+def _within(name: str, paths: set[str]) -> bool:
+    """Whether an entry of a state dict belongs to one of the layers or parameters at `paths`."""
+    return any(name == path or name.startswith(f"{path}.") for path in paths)
 
 
 def in_float32(module: nn.Module) -> list[Note]:

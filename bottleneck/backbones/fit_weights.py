@@ -29,7 +29,6 @@ from bottleneck.backbones.weights import (
 )
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, Note
-from bottleneck.names import BOTTLENECK
 
 _TRAINING_STATE = (
     "n_averaged",
@@ -280,7 +279,7 @@ def _drop_last_layer(
     unknown = [name for name in state if name not in expected]
     if not [name for name in missing if not name.endswith(_COUNTER)] and not reshaped and not unknown:
         return []
-    above = entries_above(module, preprocess)
+    above = Backbone(architecture.name, module, preprocess, {}).entries_above()
     roots = _roots(above, expected)
     children = dict(module.named_children())
     theirs, foreign = [], []
@@ -318,18 +317,6 @@ def _drop_last_layer(
             )
         )
     return untrained if lacking else []
-
-
-def entries_above(module: nn.Module, preprocess: Preprocess) -> set[str]:
-    """Names of the parameters and buffers that only what is above the bottleneck uses: the classifier's."""
-    network = Backbone("network", module, preprocess, {})
-    below = network.graph.ancestors([network.operation(BOTTLENECK)])
-    used = {str(node.target) for node in below if node.op in ("call_module", "get_attr")}
-    return {
-        name
-        for name in module.state_dict()
-        if not any(name == path or name.startswith(f"{path}.") for path in used)
-    }
 
 
 def _roots(above: set[str], expected: Mapping[str, Tensor]) -> tuple[str, ...]:

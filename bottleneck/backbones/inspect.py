@@ -19,6 +19,7 @@ from torchvision.ops import StochasticDepth
 
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.graph import measure
+from bottleneck.backbones.registry import new_classifier
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, Note
 from bottleneck.names import BOTTLENECK
@@ -69,6 +70,7 @@ class StateRow:
 class Inspection:
     """The result of `bottleneck inspect`.
 
+    images, covariates : of a sample, for a new classifier; classifier : its layers.
     features : width of the bottleneck. bottleneck_node, bottleneck_rule : what it is made from, and how.
     modules, state : None if not requested.
     """
@@ -87,6 +89,9 @@ class Inspection:
     modules: list[ModuleRow] | None = None
     state: list[StateRow] | None = None
     notes: tuple[Note, ...] = ()
+    images: int = 1
+    covariates: int = 0
+    classifier: tuple[str, ...] | None = None
 
     def to_json(self) -> dict:
         """The JSON object of `bottleneck inspect --json`, without the parts that were not requested."""
@@ -102,6 +107,9 @@ def inspect_backbone(
     free: Sequence[str] = (),
     modules: bool = False,
     state: bool = False,
+    images: int | None = None,
+    covariates: int | None = None,
+    classes: int | None = None,
 ) -> Inspection:
     """List a network's blocks with their costs, and on request its modules, parameters and buffers.
 
@@ -115,6 +123,9 @@ def inspect_backbone(
         Count as trainable only these: module paths, indices (`features.9`), blocks or ranges of them (`3-4`).
     modules, state : bool
         Whether to list every module; every parameter and buffer.
+    images, covariates, classes : int, optional
+        If one is given, the network is shown with the classifier that `scratch` trains on so many images and
+        numbers per sample (1, 0 and 2 by default) in place of its own.
 
     Raises
     ------
@@ -129,21 +140,66 @@ def inspect_backbone(
         _free_only(backbone, free)
     rows = _block_rows(backbone, preprocess)
     sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
+    features, total, shown = prod(backbone.node_shape(BOTTLENECK, preprocess)[0]), sum(sizes.values()), None
+    free_parameters = sum(sizes[name] for name in trainable(backbone))
+    if images or covariates or classes:
+        layers = new_classifier(backbone.name, (images or 1) * features + (covariates or 0), classes or 2)
+        shown, old = layer_texts(layers), rows.pop() if rows[-1].name == "classifier" else None
+        rows.append(_classifier_row(len(rows), layers, frozen=old is not None and not old.trainable))
+        total += rows[-1].parameters - (old.parameters if old else 0)
+        free_parameters += rows[-1].trainable - (old.trainable if old else 0)
     return Inspection(
         name=backbone.name,
         weights=backbone.recipe["weights"],
         image_size=preprocess.size,
         in_channels=preprocess.channels,
-        parameters=sum(sizes.values()),
-        trainable=sum(sizes[name] for name in trainable(backbone)),
-        macs=sum(row.macs for row in rows),
-        features=prod(backbone.node_shape(BOTTLENECK, preprocess)[0]),
+        parameters=total,
+        trainable=free_parameters,
+        macs=(images or 1) * sum(row.macs for row in rows[:-1]) + rows[-1].macs,
+        features=features,
         bottleneck_node=backbone.graph.canonical[backbone.anatomy.map],
         bottleneck_rule=backbone.anatomy.rule,
         blocks=rows,
         modules=_module_rows(backbone.module) if modules else None,
         state=_state_rows(backbone.module) if state else None,
         notes=backbone.notes,
+        images=images or 1,
+        covariates=covariates or 0,
+        classifier=shown,
+    )
+
+
+def layer_texts(classifier: nn.Sequential) -> tuple[str, ...]:
+    """Its layers with their widths, such as "Linear(57600, 128)"."""
+    texts = []
+    for layer in classifier:
+        match layer:
+            case nn.Linear():
+                widths = f"({layer.in_features}, {layer.out_features})"
+            case nn.BatchNorm1d():
+                widths = f"({layer.num_features})"
+            case nn.Dropout():
+                widths = f"({layer.p:g})"
+            case _:
+                widths = ""
+        texts.append(f"{type(layer).__name__}{widths}")
+    return tuple(texts)
+
+
+def _classifier_row(index: int, classifier: nn.Sequential, frozen: bool) -> BlockRow:
+    """The row of a new classifier."""
+    count = sum(value.numel() for value in classifier.parameters())
+    linear = [layer for layer in classifier if isinstance(layer, nn.Linear)]
+    outputs = linear[-1].out_features
+    return BlockRow(
+        index=index,
+        name="classifier",
+        node="classifier",
+        parameters=count,
+        trainable=0 if frozen else count,
+        shape=(outputs,),
+        macs=sum(layer.in_features * layer.out_features for layer in linear),
+        cached_bytes=_FLOAT16 * outputs,
     )
 
 

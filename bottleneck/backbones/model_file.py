@@ -1,13 +1,14 @@
 """A model file: a head's file that also holds the network's tensors, under the prefix `backbone.`.
 
 One .safetensors file, readable by any safetensors library. The head's part is as `heads.artifact` writes it.
-The network's part is its whole state, so that no other file is needed. A model card in Markdown is beside it.
+The network's part is its state up to the features that the head takes, so that no other file is needed; older
+files hold the unused classifier above them too. A model card in Markdown is beside it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,18 +72,25 @@ def holds_network(path: str | Path) -> bool:
         return _is_whole(_network_names(file, path))
 
 
-def load_network(module: nn.Module, path: str | Path) -> bool:
+def load_network(module: nn.Module, path: str | Path, unused: Collection[str] = ()) -> bool:
     """Load a model file's network into `module`, all of it or nothing; False if the file contains none.
+
+    Parameters
+    ----------
+    unused : entries that are set to zero, whether the file has them or not
 
     Raises
     ------
     ArtifactError
         Names, shapes or types are not those of this network.
     """
+    import torch
+
     state = read_network(path)
     if not state:
         return False
     expected = module.state_dict()
+    state.update((name, torch.zeros_like(expected[name])) for name in unused)
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in expected]
     problems += [
@@ -121,9 +129,16 @@ def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_
     if not _is_whole(state):
         statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
         return load_from_recipe(recipe, options, statistics=statistics)
-    variant = {name: recipe[name] for name in ("in_channels", "depth") if name in recipe}
+    variant = {name: recipe[name] for name in ("in_channels", "depth", "image_size") if name in recipe}
     backbone = load_backbone(recipe["name"], weights="none", trust_code=options.trust_code, **variant)
-    load_network(backbone.module, path)
+    expected = backbone.module.state_dict()
+    lacking = {
+        name for name, value in expected.items() if name not in state or state[name].shape != value.shape
+    }
+    backbone.untrained = frozenset(
+        lacking & backbone.entries_above(head.node.partition("@")[0]) if lacking else ()
+    )
+    load_network(backbone.module, path, backbone.untrained)
     trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}
     backbone.recipe = {"name": recipe["name"], **trained, **variant}
     return backbone

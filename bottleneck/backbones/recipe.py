@@ -7,6 +7,7 @@
     seed            if weights is "none"
     in_channels     1, 3 or 4
     depth           blocks of `small_cnn`
+    image_size      of the images that `small_cnn` classifies by itself, if not 224
     calibrated      whether BatchNorm's statistics were set from the user's images
 
 The versions of torchvision and timm are not recorded: the same weights give the same features in any version,

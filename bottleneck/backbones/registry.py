@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
@@ -56,6 +57,7 @@ def load_backbone(
     seed: int = 0,
     in_channels: int = DEFAULT_CHANNELS,
     depth: int | None = None,
+    image_size: int | None = None,
     trust_code: bool = False,
 ) -> Backbone:
     """Build a network with its weights.
@@ -73,6 +75,9 @@ def load_backbone(
         Channels of the images; the first layer is adapted to them (see `channels`).
     depth : int, optional
         Number of blocks of `small_cnn`.
+    image_size : int, optional
+        Side in pixels of the images that `small_cnn` classifies by itself; 224 by default. The features of
+        any network are for any size that it accepts.
     trust_code : bool
         Whether `package.module:function` may be imported and run.
 
@@ -88,7 +93,7 @@ def load_backbone(
     with _seeded(seed):
         published = tag if file else weights
         published = None if published == "none" else published
-        architecture = _architecture(bare, published, in_channels, depth, trust_code)
+        architecture = _architecture(bare, published, in_channels, depth, image_size, trust_code)
         class_names = architecture.class_names
         source: dict[str, Any]
         preprocess, untrained, notes = architecture.preprocess, frozenset[str](), list[Note]()
@@ -112,6 +117,8 @@ def load_backbone(
     recipe["in_channels"] = in_channels
     if architecture.depth is not None:
         recipe["depth"] = architecture.depth
+    if architecture.name == small_cnn.NAME and image_size:
+        recipe["image_size"] = image_size
     return Backbone(
         architecture.name, module, preprocess, recipe, class_names, untrained=untrained, notes=notes
     )
@@ -122,6 +129,7 @@ def outline(
     *,
     in_channels: int = DEFAULT_CHANNELS,
     depth: int | None = None,
+    image_size: int | None = None,
     trust_code: bool = False,
 ) -> Backbone:
     """The architecture alone: blocks, nodes, shapes and counts, but no weights (its tensors are on `meta`).
@@ -129,7 +137,8 @@ def outline(
     Parameters and errors as in `load_backbone`.
     """
     bare, tag = split_name(name)
-    architecture = _architecture(bare, None if tag == "none" else tag, in_channels, depth, trust_code)
+    published = None if tag == "none" else tag
+    architecture = _architecture(bare, published, in_channels, depth, image_size, trust_code)
     if in_channels == architecture.preprocess.channels:
         module = architecture.build_on_meta()
     else:
@@ -176,6 +185,7 @@ def load_from_recipe(
         seed=recipe.get("seed", 0),
         in_channels=recipe.get("in_channels", 3),
         depth=recipe.get("depth"),
+        image_size=recipe.get("image_size"),
         trust_code=options.trust_code,
     )
     if recipe.get("calibrated"):
@@ -214,6 +224,16 @@ def available(pattern: str | None = None) -> list[Listed]:
     ]
 
 
+def new_classifier(name: str, inputs: int, classes: int) -> nn.Sequential:
+    """The layers that are trained from random weights on the features of `name`; two classes share one logit.
+
+    inputs : the features of all images of a sample and its covariates, M·D + P numbers
+    """
+    if name == small_cnn.NAME:
+        return small_cnn.classifier(inputs, classes)
+    return nn.Sequential(nn.Linear(inputs, 1 if classes == 2 else classes))
+
+
 def timm_count() -> int:
     """Number of architectures that timm has."""
     return len(timm_models.names())
@@ -224,7 +244,12 @@ def _matches(name: str, pattern: str | None) -> bool:
 
 
 def _architecture(
-    name: str, weights: str | None, in_channels: int, depth: int | None, trust_code: bool
+    name: str,
+    weights: str | None,
+    in_channels: int,
+    depth: int | None,
+    image_size: int | None,
+    trust_code: bool,
 ) -> Architecture:
     """The architecture called `name`, with its published weights `weights`."""
     if depth is not None and name != small_cnn.NAME:
@@ -235,6 +260,8 @@ def _architecture(
         name, weights = head, tail
     if names_code(name):
         return user_code.architecture(name, weights, trust_code=trust_code)
+    if name == small_cnn.NAME and image_size:
+        return small_cnn.architecture(name, weights, in_channels=in_channels, depth=depth, size=image_size)
     if name in family_of:
         return family_of[name].architecture(name, weights, in_channels=in_channels, depth=depth)
     close = get_close_matches(name, family_of, n=4, cutoff=0.5)

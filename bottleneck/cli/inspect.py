@@ -43,6 +43,11 @@ class References(click.ParamType):
     default=(),
     help="Count as trainable only these modules or blocks, such as features.9 or 3-4, separated by commas.",
 )
+@click.option(
+    "--images", type=click.IntRange(1), help="Images per sample of a new classifier, as scratch trains it."
+)
+@click.option("--covariates", type=click.IntRange(0), help="Numbers per sample of a new classifier.")
+@click.option("--classes", type=click.IntRange(2), help="Classes of a new classifier; two share one output.")
 @click.option("--modules", is_flag=True, help="List every module with its index in its parent.")
 @click.option("--parameters", "state", is_flag=True, help="List every parameter and buffer.")
 @click.option("--filters", type=click.Path(), help="Draw the kernels of the first layer to this PNG file.")
@@ -87,6 +92,7 @@ def command(
     if (patches is None) != (source is None):
         raise BackboneError("--patches F.png and --source IMAGES belong together.")
     kind = {name: options.pop(name) for name in ("in_channels", "depth", "trust_code")}
+    kind["image_size"] = image_size
     search = {name: options.pop(name) for name in ("nodes", "limit")}
     if weights or filters or patches:
         network = load_backbone(backbone, weights=weights, **kind)
@@ -123,12 +129,15 @@ def _tables(result: Inspection) -> list[RenderableType]:
     if result.trainable != result.parameters:
         columns.append("trainable")
         rows = [[*row, b.trainable] for row, b in zip(rows, result.blocks, strict=True)]
+    unit = "an image" if result.images == 1 else f"a sample of {result.images} images"
     size = f"{result.image_size} × {result.image_size} × {result.in_channels}"
     shown: list[RenderableType] = [
         table(f"{result.name}, weights {result.weights}, images {size}", columns, rows),
-        f"{result.parameters:,} parameters, {result.trainable:,} trainable, {result.macs:,} MACs an image.",
+        f"{result.parameters:,} parameters, {result.trainable:,} trainable, {result.macs:,} MACs {unit}.",
         f"bottleneck: {result.features:,} features, {result.bottleneck_rule}; map {result.bottleneck_node}.",
     ]
+    if result.classifier:
+        shown.append(f"classifier: {' → '.join(result.classifier)}.")
     if result.modules is not None:
         modules = [(m.path, m.index, m.type, m.parameters) for m in result.modules]
         shown.append(table("Modules", ("module", "index", "type", "parameters"), modules))

@@ -170,6 +170,7 @@ def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
         {**result.to_json(), "figure": str(figure)},
         table(title, ("split", "samples", "head", "kept", "95 % interval", ""), rows),
         kept,
+        f"{result.parameters:,} parameters, classifier {' → '.join(result.classifier)}.",
         f"{len(result.epochs) - 1} epochs at {result.images_per_second:.0f} images/s. Curves: {figure}",
         f"Model: {result.model}. Next: bottleneck predict {quote(result.model)} IMAGES",
     )

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.inspect import layer_texts
 from bottleneck.backbones.model_file import save_model
 from bottleneck.errors import Note
 from bottleneck.files import write_whole
@@ -45,6 +46,7 @@ class TrainingResult:
     max_logit_difference_at_start : from the head's logits, on val.
     images_per_second : images passed per second of training; map_seconds : extraction before it.
     failures : images that could not be read, with the reason.
+    parameters : number of them in network and classifier. classifier : its layers.
     """
 
     model: str
@@ -69,6 +71,8 @@ class TrainingResult:
     map_seconds: float = 0.0
     notes: tuple[str | Note, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
+    parameters: int = 0
+    classifier: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
@@ -128,7 +132,7 @@ def conclude(
         head = replace(fallback.head, settings={**fallback.head.settings, "chosen_on": ["val"]})
     else:
         kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
-        head, tensors = _trained_head(draft, job, metrics), draft.backbone.module.state_dict()
+        head, tensors = _trained_head(draft, job, metrics), _used_state(draft)
     result = TrainingResult(
         model=str(draft.path),
         kept=kept,
@@ -151,6 +155,8 @@ def conclude(
         map_seconds=draft.map_seconds,
         notes=(*draft.notes, *_notes(training, draft)),
         failures=dict(draft.failures),
+        parameters=_parameters(draft, job.network),
+        classifier=layer_texts(job.network.classifier),
     )
     settings = job.config.shown()
     history = json.dumps({**result.to_json(), "settings": settings}, ensure_ascii=False, indent=1)
@@ -167,6 +173,19 @@ def conclude(
 def accuracies(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Accuracy by split."""
     return {split: values["accuracy"] for split, values in metrics.items()}
+
+
+def _parameters(draft: ModelDraft, network: TransferNetwork) -> int:
+    """Number of parameters of the network up to its features and of the classifier on them."""
+    used = _used_state(draft)
+    sizes = [value.numel() for name, value in draft.backbone.module.named_parameters() if name in used]
+    return sum(sizes) + sum(value.numel() for value in network.classifier.parameters())
+
+
+def _used_state(draft: ModelDraft) -> dict[str, Tensor]:
+    """The state of the network without the classifier above the features, which the head replaces."""
+    unused = draft.backbone.entries_above(draft.head.node.partition("@")[0])
+    return {name: value for name, value in draft.backbone.module.state_dict().items() if name not in unused}
 
 
 def _trained_head(

@@ -16,11 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.families import small_cnn
-from bottleneck.backbones.registry import load_backbone
+from bottleneck.backbones.registry import load_backbone, new_classifier
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
@@ -28,7 +26,7 @@ from bottleneck.data.source import Source, read_source
 from bottleneck.errors import FitError
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.names import BOTTLENECK, SMALL_CNN
+from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader, SampleTable
 from bottleneck.store.spec import CacheSpec, fingerprint
@@ -194,7 +192,7 @@ def build_job(
     mean, scale = _covariate_scaling(splits, D)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        classifier = _classifier(len(mean), len(class_names), backbone.name)
+        classifier = new_classifier(backbone.name, len(mean), len(class_names))
     parameters = [pair for group in cut.parameters for pair in group]
     layers = [LayerGroup("network", 0, (*classifier.named_parameters(), *parameters))]
     network = TransferNetwork(section, classifier, mean, scale)
@@ -286,10 +284,3 @@ def _covariate_scaling(splits: LabelledSplits, D: int) -> tuple[np.ndarray, np.n
     scale = covariates.std(axis=0)
     scale[scale == 0] = 1
     return np.concatenate([np.zeros(D), covariates.mean(axis=0)]), np.concatenate([np.ones(D), scale])
-
-
-def _classifier(inputs: int, classes: int, backbone: str) -> nn.Sequential:
-    """Layers on the features and covariates; two classes share one logit."""
-    if backbone == SMALL_CNN:
-        return small_cnn.classifier(inputs, classes)
-    return nn.Sequential(nn.Linear(inputs, 1 if classes == 2 else classes))

@@ -1,12 +1,16 @@
 """Inspect: costs of blocks, modules by index, what is trainable. Freeze: no gradient, no change."""
 
 import copy
+import json
 
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import nn
 
 from bottleneck.backbones.inspect import freeze, inspect_backbone, trainable
-from bottleneck.backbones.registry import outline
+from bottleneck.backbones.registry import load_backbone, load_from_recipe, outline
+from bottleneck.cli.main import group
 from bottleneck.errors import BackboneError
 
 
@@ -179,3 +183,87 @@ def test_inner_node_freezes_only_what_it_needs(tiny):
     free = trainable(tiny)
     assert "stage2.conv1.weight" not in free
     assert "stage2.conv2.weight" in free
+
+
+def practitioners_network(images, covariates, outputs):
+    """The network of the practitioners' note, 512 × 512 grey pixels, written down layer by layer."""
+    layers, inputs = [], 1
+    for width in (8, 16, 32, 64):
+        layers += [nn.Conv2d(inputs, width, 3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(width)]
+        inputs = width
+    body = nn.Sequential(*layers, nn.Flatten())
+    D = body(torch.zeros(2, 1, 512, 512)).shape[1]
+    head = nn.Linear(images * D + covariates, 128), nn.BatchNorm1d(128), nn.Linear(128, outputs)
+    return sum(p.numel() for part in (body, *head) for p in part.parameters())
+
+
+@pytest.mark.parametrize(
+    ("images", "covariates", "classes", "linear"),
+    [
+        (4, 2, 2, "Linear(230402, 128)"),
+        (4, 2, None, "Linear(230402, 128)"),
+        (1, 0, 3, "Linear(57600, 128)"),
+        (2, None, 5, "Linear(115200, 128)"),
+    ],
+)
+def test_the_small_network_has_the_counts_of_the_practitioners_note(images, covariates, classes, linear):
+    network = outline("small_cnn", in_channels=1, image_size=512)
+    result = inspect_backbone(network, images=images, covariates=covariates, classes=classes)
+    outputs = 1 if (classes or 2) == 2 else classes
+    assert result.parameters == practitioners_network(images, covariates or 0, outputs)
+    assert sum(row.parameters for row in result.blocks) == result.parameters == result.trainable
+    assert (result.classifier[0], result.classifier[-1]) == (linear, f"Linear(128, {outputs})")
+
+
+@pytest.mark.parametrize("size", [64, 100, 512, 513])
+@pytest.mark.parametrize("weights", [None, "none"])
+def test_the_small_network_is_inspected_at_any_size(size, weights):
+    arguments = ["inspect", "small_cnn", "--in-channels", "1", "--image-size", str(size), "--json"]
+    arguments += ["--weights", weights] if weights else []
+    written = json.loads(CliRunner().invoke(group, arguments).stdout)
+    side = size
+    for _ in range(4):
+        side = (side - 2) // 2
+    assert written["features"] == 64 * side**2
+    assert written["blocks"][-1]["parameters"] == 128 * 64 * side**2 + 128 + 256 + 129
+
+
+def test_the_count_of_the_note_itself():
+    assert practitioners_network(4, 2, 1) == 29_516_593
+
+
+def test_the_command_shows_the_classifier_of_several_images_and_numbers():
+    arguments = [
+        "inspect",
+        "small_cnn",
+        "--in-channels",
+        "1",
+        "--image-size",
+        "512",
+        "--images",
+        "4",
+        "--covariates",
+        "2",
+    ]
+    shown = CliRunner().invoke(group, arguments).stdout
+    assert "29,516,593 parameters" in shown
+    assert "Linear(230402, 128)" in shown
+
+
+def test_an_image_too_small_for_the_small_network_is_refused():
+    with pytest.raises(BackboneError, match="16 × 16 pixels are too small for 4 blocks"):
+        outline("small_cnn", image_size=16)
+
+
+def test_a_new_classifier_on_a_published_network_is_one_linear_layer():
+    network = outline("resnet18")
+    own, new = inspect_backbone(network), inspect_backbone(network, images=2, covariates=3, classes=5)
+    assert new.classifier == ("Linear(1027, 5)",)
+    assert own.parameters - new.parameters == 513 * 1000 - 1028 * 5
+    assert new.macs == 2 * (own.macs - 512 * 1000) + 1027 * 5
+
+
+def test_a_network_for_a_size_is_rebuilt_from_its_recipe():
+    backbone = load_backbone("small_cnn", weights="none", image_size=64)
+    assert load_from_recipe(backbone.recipe).recipe == backbone.recipe
+    assert "image_size" not in load_backbone("small_cnn", weights="none").recipe

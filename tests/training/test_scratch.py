@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from bottleneck.backbones.model_file import read_network
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
@@ -53,6 +54,12 @@ def test_two_images_and_a_number_per_sample(pairs, tmp_path):
     assert (head.images_per_sample, head.covariate_names, head.form) == (2, ("age",), "mlp")
     assert head.arrays["coef"].shape == (128, 2 * 64 + 1)
     np.testing.assert_array_equal(head.arrays["coef2"][0], -head.arrays["coef2"][1])
+    assert result.classifier[::4] == ("Linear(129, 128)", "Linear(128, 1)")
+    convolutions = sum(9 * a * b + b + 2 * b for a, b in ((3, 8), (8, 16), (16, 32), (32, 64)))
+    assert result.parameters == convolutions + 129 * 128 + 128 + 256 + 129
+    stored = read_network(model)
+    assert sum(v.numel() for n, v in stored.items() if n.endswith(("weight", "bias"))) == convolutions
+    assert not [name for name in stored if name.startswith("classifier")]
     found = evaluate(model, path, split="test", engine="torch", **columns)
     assert found["accuracy"] == pytest.approx(result.finetuned_accuracy["test"])
     assert found["log_loss"] == pytest.approx(result.metrics["test"]["log_loss"], rel=1e-3)
@@ -79,6 +86,8 @@ def test_any_backbone_gets_a_linear_layer(images, tmp_path):
     head = load_head(tmp_path / "m.safetensors")
     assert head.form == "linear"
     assert head.coef.shape == (3, 512)
+    assert result.classifier == ("Linear(512, 3)",)
+    assert not [name for name in read_network(tmp_path / "m.safetensors") if name.startswith("fc.")]
     assert result.classes == ("blue", "green", "red")
 
 

@@ -103,9 +103,17 @@ def listed() -> Iterator[Listed]:
 
 
 def architecture(
-    name: str = NAME, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+    name: str = NAME,
+    weights: str | None = None,
+    *,
+    in_channels: int = 3,
+    depth: int | None = None,
+    size: int = _SIZE,
 ) -> Architecture:
-    """The network as a backbone for one image per sample; it has no published weights."""
+    """The network as a backbone for one image per sample; it has no published weights.
+
+    size : pixels a side, which decide the width of its classifier
+    """
     if weights is not None:
         raise BackboneError(f"{name} has no weights {weights!r}; expected none or a file.")
     depth = SMALL_CNN_DEPTH if depth is None else depth
@@ -115,8 +123,8 @@ def architecture(
     half = (0.5,) * in_channels
     return Architecture(
         name=name,
-        build=lambda classes: SmallCNN(in_channels, depth, classes=classes or 2),
-        preprocess=Preprocess(_SIZE, _SIZE, "bilinear", half, half, modes[in_channels]),
+        build=lambda classes: SmallCNN(in_channels, depth, size=size, classes=classes or 2),
+        preprocess=Preprocess(size, size, "bilinear", half, half, modes[in_channels]),
         depth=depth,
     )
 
