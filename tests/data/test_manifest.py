@@ -1,11 +1,14 @@
 """Manifests: columns, targets, splits, covariates, and errors that name the rows."""
 
+import csv as csv_module
 import io
 import json
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
@@ -410,3 +413,85 @@ def test_limit_keeps_each_class_its_share(folder):
     assert np.ptp([int(key[:2]) for key in few.images]) > 25  # spread over the whole, not its start
     with pytest.raises(SourceError, match="--limit is 0"):
         read_source(folder / "list.csv", ReadConfig(limit=0))
+
+
+WORDS = {"train": "train", "Training": "train", " VAL": "val", "dev": "val", "val ": "val", "TEST": "test"}
+NO_SPLITS = ("", " ", "0", "1", "holdout", "trainval", "unlabeled", "train,val")
+CASES = (str, str.upper, str.title)
+HEADERS = st.tuples(
+    *(
+        st.sampled_from([f"{space}{case(name)}{space}" for case in CASES for space in ("", " ")])
+        for name in ("image", "label", "split")
+    )
+)
+LABELS = st.sampled_from(
+    ["cat", "Cat", "dog", " dog", "1", "01", "1.0", "1e0", "True", "true", "ant|red", "NA"]
+)
+ROWS = st.lists(
+    st.tuples(st.sampled_from((*NAMES, "gone.png")), LABELS, st.sampled_from(tuple(WORDS))),
+    min_size=2,
+    unique_by=lambda row: row[0],
+)
+
+
+def as_csv(header, rows, order):
+    """The table as the csv module writes it, its columns in this order."""
+    text = io.StringIO(newline="")
+    csv_module.writer(text).writerows([[row[column] for column in order] for row in (header, *rows)])
+    return text.getvalue()
+
+
+random_manifests = settings(
+    deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@random_manifests
+@given(ROWS, st.lists(st.integers(0, 5)), HEADERS, st.permutations(range(3)))
+def test_no_sample_of_a_random_manifest_is_lost_or_moved_without_a_note(folder, rows, again, header, order):
+    more = [rows[number % len(rows)] for number in again]
+    source = csv(folder, as_csv(header, rows + more, order), classes=["label"])
+    present = [row for row in rows if row[0] != "gone.png"]
+    told = set(codes(source))
+    assert source.samples.key.tolist() == [name for name, _, _ in present]
+    assert source.samples.split.tolist() == [WORDS[split] for _, _, split in present]
+    read = names(source.samples.targets["label"])
+    assert read == [label.replace("True", "true") for _, label, _ in present]
+    texts = {label for _, label, _ in rows}
+    assert ("repeated-rows" in told) == bool(more)
+    assert list(source.absent) == ["gone.png"] * (len(rows) - len(present))
+    assert ("column-found-by-other-spelling" in told) == (header != ("image", "label", "split"))
+    assert ("classes-merged" in told) == (texts >= {"True", "true"})
+    assert ("class-names-alike" in told) == (texts >= {"cat", "Cat"} or texts >= {"dog", " dog"})
+    lost = {label.replace("True", "true") for label in texts}.difference(read)
+    assert ("classes-without-samples" in told) == bool(lost)
+
+
+@random_manifests
+@given(ROWS, st.data(), HEADERS, st.permutations(range(3)))
+def test_a_random_manifest_with_one_cell_that_names_no_split_is_an_error(folder, rows, data, header, order):
+    number = data.draw(st.integers(1, len(rows)))
+    name, label, _ = rows[number - 1]
+    rows[number - 1] = (name, label, data.draw(st.sampled_from(NO_SPLITS)))
+    with pytest.raises(SourceError, match=f"in row {number}; expected one of train"):
+        csv(folder, as_csv(header, rows, order))
+
+
+@random_manifests
+@given(ROWS, st.data(), HEADERS, st.permutations(range(3)))
+def test_a_random_manifest_with_an_image_of_two_labels_is_an_error(folder, rows, data, header, order):
+    number = data.draw(st.integers(1, len(rows)))
+    name, label, split = rows[number - 1]
+    rows.append((name, f"another {label}", split))
+    with pytest.raises(SourceError, match=f"Duplicate sample keys: '{name}' in rows {number}, {len(rows)}"):
+        csv(folder, as_csv(header, rows, order))
+
+
+@random_manifests
+@given(ROWS, HEADERS, st.permutations(range(3)))
+def test_the_labels_of_a_random_manifest_are_split_at_the_separator_alone(folder, rows, header, order):
+    source = csv(folder, as_csv(header, rows, order), label_separator="|")
+    target = source.samples.targets["label"]
+    for (_, label, _), row in zip([row for row in rows if row[0] != "gone.png"], target.values, strict=True):
+        read = {name for name, present in zip(target.class_names, row, strict=True) if present}
+        assert read == {part.strip().replace("True", "true") for part in label.split("|")}
