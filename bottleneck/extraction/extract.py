@@ -213,7 +213,7 @@ def run_extraction(
     ) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
-            writer.fail(key, reason)
+            writer.fail(key, reason, passing=True)
         plan = writer.plan(*keys_and_stats(source), reread=config.reread)
         kept: list[str] = []
         for work in plan.work:
@@ -299,7 +299,7 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
             elif extraction.config.on_error == "fail":
                 raise ImageError(f"{item.key}: {item.error}", "Use --on-error skip to list it and go on.")
             else:
-                writer.fail(item.key, item.error, item.digest, item.stat)
+                writer.fail(item.key, item.error, item.digest, item.stat, passing=item.passing)
             advance(1)
     return kept
 

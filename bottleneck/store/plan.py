@@ -17,6 +17,7 @@ from bottleneck.errors import CacheError, Note
 from bottleneck.files import FileStat, require_space
 from bottleneck.store.shortcut import trusted
 from bottleneck.store.state import CacheState
+from bottleneck.store.tables import Failure
 
 TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space
 
@@ -107,7 +108,7 @@ def plan_run(
     trust = [False] * len(stats) if reread else trusted(stats)
     for index, (key, stat) in enumerate(zip(keys, stats, strict=True)):
         failure, record = state.failures.get(key), state.records.get(key)
-        if key in given_up or (failure is not None and trust[index] and failure.stat == stat):
+        if key in given_up or _settled(failure, stat, trust[index]):
             failed += 1
             continue
         lacking = every if record is None else state.missing(record[0])
@@ -128,6 +129,11 @@ def plan_run(
         disk_bytes=_disk_bytes(state, len(keys), counts),
         notes=notes,
     )
+
+
+def _settled(failure: Failure | None, stat: FileStat, trust: bool) -> bool:
+    """Return True if an image failed before and trying again cannot help: its bytes are the same."""
+    return failure is not None and not failure.passing and trust and failure.stat == stat
 
 
 def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:

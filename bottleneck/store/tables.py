@@ -20,8 +20,9 @@ from bottleneck.store.spec import canonical_json, link_name, name_of_link
 DIGEST_BYTES = 32
 DECODED = 1 << 16  # strings at a time
 IMAGE_COLUMNS = ("key", "digest", *FileStat._fields)
-UNKNOWN_BEFORE_2 = ("ctime_ns", "inode")  # columns that files of format version 1 lack
-FAILURE_COLUMNS = (*IMAGE_COLUMNS, "reason")
+UNKNOWN_BEFORE_2 = ("ctime_ns", "inode", "kind")  # columns that files of format version 1 lack
+FAILURE_COLUMNS = (*IMAGE_COLUMNS, "reason", "kind")
+CONTENT, PASSING = "content", "passing"  # kinds of failures
 LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the labels of each kind of target
     "class": (np.dtype(np.int64), 1),
     "multilabel": (np.dtype(np.uint8), 2),
@@ -89,12 +90,17 @@ class ImageTable:
 
 @dataclass(frozen=True)
 class Failure:
-    """An input that gave no row. It is tried again when its file has changed, or if `stat` is unknown."""
+    """An input that gave no row.
+
+    passing : the reason may be gone at the next run (network, permission, time), which tries again.
+        Otherwise it lies in the bytes, and is tried again only when the file has changed.
+    """
 
     key: str
     reason: str
     digest: bytes = bytes(DIGEST_BYTES)
     stat: FileStat = UNKNOWN_STAT
+    passing: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,15 +128,24 @@ def failure_columns(failures: Sequence[Failure]) -> dict[str, Column]:
     """Return the datasets of failures by path."""
     table = ImageTable.of([(f.key, f.digest, f.stat) for f in failures])
     reasons = Column(encode([failure.reason for failure in failures]))
-    return table.columns("failures") | {"failures/reason": reasons}
+    kinds = Column(encode([PASSING if failure.passing else CONTENT for failure in failures]))
+    return table.columns("failures") | {"failures/reason": reasons, "failures/kind": kinds}
 
 
 def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
-    """Return the failures that `failure_columns` stored; `columns` by name."""
-    rows = ImageTable.of_columns(columns).rows()
+    """Return the failures that `failure_columns` stored; `columns` by name.
+
+    Format version 1 has no kind: a failure without a digest, whose bytes were never read, is a passing one.
+    """
+    table = ImageTable.of_columns(columns)
     reasons = decode(columns["reason"])
+    if "kind" in columns:
+        passing = [kind == PASSING for kind in decode(columns["kind"])]
+    else:
+        passing = (~table.digest.any(axis=1)).tolist()
     return [
-        Failure(key, reason, digest, stat) for (key, digest, stat), reason in zip(rows, reasons, strict=True)
+        Failure(key, reason, digest, stat, may_pass)
+        for (key, digest, stat), reason, may_pass in zip(table.rows(), reasons, passing, strict=True)
     ]
 
 

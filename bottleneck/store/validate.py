@@ -36,6 +36,7 @@ KNOWN = {  # axes and kind of each column of the tables that readers use
     "ctime_ns": (1, "i"),
     "inode": (1, "i"),
     "reason": (1, "S"),
+    "kind": (1, "S"),
     "image": (2, "i"),
     "split": (1, "S"),
     "group": (1, "S"),

@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -186,9 +186,17 @@ class CacheWriter:
         self._committer.put(Taken((key, *record)))
         self._state.catalog.add_record(key, record)
 
-    def fail(self, key: str, reason: str, digest: bytes | None = None, stat: FileStat = UNKNOWN_STAT) -> None:
-        """Record an input that gave no row. It is tried again when its file has changed."""
-        failure = Failure(key, reason.replace("\0", ""), digest or bytes(32), FileStat(*stat))
+    def fail(
+        self,
+        key: str,
+        reason: str,
+        digest: bytes | None = None,
+        stat: FileStat = UNKNOWN_STAT,
+        *,
+        passing: bool = False,
+    ) -> None:
+        """Record an input that gave no row. It is tried again if `passing`, or when its file has changed."""
+        failure = Failure(key, reason.replace("\0", ""), digest or bytes(32), FileStat(*stat), passing)
         self._committer.put(failure)
         self._state.catalog.add_failure(failure)
         self._failed.add(key)
@@ -238,20 +246,20 @@ class CacheWriter:
         rows: list[ImageRow] = []
         row_of = np.full(len(keys), -1, np.int64)
         state = self._state
-        reasons = {failure.digest: failure.reason for failure in state.failures.values()}
+        failed = {failure.digest: failure for failure in state.failures.values()}
         for index, key in enumerate(keys):
             record = state.records.get(key)
             if key in state.failures:
                 continue
             if record is None:
-                state.catalog.add_failure(Failure(key, NOT_READ))
+                state.catalog.add_failure(Failure(key, NOT_READ, passing=True))
             elif not state.missing(record[0]):
                 row_of[index] = len(rows)
                 rows.append((key, *record))
-            elif record[0] in reasons:  # a copy of an image that failed
-                state.catalog.add_failure(Failure(key, reasons[record[0]], *record))
+            elif record[0] in failed:  # a copy of an image that failed
+                state.catalog.add_failure(replace(failed[record[0]], key=key, stat=record[1]))
             else:
-                state.catalog.add_failure(Failure(key, CHANGED))
+                state.catalog.add_failure(Failure(key, CHANGED, passing=True))
         return ImageTable.of(rows), row_of
 
     def close(self) -> None:

@@ -196,7 +196,7 @@ def test_section_5_a_companions_rows_are_found_by_digest(main, companion):
     assert "samples" not in companion
 
 
-def test_section_6_samples_labels_failures(main):
+def test_section_6_samples_labels_failures(main, version):
     assert list(main["samples/key"].asstr()[:]) == list(main["images/key"].asstr()[:])
     assert main["samples/image"][:].tolist() == [[0], [1], [2], [3], [4]]
     assert list(main["samples/split"].asstr()[:]) == ["train", "train", "val", "train", "train"]
@@ -208,6 +208,8 @@ def test_section_6_samples_labels_failures(main):
     assert list(main["failures/key"].asstr()[:]) == ["b/bad.jpg"]
     assert list(main["failures/reason"].asstr()[:]) == ["It is no image."]
     assert bytes(main["failures/digest"][0]) == hashlib.sha256(b"bad").digest()
+    kinds = main["failures/kind"].asstr()[:].tolist() if version == 2 else None
+    assert kinds == {1: None, 2: ["content"]}[version]
     assert (main["failures/size"][0], main["failures/mtime_ns"][0]) == (3, 9)
 
 

@@ -41,6 +41,24 @@ def test_a_failure_of_unknown_stat_is_tried_again(path):
         assert len(writer.plan(["u.jpg"], [(-1, -1)]).work) == 1
 
 
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_passing_failure_is_tried_again_and_one_of_the_content_is_not(path, world, interrupted):
+    """Of both the file is known and has not changed."""
+    stats = [world.stat("a/0000.jpg"), world.stat("b/bad.jpg")]
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        writer.plan(["a", "b"], stats)
+        writer.fail("a", "Permission denied.", None, stats[0], passing=True)
+        writer.fail("b", "It is no image.", digest_of(b"bad"), stats[1])
+        if interrupted:
+            writer._committer.finish()
+        else:
+            writer.finish(World().samples())
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        plan = writer.plan(["a", "b"], stats)
+        assert [work.images.tolist() for work in plan.work] == [[0]]
+        assert plan.failed == 1
+
+
 def test_a_copy_of_an_image_that_fails_fails_for_the_same_reason(path):
     bad, stat = digest_of(b"bad"), (3, 1)
     with CacheWriter(path, SPEC, [A], ROOT) as writer:
