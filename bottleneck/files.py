@@ -66,9 +66,10 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     WriteError
-        The disk is full, or the folder cannot be written. An OSError that names another file is the caller's
-        own and passes unchanged.
+        The disk is full, the folder cannot be written, or `path` is a folder. An OSError that names another
+        file is the caller's own and passes unchanged.
     """
+    require_file_name(path)
     fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,6 +94,14 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a binary file whose content replaces `path` as in `replacing`."""
     with replacing(path) as fresh, open(fresh, "xb") as file:
         yield file
+
+
+def require_file_name(path: Path) -> None:
+    """Raise WriteError if an output path is a folder; call it before the work whose result is written."""
+    if path.is_dir():
+        raise WriteError(
+            f"{path} is a folder; expected the name of a file.", f"Give for example {path / 'NAME'}."
+        )
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:

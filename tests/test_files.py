@@ -83,3 +83,12 @@ def test_a_full_disk_is_reported_and_the_old_file_stays(tmp_path, monkeypatch, s
         files.write_whole(path, bytes(size))
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
+    with pytest.raises(WriteError, match="is a folder; expected the name of a file"):
+        files.write_whole(tmp_path, b"x")
+    with pytest.raises(WriteError, match="is a folder"):
+        files.require_file_name(tmp_path)
+    files.require_file_name(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
-from bottleneck.errors import ArtifactError, first_line
+from bottleneck.errors import ArtifactError, Note, first_line
 from bottleneck.files import write_whole
+from bottleneck.heads.head_format import (
+    FIELDS,
+    FORMAT,
+    FORMAT_VERSION,
+    check_arrays,
+    check_description,
+    check_fields,
+    check_shapes,
+    has_checksum,
+    outputs_of,
+    sealed,
+)
 from bottleneck.names import BOTTLENECK, STATE_PREFIX
 
-FORMAT, FORMAT_VERSION = "bottleneck-head", 1
-MAX_DESCRIPTION = 64 << 20  # bytes of JSON
-LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
-AXES = {  # of the arrays of each form
-    "linear": {"coef": "KD", "intercept": "K"},
-    "mlp": {"coef": "HD", "intercept": "H", "coef2": "KH", "intercept2": "K"},
-    "knn": {"features": "nD", "answers": "nK"},
-}
-STANDARDISATION = {"mean": "D", "scale": "D"}
 SIMILARITIES = 1 << 22  # of kNN that are computed at a time
 
 
@@ -82,6 +85,7 @@ class HeadArtifact(HeadDescription):
     C : inverse strength of the penalty; None for heads without one. settings : other choices by name.
     cv : scores of cross-validation, n_train : samples fitted on, metrics : {split: {…}} as of `metrics`.
     version : of this package when the head was made.
+    notes : on how the file was read; they are not written.
     """
 
     kind: str
@@ -95,28 +99,20 @@ class HeadArtifact(HeadDescription):
     n_train: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
+    notes: tuple[Note, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "covariate_names", tuple(self.covariate_names))
-        if self.form not in AXES:
-            raise ArtifactError(f"A head has form {self.form!r}; expected {', '.join(AXES)}.")
-        if self.link not in LINKS.get(self.target_kind, ()):
-            raise ArtifactError(f"A head for a {self.target_kind!r} target has link {self.link!r}.")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
-            raise ArtifactError(f"A head's temperature is {self.temperature}; expected a positive number.")
-        if self.images_per_sample < 1:
-            raise ArtifactError(f"A head takes {self.images_per_sample} images a sample; expected 1 or more.")
+        check_fields(self)
         shapes = {name: array.shape for name, array in self.arrays.items()}
-        _check_shapes(self.form, shapes, self.outputs)
-        for name, array in self.arrays.items():
-            if not np.isfinite(array).all():
-                raise ArtifactError(f"A head's array {name!r} holds NaN or infinite numbers.")
+        check_shapes(self.form, shapes, self.outputs)
+        check_arrays(self.form, self.target_kind, self.arrays)
 
     @property
     def outputs(self) -> int:
         """K: the number of classes or labels, 1 for a regression."""
-        return _outputs(self.target_kind, self.class_names)
+        return outputs_of(self.target_kind, self.class_names)
 
     @property
     def n_features(self) -> int:
@@ -153,8 +149,17 @@ class HeadArtifact(HeadDescription):
                 f"and {len(self.covariate_names)} covariate(s).",
             )
         x = features.astype(np.float32, copy=False)
-        if self.form == "knn":
-            return self._neighbours(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            logits = self._neighbours(x) if self.form == "knn" else self._layers(x)
+        if not (logits < np.inf).all():  # True for NaN, too
+            raise ArtifactError(
+                "The head's outputs for these features are no finite numbers: its coefficients or the "
+                "features are too large.",
+                "Look at the features with `bottleneck cache info`, or fit the head again.",
+            )
+        return logits
+
+    def _layers(self, x: np.ndarray) -> np.ndarray:
         logits = x @ self.coef.T + self.intercept
         if self.form == "mlp":
             logits = np.maximum(logits, 0) @ self.arrays["coef2"].T + self.arrays["intercept2"]
@@ -201,13 +206,13 @@ class HeadArtifact(HeadDescription):
         network : state of a trained backbone by name, which makes the file a model (`backbones.model_file`).
         """
         path = Path(path)
-        described = {name: getattr(self, name) for name in _TYPES}
+        described = {name: getattr(self, name) for name in FIELDS}
         text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
         for name, tensor in (network or {}).items():
             arrays[f"{STATE_PREFIX}{name}"] = np.array(tensor, order="C")
         meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
-        write_whole(path, _in_order(to_safetensors(arrays, metadata=meta)))
+        write_whole(path, sealed(to_safetensors(arrays, metadata=meta)))
         return path
 
 
@@ -238,16 +243,21 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
     if not path.is_file():
         raise ArtifactError(f"There is no head file {path}.", "Make one with `bottleneck fit-head CACHE`.")
     try:
+        with_sum = has_checksum(path)
         with safe_open(path, framework="np") as file:
-            described = _description(file.metadata() or {})
+            metadata = file.metadata() or {}
+            described = check_description(metadata)
+            if not with_sum and metadata["format_version"] != "1":
+                raise ArtifactError("It has no checksum, which files of its version have: it was damaged.")
             names = [name for name in file.keys() if not name.startswith(STATE_PREFIX)]  # noqa: SIM118
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
             types = {file.get_slice(name).get_dtype() for name in shapes}
-            outputs = _outputs(described["target_kind"], described["class_names"])
-            _check_shapes(described["form"], shapes, outputs)
+            outputs = outputs_of(described["target_kind"], described["class_names"])
+            check_shapes(described["form"], shapes, outputs)
             if types != {"F32"}:
                 raise ArtifactError(f"Arrays have types {', '.join(sorted(types))}; expected F32.")
-            return HeadArtifact(arrays={name: file.get_tensor(name) for name in shapes}, **described)
+            arrays = {name: file.get_tensor(name) for name in shapes}
+            return HeadArtifact(arrays=arrays, notes=() if with_sum else (_note_old(path),), **described)
     except ArtifactError as error:
         raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
@@ -256,112 +266,13 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
         ) from None
 
 
-def _description(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """Return the checked fields of an artifact, without its arrays, from the metadata of a file."""
-    if metadata.get("format") != FORMAT:
-        raise ArtifactError(f"Its format is {metadata.get('format')!r}; expected {FORMAT!r}.")
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise ArtifactError(
-            f"Its format version is {metadata.get('format_version')!r}; this release reads {FORMAT_VERSION}.",
-            "Install a newer release.",
-        )
-    text = metadata.get("head", "")
-    if len(text) > MAX_DESCRIPTION:
-        raise ArtifactError(
-            f"Its description has {len(text)} characters; at most {MAX_DESCRIPTION} are read."
-        )
-    try:
-        described = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ArtifactError("Its description is not JSON.") from None
-    if not isinstance(described, dict):
-        raise ArtifactError("Its description is not a JSON object.")
-    for name, accept in _TYPES.items():
-        if name not in described:
-            raise ArtifactError(f"Its description lacks {name!r}.")
-        if not accept(described[name]):
-            raise ArtifactError(f"Its {name!r} is {str(described[name])[:60]!r}, which is not of its type.")
-    return {name: described[name] for name in _TYPES}
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _is_number_or_null(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-_TYPES = {  # every field of the description, in the order of the file
-    "kind": _is_text,
-    "form": _is_text,
-    "link": _is_text,
-    "target": _is_text,
-    "target_kind": _is_text,
-    "class_names": _are_texts,
-    "node": _is_text,
-    "images_per_sample": _is_count,
-    "covariate_names": _are_texts,
-    "temperature": _is_number,
-    "C": _is_number_or_null,
-    "settings": _is_object,
-    "cv": _is_object,
-    "n_train": _is_count,
-    "metrics": _is_object,
-    "backbone": _is_object,
-    "preprocess": _is_object,
-    "fingerprint": _is_text,
-    "node_fingerprint": _is_text,
-    "version": _is_text,
-}
-
-
-def _outputs(target_kind: str, class_names: Sequence[str]) -> int:
-    return 1 if target_kind == "regression" else len(class_names)
-
-
-def _check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int) -> None:
-    """Raise ArtifactError unless the arrays are those of the form and their sizes agree, K = `outputs`."""
-    axes = {**AXES.get(form, {}), **STANDARDISATION}
-    if form not in AXES or set(shapes) != set(axes):
-        raise ArtifactError(
-            f"A {form!r} head has arrays {', '.join(sorted(shapes))}; expected {', '.join(axes)}."
-        )
-    sizes = {"K": outputs}
-    for name, letters in axes.items():
-        if len(shapes[name]) != len(letters):
-            raise ArtifactError(f"Array {name!r} has shape {shapes[name]}; expected {len(letters)} axes.")
-        for letter, size in zip(letters, shapes[name], strict=True):
-            if sizes.setdefault(letter, size) != size or size < 1:
-                raise ArtifactError(
-                    f"Array {name!r} has shape {shapes[name]}; expected {letter} = {sizes[letter]}."
-                )
-
-
-def _in_order(data: bytes) -> bytes:
-    """Return a safetensors file with its metadata sorted; the library writes them in any order."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+def _note_old(path: Path) -> Note:
+    return Note(
+        "head-without-checksum",
+        f"{path} was written by an earlier version, without a checksum: whether it is intact cannot be told. "
+        "Make it again to have one.",
+        details={"path": str(path)},
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,7 @@ from bottleneck.data.source import Source, read_source
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import EngineConfig
-from bottleneck.files import write_whole
+from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
@@ -128,6 +128,8 @@ def evaluate(
             f"--errors lists misclassified samples; the target is a {head.target_kind} one."
         )
     reading = replace(reading, head_target=(head.target, head.target_kind))
+    if errors is not None:
+        require_file_name(Path(errors))
     with _opened(source, reading) as opened:
         keys = _image_keys(opened)
         samples, notes = relabelled(opened.samples, keys, labels, (head.target,), config=reading.labels)
@@ -148,7 +150,7 @@ def evaluate(
         "split": selection.split,
         "unknown_classes": selection.unknown,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*notes, *_notes(head, selection)],
+        "notes": [*head.notes, *notes, *_notes(head, selection)],
     }
 
 

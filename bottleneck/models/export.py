@@ -27,7 +27,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.engines.onnx_export import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
-from bottleneck.files import write_whole
+from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import EXPORT_FORMATS
 
@@ -135,6 +135,7 @@ def export(
     backbone = backbone_of(head, model, LoadOptions(trust_code=trust_code))
     deployed = Deployed(backbone, head)
     path = Path(output) if output else Path(model).with_suffix(SUFFIXES[format])
+    require_file_name(path)
     write = _onnx if format == "onnx" else _torch
     example = _noise(head, max(SIZES) - 1)
     try:

@@ -17,7 +17,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import BottleneckError
 from bottleneck.extraction.config import EngineConfig
-from bottleneck.files import write_whole
+from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
@@ -109,7 +109,11 @@ def predict(
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": images / seconds,
-        "notes": [*(note for source in opened for note in source.notes), *classifier.trunk.notes],
+        "notes": [
+            *classifier.head.notes,
+            *(note for source in opened for note in source.notes),
+            *classifier.trunk.notes,
+        ],
     }
 
 
@@ -188,6 +192,7 @@ def _require_writable(path: Path) -> None:
         raise BottleneckError(f"The output {path} has no known suffix; expected one of {', '.join(WRITERS)}.")
     if path.suffix.lower() == ".parquet":
         _pyarrow()
+    require_file_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass

@@ -26,6 +26,7 @@ from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import CacheError, FitError, Note
+from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.fitting.labels import relabelled
 from bottleneck.fitting.training_set import with_training_classes
@@ -143,6 +144,7 @@ def finetune(
     )
     plan = plan_finetuning(Path(cache), Path(head), config)
     path = Path(output) if output else default_model(plan)
+    require_file_name(path)
     with open_job(plan, config, path.parent, reporter) as run:
         measured, notes = checked_start(plan, run, config)
         for note in notes:
@@ -211,7 +213,7 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         start = starting_head(head, opened, splits)
         identity = cache_identity(opened)
     cut = find_cut(backbone, head.node, config.unfreeze)
-    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, (*notes, *unseen))
+    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, (*head.notes, *notes, *unseen))
 
 
 @contextmanager

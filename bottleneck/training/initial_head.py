@@ -67,9 +67,14 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
             fit_one,
             fields=tuple(fields),
         )
-    forms = {
+    width = math.prod(cache.node(head.node).shape)  # CacheError if the cache lacks the node
+    forms: dict[str, tuple[Any, Any]] = {
         "images per sample": (head.images_per_sample, samples.image.shape[1]),
         "covariates": (tuple(head.covariate_names), tuple(samples.covariate_names)),
+        f"inputs from node {head.node}": (
+            head.n_features,
+            width * samples.image.shape[1] + len(samples.covariate_names),
+        ),
     }
     if head.target in samples.targets:
         forms["classes"] = (tuple(head.class_names), tuple(samples.targets[head.target].class_names))

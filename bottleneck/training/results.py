@@ -286,7 +286,7 @@ def model_card(
 def _metrics_table(head: HeadArtifact) -> str:
     rows = []
     for split, values in head.metrics.items():
-        if "accuracy" not in values:
+        if not {"accuracy", "accuracy_ci95", "n", "log_loss"} <= values.keys():
             continue
         low, high = values["accuracy_ci95"]
         rows.append(

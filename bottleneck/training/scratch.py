@@ -24,6 +24,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.errors import FitError
+from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import BOTTLENECK
@@ -148,6 +149,7 @@ def _train(
     """Decode the images, train, and write the model. started : `time.perf_counter()` at the beginning."""
     target = target_of(source.samples, config.target)
     path = Path(output) if output else default_model(source, target)
+    require_file_name(path)
     network = new_backbone(config)
     preprocess = network.preprocess.override(config.image_size, config.crop)
     with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:

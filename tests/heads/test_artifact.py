@@ -1,9 +1,11 @@
 """The head file: what is written is read, and what a stranger wrote is refused."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from bottleneck.errors import ArtifactError
@@ -128,7 +130,7 @@ HOSTILE = {
     "type": {"arrays": {"coef": np.zeros((C, D), np.float64)}},
     "extra": {"arrays": {"payload": np.zeros(3, np.float32)}},
     "format": {"format": "pickle"},
-    "version": {"format_version": "2"},
+    "version": {"format_version": "3"},
     "no description": {"head": ""},
     "not json": {"head": "{"},
     "deep json": {"head": "[" * 100_000},
@@ -177,3 +179,119 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
         linear(temperature=3.0).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---------------------------------------------------------------- checksum and values
+
+
+def test_one_flipped_bit_is_refused_wherever_it_is(tmp_path):
+    path = linear().save(tmp_path / "h.safetensors")
+    data = path.read_bytes()
+    assert load_head(path).notes == ()
+    for position in range(len(data)):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        with pytest.raises(ArtifactError) as caught:
+            load_head(path)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1], lambda data: data + b"\0", lambda data: data[:200]]
+)
+def test_a_file_that_was_cut_or_lengthened_is_refused(change, tmp_path):
+    path = linear().save(tmp_path / "h.safetensors")
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ArtifactError):
+        load_head(path)
+
+
+def test_the_checksum_is_the_sha256_of_the_file_with_zeros_in_its_place(tmp_path):
+    path = linear().save(tmp_path / "h.safetensors")
+    with safe_open(path, framework="np") as file:
+        recorded = file.metadata()["sha256"]
+    data = path.read_bytes()
+    assert data.count(recorded.encode()) == 1
+    assert hashlib.sha256(data.replace(recorded.encode(), b"0" * 64)).hexdigest() == recorded
+
+
+def test_the_network_of_a_model_is_covered(tmp_path):
+    path = linear().save(tmp_path / "m.safetensors", {"conv.weight": np.arange(6, dtype=np.float32)})
+    data = path.read_bytes()
+    place = data.index(np.float32(5).tobytes())
+    path.write_bytes(data[:place] + np.float32(6).tobytes() + data[place + 4 :])
+    with pytest.raises(ArtifactError, match="does not agree with its checksum"):
+        load_head(path)
+
+
+def test_a_file_of_version_1_loads_with_a_note(tmp_path):
+    head = load_head(written(tmp_path))
+    assert [note.code for note in head.notes] == ["head-without-checksum"]
+    saved = head.save(tmp_path / "new.safetensors")
+    assert load_head(saved).notes == ()
+
+
+def test_a_file_of_version_2_without_a_checksum_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="has no checksum"):
+        load_head(written(tmp_path, format_version="2"))
+
+
+IMPOSSIBLE = {
+    "temperature of 1e-320": ({"temperature": 1e-320}, "temperature is 1e-320; expected a number from"),
+    "temperature of 1e200": ({"temperature": 1e200}, "temperature is 1e\\+200"),
+    "infinite temperature": ({"temperature": float("inf")}, "temperature is inf"),
+    "temperature of 400 digits": ({"temperature": 10**400}, "temperature"),
+    "C of nothing": ({"C": 0}, "C is 0; expected a positive number"),
+    "C not a number": ({"C": float("nan")}, "has C 'nan'"),
+    "metrics of a split": ({"metrics": {"val": 0.5}}, "metrics of 'val' are '0.5', not an object"),
+    "interval": ({"metrics": {"val": {"accuracy_ci95": "wide"}}}, "accuracy_ci95 'wide'"),
+    "interval of one": ({"metrics": {"val": {"accuracy_ci95": [0.5]}}}, "accuracy_ci95"),
+    "accuracy": ({"metrics": {"val": {"accuracy": "high"}}}, "accuracy 'high'"),
+    "accuracy not a number": ({"metrics": {"val": {"accuracy": float("nan")}}}, "accuracy 'nan'"),
+    "seed": ({"backbone": {"name": "x", "weights": "none", "seed": "x"}}, "seed 'x'"),
+    "seed that is negative": ({"backbone": {"name": "x", "seed": -1}}, "seed '-1'"),
+    "name of the backbone": ({"backbone": {"name": 7}}, "name '7'"),
+    "depth": ({"backbone": {"name": "x", "depth": "deep"}}, "depth 'deep'"),
+    "chosen_on": ({"settings": {"chosen_on": 3}}, "chosen_on '3'"),
+    "finetuned": ({"settings": {"finetuned": ["layer4"]}}, "finetuned"),
+    "classes twice": ({"class_names": ["a", "b", "a"]}, "class 'a' twice"),
+    "images per sample": ({"images_per_sample": 10**9}, "images a sample; expected 1 to"),
+}
+
+
+@pytest.mark.parametrize("case", IMPOSSIBLE)
+def test_values_that_no_head_can_have_are_refused_in_one_sentence(case, tmp_path):
+    description, message = IMPOSSIBLE[case]
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load_head(written(tmp_path, description=description))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 2e24])
+@pytest.mark.parametrize("name", ["coef", "intercept", "mean"])
+def test_numbers_that_overflow_are_refused(name, value, tmp_path):
+    array = np.full((C, D) if name == "coef" else C if name == "intercept" else D, value, np.float32)
+    with pytest.raises(ArtifactError, match=f"array '{name}' holds numbers up to"):
+        load_head(written(tmp_path, arrays={name: array}))
+
+
+def test_a_scale_of_zero_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="'scale' holds 0"):
+        load_head(written(tmp_path, arrays={"scale": np.zeros(D, np.float32)}))
+
+
+@pytest.mark.parametrize("k", [None, 0, "many", 2.5])
+def test_a_knn_head_needs_its_number_of_neighbours(k):
+    arrays = {"features": np.ones((5, D)), "answers": np.eye(C)[[0, 1, 2, 0, 1]]}
+    arrays |= {"mean": np.zeros(D), "scale": np.ones(D)}
+    arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+    settings = {} if k is None else {"k": k}
+    with pytest.raises(ArtifactError, match="k"):
+        linear(kind="knn", form="knn", arrays=arrays, settings=settings)
+
+
+def test_outputs_that_are_no_numbers_are_refused():
+    arrays = dict(linear().arrays) | {"coef": np.full((C, D), 1e20, np.float32)}
+    with pytest.raises(ArtifactError, match="no finite numbers"):
+        linear(arrays=arrays).decision(np.full((2, D), 1e20, np.float32))

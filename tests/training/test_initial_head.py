@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from bottleneck.backbones.section import find_cut
-from bottleneck.errors import CacheError, FitError
+from bottleneck.errors import ArtifactError, CacheError, FitError
 from bottleneck.extraction.extract import extract
 from bottleneck.heads.artifact import load_head
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune import FinetunePlan, cache_identity, open_job
-from bottleneck.training.initial_head import StartComparison, logits_on
+from bottleneck.training.initial_head import StartComparison, logits_on, require_same_cache
 from bottleneck.training.inputs import backbone_of
 from bottleneck.training.splits import labelled_splits
 from tests.helpers.heads import head
@@ -109,3 +109,25 @@ def test_a_coarse_map_stays_where_its_images_are_gone(coarse, made_head, images)
         gone.write_bytes(kept)
     with FeatureCache(coarse) as cache:
         assert cache.node("features.block3@none").dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"node": "block1"}, CacheError, "block1"),
+        ({"node": "bottleneck@none"}, CacheError, "bottleneck@none"),
+        ({}, ArtifactError, "inputs from node bottleneck"),
+    ],
+)
+def test_the_head_of_another_node_is_refused(made_cache, made_head, changed, error, message):
+    """A node that the cache lacks, or a head of another width under the name of a node that it has."""
+    first = load_head(made_head)
+    arrays = dict(first.arrays)
+    if not changed:
+        arrays = {
+            name: array[..., :-1] if array.shape[-1] == first.n_features else array
+            for name, array in arrays.items()
+        }
+    other = replace(first, arrays=arrays, **changed)
+    with FeatureCache(made_cache) as cache, pytest.raises(error, match=message):
+        require_same_cache(other, cache, cache.samples)

@@ -1,0 +1,245 @@
+"""The file format of heads: the fields of the description, the arrays of each form, the checksum.
+
+A head or model is checked here once, when it is made or loaded; what uses it later relies on that. The file
+may come from a stranger or from a failing disk.
+
+    metadata        format, format_version, head (the description as JSON), sha256
+    sha256          of the whole file, with 64 zeros in place of the sum itself; files of version 1 have none
+
+Shapes: n samples, D features, H hidden units, K classes or labels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.errors import ArtifactError
+from bottleneck.records import (
+    are_numbers,
+    is_flag,
+    is_integer,
+    is_number,
+    is_text,
+    require_fields,
+)
+
+FORMAT, FORMAT_VERSION = "bottleneck-head", 2
+READ_VERSIONS = ("1", "2")
+MAX_DESCRIPTION = 64 << 20  # bytes of JSON
+MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
+LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
+AXES = {  # of the arrays of each form
+    "linear": {"coef": "KD", "intercept": "K"},
+    "mlp": {"coef": "HD", "intercept": "H", "coef2": "KH", "intercept2": "K"},
+    "knn": {"features": "nD", "answers": "nK"},
+}
+STANDARDISATION = {"mean": "D", "scale": "D"}
+LARGEST = 1e24  # of an array's numbers: a product with a feature and a sum of many stay far below 3e38
+TEMPERATURES = (1e-30, 1e30)
+MAX_IMAGES = 10_000  # per sample
+UNSEALED = b"0" * 64
+SUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # inside the description quotes have a backslash before them
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_count(value: Any) -> bool:
+    return is_integer(value) and 0 <= value < 2**63
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(is_text, value))
+
+
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and -math.inf < value < math.inf
+
+
+def _is_finite_or_null(value: Any) -> bool:
+    return value is None or _is_finite(value)
+
+
+FIELDS = {  # of the description, in the order of the file
+    "kind": is_text,
+    "form": is_text,
+    "link": is_text,
+    "target": is_text,
+    "target_kind": is_text,
+    "class_names": _are_texts,
+    "node": is_text,
+    "images_per_sample": _is_count,
+    "covariate_names": _are_texts,
+    "temperature": is_number,
+    "C": _is_finite_or_null,
+    "settings": _is_object,
+    "cv": _is_object,
+    "n_train": _is_count,
+    "metrics": _is_object,
+    "backbone": _is_object,
+    "preprocess": _is_object,
+    "fingerprint": is_text,
+    "node_fingerprint": is_text,
+    "version": is_text,
+}
+BACKBONE = {  # fields of a recipe that are used before it is compared with the network
+    "name": is_text,
+    "weights": is_text,
+    "seed": lambda value: value is None or _is_count(value),
+    "in_channels": lambda value: _is_count(value) and value > 0,
+    "depth": lambda value: value is None or _is_count(value),
+    "calibrated": is_flag,
+}
+METRICS = {
+    "accuracy": _is_finite_or_null,
+    "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
+    "log_loss": _is_finite_or_null,
+    "r2": _is_finite_or_null,
+    "n": _is_count,
+}
+SETTINGS = {
+    "k": lambda value: is_integer(value) and value > 0,
+    "chosen_on": _are_texts,
+    "finetuned": lambda value: _is_object(value) and is_text(value.get("input", "")),
+}
+
+
+def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of the description in a file's metadata; ArtifactError if one is of another type."""
+    if metadata.get("format") != FORMAT:
+        raise ArtifactError(f"Its format is {metadata.get('format')!r}; expected {FORMAT!r}.")
+    if metadata.get("format_version") not in READ_VERSIONS:
+        raise ArtifactError(
+            f"Its format version is {metadata.get('format_version')!r}; this release reads "
+            f"{' and '.join(READ_VERSIONS)}.",
+            "Install a newer release.",
+        )
+    text = metadata.get("head", "")
+    if len(text) > MAX_DESCRIPTION:
+        raise ArtifactError(
+            f"Its description has {len(text)} characters; at most {MAX_DESCRIPTION} are read."
+        )
+    try:
+        described = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ArtifactError("Its description is not JSON.") from None
+    require_fields(described, FIELDS, "Its description", others=True)
+    return {name: described[name] for name in FIELDS}
+
+
+def check_fields(head: Any) -> None:
+    """Raise ArtifactError unless the fields of a `HeadArtifact` have values that a head can have."""
+    if head.form not in AXES:
+        raise ArtifactError(f"A head has form {head.form!r}; expected {', '.join(AXES)}.")
+    if head.link not in LINKS.get(head.target_kind, ()):
+        raise ArtifactError(f"A head for a {head.target_kind!r} target has link {head.link!r}.")
+    low, high = TEMPERATURES
+    if not low <= head.temperature <= high:
+        raise ArtifactError(
+            f"A head's temperature is {head.temperature}; expected a number from {low:g} to {high:g}."
+        )
+    if head.C is not None and not head.C > 0:
+        raise ArtifactError(f"A head's C is {head.C}; expected a positive number or none.")
+    if not 1 <= head.images_per_sample <= MAX_IMAGES:
+        raise ArtifactError(
+            f"A head takes {head.images_per_sample} images a sample; expected 1 to {MAX_IMAGES:,}."
+        )
+    if len(set(head.class_names)) < len(head.class_names):
+        twice = next(name for name in head.class_names if head.class_names.count(name) > 1)
+        raise ArtifactError(f"A head has the class {twice!r} twice; expected different names.")
+    _check_some(head.backbone, BACKBONE, "A head's backbone")
+    _check_some(head.settings, SETTINGS, "The settings of a head")
+    if head.form == "knn" and "k" not in head.settings:
+        raise ArtifactError("The settings of a knn head lack k, the number of neighbours.")
+    for split, values in head.metrics.items():
+        if not isinstance(values, dict):
+            raise ArtifactError(f"A head's metrics of {split!r} are {str(values)[:60]!r}, not an object.")
+        _check_some(values, METRICS, f"A head's metrics of {split!r}")
+
+
+def _check_some(record: Mapping[str, Any], checks: Mapping[str, Any], what: str) -> None:
+    """Raise ArtifactError if a field of `checks` that the record has is not of its type."""
+    present = {name: accepts for name, accepts in checks.items() if name in record}
+    require_fields(dict(record), present, what, others=True)
+
+
+def check_arrays(form: str, target_kind: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ArtifactError if an array of a head has numbers with which it cannot predict."""
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise ArtifactError(f"A head's array {name!r} holds NaN or infinite numbers.")
+        if (largest := float(np.abs(array).max(initial=0))) > LARGEST:
+            raise ArtifactError(
+                f"A head's array {name!r} holds numbers up to {largest:.3g}; expected at most {LARGEST:g}."
+            )
+    if (smallest := float(np.abs(arrays["scale"]).min(initial=1))) < 1 / LARGEST:
+        raise ArtifactError(f"A head's array 'scale' holds {smallest:.3g}; expected other numbers than 0.")
+    if form == "knn" and target_kind != "regression":
+        answers = arrays["answers"]
+        if answers.min() < 0 or answers.max() > 1:
+            raise ArtifactError("A knn head's answers are not from 0 to 1.")
+
+
+def outputs_of(target_kind: str, class_names: Sequence[str]) -> int:
+    """Return K."""
+    return 1 if target_kind == "regression" else len(class_names)
+
+
+def check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int) -> None:
+    """Raise ArtifactError unless the arrays are those of the form and their sizes agree, K = `outputs`."""
+    axes = {**AXES.get(form, {}), **STANDARDISATION}
+    if form not in AXES or set(shapes) != set(axes):
+        raise ArtifactError(
+            f"A {form!r} head has arrays {', '.join(sorted(shapes))}; expected {', '.join(axes)}."
+        )
+    sizes = {"K": outputs}
+    for name, letters in axes.items():
+        if len(shapes[name]) != len(letters):
+            raise ArtifactError(f"Array {name!r} has shape {shapes[name]}; expected {len(letters)} axes.")
+        for letter, size in zip(letters, shapes[name], strict=True):
+            if sizes.setdefault(letter, size) != size or size < 1:
+                raise ArtifactError(
+                    f"Array {name!r} has shape {shapes[name]}; expected {letter} = {sizes[letter]}."
+                )
+
+
+def sealed(data: bytes) -> bytes:
+    """Return a safetensors file with its sum and sorted metadata; the library writes it in any order."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted((header["__metadata__"] | {"sha256": UNSEALED.decode()}).items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start, rest = len(text).to_bytes(8, "little"), memoryview(data)[8 + size :]
+    digest = hashlib.sha256(start + text)
+    digest.update(rest)
+    field = b'"sha256":"%s"'
+    return b"".join((start, text.replace(field % UNSEALED, field % digest.hexdigest().encode(), 1), rest))
+
+
+def has_checksum(path: Path) -> bool:
+    """Return whether the file has a checksum; raise ArtifactError if its content does not agree with it."""
+    with open(path, "rb") as file:
+        start = file.read(8)
+        header = file.read(min(int.from_bytes(start, "little"), MAX_HEADER))
+        match = SUM.search(header)
+        if match is None:
+            return False
+        digest = hashlib.sha256(start + header[: match.start(1)] + UNSEALED + header[match.end(1) :])
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest().encode() != match[1]:
+        raise ArtifactError(
+            "Its content does not agree with its checksum: the file was damaged or changed.",
+            "Copy it again from where it came, or make it again.",
+        )
+    return True
