@@ -28,6 +28,15 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("random" if config.getoption("--random") else "repeatable")
 
 
+@pytest.fixture(autouse=True)
+def trusted(request):
+    """Let caches name images of other temporary folders; tests of trust itself are marked `strangers`."""
+    from bottleneck.data.trust import allow
+
+    with allow(local=request.node.get_closest_marker("strangers") is None):
+        yield
+
+
 @pytest.fixture(scope="session")
 def long(request):
     """True where the long form of a fault test was asked for."""

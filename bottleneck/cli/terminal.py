@@ -29,6 +29,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from bottleneck.data.trust import allow
 from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 
@@ -92,15 +93,24 @@ class _Rate(ProgressColumn):
 
 
 def shows_results(function: Callable[..., None]) -> Callable[..., None]:
-    """Add `--json` and `--debug` to a command, and pass it a `Terminal` as first argument."""
+    """Add `--json`, `--debug` and what a stranger's list may name; pass a `Terminal` as first argument."""
 
     @click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON object on stdout, nothing else there."
     )
     @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+    @click.option(
+        "--allow-local", is_flag=True, help="Trust a cache or a list from the web with local files."
+    )
+    @click.option(
+        "--allow-remote", is_flag=True, help="Trust a cache or a list from the web with other hosts."
+    )
     @functools.wraps(function)
-    def command(*args: Any, as_json: bool, debug: bool, **options: Any) -> None:
-        function(Terminal(as_json), *args, **options)
+    def command(
+        *args: Any, as_json: bool, debug: bool, allow_local: bool, allow_remote: bool, **options: Any
+    ) -> None:
+        with allow(local=allow_local, remote=allow_remote):
+            function(Terminal(as_json), *args, **options)
 
     return command
 

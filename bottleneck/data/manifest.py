@@ -118,7 +118,7 @@ def read_manifest(
 def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:
     """Return the images that are known to be unreadable without reading any, with the reason."""
     absent = {key: "has a name that is not valid UTF-8" for key in keys if not storable(key)}
-    return dict(sorted((absent | missing([key for key in keys - absent.keys() if "://" not in key])).items()))
+    return dict(sorted((absent | missing([*keys - absent.keys()])).items()))
 
 
 def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:

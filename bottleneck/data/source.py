@@ -30,6 +30,7 @@ from bottleneck.data.storage import (
     open_url,
 )
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
+from bottleneck.data.trust import refusal
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.webdataset import base_of, shard_target
 from bottleneck.errors import ImageError, Note, SourceError
@@ -319,7 +320,13 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
         data = files.read(name)
     except OSError as error:
         raise SourceError(f"The manifest {name} cannot be read: {error.strerror or error}.") from error
-    manifest = read_manifest(read_table(name, data), config, name, files.root, files.missing)
+
+    def missing(keys: Sequence[str]) -> dict[str, str]:
+        refused = {} if isinstance(files, LocalFiles) else {key: refusal(key, files.root) for key in keys}
+        reasons = {key: reason for key, reason in refused.items() if reason is not None}
+        return reasons | files.missing([key for key in keys if key not in reasons and "://" not in key])
+
+    manifest = read_manifest(read_table(name, data), config, name, files.root, missing)
     if not manifest.images:
         key, reason = next(iter(manifest.absent.items()))
         raise SourceError(

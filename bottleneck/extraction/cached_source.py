@@ -12,6 +12,7 @@ import numpy as np
 
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import Files, LocalFiles, RemoteFiles, open_url
+from bottleneck.data.trust import require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError
 from bottleneck.store.reader import FeatureCache
 
@@ -19,13 +20,16 @@ from bottleneck.store.reader import FeatureCache
 def source_of(cache: FeatureCache) -> Source:
     """Return the source that a cache was made from, with the cache's images, samples, labels and splits.
 
-    Images that failed are included, so that their failures stay listed. CacheError if the cache has no rows.
+    Images that failed are included, so that their failures stay listed. CacheError if the cache has no rows,
+    or names images where a stranger's cache must not reach (`trust`).
     """
     cache.require_rows()
+    require_trusted_root(cache.source_root, cache.path)
     cached = cache.images.key
     keys = np.array(sorted({*cached, *cache.failures}), dtype=object)
     index_of = {key: i for i, key in enumerate(keys)}
     indices = np.array([index_of[key] for key in cached], dtype=np.int64)
+    require_trusted_keys(keys, cache.source_root, cache.path)
     samples = replace(cache.samples, image=indices[cache.samples.image])
     files = _files(cache.source_root, cached[0])
     return Source(cache.source_root, tuple(keys), samples, 0, {}, files, location=cache.source)

@@ -75,7 +75,7 @@ NAMED = {
     "cache merge": {"caches": "paths", "output": "out"},
 }
 
-EVERYWHERE = {"as_json", "debug"}
+EVERYWHERE = {"as_json", "debug", "allow_local", "allow_remote"}
 
 
 def commands():

@@ -273,3 +273,14 @@ def test_an_absolute_path_in_a_list_from_the_web_is_one_failure(server):
     assert source.read("1.png") == image()
     with pytest.raises(ImageError, match="is no address"):
         source.read("/1.png")
+
+
+@pytest.mark.strangers
+def test_a_list_from_the_web_opens_no_file_of_this_machine(server, tmp_path):
+    (tmp_path / "secret.png").write_bytes(image())
+    names = ["1.png", f"file://{tmp_path}/secret.png", "http://127.0.0.1:1/x.png", f"{server.url}/2.png"]
+    server.files["/list.csv"] = "\n".join(["image", *names]).encode()
+    source = read_source(f"{server.url}/list.csv")
+    assert set(source.images) == {"1.png", "2.png"}
+    assert "--allow-local" in source.absent[names[1]]
+    assert "--allow-remote" in source.absent[names[2]]

@@ -1,0 +1,100 @@
+"""What a stranger's list or cache may name: nothing on this machine or elsewhere that the user did not give.
+
+A list that lies on this machine is the user's own and may name anything. A list from the web, or a cache, may
+come from a stranger: it names files of its own host, or below its own folder; the user must allow the rest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from urllib.parse import urlsplit
+
+from bottleneck.errors import CacheError
+
+_allowed: ContextVar[tuple[bool, bool]] = ContextVar("allowed", default=(False, False))
+LOCAL_SCHEMES = ("file", "local", "memory", "dir")
+
+
+@contextmanager
+def allow(local: bool = False, remote: bool = False) -> Iterator[None]:
+    """Allow lists and caches in this block to name files of this machine, or of other hosts."""
+    token = _allowed.set((local, remote))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def refusal(key: str, root: str) -> str | None:
+    """Return why an image must not be opened that a list at the URL `root` names; None where it may be.
+
+    Relative paths, and URLs of the list's own host, may be.
+    """
+    local, remote = _allowed.get()
+    if "://" not in key and "::" not in key:
+        return None
+    if _host(key) is not None and _host(key) == _host(root):
+        return None
+    if any(part.partition(":")[0].lower() in LOCAL_SCHEMES for part in key.split("::")):
+        return (
+            None if local else "is a file of this machine in a list from elsewhere; --allow-local allows it"
+        )
+    return None if remote else "is on another host than the list that names it; --allow-remote allows it"
+
+
+def require_trusted_root(root: str, cache: str | os.PathLike[str]) -> None:
+    """Raise CacheError unless the images of a cache may be read at the folder or URL `root`.
+
+    They may below the current folder and below the cache's own, and where the user allows it.
+    """
+    local, remote = _allowed.get()
+    if "://" in root or "::" in root:
+        if remote or (root.lower().startswith("zip://::") and _is_near(root.partition("::")[2], cache)):
+            return
+        raise CacheError(
+            f"{cache} names images at {root}, another host, and a cache may come from a stranger.",
+            "Repeat the command with --allow-remote if you trust it.",
+        )
+    if not (local or _is_near(root, cache)):
+        raise _astray(cache, f"images in {root}")
+
+
+def require_trusted_keys(keys: Iterable[str], root: str, cache: str | os.PathLike[str]) -> None:
+    """Raise CacheError if a key of a cache leads out of its root to where `require_trusted_root` refuses."""
+    local, remote = _allowed.get()
+    for key in keys:
+        if "://" in key or "::" in key:
+            if not (local and remote) and (why := refusal(key, root)) is not None:
+                raise CacheError(f"{cache} names the image {key}, which {why}.")
+            continue
+        is_path_out = "://" not in root and "::" not in root and (key.startswith("/") or ".." in key)
+        if is_path_out and not local and not _is_near(os.path.join(root, key), cache):
+            raise _astray(cache, f"the image {key}")
+
+
+def _astray(cache: str | os.PathLike[str], what: str) -> CacheError:
+    return CacheError(
+        f"{cache} names {what}, neither below the current folder nor below that of the cache, and a cache "
+        "may come from a stranger.",
+        "Repeat the command with --allow-local if you trust it.",
+    )
+
+
+def _is_near(root: str, cache: str | os.PathLike[str]) -> bool:
+    path = os.path.realpath(root)
+    folders = (os.path.realpath(os.curdir), os.path.dirname(os.path.realpath(cache)))
+    return any(os.path.commonpath([folder, path]) == folder for folder in folders)
+
+
+def _host(url: str) -> tuple[str, str] | None:
+    """Return scheme and host of a plain URL; None for a path, a chain and what is no URL."""
+    if "::" in url:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return (parts.scheme.lower(), parts.netloc.lower()) if parts.netloc else None

@@ -1,0 +1,99 @@
+"""What a list from the web, or a cache of unknown origin, may make us open."""
+
+import os
+
+import pytest
+
+from bottleneck.data.trust import allow, refusal, require_trusted_keys, require_trusted_root
+from bottleneck.errors import CacheError
+
+pytestmark = pytest.mark.strangers
+LIST = "https://host.example/data"
+
+
+@pytest.mark.parametrize(
+    "key", ["a.png", "b/c.png", "https://host.example/other/x.png", "https://HOST.example/x"]
+)
+def test_a_list_names_what_is_relative_or_on_its_own_host(key):
+    assert refusal(key, LIST) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "file:///etc/passwd",
+        "FILE:///etc/passwd",
+        "local:///x",
+        "zip://x.png::file:///a.zip",
+        "memory://x.png",
+    ],
+)
+def test_a_list_names_no_file_of_this_machine_unless_allowed(key):
+    assert "--allow-local" in refusal(key, LIST)
+    with allow(remote=True):
+        assert "--allow-local" in refusal(key, LIST)
+    with allow(local=True):
+        assert refusal(key, LIST) is None
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "http://127.0.0.1/x.png",
+        "http://host.example/x.png",
+        "https://host.example:8080/x",
+        "s3://bucket/x.png",
+        "https://host.example.evil.example/x",
+        "https://user@evil.example/x",
+        "simplecache::https://host.example/x",
+        "http://[::1/x.png",
+    ],
+)
+def test_a_list_names_no_other_host_unless_allowed(key):
+    assert "--allow-remote" in refusal(key, LIST)
+    with allow(local=True):
+        assert "--allow-remote" in refusal(key, LIST)
+    with allow(remote=True):
+        assert refusal(key, LIST) is None
+
+
+def test_a_cache_is_trusted_below_its_folder_and_the_current_one(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here-too").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    cache = tmp_path / "there" / "c.h5"
+    for trusted in ("here/a", "here", "there/images", "there"):
+        require_trusted_root(str(tmp_path / trusted), cache)
+    (tmp_path / "here" / "link").symlink_to("/etc")
+    for root in (
+        "/etc",
+        str(tmp_path),
+        str(tmp_path / "here-too"),
+        "here/../..",
+        str(tmp_path / "here" / "link"),
+    ):
+        with pytest.raises(CacheError, match="--allow-local"):
+            require_trusted_root(root, cache)
+        with allow(local=True):
+            require_trusted_root(root, cache)
+    for root in ("http://127.0.0.1:8000", "s3://bucket", "zip://::/etc/a.zip"):
+        with pytest.raises(CacheError, match="--allow-remote"):
+            require_trusted_root(root, cache)
+        with allow(remote=True):
+            require_trusted_root(root, cache)
+
+
+@pytest.mark.parametrize(
+    "key", ["/etc/passwd", "../../etc/passwd", "http://127.0.0.1/x.png", "file:///etc/passwd"]
+)
+def test_a_key_of_a_cache_leads_nowhere_else(tmp_path, monkeypatch, key):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir(tmp_path / "images")
+    require_trusted_keys(
+        ["a.png", "../images/b..png", str(tmp_path / "x.png")], str(tmp_path / "images"), "c.h5"
+    )
+    with pytest.raises(CacheError, match="--allow"):
+        require_trusted_keys(["a.png", key], str(tmp_path / "images"), "c.h5")
+    with allow(local=True, remote=True):
+        require_trusted_keys(["a.png", key], str(tmp_path / "images"), "c.h5")
