@@ -32,7 +32,10 @@ from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import EXPORT_FORMATS
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
-BOUND = 1e-4  # greatest allowed difference of an output from the model's
+BOUND = 1e-4  # greatest allowed difference of a probability, or of a quantity relative to the target's spread
+ROUNDING = 64 * float(
+    np.finfo(np.float32).eps
+)  # relative, of a quantity: a float32 of 500,000 has steps of 0.03
 SIZES = (1, 3)  # batch sizes at which the difference is measured
 METADATA = "bottleneck.json"  # name of the metadata within a .pt2
 
@@ -42,13 +45,18 @@ Program = Callable[[Arrays], np.ndarray]  # inputs by name → probabilities
 
 @dataclass(frozen=True)
 class Exported:
-    """The written file. max_difference : of its outputs from the model's. inputs : shapes by name."""
+    """The written file.
+
+    max_difference : of its outputs from the model's, in the target's unit. allowed : the greatest accepted one.
+    inputs : shapes by name.
+    """
 
     path: str
     format: str
     max_difference: float
     inputs: dict[str, list[int | str]]
     classes: tuple[str, ...]
+    allowed: float = BOUND
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck export --json`."""
@@ -147,15 +155,17 @@ def export(
             f"{head.backbone.get('name')} cannot be exported as {format}: {reason}.",
             f"Try --format {'torch' if format == 'onnx' else 'onnx'}.",
         ) from error
-    difference = max(_difference(deployed, head, run, _noise(head, size)) for size in SIZES)
-    if not difference <= BOUND:
+    pairs = [_outputs(deployed, head, run, _noise(head, size)) for size in SIZES]
+    difference = max(float(np.abs(outputs - expected).max()) for outputs, expected in pairs)
+    allowed = _allowed(head, np.concatenate([expected for _, expected in pairs]))
+    if not difference <= allowed:
         raise EngineError(
             f"The exported network differs from the model by {difference:.1e}, "
-            f"at most {BOUND:.0e} is allowed; nothing was written."
+            f"at most {allowed:.0e} is allowed; nothing was written."
         )
     write_whole(path, data)
     shapes: dict[str, list[int | str]] = {name: ["B", *array.shape[1:]] for name, array in example.items()}
-    return Exported(str(path), format, difference, shapes, head.class_names)
+    return Exported(str(path), format, difference, shapes, head.class_names, allowed)
 
 
 def _noise(head: HeadArtifact, samples: int) -> Arrays:
@@ -171,8 +181,27 @@ def _noise(head: HeadArtifact, samples: int) -> Arrays:
     return inputs
 
 
-def _difference(deployed: Deployed, head: HeadArtifact, run: Program, inputs: Arrays) -> float:
-    """Return the greatest difference of the program from the head applied to the network's features."""
+def _allowed(head: HeadArtifact, expected: np.ndarray) -> float:
+    """Return the greatest accepted difference: `BOUND` for probabilities, for quantities in their unit.
+
+    Quantities are judged by the spread of the target's values, which the metrics of the fit give:
+    r² = 1 − rmse² / variance. Without metrics it is the size of the outputs.
+    """
+    if head.target_kind != "regression":
+        return BOUND
+    fitted = [
+        (m["rmse"], m["r2"]) for m in head.metrics.values() if m.get("rmse") and m.get("r2") is not None
+    ]
+    spreads = [float(rmse / np.sqrt(1 - r2)) for rmse, r2 in fitted if r2 < 1]
+    size = float(np.abs(expected).max())
+    spread = max(*spreads, float(expected.std())) if spreads else size
+    return BOUND * spread + ROUNDING * size
+
+
+def _outputs(
+    deployed: Deployed, head: HeadArtifact, run: Program, inputs: Arrays
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the program's outputs, and those of the head applied to the network's features."""
     pixels = inputs["pixels"]
     with torch.inference_mode():
         images = torch.from_numpy(pixels.reshape(-1, *pixels.shape[-3:]))
@@ -180,7 +209,7 @@ def _difference(deployed: Deployed, head: HeadArtifact, run: Program, inputs: Ar
     if "covariates" in inputs:
         features = np.concatenate([features, inputs["covariates"]], axis=1)
     expected = np.asarray(head.probabilities(features)).reshape(len(pixels), -1)
-    return float(np.abs(run(inputs) - expected).max())
+    return run(inputs), expected
 
 
 def _onnx(deployed: Deployed, example: Arrays, metadata: dict[str, str]) -> tuple[bytes, Program]:

@@ -118,3 +118,50 @@ def test_neighbours_and_unknown_formats_are_refused(backbone, tmp_path):
         export(saved(backbone, knn, tmp_path), format="onnx")
     with pytest.raises(ArtifactError, match="expected onnx or torch"):
         export(tmp_path / "m.safetensors", format="tflite")
+
+
+def regression(backbone, unit, offset=2.5, **options):
+    """A head of quantities about `offset` units, which vary by about one unit."""
+    fitted = head(backbone, classes=("",))
+    arrays = {
+        **fitted.arrays,
+        "coef": np.float32(unit) * fitted.arrays["coef"],
+        "intercept": np.array([offset * unit], np.float32),
+    }
+    described = {"kind": "ridge", "link": "identity", "class_names": (), "target_kind": "regression"}
+    return replace(fitted, **described | {"arrays": arrays, "temperature": 1.0} | options)
+
+
+METRICS = {"train": {"r2": 0.75, "rmse": 0.5, "mae": 0.4, "n": 9}}  # of values with a spread of 1
+
+
+def in_unit(unit):
+    return {"train": {**METRICS["train"], "rmse": 0.5 * unit}}
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+@pytest.mark.parametrize("format", ["onnx", "torch"])
+@pytest.mark.parametrize("unit", [1e-9, 1.0, 2e5, 1e12])
+def test_quantities_of_any_unit_are_exported(backbone, tmp_path, unit, format, metrics):
+    artifact = regression(backbone, unit, metrics=in_unit(unit) if metrics else {})
+    result = export(saved(backbone, artifact, tmp_path), format=format)
+    assert result.max_difference <= result.allowed <= 1e-3 * unit
+
+
+@pytest.mark.parametrize("unit", [1e-9, 2e5])
+def test_a_wrong_quantity_of_any_unit_is_not_written(backbone, tmp_path, monkeypatch, unit):
+    def wrong(self, pixels, covariates=None):
+        return original(self, pixels, covariates) + 0.01 * unit
+
+    original = Deployed.forward
+    monkeypatch.setattr(Deployed, "forward", wrong)
+    artifact = regression(backbone, unit, metrics=in_unit(unit))
+    with pytest.raises(EngineError, match="differs from the model by"):
+        export(saved(backbone, artifact, tmp_path), format="torch", output=tmp_path / "m.pt2")
+    assert not (tmp_path / "m.pt2").exists()
+
+
+def test_a_quantity_far_from_zero_may_differ_by_the_steps_of_float32(backbone, tmp_path):
+    artifact = regression(backbone, 1e-3, offset=5e8, metrics=in_unit(1e-3))  # 500,000 ± 0.001
+    result = export(saved(backbone, artifact, tmp_path), format="torch")
+    assert np.spacing(np.float32(5e5)) <= result.allowed < 10
