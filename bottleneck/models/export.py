@@ -47,7 +47,7 @@ Program = Callable[[Arrays], np.ndarray]  # inputs by name → probabilities
 class Exported:
     """The written file.
 
-    max_difference : of its outputs from the model's, in the target's unit. allowed : the greatest accepted one.
+    max_difference : of its outputs from the model's, in its unit. allowed : the greatest accepted one.
     inputs : shapes by name.
     """
 
