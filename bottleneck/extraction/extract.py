@@ -245,6 +245,7 @@ def run_extraction(
                 *trunk.notes,
                 *filter(None, [extraction.moved]),
                 *plan.notes,
+                *writer.notes,
                 *lost,
                 *_kept_note(kept),
             ],

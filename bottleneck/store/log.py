@@ -9,7 +9,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+import stat
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ def read_log(folder: Path) -> LogState | None:
     Raises
     ------
     CacheError
-        A line other than the last is damaged, or the log is of another version.
+        A line other than the last is damaged, the log is of another version, or folder or log is a link.
     """
     path = folder / NAME
     try:
+        _require_own(folder, stat.S_ISDIR, "folder")
+        _require_own(path, stat.S_ISREG, "file")
         data = path.read_bytes()
     except FileNotFoundError:
         return None
@@ -78,6 +81,15 @@ def read_log(folder: Path) -> LogState | None:
         return _state(path, objects, length)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"a line lacks a field or has one of another type ({error})") from None
+
+
+def _require_own(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+    """Raise CacheError if `path` is a link, which could lead a run to files that are not its own."""
+    if not is_kind(path.lstat().st_mode):
+        raise CacheError(
+            f"{path} is a link or no {kind}; a run writes and deletes only in a {kind} of its own.",
+            "Remove it, or give another file with -o.",
+        )
 
 
 def _valid_lines(path: Path, data: bytes) -> tuple[list[dict[str, Any]], int]:

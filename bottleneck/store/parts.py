@@ -11,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import secrets
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import stat
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from bottleneck.store.spec import NodeSpec, Origin
 from bottleneck.store.tables import CacheTables, Failure, ImageTable, failure_columns
 
 PID = "pid"  # file that holds the writer's process id
+OWN = re.compile(rf"(part|table)-[0-9a-f]{{16}}\.h5({re.escape(TEMPORARY)})?|{PID}")  # names of a run's files
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,12 @@ class PartContent:
 class PartsFolder:
     """Writes parts. The caller holds the cache's lock.
 
-    Opening the folder recovers from an interruption: files that the log does not name are deleted.
+    Opening the folder recovers from an interruption: a run's files that the log does not name are deleted.
+    Links are never followed, and nothing is deleted that no run could have written: see `foreign`.
 
     Parameters
     ----------
-    path : the folder, made if absent
+    path : the folder, made if absent; `read_log` has refused a link in its place
     origin : Origin of the cache
     nodes : dict of name to NodeSpec
         Nodes that each image of the finished cache will have; committed together with the first part.
@@ -72,10 +76,15 @@ class PartsFolder:
         self._new: list[PartEntry] = []
         path.mkdir(exist_ok=True)
         named = {log.NAME} | {entry.name for entry in (state.files if state else ())}
-        for entry in os.scandir(path):
-            if entry.name not in named and entry.is_file(follow_symlinks=False):
+        self._delete_own(keep=named)
+        self.foreign = tuple(sorted(set(os.listdir(path)) - named))
+        if PID not in self.foreign:
+            (path / PID).write_text(str(os.getpid()))
+
+    def _delete_own(self, keep: Collection[str] = ()) -> None:
+        for entry in os.scandir(self.path):
+            if entry.name not in keep and OWN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 os.unlink(entry.path)
-        (path / PID).write_text(str(os.getpid()))
 
     def take_new(self) -> list[PartEntry]:
         """Return the parts that were committed since the last call."""
@@ -127,24 +136,35 @@ class PartsFolder:
     def close(self) -> None:
         """Leave the parts for the next run; delete the folder if nothing was committed."""
         self._log.close()
-        (self.path / PID).unlink(missing_ok=True)
+        if PID not in self.foreign:
+            (self.path / PID).unlink(missing_ok=True)
         if self.path.exists() and not os.listdir(self.path):
             self.path.rmdir()
 
     def remove(self) -> None:
-        """Delete the folder. The log goes first, so that after a stop no log names a deleted file."""
+        """Delete the run's files, and the folder if no other is in it.
+
+        The log goes first, so that after a stop no log names a deleted file.
+        """
         self._log.close()
         (self.path / log.NAME).unlink(missing_ok=True)
         sync_folder(self.path)
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):
+            self._delete_own()
+            self.path.rmdir()
 
 
 def require_intact(folder: Path, entry: PartEntry, thorough: bool) -> None:
     """Raise CacheError if a committed file has another length (`thorough`: or sha256) than the log's."""
     path = folder / entry.name
     try:
-        size = path.stat().st_size
-        same = size == entry.bytes and (not thorough or sha256_of_file(path) == entry.sha256)
+        status = path.lstat()
+        size = status.st_size
+        same = (
+            stat.S_ISREG(status.st_mode)
+            and size == entry.bytes
+            and (not thorough or sha256_of_file(path) == entry.sha256)
+        )
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error.strerror or error}.") from None
     if not same:

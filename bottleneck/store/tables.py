@@ -139,10 +139,9 @@ def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
     """
     table = ImageTable.of_columns(columns)
     reasons = decode(columns["reason"])
+    passing = [not any(digest) for digest in table.digests()]
     if "kind" in columns:
         passing = [kind == PASSING for kind in decode(columns["kind"])]
-    else:
-        passing = (~table.digest.any(axis=1)).tolist()
     return [
         Failure(key, reason, digest, stat, may_pass)
         for (key, digest, stat), reason, may_pass in zip(table.rows(), reasons, passing, strict=True)

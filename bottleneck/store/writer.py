@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, Note
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_error
 from bottleneck.samples import SampleTable
 from bottleneck.store.committer import Batch, Committer, Taken
@@ -261,6 +261,16 @@ class CacheWriter:
             else:
                 state.catalog.add_failure(Failure(key, CHANGED, passing=True))
         return ImageTable.of(rows), row_of
+
+    @property
+    def notes(self) -> list[Note]:
+        """A note on files in the parts folder that no run has written, if there are any."""
+        foreign, folder = self._parts.foreign, self._parts.path
+        if not foreign:
+            return []
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        message = f"{folder} holds what no run has written: {', '.join(foreign[:3])}{more}; it is left there."
+        return [Note("foreign-files-left", message, details={"files": list(foreign)})]
 
     def close(self) -> None:
         """Release the lock; what was committed stays, for the next run or in the finished file."""

@@ -150,3 +150,62 @@ def test_temporaries_of_a_killed_run_go_and_those_of_another_cache_stay(path, wo
         (folder / name).touch()
     world.extract(path, [A])
     assert sorted(os.listdir(folder)) == sorted([*others, "cache.h5", "cache.h5.lock"])
+
+
+def test_foreign_files_in_the_parts_folder_are_left_and_named(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+    folder, outside = path.with_name("cache.h5.parts"), path.with_name("outside")
+    outside.mkdir()
+    kept = {"notes.txt", "part-x.h5", "deep", "part-0123456789abcdef.h5", "table-0123456789abcdef.h5.new"}
+    (outside / "precious").write_text("mine")
+    (folder / "notes.txt").write_text("mine")
+    (folder / "part-x.h5").write_text("mine")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "part-0123456789abcdef.h5").write_text("mine")
+    (folder / "part-0123456789abcdef.h5").symlink_to(outside / "precious")
+    (folder / "table-0123456789abcdef.h5.new").symlink_to(outside)
+    (folder / "part-00000000000000aa.h5").write_text("torn, and the run's own")
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+        writer.finish(world.samples())
+        assert set(writer.notes[0].details["files"]) == kept
+    assert set(os.listdir(folder)) == kept
+    assert (outside / "precious").read_text() == "mine"
+    assert content(path) == world.expected([A])
+
+
+@pytest.mark.parametrize("name", ["cache.h5.parts", "cache.h5.parts/log"])
+def test_a_link_in_place_of_the_parts_folder_or_its_log_is_refused(path, world, name):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+    link, real = path.parent / name, path.parent / "real"
+    link.rename(real)
+    link.symlink_to(real)
+    before = sorted(os.listdir(path.parent))
+    for use in (lambda: CacheWriter(path, SPEC, [A], ROOT), lambda: FeatureCache(path)):
+        with pytest.raises(CacheError, match="is a link"):
+            use()
+    assert sorted(os.listdir(path.parent)) == before
+    assert real.exists()
+    assert link.is_symlink()
+
+
+def test_a_link_named_pid_is_not_written_through(path, world):
+    folder, precious = path.with_name("cache.h5.parts"), path.with_name("precious")
+    precious.write_text("mine")
+    folder.mkdir()
+    (folder / "pid").symlink_to(precious)
+    world.extract(path)
+    assert precious.read_text() == "mine"
+    assert (folder / "pid").is_symlink()
+
+
+def test_a_part_that_is_a_link_is_refused(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer)
+    part = next(path.with_name("cache.h5.parts").glob("part-*.h5"))
+    part.rename(path.with_name("elsewhere.h5"))
+    part.symlink_to(path.with_name("elsewhere.h5"))
+    with pytest.raises(CacheError, match="damaged"):
+        CacheWriter(path, SPEC, [A], ROOT)
