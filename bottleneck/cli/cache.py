@@ -73,7 +73,10 @@ def verify(terminal: Terminal, cache: str, timeout: float | None) -> None:
     problems = table("Problems", ("problem",), [(problem,) for problem in report.problems])
     terminal.result(vars(report), "Sound." if report.ok else problems)
     if not report.ok:
-        raise CacheError(f"{cache} is damaged: {report.problems[0]}", "Run `bottleneck extract` again.")
+        raise CacheError(
+            f"{cache} is damaged: {report.problems[0]}",
+            "Restore it, or delete it and run the `bottleneck extract` that made it: all rows are computed anew.",
+        )
 
 
 @command.command()
