@@ -98,8 +98,8 @@ flag = flags_of(ExtractConfig)
 def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, **options: Any) -> None:
     """Run the frozen backbone once over the images of SOURCE and keep its features.
 
-    SOURCE is a folder (class/x.jpg or split/class/x.jpg), a manifest (.csv, .jsonl, .parquet), tar shards or
-    a URL of any of these. A second run computes only what is new.
+    SOURCE is a folder (class/x.jpg, split/class/x.jpg or class/split/x.jpg), a manifest (.csv, .jsonl,
+    .parquet), tar shards or a URL of any of these. A second run computes only what is new.
     """
     from bottleneck.extraction.extract import extract
     from bottleneck.extraction.survey import survey

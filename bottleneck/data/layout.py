@@ -205,10 +205,11 @@ def _empty_notes(
         return []
     shown = [f"{'/'.join(path)!r} ({by_suffix(files)})" for path, files in sorted(contents.items())]
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
-    message = f"{'Folders' if len(shown) > 1 else 'Folder'} {', '.join(shown[:5])}{more} yield no image"
+    names, verb = ("Folders", "yield") if len(shown) > 1 else ("Folder", "yields")
+    message = f"{names} {', '.join(shown[:5])}{more} {verb} no image"
     message += ", so there is no such class or split." if labelled else "."
-    names = ["/".join(path) for path in sorted(contents)]
-    return [Note("folders-without-images", message, labelled, {"folders": names})]
+    paths_without = ["/".join(path) for path in sorted(contents)]
+    return [Note("folders-without-images", message, labelled, {"folders": paths_without})]
 
 
 def by_suffix(files: Counter[str]) -> str:

@@ -121,13 +121,13 @@ def _separated(cell: Any, separator: str) -> Any:
 def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
     """Return a note if cells look like several labels each.
 
-    A separator stands in most of them, or only between names that are classes of their own elsewhere.
+    A separator stands in most of them, or only beside names that are classes of their own elsewhere.
     """
     texts = [cell for cell in cells if isinstance(cell, str)]
     for separator in SEPARATORS:
         several = [text for text in texts if separator in text.strip().strip(separator)]
         single = set(texts).difference(several)
-        between = all(set(_separated(text, separator)) <= single for text in several)
+        between = all(single.intersection(_separated(text, separator)) for text in several)
         if several and (len(several) > len(texts) / 2 or between):
             message = (
                 f"{separator!r} stands in {len(several)} of {len(texts)} labels of {name!r}, such as "

@@ -181,6 +181,7 @@ def test_a_separator_that_stands_nowhere():
         ["ant;red", "bee;big", "ant;big"],
         ["ant, red", "bee, red"],
         ["ant", "red", "ant|red", "bee", "ant"],  # seldom, but its parts are classes
+        ["ant", "ant|red", "bee", "bee"],
     ],
 )
 def test_cells_that_look_like_several_labels_are_told(cells):
