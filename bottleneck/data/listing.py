@@ -21,6 +21,8 @@ from bottleneck.errors import SourceError
 
 Identity = tuple[int, int]  # device and inode of a folder
 
+LARGEST_HEADER = 1 << 20  # bytes of an extended header of a tar file
+_EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
 _NOT_UTF8 = "has a name that is not valid UTF-8; rename the file or its folder"
 
 
@@ -164,12 +166,22 @@ def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple
     return TarFiles(files, members), listing
 
 
+class _Member(tarfile.TarInfo):
+    """A header of a tar file, whose extended headers are bounded: tarfile reads them into memory."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and self.size > LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes; {LARGEST_HEADER:,} are allowed")
+        member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # not in typeshed
+        return member
+
+
 def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
     """Yield the files and links in an uncompressed tar, header by header, with the text of label files."""
     path = files.path(shard)
     opener = open if isinstance(files, LocalFiles) else files.filesystem.open
     try:
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isdir():
@@ -177,9 +189,11 @@ def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tuple[tarf
             stream.seek(tar.offset)
             if stream.read(512).strip(b"\0"):  # tarfile treats a damaged header as the end
                 raise tarfile.ReadError(f"bad header at byte {tar.offset}")
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except SourceError:
+        raise
+    except Exception as error:  # of tarfile: nested headers end in a RecursionError, odd numbers in others
         raise SourceError(
-            f"The shard {shard} cannot be read: {error}.", "Shards are uncompressed .tar files."
+            f"The shard {shard} cannot be read: {one_line(error)}.", "Shards are uncompressed .tar files."
         ) from error
 
 

@@ -259,3 +259,21 @@ def test_two_members_of_one_name_are_refused(tmp_path):
             tar.addfile(info, io.BytesIO(image(shade)))
     with pytest.raises(SourceError, match=r"Duplicate sample key .x\.tar/a/1\.png."):
         read_source(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_tar_header_of_gigabytes_is_refused_before_it_is_read(tmp_path, kind):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, 3 << 30
+    (tmp_path / "s.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(10240))
+    with pytest.raises(SourceError, match="a header of 3,221,225,472 bytes; 1,048,576 are allowed"):
+        read_source(tmp_path / "s.tar")
+
+
+def test_thousands_of_nested_long_names_are_refused(tmp_path):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    block = header.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")
+    (tmp_path / "s.tar").write_bytes(block * 3000 + bytes(10240))
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_source(tmp_path / "s.tar")
