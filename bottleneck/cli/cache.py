@@ -75,7 +75,7 @@ def verify(terminal: Terminal, cache: str, timeout: float | None) -> None:
     if not report.ok:
         raise CacheError(
             f"{cache} is damaged: {report.problems[0]}",
-            "Restore it, or delete it and run the `bottleneck extract` that made it: all rows are computed anew.",
+            "Restore it, or delete it and run `bottleneck extract` again: all is computed anew.",
         )
 
 
