@@ -25,7 +25,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError
+from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
@@ -136,6 +136,8 @@ def evaluate(
         if isinstance(opened, Source):
             notes = [*opened.notes, *notes]
         selection = _select(head, samples, split)
+        # A folder without splits is all "train", which says nothing of what the head was fitted on.
+        without_splits = isinstance(opened, Source) and bool((samples.split == "train").all())
         if isinstance(opened, FeatureCache):
             scored = _score_cache(classifier, opened, selection.rows, reporter)
         else:
@@ -150,7 +152,7 @@ def evaluate(
         "split": selection.split,
         "unknown_classes": selection.unknown,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*head.notes, *notes, *_notes(head, selection)],
+        "notes": [*head.notes, *notes, *_notes(head, selection, without_splits)],
     }
 
 
@@ -355,19 +357,23 @@ def _score_images(classifier: Classifier, source: Source, rows: np.ndarray, repo
 # ---------------------------------------------------------------- what is said beside the metrics
 
 
-def _notes(head: HeadArtifact, selection: _Selection) -> list[str]:
+def _notes(head: HeadArtifact, selection: _Selection, without_splits: bool) -> list[Note]:
     """Say which classes were left out and what the split was used for before."""
-    notes = []
+    notes: list[Note] = []
     if selection.unknown:
         several = head.target_kind == "multilabel"
         what, out = ("Labels", "left out") if several else ("Classes", "left out with their samples")
-        notes.append(f"{what} that the head does not know were {out}: {_listed(selection.unknown)}.")
+        text = f"{what} that the head does not know were {out}: {_listed(selection.unknown)}."
+        notes.append(Note("unknown-classes", text, True, {"classes": selection.unknown}))
     if selection.split == "train":
-        notes.append("The head was fitted on the train split: these figures say nothing of new images.")
+        if not without_splits:
+            text = "The head was fitted on the train split: these figures say nothing of new images."
+            notes.append(Note("measured-on-train", text))
     elif selection.split in head.settings.get("chosen_on", ()):
-        notes.append(
+        text = (
             f"The {selection.split} split was used to choose this model: expect a little less on new images."
         )
+        notes.append(Note("split-chose-the-model", text))
     return notes
 
 
