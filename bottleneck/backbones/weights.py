@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bottleneck.errors import BackboneError, first_line
-from bottleneck.heads.artifact import FORMAT
+from bottleneck.heads.head_format import FORMAT
 from bottleneck.names import STATE_PREFIX
 
 # Entries of a checkpoint that hold a network, the preferred one first: averaged weights (EMA), as timm does;
