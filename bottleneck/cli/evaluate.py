@@ -42,6 +42,11 @@ MEASURES = (
     help="Table (.csv, .jsonl, .parquet) of labels by image or sample, in place of the source's labels.",
 )
 @click.option("--errors", type=click.Path(), help="Write the misclassified samples to this CSV file.")
+@click.option(
+    "--raw",
+    is_flag=True,
+    help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
+)
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
 @loading_options
 @engine_options

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -16,6 +15,7 @@ import warnings
 import click
 
 from bottleneck import __version__
+from bottleneck.cli.streams import printable, protect_streams
 from bottleneck.errors import BottleneckError, first_line
 
 COMMANDS = {
@@ -72,51 +72,80 @@ def group() -> None:
 
 
 def main() -> None:
-    """Entry point of the console command: 0 done, 1 failed, 2 wrong usage, 128 + signal when interrupted."""
-    debug = "--debug" in sys.argv
+    """Entry point of the console command: 0 done, 1 failed, 2 wrong usage, 128 + signal when interrupted.
+
+    The code is that of the work: it stays 0 where nobody reads the result (stdout is closed, a pager left),
+    and is 1 where the result could not be written.
+    """
+    out, _ = protect_streams()
     signal.signal(signal.SIGTERM, _raise_interrupt)
     # scikit-learn imports pandas where it is installed, and pandas mistakes us for PyData's bottleneck.
     warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
-    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    code = _run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if not code and out.error is not None and not isinstance(out.error, BrokenPipeError):
+        _say(f"Error: the work is finished, but its result could not be printed: {_reason(out.error)}.")
+        code = 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command and print its error, if there is one; return the exit code."""
+    debug = "--debug" in sys.argv
     try:
-        sys.exit(group.main(standalone_mode=False) or 0)
+        return group.main(standalone_mode=False) or 0
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        if isinstance(error, click.UsageError) and error.ctx is not None:
+            print(error.ctx.get_usage(), file=sys.stderr)
+            print(f"Try '{error.ctx.command_path} --help' for help.\n", file=sys.stderr)
+        lines = error.format_message().replace("\n\t", " ").splitlines()
+        _say(f"Error: {' '.join(line.strip() for line in lines)}")
+        return error.exit_code
     except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
+        return stop.exit_code
     except (KeyboardInterrupt, click.Abort) as stop:
         number = stop.args[0] if stop.args else signal.SIGINT
-        click.echo("Interrupted. Finished work is saved: run the same command again to continue.", err=True)
-        sys.exit(128 + int(number))
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except BottleneckError as error:
-        if debug:
-            raise
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
-    except OSError as error:
-        if debug:
-            raise
-        click.echo(f"Error: {_system_error(error)}", err=True)
-        sys.exit(1)
+        _say("Interrupted. Finished work is saved: run the same command again to continue.")
+        return 128 + int(number)
     except Exception as error:
         if debug:
             raise
-        what = f"Error: unexpected {type(error).__name__}: {first_line(error)}."
-        click.echo(f"{what} Run again with --debug to see where.", err=True)
-        sys.exit(1)
+        if isinstance(error, BottleneckError):
+            _say(f"Error: {error}")
+        elif isinstance(error, OSError):
+            _say(f"Error: {_system_error(error)}")
+        else:
+            what = f"Error: unexpected {type(error).__name__}: {first_line(error)}."
+            _say(f"{what} Run again with --debug to see where.")
+        return 1
+
+
+class _OneLine(logging.Formatter):
+    """Formats a record without raw control characters; a traceback keeps its lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(printable(line) for line in super().format(record).split("\n"))
+
+
+def _say(line: str) -> None:
+    """Print one line on stderr."""
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def _system_error(error: OSError) -> str:
     """Return a message for an error of the system: a folder that cannot be written, a full disk."""
     path = f"{error.filename}: " if error.filename else ""
     return (
-        f"{path}{error.strerror or error}. Check the paths of this command and the free disk space, "
-        "then run it again."
+        f"{path}{_reason(error)}. Check the paths of this command and the free disk space, then run it again."
     )
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
 
 
 def _raise_interrupt(number: int, frame: object) -> None:

@@ -21,6 +21,11 @@ ROWS_SHOWN = 20
     "-o", "--output", type=click.Path(), help="Write the predictions to this .csv, .jsonl or .parquet file."
 )
 @click.option(
+    "--raw",
+    is_flag=True,
+    help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
+)
+@click.option(
     "--top",
     type=click.IntRange(1),
     default=TOP_CLASSES,

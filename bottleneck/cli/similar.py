@@ -37,6 +37,11 @@ flag = flags_of(SimilarConfig)
     help="Also group look-alikes: images linked by cosines of this or more.",
 )
 @flag("-o", "--output", type=click.Path(), help="Write the neighbours to this .csv or .jsonl file.")
+@flag(
+    "--raw",
+    is_flag=True,
+    help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
+)
 @click.option("--sheet", type=click.Path(), help="Draw the images with names and cosines to this PNG file.")
 @loading_options
 @engine_options

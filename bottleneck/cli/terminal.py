@@ -24,12 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
 from bottleneck.data.trust import allow
+from bottleneck.cli.streams import printable
 from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 
@@ -55,12 +57,12 @@ class Terminal(Reporter):
         """Show one bar on stderr with the rate and the time left."""
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
-            task = bars.add_task(name, total=total)
+            task = bars.add_task(escape(printable(name)), total=total)
             yield lambda done: bars.advance(task, done)
 
     def tell(self, text: str) -> None:
         """Print one line on stderr, with brackets in a path as they are."""
-        self.err.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, record: Any) -> None:
         """Pass the record of an epoch to `log_epoch`."""
@@ -69,13 +71,18 @@ class Terminal(Reporter):
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
         """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`."""
         if self.as_json:
-            click.echo(json.dumps(plain(values), ensure_ascii=False, allow_nan=False))
+            line = json.dumps(plain(values), allow_nan=False).replace("\x7f", r"\u007f")
+            print(line, flush=True)  # ASCII without control characters, for any stream
         else:
             for part in shown:
-                self.out.print(part, markup=False, highlight=False)
+                self._show(part)
             for note in values.get("notes", ()):
                 message = note["message"] if isinstance(note, dict) else note
-                self.out.print(f"Note: {message}", markup=False, highlight=False)
+                self._show(f"Note: {message}")
+
+    def _show(self, part: RenderableType) -> None:
+        line = printable(part) if isinstance(part, str) else part
+        self.out.print(line, markup=False, highlight=False)
 
 
 class _Rate(ProgressColumn):
@@ -118,10 +125,10 @@ def shows_results(function: Callable[..., None]) -> Callable[..., None]:
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
     """Return a table for people; numbers are aligned right, markup in text is shown as text."""
     lines = [list(row) for row in rows]
-    drawn = Table(title=Text(title), title_justify="left")
+    drawn = Table(title=Text(printable(title)), title_justify="left")
     for i, column in enumerate(columns):
         numeric = all(isinstance(line[i], int | float) or line[i] is None for line in lines)
-        drawn.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        drawn.add_column(Text(printable(column)), justify="right" if numeric else "left", overflow="fold")
     for line in lines:
         drawn.add_row(*(Text(_cell(value)) for value in line))
     return drawn
@@ -134,7 +141,7 @@ def _cell(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value)
+    return printable(str(value))
 
 
 def plain(value: Any) -> Any:

@@ -8,8 +8,6 @@ Shapes: S samples of the source, n measured samples, M images per sample, P cova
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from bottleneck.heads.metrics import measure
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, SampleTable, Target
+from bottleneck.spreadsheet import csv_lines
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 
@@ -51,6 +50,7 @@ def evaluate(
     split: str | None = None,
     labels: str | Path | None = None,
     errors: str | Path | None = None,
+    raw: bool = False,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,
     split_column: str | None = ReadConfig.split_column,
@@ -84,6 +84,7 @@ def evaluate(
         By default test, else val, else train; the last is noted in the result.
     labels : path of a table with labels that replace those of the source (`fitting.labels`), optional
     errors : path of a CSV file to write the misclassified samples to, optional
+    raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`spreadsheet`)
     image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
@@ -146,7 +147,7 @@ def evaluate(
     if not len(answers):
         raise BottleneckError(f"No image of the {selection.split} split could be read.")
     if errors is not None:
-        write_whole(Path(errors), _errors_csv(scored, answers, head.class_names))
+        write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
     return {
         **measure(head.target_kind, answers, scored.scores, head.class_names),
         "split": selection.split,
@@ -383,14 +384,12 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name!r} ({counts[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
-def _errors_csv(scored: _Scored, answers: np.ndarray, class_names: Sequence[str]) -> bytes:
+def _errors_csv(scored: _Scored, answers: np.ndarray, class_names: Sequence[str], raw: bool) -> bytes:
     """Return the misclassified samples as CSV, the most confident mistakes first."""
     predicted, confidence = scored.scores.argmax(axis=1), scored.scores.max(axis=1)
     wrong = np.flatnonzero(predicted != answers)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(["image", "true", "predicted", "confidence"])
+    lines = [("image", "true", "predicted", "confidence")]
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
         names = (class_names[answers[row]], class_names[predicted[row]])
-        writer.writerow([scored.images[row], *names, f"{confidence[row]:.4f}"])
-    return text.getvalue().encode()
+        lines.append((scored.images[row], *names, f"{confidence[row]:.4f}"))
+    return "".join(csv_lines(lines, raw)).encode()

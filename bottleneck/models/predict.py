@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import tempfile
@@ -21,12 +20,14 @@ from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.spreadsheet import csv_lines
 
 
 def predict(
     model: str | Path | Classifier,
     *sources: str | Path | Source,
     output: str | Path | None = None,
+    raw: bool = False,
     top: int = TOP_CLASSES,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,
@@ -54,6 +55,7 @@ def predict(
     model : path of a head or model file, or an open Classifier
     sources : images, folders, manifests, shards, URLs, or read `Source`s
     output : path of a .csv, .jsonl or .parquet file to write, optional
+    raw : write texts to .csv as they are, also those that a spreadsheet would execute (`spreadsheet`)
     top : classes listed per sample, the likeliest first
     image_columns … covariate_columns : columns of a manifest, see `ReadConfig`
     weights, trust_code : needed to load some backbones, see `load_model`
@@ -101,7 +103,7 @@ def predict(
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
     if output is not None:
-        write_whole(Path(output), WRITERS[Path(output).suffix.lower()](predictions))
+        write_whole(Path(output), WRITERS[Path(output).suffix.lower()](predictions, raw))
     seconds = time.perf_counter() - started - classifier.trunk.startup_seconds
     return {
         "predictions": predictions,
@@ -145,20 +147,16 @@ def _whole_path(root: str, key: str) -> str:
     return key if "://" in key or key.startswith("/") else f"{root.rstrip('/')}/{key}"
 
 
-def _as_lines(predictions: list[dict[str, Any]]) -> bytes:
+def _as_lines(predictions: list[dict[str, Any]], raw: bool) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in predictions).encode()
 
 
-def _as_csv(predictions: list[dict[str, Any]]) -> bytes:
+def _as_csv(predictions: list[dict[str, Any]], raw: bool) -> bytes:
     columns = _columns(predictions)
-    text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
+    return "".join(csv_lines([columns, *zip(*columns.values(), strict=True)], raw)).encode()
 
 
-def _as_parquet(predictions: list[dict[str, Any]]) -> bytes:
+def _as_parquet(predictions: list[dict[str, Any]], raw: bool) -> bytes:
     arrow, parquet = _pyarrow()
     data = io.BytesIO()
     parquet.write_table(arrow.table(_columns(predictions)), data)
@@ -179,7 +177,7 @@ def _text(label: object) -> str:
     return "|".join(label) if isinstance(label, list) else str(label)
 
 
-WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
+WRITERS: dict[str, Callable[[list[dict[str, Any]], bool], bytes]] = {
     ".csv": _as_csv,
     ".jsonl": _as_lines,
     ".parquet": _as_parquet,

@@ -53,6 +53,7 @@ class SimilarConfig:
     count: int = 10  # neighbours of each image
     threshold: float | None = None  # also group images that are linked by cosines of this or more
     output: str | Path | None = None  # .csv or .jsonl file for the result
+    raw: bool = False  # write texts to .csv as they are, also those that a spreadsheet would execute
 
     def __post_init__(self) -> None:
         if self.count < 1:

@@ -5,7 +5,6 @@ Shapes: I images of the cache, Q queries, k neighbours.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import time
@@ -24,6 +23,7 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.files import whole_file
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.spreadsheet import csv_lines
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, look_alikes, nearest
 from bottleneck.studies.similar.queries import every_image, named_images
@@ -85,25 +85,29 @@ class Similar:
             "seconds": self.seconds,
         }
 
-    def write(self, path: str | Path) -> None:
-        """Write a .csv or .jsonl file: neighbours by query; groups by image if there are no queries."""
+    def write(self, path: str | Path, raw: bool = False) -> None:
+        """Write a .csv or .jsonl file: neighbours by query; groups by image if there are no queries.
+
+        raw : write texts to .csv as they are, also those that a spreadsheet would execute (`spreadsheet`)
+        """
         path = Path(path)
         with whole_file(path) as binary, TextIOWrapper(binary, encoding="utf-8", newline="") as file:
             if path.suffix.lower() == ".jsonl":
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in self._records())
             else:
-                self._write_csv(csv.writer(file))
+                file.writelines(csv_lines(self._rows(), raw))
 
-    def _write_csv(self, writer: Any) -> None:
+    def _rows(self) -> Iterator[list[object]]:
+        """Yield the rows of the CSV file, its header first."""
         columns = ["image", *(["rank", "neighbour", "cosine"] if self.images else [])]
-        writer.writerow(columns + ["group"] * (self.group is not None))
+        yield columns + ["group"] * (self.group is not None)
         for record in self._records():
             group = [] if self.group is None else [record["group"]]
             if not self.images:
-                writer.writerow([record["image"], *group])
+                yield [record["image"], *group]
             for rank, neighbour in enumerate(record.get("neighbours", ()), 1):
                 cells = [record["image"], rank, neighbour["image"], f"{neighbour['cosine']:.6f}"]
-                writer.writerow([*cells, *group])
+                yield [*cells, *group]
 
     def _records(self) -> Iterator[dict[str, Any]]:
         """Yield one record per query, or one per image of the cache where there are only groups."""
@@ -130,6 +134,7 @@ def similar(
     count: int = SimilarConfig.count,
     threshold: float | None = SimilarConfig.threshold,
     output: str | Path | None = SimilarConfig.output,
+    raw: bool = SimilarConfig.raw,
     weights: str | None = LoadOptions.weights,
     trust_code: bool = LoadOptions.trust_code,
     engine: str = EngineConfig.engine,
@@ -151,6 +156,7 @@ def similar(
     count : neighbours of each image
     threshold : also group images that are linked by cosines of this or more
     output : .csv or .jsonl file for the result
+    raw : write texts to .csv as they are, also those that a spreadsheet would execute
     weights, trust_code, engine, precision, device, batch_size, workers, force
         As in `extract`, for images whose features have to be computed.
 
@@ -161,7 +167,7 @@ def similar(
     BottleneckError
         No query can be used, or there is neither a query nor a threshold.
     """
-    config = SimilarConfig(all_images, node, count, threshold, output)
+    config = SimilarConfig(all_images, node, count, threshold, output, raw)
     if not (images or all_images or threshold is not None) or (images and all_images):
         raise BottleneckError("Name images, or ask for all of them, or give a threshold.")
     run = EngineConfig(engine, precision, device, batch_size, workers, force)
@@ -193,7 +199,7 @@ def similar(
             seconds=time.perf_counter() - started - queries.startup_seconds,
         )
     if output is not None:
-        result.write(output)
+        result.write(output, raw)
     return result
 
 
