@@ -15,6 +15,7 @@ import warnings
 import click
 
 from bottleneck import __version__
+from bottleneck.cli.signals import Interruption
 from bottleneck.cli.streams import printable, protect_streams
 from bottleneck.errors import BottleneckError, first_line
 
@@ -78,13 +79,13 @@ def main() -> None:
     and is 1 where the result could not be written.
     """
     out, _ = protect_streams()
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    interruption = Interruption()
     # scikit-learn imports pandas where it is installed, and pandas mistakes us for PyData's bottleneck.
     warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    code = _run()
+    code = _run(interruption)
     sys.stdout.flush()
     sys.stderr.flush()
     if not code and out.error is not None and not isinstance(out.error, BrokenPipeError):
@@ -93,7 +94,7 @@ def main() -> None:
     sys.exit(code)
 
 
-def _run() -> int:
+def _run(interruption: Interruption) -> int:
     """Run the command and print its error, if there is one; return the exit code."""
     debug = "--debug" in sys.argv
     try:
@@ -107,13 +108,13 @@ def _run() -> int:
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort) as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        _say("Interrupted. Finished work is saved: run the same command again to continue.")
-        return 128 + int(number)
+    except (KeyboardInterrupt, click.Abort):
+        return _interrupted(interruption.number or signal.SIGINT)
     except Exception as error:
         if debug:
             raise
+        if interruption.number is not None:  # a library made another error of the KeyboardInterrupt
+            return _interrupted(interruption.number)
         if isinstance(error, BottleneckError):
             _say(f"Error: {error}")
         elif isinstance(error, OSError):
@@ -122,6 +123,11 @@ def _run() -> int:
             what = f"Error: unexpected {type(error).__name__}: {first_line(error)}."
             _say(f"{what} Run again with --debug to see where.")
         return 1
+
+
+def _interrupted(number: int) -> int:
+    _say("Interrupted. Finished work is saved: run the same command again to continue.")
+    return 128 + number
 
 
 class _OneLine(logging.Formatter):
@@ -146,8 +152,3 @@ def _system_error(error: OSError) -> str:
 
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)
-
-
-def _raise_interrupt(number: int, frame: object) -> None:
-    """Let SIGTERM end a run as Ctrl-C does: contexts close, committed work is saved."""
-    raise KeyboardInterrupt(number)

@@ -1,0 +1,104 @@
+"""Real signals at a real `extract`: one exit code, no hang, no crash, no committed row lost."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.helpers.fitted_cache import write_images
+
+SLOW = """
+import sys, time, types, click
+from bottleneck.cli import main
+
+@click.command()
+@click.argument("seconds", type=float)
+def command(seconds):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        time.sleep(seconds)
+        print("committed", flush=True)
+
+sys.modules["work"] = types.SimpleNamespace(command=command)
+main.COMMANDS["work"] = ("work", "works")
+main.main()
+"""
+
+
+def slow(seconds):
+    command = [sys.executable, "-c", SLOW, "work", str(seconds)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "ready\n"
+    return run
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_the_exit_code_names_the_signal(name, code):
+    run = slow(0)
+    run.send_signal(getattr(signal, name))
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (code, "committed\n")
+    assert err.strip().startswith("Interrupted. Finished work is saved")
+
+
+def test_further_signals_wait_for_the_commit():
+    run = slow(3)
+    run.send_signal(signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGHUP):  # 1.2 s apart: never three within a second
+        time.sleep(1.2)
+        run.send_signal(number)
+    out, err = run.communicate(timeout=60)
+    assert (run.returncode, out) == (143, "committed\n")
+    assert "Traceback" not in err
+
+
+def test_a_third_signal_within_a_second_leaves_at_once():
+    run = slow(30)
+    started = time.monotonic()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        run.send_signal(number)
+        time.sleep(0.15)
+    out, err = run.communicate(timeout=25)
+    assert (run.returncode, out) == (129, "")
+    assert "Stopped at once" in err
+    assert time.monotonic() - started < 25
+
+
+def test_an_ignored_signal_stays_ignored():
+    command = ["nohup", sys.executable, "-c", SLOW, "work", "0"]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "ready\n"
+    run.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert run.poll() is None
+    run.send_signal(signal.SIGTERM)
+    run.communicate(timeout=60)
+    assert run.returncode == 143
+
+
+def test_random_signals_cost_no_committed_row(tmp_path, long):
+    """Rounds of one to five signals, 1 to 300 ms apart, at one cache; then it is completed and verified."""
+    draw = random.Random(0)
+    images = write_images(tmp_path / "photos", {"train": 200})
+    options = ("--backbone", "small_cnn", "--engine", "torch", "-o", str(tmp_path / "c.h5"))
+    command = [sys.executable, "-m", "bottleneck", "extract", str(images), *options]
+    for _ in range(200 if long else 3):
+        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        time.sleep(draw.uniform(1, 6))
+        sent = []
+        for _ in range(draw.randint(1, 5)):
+            if run.poll() is None:
+                sent.append(draw.choice([signal.SIGINT, signal.SIGTERM, signal.SIGHUP]))
+                run.send_signal(sent[-1])
+            time.sleep(draw.uniform(0.001, 0.3))
+        _, err = run.communicate(timeout=120)
+        assert run.returncode in {0, *(128 + number for number in sent)}, err
+        assert "Traceback" not in err
+    assert subprocess.run(command, capture_output=True, timeout=240, check=False).returncode == 0
+    verify = [sys.executable, "-m", "bottleneck", "cache", "verify", str(tmp_path / "c.h5")]
+    assert subprocess.run(verify, capture_output=True, timeout=240, check=False).returncode == 0
