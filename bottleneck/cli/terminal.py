@@ -30,8 +30,8 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.data.trust import allow
 from bottleneck.cli.streams import printable
+from bottleneck.data.trust import allow
 from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 
