@@ -34,7 +34,7 @@ def test_on_its_map_without_images(trained, made_cache, monkeypatch):
     assert found["split"] == "test"
     assert found["accuracy"] == result.finetuned_accuracy["test"]
     assert found["log_loss"] == pytest.approx(result.metrics["test"]["log_loss"], rel=1e-4)
-    assert "chose this model" in str(evaluate(model, made_cache, split="val")["notes"][0])
+    assert "used to choose" in str(evaluate(model, made_cache, split="val")["notes"][0])
 
 
 def test_without_a_map_on_the_images_that_the_cache_names(trained, without_map):
@@ -62,10 +62,10 @@ def test_images_that_are_gone_are_named(trained, without_map, images):
         gone.write_bytes(kept)
 
 
-def test_a_folder_without_splits_says_nothing_of_the_train_split(images, made_cache, model):
+def test_a_folder_without_splits_says_nothing_of_the_train_split(images, made_cache, trained):
     """It may be any folder: what the head was fitted on is the train split of another source."""
-    foreign = evaluate(model, images / "test")
+    foreign = evaluate(trained[0], images / "test")
     assert foreign["n"] == 15
     assert "measured-on-train" not in [note.code for note in foreign["notes"]]
-    own = evaluate(model, made_cache, split="train")
+    own = evaluate(trained[0], made_cache, split="train")
     assert "measured-on-train" in [note.code for note in own["notes"]]

@@ -100,7 +100,7 @@ class Similar:
     def _rows(self) -> Iterator[list[object]]:
         """Yield the rows of the CSV file, its header first."""
         columns = ["image", *(["rank", "neighbour", "cosine"] if self.images else [])]
-        yield columns + ["group"] * (self.group is not None)
+        yield [*columns, *([] if self.group is None else ["group"])]
         for record in self._records():
             group = [] if self.group is None else [record["group"]]
             if not self.images:
