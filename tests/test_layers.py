@@ -23,7 +23,7 @@ FLOORS = (
     ("data", "store", "heads", "engines"),
     ("samples",),
     ("files", "records"),
-    ("threads", "progress", "names", "errors", "spreadsheet"),
+    ("threads", "progress", "names", "errors"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import click
 
 from bottleneck.cli.options import flags_of, loading_options
 from bottleneck.cli.terminal import Terminal, plain, shows_results, table
+from bottleneck.files import write_whole
 from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
 
 flag = flags_of(AdviseConfig)
@@ -49,7 +49,7 @@ def command(terminal: Terminal, cache: str, **options: Any) -> None:
     advice = advise(cache, reporter=terminal, **options)
     figure = advice_page(advice, advice.folder / "advice.png")
     values = plain(advice.to_json() | {"figure": str(figure)})
-    Path(advice.folder / "advice.json").write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+    write_whole(advice.folder / "advice.json", json.dumps(values, ensure_ascii=False).encode())
     splits = [split for split, count in advice.tried.items() if count]
     tried = [
         (each.what, *(each.accuracy.get(split) for split in splits), round(each.seconds, 1))

@@ -23,6 +23,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
+from bottleneck.data.spreadsheet import csv_lines
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import EngineConfig
@@ -33,7 +34,6 @@ from bottleneck.heads.metrics import measure
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, SampleTable, Target
-from bottleneck.spreadsheet import csv_lines
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 

@@ -14,13 +14,13 @@ from typing import Any
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_sources
+from bottleneck.data.spreadsheet import csv_lines
 from bottleneck.errors import BottleneckError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.spreadsheet import csv_lines
 
 
 def predict(

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.spreadsheet import csv_lines
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.files import whole_file
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.spreadsheet import csv_lines
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, look_alikes, nearest
 from bottleneck.studies.similar.queries import every_image, named_images
