@@ -28,13 +28,25 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("random" if config.getoption("--random") else "repeatable")
 
 
-@pytest.fixture(autouse=True)
-def trusted(request):
-    """Let caches name images of other temporary folders; tests of trust itself are marked `strangers`."""
+@pytest.fixture(autouse=True, scope="session")
+def trusted():
+    """Let caches name images of other temporary folders."""
     from bottleneck.data.trust import allow
 
-    with allow(local=request.node.get_closest_marker("strangers") is None):
+    with allow(local=True):
         yield
+
+
+@pytest.fixture(autouse=True)
+def strangers(request):
+    """Take that trust away from the tests of trust itself, which are marked `strangers`."""
+    from bottleneck.data.trust import allow
+
+    if request.node.get_closest_marker("strangers") is None:
+        yield
+    else:
+        with allow(local=False):
+            yield
 
 
 @pytest.fixture(scope="session")

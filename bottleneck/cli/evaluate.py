@@ -64,7 +64,9 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
         from bottleneck.report.figures import confusion_matrix
 
         if "confusion" not in result:
-            raise BottleneckError("--confusion needs classes; the head predicts another kind of target.")
+            raise BottleneckError(
+                "--confusion needs a head of classes; this one predicts another kind of target."
+            )
         confusion_matrix(result["confusion"], result["classes"], confusion, title=f"{result['split']} split")
     shown = [table(f"On the {result['split']} split", ("measure", "value"), _measures(result).items())]
     if "per_class" in result:

@@ -6,13 +6,16 @@ come from a stranger: it names files of its own host, or below its own folder; t
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from bottleneck.errors import CacheError
+from bottleneck.files import user_cache
 
 _allowed: ContextVar[tuple[bool, bool]] = ContextVar("allowed", default=(False, False))
 LOCAL_SCHEMES = ("file", "local", "memory", "dir")
@@ -48,18 +51,39 @@ def refusal(key: str, root: str) -> str | None:
 def require_trusted_root(root: str, cache: str | os.PathLike[str]) -> None:
     """Raise CacheError unless the images of a cache may be read at the folder or URL `root`.
 
-    They may below the current folder and below the cache's own, and where the user allows it.
+    They may below the current folder and below the cache's own, where the user allows it, and where a command
+    of this user wrote the cache from that root (`remember_root`).
     """
     local, remote = _allowed.get()
     if "://" in root or "::" in root:
-        if remote or (root.lower().startswith("zip://::") and _is_near(root.partition("::")[2], cache)):
+        if (
+            remote
+            or _record(root, cache).exists()
+            or (root.lower().startswith("zip://::") and _is_near(root.partition("::")[2], cache))
+        ):
             return
         raise CacheError(
             f"{cache} names images at {root}, another host, and a cache may come from a stranger.",
             "Repeat the command with --allow-remote if you trust it.",
         )
-    if not (local or _is_near(root, cache)):
+    if not (local or _is_near(root, cache) or _record(root, cache).exists()):
         raise _astray(cache, f"images in {root}")
+
+
+def remember_root(root: str, cache: str | os.PathLike[str]) -> None:
+    """Record that this user wrote `cache` from `root`, so that later commands read its images there.
+
+    The record names both: another cache at this path, or another root in this cache, is not trusted by it.
+    """
+    with suppress(OSError):  # a home that cannot be written: the user allows it by the flag
+        record = _record(root, cache)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+
+
+def _record(root: str, cache: str | os.PathLike[str]) -> Path:
+    pair = f"{root}\0{os.path.realpath(cache)}".encode("utf-8", "surrogateescape")
+    return user_cache() / "sources" / hashlib.sha256(pair).hexdigest()
 
 
 def require_trusted_keys(keys: Iterable[str], root: str, cache: str | os.PathLike[str]) -> None:

@@ -22,20 +22,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from bottleneck.errors import WriteError
-from bottleneck.files import write_whole
+from bottleneck.files import user_cache, write_whole
 
 _log = logging.getLogger("bottleneck")
 
 # Increased when graphs are made in another way: older files are then no longer found.
 _GENERATION = "1"
 _SUFFIX = ".graph"
-
-
-def user_cache() -> Path:
-    """The user's folder: $BOTTLENECK_CACHE, else $XDG_CACHE_HOME/bottleneck, else ~/.cache/bottleneck."""
-    if folder := os.environ.get("BOTTLENECK_CACHE"):
-        return Path(folder)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bottleneck"
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
+from bottleneck.data.trust import remember_root
 from bottleneck.errors import ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
@@ -219,6 +220,7 @@ def run_extraction(
         for work in plan.work:
             kept += _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
+    remember_root(source.root, path)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     with FeatureCache(path) as written:
         targets = (source.samples.targets, written.samples.targets)

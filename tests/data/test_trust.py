@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from bottleneck.data.trust import allow, refusal, require_trusted_keys, require_trusted_root
+from bottleneck.data.trust import allow, refusal, remember_root, require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError
 
 pytestmark = pytest.mark.strangers
@@ -97,3 +97,19 @@ def test_a_key_of_a_cache_leads_nowhere_else(tmp_path, monkeypatch, key):
         require_trusted_keys(["a.png", key], str(tmp_path / "images"), "c.h5")
     with allow(local=True, remote=True):
         require_trusted_keys(["a.png", key], str(tmp_path / "images"), "c.h5")
+
+
+def test_a_cache_that_this_user_wrote_is_trusted_with_the_root_it_was_written_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    cache = tmp_path / "caches" / "c.h5"
+    root, other = str(tmp_path / "photos"), str(tmp_path / "secrets")
+    with pytest.raises(CacheError, match="--allow-local"):
+        require_trusted_root(root, cache)
+    remember_root(root, cache)
+    require_trusted_root(root, cache)
+    with pytest.raises(CacheError, match="--allow-local"):
+        require_trusted_root(other, cache)
+    with pytest.raises(CacheError, match="--allow-local"):
+        require_trusted_root(root, tmp_path / "downloads" / "c.h5")
