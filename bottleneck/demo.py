@@ -20,8 +20,8 @@ from bottleneck.models.evaluate import evaluate
 from bottleneck.models.predict import predict
 from bottleneck.names import BOTTLENECK, DEMO_FOLDER
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.report.curves import head_curves
 from bottleneck.report.figures import confusion_matrix
-from bottleneck.report.head_curves import head_curves
 
 # Every stage, averaged over a 2 × 2 grid, which keeps the positions of the strokes, and the network's end.
 NODES = (*(f"blocks.{i}@avg2" for i in range(7)), BOTTLENECK)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bottleneck import extract, fit_heads
 from bottleneck.demo import write_digits
-from bottleneck.report.head_curves import head_curves
+from bottleneck.report.curves import head_curves
 
 NODES = ("blocks.2@avg2", "blocks.4@avg2", "bottleneck")
 

@@ -43,7 +43,7 @@ def command(terminal: Terminal, cache: str, **options: Any) -> None:
     Heads on several blocks, fine-tuning and a network from scratch are tried on a part of the samples; the
     recommendation is what was best on val.
     """
-    from bottleneck.report.advice import advice_page
+    from bottleneck.report.studies import advice_page
     from bottleneck.studies.advise.advise import advise
 
     advice = advise(cache, reporter=terminal, **options)

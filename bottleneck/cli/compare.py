@@ -86,7 +86,7 @@ def command(
     The variant that is best on val with all samples is chosen. Finished runs are saved: a command that was
     interrupted continues where it was when it is run again.
     """
-    from bottleneck.report.comparison import comparison
+    from bottleneck.report.curves import comparison
     from bottleneck.training.compare import compare
 
     scratch = depths if from_scratch else ()

@@ -84,18 +84,18 @@ def command(
 
     Training starts at the head's own logits, and what is saved is never worse on val than the head.
     """
-    from bottleneck.report import history
+    from bottleneck.report import curves
     from bottleneck.training.finetune import find_learning_rate, finetune
 
     if find_lr:
         options.pop("output")
         search = find_learning_rate(cache, head, FinetuneConfig(**options), reporter=terminal)
-        picture = history.rate_curve(search, find_lr)
+        picture = curves.rate_curve(search, find_lr)
         terminal.result(
             {**vars(search), "figure": str(picture)}, f"Try --lr {search.lr:.2g}. The curve is in {picture}"
         )
         return
-    with history.tensorboard(tensorboard) as log:
+    with curves.tensorboard(tensorboard) as log:
         terminal.log_epoch = log
         result = finetune(cache, head, reporter=terminal, **options)
     show_result(terminal, result, f"Fine-tuned {', '.join(reversed(result.unfrozen))}")

@@ -127,7 +127,7 @@ flag = flags_of(FitConfig)
 def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting.fit_heads import fit_heads
-    from bottleneck.report.head_curves import head_curves
+    from bottleneck.report.curves import head_curves
 
     result = fit_heads(cache, labels=labels, reporter=terminal, **options)
     files = result.files | head_curves(result)

@@ -102,12 +102,12 @@ def command(
     drawn = {}
     if filters:
         from bottleneck.backbones.patches import first_kernels
-        from bottleneck.report.filters import draw_filters
+        from bottleneck.report.image_sheets import draw_filters
 
         drawn["filters"] = str(draw_filters(first_kernels(network), filters))
     if patches and source:
         from bottleneck.backbones.patches import patches_of_source
-        from bottleneck.report.filters import draw_patches
+        from bottleneck.report.image_sheets import draw_patches
 
         strongest = patches_of_source(network, source, preprocess=preprocess, reporter=terminal, **search)
         drawn["patches"] = str(draw_patches(strongest, patches))

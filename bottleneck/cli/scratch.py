@@ -52,10 +52,10 @@ def command(terminal: Terminal, source: str, tensorboard: str | None, **options:
     SOURCE is what `bottleneck extract` takes, with labels. Several images per sample and covariates are taken
     from a manifest's columns.
     """
-    from bottleneck.report import history
+    from bottleneck.report import curves
     from bottleneck.training.scratch import scratch
 
-    with history.tensorboard(tensorboard) as log:
+    with curves.tensorboard(tensorboard) as log:
         terminal.log_epoch = log
         result = scratch(source, reporter=terminal, **options)
     show_result(terminal, result, f"Trained {options['backbone']} from scratch")

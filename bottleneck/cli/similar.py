@@ -78,7 +78,7 @@ def command(
     )
     unreadable: dict[str, str] = {}
     if sheet:
-        from bottleneck.report.contact_sheet import similar_sheet
+        from bottleneck.report.image_sheets import similar_sheet
 
         unreadable = similar_sheet(result, sheet)
     written = {"output": output, "sheet": sheet}

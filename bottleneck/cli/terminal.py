@@ -163,7 +163,7 @@ def plain(value: Any) -> Any:
 
 def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
     """Draw the curves beside the model and print the result of a training."""
-    from bottleneck.report.history import training_curves
+    from bottleneck.report.curves import training_curves
 
     figure = training_curves(
         result.epochs,

@@ -91,7 +91,7 @@ def command(
     frozen or fine-tuned, to networks for B. Every run is saved: a study that was stopped continues where it
     was, and more --seeds add to it.
     """
-    from bottleneck.report.transfer_figure import transfer_figure
+    from bottleneck.report.studies import transfer_figure
     from bottleneck.studies.transfer_study.study import transfer_study
 
     if (half_a is None) != (half_b is None):

@@ -3,8 +3,8 @@
     base.build_engine(make_extractor, example images)
         candidates: pairs of engine and precision, the fastest first
             │
-            ├─► onnxruntime   float32: exported once, then stored        onnx_engine, onnx_export, graph_cache
-            │                 int8: quantised with the example images    int8
+            ├─► onnxruntime   float32: exported once, then stored        onnx_engine, onnx_graph
+            │                 int8: quantised with the example images    onnx_engine
             └─► torch         eager or compiled, on CPU, CUDA or MPS     torch_engine
             │
         compare with the rows of some example images in eager float32    reference

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bottleneck.engines.device import resolve_device
-from bottleneck.engines.graph_cache import GraphCache
 from bottleneck.engines.onnx_engine import float_engine, int8_engine
+from bottleneck.engines.onnx_graph import GraphCache
 from bottleneck.engines.reference import Eager, complaint, measure, refusal
 from bottleneck.errors import EngineError
 from bottleneck.names import ENGINES, PRECISIONS
@@ -45,7 +45,7 @@ class Engine(Protocol):
     batch : images per call that use the device well; any number may be given.
     calls : number of calls that may run at the same time, each in its own thread.
     agreement : {node index: largest relative difference of a row from eager float32; for int8 the cosine}.
-    calibration : for int8 the description of its calibration (see `int8.describe`), else None.
+    calibration : for int8 its calibration (`onnx_engine.describe_calibration`), else None.
     """
 
     @property

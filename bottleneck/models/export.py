@@ -25,7 +25,7 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.model_file import backbone_of
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.engines.onnx_export import silence
+from bottleneck.engines.onnx_graph import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head

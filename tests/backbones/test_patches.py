@@ -10,7 +10,7 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.patches import first_kernels, patches_of_source, strongest_patches
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, SourceError
-from bottleneck.report.filters import draw_filters, draw_patches
+from bottleneck.report.image_sheets import draw_filters, draw_patches
 
 
 class Colours(nn.Module):

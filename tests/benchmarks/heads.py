@@ -266,7 +266,7 @@ def child_memory(argument: str) -> dict:
     if done.returncode:
         sys.exit(done.stderr)
     import bottleneck.heads.fit
-    import bottleneck.report.head_curves  # noqa: F401
+    import bottleneck.report.curves  # noqa: F401
     from bottleneck.fitting.fit_heads import fit_heads
 
     before, start = peak(), time.perf_counter()

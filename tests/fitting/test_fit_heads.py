@@ -10,7 +10,7 @@ from bottleneck.errors import CacheError, EngineError, FitError, SourceError
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import apply_link, load_head
 from bottleneck.heads.logistic import sweep
-from bottleneck.report.head_curves import head_curves
+from bottleneck.report.curves import head_curves
 from bottleneck.samples import ArrayRows, Target
 from bottleneck.store.reader import FeatureCache
 from tests.helpers.caches import D, class_target, write_cache

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.report.advice import advice_page
+from bottleneck.report.studies import advice_page
 from bottleneck.studies.advise.image_similarity import Reading, Similarity
 from bottleneck.studies.advise.recommendation import (
     EARLY,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.report.transfer_figure import transfer_figure
+from bottleneck.report.studies import transfer_figure
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.effects import Curves, Estimate, find_effects
 from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE, plan_runs

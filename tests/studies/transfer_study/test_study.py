@@ -101,7 +101,7 @@ def test_the_command_resumes_draws_and_prints_json(study, source, monkeypatch):
     assert set(values["curves"]) == {"baseA", "baseB", "BnB", "BnB+", "AnB", "AnB+", "random"}
     with Image.open(values["figure"]) as picture:
         assert picture.format == "PNG"
-    monkeypatch.setattr("bottleneck.report.transfer_figure.transfer_figure", lambda study, path: path)
+    monkeypatch.setattr("bottleneck.report.studies.transfer_figure", lambda study, path: path)
     people = CliRunner().invoke(group, [word for word in words if word != "--json"], catch_exceptions=False)
     assert "co-adaptation" in people.stdout or "selffer" in people.stdout
 

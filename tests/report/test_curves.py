@@ -1,4 +1,4 @@
-"""Pictures and logs of a training: drawn from one epoch on, and nothing where nothing is asked for."""
+"""Curves of a training: drawn from one epoch on, and nothing where nothing is asked for."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from bottleneck.errors import BottleneckError
-from bottleneck.report.history import rate_curve, tensorboard, training_curves
+from bottleneck.report.curves import rate_curve, tensorboard, training_curves
 from bottleneck.training.loop import EpochRecord
 from bottleneck.training.lr_finder import FoundRate
 

@@ -1,10 +1,10 @@
-"""Exported graphs stored in the user's cache folder, so that later runs start at once and without torch.
+"""Export the extractor as an ONNX graph, and keep graphs in the user's cache folder.
 
-One safetensors file per graph (no pickle): the graph's bytes, the probe images, and their rows in eager
-float32, with which the graph is compared again whenever it is loaded. A file that fails its checksum counts
-as absent.
+A later run then starts at once and without torch. One safetensors file per graph (no pickle) contains the
+graph's bytes, the probe images, and their rows in eager float32, with which the graph is compared again
+whenever it is loaded. A file that fails its checksum counts as absent.
 
-Shapes: probe (B, H, W, C) uint8, reference (B, …) float32 per node.
+Shapes: pixels and probe (B, H, W, C) uint8, rows and reference (B, …) float32 per node, B free.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import hashlib
 import json
 import logging
 import os
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -24,11 +27,60 @@ from safetensors.numpy import save
 from bottleneck.errors import WriteError
 from bottleneck.files import user_cache, write_whole
 
-_log = logging.getLogger("bottleneck")
+if TYPE_CHECKING:
+    from torch import nn
 
+
+INPUT = "pixels"
+_NOISY = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir")
 # Increased when graphs are made in another way: older files are then no longer found.
 _GENERATION = "1"
 _SUFFIX = ".graph"
+_log = logging.getLogger("bottleneck")
+
+
+def export_graph(extractor: nn.Module, example: np.ndarray) -> bytes:
+    """The extractor as serialised ONNX, normalisation included, several outputs in the order of the nodes.
+
+    Parameters
+    ----------
+    extractor : nn.Module
+        In eval mode; uint8 (B, H, W, C) → tuple of float32 tensors.
+    example : uint8 array of shape (B, H, W, C)
+        Gives H, W and C, which are fixed in the graph.
+    """
+    import torch
+
+    pixels = torch.from_numpy(np.ascontiguousarray(np.resize(example, (2, *example.shape[1:]))))
+    with silence():
+        program = torch.onnx.export(
+            extractor,
+            (pixels,),
+            dynamo=True,
+            # Of two rows: exporters treat sizes 0 and 1 as constants.
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            input_names=[INPUT],
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Hide the exporter's warnings, which are for its developers; its result is compared afterwards."""
+    loggers = [logging.getLogger(name) for name in _NOISY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bottleneck.engines.base import build_engine
-from bottleneck.engines.graph_cache import GraphCache, StoredGraph
+from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.files import user_cache
 from tests.helpers.networks import TinyExtractor, eager, photos, refuse_to_make
 

@@ -1,10 +1,10 @@
-"""Contact sheets: every tile in its place, names in any script, reasons where there is no picture."""
+"""Sheets of images: every tile in its place, names in any script, reasons where there is no picture."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck.report.contact_sheet import GAP, SIDE, TITLE, Strip, Tile, _cut, contact_sheet
+from bottleneck.report.image_sheets import GAP, SIDE, TITLE, Strip, Tile, _cut, contact_sheet
 
 
 def test_pictures_lie_pixel_by_pixel_in_their_places(tmp_path):
