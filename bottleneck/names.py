@@ -10,6 +10,7 @@ SMALL_CNN = "small_cnn"  # the network that is trained from random weights
 BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classifier
 NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
 DEFAULT_POOL = "avg"  # of every other node
+SIDE_BY_SIDE = "+"  # between the nodes whose features a head takes side by side
 POOLS = ("avg", "avg2", "avg3", "max", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
 
@@ -31,6 +32,11 @@ DEMO_FOLDER = "bottleneck-demo"
 DEFAULT_CHANNELS = 3  # of a network's input: RGB
 SMALL_CNN_DEPTH = 4  # blocks of small_cnn by default
 PATCH_IMAGES = 300  # searched for the strongest patches by default
+
+
+def nodes_in(name: str) -> tuple[str, ...]:
+    """The nodes of a name such as A+B, whose rows stand side by side; of one node, itself."""
+    return tuple(name.split(SIDE_BY_SIDE))
 
 
 def default_pool(node: str) -> str:

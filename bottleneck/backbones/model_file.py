@@ -19,7 +19,7 @@ from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.errors import ArtifactError, first_line
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.names import STATE_PREFIX
+from bottleneck.names import STATE_PREFIX, nodes_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -136,7 +136,9 @@ def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_
         name for name, value in expected.items() if name not in state or state[name].shape != value.shape
     }
     backbone.untrained = frozenset(
-        lacking & backbone.entries_above(head.node.partition("@")[0]) if lacking else ()
+        lacking & backbone.entries_above(*(node.partition("@")[0] for node in nodes_in(head.node)))
+        if lacking
+        else ()
     )
     load_network(backbone.module, path, backbone.untrained)
     trained = {"weights": "trained", "weights_sha256": state_sha256(backbone.module)}

@@ -80,7 +80,7 @@ flag = flags_of(FitConfig)
     "nodes",
     multiple=True,
     show_default="all vectors in the cache",
-    help="Node whose cached features heads are fitted on; may be repeated.",
+    help="Node whose cached features heads are fitted on, or A+B for several side by side; may be repeated.",
 )
 @flag("--head", multiple=True, type=click.Choice(HEAD_KINDS), help="Kind of head to fit; may be repeated.")
 @flag(

@@ -101,7 +101,7 @@ def fit_heads(
     classes : targets whose numbers are names of classes (codes, versions), not quantities.
     label_separator : character between several labels in one cell of `labels`.
     regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
-    nodes : names; None takes all nodes of the cache that are vectors.
+    nodes : names, A+B for one head on several side by side; None takes each vector node of the cache.
     head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
         see `FitConfig`; None of `shots` and `memory` is the default.
     output : folder for the heads.

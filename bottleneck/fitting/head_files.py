@@ -55,7 +55,7 @@ def describe_head(cache: FeatureCache, samples: SampleTable, target: Target, nod
         backbone=cache.spec.backbone,
         preprocess=cache.spec.preprocess,
         fingerprint=cache.fingerprint,
-        node_fingerprint=cache.node(node).fingerprint(cache.spec),
+        node_fingerprint=cache.vector_fingerprint(node),
     )
 
 

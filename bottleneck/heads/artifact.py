@@ -53,7 +53,7 @@ class HeadDescription:
     Parameters
     ----------
     target, target_kind, class_names : as of `bottleneck.samples.Target`.
-    node : NODE or NODE@POOL whose rows the head takes.
+    node : NODE or NODE@POOL whose rows the head takes; A+B for several side by side.
     images_per_sample : M. covariate_names : P names. The input is M images' features, then the covariates.
     backbone, preprocess : JSON recipes of the cache. fingerprint : of the cache.
     node_fingerprint : of the node's rows.

@@ -26,7 +26,7 @@ from bottleneck.errors import ArtifactError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
-from bottleneck.names import TOP_CLASSES
+from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import SampleTable
 
@@ -157,9 +157,10 @@ class Classifier:
         """Yield indices and features (B, D) of the images of one chunk, copies of other images last."""
         features_of: dict[bytes | None, np.ndarray] = {}
         copies: list[LoadedImage] = []
-        for item in self.trunk.stream(source, source.images[start : start + CHUNK], [self.head.node]):
+        keys, nodes = source.images[start : start + CHUNK], nodes_in(self.head.node)
+        for item in self.trunk.stream(source, keys, nodes):
             if isinstance(item, Batch):
-                features = item.features[0]
+                features = np.concatenate(item.features, axis=1)
                 features_of |= zip((image.digest for image in item.images), features, strict=True)
                 yield [start + image.index for image in item.images], features
             elif item.error is None:

@@ -307,7 +307,7 @@ def _score_cache(
 
 def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
     """Raise FingerprintError if the head was fitted on other features than the cache has."""
-    if cache.node(head.node).fingerprint(cache.spec) != head.node_fingerprint:
+    if cache.vector_fingerprint(head.node) != head.node_fingerprint:
         fields = fields or ["dtype or precision"]
         raise FingerprintError(
             f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",

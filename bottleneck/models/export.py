@@ -29,7 +29,7 @@ from bottleneck.engines.onnx_graph import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.names import EXPORT_FORMATS
+from bottleneck.names import EXPORT_FORMATS, nodes_in
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
 BOUND = 1e-4  # greatest allowed difference of a probability, or of a quantity relative to the target's spread
@@ -81,7 +81,7 @@ class Deployed(nn.Module):
             raise ArtifactError(
                 "A head of nearest neighbours cannot be exported.", "Fit another with --head logistic."
             )
-        self.extractor = backbone.extractor([head.node], Preprocess.from_json(head.preprocess))
+        self.extractor = backbone.extractor(nodes_in(head.node), Preprocess.from_json(head.preprocess))
         self.several = head.images_per_sample > 1
         self.width = head.n_features - len(head.covariate_names)
         self.link, self.temperature = head.link, head.temperature
@@ -90,10 +90,14 @@ class Deployed(nn.Module):
             self.layers.extend([nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])])
         self.eval()
 
+    def features(self, images: Tensor) -> Tensor:
+        """(B · M, D) of images (B · M, H, W, C), the head's nodes side by side."""
+        return torch.cat(list(self.extractor(images)), dim=1)
+
     def forward(self, pixels: Tensor, covariates: Tensor | None = None) -> Tensor:
         """See the class."""
         images = pixels.flatten(0, 1) if self.several else pixels
-        x = self.extractor(images)[0].reshape(-1, self.width)
+        x = self.features(images).reshape(-1, self.width)
         if covariates is not None:
             x = torch.cat([x, covariates], dim=1)
         z: Tensor = self.layers(x)
@@ -205,7 +209,7 @@ def _outputs(
     pixels = inputs["pixels"]
     with torch.inference_mode():
         images = torch.from_numpy(pixels.reshape(-1, *pixels.shape[-3:]))
-        features = deployed.extractor(images)[0].numpy().reshape(len(pixels), -1)
+        features = deployed.features(images).numpy().reshape(len(pixels), -1)
     if "covariates" in inputs:
         features = np.concatenate([features, inputs["covariates"]], axis=1)
     expected = np.asarray(head.probabilities(features)).reshape(len(pixels), -1)

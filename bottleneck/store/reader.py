@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.names import SPLITS
+from bottleneck.names import SPLITS, nodes_in
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.log import read_log
-from bottleneck.store.rows import FeatureRows, SampleRows
-from bottleneck.store.spec import NodeSpec
+from bottleneck.store.rows import FeatureRows, SampleRows, SideBySide
+from bottleneck.store.spec import NodeSpec, fingerprint
 from bottleneck.store.tables import ImageTable, no_samples
 
 VIEWS = 4  # proposed by a message if no node has views
@@ -150,6 +150,30 @@ class FeatureCache:
             )
         return self.nodes[name]
 
+    def vectors(self, name: str) -> tuple[NodeSpec, ...]:
+        """Return the nodes that a head on `name` takes: one, or for A+B several side by side.
+
+        Raises
+        ------
+        CacheError
+            There is no such node, it is a map, or a node is named twice.
+        """
+        nodes = tuple(map(self.node, (name,) if name in self.nodes else nodes_in(name)))
+        for number, node in enumerate(nodes):
+            if node.is_map:
+                raise CacheError(
+                    f"Node {node.name!r} is a map of shape {node.shape}; samples' rows need a vector.",
+                    self._add_with(node.node),
+                )
+            if node in nodes[:number]:
+                raise CacheError(f"{name!r} names node {node.name!r} twice.", "Name each node once.")
+        return nodes
+
+    def vector_fingerprint(self, name: str) -> str:
+        """Return the fingerprint of the rows that a head on `name` takes; errors as from `vectors`."""
+        found = [node.fingerprint(self.spec) for node in self.vectors(name)]
+        return found[0] if len(found) == 1 else fingerprint(found)
+
     def features(self, name: str) -> FeatureRows:
         """Return the rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.
 
@@ -173,15 +197,13 @@ class FeatureCache:
 
         Parameters
         ----------
-        name : str, a vector node
+        name : str
+            A vector node, or A+B for several side by side (`vectors`); D is then the sum of their sizes.
         rows : indices or mask of samples; all by default
         """
-        if self.node(name).is_map:
-            raise CacheError(
-                f"Node {name!r} is a map of shape {self.nodes[name].shape}; samples' rows need a vector.",
-                self._add_with(self.nodes[name].node),
-            )
-        return SampleRows(self.views(name) if views else self.features(name), self.samples, rows)
+        nodes = self.vectors(name)
+        parts = [self.views(node.name) if views else self.features(node.name) for node in nodes]
+        return SampleRows(parts[0] if len(parts) == 1 else SideBySide(parts), self.samples, rows)
 
     def _rows(self, node: NodeSpec, views: bool) -> FeatureRows:
         rows = self._catalog.rows(node, self.images.digest, views)

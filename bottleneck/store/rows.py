@@ -118,6 +118,25 @@ def _consecutive(numbers: np.ndarray) -> bool:
     return bool((np.diff(numbers) == 1).all())
 
 
+class SideBySide(RowReader):
+    """The rows of several nodes side by side, for the same images in the same order.
+
+    Attributes
+    ----------
+    shape : (I, D₁ + D₂ + …), with views (I, V, D₁ + D₂ + …)
+    dtype : float32 if any of them is
+    """
+
+    def __init__(self, parts: Sequence[FeatureRows]) -> None:
+        self._parts = parts
+        self.shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
+        self.dtype = np.result_type(*(part.dtype for part in parts))
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows `indices` (B,), in that order."""
+        return np.concatenate([part.take(indices) for part in self._parts], axis=-1, dtype=self.dtype)
+
+
 class SampleRows(RowReader):
     """Rows of samples: the features of the M images side by side, then the P covariates unchanged.
 
@@ -127,7 +146,7 @@ class SampleRows(RowReader):
     dtype : that of the features; float32 with covariates
     """
 
-    def __init__(self, features: FeatureRows, samples: SampleTable, rows: np.ndarray | None = None) -> None:
+    def __init__(self, features: RowReader, samples: SampleTable, rows: np.ndarray | None = None) -> None:
         self._features = features
         self._image = samples.image if rows is None else samples.image[rows]
         covariates = samples.covariates if rows is None else samples.covariates[rows]

@@ -60,14 +60,22 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
     """
     ours = {"backbone": head.backbone, "preprocess": head.preprocess}
     fields = differences(cache.spec.to_json(), ours)
-    fit_one = f"Fit one on this cache with `bottleneck fit-head {quote(str(cache.path))}`."
+    fit = f"bottleneck fit-head {quote(str(cache.path))}"
+    fit_one = f"Fit one on this cache with `{fit}`."
     if fields:
         raise FingerprintError(
             f"The head was fitted on another cache than {cache.path}: {', '.join(fields[:4])} differ.",
             fit_one,
             fields=tuple(fields),
         )
-    width = math.prod(cache.node(head.node).shape)  # CacheError if the cache lacks the node
+    nodes = cache.vectors(head.node)  # CacheError if the cache lacks a node
+    if len(nodes) > 1:
+        raise ArtifactError(
+            f"The head takes nodes {', '.join(node.name for node in nodes)} side by side; training starts "
+            "from a head on one node, and trains the blocks below it.",
+            f"Fit one on this cache with `{fit} --node {quote(nodes[-1].name)}`.",
+        )
+    width = math.prod(nodes[0].shape)
     forms: dict[str, tuple[Any, Any]] = {
         "images per sample": (head.images_per_sample, samples.image.shape[1]),
         "covariates": (tuple(head.covariate_names), tuple(samples.covariate_names)),
