@@ -31,3 +31,10 @@ class Reporter:
 
 
 SILENT = Reporter()
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

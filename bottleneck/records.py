@@ -1,13 +1,30 @@
-"""Check a JSON record that may come from a stranger's file: it has the expected fields, each of its type."""
+"""Build a config from a function's arguments; check the fields of a record from a stranger's file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, cast
 
 from bottleneck.errors import ArtifactError
 
 Check = Callable[[Any], bool]
+Config = TypeVar("Config")
+
+
+def config_from(kind: type[Config], arguments: Mapping[str, Any], **others: Any) -> Config:
+    """Return a `kind` with the values of the same names in `others` and `arguments`, else its defaults.
+
+    kind : a dataclass; a field that is a config itself is made of the same arguments.
+    arguments : `locals()` of a public function, which lists its options one by one.
+    """
+    values = dict(others)
+    for item in fields(cast(Any, kind)):
+        if is_dataclass(item.default_factory):
+            values.setdefault(item.name, config_from(cast(Any, item.default_factory), arguments))
+        elif item.name in arguments:
+            values.setdefault(item.name, arguments[item.name])
+    return kind(**values)
 
 
 def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: bool = False) -> None:

@@ -1,9 +1,19 @@
-"""Records from a stranger's file: the expected fields, each of its type, or an error that names one."""
+"""Configs from arguments; records from a stranger's file: the expected fields, each of its type."""
+
+from dataclasses import dataclass, field
 
 import pytest
 
 from bottleneck.errors import ArtifactError
-from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
+from bottleneck.records import (
+    are_numbers,
+    config_from,
+    is_flag,
+    is_integer,
+    is_number,
+    is_text,
+    require_fields,
+)
 
 CHECKS = {"size": is_integer, "name": is_text}
 
@@ -39,3 +49,26 @@ def test_other_records_are_refused_by_name(record, message):
 def test_checks_tell_flags_from_numbers(check, good, bad):
     assert all(map(check, good))
     assert not any(map(check, bad))
+
+
+@dataclass(frozen=True)
+class Engine:
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Job:
+    epochs: int = 3
+    seed: int = 0
+    engine: Engine = field(default_factory=Engine)
+
+
+def test_a_config_takes_the_arguments_of_its_names():
+    assert config_from(Job, {"epochs": 5, "device": "cuda", "other": 1}) == Job(5, 0, Engine("cuda"))
+    assert config_from(Job, {"epochs": 5}, epochs=7, engine=Engine("mps")) == Job(7, 0, Engine("mps"))
+    assert config_from(Job, {}) == Job()
+
+
+def test_what_no_config_has_is_refused():
+    with pytest.raises(TypeError, match="unknown"):
+        config_from(Job, {}, unknown=1)

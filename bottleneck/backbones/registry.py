@@ -7,11 +7,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatch
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +24,8 @@ from torch import nn
 from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
 from bottleneck.backbones.channels import adapt_channels
-from bottleneck.backbones.families import (
-    efficientnet_lite,
-    small_cnn,
-    timm_models,
-    torchvision_models,
-    user_code,
-)
-from bottleneck.backbones.families.architecture import Architecture, Family, Listed
+from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
+from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Family, Listed
 from bottleneck.backbones.fit_weights import load_file
 from bottleneck.backbones.graph import on_meta
 from bottleneck.backbones.recipe import (
@@ -259,7 +256,7 @@ def _architecture(
     if names_code(name) and head in family_of:  # a misspelt weights id: the family lists the right ones
         name, weights = head, tail
     if names_code(name):
-        return user_code.architecture(name, weights, trust_code=trust_code)
+        return _user_code(name, weights, trust_code)
     if name == small_cnn.NAME and image_size:
         return small_cnn.architecture(name, weights, in_channels=in_channels, depth=depth, size=image_size)
     if name in family_of:
@@ -269,6 +266,48 @@ def _architecture(
         f"There is no backbone {name!r}" + (f"; close ones are {', '.join(close)}." if close else "."),
         "bottleneck backbones lists them all.",
     )
+
+
+def _user_code(name: str, weights: str | None, trust_code: bool) -> Architecture:
+    """The network that a user's function returns: an `nn.Module`, or a `Backbone` with its own preprocessing.
+
+    A bare module is assumed to take 224 × 224 RGB pixels with ImageNet's normalisation.
+
+    Raises
+    ------
+    BackboneError
+        If `trust_code` is false (nothing is imported then), if published weights are requested, or if the
+        function does not exist or fails.
+    """
+    if not trust_code:
+        raise BackboneError(
+            f"The backbone is code, {name}, which is not imported without your permission.",
+            "If you trust it, add --trust-code.",
+        )
+    if weights is not None:
+        raise BackboneError(f"{name} has no weights {weights!r}; expected what the code brings, or a file.")
+    network = _call(name)
+    if isinstance(network, Backbone):
+        module, preprocess, class_names = network.module, network.preprocess, network.class_names
+    else:
+        module, preprocess, class_names = network, USUAL_PREPROCESS, None
+    return Architecture(name, lambda classes: module, preprocess, "module", class_names=class_names)
+
+
+def _call(name: str) -> nn.Module | Backbone:
+    path, _, function = name.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        network = getattr(import_module(path), function)()
+    except Exception as error:
+        raise BackboneError(f"{name} gave no network: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(network, nn.Module | Backbone):
+        raise BackboneError(
+            f"{name} returned a {type(network).__name__}, expected an nn.Module or a Backbone."
+        )
+    return network
 
 
 @contextmanager

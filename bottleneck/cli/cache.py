@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from bottleneck.cli.data_sheet import data_sheet_lines
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Terminal, data_sheet_lines, shows_results, table
 from bottleneck.errors import CacheError
 
 

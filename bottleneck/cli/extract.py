@@ -8,7 +8,6 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.data_sheet import data_sheet_lines
 from bottleneck.cli.options import (
     engine_options,
     flags_of,
@@ -17,7 +16,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Terminal, data_sheet_lines, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
 from bottleneck.names import (
@@ -27,6 +26,7 @@ from bottleneck.names import (
     DTYPES,
     POOLS,
 )
+from bottleneck.records import config_from
 
 flag = flags_of(ExtractConfig)
 
@@ -101,11 +101,11 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     SOURCE is a folder (class/x.jpg, split/class/x.jpg or class/split/x.jpg), a manifest (.csv, .jsonl,
     .parquet), tar shards or a URL of any of these. A second run computes only what is new.
     """
-    from bottleneck.extraction.extract import extract
-    from bottleneck.extraction.survey import survey
+    from bottleneck.extraction.extract import extract, survey
 
     if dry_run:
-        plan = survey(source, cache, **options)
+        reading = config_from(ReadConfig, options, seed=options["seed"] or 0)
+        plan = survey(source, cache, config_from(ExtractConfig, options), reading, options["strict"])
         planned = [(name, value) for name, value in plan.to_json().items() if name not in ("notes", "data")]
         would = table("Would extract", ("what", "value"), planned)
         terminal.result(plan.to_json(), *data_sheet_lines(plan.data), would)

@@ -17,8 +17,16 @@ from itertools import groupby
 import numpy as np
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.layout import by_suffix, folder_samples
-from bottleneck.data.listing import Listing, is_image, list_folder, list_remote, list_shards
+from bottleneck.data.folder_layout import by_suffix, folder_samples
+from bottleneck.data.listing import (
+    Listing,
+    base_of,
+    is_image,
+    list_folder,
+    list_remote,
+    list_shards,
+    shard_target,
+)
 from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import classes_set_aside, set_aside, strata
 from bottleneck.data.storage import (
@@ -30,9 +38,7 @@ from bottleneck.data.storage import (
     open_url,
 )
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
-from bottleneck.data.trust import refusal
-from bottleneck.data.untrusted import one_line
-from bottleneck.data.webdataset import base_of, shard_target
+from bottleneck.data.untrusted import one_line, refusal
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable

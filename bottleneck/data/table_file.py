@@ -1,6 +1,11 @@
-"""Read a table (.csv, .jsonl, .parquet) as columns of cells, and find text that a cache cannot store.
+"""Read a table (.csv, .jsonl, .parquet) as columns of cells, find text that a cache cannot store, write CSV.
 
 Rows are counted from 1, without the header.
+
+A spreadsheet shows the written CSV as it is, and never executes it (OWASP, "CSV Injection"): a text cell that
+begins with = + - @ (also their full-width forms), a tab or a line break, and is no number, gets an apostrophe
+in front, which a spreadsheet hides. So does one that begins with apostrophes and then such a character;
+removing one apostrophe gives back every text. Cells that contain a separator of any locale are quoted.
 """
 
 from __future__ import annotations
@@ -8,8 +13,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +25,9 @@ from bottleneck.errors import Note, SourceError
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 Table = dict[str, list[Any]]  # column name -> one cell a row, None where it is missing
+_EXECUTED = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_SEPARATORS = re.compile(r'[,;"\t\r\n]')
 
 
 def read_table(name: str, data: bytes) -> Table:
@@ -190,3 +199,19 @@ def _from_bytes(text: str) -> bool:
 def storable(text: str) -> bool:
     """Return True for text that a cache can store: valid UTF-8 without NUL."""
     return printable(text) == text and "\0" not in text
+
+
+def csv_lines(rows: Iterable[Iterable[object]], raw: bool = False) -> Iterator[str]:
+    """Yield the lines of a CSV file. raw : write texts as they are, for programs."""
+    for row in rows:
+        cells = ("" if value is None else str(value) for value in row)
+        yield ",".join(_quoted(text if raw else inert(text)) for text in cells) + "\r\n"
+
+
+def inert(text: str) -> str:
+    """Return a cell that no spreadsheet executes: numbers as they are, other texts by the rule above."""
+    return f"'{text}" if _EXECUTED.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if _SEPARATORS.search(text) else text

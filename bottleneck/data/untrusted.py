@@ -1,22 +1,34 @@
-"""Call a library that parses a stranger's bytes: exceptions become ImageError, warnings are dropped.
+"""What strangers' files may do: bytes that a library parses, and what a list or cache may name.
 
-What a C library prints is collected as well (`printed`).
+Exceptions of a parser become ImageError, its warnings are dropped, and what a C library prints is collected
+(`printed`).
+
+A list that lies on this machine is the user's own and may name anything. A list from the web, or a cache, may
+come from a stranger: it names files of its own host, or below its own folder; the user must allow the rest.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
+import hashlib
 import os
 import platform
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from bottleneck.errors import ImageError
+from bottleneck.errors import CacheError, ImageError
+from bottleneck.files import user_cache
+
+_allowed: ContextVar[tuple[bool, bool]] = ContextVar("allowed", default=(False, False))
+LOCAL_SCHEMES = ("file", "local", "memory", "dir")
 
 
 @contextmanager
@@ -137,3 +149,106 @@ def _print(cookie: int | None, text: Any, size: int) -> int:
     else:
         lines += text[:size].decode("utf-8", "replace").splitlines()
     return size
+
+
+@contextmanager
+def allow(local: bool = False, remote: bool = False) -> Iterator[None]:
+    """Allow lists and caches in this block to name files of this machine, or of other hosts."""
+    token = _allowed.set((local, remote))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def refusal(key: str, root: str) -> str | None:
+    """Return why an image must not be opened that a list at the URL `root` names; None where it may be.
+
+    Relative paths, and URLs of the list's own host, may be.
+    """
+    local, remote = _allowed.get()
+    if "://" not in key and "::" not in key:
+        return None
+    if _host(key) is not None and _host(key) == _host(root):
+        return None
+    if any(part.partition(":")[0].lower() in LOCAL_SCHEMES for part in key.split("::")):
+        return (
+            None if local else "is a file of this machine in a list from elsewhere; --allow-local allows it"
+        )
+    return None if remote else "is on another host than the list that names it; --allow-remote allows it"
+
+
+def require_trusted_root(root: str, cache: str | os.PathLike[str]) -> None:
+    """Raise CacheError unless the images of a cache may be read at the folder or URL `root`.
+
+    They may below the current folder and below the cache's own, where the user allows it, and where a command
+    of this user wrote the cache from that root (`remember_root`).
+    """
+    local, remote = _allowed.get()
+    if "://" in root or "::" in root:
+        if (
+            remote
+            or _record(root, cache).exists()
+            or (root.lower().startswith("zip://::") and _is_near(root.partition("::")[2], cache))
+        ):
+            return
+        raise CacheError(
+            f"{cache} names images at {root}, another host, and a cache may come from a stranger.",
+            "Repeat the command with --allow-remote if you trust it.",
+        )
+    if not (local or _is_near(root, cache) or _record(root, cache).exists()):
+        raise _astray(cache, f"images in {root}")
+
+
+def remember_root(root: str, cache: str | os.PathLike[str]) -> None:
+    """Record that this user wrote `cache` from `root`, so that later commands read its images there.
+
+    The record names both: another cache at this path, or another root in this cache, is not trusted by it.
+    """
+    with suppress(OSError):  # a home that cannot be written: the user allows it by the flag
+        record = _record(root, cache)
+        record.parent.mkdir(parents=True, exist_ok=True)
+        record.touch()
+
+
+def _record(root: str, cache: str | os.PathLike[str]) -> Path:
+    pair = f"{root}\0{os.path.realpath(cache)}".encode("utf-8", "surrogateescape")
+    return user_cache() / "sources" / hashlib.sha256(pair).hexdigest()
+
+
+def require_trusted_keys(keys: Iterable[str], root: str, cache: str | os.PathLike[str]) -> None:
+    """Raise CacheError if a key of a cache leads out of its root to where `require_trusted_root` refuses."""
+    local, remote = _allowed.get()
+    for key in keys:
+        if "://" in key or "::" in key:
+            if not (local and remote) and (why := refusal(key, root)) is not None:
+                raise CacheError(f"{cache} names the image {key}, which {why}.")
+            continue
+        is_path_out = "://" not in root and "::" not in root and (key.startswith("/") or ".." in key)
+        if is_path_out and not local and not _is_near(os.path.join(root, key), cache):
+            raise _astray(cache, f"the image {key}")
+
+
+def _astray(cache: str | os.PathLike[str], what: str) -> CacheError:
+    return CacheError(
+        f"{cache} names {what}, neither below the current folder nor below that of the cache, and a cache "
+        "may come from a stranger.",
+        "Repeat the command with --allow-local if you trust it.",
+    )
+
+
+def _is_near(root: str, cache: str | os.PathLike[str]) -> bool:
+    path = os.path.realpath(root)
+    folders = (os.path.realpath(os.curdir), os.path.dirname(os.path.realpath(cache)))
+    return any(os.path.commonpath([folder, path]) == folder for folder in folders)
+
+
+def _host(url: str) -> tuple[str, str] | None:
+    """Return scheme and host of a plain URL; None for a path, a chain and what is no URL."""
+    if "::" in url:
+        return None
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    return (parts.scheme.lower(), parts.netloc.lower()) if parts.netloc else None

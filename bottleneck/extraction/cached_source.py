@@ -12,7 +12,7 @@ import numpy as np
 
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import Files, LocalFiles, RemoteFiles, open_url
-from bottleneck.data.trust import require_trusted_keys, require_trusted_root
+from bottleneck.data.untrusted import require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError
 from bottleneck.store.reader import FeatureCache
 
@@ -21,7 +21,7 @@ def source_of(cache: FeatureCache) -> Source:
     """Return the source that a cache was made from, with the cache's images, samples, labels and splits.
 
     Images that failed are included, so that their failures stay listed. CacheError if the cache has no rows,
-    or names images where a stranger's cache must not reach (`trust`).
+    or names images where a stranger's cache must not reach (`data.untrusted`).
     """
     cache.require_rows()
     require_trusted_root(cache.source_root, cache.path)

@@ -10,8 +10,6 @@ Shapes: I images, B images of a batch, V views.
 
 from __future__ import annotations
 
-import hashlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,21 +23,21 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
-from bottleneck.data.trust import remember_root
+from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import Extraction, prepare
-from bottleneck.extraction.settings import shared_views
+from bottleneck.extraction.settings import default_cache, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
-from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.store.plan import Work
+from bottleneck.records import config_from
+from bottleneck.store.plan import Work, plan_run
 from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import Origin
+from bottleneck.store.state import CacheState
 from bottleneck.store.writer import CacheWriter
-
-LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,31 @@ class ExtractResult:
         if not self.images:
             with FeatureCache(self.cache) as cache:
                 cache.require_rows()
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `extract` would do.
+
+    to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
+    data : what was understood of the source (`data_sheet.data_sheet`).
+    """
+
+    cache: str
+    images: int
+    samples: int
+    to_read: int
+    reused: int
+    failed: int
+    ignored: int
+    bytes_to_write: int
+    nodes: dict[str, tuple[int, ...]]
+    data: dict[str, Any] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object of `bottleneck extract --dry-run --json`."""
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def extract(
@@ -150,48 +173,8 @@ val_fraction, test_fraction, limit
     CacheError
         The cache is damaged, locked by another run, or the disk is full.
     """
-    config = ExtractConfig(
-        backbone=backbone,
-        weights=weights,
-        nodes=tuple(nodes),
-        pool=pool,
-        dtype=dtype,
-        views=views,
-        image_size=image_size,
-        crop=crop,
-        in_channels=in_channels,
-        depth=depth,
-        seed=seed,
-        on_error=on_error,
-        reread=reread,
-        source_moved=source_moved,
-        keep_parts=keep_parts,
-        trust_code=trust_code,
-        engine=EngineConfig(
-            engine=engine,
-            precision=precision,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            force=force,
-        ),
-    )
-    reading = ReadConfig(
-        image_columns=tuple(image_columns),
-        label_columns=tuple(label_columns),
-        split_column=split_column,
-        group_column=group_column,
-        sample_column=sample_column,
-        covariate_columns=tuple(covariate_columns),
-        classes=tuple(classes),
-        regression=tuple(regression),
-        label_separator=label_separator,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed or 0,
-        limit=limit,
-    )
-    opened = read_source(source, reading)
+    config = config_from(ExtractConfig, locals())
+    opened = read_source(source, config_from(ReadConfig, locals(), seed=seed or 0))
     refuse_strict(opened.notes, strict)
     return run_extraction(opened, cache, config, reporter)
 
@@ -254,13 +237,39 @@ def run_extraction(
         )
 
 
-def default_cache(source: Source, config: ExtractConfig) -> Path:
-    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
-    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
-    return Path("cache") / f"{name}--{backbone}.h5"
+def survey(
+    source: str | Path | Source,
+    cache: str | Path | None = None,
+    config: ExtractConfig | None = None,
+    reading: ReadConfig | None = None,
+    strict: bool = False,
+) -> Survey:
+    """Return what `extract` with the same options would do, without writing a file or taking a lock.
+
+    Raises what `extract` would raise before its first image.
+    """
+    config = config or ExtractConfig()
+    source = read_source(source, reading)
+    refuse_strict(source.notes, strict)
+    path = Path(cache) if cache is not None else default_cache(source, config)
+    extraction = prepare(config, source, path)
+    origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
+    with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
+        plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=config.reread)
+        plan.require_space(path.parent)
+        return Survey(
+            cache=str(path),
+            images=len(source.images),
+            samples=len(source.samples),
+            to_read=plan.to_read,
+            reused=plan.reused,
+            failed=plan.failed,
+            ignored=source.ignored,
+            bytes_to_write=plan.feature_bytes,
+            nodes={name: node.shape for name, node in state.nodes.items()},
+            data=source_sheet(source, source.samples, source.absent),
+            notes=[*source.notes, *filter(None, [moved]), *plan.notes],
+        )
 
 
 def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[FileStat]]:

@@ -2,11 +2,14 @@
 
     flags ──► Settings ──► Trunk ──► descriptions of new nodes ──► Extraction
 
+A source at another place than the cache's is taken for the same if its images are.
+
 Shapes: B images of a batch, H × W pixels, C channels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -22,20 +25,20 @@ from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, CacheError, Note
+from bottleneck.errors import BackboneError, CacheError, ImageError, Note
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.identity import moved_note
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.settings import Settings, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, default_pool
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import CacheSpec, NodeSpec
+from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
 
+COMPARED = 32  # images that are read
 CALIBRATION_IMAGES = 128
 
 
@@ -103,6 +106,41 @@ def _open_existing(path: Path) -> FeatureCache | None:
         return FeatureCache(path)
     except CacheError:  # nothing was committed yet; damaged parts are reported by the writer
         return None
+
+
+def moved_note(cache: FeatureCache, source: Source, stated: bool) -> Note | None:
+    """Return a note where the images of `cache` are now in `source`, whose root is another; else None.
+
+    That is so if the user states it (--source-moved), or if `source` has most of the cache's keys,
+    relative to their roots, and images spread over them have the digests of the cache.
+    """
+    if Origin(cache.spec, source.root).source_root == cache.source_root:
+        return None
+    compared = 0 if stated else _equal_images(cache, source)
+    if not stated and not compared:
+        return None
+    why = f": all of {compared} images that were compared are the same" if compared else ", as stated"
+    return Note(
+        "source-moved",
+        f"The images of {cache.path} have moved from {cache.source} to {source.location}{why}.",
+        details={"before": cache.source, "source": source.location},
+    )
+
+
+def _equal_images(cache: FeatureCache, source: Source) -> int:
+    """Return the number of images compared; 0 if most keys are absent or a digest differs."""
+    present = set(source.images)
+    rows = np.flatnonzero([key in present for key in cache.images.key])
+    if 2 * len(rows) <= len(cache.images):
+        return 0
+    spread = rows[np.unique(np.linspace(0, len(rows) - 1, COMPARED).astype(int))]
+    try:
+        for key, digest in zip(cache.images.key[spread], cache.images.digest[spread], strict=True):
+            if hashlib.sha256(source.read(key)).digest() != bytes(digest):
+                return 0
+    except (ImageError, OSError):
+        return 0
+    return len(spread)
 
 
 def open_trunk(settings: Settings) -> Trunk:

@@ -5,6 +5,8 @@ Flags left out take the cache's values. Flags that differ are refused, all of th
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +15,12 @@ from typing import Any
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.names import BOTTLENECK
+from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
 
+LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
 
 
@@ -144,3 +148,12 @@ def _refuse_differences(
         name = dotted.removeprefix("backbone.")
         compare(dotted, spec.backbone.get(name), flags[name])
     require_equal(existing, requested, f"The cache {path}", HINT_OTHER_CACHE)
+
+
+def default_cache(source: Source, config: ExtractConfig) -> Path:
+    """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
+    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
+    return Path("cache") / f"{name}--{backbone}.h5"

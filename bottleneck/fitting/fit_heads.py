@@ -29,11 +29,11 @@ from bottleneck.fitting.training_set import (
     with_training_classes,
 )
 from bottleneck.heads.config import SweepConfig, grid_of
-from bottleneck.heads.few_shot import shot_scores
-from bottleneck.heads.fit import fit_kind
+from bottleneck.heads.fit import fit_kind, shot_scores
 from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
@@ -117,19 +117,13 @@ def fit_heads(
         There is no such cache or node.
     """
     started = time.perf_counter()
-    config = FitConfig(
+    config = config_from(
+        FitConfig,
+        locals(),
         head=(head,) if isinstance(head, str) else tuple(dict.fromkeys(head)),
         C=C if isinstance(C, str | float | int) else tuple(C),
-        cv=cv,
-        class_weight=class_weight,
-        multi_class=multi_class,
-        one_standard_error=one_standard_error,
         shots=tuple(sorted(shots or ())),
-        repeats=repeats,
-        views=views,
         memory=FitConfig.memory if memory is None else memory,
-        device=device,
-        seed=seed,
     )
     sweep = SweepConfig(
         memory=config.memory, device=resolve_device(device), one_standard_error=one_standard_error

@@ -27,15 +27,16 @@ from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.row_blocks import (
+    Standardisation,
     as_rows,
     block_size,
     blocks,
     is_reader,
     linear_outputs,
     read_checked,
+    standardisation,
     without_torch,
 )
-from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription
 from bottleneck.heads.cross_validation import CrossValidation, Scores
+from bottleneck.heads.row_blocks import Standardisation
 from bottleneck.heads.solver.problem import TargetProblem
-from bottleneck.heads.standardise import Standardisation
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,11 @@ from bottleneck.heads.config import DEFAULT, DEFAULT_MEMORY, TOLERANCE, SweepCon
 from bottleneck.heads.cross_validation import CrossValidation, HeldOutLogits, cross_validate
 from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
-from bottleneck.heads.row_blocks import is_double
+from bottleneck.heads.row_blocks import Standardisation, is_double, standardisation
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import REFIT_TOLERANCE, Solution, refit, solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks, weights_by_code
-from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.names import MULTI_CLASS
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader, Target

@@ -22,9 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from bottleneck.errors import FitError
 from bottleneck.heads.estimator import ClassHead, standardisation_of
-from bottleneck.heads.row_blocks import blocks, read_checked
+from bottleneck.heads.row_blocks import Standardisation, blocks, read_checked
 from bottleneck.heads.solver.problem import ClassWeight
-from bottleneck.heads.standardise import Standardisation
 from bottleneck.samples import RowReader
 
 HIDDEN = 128

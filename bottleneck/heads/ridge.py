@@ -18,16 +18,17 @@ from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
 from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.row_blocks import (
+    Standardisation,
     as_rows,
     is_double,
     is_reader,
     linear_outputs,
+    standardisation,
     without_torch,
 )
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors, weights_by_code
 from bottleneck.heads.solver.ridge_path import Moments, RidgePath, moments_by_fold
-from bottleneck.heads.standardise import Standardisation, standardisation
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import UNLABELLED, ArrayRows, RowReader, Target
 from bottleneck.threads import WorkerPool

@@ -28,6 +28,7 @@ from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
 from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.samples import SampleTable
 
 if TYPE_CHECKING:
@@ -84,17 +85,7 @@ class Classifier:
         top : classes listed per sample. The columns are those of `ReadConfig`. A record is described at
         `bottleneck.models.predict.predict`, which also returns the images that failed.
         """
-        reading = ReadConfig(
-            image_columns=tuple(image_columns),
-            label_columns=tuple(label_columns),
-            split_column=split_column,
-            group_column=group_column,
-            sample_column=sample_column,
-            covariate_columns=tuple(covariate_columns),
-            classes=tuple(classes),
-            regression=tuple(regression),
-            label_separator=label_separator,
-        )
+        reading = config_from(ReadConfig, locals())
         opened = read_sources(sources, reading)
         return [record for source in opened for record in self.classify(source, top)[0]]
 
@@ -266,10 +257,7 @@ def load_model(
     ArtifactError
         The file is no head or model, is damaged or hostile.
     """
-    config = EngineConfig(
-        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
-    )
-    return open_model(path, LoadOptions(weights, trust_code), config)
+    return open_model(path, LoadOptions(weights, trust_code), config_from(EngineConfig, locals()))
 
 
 def open_model(model: str | Path | Classifier, options: LoadOptions, config: EngineConfig) -> Classifier:

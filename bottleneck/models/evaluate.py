@@ -23,7 +23,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.data.spreadsheet import csv_lines
+from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import EngineConfig
@@ -33,6 +33,7 @@ from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
@@ -84,7 +85,7 @@ def evaluate(
         By default test, else val, else train; the last is noted in the result.
     labels : path of a table with labels that replace those of the source (`fitting.labels`), optional
     errors : path of a CSV file to write the misclassified samples to, optional
-    raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`spreadsheet`)
+    raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`data.table_file`)
     image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
@@ -104,24 +105,8 @@ def evaluate(
     BottleneckError
         The split has no labelled sample, or `errors` is given for a target without classes.
     """
-    reading = ReadConfig(
-        image_columns=tuple(image_columns),
-        label_columns=tuple(label_columns),
-        split_column=split_column,
-        group_column=group_column,
-        sample_column=sample_column,
-        covariate_columns=tuple(covariate_columns),
-        classes=tuple(classes),
-        regression=tuple(regression),
-        label_separator=label_separator,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-        limit=limit,
-    )
-    running = EngineConfig(
-        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
-    )
+    reading = config_from(ReadConfig, locals())
+    running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
     head = classifier.head
     if errors is not None and head.target_kind != "class":

@@ -14,13 +14,14 @@ from typing import Any
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_sources
-from bottleneck.data.spreadsheet import csv_lines
+from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 
 
 def predict(
@@ -55,7 +56,7 @@ def predict(
     model : path of a head or model file, or an open Classifier
     sources : images, folders, manifests, shards, URLs, or read `Source`s
     output : path of a .csv, .jsonl or .parquet file to write, optional
-    raw : write texts to .csv as they are, also those that a spreadsheet would execute (`spreadsheet`)
+    raw : write texts to .csv as they are, also those that a spreadsheet would execute (`data.table_file`)
     top : classes listed per sample, the likeliest first
     image_columns … covariate_columns : columns of a manifest, see `ReadConfig`
     weights, trust_code : needed to load some backbones, see `load_model`
@@ -79,20 +80,8 @@ def predict(
     """
     if output is not None:
         _require_writable(Path(output))
-    reading = ReadConfig(
-        image_columns=tuple(image_columns),
-        label_columns=tuple(label_columns),
-        split_column=split_column,
-        group_column=group_column,
-        sample_column=sample_column,
-        covariate_columns=tuple(covariate_columns),
-        classes=tuple(classes),
-        regression=tuple(regression),
-        label_separator=label_separator,
-    )
-    running = EngineConfig(
-        engine=engine, precision=precision, device=device, batch_size=batch_size, workers=workers, force=force
-    )
+    reading = config_from(ReadConfig, locals())
+    running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
     classifier.trunk.clear_image_notes()
     started = time.perf_counter()

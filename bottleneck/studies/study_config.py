@@ -79,6 +79,7 @@ class StudyConfig:
     shares: tuple[float, ...] = (0.25, 0.5)  # of A's images, for the gain's dependence on the size of A
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "shares", tuple(self.shares))
         for name in ("seeds", "width", "image_size", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise BottleneckError(f"{name} is {getattr(self, name)}; expected 1 or more.")

@@ -21,9 +21,9 @@ import numpy as np
 
 from bottleneck.errors import Note
 from bottleneck.heads.metrics import wilson_interval
-from bottleneck.progress import SILENT, Reporter
+from bottleneck.progress import SILENT, Reporter, duration
+from bottleneck.records import config_from
 from bottleneck.training.config import ALL, CompareConfig
-from bottleneck.training.timing import duration
 from bottleneck.training.trials import CompareRun, Trials
 
 
@@ -131,36 +131,8 @@ def compare(
     FitError, BackboneError, CacheError
         As `finetune` and `scratch` raise them.
     """
-    config = CompareConfig(
-        unfreeze=tuple(unfreeze),
-        init=tuple(init),
-        scratch=tuple(scratch),
-        shots=tuple(shots),
-        seeds=seeds,
-        target=target,
-        node=node,
-        epochs=CompareConfig.epochs if epochs is None else epochs,
-        extend=epochs is None,
-        patience=patience,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        backbone_ratio=backbone_ratio,
-        decay=decay,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        unfreeze_every=unfreeze_every,
-        clip=clip,
-        label_smoothing=label_smoothing,
-        val_fraction=val_fraction,
-        seed=seed,
-        memory=memory,
-        device=device,
-        weights=weights,
-        trust_code=trust_code,
-        labels=labels,
-        group=group,
-    )
+    chosen_epochs = CompareConfig.epochs if epochs is None else epochs
+    config = config_from(CompareConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
     path = Path(cache)
     return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, reporter)
 

@@ -227,6 +227,8 @@ class CompareConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("unfreeze", "init", "scratch", "shots"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, least in (("shots", 1), ("unfreeze", 0)):
             for value in getattr(self, name):
                 if isinstance(value, int) and value < least:

@@ -22,10 +22,12 @@ from bottleneck.errors import Note
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.finetune_plan import FinetunePlan, FinetuneRun, open_job, plan_finetuning
 from bottleneck.training.initial_head import (
     faint_start,
     head_metrics,
@@ -33,7 +35,6 @@ from bottleneck.training.initial_head import (
 from bottleneck.training.inputs import statistics_of
 from bottleneck.training.loss import Measured, measure
 from bottleneck.training.lr_finder import FoundRate, find_rate
-from bottleneck.training.prepare import FinetunePlan, FinetuneRun, open_job, plan_finetuning
 from bottleneck.training.results import PIXELS, Fallback, ModelDraft, TrainingResult, conclude
 
 
@@ -96,33 +97,7 @@ def finetune(
         The map is not cached, and the images are gone.
     """
     started = time.perf_counter()
-    config = FinetuneConfig(
-        unfreeze=unfreeze,
-        init=init,
-        views=views,
-        augment=augment,
-        batchnorm=batchnorm,
-        epochs=epochs,
-        patience=patience,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        backbone_ratio=backbone_ratio,
-        decay=decay,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        unfreeze_every=unfreeze_every,
-        clip=clip,
-        label_smoothing=label_smoothing,
-        val_fraction=val_fraction,
-        seed=seed,
-        memory=memory,
-        device=device,
-        weights=weights,
-        trust_code=trust_code,
-        labels=None if labels is None else str(labels),
-        group=group,
-    )
+    config = config_from(FinetuneConfig, locals(), labels=None if labels is None else str(labels))
     plan = plan_finetuning(Path(cache), Path(head), config)
     path = Path(output) if output else default_model(plan)
     require_file_name(path)

@@ -31,9 +31,9 @@ from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec, differences
 from bottleneck.training.job import TrainingJob
+from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.loss import Measured, Objective, logits_of, metrics_of
 from bottleneck.training.network import TransferNetwork, network_of
-from bottleneck.training.splits import LabelledSplits
 
 # The greatest difference from the head's logits that is allowed before the first step, by the type in which
 # features are stored. The network computes features with another library than the engine did, so they agree

@@ -3,15 +3,19 @@
 Fine-tuning, training from scratch and the transfer study differ in the data of the job only: which network,
 which layers learn at which rate, what rows they are fed with.
 
-Shapes: L logits of the network.
+`pace` estimates what it will cost, before it starts.
+
+Shapes: L logits of the network, B samples of a batch, M images per sample, P covariates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -139,3 +143,42 @@ def training_device(config: TrainingConfig) -> torch.device:
     """The device to train on; a CPU is used with all its cores."""
     use_torch_threads(available_cores())
     return torch.device(resolve_device(config.device))
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that one sample takes: `training`, forward and backward; `measuring`, forward alone."""
+
+    training: float
+    measuring: float
+
+    def seconds(self, epochs: int, train: int, val: int, others: int = 0) -> float:
+        """A whole run: the start measured on val, then epochs, then the best one measured on all splits."""
+        return self.training * epochs * train + self.measuring * ((epochs + 2) * val + train + others)
+
+
+def pace(job: TrainingJob[Any]) -> Pace:
+    """Time a step of a job's network on zeros, with all parameters trained; they do not change."""
+    network, rows, samples = job.network, job.inputs.plain, job.samples["train"]
+    B, M, P = job.config.batch_size, samples.image.shape[1], samples.covariates.shape[1]
+    batch = torch.from_numpy(np.zeros((B, M, *rows.shape[1:]), rows.dtype)).to(job.device)
+    covariates = torch.zeros(B, P, device=job.device)
+    network.train().requires_grad_(True)
+
+    def step() -> None:
+        network(batch, covariates).sum().backward()
+        network.zero_grad(set_to_none=True)
+
+    training = _timed(step)
+    network.eval()
+    with torch.inference_mode():
+        measuring = _timed(lambda: network(batch, covariates))
+    return Pace(training / B, measuring / B)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    """Seconds of the second call; in the first, libraries choose their algorithms."""
+    call()
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -24,10 +24,10 @@ from bottleneck.errors import Note
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.training.job import TrainingJob
+from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.loop import EpochRecord, Training
 from bottleneck.training.loss import Measured
 from bottleneck.training.network import TransferNetwork, folded
-from bottleneck.training.splits import LabelledSplits
 
 MOST_CLASSES_LISTED = 50
 PIXELS = "pixels"  # the input of a network that has no cached feature map

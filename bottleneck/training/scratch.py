@@ -29,16 +29,17 @@ from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.samples import RowReader, SampleTable
 from bottleneck.store.spec import CacheSpec, fingerprint
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import ScratchConfig
 from bottleneck.training.inputs import LiveRows, PixelRows, decoded
 from bottleneck.training.job import Inputs, TrainingJob, training_device
+from bottleneck.training.labelled_splits import LabelledSplits, labelled_splits
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.optim import LayerGroup
 from bottleneck.training.results import PIXELS, ModelDraft, TrainingResult, conclude
-from bottleneck.training.splits import LabelledSplits, labelled_splits
 
 
 def scratch(
@@ -102,44 +103,9 @@ def scratch(
         There are no labels, no val is possible, or there is one class only.
     """
     started = time.perf_counter()
-    config = ScratchConfig(
-        backbone=backbone,
-        depth=depth,
-        target=target,
-        in_channels=in_channels,
-        image_size=image_size,
-        crop=crop,
-        augment=augment,
-        epochs=ScratchConfig.epochs if epochs is None else epochs,
-        extend=epochs is None,
-        patience=patience,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        clip=clip,
-        label_smoothing=label_smoothing,
-        val_fraction=val_fraction,
-        seed=seed,
-        memory=memory,
-        device=device,
-        trust_code=trust_code,
-    )
-    reading = ReadConfig(
-        image_columns=tuple(image_columns),
-        label_columns=tuple(label_columns),
-        split_column=split_column,
-        group_column=group_column,
-        sample_column=sample_column,
-        covariate_columns=tuple(covariate_columns),
-        classes=tuple(classes),
-        regression=tuple(regression),
-        label_separator=label_separator,
-        test_fraction=test_fraction,
-        seed=seed,
-        limit=limit,
-    )
+    chosen_epochs = ScratchConfig.epochs if epochs is None else epochs
+    config = config_from(ScratchConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
+    reading = config_from(ReadConfig, locals(), val_fraction=0.0)  # `labelled_splits` takes val from train
     return _train(read_source(source, reading), output, config, started, reporter)
 
 

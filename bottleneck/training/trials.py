@@ -27,15 +27,14 @@ from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
-from bottleneck.training import prepare, scratch
+from bottleneck.training import finetune_plan, scratch
 from bottleneck.training.config import ALL, CompareConfig, ScratchConfig
 from bottleneck.training.initial_head import head_metrics, plain_head, refitted
 from bottleneck.training.inputs import backbone_of, decoded, inputs_of, require_read
-from bottleneck.training.job import Inputs, TrainingJob
+from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
+from bottleneck.training.labelled_splits import LabelledSplits, few_shots, labelled_splits
 from bottleneck.training.network import TransferNetwork
 from bottleneck.training.results import accuracies
-from bottleneck.training.splits import LabelledSplits, few_shots, labelled_splits
-from bottleneck.training.timing import Pace, pace
 
 RUNS = "runs.json"
 SCRATCH = "scratch"
@@ -97,7 +96,7 @@ class Trials:
             self.splits = replace(splits, carved=False)
             self._require_shots()
             self.backbone = backbone_of(cache, config.load)
-            self._identity = prepare.cache_identity(cache)
+            self._identity = finetune_plan.cache_identity(cache)
         depths = [depth for depth in config.unfreeze if depth != 0]
         self.cuts = {depth: find_cut(self.backbone, config.node, depth) for depth in depths}
         self._original = {name: tensor.clone() for name, tensor in self.backbone.module.state_dict().items()}
@@ -105,17 +104,17 @@ class Trials:
 
     def __enter__(self) -> Trials:
         with FeatureCache(self.path) as self.cache:
-            prepare.require_unchanged(self.cache, self._identity)
+            finetune_plan.require_unchanged(self.cache, self._identity)
             head = self._head(ALL, 0, self.splits)
         for depth, cut in self.cuts.items():
             if cut.node:  # opened once, which makes sure that its map is exact enough
                 config = self.config.finetuning(unfreeze=depth, init="head")
-                with prepare.open_job(
+                with finetune_plan.open_job(
                     self._plan(depth, head, self.splits), config, self.folder, self.reporter
                 ):
                     pass
         self.cache = FeatureCache(self.path)
-        prepare.require_unchanged(self.cache, self._identity)
+        finetune_plan.require_unchanged(self.cache, self._identity)
         self._fingerprint = self._settings_fingerprint()
         self.done = self._read()
         return self
@@ -241,7 +240,7 @@ class Trials:
         head = self._head(trial.shots, trial.seed, splits)
         self.backbone.module.load_state_dict(self._original)
         plan = self._plan(trial.unfreeze, head, splits)
-        return prepare.build_job(
+        return finetune_plan.build_job(
             plan, self.cache, inputs, config.finetuning(unfreeze=trial.unfreeze, init=trial.init)
         )
 
@@ -249,9 +248,11 @@ class Trials:
         """The settings of a run on so many train samples."""
         return replace(self.config, seed=seed).for_samples(samples)
 
-    def _plan(self, depth: int | str, head: HeadArtifact, splits: LabelledSplits) -> prepare.FinetunePlan:
+    def _plan(
+        self, depth: int | str, head: HeadArtifact, splits: LabelledSplits
+    ) -> finetune_plan.FinetunePlan:
         cut = self.cuts[depth]
-        return prepare.FinetunePlan(self.path, self._identity, head, head, splits, self.backbone, cut)
+        return finetune_plan.FinetunePlan(self.path, self._identity, head, head, splits, self.backbone, cut)
 
     def _head(self, shots: int | str, seed: int, splits: LabelledSplits) -> HeadArtifact:
         """The head on the samples of a trial, C by cross-validation; on all samples one for all seeds."""

@@ -1,8 +1,10 @@
 """Every flag of a command is a parameter of the library function that it calls, with the same default."""
 
 import inspect
+import re
 import subprocess
 import sys
+from dataclasses import fields
 
 import click
 import pytest
@@ -11,11 +13,14 @@ from bottleneck.backbones.inspect import inspect_backbone
 from bottleneck.backbones.patches import patches_of_source
 from bottleneck.backbones.registry import available, load_backbone, outline
 from bottleneck.cli.main import COMMANDS, group
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.demo import demo
-from bottleneck.extraction.extract import extract
-from bottleneck.extraction.survey import survey
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.extract import extract, survey
+from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.models.classifier import load_model
 from bottleneck.models.evaluate import evaluate
 from bottleneck.models.export import export
 from bottleneck.models.predict import predict
@@ -26,8 +31,10 @@ from bottleneck.store.verify import verify
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
+from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.study import transfer_study
 from bottleneck.training.compare import compare
+from bottleneck.training.config import CompareConfig, FinetuneConfig, ScratchConfig
 from bottleneck.training.finetune import finetune
 from bottleneck.training.scratch import scratch
 
@@ -157,6 +164,34 @@ def test_every_flag_has_a_help_text_and_shows_its_default(name):
 def test_no_public_function_takes_anything(function):
     kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
     assert inspect.Parameter.VAR_KEYWORD not in kinds
+
+
+# Functions that make configs of their arguments, and the fields of these that they do not offer.
+CONFIGS = [
+    (extract, ExtractConfig, {"engine"}),
+    (extract, EngineConfig, set()),
+    (extract, ReadConfig, {"head_target", "seed"}),
+    (scratch, ScratchConfig, {"extend", "epochs", "backbone_ratio", "decay", "unfreeze_every"}),
+    (scratch, ReadConfig, {"head_target"}),
+    (finetune, FinetuneConfig, {"extend", "labels"}),
+    (compare, CompareConfig, {"extend", "epochs"}),
+    (evaluate, ReadConfig, {"head_target"}),
+    (evaluate, EngineConfig, set()),
+    (predict, ReadConfig, {"head_target", "val_fraction", "test_fraction", "seed", "limit"}),
+    (predict, EngineConfig, set()),
+    (load_model, EngineConfig, set()),
+    (fit_heads, FitConfig, {"head", "C", "shots", "memory"}),
+    (transfer_study, StudyConfig, set()),
+    (transfer_study, ReadConfig, {"head_target"}),
+]
+
+
+@pytest.mark.parametrize(("function", "config", "others"), CONFIGS)
+def test_the_fields_of_a_config_are_options_of_its_function_with_the_same_types(function, config, others):
+    options = inspect.signature(function).parameters
+    for item in (item for item in fields(config) if item.name not in others):
+        annotation = re.sub(r"tuple\[([^\[\]]+), \.\.\.\]", r"Sequence[\1]", item.type)
+        assert options[item.name].annotation == annotation, item.name
 
 
 def test_a_wrong_option_is_a_type_error_that_names_it():

@@ -14,8 +14,7 @@ from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import default_cache
-from bottleneck.extraction.survey import survey
+from bottleneck.extraction.extract import default_cache, survey
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
 
@@ -212,7 +211,7 @@ def test_reread_reads_all_and_computes_what_has_changed(folder, tmp_path, monkey
     monkeypatch.setattr(Source, "read", lambda source, key: reads.append(key) or read(source, key))
     assert extract(folder / "train.csv", cache).computed == 0
     assert reads == []
-    assert survey(folder / "train.csv", cache, reread=True).to_read == 10
+    assert survey(folder / "train.csv", cache, ExtractConfig(reread=True)).to_read == 10
     assert extract(folder / "train.csv", cache, reread=True).computed == 0
     assert len(reads) == 10
 

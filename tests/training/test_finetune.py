@@ -28,9 +28,9 @@ from bottleneck.training.finetune import (
     find_learning_rate,
     finetune,
 )
+from bottleneck.training.finetune_plan import open_job, plan_finetuning
 from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import backbone_of
-from bottleneck.training.prepare import open_job, plan_finetuning
 from tests.helpers.fitted_cache import write_images
 from tests.helpers.recorder import Recorder
 

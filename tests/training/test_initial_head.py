@@ -14,10 +14,10 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
 from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.finetune_plan import FinetunePlan, cache_identity, open_job
 from bottleneck.training.initial_head import StartComparison, logits_on, require_same_cache
 from bottleneck.training.inputs import backbone_of
-from bottleneck.training.prepare import FinetunePlan, cache_identity, open_job
-from bottleneck.training.splits import labelled_splits
+from bottleneck.training.labelled_splits import labelled_splits
 from tests.helpers.heads import head
 from tests.helpers.recorder import Recorder
 

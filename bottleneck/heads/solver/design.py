@@ -22,8 +22,14 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from bottleneck.errors import FitError
-from bottleneck.heads.row_blocks import block_size, blocks, read_blocks, read_checked, sum_blocks
-from bottleneck.heads.standardise import Standardisation
+from bottleneck.heads.row_blocks import (
+    Standardisation,
+    block_size,
+    blocks,
+    read_blocks,
+    read_checked,
+    sum_blocks,
+)
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 

@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.data.spreadsheet import csv_lines
+from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.files import whole_file
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.similar.neighbours import NONE, look_alikes, nearest
-from bottleneck.studies.similar.queries import every_image, named_images
+from bottleneck.studies.similar.neighbours import NONE, every_image, look_alikes, named_images, nearest
 from bottleneck.studies.study_config import SimilarConfig
 
 
@@ -88,7 +87,7 @@ class Similar:
     def write(self, path: str | Path, raw: bool = False) -> None:
         """Write a .csv or .jsonl file: neighbours by query; groups by image if there are no queries.
 
-        raw : write texts to .csv as they are, also those that a spreadsheet would execute (`spreadsheet`)
+        raw : write texts to .csv as they are, also those that a spreadsheet would execute (`data.table_file`)
         """
         path = Path(path)
         with whole_file(path) as binary, TextIOWrapper(binary, encoding="utf-8", newline="") as file:

@@ -23,6 +23,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.errors import BottleneckError
 from bottleneck.files import whole_file, write_whole
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.store.spec import canonical_json, require_equal
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.effects import (
@@ -165,41 +166,10 @@ def transfer_study(
     FingerprintError
         The folder holds a study of other images or settings.
     """
-    config = StudyConfig(
-        seeds=seeds,
-        network=network,
-        width=width,
-        image_size=image_size,
-        in_channels=in_channels,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        shares=tuple(shares),
-    )
-    reading = ReadConfig(
-        image_columns=tuple(image_columns),
-        label_columns=tuple(label_columns),
-        split_column=split_column,
-        group_column=group_column,
-        sample_column=sample_column,
-        covariate_columns=tuple(covariate_columns),
-        classes=tuple(classes),
-        regression=tuple(regression),
-        label_separator=label_separator,
-        val_fraction=val_fraction,
-        test_fraction=test_fraction,
-        seed=seed,
-        limit=limit,
-    )
-    return _run(
-        source,
-        Path(output) if output is not None else default_folder(source),
-        config,
-        reading,
-        halves,
-        reporter,
-    )
+    config = config_from(StudyConfig, locals())
+    reading = config_from(ReadConfig, locals())
+    folder = Path(output) if output is not None else default_folder(source)
+    return _run(source, folder, config, reading, halves, reporter)
 
 
 def _run(

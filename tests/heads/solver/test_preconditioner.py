@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from bottleneck.heads.row_blocks import Standardisation
 from bottleneck.heads.solver.design import build_design
 from bottleneck.heads.solver.objective import Evaluation, Passes
 from bottleneck.heads.solver.preconditioner import Preconditioner
 from bottleneck.heads.solver.problem import NO_FOLD, Task, TaskGroup
-from bottleneck.heads.standardise import Standardisation
 from bottleneck.samples import ArrayRows
 from bottleneck.threads import WorkerPool
 from tests.helpers.problems import features

@@ -11,7 +11,7 @@ from sklearn.covariance import LedoitWolf
 from sklearn.neighbors import KNeighborsClassifier
 
 from bottleneck.errors import FitError
-from bottleneck.studies.rank import moments
+from bottleneck.studies.rank import scores
 from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
 
 
@@ -121,7 +121,7 @@ def test_leep_is_zero_where_the_outputs_tell_the_class_and_the_prior_where_they_
 
 @pytest.mark.parametrize("k", [1, 5])
 def test_knn_accuracy_is_leave_one_out(k, monkeypatch):
-    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 7 * 16)  # sixteen rows at a time
+    monkeypatch.setattr(scores, "CHUNK_BYTES", 8 * 7 * 16)  # sixteen rows at a time
     rows, labels = problem(90, 7, 3)
     right = 0
     for i in range(90):
@@ -146,7 +146,7 @@ def test_rows_on_disk_score_as_the_same_array(monkeypatch):
     rows, labels = problem(100, 6, 3)
     probabilities = np.random.default_rng(2).dirichlet(np.ones(4), size=100)
     whole = asdict(score(rows, labels, probabilities))
-    monkeypatch.setattr(moments, "CHUNK_BYTES", 8 * 6 * 7)
+    monkeypatch.setattr(scores, "CHUNK_BYTES", 8 * 6 * 7)
     chunked = asdict(score(Reader(rows), labels, Reader(probabilities)))
     assert chunked == pytest.approx(whole, abs=1e-9)
 

@@ -6,7 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from bottleneck.errors import FitError
-from bottleneck.heads.few_shot import draw_shots, shot_scores
+from bottleneck.heads.fit import draw_shots, shot_scores
 from bottleneck.samples import ArrayRows
 from tests.helpers.problems import features, question
 

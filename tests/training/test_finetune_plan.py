@@ -11,8 +11,8 @@ from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.extraction.extract import extract
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training import feature_map
-from bottleneck.training.feature_map import ensure_map
+from bottleneck.training import finetune_plan
+from bottleneck.training.finetune_plan import ensure_map
 
 NODE = "features.block3@none"
 
@@ -43,7 +43,7 @@ def test_the_old_map_stays_where_the_new_one_is_not_finished(cache, monkeypatch,
     def stopped(*arguments, **options):
         raise stop
 
-    monkeypatch.setattr(feature_map, "extract", stopped)
+    monkeypatch.setattr(finetune_plan, "extract", stopped)
     with pytest.raises((KeyboardInterrupt, OSError)):
         ensure_map(cache, NODE, dtype="float32")
     assert stored(cache) == ("float16", 81)
@@ -65,11 +65,11 @@ def test_a_kill_before_the_new_map_was_there_costs_nothing(cache):
     script = """
 import os, signal, sys
 from pathlib import Path
-from bottleneck.data.trust import allow
-from bottleneck.training import feature_map
-feature_map.extract = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+from bottleneck.data.untrusted import allow
+from bottleneck.training import finetune_plan
+finetune_plan.extract = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
 with allow(local=True):
-    feature_map.ensure_map(Path(sys.argv[1]), sys.argv[2], dtype="float32")
+    finetune_plan.ensure_map(Path(sys.argv[1]), sys.argv[2], dtype="float32")
 """
     killed = subprocess.run([sys.executable, "-c", script, str(cache), NODE], check=False)
     assert killed.returncode == -signal.SIGKILL

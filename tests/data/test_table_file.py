@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bottleneck.data.spreadsheet import csv_lines, inert
+from bottleneck.data.table_file import csv_lines, inert
 
 
 @pytest.mark.parametrize(

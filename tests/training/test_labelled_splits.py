@@ -5,7 +5,7 @@ import pytest
 
 from bottleneck.errors import FitError
 from bottleneck.samples import SampleTable, Target
-from bottleneck.training.splits import labelled_splits
+from bottleneck.training.labelled_splits import labelled_splits
 
 
 def table(n=40, splits=None, labels=None, group=None):

@@ -4,7 +4,13 @@ import os
 
 import pytest
 
-from bottleneck.data.trust import allow, refusal, remember_root, require_trusted_keys, require_trusted_root
+from bottleneck.data.untrusted import (
+    allow,
+    refusal,
+    remember_root,
+    require_trusted_keys,
+    require_trusted_root,
+)
 from bottleneck.errors import CacheError
 
 pytestmark = pytest.mark.strangers
