@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bottleneck.backbones.registry import load_backbone as load_backbone
     from bottleneck.errors import BottleneckError as BottleneckError
     from bottleneck.extraction.extract import extract as extract
+    from bottleneck.extraction.feature_extractor import FeatureExtractor as FeatureExtractor
     from bottleneck.fitting.fit_heads import fit_heads as fit_heads
     from bottleneck.heads.baselines import KNNHead as KNNHead
     from bottleneck.heads.baselines import NearestMeanHead as NearestMeanHead
@@ -35,6 +36,7 @@ _MODULE_OF = {
     "Backbone": "bottleneck.backbones.backbone",
     "BottleneckError": "bottleneck.errors",
     "FeatureCache": "bottleneck.store.reader",
+    "FeatureExtractor": "bottleneck.extraction.feature_extractor",
     "KNNHead": "bottleneck.heads.baselines",
     "LogisticHead": "bottleneck.heads.logistic",
     "MLPHead": "bottleneck.heads.mlp",

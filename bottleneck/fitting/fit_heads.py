@@ -168,7 +168,7 @@ def fit_heads(
 
 def _vectors(cache: FeatureCache) -> list[str]:
     """Return the names of the nodes that are vectors."""
-    names = [name for name, node in cache.nodes.items() if not node.is_map]
+    names = cache.vector_names
     if not names:
         raise FitError(f"{cache.path} has maps only.", "Extract a vector, for example with --node NODE@avg.")
     return names

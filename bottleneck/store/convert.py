@@ -6,7 +6,6 @@ Shapes: I images, S samples, M images per sample, D features, P covariates.
 from __future__ import annotations
 
 import os
-import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,10 +15,8 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.files import FileStat, replacing
-from bottleneck.samples import Target
+from bottleneck.store.arrow import FEATURES, blocks_of_table, import_pyarrow
 from bottleneck.store.reader import FeatureCache
-
-PARQUET_ROWS = 4096
 
 
 def export(
@@ -51,8 +48,7 @@ def export(
     if out.suffix not in writers:
         raise CacheError(f"A cache is exported to .npz or .parquet, not to {out.suffix or 'no ending'!r}.")
     with FeatureCache(path) as cache:
-        vectors = [name for name, node in cache.nodes.items() if not node.is_map]
-        names = vectors if nodes is None else list(nodes)
+        names = cache.vector_names if nodes is None else list(nodes)
         for name in names:
             cache.node(name)
         with replacing(out) as fresh:
@@ -110,74 +106,19 @@ def _arrays(
 
 
 def _write_parquet(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:
-    pyarrow = _import_pyarrow()
-    table = _table(cache)
-    count = len(table["key"])
-    image = cache.samples.image if len(cache.samples) else np.arange(count)[:, None]
+    parquet = import_pyarrow("pyarrow.parquet")
     features = {name: cache.features(name) for name in names}
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(table, (count,))
+    shapes: dict[str, tuple[int, ...]] = {}
     writer = None
     try:
-        for start in range(0, max(count, 1), PARQUET_ROWS):
-            block = slice(start, start + PARQUET_ROWS)
-            columns = {name: pyarrow.array(values[block]) for name, values in table.items()}
-            for name, rows in features.items():
-                values = rows.take(image[block].reshape(-1)).astype(np.float32)
-                width = int(np.prod(rows.shape[1:])) * image.shape[1]
-                flat = pyarrow.array(values.reshape(-1))
-                columns[f"features/{name}"] = pyarrow.FixedSizeListArray.from_arrays(flat, width)
-                shapes[f"features/{name}"] = (count, width)
-            batch = pyarrow.table(columns)
-            writer = writer or pyarrow.parquet.ParquetWriter(path, batch.schema)
-            writer.write_table(batch.cast(writer.schema))
+        for table in blocks_of_table(cache.images.key, cache.samples, features):
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            for field in table.schema:
+                before = shapes.get(field.name, (0,))[0]
+                width = (field.type.list_size,) if field.name.startswith(FEATURES) else ()
+                shapes[field.name] = (before + len(table), *width)
     finally:
         if writer is not None:
             writer.close()
     return shapes
-
-
-def _import_pyarrow() -> Any:
-    """Import pyarrow. It may import pandas, which warns that this package is not its own `bottleneck`."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise CacheError(
-            "Parquet needs pyarrow, which is not installed.", "pip install 'bottleneck-features[parquet]'"
-        ) from None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Pandas requires version", UserWarning)
-        pyarrow.array([""])
-    return pyarrow
-
-
-def _table(cache: FeatureCache) -> dict[str, list[Any]]:
-    """Return the columns of the Parquet table except features, as Python values."""
-    samples = cache.samples
-    if not len(samples):
-        return {"key": list(cache.images.key), "image": list(cache.images.key)}
-    keys = cache.images.key[samples.image]
-    single = samples.image.shape[1] == 1
-    columns: dict[str, list[Any]] = {
-        "key": list(samples.key),
-        "image": list(keys[:, 0]) if single else [list(row) for row in keys],
-        "split": list(samples.split),
-    }
-    if samples.group is not None:
-        columns["group"] = list(samples.group)
-    columns |= {name: _label_names(target) for name, target in samples.targets.items()}
-    for name, values in zip(samples.covariate_names, samples.covariates.T, strict=True):
-        columns[name] = values.tolist()
-    return columns
-
-
-def _label_names(target: Target) -> list[Any]:
-    """Return the labels by name, None if unlabelled."""
-    if target.kind == "regression":
-        return [None if np.isnan(value) else float(value) for value in target.values]
-    if target.kind == "class":
-        return [target.class_names[code] if code >= 0 else None for code in target.values]
-    return [
-        [name for name, bit in zip(target.class_names, row, strict=True) if bit] if labelled else None
-        for row, labelled in zip(target.values, target.labelled, strict=True)
-    ]

@@ -5,22 +5,31 @@ Shapes: I images, S samples, M images per sample, D features, V views, P covaria
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.names import SPLITS, nodes_in
+from bottleneck.names import BOTTLENECK, SPLITS, nodes_in
+from bottleneck.samples import RowReader, Target
+from bottleneck.store.arrow import blocks_of_table, import_pyarrow
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
+from bottleneck.store.dataset import CacheDataset
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.log import read_log
-from bottleneck.store.rows import FeatureRows, SampleRows, SideBySide
+from bottleneck.store.rows import FeatureRows, SampleMaps, SampleRows, SideBySide
 from bottleneck.store.spec import NodeSpec, fingerprint
-from bottleneck.store.tables import ImageTable, no_samples
+from bottleneck.store.tables import ImageTable, encode, no_samples
+
+if TYPE_CHECKING:
+    import pyarrow
 
 VIEWS = 4  # proposed by a message if no node has views
 
@@ -205,6 +214,101 @@ class FeatureCache:
         parts = [self.views(node.name) if views else self.features(node.name) for node in nodes]
         return SampleRows(parts[0] if len(parts) == 1 else SideBySide(parts), self.samples, rows)
 
+    def target(self, name: str) -> Target:
+        """Return the target `name`. Raises CacheError, which lists the targets, if there is none."""
+        if name not in self.samples.targets:
+            known = ", ".join(self.samples.targets) or "none"
+            raise CacheError(f"{self.path} has no target {name!r}; it has: {known}.")
+        return self.samples.targets[name]
+
+    def select(self, split: str | None, target: str | None) -> tuple[np.ndarray, int]:
+        """Return the samples (n,) of a split, None for all, that have a label of `target`, None for any.
+
+        The second value is the number of samples of the split without a label.
+        """
+        if split is not None and split not in SPLITS:
+            raise CacheError(f"The split is {split!r}; expected one of {', '.join(SPLITS)}, or None for all.")
+        chosen = np.full(len(self.samples), True) if split is None else self.samples.split == split
+        labelled = chosen if target is None else chosen & self.target(target).labelled
+        return np.flatnonzero(labelled), int(chosen.sum() - labelled.sum())
+
+    def to_numpy(
+        self, node: str = BOTTLENECK, split: str | None = None, target: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return X and y of samples, as scikit-learn takes them; y is None without a target.
+
+        Parameters
+        ----------
+        node : a vector node
+        split : "train", "val" or "test"; None takes all samples
+        target : samples without a label of it are left out
+
+        Returns
+        -------
+        X : (n, M·D + P) in the stored type; float32 with covariates
+        y : (n,) class names or float64 numbers; (n, L) uint8 of a multi-label target
+        """
+        rows, _ = self.select(split, target)
+        X = self.sample_rows(node, rows).read(0, len(rows))
+        if target is None:
+            return X, None
+        labels = self.target(target).take(rows)
+        if labels.kind != "class":
+            return X, labels.values
+        return X, np.array(labels.class_names, dtype=str)[labels.values]
+
+    def to_arrow(self, nodes: Sequence[str] | None = None, split: str | None = None) -> pyarrow.Table:
+        """Return a table with one row a sample, which polars and `datasets.Dataset` take without a copy.
+
+        Columns: key, image, split, group, the labels by name, covariates, and features/NODE as a list of
+        fixed size of float32. Without samples, as in a run that goes on, one row an image.
+
+        Parameters
+        ----------
+        nodes : all vector nodes by default
+        split : "train", "val" or "test"; None takes all samples
+
+        Raises CacheError where pyarrow is not installed.
+        """
+        names = self.vector_names if nodes is None else nodes
+        features = {name: self.features(name) for name in names}
+        rows = None if split is None else self.select(split, None)[0]
+        blocks = blocks_of_table(self.images.key, self.samples, features, rows)
+        return import_pyarrow().concat_tables(list(blocks))
+
+    def torch_dataset(
+        self, node: str = BOTTLENECK, split: str | None = None, target: str | None = None
+    ) -> CacheDataset:
+        """Return samples with random access for `torch.utils.data.DataLoader`, workers included.
+
+        Parameters
+        ----------
+        node : a vector or a map
+        split : "train", "val" or "test"; None takes all samples
+        target : None gives features alone
+        """
+        if not self._is_map(node):
+            self.vectors(node)
+        rows, left_out = self.select(split, target)
+        chosen = None if target is None else self.target(target).take(rows)
+        opener = partial(_open_rows, self.path, node, self._identity())
+        return CacheDataset(opener, self.samples.key[rows], rows, chosen, left_out)
+
+    def _is_map(self, node: str) -> bool:
+        return node in self.nodes and self.nodes[node].is_map
+
+    def _identity(self) -> str:
+        """Return a sha256 of what another state of the file would change: recipe, samples and images."""
+        state = hashlib.sha256(self.fingerprint.encode())
+        for array in (encode(self.samples.key), self.samples.image, self.images.digest):
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()
+
+    @property
+    def vector_names(self) -> list[str]:
+        """Names of the nodes that are vectors."""
+        return [name for name, node in self.nodes.items() if not node.is_map]
+
     def _rows(self, node: NodeSpec, views: bool) -> FeatureRows:
         rows = self._catalog.rows(node, self.images.digest, views)
         if len(rows.absent):
@@ -229,6 +333,20 @@ class FeatureCache:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _open_rows(path: Path, node: str, identity: str) -> RowReader:
+    """Open the cache at `path` and return the rows of its samples, while they are those of `identity`."""
+    cache = FeatureCache(path)
+    if cache._identity() != identity:
+        cache.close()
+        raise CacheError(
+            f"{path} has been written anew since this dataset was made.",
+            "Open the cache again and make a new dataset.",
+        )
+    if cache._is_map(node):
+        return SampleMaps(cache.features(node), cache.samples)
+    return cache.sample_rows(node)
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

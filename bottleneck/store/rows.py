@@ -177,3 +177,24 @@ class SampleRows(RowReader):
                 len(image), *(1,) * (out.ndim - 2), covariates.shape[1]
             )
         return out
+
+
+class SampleMaps(RowReader):
+    """The feature maps of samples.
+
+    Attributes
+    ----------
+    shape : (S, C, H, W), or (S, M, C, H, W) for several images a sample
+    dtype : that of the features
+    """
+
+    def __init__(self, features: FeatureRows, samples: SampleTable) -> None:
+        self._features, self._image = features, samples.image
+        images = self._image.shape[1]
+        self.shape = (len(self._image), *((images,) if images > 1 else ()), *features.shape[1:])
+        self.dtype = features.dtype
+
+    def take(self, indices: np.ndarray) -> np.ndarray:
+        """Return the maps of the samples `indices` (B,), in that order."""
+        image = self._image[indices]
+        return self._features.take(image.reshape(-1)).reshape(len(image), *self.shape[1:])

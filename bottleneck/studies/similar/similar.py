@@ -204,7 +204,7 @@ def similar(
 
 def _vector_node(cache: FeatureCache, name: str | None) -> str:
     """Return `name` if it is a vector node; without a name the bottleneck or the first vector node."""
-    vectors = [node for node, spec in cache.nodes.items() if not spec.is_map]
+    vectors = cache.vector_names
     if name is None and vectors:
         return BOTTLENECK if BOTTLENECK in vectors else vectors[0]
     if name is not None and not cache.node(name).is_map:
