@@ -59,6 +59,8 @@ class Counts(click.ParamType):
         return tuple(sorted({int(part) for part in str(value).split(",")}))
 
 
+NOT_CONVERGED = " *"  # beside a head in the table; a note says more
+
 flag = flags_of(FitConfig)
 
 
@@ -141,7 +143,7 @@ def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) 
                 (
                     head["target"],
                     head["node"],
-                    head["head"],
+                    head["head"] + ("" if head["converged"] else NOT_CONVERGED),
                     head["C"],
                     head["n"],
                     _score(head["cv_accuracy"], head, "cv"),

@@ -28,7 +28,7 @@ from bottleneck.fitting.training_set import (
     with_numbers,
     with_training_classes,
 )
-from bottleneck.heads.config import SweepConfig, grid_of
+from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.fit import fit_kind, shot_scores
 from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
@@ -155,7 +155,7 @@ def fit_heads(
         refuse_strict(notes, strict)
         unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
         files = HeadFiles(opened, samples, Path(output), unseen_of)
-        run = _Run(opened, train, problems, config, sweep, files, reporter)
+        run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []
         for node in dict.fromkeys(nodes or _vectors(opened)):
@@ -163,7 +163,7 @@ def fit_heads(
                 records += run.fit(node, kind)
             curves += run.shot_curves(node, records)
         written, drawn = files.curves(records, curves)
-    return FitResult(records, time.perf_counter() - started, written, drawn, notes)
+    return FitResult(records, time.perf_counter() - started, written, drawn, run.notes)
 
 
 def _vectors(cache: FeatureCache) -> list[str]:
@@ -176,7 +176,10 @@ def _vectors(cache: FeatureCache) -> list[str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """The heads of one call. train : (n,) samples. problems : one for each target, on these samples."""
+    """The heads of one call.
+
+    train : (n,) samples. problems : one for each target, on these samples. notes : those on heads are added.
+    """
 
     cache: FeatureCache
     train: np.ndarray
@@ -185,6 +188,8 @@ class _Run:
     sweep: SweepConfig
     files: HeadFiles
     reporter: Reporter
+    notes: list[Note]
+    strict: bool
 
     def fit(self, node: str, kind: str) -> list[dict[str, Any]]:
         """Fit, measure and write the heads of one kind on one node, and return their records."""
@@ -197,7 +202,7 @@ class _Run:
             kind,
             self.cache.sample_rows(node, self.train),
             problems,
-            grid_of(self.config.C),
+            self.config.C,
             config=self.sweep,
             views=views,
             seed=self.config.seed,
@@ -205,6 +210,9 @@ class _Run:
         )
         trim_memory()
         seconds = time.perf_counter() - started
+        for problem, head in zip(problems, heads, strict=True):
+            self.notes.extend(head.notes(problem.target.name, node))
+        refuse_strict(self.notes, self.strict)
         records = []
         for problem, head in zip(problems, heads, strict=True):
             record = self.files.write(node, problem, head, self.train)

@@ -39,6 +39,7 @@ MORE_METRICS = (
     "mae",
     "rmse",
 )
+CV_SCORES = ("C", "score", "mean", "loss", "added")  # of all values of C
 MOST_ROWS = 1 << 14  # that are measured at a time
 LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
 
@@ -211,6 +212,7 @@ def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str
         },
         "temperature": head.temperature,
         "n": head.n_train,
+        "cv_scores": {name: head.cv[name] for name in CV_SCORES if name in head.cv},
         "out_of_fold": None if beside is None else str(beside),
     }
     for name in MORE_METRICS:

@@ -17,9 +17,12 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
+from bottleneck.heads.config import DECADE, beyond
 from bottleneck.heads.metrics import TINY
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.samples import Target
+
+SCORE_GAIN, LOSS_GAIN = 1e-6, 1e-2  # of a decade of C (the loss relative), less of which is no change
 
 
 def assign_folds(target: Target, count: int, groups: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
@@ -87,13 +90,15 @@ class Scores:
     """Scores of each C on held-out samples.
 
     C : (G,) ascending; score : (G, F), higher is better, NaN for folds without samples; loss : (G,) mean log
-    loss (of a regression, the mean squared error); name : what `score` is, "accuracy", "r2" …
+    loss (of a regression, the mean squared error); name : what `score` is, "accuracy", "r2" …; added : values
+    of C by which the grid was extended.
     """
 
     C: np.ndarray
     score: np.ndarray
     loss: np.ndarray
     name: str = "accuracy"
+    added: tuple[float, ...] = ()
 
     @property
     def mean(self) -> np.ndarray:
@@ -114,6 +119,17 @@ class Scores:
         error = folds.std(ddof=1) / np.sqrt(len(folds)) if len(folds) > 1 else 0.0
         return int(np.flatnonzero(mean >= mean[best] - error)[0])
 
+    def outward(self) -> tuple[float, ...]:
+        """Return the values of C to add: a decade beyond the end that is best, while the score changes there.
+
+        Empty where the best C is inside the grid, where the end is no better than the value a decade before
+        it, where no score is higher, and at the bounds of `config.beyond`.
+        """
+        best, mean = self.choose(), self.mean
+        inner = min(max(best, DECADE), len(mean) - 1 - DECADE) if len(mean) > DECADE else best
+        gained = mean[best] - mean[inner] > SCORE_GAIN or self.loss[best] < (1 - LOSS_GAIN) * self.loss[inner]
+        return beyond(self.C.tolist(), best) if gained and mean[best] < 1 else ()
+
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object that a head file contains."""
         return {
@@ -122,6 +138,7 @@ class Scores:
             "mean": self.mean.tolist(),
             "folds": [[None if np.isnan(x) else float(x) for x in row] for row in self.score],
             "loss": self.loss.tolist(),
+            "added": list(self.added),
         }
 
 
@@ -135,25 +152,37 @@ class HeldOutScores:
     Classes and labels are scored by accuracy and log loss, regressions by R² and squared error.
     """
 
-    def __init__(self, problem: TargetProblem, Cs: Sequence[float], folds: int) -> None:
-        self._values, self._fold, self._Cs, self._folds = problem.target.values, problem.fold, Cs, folds
+    def __init__(self, problem: TargetProblem, folds: int) -> None:
+        self._values, self._fold, self._folds = problem.target.values, problem.fold, folds
         self._name = "r2" if problem.target.kind == "regression" else "accuracy"
         self._judge = _judge(problem)
-        self._sums = np.zeros((len(Cs), 3, folds))  # of samples, scores and losses
+        self._sums: dict[int, np.ndarray] = {}  # by index of C (3, folds), of samples, scores and losses
 
     def add(self, index: int, samples: np.ndarray, outputs: np.ndarray) -> None:
         """Add outputs (B, K) for `samples` (B,) at C number `index`, by heads fitted without the samples."""
         held = self._fold[samples] != NO_FOLD
         samples, outputs = samples[held], outputs[held]
         numbers = (np.ones(len(samples)), *self._judge(self._values[samples], outputs))
-        for total, values in zip(self._sums[index], numbers, strict=True):
+        for total, values in zip(
+            self._sums.setdefault(index, np.zeros((3, self._folds))), numbers, strict=True
+        ):
             total += np.bincount(self._fold[samples], weights=values, minlength=self._folds)
 
-    def scores(self) -> Scores:
-        """Return the mean scores; one sample or more was held out."""
-        count, score, loss = self._sums.swapaxes(0, 1)  # (G, F) each
+    def scores(self, Cs: Sequence[float], given: int) -> tuple[Scores, list[int]]:
+        """Return the mean scores in ascending order of C, and the index of each in `Cs`.
+
+        One sample or more was held out. The first `given` values of `Cs` are the grid that was asked for.
+        """
+        order = sorted(self._sums, key=lambda index: Cs[index])
+        count, score, loss = np.stack([self._sums[index] for index in order], axis=1)  # (G, F) each
         mean = np.divide(score, count, out=np.full_like(score, np.nan), where=count > 0)
-        return Scores(np.array(self._Cs), mean, loss.sum(axis=1) / count.sum(axis=1), self._name)
+        return Scores(
+            np.array([Cs[index] for index in order]),
+            mean,
+            loss.sum(axis=1) / count.sum(axis=1),
+            self._name,
+            tuple(Cs[index] for index in order if index >= given),
+        ), order
 
 
 def _judge(problem: TargetProblem) -> Judge:
@@ -194,40 +223,62 @@ class CrossValidation(NamedTuple):
 
 def cross_validate(
     problems: Sequence[TargetProblem],
-    Cs: Sequence[float],
+    Cs: list[float],
     held_out: Callable[[Mapping[int, Sequence[int]]], HeldOutLogits],
     one_standard_error: bool = False,
+    solve: Callable[[Sequence[float]], None] | None = None,
 ) -> list[CrossValidation]:
     """Score each C on the held-out samples of each problem, choose one, and collect its logits.
 
     Parameters
     ----------
-    Cs : ascending. The last one is chosen for a problem without folds.
+    Cs : ascending. The last one is chosen for a problem without folds. The values by which the grid is
+        extended are appended.
     held_out : yields the logits for a dict of problem → indices of C. It is called with all values of C, and,
         if there are several, once more with the chosen ones: the logits of all would need too much memory.
     one_standard_error : see `Scores.choose`.
+    solve : solves further values of C, so that `held_out` takes their indices. With it the grid is extended
+        where the best C of a problem is at an end (`Scores.outward`); without it the grid is fixed.
     """
     folds = 1 + max(int(problem.fold.max(initial=NO_FOLD)) for problem in problems)
+    given = len(Cs)
     tallies = {
-        i: HeldOutScores(problem, Cs, folds)
+        i: HeldOutScores(problem, folds)
         for i, problem in enumerate(problems)
         if (problem.fold != NO_FOLD).any()
     }
     if not tallies:
-        return [CrossValidation(len(Cs) - 1, None, None)] * len(problems)
+        return [CrossValidation(given - 1, None, None)] * len(problems)
     logits = {i: np.full((len(problems[i].fold), problems[i].outputs), np.nan, np.float32) for i in tallies}
-    for i, index, samples, outputs in held_out(dict.fromkeys(tallies, range(len(Cs)))):
-        tallies[i].add(index, samples, outputs)
-        if len(Cs) == 1:
-            logits[i][samples] = outputs
-    scores = {i: tally.scores() for i, tally in tallies.items()}
-    chosen = {i: score.choose(one_standard_error) for i, score in scores.items()}
-    if len(Cs) > 1:
+    wanted: dict[int, Sequence[int]] = dict.fromkeys(tallies, range(given))
+    scores: dict[int, Scores] = {}
+    orders: dict[int, list[int]] = {}
+    while wanted:
+        for i, index, samples, outputs in held_out(wanted):
+            tallies[i].add(index, samples, outputs)
+            if given == 1:
+                logits[i][samples] = outputs
+        for i in wanted:
+            scores[i], orders[i] = tallies[i].scores(Cs, given)
+        wanted = {} if solve is None else _extended({i: scores[i] for i in wanted}, Cs, solve)
+    chosen = {i: orders[i][score.choose(one_standard_error)] for i, score in scores.items()}
+    if given > 1:
         for i, _, samples, outputs in held_out({i: [index] for i, index in chosen.items()}):
             logits[i][samples] = outputs
     for i, values in logits.items():
         values[problems[i].fold == NO_FOLD] = np.nan
     return [
-        CrossValidation(chosen.get(i, len(Cs) - 1), scores.get(i), logits.get(i))
-        for i in range(len(problems))
+        CrossValidation(chosen.get(i, given - 1), scores.get(i), logits.get(i)) for i in range(len(problems))
     ]
+
+
+def _extended(
+    scores: Mapping[int, Scores], Cs: list[float], solve: Callable[[Sequence[float]], None]
+) -> dict[int, Sequence[int]]:
+    """Solve the values of C that problems need beyond the grid, append them to `Cs`, return their indices."""
+    needed = {i: more for i, score in scores.items() if (more := score.outward())}
+    new = sorted({C for more in needed.values() for C in more} - set(Cs))
+    if new:
+        solve(new)
+        Cs += new
+    return {i: [Cs.index(C) for C in more] for i, more in needed.items()}

@@ -41,7 +41,7 @@ def fit_kind(
     kind: str,
     rows: RowReader,
     problems: Sequence[TargetProblem],
-    Cs: Sequence[float],
+    C: str | float | Sequence[float],
     config: SweepConfig,
     views: RowReader | None = None,
     seed: int = 0,
@@ -49,6 +49,7 @@ def fit_kind(
 ) -> list[HeadFit]:
     """Fit one kind of head on all problems, which are on the same n samples.
 
+    C : as of `logistic.sweep`, for linear heads.
     problems : only of class targets for kinds that are not linear.
     rows : (n, D). views : (n, V, D), on which linear heads are fitted instead; they are scored on `rows`.
     """
@@ -66,7 +67,7 @@ def fit_kind(
     for solve, indices in ((sweep, logistic), (ridge_sweep, ridge)):
         if indices:
             chosen = [problems[i] for i in indices]
-            found = solve(trained, chosen, Cs, config, plain=plain, reporter=reporter)
+            found = solve(trained, chosen, C, config, plain=plain, reporter=reporter)
             fits |= dict(zip(indices, found, strict=True))
     return [fits[i] for i in range(len(problems))]
 
@@ -117,8 +118,8 @@ def shot_scores(
     ----------
     rows : (n, D) to draw from. Features are standardised over all of them, which needs no labels.
     target : class target of the n rows.
-    C : chosen for all n samples. A draw is fitted at C · n / (samples drawn), at most 1, so that the penalty
-        keeps its weight relative to the sum of losses.
+    C : chosen for all n samples. A draw is fitted at C · n / (samples drawn), at most 1 or C, so that the
+        penalty keeps its weight relative to the sum of losses.
     repeats : R.
 
     Raises
@@ -140,7 +141,7 @@ def shot_scores(
         with reporter.step("Drawing shots", total=len(shots), unit="sizes") as advance:
             for k in shots:
                 draws = draw_shots(target, k, repeats, np.random.default_rng([seed, k]))
-                draw_C = min(MAX_C, C * int(target.labelled.sum()) / int(draws[0].sum()))
+                draw_C = min(max(MAX_C, C), C * int(target.labelled.sum()) / int(draws[0].sum()))
                 scores.append(measure.accuracy(draws, draw_C))
                 advance(1)
     return np.array(scores)

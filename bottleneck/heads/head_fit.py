@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.errors import Note
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription
 from bottleneck.heads.cross_validation import CrossValidation, Scores
 from bottleneck.heads.row_blocks import Standardisation
@@ -29,6 +30,7 @@ class HeadFit:
     out_of_fold : (n, K) float32 logits at the chosen C, each by a head that was fitted without the sample;
         NaN where no fold holds the sample out. None without folds.
     converged : False if the solver stopped before it reached its tolerance.
+    grows : whether the grid of C is extended where the best is at an end.
     """
 
     kind: str
@@ -40,6 +42,35 @@ class HeadFit:
     scores: Scores | None = None
     out_of_fold: np.ndarray | None = field(default=None, repr=False)
     converged: bool = True
+    grows: bool = False
+
+    def notes(self, target: str, node: str) -> list[Note]:
+        """Return what a user of the head must know of its convergence and of the grid of C."""
+        if self.C is None:
+            return []
+        which = f"The {self.kind} head of target {target!r} on {node}"
+        details = {"target": target, "node": node, "head": self.kind, "C": self.C}
+        notes = []
+        if not self.converged:
+            text = (
+                f"{which} did not converge at C = {self.C:.3g}; its scores are of where it stopped. Give "
+                f"smaller values with --C, such as {self.C / 10:.3g}, or look for features of very unequal size."
+            )
+            notes.append(Note("not-converged", text, True, details))
+        if self.scores is None or len(self.scores.C) < 2:
+            return notes
+        ends = [float(self.scores.C[0]), float(self.scores.C[-1])]
+        grid = f"{ends[0]:.3g} to {ends[1]:.3g}"
+        if self.scores.added:
+            text = f"{which}: the best C was at an end, so the grid was extended: {grid}."
+            notes.append(Note("c-grid-extended", text, details=details | {"added": list(self.scores.added)}))
+        if self.C in ends:
+            advice = "A better one may lie beyond: give further values with --C, or --C auto."
+            if self.grows:
+                advice = "The score hardly changes there, or the grid has its full extent."
+            text = f"{which}: the chosen C, {self.C:.3g}, is an end of the grid, {grid}. {advice}"
+            notes.append(Note("c-at-grid-end", text, details=details))
+        return notes
 
     def artifact(
         self, description: HeadDescription, *, temperature: float = 1.0, n_train: int = 0
@@ -67,6 +98,7 @@ class HeadFit:
         C: float,
         result: CrossValidation | None = None,
         converged: bool = True,
+        grows: bool = False,
     ) -> HeadFit:
         """Return a linear head. head : coef (K, D) and intercept (K,) on standardised features."""
         coef, intercept, standard = head
@@ -81,4 +113,5 @@ class HeadFit:
             scores=result.scores if result else None,
             out_of_fold=result.out_of_fold if result else None,
             converged=converged,
+            grows=grows,
         )

@@ -5,14 +5,16 @@ Shapes: n samples, V rows (views) of a sample, D features, K classes or labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 
-from bottleneck.heads.config import DEFAULT, DEFAULT_MEMORY, TOLERANCE, SweepConfig, grid_of
+from bottleneck.heads.config import DEFAULT, DEFAULT_MEMORY, TOLERANCE, SweepConfig, grid_of, is_auto
 from bottleneck.heads.cross_validation import CrossValidation, HeldOutLogits, cross_validate
 from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
@@ -32,12 +34,12 @@ DOUBLE_TOLERANCE = 1e-18  # of the objective, which is 1e-9 of the coefficients:
 def sweep(
     rows: RowReader,
     problems: Sequence[TargetProblem],
-    Cs: Sequence[float],
+    C: str | float | Iterable[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
     reporter: Reporter = SILENT,
 ) -> list[HeadFit]:
-    """Fit a logistic head for each problem, C chosen from `Cs` by cross-validation.
+    """Fit a logistic head for each problem, C chosen by cross-validation.
 
     The heads of all folds and problems are solved side by side, for each C in turn; at the chosen C a head is
     fitted on all samples.
@@ -45,20 +47,19 @@ def sweep(
     Parameters
     ----------
     rows : (n, D); with `plain`, (n · V, D), the V views of each sample, which share its weight.
+    C : "auto", which is extended where the best C is at an end (`cross_validation.cross_validate`), a number,
+        or several.
     problems : on the same n samples; their folds count from 0. If all folds are NO_FOLD, the largest C is
         used.
     plain : (n, D), the rows on which held-out samples are scored in place of their views.
     """
-    Cs = sorted({float(C) for C in Cs})
+    Cs = list(grid_of(C))
     with WorkerPool(config.device) as pool:
         run = _Sweep(rows, problems, config, plain, pool)
-        with reporter.step("Fitting heads", total=len(Cs), unit="values of C") as advance:
-            path = solve_path(run.passes, run.groups, Cs, tol=config.tol, memory=config.memory)
-            for solution in path:
-                run.solutions.append(solution)
-                advance(1)
-        results = cross_validate(problems, Cs, run.held_out, config.one_standard_error)
-        return run.refitted(results)
+        run.solve(Cs, reporter)
+        further = partial(run.solve_further, reporter=reporter) if is_auto(C) else None
+        results = cross_validate(problems, Cs, run.held_out, config.one_standard_error, further)
+        return [replace(head, grows=is_auto(C)) for head in run.refitted(results)]
 
 
 class _Sweep:
@@ -107,6 +108,24 @@ class _Sweep:
             design: Design = streamed_like(self.design, plain)
             self.scored, self.sample = Passes(design, pool), np.arange(len(fold))
             self.scored_groups, _ = group_tasks(tasks, folds, design.dtype, design.device)
+
+    def solve(self, Cs: Sequence[float], reporter: Reporter, after: Solution | None = None) -> None:
+        """Append the solutions at `Cs`, in ascending order. after : the one that the first starts from."""
+        config = self.config
+        with reporter.step("Fitting heads", total=len(Cs), unit="values of C") as advance:
+            for solution in solve_path(
+                self.passes, self.groups, Cs, tol=config.tol, memory=config.memory, after=after
+            ):
+                self.solutions.append(solution)
+                advance(1)
+
+    def solve_further(self, Cs: Sequence[float], reporter: Reporter) -> None:
+        """Append the solutions at values of C below and above those that are solved, in ascending order."""
+        by_C = sorted(self.solutions, key=lambda solution: solution.C)
+        below = [C for C in Cs if C < by_C[0].C]
+        for more, end in ((below, by_C[0]), ([C for C in Cs if C not in below], by_C[-1])):
+            if more:
+                self.solve(more, reporter, end)
 
     def held_out(self, wanted: Mapping[int, Sequence[int]]) -> HeldOutLogits:
         """Yield the logits of held-out samples, as `cross_validate` needs them."""

@@ -5,7 +5,7 @@ Shapes: n samples, V rows (views) of a sample, B rows of a block, D features, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from bottleneck.heads.config import DEFAULT, DEFAULT_MEMORY, SweepConfig, grid_of
-from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
+from bottleneck.heads.config import DECADE, DEFAULT, DEFAULT_MEMORY, SweepConfig, beyond, grid_of, is_auto
+from bottleneck.heads.cross_validation import LOSS_GAIN, HeldOutLogits, cross_validate
 from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.row_blocks import (
@@ -37,7 +37,7 @@ from bottleneck.threads import WorkerPool
 def ridge_sweep(
     rows: RowReader,
     problems: Sequence[TargetProblem],
-    Cs: Sequence[float],
+    C: str | float | Iterable[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
     reporter: Reporter = SILENT,
@@ -46,13 +46,12 @@ def ridge_sweep(
 
     Classes and labels have one output each, whose answers are −1 and 1; a regression has its values.
     """
-    Cs = sorted({float(C) for C in Cs})
     with WorkerPool(config.device) as pool:
         run = _Rows(rows, len(problems[0].fold), config, pool, plain)
         heads = []
         with reporter.step("Fitting ridge heads", total=len(problems), unit="targets") as advance:
             for problem in problems:
-                heads.append(_fit(run, problem, Cs, config.one_standard_error))
+                heads.append(_fit(run, problem, C, config.one_standard_error))
                 advance(1)
         return heads
 
@@ -113,8 +112,11 @@ class _Rows:
         return coef.astype(np.float32), intercept.astype(np.float32)
 
 
-def _fit(run: _Rows, problem: TargetProblem, Cs: Sequence[float], one_standard_error: bool) -> HeadFit:
+def _fit(
+    run: _Rows, problem: TargetProblem, strength: str | float | Iterable[float], one_standard_error: bool
+) -> HeadFit:
     """Fit one problem: score each C on each fold, then fit all samples at the chosen C."""
+    Cs = list(grid_of(strength))
     moments = run.moments(*_answers(problem), problem.fold)
     whole = Moments.zeros(len(moments[0].x), len(moments[0].y))
     for part in moments:
@@ -127,9 +129,11 @@ def _fit(run: _Rows, problem: TargetProblem, Cs: Sequence[float], one_standard_e
                 coef, intercept = run.scoring(paths[number], Cs[index])
                 yield 0, index, samples, x @ coef.T + intercept
 
-    (result,) = cross_validate([problem], Cs, held_out, one_standard_error)
+    further = (lambda more: None) if is_auto(strength) else None  # a path has the solutions at all C
+    (result,) = cross_validate([problem], Cs, held_out, one_standard_error, further)
     C = Cs[result.chosen]
-    return HeadFit.linear("ridge", problem, run.head(RidgePath.of(whole), C), C, result)
+    head = run.head(RidgePath.of(whole), C)
+    return HeadFit.linear("ridge", problem, head, C, result, grows=is_auto(strength))
 
 
 def _answers(problem: TargetProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -150,15 +154,25 @@ def _solve(
     head: RidgeHead | RidgeRegressionHead, rows: RowReader, answers: np.ndarray, weights: np.ndarray
 ) -> tuple[float, tuple[np.ndarray, np.ndarray, Standardisation]]:
     """Return the C of an estimator, by `RidgePath.gcv` if it is "auto", and its head as of `_Rows.head`."""
-    Cs = grid_of(head.C)
     dtype = np.float64 if is_double(rows) else np.float32
     config = SweepConfig(memory=head.memory, standardize=head.standardize, dtype=dtype)
     with WorkerPool() as pool:
         run = _Rows(rows, len(answers), config, pool, weights=weights)
         (moments,) = run.moments(answers, weights, np.full(len(answers), NO_FOLD))
         path = RidgePath.of(moments)
+        Cs = grid_of(head.C)
         C = min(Cs, key=path.gcv) if len(Cs) > 1 else Cs[0]
+        while is_auto(head.C) and (more := _beyond(path, Cs, C)):
+            Cs = tuple(sorted({*Cs, *more}))
+            C = min(Cs, key=path.gcv)
         return C, run.head(path, C)
+
+
+def _beyond(path: RidgePath, Cs: tuple[float, ...], best: float) -> tuple[float, ...]:
+    """Return the values to add beyond the end of `Cs` that is best, if its error still falls there."""
+    at = Cs.index(best)
+    inner = Cs[min(max(at, DECADE), len(Cs) - 1 - DECADE)]
+    return beyond(Cs, at) if path.gcv(best) < (1 - LOSS_GAIN) * path.gcv(inner) else ()
 
 
 class RidgeHead(LinearHead):
@@ -168,7 +182,7 @@ class RidgeHead(LinearHead):
     ----------
     C : float or "auto", default=1.0
         Inverse strength of the penalty. "auto" takes the one of `AUTO_C` with the least error by generalised
-        cross-validation.
+        cross-validation, and goes on beyond an end that is the best.
     class_weight : None, "balanced" or dict of class to weight, default=None
     standardize : bool, default=True
         False penalises raw features.

@@ -107,7 +107,8 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         start = starting_head(head, opened, splits)
         identity = cache_identity(opened)
     cut = find_cut(backbone, head.node, config.unfreeze)
-    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, (*head.notes, *notes, *unseen))
+    told = (*head.notes, *(start.notes if start is not head else ()), *notes, *unseen)
+    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, told)
 
 
 @contextmanager

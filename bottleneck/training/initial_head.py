@@ -19,7 +19,6 @@ from torch import Tensor
 from bottleneck.errors import ArtifactError, FingerprintError, FitError
 from bottleneck.fitting.head_files import describe_head
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.config import grid_of
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.logistic import sweep
@@ -118,12 +117,13 @@ def refitted(
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
         fold = assign_folds(target, min(FOLDS, len(rows)), groups)
-    (fit,) = sweep(x, [TargetProblem(target, fold)], grid_of("auto" if C is None else C))
+    (fit,) = sweep(x, [TargetProblem(target, fold)], "auto" if C is None else C)
     temperature = head.temperature
     if fit.out_of_fold is not None:
         temperature = fit_temperature(labels, fit.out_of_fold, fit.link)
     found = fit.artifact(head, temperature=temperature, n_train=len(rows))
-    return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics)
+    notes = fit.notes(head.target, head.node)
+    return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics, notes=tuple(notes))
 
 
 def starting_head(head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits) -> HeadArtifact:

@@ -58,3 +58,13 @@ def test_the_next_command_takes_the_same_labels(cache, tmp_path):
     arguments = [str(cache), "--labels", str(labels), "--C", "0.1", "-o", str(tmp_path / "heads")]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert f"{cache} --labels '{labels}'" in result.stdout
+
+
+def test_a_head_that_did_not_converge_is_marked(cache, tmp_path, monkeypatch):
+    arguments = [str(cache), "--C", "1e3", "-o", str(tmp_path / "heads")]
+    plain = CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+    monkeypatch.setattr("bottleneck.heads.solver.path.MAX_PASSES", 1)
+    marked = CliRunner().invoke(command, arguments, catch_exceptions=False).stdout
+    assert "logistic *" in marked
+    assert "did not converge" in " ".join(marked.split())
+    assert "logistic *" not in plain

@@ -83,9 +83,11 @@ def solve_path(
     *,
     tol: float = TOLERANCE,
     memory: int = DEFAULT_MEMORY,
+    after: Solution | None = None,
 ) -> Iterator[Solution]:
     """Yield the solution of all heads of `groups` for each C, in ascending order.
 
+    after : the solution at another C that the first one starts from; None starts from intercepts alone.
     tol : as in `BatchedLBFGS`. memory : bytes for work beside the rows. Where heads are many, fewer steps are
     remembered and the preconditioner's blocks are smaller.
     """
@@ -96,6 +98,9 @@ def solve_path(
         for group in groups
         for part in pool.shares(group.n_heads)
     ]
+    if after is not None:
+        for batch in batches:
+            batch.optima = [after.coef[groups.index(batch.group)][batch.heads]]
     solved: list[float] = []
     for C in sorted(set(Cs)):
         starts = [_extrapolated(batch.optima, solved, C) for batch in batches]
