@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bottleneck.models.evaluate import evaluate as evaluate
     from bottleneck.models.predict import predict as predict
     from bottleneck.store.reader import FeatureCache as FeatureCache
+    from bottleneck.studies.train.train import train as train
     from bottleneck.training.compare import compare as compare
     from bottleneck.training.finetune import finetune as finetune
     from bottleneck.training.scratch import scratch as scratch
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "load_model": "bottleneck.models.classifier",
     "predict": "bottleneck.models.predict",
     "scratch": "bottleneck.training.scratch",
+    "train": "bottleneck.studies.train.train",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

@@ -16,6 +16,7 @@ FLOORS = (
     ("demo",),
     ("report",),
     ("studies",),
+    ("trials",),
     ("training",),
     ("models",),
     ("fitting", "extraction"),

@@ -26,6 +26,7 @@ STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 AT_ONCE, SECONDS = 3, 1.0  # so many signals within this time leave without waiting for the commit
 COMMANDS = {
     "demo": ("bottleneck.cli.demo", "Run the whole chain on digits that scikit-learn ships, offline."),
+    "train": ("bottleneck.cli.train", "Train the best classifier that images allow, in one command."),
     "extract": (
         "bottleneck.cli.extract",
         "Run the backbone once over images and keep its features in a cache.",

@@ -73,7 +73,7 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
         A flag differs from what the cache was made with.
     BackboneError, EngineError, SourceError, CacheError
     """
-    config, preprocess = _read_model_file(config)
+    config, preprocess = read_model_file(config)
     cache, moved = _open_existing(path), None
     if cache is None:
         settings = resolve(config, path, preprocess=preprocess)
@@ -214,7 +214,7 @@ def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:
     return readable_pixels(source, spread, preprocess, workers=1)
 
 
-def _read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:
+def read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:
     """Replace a model file given as backbone by the name, weights and preprocessing of its network.
 
     A file that holds only a head stands for the published weights that it names.

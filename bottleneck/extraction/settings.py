@@ -152,8 +152,13 @@ def _refuse_differences(
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
     """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
+    backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
+    return Path("cache") / f"{source_name(source)}--{backbone}.h5"
+
+
+def source_name(source: Source) -> str:
+    """Return the name of a source's folder, file or URL as a part of a file name."""
     name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
     if len(name.encode()) > LONGEST_NAME:
         name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
-    return Path("cache") / f"{name}--{backbone}.h5"
+    return name

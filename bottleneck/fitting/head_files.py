@@ -141,7 +141,7 @@ class HeadFiles:
 
     def _predicted(self, head: HeadArtifact, rows: np.ndarray) -> np.ndarray:
         """Return probabilities (m, K) of the samples `rows` (m,)."""
-        return _blockwise(self.cache.sample_rows(head.node, rows), head.probabilities)
+        return blockwise(self.cache.sample_rows(head.node, rows), head.probabilities)
 
     def _statistics(self) -> dict[str, np.ndarray] | None:
         """Return the BatchNorm statistics of a calibrated random network; the file must contain them."""
@@ -183,11 +183,11 @@ def _measured_on_logits(
     head: HeadArtifact, target: Target, values: np.ndarray, logits: np.ndarray
 ) -> dict[str, Any]:
     rows = ArrayRows(logits)
-    outputs = _blockwise(rows, lambda block: apply_link(block, head.link, head.temperature))
+    outputs = blockwise(rows, lambda block: apply_link(block, head.link, head.temperature))
     return measure(target.kind, values, outputs, target.class_names)
 
 
-def _blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Apply `work` to all rows block by block; the result is float32, since there may be millions of rows."""
     bounds = blocks(rows, min(block_size(rows.shape[1]), MOST_ROWS))
     return np.concatenate([work(read_checked(rows, *bound)).astype(np.float32) for bound in bounds])

@@ -155,7 +155,7 @@ class HeldOutScores:
     def __init__(self, problem: TargetProblem, folds: int) -> None:
         self._values, self._fold, self._folds = problem.target.values, problem.fold, folds
         self._name = "r2" if problem.target.kind == "regression" else "accuracy"
-        self._judge = _judge(problem)
+        self._judge = judge_of(problem)
         self._sums: dict[int, np.ndarray] = {}  # by index of C (3, folds), of samples, scores and losses
 
     def add(self, index: int, samples: np.ndarray, outputs: np.ndarray) -> None:
@@ -185,7 +185,8 @@ class HeldOutScores:
         ), order
 
 
-def _judge(problem: TargetProblem) -> Judge:
+def judge_of(problem: TargetProblem) -> Judge:
+    """Return the function that scores single samples; the variance of a regression is that of `problem`."""
     if problem.target.kind == "multilabel":
         return _judge_labels
     if problem.target.kind == "class":

@@ -12,6 +12,7 @@ from bottleneck.names import BOTTLENECK, HEADS_FOLDER
 LEAST_BUDGET = 40  # samples; fewer cannot show which strategy is better
 MEASURES = ("logme", "h_score", "leep", "knn")  # of transferability; larger is better in each
 RESULT_FORMATS = (".csv", ".jsonl")
+FINETUNING = ("auto", "never", "always")  # whether `train` tries to fine-tune
 ALEXNET = "alexnet8"  # the transfer study's default network, which is no backbone
 
 
@@ -92,3 +93,23 @@ class StudyConfig:
     def recipe(self) -> dict[str, Any]:
         """Return what must be equal for a stored run to be reused. More seeds and shares only add runs."""
         return {name: value for name, value in asdict(self).items() if name not in ("seeds", "shares")}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of `train`."""
+
+    target: str | None = None  # the first one by default
+    minutes: float | None = None  # that the run may take; as many as it needs by default
+    finetune: str = "auto"  # one of FINETUNING
+    cv: int = 5  # folds of cross-validation
+    seed: int = 0  # of folds, of random weights and of splits that are set aside
+
+    def __post_init__(self) -> None:
+        if self.finetune not in FINETUNING:
+            expected = ", ".join(FINETUNING)
+            raise BottleneckError(f"finetune is {self.finetune!r}; expected one of {expected}.")
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise BottleneckError(f"minutes is {self.minutes}; expected a positive number.")
+        if self.cv < 2:
+            raise BottleneckError(f"cv is {self.cv}; expected 2 folds or more.")

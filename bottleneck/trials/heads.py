@@ -1,0 +1,172 @@
+"""A linear head on one node as a candidate: fitted on train with folds, judged on held-out samples and val.
+
+Shapes: n samples, D features, K classes or labels.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bottleneck.fitting.head_files import blockwise, describe_head
+from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.heads.config import SweepConfig
+from bottleneck.heads.cross_validation import judge_of
+from bottleneck.heads.fit import fit_kind
+from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.metrics import fit_temperature, measure
+from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.store.spec import fingerprint
+from bottleneck.threads import trim_memory
+from bottleneck.trials.evidence import Evidence
+from bottleneck.trials.records import Records
+from bottleneck.trials.task import Task
+
+SUMMARY = ("accuracy", "accuracy_ci95", "balanced_accuracy", "log_loss", "r2", "mae", "rmse", "n")
+KIND = "logistic"  # of the heads; of a regression it is ridge
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was tried.
+
+    metrics : {"cv": {…}, "val": {…}} of those that exist, the figures of `SUMMARY`.
+    seconds : of fitting and judging, also where the result was read from disk.
+    settings : what it takes to do it again, such as C.
+    """
+
+    evidence: Evidence
+    metrics: dict[str, dict[str, Any]]
+    seconds: float
+    settings: dict[str, Any]
+
+
+def try_head(task: Task, node: str, records: Records, name: str, reporter: Reporter = SILENT) -> Tried:
+    """Fit a head on train with cross-validation and judge it; a finished trial is read from `records`.
+
+    name : of the record.
+    """
+    inputs = head_fingerprint(task, node)
+    if stored := records.read(name, inputs):
+        values, arrays = stored
+        return Tried(Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"]), **values)
+    started = time.perf_counter()
+    fit = fit_on(task, node, task.rows["train"], task.problem(), reporter=reporter)
+    index, evidence, metrics = _judged(task, node, fit)
+    values = {"metrics": metrics, "seconds": time.perf_counter() - started, "settings": {"C": fit.C}}
+    records.write(name, inputs, values, {"index": index, "score": evidence.score, "loss": evidence.loss})
+    return Tried(evidence, **values)
+
+
+def head_fingerprint(task: Task, node: str) -> str:
+    """Return the fingerprint of everything that a head's trial depends on."""
+    nodes = {part: task.cache.node(part).fingerprint(task.cache.spec) for part in node.split("+")}
+    return fingerprint({"trial": 1, "kind": KIND, "node": node, "nodes": nodes, "task": task.digest})
+
+
+def fit_on(
+    task: Task,
+    node: str,
+    rows: np.ndarray,
+    problem: TargetProblem,
+    C: str | float = "auto",
+    reporter: Reporter = SILENT,
+) -> HeadFit:
+    """Fit a head on the samples `rows` (n,), which `problem` is on."""
+    (fit,) = fit_kind(
+        KIND,
+        task.cache.sample_rows(node, rows),
+        [problem],
+        C,
+        config=SweepConfig(),
+        seed=task.seed,
+        reporter=reporter,
+    )
+    trim_memory()
+    return fit
+
+
+def outputs_of(task: Task, head: HeadArtifact, rows: np.ndarray) -> np.ndarray:
+    """Return the head's logits (n, K), or values (n, 1), for the samples `rows` (n,)."""
+    return blockwise(task.cache.sample_rows(head.node, rows), head.decision)
+
+
+def evidence_of(task: Task, rows: np.ndarray, outputs: np.ndarray) -> Evidence:
+    """Judge outputs (n, K) for the samples `rows` (n,), none of which the model was fitted on."""
+    score, loss = judge_of(task.problem())(task.target.values[rows], outputs)
+    return Evidence(task.samples.key[rows], np.asarray(score, np.float64), np.asarray(loss, np.float64))
+
+
+def measured(task: Task, rows: np.ndarray, outputs: np.ndarray, head: HeadArtifact) -> dict[str, Any]:
+    """Return the metrics of a head's outputs (n, K) for the samples `rows` (n,)."""
+    answers = task.target.take(rows)
+    predicted = apply_link(outputs, head.link, head.temperature)
+    return measure(answers.kind, answers.values, predicted, answers.class_names)
+
+
+def artifact_of(task: Task, node: str, fit: HeadFit, problem: TargetProblem) -> HeadArtifact:
+    """Return the head with the temperature of its held-out logits."""
+    temperature, held = 1.0, held_out(fit)
+    if len(held) and fit.link != "identity":
+        assert fit.out_of_fold is not None
+        temperature = fit_temperature(problem.target.values[held], fit.out_of_fold[held], fit.link)
+    description = describe_head(task.cache, task.samples, task.target, node)
+    return fit.artifact(description, temperature=temperature, n_train=int(problem.target.labelled.sum()))
+
+
+def held_out(fit: HeadFit) -> np.ndarray:
+    """Return which of the n samples a fold held out, as indices; none without folds."""
+    if fit.out_of_fold is None:
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(np.isfinite(fit.out_of_fold).all(axis=1))
+
+
+def final_head(task: Task, node: str, C: float, reporter: Reporter = SILENT) -> HeadArtifact:
+    """Fit the chosen head again on train and val together, and measure it: the one time that test is read.
+
+    C : that the trial chose. Where there is a val split, a head that learnt from train alone is measured on
+    it; after that, C is chosen again on both.
+    """
+    rows, problem, _ = task.refit_problem()
+    fit = fit_on(task, node, rows, problem, reporter=reporter)
+    head, held = artifact_of(task, node, fit, problem), held_out(fit)
+    metrics: dict[str, Any] = {}
+    if len(held):
+        assert fit.out_of_fold is not None
+        metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head)
+    for split, indices in task.rows.items():
+        if split == "val":
+            train = task.problem()
+            alone = fit_on(task, node, task.rows["train"], train, C, reporter=reporter)
+            judge = artifact_of(task, node, alone, train)
+            metrics[split] = measured(task, indices, outputs_of(task, judge, indices), judge)
+        else:
+            metrics[split] = measured(task, indices, outputs_of(task, head, indices), head)
+    fitted_on = [split for split in ("train", "val") if split in task.rows]
+    return replace(head, metrics=metrics, settings={**head.settings, "fitted_on": fitted_on})
+
+
+def _judged(task: Task, node: str, fit: HeadFit) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]]]:
+    """Return the judged samples as indices of the table, the evidence on them, and the metrics."""
+    problem = task.problem()
+    head = artifact_of(task, node, fit, problem)
+    parts: list[tuple[str, np.ndarray, np.ndarray]] = []
+    held = held_out(fit)
+    if len(held):
+        assert fit.out_of_fold is not None
+        parts.append(("cv", task.rows["train"][held], fit.out_of_fold[held]))
+    if "val" in task.rows:
+        parts.append(("val", task.rows["val"], outputs_of(task, head, task.rows["val"])))
+    metrics = {name: _summary(measured(task, rows, outputs, head)) for name, rows, outputs in parts}
+    index = np.concatenate([rows for _, rows, _ in parts])
+    outputs = np.concatenate([outputs for _, _, outputs in parts])
+    return index, evidence_of(task, index, outputs), metrics
+
+
+def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Return the figures that are shown of a trial, without those by class."""
+    return {name: metrics[name] for name in SUMMARY if name in metrics}

@@ -1,0 +1,109 @@
+"""What candidates are fitted to: one target on the samples of an open cache, by split, with their folds.
+
+Shapes: S samples, n of a split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from bottleneck.errors import FitError, Note
+from bottleneck.fitting.training_set import folds_of, require_labels, training_samples, with_training_classes
+from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.names import SPLITS
+from bottleneck.samples import SampleTable, Target
+from bottleneck.store.reader import FeatureCache
+
+
+@dataclass(frozen=True)
+class Task:
+    """One target on the samples of a cache.
+
+    samples : (S,) of the cache; the target has the classes that train has.
+    rows : {split: (n,)} the labelled samples, of each split that has any.
+    fold : (n,) of train, the fold that holds each sample out.
+    seed : of the folds.
+    """
+
+    cache: FeatureCache
+    samples: SampleTable
+    target: Target
+    rows: dict[str, np.ndarray]
+    fold: np.ndarray
+    cv: int
+    seed: int
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def judged(self) -> np.ndarray:
+        """Rows of the samples that choose, (n,): train, then val."""
+        return np.concatenate([self.rows["train"], self.rows.get("val", np.zeros(0, np.int64))])
+
+    @property
+    def metric(self) -> str:
+        """Name of the score: "accuracy", or "r2" of a regression."""
+        return "r2" if self.target.kind == "regression" else "accuracy"
+
+    def problem(self) -> TargetProblem:
+        """Return the target on train with its folds."""
+        return TargetProblem(self.target.take(self.rows["train"]), self.fold)
+
+    def refit_problem(self) -> tuple[np.ndarray, TargetProblem, list[Note]]:
+        """Return train and val together: rows (n,), the target on them with folds, notes on these."""
+        rows, notes = np.sort(self.judged), list[Note]()
+        target = self.target.take(rows)
+        fold = folds_of(target, self.samples, rows, self.cv, self.seed, notes)
+        return rows, TargetProblem(target, fold), notes
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the images, answers, splits, groups and covariates that candidates are fitted to."""
+        samples, digest = self.samples, hashlib.sha256()
+        digest.update(np.ascontiguousarray(self.cache.images.digest[samples.image]).tobytes())
+        digest.update(np.ascontiguousarray(self.target.values).tobytes())
+        digest.update(np.ascontiguousarray(samples.covariates).tobytes())
+        digest.update(np.ascontiguousarray(self.fold).tobytes())
+        for split, rows in self.rows.items():
+            digest.update(split.encode() + np.ascontiguousarray(rows).tobytes())
+        names = (self.target.name, self.target.kind, *self.target.class_names, *samples.covariate_names)
+        groups = () if samples.group is None else samples.group
+        for text in (*names, *samples.key, *groups):
+            digest.update(str(text).encode(errors="surrogatepass") + b"\0")
+        return digest.hexdigest()
+
+
+def task_of(cache: FeatureCache, target: str | None, *, cv: int, seed: int) -> Task:
+    """Return the target `target` of the cache, or its first one, as a task.
+
+    Raises
+    ------
+    CacheError
+        The cache has no rows.
+    FitError
+        There is no such target, or train cannot be learnt from: one class, one value, too few samples.
+    """
+    cache.require_rows()
+    samples, notes = cache.samples, list[Note]()
+    require_labels(samples, cache.path)
+    name = target or next(iter(samples.targets))
+    if target is None and len(samples.targets) > 1:
+        others = ", ".join(map(repr, list(samples.targets)[1:6]))
+        message = f"There are {len(samples.targets)} targets: {name!r} is learnt, not {others}."
+        notes.append(Note("target-chosen", message, True, {"target": name}))
+    samples, unseen = with_training_classes(samples, (name,))
+    train, (on_train,) = training_samples(samples, (name,), cache.path)
+    fold = folds_of(on_train, samples, train, cv, seed, notes)
+    whole = samples.targets[name]
+    rows = {split: np.flatnonzero((samples.split == split) & whole.labelled) for split in SPLITS}
+    rows = {split: indices for split, indices in rows.items() if len(indices)}
+    if (fold < 0).all() and "val" not in rows:
+        raise FitError(
+            f"Nothing can choose: target {name!r} has neither a val split nor enough samples for folds.",
+            "Bring more samples or groups, or set some aside: --val-fraction 0.2.",
+        )
+    samples = replace(samples, targets={name: whole})
+    return Task(cache, samples, whole, rows, fold, cv, seed, (*notes, *unseen))
