@@ -11,7 +11,7 @@ BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classi
 NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
 DEFAULT_POOL = "avg"  # of every other node
 SIDE_BY_SIDE = "+"  # between the nodes whose features a head takes side by side
-POOLS = ("avg", "avg2", "avg3", "max", "flatten", "none")
+POOLS = ("avg", "avg2", "avg3", "max", "token", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
 
 ENGINES = ("auto", "onnxruntime", "torch", "torch-compiled")

@@ -8,6 +8,7 @@ Layouts of a node's tensor: NCHW and NHWC maps, NLC tokens, NC vectors.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -25,6 +26,7 @@ class Pool(nn.Module):
 
     avg, max : over all positions; D = C.
     avg2, avg3 : averages over each cell of a 2 × 2 or 3 × 3 grid, which keep coarse positions; D = 4 C, 9 C.
+    token : the first token, of class, which stands before the patches of a vision transformer.
     flatten : all values in the order of the tensor.
     none : the map unchanged.
 
@@ -49,6 +51,10 @@ class Pool(nn.Module):
                 f"A tensor of shape {row} is neither a map nor tokens nor a vector: {kind} cannot pool it.",
                 "Use the pool flatten or none.",
             )
+        if kind == "token" and self.layout != "NC" and not self._before:
+            raise BackboneError(
+                f"A tensor of shape {row} has no class token before its positions.", "Use the pool avg."
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Float tensor (B, …) → (B, D), or (B, …) for `none`."""
@@ -56,6 +62,8 @@ class Pool(nn.Module):
             return x
         if self.kind == "flatten":
             return x.flatten(1)
+        if self.kind == "token":
+            return x[:, 0]
         return _REDUCTIONS[self.kind](self.channels_first(x)).flatten(1)
 
     def channels_first(self, x: Tensor) -> Tensor:
@@ -63,11 +71,14 @@ class Pool(nn.Module):
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2)
         if self.layout == "NLC":
-            tokens, channels = self.row
-            side = int(tokens**0.5)
-            grid = x[:, tokens - side * side :]
-            return grid.transpose(1, 2).reshape(-1, channels, side, side)
+            side = math.isqrt(self.row[0])
+            return x[:, self._before :].transpose(1, 2).reshape(-1, self.row[1], side, side)
         return x
+
+    @property
+    def _before(self) -> int:
+        """Number of tokens before the square of patches."""
+        return self.row[0] - math.isqrt(self.row[0]) ** 2 if self.layout == "NLC" else 0
 
     def extra_repr(self) -> str:
         """Part of what `print` shows."""

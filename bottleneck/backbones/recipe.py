@@ -7,7 +7,8 @@
     seed            if weights is "none"
     in_channels     1, 3 or 4
     depth           blocks of `small_cnn`
-    image_size      of the images that `small_cnn` classifies by itself, if not 224
+    image_size      of the images that the network was built for, if not the published one: of vision
+                    transformers, and of the classifier of `small_cnn`
     calibrated      whether BatchNorm's statistics were set from the user's images
 
 The versions of torchvision and timm are not recorded: the same weights give the same features in any version,

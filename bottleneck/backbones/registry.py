@@ -73,8 +73,9 @@ def load_backbone(
     depth : int, optional
         Number of blocks of `small_cnn`.
     image_size : int, optional
-        Side in pixels of the images that `small_cnn` classifies by itself; 224 by default. The features of
-        any network are for any size that it accepts.
+        Side in pixels that a network is built for, if not its published one: a vision transformer, whose
+        position embedding is resampled to the grid of patches, or the classifier of `small_cnn`. Others
+        take images of any size, and ignore it.
     trust_code : bool
         Whether `package.module:function` may be imported and run.
 
@@ -114,8 +115,8 @@ def load_backbone(
     recipe["in_channels"] = in_channels
     if architecture.depth is not None:
         recipe["depth"] = architecture.depth
-    if architecture.name == small_cnn.NAME and image_size:
-        recipe["image_size"] = image_size
+    if architecture.image_size is not None:
+        recipe["image_size"] = architecture.image_size
     return Backbone(
         architecture.name, module, preprocess, recipe, class_names, untrained=untrained, notes=notes
     )
@@ -257,10 +258,10 @@ def _architecture(
         name, weights = head, tail
     if names_code(name):
         return _user_code(name, weights, trust_code)
-    if name == small_cnn.NAME and image_size:
-        return small_cnn.architecture(name, weights, in_channels=in_channels, depth=depth, size=image_size)
     if name in family_of:
-        return family_of[name].architecture(name, weights, in_channels=in_channels, depth=depth)
+        return family_of[name].architecture(
+            name, weights, in_channels=in_channels, depth=depth, image_size=image_size
+        )
     close = get_close_matches(name, family_of, n=4, cutoff=0.5)
     raise BackboneError(
         f"There is no backbone {name!r}" + (f"; close ones are {', '.join(close)}." if close else "."),

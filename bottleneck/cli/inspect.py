@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -134,7 +135,8 @@ def _tables(result: Inspection) -> list[RenderableType]:
     shown: list[RenderableType] = [
         table(f"{result.name}, weights {result.weights}, images {size}", columns, rows),
         f"{result.parameters:,} parameters, {result.trainable:,} trainable, {result.macs:,} MACs {unit}.",
-        f"bottleneck: {result.features:,} features, {result.bottleneck_rule}; map {result.bottleneck_node}.",
+        f"bottleneck: {result.features:,} features, {result.bottleneck_rule}; map {result.bottleneck_node}"
+        f"{_tokens(result)}.",
     ]
     if result.classifier:
         shown.append(f"classifier: {' → '.join(result.classifier)}.")
@@ -153,6 +155,17 @@ def _mega(macs: int) -> str:
 
 def _kilo(count: int) -> str:
     return f"{count / 1e3:,.0f} kB"
+
+
+def _tokens(result: Inspection) -> str:
+    """Return what the tokens of the bottleneck's map are, for a vision transformer."""
+    shape = next((block.shape for block in result.blocks if block.node == result.bottleneck_node), ())
+    if len(shape) != 2:
+        return ""
+    side = math.isqrt(shape[0])
+    before = shape[0] - side * side
+    first = f", after {before} of class or registers (the first is @token)" if before else ""
+    return f", {side} × {side} tokens of patches (their mean is @avg){first}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:

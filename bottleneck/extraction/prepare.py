@@ -30,7 +30,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.settings import Settings, resolve
 from bottleneck.heads.artifact import load_head
-from bottleneck.names import DEFAULT_BACKBONE, DTYPES, default_pool
+from bottleneck.names import DEFAULT_BACKBONE, DTYPES, SMALL_CNN, default_pool
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
@@ -166,6 +166,7 @@ def _load_new(config: ExtractConfig) -> Backbone:
         seed=config.seed or 0,
         in_channels=config.in_channels or 3,
         depth=config.depth,
+        image_size=None if config.backbone == SMALL_CNN else config.image_size,
         trust_code=config.trust_code,
     )
 

@@ -27,7 +27,7 @@ from bottleneck.errors import FitError
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.names import BOTTLENECK
+from bottleneck.names import BOTTLENECK, SMALL_CNN
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.samples import RowReader, SampleTable
@@ -176,6 +176,7 @@ def new_backbone(config: ScratchConfig) -> Backbone:
         seed=config.seed,
         in_channels=config.in_channels,
         depth=config.depth,
+        image_size=None if config.backbone == SMALL_CNN else config.image_size,
         trust_code=config.trust_code,
     )
 

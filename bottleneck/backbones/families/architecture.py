@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision.models import ResNet18_Weights
 
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import BackboneError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -35,6 +36,7 @@ class Architecture:
     published : returns the published state dict, downloaded if necessary; raises BackboneError on failure.
     class_names : names of the outputs with the published weights.
     depth : number of blocks, for a family in which it can be chosen.
+    image_size : side in pixels that the network was built for, where it is another than the published one.
     respelt : a state dict in the spelling of published files → in that of the module.
     """
 
@@ -45,6 +47,7 @@ class Architecture:
     published: Callable[[], Mapping[str, Tensor]] | None = None
     class_names: tuple[str, ...] | None = None
     depth: int | None = None
+    image_size: int | None = None
     respelt: Callable[[Mapping[str, Tensor], nn.Module], Mapping[str, Tensor]] | None = None
 
     def build_unfilled(self, classes: int | None = None) -> nn.Module:
@@ -59,6 +62,16 @@ class Architecture:
                 return self.build(None)
         except (NotImplementedError, RuntimeError):  # the code reads values of tensors while it builds
             return self.build_unfilled()
+
+
+def require_whole_patches(name: str, size: int, patch: int) -> None:
+    """Raise BackboneError unless images of `size` pixels a side consist of whole patches."""
+    if size % patch:
+        below = size // patch * patch
+        raise BackboneError(
+            f"{name} cuts images into patches of {patch} × {patch} pixels; {size} is no multiple of {patch}.",
+            f"Use --image-size {below + patch}{f' or {below}' if below else ''}.",
+        )
 
 
 @dataclass(frozen=True)
@@ -86,7 +99,13 @@ class Family(Protocol):
         """A row for each network and set of weights."""
 
     def architecture(
-        self, name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+        self,
+        name: str,
+        weights: str | None = None,
+        *,
+        in_channels: int = 3,
+        depth: int | None = None,
+        image_size: int | None = None,
     ) -> Architecture:
         """One of its networks.
 
@@ -95,6 +114,7 @@ class Family(Protocol):
         weights : id of published weights; None for the default ones
         in_channels : channels of the images, for networks built for them; the registry adapts other networks
         depth : number of blocks, if it can be chosen
+        image_size : side in pixels, for networks that are built for one; others ignore it
 
         Raises
         ------

@@ -104,7 +104,12 @@ def listed() -> Iterator[Listed]:
 
 
 def architecture(
-    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+    name: str,
+    weights: str | None = None,
+    *,
+    in_channels: int = 3,
+    depth: int | None = None,
+    image_size: int | None = None,
 ) -> Architecture:
     """One of the embedded networks; its only published weights are "embedded"."""
     if weights not in (None, _WEIGHTS):

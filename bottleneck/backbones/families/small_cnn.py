@@ -108,11 +108,11 @@ def architecture(
     *,
     in_channels: int = 3,
     depth: int | None = None,
-    size: int = _SIZE,
+    image_size: int | None = None,
 ) -> Architecture:
     """The network as a backbone for one image per sample; it has no published weights.
 
-    size : pixels a side, which decide the width of its classifier
+    image_size : pixels a side, which decide the width of its classifier; 224 by default
     """
     if weights is not None:
         raise BackboneError(f"{name} has no weights {weights!r}; expected none or a file.")
@@ -120,12 +120,13 @@ def architecture(
     modes = {channels: mode for mode, channels in CHANNELS.items()}
     if in_channels not in modes:
         raise BackboneError(f"Images of {in_channels} channels are not supported; expected 1, 3 or 4.")
-    half = (0.5,) * in_channels
+    half, size = (0.5,) * in_channels, image_size or _SIZE
     return Architecture(
         name=name,
         build=lambda classes: SmallCNN(in_channels, depth, size=size, classes=classes or 2),
         preprocess=Preprocess(size, size, "bilinear", half, half, modes[in_channels]),
         depth=depth,
+        image_size=image_size,
     )
 
 

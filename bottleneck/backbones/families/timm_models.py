@@ -13,7 +13,12 @@ from timm.data.config import resolve_data_config
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture, Listed, imagenet_names
+from bottleneck.backbones.families.architecture import (
+    Architecture,
+    Listed,
+    imagenet_names,
+    require_whole_patches,
+)
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
@@ -33,7 +38,12 @@ def listed() -> Iterator[Listed]:
 
 
 def architecture(
-    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+    name: str,
+    weights: str | None = None,
+    *,
+    in_channels: int = 3,
+    depth: int | None = None,
+    image_size: int | None = None,
 ) -> Architecture:
     """One of timm's networks; `weights` is a tag, such as "a1_in1k"."""
     bare = name.removeprefix(PREFIX)
@@ -50,27 +60,47 @@ def architecture(
     data = resolve_data_config({}, pretrained_cfg=config.to_dict())
     size = data["input_size"][-1]
     squash = data["crop_mode"] == "squash"
+    preprocess = Preprocess(
+        size=size,
+        resize=size if squash else max(size, math.floor(size / data["crop_pct"])),
+        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        squash=squash,
+    )
+    other = image_size if config.fixed_input_size and image_size != size else None
+    options: dict[str, Any] = {"img_size": other} if other else {}
     return Architecture(
         name=name,
-        build=lambda classes: _build(bare, classes),
-        preprocess=Preprocess(
-            size=size,
-            resize=size if squash else max(size, math.floor(size / data["crop_pct"])),
-            interpolation=data["interpolation"],
-            mean=tuple(data["mean"]),
-            std=tuple(data["std"]),
-            squash=squash,
-        ),
+        build=lambda classes: _build(bare, classes, options),
+        preprocess=preprocess.override(other),
         weights=(config.tag or "published") if config.has_weights else "none",
-        published=(lambda: _published(full, config)) if config.has_weights else None,
+        published=(lambda: _published(full, config, options)) if config.has_weights else None,
+        image_size=other,
         class_names=imagenet_names() if config.num_classes == 1000 else None,
         respelt=_respelt,
     )
 
 
-def _build(name: str, classes: int | None) -> nn.Module:
-    options: dict[str, Any] = {"num_classes": classes} if classes else {}
-    return timm.create_model(name, **options)
+def _build(name: str, classes: int | None, options: dict[str, Any]) -> nn.Module:
+    """The network, for images of `options["img_size"]` pixels a side if they are not the published ones."""
+    try:
+        module = timm.create_model(name, **(options | ({"num_classes": classes} if classes else {})))
+    except (TypeError, AssertionError, ValueError) as error:
+        if not options:
+            raise
+        raise BackboneError(
+            f"timm/{name} cannot be built for images of {options['img_size']} pixels a side: {error}.",
+            "Leave --image-size out.",
+        ) from error
+    patches: Any = getattr(module, "patch_embed", None)
+    grid = getattr(patches, "grid_size", None)
+    if options and grid is not None:
+        require_whole_patches(f"timm/{name}", options["img_size"], patches.patch_size[0])
+        tokens = getattr(module, "num_prefix_tokens", 0) + grid[0] * grid[1]
+        if math.isqrt(tokens) != grid[0]:  # the square of patches would not be found (`extractor.Pool`)
+            raise BackboneError(f"timm/{name} needs more than {options['img_size']} pixels a side.")
+    return module
 
 
 def _respelt(state: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
@@ -83,9 +113,9 @@ def _respelt(state: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Ten
     return state
 
 
-def _published(name: str, config: PretrainedCfg) -> dict[str, Tensor]:
+def _published(name: str, config: PretrainedCfg, options: dict[str, Any]) -> dict[str, Tensor]:
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        return timm.create_model(name, pretrained=True, **options).state_dict()
     except Exception as error:
         wanted = f"{config.hf_hub_id} (model.safetensors)" if config.hf_hub_id else config.url
         raise BackboneError(

@@ -13,6 +13,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -20,12 +21,19 @@ from urllib.parse import urlparse
 import torch
 import torchvision.models as zoo
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 
-from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Listed
+from bottleneck.backbones.families.architecture import (
+    USUAL_PREPROCESS,
+    Architecture,
+    Listed,
+    require_whole_patches,
+)
 from bottleneck.backbones.weights import read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
+POSITIONS = "encoder.pos_embedding"
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # DenseNet's published files write `norm.1` for the module's `norm1`.
 _DENSENET_LAYER = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.\w+)$")
@@ -45,7 +53,12 @@ def listed() -> Iterator[Listed]:
 
 
 def architecture(
-    name: str, weights: str | None = None, *, in_channels: int = 3, depth: int | None = None
+    name: str,
+    weights: str | None = None,
+    *,
+    in_channels: int = 3,
+    depth: int | None = None,
+    image_size: int | None = None,
 ) -> Architecture:
     """One of torchvision's networks; `weights` is a member of its enum, such as "IMAGENET1K_V1"."""
     members = zoo.get_model_weights(name).__members__
@@ -55,23 +68,29 @@ def architecture(
             f"{name} has no weights {weights!r}; expected {', '.join(choices)}, none or a file."
         )
     entry = members.get(weights or "DEFAULT")  # None if the library publishes no weights
+    preprocess = _preprocess(name, entry)
+    size = preprocess.size
+    if image_size and image_size != size and name.startswith("vit_"):
+        size = image_size
+        require_whole_patches(name, size, int(name.rpartition("_")[2]))
     return Architecture(
         name=name,
-        build=lambda classes: _build(name, entry, classes),
-        preprocess=_preprocess(name, entry),
+        build=lambda classes: _build(name, size, classes),
+        preprocess=preprocess.override(size),
         weights=entry.name if entry else "none",
-        published=(lambda: _published(name, entry)) if entry else None,
+        published=(lambda: _published(name, entry, size)) if entry else None,
         class_names=tuple(entry.meta["categories"]) if entry else None,
-        respelt=_respelt,
+        image_size=size if size != preprocess.size else None,
+        respelt=partial(_respelt, size=size),
     )
 
 
-def _build(name: str, entry: zoo.WeightsEnum | None, classes: int | None) -> nn.Module:
+def _build(name: str, size: int, classes: int | None) -> nn.Module:
     options: dict[str, Any] = {}
     if name in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": True}
-    if name.startswith("vit_") and entry:  # its position embedding has the size of its weights' images
-        options["image_size"] = entry.meta["min_size"][0]
+    if name.startswith("vit_"):  # its position embedding has the size of its images
+        options["image_size"] = size
     if classes:
         options["num_classes"] = classes
     with warnings.catch_warnings():
@@ -95,7 +114,7 @@ def _preprocess(name: str, entry: zoo.WeightsEnum | None) -> Preprocess:
     )
 
 
-def _published(name: str, entry: zoo.WeightsEnum) -> OrderedDict[str, Tensor]:
+def _published(name: str, entry: zoo.WeightsEnum, size: int) -> OrderedDict[str, Tensor]:
     """The published weights from torch hub's folder; downloaded into it if missing, as torchvision does."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(entry.url).path)
     if not file.exists():
@@ -110,13 +129,21 @@ def _published(name: str, entry: zoo.WeightsEnum) -> OrderedDict[str, Tensor]:
                 f"Put the file from {entry.url} at {file}, or give it as --weights FILE; "
                 "efficientnet_lite0 needs no download.",
             ) from error
-    return _respelt(read_weights(file))
+    return _respelt(read_weights(file), size=size)
 
 
-def _respelt(state: Mapping[str, Tensor], module: nn.Module | None = None) -> OrderedDict[str, Tensor]:
-    """The published entries under the module's names, without auxiliary classifiers."""
+def _respelt(
+    state: Mapping[str, Tensor], module: nn.Module | None = None, *, size: int
+) -> OrderedDict[str, Tensor]:
+    """The published entries under the module's names, without auxiliary classifiers.
+
+    The position embedding of a vision transformer is resampled for images of `size` pixels a side.
+    """
     names = {key: _DENSENET_LAYER.sub(r"\1\2", key) for key in state if not key.startswith(_AUXILIARY)}
     respelt = OrderedDict((name, state[key]) for key, name in names.items())
     if hasattr(state, "_metadata"):
         respelt._metadata = state._metadata  # type: ignore[attr-defined]  # torch stores module versions so
+    if POSITIONS in respelt:
+        patch = respelt["conv_proj.weight"].shape[-1]
+        respelt = interpolate_embeddings(size, patch, respelt)
     return respelt
