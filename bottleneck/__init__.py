@@ -26,9 +26,14 @@ if TYPE_CHECKING:
     from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
     from bottleneck.models.classifier import load_model as load_model
     from bottleneck.models.evaluate import evaluate as evaluate
+    from bottleneck.models.export import export as export
     from bottleneck.models.predict import predict as predict
     from bottleneck.store.reader import FeatureCache as FeatureCache
+    from bottleneck.studies.advise.advise import advise as advise
+    from bottleneck.studies.rank.rank import rank as rank
+    from bottleneck.studies.similar.similar import similar as similar
     from bottleneck.studies.train.train import train as train
+    from bottleneck.studies.transfer_study.study import transfer_study as transfer_study
     from bottleneck.training.compare import compare as compare
     from bottleneck.training.finetune import finetune as finetune
     from bottleneck.training.scratch import scratch as scratch
@@ -44,16 +49,21 @@ _MODULE_OF = {
     "NearestMeanHead": "bottleneck.heads.baselines",
     "RidgeHead": "bottleneck.heads.ridge",
     "RidgeRegressionHead": "bottleneck.heads.ridge",
+    "advise": "bottleneck.studies.advise.advise",
     "compare": "bottleneck.training.compare",
     "evaluate": "bottleneck.models.evaluate",
+    "export": "bottleneck.models.export",
     "extract": "bottleneck.extraction.extract",
     "finetune": "bottleneck.training.finetune",
     "fit_heads": "bottleneck.fitting.fit_heads",
     "load_backbone": "bottleneck.backbones.registry",
     "load_model": "bottleneck.models.classifier",
     "predict": "bottleneck.models.predict",
+    "rank": "bottleneck.studies.rank.rank",
     "scratch": "bottleneck.training.scratch",
+    "similar": "bottleneck.studies.similar.similar",
     "train": "bottleneck.studies.train.train",
+    "transfer_study": "bottleneck.studies.transfer_study.study",
 }
 
 __all__ = ["__version__", *_MODULE_OF]

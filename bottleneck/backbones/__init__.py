@@ -3,8 +3,7 @@
     name ──► registry.load_backbone ──► Backbone: module, preprocess, recipe
                 │                          │
                 ├ families: the networks   ├ graph: every inner tensor as a named node
-                ├ weights: their files     └ blocks: the stages from stem to classifier
-                └ channels: 1, 3 or 4
+                └ weights: their files     └ blocks: the stages from stem to classifier
                                               a network of five blocks, of which two are unfrozen:
 
     pixels ─► stem ─► block ─► block ─┬─► block ─► block ─► pool ─► head

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.channels import adapt_channels, first_convolution
 from bottleneck.backbones.families.architecture import Architecture
 from bottleneck.backbones.weights import (
     NamedState,
+    adapt_channels,
     classes_in,
+    first_convolution,
     load_weights,
     read_checkpoint,
     reshaped_entries,

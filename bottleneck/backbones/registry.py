@@ -23,7 +23,6 @@ from torch import nn
 
 from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
-from bottleneck.backbones.channels import adapt_channels
 from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
 from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Family, Listed
 from bottleneck.backbones.fit_weights import load_file
@@ -37,7 +36,7 @@ from bottleneck.backbones.recipe import (
     names_code,
     split_name,
 )
-from bottleneck.backbones.weights import load_weights
+from bottleneck.backbones.weights import adapt_channels, load_weights
 from bottleneck.errors import BackboneError, Note
 from bottleneck.names import DEFAULT_BACKBONE, DEFAULT_CHANNELS
 
@@ -69,7 +68,7 @@ def load_backbone(
     seed : int
         Of random weights.
     in_channels : {3, 1, 4}
-        Channels of the images; the first layer is adapted to them (see `channels`).
+        Channels of the images; the first layer is adapted to them (see `weights`).
     depth : int, optional
         Number of blocks of `small_cnn`.
     image_size : int, optional

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, Note, SourceError

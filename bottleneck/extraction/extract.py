@@ -18,9 +18,9 @@ from typing import Any
 
 from safetensors.numpy import save
 
-from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
+from bottleneck.data.preprocess import ViewRecipe
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
 from bottleneck.data.untrusted import remember_root

@@ -25,7 +25,7 @@ from bottleneck.threads import thread_budget
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
-    from bottleneck.data.augment import ViewRecipe
+    from bottleneck.data.preprocess import ViewRecipe
     from bottleneck.data.source import Source
     from bottleneck.engines.base import Engine
     from bottleneck.errors import Note

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.backbones.recipe import request_differences
-from bottleneck.data.augment import ViewRecipe
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE

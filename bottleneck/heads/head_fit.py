@@ -54,7 +54,8 @@ class HeadFit:
         if not self.converged:
             text = (
                 f"{which} did not converge at C = {self.C:.3g}; its scores are of where it stopped. Give "
-                f"smaller values with --C, such as {self.C / 10:.3g}, or look for features of very unequal size."
+                f"smaller values with --C, such as {self.C / 10:.3g}, or look for features of very unequal "
+                "size."
             )
             notes.append(Note("not-converged", text, True, details))
         if self.scores is None or len(self.scores.C) < 2:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.store.cachefile import CacheFile, FilePool
-from bottleneck.store.log import PartEntry
-from bottleneck.store.parts import require_intact
+from bottleneck.store.parts import PartEntry, require_intact
 from bottleneck.store.rows import ABSENT, FeatureRows
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import Failure, Record, as_bytes

@@ -23,7 +23,7 @@ from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
 from bottleneck.store.dataset import CacheDataset
 from bottleneck.store.layout import companion_path, parts_folder
-from bottleneck.store.log import read_log
+from bottleneck.store.parts import read_log
 from bottleneck.store.rows import FeatureRows, SampleMaps, SampleRows, SideBySide
 from bottleneck.store.spec import NodeSpec, fingerprint
 from bottleneck.store.tables import ImageTable, encode, no_samples

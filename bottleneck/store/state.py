@@ -13,7 +13,7 @@ from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
-from bottleneck.store.log import LogState, PartEntry, read_log
+from bottleneck.store.parts import LogState, PartEntry, read_log
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
 
 OTHER_FILE = "Leave those flags out, or give another file with -o."

@@ -24,8 +24,7 @@ import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes
-from bottleneck.store.log import read_log
-from bottleneck.store.parts import require_intact
+from bottleneck.store.parts import read_log, require_intact
 from bottleneck.store.plan import duplicates
 from bottleneck.store.validate import MAKE_ONE
 

@@ -17,9 +17,8 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.batchnorm import read_statistics
 from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.backbones.registry import load_from_recipe
-from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.loader import load_images
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.source import Source
 from bottleneck.errors import ImageError
 from bottleneck.extraction.cached_source import source_of

@@ -23,8 +23,7 @@ from torch import nn
 from bottleneck.samples import ArrayRows
 from bottleneck.studies.rank.scores import h_score, knn_accuracy, leep, logme, score
 from bottleneck.studies.study_config import StudyConfig
-from bottleneck.studies.transfer_study.images import StudyImages
-from bottleneck.studies.transfer_study.protocol import Run
+from bottleneck.studies.transfer_study.protocol import Run, StudyImages
 from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.threads import serial_libraries
 

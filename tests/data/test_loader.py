@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bottleneck.data.augment import ViewRecipe
 from bottleneck.data.decode import pixels_from_bytes
 from bottleneck.data.loader import NotedImages, fill_pixels, load_images, readable_pixels
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
 from bottleneck.files import FileStat

@@ -8,7 +8,7 @@ def _no_sync(request, monkeypatch):
     """No test stops the machine itself, so what fsync buys cannot show; the fault scripts keep it."""
     if request.module.__name__.rpartition(".")[2] != "test_faults":
         monkeypatch.setattr("bottleneck.files.sync", lambda descriptor: None)
-        monkeypatch.setattr("bottleneck.store.log.sync", lambda descriptor: None)
+        monkeypatch.setattr("bottleneck.store.parts.sync", lambda descriptor: None)
 
 
 @pytest.fixture

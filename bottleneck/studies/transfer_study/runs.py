@@ -34,9 +34,8 @@ from bottleneck.files import write_whole
 from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
-from bottleneck.studies.transfer_study.images import StudyImages, temporary_array
 from bottleneck.studies.transfer_study.networks import LayeredNetwork, build_network
-from bottleneck.studies.transfer_study.protocol import Run
+from bottleneck.studies.transfer_study.protocol import Run, StudyImages, temporary_array
 from bottleneck.threads import available_cores, serial_libraries
 from bottleneck.training.batches import SampleSet
 from bottleneck.training.config import TrainingConfig

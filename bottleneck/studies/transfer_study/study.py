@@ -35,7 +35,6 @@ from bottleneck.studies.transfer_study.effects import (
     require_valid,
     valid_runs,
 )
-from bottleneck.studies.transfer_study.images import read_images
 from bottleneck.studies.transfer_study.networks import build_network
 from bottleneck.studies.transfer_study.protocol import (
     PUBLISHED,
@@ -44,6 +43,7 @@ from bottleneck.studies.transfer_study.protocol import (
     Run,
     class_halves,
     plan_runs,
+    read_images,
 )
 from bottleneck.studies.transfer_study.runs import Runner, RunResult
 

@@ -17,8 +17,7 @@ from pathlib import Path
 from bottleneck.errors import CacheError
 from bottleneck.store import committer
 from bottleneck.store.layout import parts_folder
-from bottleneck.store.log import read_log
-from bottleneck.store.parts import require_intact
+from bottleneck.store.parts import read_log, require_intact
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
 from tests.helpers.world import MAP, A, B, content, digest_of, world_of

@@ -19,9 +19,8 @@ from bottleneck.cli.main import group
 from bottleneck.data.config import ReadConfig
 from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, FitError, SourceError
 from bottleneck.studies.study_config import StudyConfig
-from bottleneck.studies.transfer_study.images import read_images
 from bottleneck.studies.transfer_study.networks import build_network
-from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs
+from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs, read_images
 from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.studies.transfer_study.study import transfer_study
 from tests.helpers.stripes import write_stripes

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from bottleneck.errors import CacheError
-from bottleneck.store.log import LogWriter, read_log
+from bottleneck.store.parts import LogWriter, read_log
 from bottleneck.store.spec import Origin
 from tests.helpers.world import MAP, ROOT, SPEC, A
 
@@ -115,7 +115,7 @@ def test_a_file_elsewhere_is_refused(tmp_path):
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.store.log.FORMAT_VERSION", 3)
+    monkeypatch.setattr("bottleneck.store.parts.FORMAT_VERSION", 3)
     write(tmp_path)
     monkeypatch.undo()
     with pytest.raises(CacheError, match="format"):
