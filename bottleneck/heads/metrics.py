@@ -207,34 +207,64 @@ def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
     return float(below.mean() / (2 * len(negatives)))
 
 
-def link_loss(values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0) -> float:
+def link_loss(
+    values: np.ndarray, logits: np.ndarray, link: str, temperature: float = 1.0, smoothing: float = 0.0
+) -> float:
     """Return the mean log loss in nats. logits : (n, K).
 
-    values : (n,) codes, or (n, K) of 0 and 1 under "sigmoid". The loss is computed block by
-    block, since millions of probabilities in float64 need much memory.
+    values : (n,) codes, or (n, K) of 0 and 1 under "sigmoid". smoothing : share of each answer that is given
+    to the other classes evenly, or to the opposite. The loss is computed block by block, since millions of
+    probabilities in float64 need much memory.
     """
     size, total = block_size(logits.shape[1], BLOCK_BYTES), 0.0
     for start in range(0, len(values), size):
         answers, p = values[start : start + size], apply_link(logits[start : start + size], link, temperature)
         true = np.where(answers == 1, p, 1 - p) if link == "sigmoid" else p[np.arange(len(p)), answers]
-        total -= np.log(np.maximum(true, TINY)).sum() / (true.size // len(true))
+        loss = (1 - smoothing) * np.log(np.maximum(true, TINY)).sum()
+        if smoothing and link == "sigmoid":
+            loss += smoothing * np.log(np.maximum(np.where(answers == 1, 1 - p, p), TINY)).sum()
+        elif smoothing:
+            others = np.log(np.maximum(p, TINY)).sum() - np.log(np.maximum(true, TINY)).sum()
+            loss += smoothing * others / max(p.shape[1] - 1, 1)
+        total -= loss / (true.size // len(true))
     return float(total / len(values))
 
 
 def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
-    """Return the temperature with the least `link_loss` of held-out logits (Guo et al. 2017); 1 for none.
+    """Return a temperature that lowers the log loss of held-out logits (Guo et al. 2017); 1 for no samples.
+
+    Where all n samples are right, the least loss is at a temperature near 0, and every later mistake would be
+    made with certainty. Platt's smoothed targets (1999), of which 1 in n + 2 is another answer, have their
+    least loss at a higher one. The result is the temperature nearest to 1 between the two: it is 1 where the
+    samples do not tell on which side of 1 the temperature is.
+    """
+    if not len(values) or not logits.any():
+        return 1.0
+    exact = _best_temperature(values, logits, link, 0.0)
+    smooth = _best_temperature(values, logits, link, 1 / (len(values) + 2))
+    low, high = min(exact, smooth), max(exact, smooth)
+    found = min(max(1.0, low), high)
+    return found if link_loss(values, logits, link, found) < link_loss(values, logits, link) else 1.0
+
+
+def least_loss(values: np.ndarray, logits: np.ndarray, link: str) -> float:
+    """Return the least `link_loss` over all temperatures; it does not depend on the logits' scale."""
+    if not len(values) or not logits.any():
+        return link_loss(values, logits, link)
+    return link_loss(values, logits, link, _best_temperature(values, logits, link, 0.0))
+
+
+def _best_temperature(values: np.ndarray, logits: np.ndarray, link: str, smoothing: float) -> float:
+    """Return the temperature with the least `link_loss`.
 
     The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds the minimum.
     The range of the search is relative to the logits' mean size, which is small at a small C.
     """
-    size = float(np.abs(logits).mean()) if len(values) else 0.0
-    if size == 0:
-        return 1.0
-
-    def loss(log_temperature: float) -> float:
-        return link_loss(values, logits, link, float(np.exp(log_temperature)))
-
-    middle = float(np.log(size))
-    bounds = (middle - LOG_RANGE, middle + LOG_RANGE)
-    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
+    middle = float(np.log(np.abs(logits).mean()))
+    found = minimize_scalar(
+        lambda log_temperature: link_loss(values, logits, link, float(np.exp(log_temperature)), smoothing),
+        bounds=(middle - LOG_RANGE, middle + LOG_RANGE),
+        method="bounded",
+        options={"xatol": 1e-4},
+    )
+    return float(np.exp(found.x))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bottleneck.heads.metrics import classification_metrics, fit_temperature, link_loss
+from bottleneck.heads.metrics import classification_metrics, fit_temperature, least_loss
 from bottleneck.training.batches import Batches
 
 
@@ -55,7 +55,7 @@ def two_logits(logits: Tensor) -> Tensor:
 
 
 def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The temperature T that minimises the log loss of softmax(logits / T), and that loss.
+    """The temperature of `heads.metrics.fit_temperature`, and the least log loss over all temperatures.
 
     Epochs are compared by this loss, so that none is preferred for being more or less confident alone. Logits
     that are not finite have an infinite loss.
@@ -63,13 +63,13 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     codes, values = labels.numpy(), two_logits(logits).double().numpy()
     if not np.isfinite(values).all():
         return 1.0, math.inf
-    temperature = fit_temperature(codes, values, "softmax")
-    return temperature, link_loss(codes, values, "softmax", temperature)
+    return fit_temperature(codes, values, "softmax"), least_loss(codes, values, "softmax")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """loss : as trained, in nats. calibrated : log loss at the best temperature, which is `temperature`."""
+    """loss : as trained, in nats. calibrated : log loss at the best temperature. temperature : of the
+    model (`heads.metrics.fit_temperature`)."""
 
     accuracy: float
     loss: float

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sk_log_loss
 
 from bottleneck.errors import FitError
@@ -96,19 +98,19 @@ def test_the_grid():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.sampled_from([1e-6, 0.1, 3.0, 1e5]), st.integers(0, 100))
+@given(st.sampled_from([1e-6, 1e-3, 1e3, 1e5]), st.integers(0, 100))
 def test_the_temperature_undoes_a_scale(factor, seed):
-    """Of logits multiplied by a factor, the temperature is multiplied by it, and the loss is the same."""
+    """Of logits multiplied by a factor, the temperature is multiplied by it, on either side of 1."""
     generator = np.random.default_rng(seed)
     logits = 2 * generator.standard_normal((200, 3))
     p = apply_link(logits, "softmax")
     codes = np.array([generator.choice(3, p=row) for row in p])
+    further = factor**1.5
     base, scaled = (
-        fit_temperature(codes, logits, "softmax"),
         fit_temperature(codes, factor * logits, "softmax"),
+        fit_temperature(codes, further * logits, "softmax"),
     )
-    assert scaled == pytest.approx(factor * base, rel=2e-2)
-    assert link_loss(codes, logits, "softmax", base) <= link_loss(codes, logits, "softmax") + 1e-12
+    assert scaled / further == pytest.approx(base / factor, rel=2e-3)
 
 
 @settings(deadline=None, max_examples=25)
@@ -120,6 +122,73 @@ def test_the_temperature_is_never_worse_than_none(link, seed):
     found = fit_temperature(values, logits, link)
     assert 0 < found < np.inf
     assert link_loss(values, logits, link, found) <= link_loss(values, logits, link) + 1e-12
+
+
+def drawn(generator, means, n):
+    """Samples (n, D) about the means (K, D) of their classes, and the classes."""
+    y = np.arange(n) % len(means)
+    return means[y] + generator.standard_normal((n, means.shape[1])), y
+
+
+@pytest.mark.parametrize(("K", "held", "C"), [(2, 20, 1.0), (2, 40, 1e-3), (3, 15, 1.0), (10, 30, 0.1)])
+def test_where_all_is_right_fresh_samples_fare_no_worse(K, held, C):
+    """scikit-learn's head and its log loss, of 3,000 fresh samples; those held out are right throughout."""
+    cases = 0
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        means = 1.2 * generator.standard_normal((K, 20))
+        X, y = drawn(generator, means, 15 * K)
+        model = LogisticRegression(C=C, max_iter=1000).fit(X, y)
+        V, v = drawn(generator, means, held)
+        if (model.predict(V) != v).any():
+            continue
+        cases += 1
+        fresh, answers = drawn(generator, means, 3000)
+        before = sk_log_loss(answers, apply_link(logits_of(model, fresh), "softmax"))
+        found = fit_temperature(v, logits_of(model, V), "softmax")
+        after = sk_log_loss(answers, apply_link(logits_of(model, fresh), "softmax", found))
+        assert after <= before + 1e-9
+        confidence = apply_link(logits_of(model, fresh), "softmax", found).max(axis=1)
+        assert confidence.mean() < 1 - 1e-3
+    assert cases >= 10
+
+
+def logits_of(model, X):
+    z = model.decision_function(X)
+    return np.stack([-z / 2, z / 2], axis=1) if z.ndim == 1 else z
+
+
+def test_small_logits_of_samples_that_are_all_right_become_platts_confidence():
+    """Two classes at one distance: the smoothed targets are met exactly at probability (n + 1) / (n + 2)."""
+    n = 48
+    codes = np.arange(n) % 2
+    z = np.where(codes == 1, 0.01, -0.01)
+    for logits, link, values in (
+        (np.stack([-z / 2, z / 2], axis=1), "softmax", codes),
+        (z[:, None], "sigmoid", codes[:, None]),
+    ):
+        found = fit_temperature(values, logits, link)
+        p = apply_link(logits, link, found)
+        assert p.max() == pytest.approx(49 / 50, abs=1e-4)
+
+
+@pytest.mark.parametrize("link", ["softmax", "ovr", "sigmoid"])
+def test_large_logits_of_samples_that_are_all_right_are_left(link):
+    codes = np.arange(30) % 3
+    logits = 20.0 * np.eye(3)[codes] - 10
+    values = np.eye(3, dtype=int)[codes] if link == "sigmoid" else codes
+    assert fit_temperature(values, logits, link) == 1
+
+
+def test_with_mistakes_the_temperature_is_that_of_the_least_loss():
+    """Overconfident logits: the temperature is above 1 and the one that scipy finds for the plain loss."""
+    generator = np.random.default_rng(4)
+    logits = 2 * generator.standard_normal((300, 3))
+    codes = np.array([generator.choice(3, p=row) for row in apply_link(logits, "softmax")])
+    best = minimize_scalar(
+        lambda t: sk_log_loss(codes, apply_link(5 * logits / t, "softmax")), bounds=(1, 30), method="bounded"
+    )
+    assert fit_temperature(codes, 5 * logits, "softmax") == pytest.approx(best.x, rel=1e-3)
 
 
 def test_no_held_out_sample_no_temperature():

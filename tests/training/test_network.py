@@ -104,5 +104,6 @@ def test_the_calibrated_loss_does_not_depend_on_the_scale_of_logits():
     temperature, loss = calibrated_loss(logits, labels)
     warmer, same = calibrated_loss(5 * logits, labels)
     assert loss == pytest.approx(same, rel=1e-5)
-    assert warmer / temperature == pytest.approx(5, rel=1e-2)
+    assert calibrated_loss(25 * logits, labels)[0] / warmer == pytest.approx(5, rel=1e-2)
+    assert warmer > 1 >= temperature
     assert calibrated_loss(logits * float("nan"), labels)[1] == float("inf")
