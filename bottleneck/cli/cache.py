@@ -72,10 +72,8 @@ def verify(terminal: Terminal, cache: str, timeout: float | None) -> None:
     problems = table("Problems", ("problem",), [(problem,) for problem in report.problems])
     terminal.result(vars(report), "Sound." if report.ok else problems)
     if not report.ok:
-        raise CacheError(
-            f"{cache} is damaged: {report.problems[0]}",
-            "Restore it, or delete it and run `bottleneck extract` again: all is computed anew.",
-        )
+        anew = "Restore it, or delete it and run `bottleneck extract` again: all is computed anew."
+        raise CacheError(f"{cache} is damaged: {report.problems[0]}", report.mend or anew)
 
 
 @command.command()

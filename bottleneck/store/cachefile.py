@@ -1,6 +1,6 @@
 """One HDF5 file in the cache format, opened for reading: a main file, a companion or a part.
 
-Tables are small and are compared with their checksums whenever they are read. Features are not: see `verify`.
+Tables and rows of features are compared with their checksums whenever they are read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ import numpy as np
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
-from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
+from bottleneck.store.chunks import CheckedRows, spans_of
+from bottleneck.store.layout import PARTS
+from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, link_name, name_of_link
 from bottleneck.store.tables import (
     FAILURE_COLUMNS,
     IMAGE_COLUMNS,
@@ -62,6 +64,7 @@ class CacheFile:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.file = open_untrusted(self.path)
+        self._checked: dict[str, CheckedRows] = {}
         try:
             self._read_root()
         except BaseException:
@@ -127,7 +130,11 @@ class CacheFile:
         if "samples" not in self.file:
             return no_samples()
         try:
-            samples = samples_of(self.read_tables(("samples", "labels", "covariates")))
+            columns = self.read_tables(("samples", "labels", "covariates"))
+        except CacheError as error:
+            raise CacheError(error.message, f"{self._again}: it writes samples and labels anew.") from None
+        try:
+            samples = samples_of(columns)
         except (BottleneckError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise self.damaged(f"its samples cannot be read: {str(error).rstrip('.')}") from None
         if samples.image.size and not 0 <= samples.image.min() <= samples.image.max() < len(self.images):
@@ -169,18 +176,78 @@ class CacheFile:
             raise self.damaged(f"the columns of /{group} have different lengths")
         return columns
 
+    def rows(self, dataset: str) -> CheckedRows:
+        """Return the rows of the features or views at the path `dataset`.
+
+        Raises CacheError if their checksums are damaged and `damage` was not called.
+        """
+        if dataset not in self._checked:
+            self._checked[dataset] = CheckedRows(self.file[dataset], self._sums(dataset))
+        return self._checked[dataset]
+
+    def _sums(self, dataset: str) -> np.ndarray | None:
+        """Return the crc32 of each chunk; None if the file was written without them."""
+        path = layout.sums_path(dataset)
+        if path not in self.file:
+            return None
+        stored = self.file[dataset]
+        chunks = stored.id.get_num_chunks() if stored.chunks else 0
+        try:
+            sums = self.read_checked(path)
+        except CacheError as error:
+            raise CacheError(error.message, self.mend) from None
+        if sums.shape != (chunks,) or sums.dtype != np.int64:
+            raise CacheError(
+                f"{self.path} is damaged: /{path} has no int64 for each of {chunks} chunks.", self.mend
+            )
+        return sums
+
+    def damage(self, nodes: Iterable[NodeSpec]) -> dict[str, np.ndarray]:
+        """Return the damaged rows of each dataset of `nodes`, by path; it reads them all.
+
+        A dataset whose checksums alone are damaged has an entry without rows, one that is sound has none.
+        """
+        found = {}
+        for path in (path for node in nodes for path in node.datasets):
+            try:
+                rows, known = self.rows(path).damaged(), True
+            except CacheError:  # the rows are then compared with their sha256
+                self._checked[path] = CheckedRows(self.file[path], None)
+                rows, known = self._checked[path].damaged(), False
+            if len(rows) or not known:
+                found[path] = rows
+        return found
+
     def require_sound(self, nodes: Iterable[NodeSpec]) -> None:
-        """Compare features with their checksums. Raises CacheError if they differ.
+        """Raise CacheError if rows of `nodes` are damaged.
 
         It is called before features are copied, because the copy of a damaged row would get a new checksum.
         """
-        for path in (path for node in nodes for path in node.datasets):
-            try:
-                same = layout.checksum(self.file[path]) == self.file[path].attrs["sha256"]
-            except (OSError, RuntimeError, KeyError) as error:
-                raise self.damaged(f"/{path} cannot be read ({error})") from None
-            if not same:
-                raise self.damaged(f"/{path} does not match its checksum")
+        for path, rows in self.damage(nodes).items():
+            raise self.damaged_rows(path, rows)
+
+    def damaged_rows(self, dataset: str, rows: np.ndarray) -> CacheError:
+        """Return the error for rows of a dataset that do not match their checksums."""
+        return CacheError(f"{self.path} is damaged: {describe_rows(dataset, rows)}.", self.mend)
+
+    @property
+    def mend(self) -> str:
+        """What to do about damaged rows of features: the command that computes them again."""
+        return f"{self._again}: it computes those rows again and nothing else."
+
+    @property
+    def _again(self) -> str:
+        folder = self.path.parent
+        if folder.name.endswith(PARTS):
+            main, before = folder.with_name(folder.name.removesuffix(PARTS)), f"Delete {self.path}, then run "
+        elif self.map_name is not None:
+            node = link_name(self.map_name.removesuffix("@none"))
+            main, before = folder / (self.path.stem.removesuffix(f"--{node}") + self.path.suffix), "Run "
+        else:
+            main, before = self.path, "Run "
+        source = self.origin.source if not self.origin.source.startswith("-") else f"./{self.origin.source}"
+        command = f"bottleneck extract {quote(source)} -o {quote(str(main))}"
+        return f"{before}`{command}`"
 
     def damaged(self, what: str) -> CacheError:
         """Return the error for a damaged file."""
@@ -199,6 +266,19 @@ class CacheFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def describe_rows(dataset: str, rows: np.ndarray) -> str:
+    """Return what is damaged of a node, as a part of a sentence; `dataset` is the path of its rows."""
+    group, _, link = dataset.partition("/")
+    node = f"{'the views of ' if group == 'views' else ''}node {name_of_link(link)!r}"
+    if not len(rows):
+        return f"the checksums of {node} cannot be read"
+    if len(rows) == 1:
+        return f"row {rows[0]} of {node} does not match its checksum"
+    spans = [str(first) if first == last else f"{first} to {last}" for first, last in spans_of(rows)]
+    more = f" and {len(spans) - 4} more" if len(spans) > 4 else ""
+    return f"rows {', '.join(spans[:4])}{more} of {node} do not match their checksums"
 
 
 class FilePool:

@@ -5,6 +5,8 @@ Shapes: N digests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,16 @@ from bottleneck.store.parts import PartEntry, require_intact
 from bottleneck.store.rows import ABSENT, FeatureRows
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import Failure, Record, as_bytes
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Datasets of one file and the digests of their rows, except the `damaged` ones. file : its number."""
+
+    file: int
+    datasets: frozenset[str]
+    digest: np.ndarray
+    damaged: frozenset[int] = frozenset()
 
 
 class Catalog:
@@ -39,15 +51,19 @@ class Catalog:
         self.records: dict[str, Record] = {}
         self.failures: dict[str, Failure] = {}
         self._paths: list[Path] = []
-        self._columns: list[tuple[frozenset[str], np.ndarray]] = []  # of each path: its datasets, its digests
+        self._columns: list[_Column] = []
         self._rows: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}  # by datasets: see `_lookup`
-        self._entered = 0  # number of files whose digests are in `_rows`
+        self._entered = 0  # number of columns whose digests are in `_rows`
 
-    def add_rows(self, file: CacheFile) -> None:
-        """Enter where the file's rows are."""
+    def add_rows(self, file: CacheFile, damage: Mapping[str, np.ndarray] | None = None) -> None:
+        """Enter where the file's rows are; `damage` has the rows of some datasets that count as absent."""
+        damage = damage or {}
+        number, digest = len(self._paths), file.images.digest
         datasets = frozenset(path for node in file.nodes.values() for path in node.datasets)
         self._paths.append(file.path)
-        self._columns.append((datasets, file.images.digest))
+        self._columns.append(_Column(number, datasets.difference(damage), digest))
+        for dataset, rows in damage.items():
+            self._columns.append(_Column(number, frozenset([dataset]), digest, frozenset(rows.tolist())))
 
     def add_keys(self, file: CacheFile) -> None:
         """Enter the file's images, those that use rows of other images, and its failures."""
@@ -93,9 +109,9 @@ class Catalog:
 
     def _locate(self, digest: np.ndarray, dataset: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the file number (N,) int32 and row (N,) int64 of each digest; ABSENT if it has none."""
-        for number, (datasets, column) in enumerate(self._columns):
-            if dataset in datasets and np.array_equal(column, digest):
-                return np.full(len(digest), number, np.int32), np.arange(len(digest))
+        for column in self._columns:
+            if dataset in column.datasets and not column.damaged and np.array_equal(column.digest, digest):
+                return np.full(len(digest), column.file, np.int32), np.arange(len(digest))
         groups = [rows for group, rows in self._lookup().items() if dataset in group]
         files, row = np.full(len(digest), ABSENT, np.int32), np.full(len(digest), ABSENT, np.int64)
         for index, one in enumerate(as_bytes(digest)):
@@ -107,12 +123,12 @@ class Catalog:
 
     def _lookup(self) -> dict[frozenset[str], dict[bytes, tuple[int, int]]]:
         """Return (file number, row) by digest of all files, grouped by the datasets that the files hold."""
-        for number in range(self._entered, len(self._paths)):
-            datasets, column = self._columns[number]
-            rows = self._rows.setdefault(datasets, {})
-            for row, one in enumerate(as_bytes(column)):
-                rows.setdefault(one, (number, row))
-        self._entered = len(self._paths)
+        for column in self._columns[self._entered :]:
+            rows = self._rows.setdefault(column.datasets, {})
+            for row, one in enumerate(as_bytes(column.digest)):
+                if row not in column.damaged:
+                    rows.setdefault(one, (column.file, row))
+        self._entered = len(self._columns)
         return self._rows
 
     def close(self) -> None:

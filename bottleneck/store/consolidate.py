@@ -40,14 +40,15 @@ def write_cache(state: CacheState, tables: CacheTables) -> None:
             _update_map(state, node, tables.images)
     main = state.main
     if main is not None:
-        if main.nodes == {node.name: node for node in vectors} and _same_tables(main, tables):
+        sound = state.path not in state.damage and not state.damaged_samples
+        same = sound and main.nodes == {node.name: node for node in vectors} and _same_tables(main, tables)
+        if same:
             return
-        main.require_sound(main.nodes.values())
     write_main(state.path, state.origin, vectors, tables, state.catalog)
 
 
 def _update_map(state: CacheState, node: NodeSpec, images: ImageTable) -> None:
-    """Write a map's file if it lacks rows.
+    """Write a map's file if it lacks rows or some are damaged.
 
     The new file keeps the rows of the old main file's images, for readers that have the old one open.
     """
@@ -55,13 +56,13 @@ def _update_map(state: CacheState, node: NodeSpec, images: ImageTable) -> None:
     tables = [images]
     if companion is not None:
         stored = set(companion.images.digests())
-        if stored.issuperset(images.digests()) and companion.nodes[node.name] == node:
+        complete = stored.issuperset(images.digests()) and companion.nodes[node.name] == node
+        if complete and companion.path not in state.damage:
             return
-        companion.require_sound([companion.nodes[node.name]])
         if state.main is not None:
             old = state.main.images
-            complete = [not state.catalog.missing(digest, node.datasets) for digest in old.digests()]
-            tables.append(old.take(np.array(complete, bool)))
+            kept = [not state.catalog.missing(digest, node.datasets) for digest in old.digests()]
+            tables.append(old.take(np.array(kept, bool)))
     path = companion_path(state.path, node)
     write_companion(path, state.origin, node, unique_images(tables), state.catalog)
 
@@ -73,7 +74,7 @@ def finish_in_parts(state: CacheState, parts: PartsFolder, tables: CacheTables) 
             f"{state.path} is one file already, so its new rows cannot stay in parts.",
             "Leave consolidate as it is, or begin another cache with -o.",
         )
-    entry = None if state.log is None else state.log.table
+    entry = None if state.log is None or parts.reopened else state.log.table
     if entry and _same_tables(state.catalog.open_part(parts.path, entry, thorough=False), tables):
         return
     parts.commit_tables(tables)

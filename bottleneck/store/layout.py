@@ -6,6 +6,7 @@ Shapes: N rows of a dataset.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
@@ -27,6 +28,7 @@ READABLE_VERSIONS = (1, 2)
 CHUNK_BYTES = 512 * 1024
 LIBVER = ("v110", "v110")  # the file structure of HDF5 1.10 has checksums over its metadata
 BLOCK_BYTES = 16 * 1024 * 1024  # rows are read and written in blocks; two or three are in memory at a time
+PARTS = ".parts"  # ends the name of a parts folder
 NODE_TEXTS = ("node", "pool", "dtype", "precision", "layout")  # fields of a NodeSpec, attributes of its rows
 DTYPE_NAMES = ("float16", "float32", "float64", "int64", "uint8")
 
@@ -79,11 +81,13 @@ def write_rows(
     path, shape = node.dataset(views), node.views_shape if views else node.shape
     count = len(file["images/key"])
     dataset = _create(file, path, (count, *shape), np.dtype(node.dtype))
-    digest, start = hashlib.sha256(), 0
+    step = dataset.chunks[0] if dataset.chunks else 1
+    digest, sums, start = hashlib.sha256(), np.zeros(-(-count // step), np.int64), 0
     for block in blocks:
         block = np.ascontiguousarray(block)
         dataset[start : start + len(block)] = block
         digest.update(block.data)
+        _add_to_sums(sums, step, start, block)
         start += len(block)
     if start != count:
         raise CacheError(f"{path} was given {start} rows; expected {count}.")
@@ -95,6 +99,20 @@ def write_rows(
         dataset.attrs["views"] = canonical_json(node.views)
     dataset.attrs["fingerprint"] = node.fingerprint(spec, views)
     dataset.attrs["sha256"] = digest.hexdigest()
+    write_columns(file, {sums_path(path): Column(sums)})
+
+
+def sums_path(path: str) -> str:
+    """Return the path of the dataset that holds a crc32 of each chunk of the features or views at `path`."""
+    return f"crc32_{path}"
+
+
+def _add_to_sums(sums: np.ndarray, step: int, start: int, block: np.ndarray) -> None:
+    """Continue the crc32 of each chunk of `step` rows by a block of rows that begins at row `start`."""
+    for number in range(start // step, -(-(start + len(block)) // step)):
+        first = number * step - start
+        rows = block[max(0, first) : first + step]
+        sums[number] = zlib.crc32(rows.data, int(sums[number]))
 
 
 def seal(file: h5py.File) -> None:
@@ -166,7 +184,7 @@ def companion_path(path: Path, node: NodeSpec) -> Path:
 
 def parts_folder(path: Path) -> Path:
     """Return the folder of an unfinished run beside the main file `path`."""
-    return path.with_name(path.name + ".parts")
+    return path.with_name(path.name + PARTS)
 
 
 def _attributes(item: h5py.Group | h5py.Dataset) -> dict[str, str | int]:

@@ -91,6 +91,7 @@ class PartsFolder:
         self._origin, self._log = origin, LogWriter(path, state)
         self._nodes_committed = state is not None and state.nodes == tuple(nodes.values())
         self._new: list[PartEntry] = []
+        self.reopened = False  # whether this run has committed a part, after which a table no longer counts
         path.mkdir(exist_ok=True)
         named = {LOG} | {entry.name for entry in (state.files if state else ())}
         self._delete_own(keep=named)
@@ -120,6 +121,7 @@ class PartsFolder:
             layout.write_columns(file, failure_columns(content.failures))
 
         self._new.append(self._commit("part", len(content.images), fill))
+        self.reopened = True
 
     def commit_tables(self, tables: CacheTables) -> None:
         """End a run whose rows stay in the parts: commit everything of a main file except features."""

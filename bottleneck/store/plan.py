@@ -17,6 +17,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError, Note
 from bottleneck.files import FileStat, require_space
+from bottleneck.store.cachefile import describe_rows
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import Failure
 
@@ -60,7 +61,7 @@ class Plan:
     disk_bytes : int
         Free disk that the run needs: its parts, and the new files that are made from them.
     notes : list of Note
-        Rows that the run removes, and another source than the cache's.
+        Damaged rows, rows that the run removes, and another source than the cache's.
     """
 
     work: list[Work] = field(default_factory=list)
@@ -104,7 +105,7 @@ def plan_run(
     twice = duplicates(keys)
     if twice:
         raise CacheError(f"The image {twice[0]!r} is listed twice; keys must be unique.")
-    notes = _removal_notes(state, keys)
+    notes = [*_damage_notes(state), *_removal_notes(state, keys)]
     every = tuple(state.nodes)
     groups: dict[tuple[str, ...], list[int]] = {}
     counts: Counter[tuple[str, ...]] = Counter()
@@ -139,6 +140,23 @@ def plan_run(
 def _settled(failure: Failure | None, stat: FileStat, trust: bool) -> bool:
     """Return True if an image failed before and trying again cannot help: its bytes are the same."""
     return failure is not None and not failure.passing and trust and failure.stat == stat
+
+
+def _damage_notes(state: CacheState) -> list[Note]:
+    """Return notes on what is damaged in the finished files and made anew."""
+    notes = [
+        Note(
+            "rows-damaged",
+            f"{path}: {describe_rows(dataset, rows)}; what is damaged is made anew and nothing else.",
+            details={"file": str(path), "dataset": f"/{dataset}", "rows": rows.tolist()},
+        )
+        for path, damage in state.damage.items()
+        for dataset, rows in damage.items()
+    ]
+    if state.damaged_samples:
+        what = f"{state.damaged_samples} Samples and labels are taken from {state.origin.source} again."
+        notes.append(Note("samples-damaged", what, details={"file": str(state.path)}))
+    return notes
 
 
 def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.names import BOTTLENECK, SPLITS, nodes_in
-from bottleneck.samples import RowReader, Target
+from bottleneck.samples import RowReader, SampleTable, Target
 from bottleneck.store.arrow import blocks_of_table, import_pyarrow
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
@@ -55,7 +55,6 @@ class FeatureCache:
     nodes : dict of str to NodeSpec
         By name, NODE or NODE@POOL; maps in companion files included.
     images : ImageTable of I rows
-    samples : SampleTable of S rows; empty for a companion and for an unfinished run
     failures : dict of key to reason
     finished : bool, False for the committed rows of an unfinished run
 
@@ -67,6 +66,7 @@ class FeatureCache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._samples: SampleTable | CacheError
         self._catalog = Catalog()
         self._broken: dict[str, CacheError] = {}
         folder = self.path if self.path.is_dir() else parts_folder(self.path)
@@ -128,7 +128,7 @@ class FeatureCache:
         datasets = tuple(dataset for node in self.nodes.values() for dataset in node.datasets)
         rows = [(key, *record) for key, record in self._catalog.records.items()]
         self.images = ImageTable.of([row for row in rows if not self._catalog.missing(row[1], datasets)])
-        self.samples = no_samples()
+        self._samples = no_samples()
         self.failures = {key: failure.reason for key, failure in self._catalog.failures.items()}
 
     def _adopt(self, file: CacheFile) -> None:
@@ -136,8 +136,19 @@ class FeatureCache:
         self.spec, self.fingerprint = file.spec, file.spec.fingerprint
         self.source_root, self.source = file.origin.source_root, file.origin.source
         self.created_with = file.created_with
-        self.images, self.samples = file.images, file.samples
+        self.images = file.images
+        try:
+            self._samples = file.samples
+        except CacheError as error:  # `extract` can still use the rows
+            self._samples = error
         self.failures = {failure.key: failure.reason for failure in file.failures}
+
+    @property
+    def samples(self) -> SampleTable:
+        """The S samples; none for a companion or an unfinished run. Raises CacheError if they are damaged."""
+        if isinstance(self._samples, CacheError):
+            raise self._samples
+        return self._samples
 
     def require_rows(self) -> None:
         """Raise CacheError, with a reason, if no image has given a row."""

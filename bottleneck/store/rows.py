@@ -6,17 +6,14 @@ Shapes: I images, D features, V views, S samples, M images per sample, P covaria
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from math import prod
 from pathlib import Path
-from shlex import quote
 
-import h5py
 import numpy as np
 
-from bottleneck.errors import CacheError, first_line
 from bottleneck.samples import RowReader, SampleTable
 from bottleneck.store.cachefile import FilePool
+from bottleneck.store.chunks import DamagedChunk
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
 
 ABSENT = -1  # file number and row of a digest that has no row
@@ -79,43 +76,14 @@ class FeatureRows(RowReader):
     def _gather(self, files: np.ndarray, row: np.ndarray) -> np.ndarray:
         out = np.empty((len(row), *self.shape[1:]), self.dtype)
         for number in np.unique(files):
-            path = self._paths[number]
+            file = self._pool.get(self._paths[number])
             target = np.flatnonzero(files == number)
             target = target[np.argsort(row[target], kind="stable")]
             try:
-                _fill(out, target, self._pool.get(path).file[self._dataset], row[target])
-            except (OSError, RuntimeError, ValueError, KeyError) as error:
-                raise CacheError(
-                    f"/{self._dataset} of {path} cannot be read: {first_line(error)}.",
-                    f"See `bottleneck cache verify {quote(str(path))}`.",
-                ) from None
+                file.rows(self._dataset).fill(out, target, row[target])
+            except DamagedChunk as damage:
+                raise file.damaged_rows(self._dataset, np.arange(damage.start, damage.stop)) from None
         return out
-
-
-def _fill(out: np.ndarray, target: np.ndarray, dataset: h5py.Dataset, rows: np.ndarray) -> None:
-    """Set out[target] = dataset[rows] for ascending `rows`, reading rows of neighbouring chunks together."""
-    row_bytes = max(1, prod(dataset.shape[1:]) * dataset.dtype.itemsize)
-    for start, stop in _runs(rows, dataset.chunks[0], max(1, BLOCK_BYTES // row_bytes)):
-        source, to = rows[start:stop], target[start:stop]
-        span = slice(int(source[0]), int(source[-1]) + 1)
-        if _consecutive(source) and _consecutive(to):  # the usual case needs no copy
-            dataset.read_direct(out, span, slice(int(to[0]), int(to[-1]) + 1))
-        else:
-            out[to] = dataset[span][source - span.start]
-
-
-def _runs(rows: np.ndarray, step: int, longest: int) -> Iterator[tuple[int, int]]:
-    """Yield bounds of runs of ascending rows: gaps of at most `step`, a span of at most `longest` rows."""
-    gaps = np.flatnonzero(np.diff(rows) > step) + 1
-    for start, end in pairwise([0, *gaps.tolist(), len(rows)]):
-        while start < end:
-            stop = start + int(np.searchsorted(rows[start:end], rows[start] + longest))
-            yield start, stop
-            start = stop
-
-
-def _consecutive(numbers: np.ndarray) -> bool:
-    return bool((np.diff(numbers) == 1).all())
 
 
 class SideBySide(RowReader):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.catalog import Catalog
@@ -38,6 +40,8 @@ class CacheState:
     main : CacheFile or None
     companions : dict of node name to CacheFile
     log : LogState of the parts folder, or None
+    damage : numbers of the damaged rows by file, then by path of the dataset; they count as absent
+    damaged_samples : what is wrong with the samples of the main file, which are written anew; "" if nothing
     catalog : Catalog of the rows in all files
     records, failures : dicts by key, those of `catalog`
     keys : tuple of the keys of the last finished run
@@ -57,12 +61,17 @@ class CacheState:
         self.records, self.failures = self.catalog.records, self.catalog.failures
         self.main: CacheFile | None = None
         self.keys: tuple[str, ...] = ()
+        self.damaged_samples = ""
+        self.damage: dict[Path, dict[str, np.ndarray]] = {}
         self._added: dict[tuple[str, ...], set[bytes]] = {}  # digests by nodes, see `add_rows`
         try:
             self._open_main()
             self._open_companions()
             self.log = self._read_log()
             self.nodes = self._merge_nodes(nodes)
+            for name, companion in self.companions.items():
+                if name in self.nodes:
+                    self._add_rows(companion)
             self._open_parts()
         except BaseException:
             self.close()
@@ -82,15 +91,24 @@ class CacheState:
                 "Name the main file, whose name ends before the last '--'.",
             )
         main.origin.require_equal(self.origin, f"The cache {self.path}", OTHER_FILE, self.moved)
-        self.catalog.add_rows(main)
+        self._add_rows(main)
         self.catalog.add_keys(main)
+        try:
+            _ = main.samples
+        except CacheError as error:
+            self.damaged_samples = error.message
         self.keys = tuple(main.images.key)
+
+    def _add_rows(self, file: CacheFile) -> None:
+        damage = file.damage(file.nodes.values())
+        if damage:
+            self.damage[file.path] = damage
+        self.catalog.add_rows(file, damage)
 
     def _open_companions(self) -> None:
         self.companions, self._broken = find_companions(self.path, self.origin.spec)
         for companion in self.companions.values():
             self.catalog.pool.add(companion)
-            self.catalog.add_rows(companion)
 
     def _read_log(self) -> LogState | None:
         folder = parts_folder(self.path)

@@ -22,14 +22,15 @@ import numpy as np
 
 import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
-from bottleneck.store.cachefile import CacheFile, find_companions
-from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes
+from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
+from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, sums_path
 from bottleneck.store.parts import read_log, require_intact
 from bottleneck.store.plan import duplicates
 from bottleneck.store.validate import MAKE_ONE
 
 START_SECONDS = 60.0
 BYTES_PER_SECOND = 20e6  # of the slowest disk that is waited for
+ROWS = ("features/", "views/", sums_path("features/"), sums_path("views/"))
 MEMORY_LIMIT = 8 << 30  # address space of the child
 
 
@@ -42,12 +43,15 @@ class Report:
     ok : bool
     problems : list of str
         One line each; empty if `ok`.
+    mend : str
+        The command that computes the damaged rows again, if nothing but rows of features is damaged.
     checked : dict
         Numbers of "files", "datasets", "bytes", "images" and "samples"; empty if the check did not end.
     """
 
     ok: bool
     problems: list[str] = field(default_factory=list)
+    mend: str = ""
     checked: dict[str, int] = field(default_factory=dict)
 
 
@@ -99,7 +103,7 @@ def _report(path: Path, child: subprocess.CompletedProcess[bytes]) -> Report:
         reason = next((line.strip() for line in reversed(lines) if line.strip()), "no message")
         how = f"signal {-child.returncode}" if child.returncode < 0 else reason
         return Report(False, [f"{path}: the check crashed ({how}); the file's structure is damaged."])
-    return Report(not result["problems"], result["problems"], result["checked"])
+    return Report(not result["problems"], **result)
 
 
 def _bytes(path: Path) -> int:
@@ -116,12 +120,19 @@ class Check:
     Attributes
     ----------
     problems : list of str, one line each
+    mend : str, see `Report`
     checked : dict with the numbers of files, datasets, bytes, images and samples
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self._rows_damaged: list[tuple[str, str]] = []  # a problem, and the command that mends it
         self.checked = {"files": 0, "datasets": 0, "bytes": 0, "images": 0, "samples": 0}
+
+    @property
+    def mend(self) -> str:
+        mended = dict(self._rows_damaged)
+        return mended[self.problems[0]] if self.problems and mended.keys() >= set(self.problems) else ""
 
     def cache(self, path: Path) -> None:
         """Check a main file with its companions and parts, or a companion, or a parts folder."""
@@ -170,6 +181,8 @@ class Check:
         self.checked["files"] += 1
         file.file.visititems(lambda path, item: self._dataset(file, path, item))
         with self._reporting():
+            for path, rows in file.damage(file.nodes.values()).items():
+                self._rows_problem(file, describe_rows(path, rows))
             if file.map_name is None:
                 self._unique(file, "images/key", file.images.key)
             else:
@@ -185,13 +198,14 @@ class Check:
             return
         self.checked["datasets"] += 1
         self.checked["bytes"] += item.nbytes
+        report = self._rows_problem if path.startswith(ROWS) else self._problem
         try:
             same = checksum(item) == item.attrs.get("sha256")
         except (OSError, RuntimeError) as error:
-            self._problem(file, f"/{path} cannot be read ({first_line(error)})")
+            report(file, f"/{path} cannot be read ({first_line(error)})")
             return
         if not same:
-            self._problem(file, f"/{path} does not match its sha256")
+            report(file, f"/{path} does not match its sha256")
 
     def _finite(self, file: CacheFile, path: str, dataset: h5py.Dataset) -> None:
         for start, stop in blocks_of(len(dataset), row_bytes(dataset)):
@@ -213,6 +227,10 @@ class Check:
 
     def _problem(self, file: CacheFile, what: str) -> None:
         self.problems.append(f"{file.path}: {what}.")
+
+    def _rows_problem(self, file: CacheFile, what: str) -> None:
+        self._problem(file, what)
+        self._rows_damaged.append((self.problems[-1], file.mend))
 
     @contextmanager
     def _reporting(self) -> Iterator[None]:
@@ -240,7 +258,7 @@ def main(path: str) -> None:
     _bound_memory()
     check = Check()
     check.cache(Path(path))
-    print(json.dumps({"problems": check.problems, "checked": check.checked}))
+    print(json.dumps({"problems": check.problems, "mend": check.mend, "checked": check.checked}))
 
 
 if __name__ == "__main__":

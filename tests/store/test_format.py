@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import textwrap
+import zlib
 from pathlib import Path
 
 import h5py
@@ -14,7 +15,9 @@ from hypothesis import given
 from bottleneck.store.spec import canonical_json
 from tests.helpers.json_values import JSON
 
-GOLDEN = Path(__file__).parent / "golden"  # written once by format version 1, and by version 2 in v2
+GOLDEN = (
+    Path(__file__).parent / "golden"
+)  # written once by format version 1, by version 2 in v2, with sums of chunks in crc32
 TEXT = (Path(__file__).parents[2] / "cache" / "FORMAT.md").read_text(encoding="utf-8")
 SHA_OF_NOTHING = hashlib.sha256().hexdigest()
 
@@ -67,7 +70,7 @@ def listing(file) -> str:
     return "\n".join(lines)
 
 
-@pytest.fixture(params=["golden", "golden v2", "fresh"])
+@pytest.fixture(params=["golden", "golden v2", "golden crc32", "fresh"])
 def folder(request, tmp_path):
     """A folder with cache.h5 and its companion: one kept of each version, one written now."""
     if request.param != "fresh":
@@ -96,7 +99,7 @@ def version(folder):
 
 @pytest.mark.parametrize("name", ["cache.h5", "cache--blocks.3.h5"])
 def test_the_file_shown_is_the_golden_one(name):
-    with h5py.File(GOLDEN / "v2" / name) as file:
+    with h5py.File(GOLDEN / "crc32" / name) as file:
         assert f"```text\n{listing(file)}\n```" in TEXT
 
 
@@ -236,6 +239,24 @@ def test_section_7_checksums(main, companion):
         assert seal == fingerprint(structure)
 
 
+@pytest.mark.parametrize("made", ["golden crc32", "fresh"])
+def test_section_5_a_crc32_of_the_rows_of_each_chunk(made, tmp_path):
+    from tests.store.make_golden import make
+
+    folder = GOLDEN / "crc32" if made != "fresh" else make(tmp_path)
+    found = []
+    for name in ("cache.h5", "cache--blocks.3.h5"):
+        with h5py.File(folder / name) as file:
+            for path, rows in datasets(file).items():
+                if path.startswith(("features/", "views/")):
+                    step, sums = rows.chunks[0], file[f"crc32_{path}"]
+                    starts = range(0, len(rows), step)
+                    assert sums.dtype == "int64"
+                    assert sums[:].tolist() == [zlib.crc32(rows[at : at + step].tobytes()) for at in starts]
+                    found.append(path)
+    assert found == ["features/blocks.5", "features/head", "views/head", "features/blocks.3@none"]
+
+
 def test_section_2_storage(main, companion):
     for file in (main, companion):
         for dataset in datasets(file).values():
@@ -266,7 +287,7 @@ def test_section_8_log(tmp_path):
         data = (folder / part["part"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (part["bytes"], part["sha256"])
         with h5py.File(folder / part["part"]) as file:
-            assert set(file) - {"features"} == {"images", "taken", "failures"}
+            assert set(file) - {"features", "crc32_features"} == {"images", "taken", "failures"}
             assert len(file["images/key"]) == part["rows"]
             assert "features" not in file or len(file["features/blocks.5"]) == part["rows"]
             rows += part["rows"]

@@ -11,7 +11,7 @@ from tests.helpers.world import MAP, VIEWED, A, content, digest_of, world_of
 NODES = [A, VIEWED, MAP]
 
 
-@pytest.fixture(params=["", "v2"])
+@pytest.fixture(params=["", "v2", "crc32"])
 def golden(tmp_path, request):
     return shutil.copytree(Path(__file__).parent / "golden", tmp_path / "golden") / request.param / "cache.h5"
 

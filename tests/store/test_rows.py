@@ -10,7 +10,7 @@ from bottleneck.errors import CacheError
 from bottleneck.store import layout, rows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
-from tests.helpers.world import MAP, VIEWED, A, B, row_of, world_of
+from tests.helpers.world import MAP, ROOT, VIEWED, A, B, row_of, world_of
 
 
 @pytest.fixture(scope="module")
@@ -131,4 +131,8 @@ def test_a_damaged_row_is_told_with_a_command_that_can_be_pasted(tmp_path):
         raw.write(b"\1\7" * 20)
     with FeatureCache(path) as opened, pytest.raises(CacheError) as caught:
         opened.features(A.name).read(0, 3)
-    assert f"bottleneck cache verify '{path}'" in caught.value.hint
+    assert (
+        caught.value.message
+        == f"{path} is damaged: rows 0 to 7 of node {A.name!r} do not match their checksums."
+    )
+    assert f"`bottleneck extract {ROOT} -o '{path}'`" in caught.value.hint

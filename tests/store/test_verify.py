@@ -13,7 +13,7 @@ from bottleneck.errors import CacheError
 from bottleneck.store import verify as checking
 from bottleneck.store.layout import seal
 from bottleneck.store.verify import Check, verify
-from tests.helpers.world import MAP, VIEWED, A, world_of
+from tests.helpers.world import MAP, ROOT, VIEWED, A, world_of
 from tests.store.make_golden import interrupted
 
 
@@ -64,7 +64,11 @@ def test_a_damaged_cache_is_reported_with_the_place(path):
         raw.write(bytes(8 * 5 * 2 + 4))
     report = verify(path)
     assert not report.ok
-    assert report.problems == [f"{path}: /features/{A.name} does not match its sha256."]
+    assert report.problems == [
+        f"{path}: /features/{A.name} does not match its sha256.",
+        f"{path}: rows 0 to 7 of node {A.name!r} do not match their checksums.",
+    ]
+    assert f"`bottleneck extract {ROOT} -o {path}`" in report.mend
 
 
 def test_a_damaged_companion_is_reported(path):
