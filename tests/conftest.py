@@ -2,7 +2,6 @@
 
 Hypothesis draws the same examples in every run, so that a suite that passed once passes again.
 With `--random` it draws new ones, to search for defects.
-
 """
 
 import os
@@ -13,6 +12,9 @@ import pytest
 pytest_plugins = ["tests.helpers.fitted_cache"]
 
 os.environ.setdefault("MPLBACKEND", "agg")
+# Read when torch is imported: threads that wait sleep. Where several processes share the cores, as under
+# `-n auto`, threads that spin instead make the training tests several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # No deadline: a test asserts no time.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
