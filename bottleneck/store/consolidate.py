@@ -17,9 +17,9 @@ from bottleneck.errors import CacheError
 from bottleneck.files import TEMPORARY, replacing
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile
-from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
 from bottleneck.store.parts import PartsFolder
+from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import (

@@ -18,9 +18,9 @@ from bottleneck.errors import CacheError
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
-from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
+from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
 from bottleneck.store.tables import CacheTables, ImageRow, ImageTable, objects
 

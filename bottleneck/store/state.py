@@ -13,9 +13,9 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, find_companions
-from bottleneck.store.catalog import Catalog
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import LogState, PartEntry, read_log
+from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
 
 OTHER_FILE = "Leave those flags out, or give another file with -o."
@@ -43,7 +43,7 @@ class CacheState:
     damage : numbers of the damaged rows by file, then by path of the dataset; they count as absent
     damaged_samples : what is wrong with the samples of the main file, which are written anew; "" if nothing
     catalog : Catalog of the rows in all files
-    records, failures : dicts by key, those of `catalog`
+    records, failures : dicts by key, those of `Catalog`
     keys : tuple of the keys of the last finished run
     cached_source : what the cache was extracted from, see `Origin`; None for a new cache
 
