@@ -122,6 +122,17 @@ class Note:
         }
 
 
+def distinct(notes: Iterable[Note]) -> list[Note]:
+    """Return the notes without those whose code and message an earlier one has."""
+    return list({(note.code, note.message): note for note in reversed(list(notes))}.values())[::-1]
+
+
+def reused_note(reused: int, total: int, folder: object) -> Note:
+    """Return a note on runs that an earlier call did."""
+    text = f"{reused} of {total} runs are those of an earlier call with the same settings, from {folder}."
+    return Note("runs-reused", text, details={"runs": reused})
+
+
 def refuse_strict(notes: Iterable[Note], strict: bool) -> None:
     """Raise StrictError if `strict` and one of `notes` changes what is learnt or measured."""
     refused = [note for note in notes if note.changes_result]

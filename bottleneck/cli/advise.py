@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import flags_of, loading_options
+from bottleneck.cli.options import flags_of, loading_options, strict_option
 from bottleneck.cli.terminal import Terminal, plain, shows_results, table
 from bottleneck.files import write_whole
 from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
@@ -36,6 +36,7 @@ flag = flags_of(AdviseConfig)
 )
 @loading_options
 @flag("--seed", type=int, help="Seed of the draws of samples and images.")
+@strict_option
 @shows_results
 def command(terminal: Terminal, cache: str, **options: Any) -> None:
     """Say which transfer suits the samples of CACHE: scenario, published rules, evidence, what to run next.

@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import flags_of, labels_options, loading_options, training_options
+from bottleneck.cli.options import (
+    classes_option,
+    flags_of,
+    labels_options,
+    loading_options,
+    regression_option,
+    strict_option,
+    training_options,
+)
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.names import SMALL_CNN_DEPTH
 from bottleneck.training.config import ALL, INITS, CompareConfig
@@ -69,9 +77,12 @@ flag = flags_of(CompareConfig)
     "--target", show_default="the only one", help="Target (column of labels) to learn, if there are several."
 )
 @labels_options
+@classes_option
+@regression_option
 @flag("--node", help="Node whose cached features the heads take.")
 @loading_options
 @training_options(CompareConfig)
+@strict_option
 @shows_results
 def command(
     terminal: Terminal,

@@ -11,6 +11,7 @@ from bottleneck.cli.options import (
     labels_options,
     loading_options,
     single_run_options,
+    strict_option,
     training_options,
 )
 from bottleneck.cli.terminal import Terminal, show_result, shows_results
@@ -76,9 +77,16 @@ flag = flags_of(FinetuneConfig)
 @loading_options
 @training_options(FinetuneConfig)
 @single_run_options(FinetuneConfig)
+@strict_option
 @shows_results
 def command(
-    terminal: Terminal, cache: str, head: str, find_lr: str | None, tensorboard: str | None, **options: Any
+    terminal: Terminal,
+    cache: str,
+    head: str,
+    find_lr: str | None,
+    tensorboard: str | None,
+    strict: bool,
+    **options: Any,
 ) -> None:
     """Unfreeze the blocks below HEAD and train them with it, from CACHE: the frozen trunk does not run.
 
@@ -89,13 +97,13 @@ def command(
 
     if find_lr:
         options.pop("output")
-        search = find_learning_rate(cache, head, FinetuneConfig(**options), reporter=terminal)
+        config = FinetuneConfig(**options)
+        search = find_learning_rate(cache, head, config, strict=strict, reporter=terminal)
         picture = curves.rate_curve(search, find_lr)
-        terminal.result(
-            {**vars(search), "figure": str(picture)}, f"Try --lr {search.lr:.2g}. The curve is in {picture}"
-        )
+        values = {**search.to_json(), "figure": str(picture)}
+        terminal.result(values, f"Try --lr {search.lr:.2g}. The curve is in {picture}")
         return
     with curves.tensorboard(tensorboard) as log:
         terminal.log_epoch = log
-        result = finetune(cache, head, reporter=terminal, **options)
+        result = finetune(cache, head, strict=strict, reporter=terminal, **options)
     show_result(terminal, result, f"Fine-tuned {', '.join(reversed(result.unfrozen))}")

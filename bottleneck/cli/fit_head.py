@@ -16,7 +16,6 @@ from bottleneck.cli.options import (
     flags_of,
     labels_options,
     regression_option,
-    separator_option,
     strict_option,
 )
 from bottleneck.cli.terminal import Terminal, shows_results, table
@@ -76,7 +75,6 @@ flag = flags_of(FitConfig)
 @labels_options
 @classes_option
 @regression_option
-@separator_option
 @click.option(
     "--node",
     "nodes",

@@ -258,6 +258,7 @@ labels_options = together(
         help="Table (.csv, .jsonl, .parquet) of labels by image or sample, in place of the cache's labels.",
     ),
     click.option("--group", help="Column of the --labels table: samples with equal values stay in one fold."),
+    separator_option,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import flags_of
+from bottleneck.cli.options import flags_of, strict_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.studies.study_config import MEASURES, RankConfig
 
@@ -26,6 +26,7 @@ flag = flags_of(RankConfig)
 @flag("--check", is_flag=True, help="Fit heads too, and correlate the scores with their accuracy.")
 @flag("-o", "--output", type=click.Path(), help="Folder for the heads of --check.")
 @flag("--seed", type=int, help="Seed of the draw of queries for kNN and of the folds of heads.")
+@strict_option
 @shows_results
 def command(terminal: Terminal, caches: tuple[str, ...], **options: Any) -> None:
     """Rank backbones for a data set: CACHES of the same samples, one a backbone, scored on train."""

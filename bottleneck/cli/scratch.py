@@ -12,6 +12,7 @@ from bottleneck.cli.options import (
     input_options,
     limit_option,
     single_run_options,
+    strict_option,
     test_fraction_option,
     training_options,
     trust_code_option,
@@ -45,6 +46,7 @@ flag = flags_of(ScratchConfig)
 @column_options
 @training_options(ScratchConfig)
 @single_run_options(ScratchConfig)
+@strict_option
 @shows_results
 def command(terminal: Terminal, source: str, tensorboard: str | None, **options: Any) -> None:
     """Train a network with random weights on the images of SOURCE: the baseline that transfer has to beat.

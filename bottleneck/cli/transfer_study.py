@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bottleneck.cli.options import flags_of, reading_options
+from bottleneck.cli.options import flags_of, reading_options, strict_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 
@@ -81,6 +81,7 @@ flag = flags_of(StudyConfig)
     help="Share of the images of A for runs that show the effect of its size; may be repeated.",
 )
 @reading_options
+@strict_option
 @shows_results
 def command(
     terminal: Terminal, source: str, half_a: list[str] | None, half_b: list[str] | None, **options: Any

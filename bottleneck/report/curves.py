@@ -146,6 +146,7 @@ def tensorboard(folder: str | Path | None) -> Iterator[Callable[[EpochRecord], N
                 "accuracy/train": record.train_accuracy,
                 "accuracy/val": record.val_accuracy,
                 "learning rate": record.lr,
+                **{f"learning rate/{name}": rate for name, rate in record.learning_rates.items()},
             }
             for name, value in scalars.items():
                 if value is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.errors import BackboneError, FitError
+from bottleneck.errors import BackboneError, FitError, Note
 from bottleneck.heads.row_blocks import as_rows, blocks
 from bottleneck.names import BOTTLENECK
 from bottleneck.samples import RowReader, Target
@@ -44,6 +44,15 @@ def class_target(cache: FeatureCache, name: str | None) -> Target:
     if len(classes) < 2:
         raise FitError(f"Target {name!r} has {len(classes)} classes in train; expected 2 or more.")
     return targets[name]
+
+
+def target_notes(cache: FeatureCache, chosen: str, requested: str | None) -> list[Note]:
+    """Return a note where `chosen` was taken as the first of several targets with classes."""
+    names = [name for name, target in cache.samples.targets.items() if target.kind == "class"]
+    if requested is not None or len(names) < 2:
+        return []
+    text = f"{chosen!r} is taken, the first of {len(names)} targets with classes. --target names another one."
+    return [Note("target-chosen", text, True, {"target": chosen, "targets": names})]
 
 
 def train_samples(cache: FeatureCache, target: Target) -> np.ndarray:

@@ -71,6 +71,11 @@ class SampleSet:
         return len(self.labels)
 
 
+def batch_count(n: int, size: int, least: int = 1) -> int:
+    """Return the number of batches of about `size` samples, none with fewer than `least` of the `n`."""
+    return max(1, min(-(-n // size), n // least))
+
+
 class Batches:
     """Batches of `samples`, the same in every run with the same seed.
 
@@ -80,8 +85,9 @@ class Batches:
         Feature maps or pixels by image, (I, …).
     samples : SampleSet
     size : int
-        Samples in a batch at most. The samples of an epoch are divided evenly, so that no batch is too small
-        for a BatchNorm: batches differ by one sample.
+        Samples in a batch. The samples of an epoch are divided evenly: batches differ by one sample.
+    least : int
+        Fewest samples of a batch. Where `size` would give smaller ones, batches have up to size + 1 samples.
     seed : int
     shuffle : bool
         A new order in each epoch.
@@ -97,6 +103,7 @@ class Batches:
         samples: SampleSet,
         size: int,
         *,
+        least: int = 1,
         seed: int = 0,
         shuffle: bool = True,
         memory: int = TrainingConfig.memory,
@@ -106,7 +113,7 @@ class Batches:
             raise FitError("There are no labelled samples to train on or to measure.")
         self.rows, self.samples, self.size = rows, samples, size
         self.seed, self.shuffle, self.draw_views = seed, shuffle, draw_views
-        self.steps = -(-len(samples) // size)
+        self.steps = batch_count(len(samples), size, least)
         row_bytes = int(np.prod(rows.shape[1:])) * np.dtype(rows.dtype).itemsize
         self._images = np.unique(samples.image)
         self._fits = not isinstance(rows, EpochRows) and len(self._images) * row_bytes <= memory

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, refuse_strict, reused_note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
@@ -111,6 +111,10 @@ def compare(
     trust_code: bool = CompareConfig.trust_code,
     labels: str | Path | None = CompareConfig.labels,
     group: str | None = CompareConfig.group,
+    label_separator: str | None = CompareConfig.label_separator,
+    classes: Sequence[str] = CompareConfig.classes,
+    regression: Sequence[str] = CompareConfig.regression,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
     """Try what is to be compared, and choose on val.
@@ -122,6 +126,7 @@ def compare(
     cache : path of a feature cache with labels
     folder : where the runs are stored; `compare/CACHE` by default
     epochs : 20 by default, or as many as make 200 steps
+    strict : refuse decisions that change what is learnt or measured (`errors.refuse_strict`)
     reporter : receives the progress, and what feature maps will cost
 
     The other parameters are the fields of `training.config.CompareConfig`.
@@ -130,18 +135,25 @@ def compare(
     ------
     FitError, BackboneError, CacheError
         As `finetune` and `scratch` raise them.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     chosen_epochs = CompareConfig.epochs if epochs is None else epochs
     config = config_from(CompareConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
     path = Path(cache)
-    return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, reporter)
+    return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, strict, reporter)
 
 
-def _compare(path: Path, folder: Path, config: CompareConfig, reporter: Reporter) -> Comparison:
+def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, reporter: Reporter) -> Comparison:
     started = time.perf_counter()
-    with Trials(path, config, folder, reporter) as trials:
+    trials = Trials(path, config, folder, reporter)
+    refuse_strict(trials.notes, strict)
+    with trials:
         planned = trials.trials()
+        notes = trials.notes + trials.batch_notes(planned)
+        refuse_strict(notes, strict)
         to_do = [trial for trial in planned if trial not in trials.done]
+        reused = len(planned) - len(to_do)
         cost = duration(trials.estimate(to_do))
         reporter.tell(
             f"{len(to_do)} of {len(planned)} runs are to be done: at most {cost}, less where "
@@ -151,6 +163,8 @@ def _compare(path: Path, folder: Path, config: CompareConfig, reporter: Reporter
             for _ in trials.results(planned):
                 advance(1)
         runs = tuple(trials.done[trial] for trial in planned)
+    notes += _run_notes(runs, reused, folder)
+    refuse_strict(notes, strict)
     n = trials.splits.counts()
     shown = "test" if "test" in n else "val"
     rows = summarise(runs, shown, n[shown])
@@ -164,8 +178,19 @@ def _compare(path: Path, folder: Path, config: CompareConfig, reporter: Reporter
         n=n,
         seconds=time.perf_counter() - started,
         folder=str(folder),
-        notes=tuple(trials.notes),
+        notes=tuple(notes),
     )
+
+
+def _run_notes(runs: Sequence[CompareRun], reused: int, folder: Path) -> list[Note]:
+    """Return what a reader must know of the runs themselves."""
+    notes = []
+    if reused:
+        notes.append(reused_note(reused, len(runs), folder))
+    if diverged := sum(run.stopped == "diverged" for run in runs):
+        text = f"The loss diverged in {diverged} of {len(runs)} runs. Try a lower --lr."
+        notes.append(Note("loss-diverged", text, True, {"runs": diverged}))
+    return notes
 
 
 def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row, ...]:

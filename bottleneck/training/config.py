@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.names import BOTTLENECK, SMALL_CNN
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -117,6 +117,17 @@ class TrainingConfig(OptimConfig):
         times = max(1, -(-LEAST_STEPS // steps)) if self.extend else 1
         return replace(self, epochs=self.epochs * times, patience=self.patience * times)
 
+    def epoch_notes(self, n: int) -> list[Note]:
+        """A note where `for_samples(n)` trains for more epochs."""
+        epochs = self.for_samples(n).epochs
+        if epochs == self.epochs:
+            return []
+        text = (
+            f"{n:,} samples make few steps an epoch, so up to {epochs} epochs are trained instead of "
+            f"{self.epochs}. --epochs sets their number."
+        )
+        return [Note("epochs-extended", text, details={"epochs": epochs})]
+
     def nested(self) -> dict[str, Any]:
         """The settings as {…, run: {…, optim: {…}}}: fingerprints of checkpoints are computed from it."""
         optim = {**_values(self, OptimConfig), "lr": self.learning_rate}
@@ -146,6 +157,7 @@ class FinetuneConfig(TrainingConfig):
     trust_code : allow a backbone that the cache names as package.module:function.
     labels : table of labels that replace the cache's (`fitting.labels`).
     group : column of `labels`; samples of one group stay together where val is taken from train.
+    label_separator : character between several labels in one cell of `labels`.
     """
 
     unfreeze: int | str = 1
@@ -157,6 +169,7 @@ class FinetuneConfig(TrainingConfig):
     trust_code: bool = False
     labels: str | None = None
     group: str | None = None
+    label_separator: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +222,8 @@ class CompareConfig(TrainingConfig):
     shots : train samples per class, or "all". seeds : runs of each, different in order, draws and new
         weights.
     target, node : which labels the heads predict, and from which features.
-    weights, trust_code, labels, group : as in `FinetuneConfig`.
+    weights, trust_code, labels, group, label_separator : as in `FinetuneConfig`.
+    classes, regression : targets of `labels` whose numbers are names of classes, or quantities.
     """
 
     extend: bool = True
@@ -224,10 +238,13 @@ class CompareConfig(TrainingConfig):
     trust_code: bool = False
     labels: str | Path | None = None
     group: str | None = None
+    label_separator: str | None = None
+    classes: tuple[str, ...] = ()
+    regression: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("unfreeze", "init", "scratch", "shots"):
+        for name in ("unfreeze", "init", "scratch", "shots", "classes", "regression"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, least in (("shots", 1), ("unfreeze", 0)):
             for value in getattr(self, name):

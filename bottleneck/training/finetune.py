@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, refuse_strict
+from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.progress import SILENT, Reporter
@@ -68,6 +69,8 @@ def finetune(
     trust_code: bool = FinetuneConfig.trust_code,
     labels: str | Path | None = FinetuneConfig.labels,
     group: str | None = FinetuneConfig.group,
+    label_separator: str | None = FinetuneConfig.label_separator,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
     """Unfreeze blocks below a head, and train them and the head, starting from the head as it is.
@@ -82,6 +85,8 @@ def finetune(
         The model; `models/CACHE--TARGET--BLOCK.safetensors` by default.
     reporter : Reporter
         Receives the progress, the cost of long steps beforehand, and each epoch as it ends.
+    strict : bool
+        Refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     The other parameters are the fields of `training.config.FinetuneConfig`.
 
@@ -95,45 +100,55 @@ def finetune(
         There are fewer blocks than are to be unfrozen.
     CacheError
         The map is not cached, and the images are gone.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     started = time.perf_counter()
     config = config_from(FinetuneConfig, locals(), labels=None if labels is None else str(labels))
     plan = plan_finetuning(Path(cache), Path(head), config)
+    refuse_strict(plan.notes, strict)
     path = Path(output) if output else default_model(plan)
     require_file_name(path)
     with open_job(plan, config, path.parent, reporter) as run:
         measured, notes = checked_start(plan, run, config)
-        for note in notes:
-            reporter.tell(f"Note: {note}")
+        refuse_strict(notes, strict)
         checkpoint = Checkpoint.beside(path, _fingerprint(plan, run.cache, config))
         run.job.train(checkpoint, reporter)
         draft = _draft(plan, run, path, notes, compared=config.init == "head")
-        result = conclude(run.job, draft, started, _fallback(plan, run.cache, measured))
+        result = conclude(run.job, draft, started, _fallback(plan, run.cache, measured), strict)
     checkpoint.remove()
     return result
 
 
 def find_learning_rate(
-    cache: str | Path, head: str | Path, config: FinetuneConfig, *, reporter: Reporter = SILENT
+    cache: str | Path,
+    head: str | Path,
+    config: FinetuneConfig,
+    *,
+    strict: bool = False,
+    reporter: Reporter = SILENT,
 ) -> FoundRate:
     """Find the learning rate to fine-tune with by trying (see `lr_finder`). Raises as `finetune` does."""
     plan = plan_finetuning(Path(cache), Path(head), config)
+    refuse_strict(plan.notes, strict)
     with open_job(plan, config, default_model(plan).parent, reporter) as run:
-        return find_rate(run.job.training, reporter)
+        notes = (*plan.notes, *run.notes, *run.job.notes)
+        refuse_strict(notes, strict)
+        return replace(find_rate(run.job.training, reporter), notes=notes)
 
 
 def checked_start(
     plan: FinetunePlan, run: FinetuneRun, config: FinetuneConfig
-) -> tuple[Measured, tuple[str | Note, ...]]:
+) -> tuple[Measured, tuple[Note, ...]]:
     """The head measured on val, and what a reader must know of the start.
 
     Raises FitError where the network does not start with the head's logits.
     """
     measured = measure(run.start.head_logits, run.start.labels, run.job.training.objective)
     if config.init == "random":
-        return measured, plan.notes
-    notes = run.start.notes() + faint_start(run.start, run.cache, measured, config.labels)
-    return measured, plan.notes + notes
+        return measured, (*plan.notes, *run.notes, *run.job.notes)
+    start = (*run.start.notes(), *faint_start(run.start, run.cache, measured, config.labels))
+    return measured, (*plan.notes, *run.notes, *run.job.notes, *start)
 
 
 def default_model(plan: FinetunePlan) -> Path:
@@ -142,7 +157,7 @@ def default_model(plan: FinetunePlan) -> Path:
 
 
 def _draft(
-    plan: FinetunePlan, run: FinetuneRun, path: Path, notes: tuple[str | Note, ...], compared: bool
+    plan: FinetunePlan, run: FinetuneRun, path: Path, notes: tuple[Note, ...], compared: bool
 ) -> ModelDraft:
     """The model as far as it is known before training."""
     trained_on = plan.cut.node or PIXELS
@@ -158,6 +173,7 @@ def _draft(
         map_seconds=run.map_seconds,
         difference_at_start=run.start.difference if compared else None,
         notes=notes,
+        data=data_sheet(plan.splits.table, {}),
     )
 
 
@@ -177,6 +193,8 @@ def _fingerprint(plan: FinetunePlan, cache: FeatureCache, config: FinetuneConfig
     for array in (*plan.start.arrays.values(), cache.images.digest, *plan.splits.rows.values()):
         digest.update(np.ascontiguousarray(array).tobytes())
     digest.update(plan.splits.labels.tobytes())
-    settings = replace(config, labels=None, group=None).nested()  # the labels themselves are in the digest
+    settings = replace(
+        config, labels=None, group=None, label_separator=None
+    ).nested()  # the digest has the labels
     data = {"config": settings, "cut": plan.cut.node, "data": digest.hexdigest()}
     return fingerprint({**data, "cache": cache.fingerprint, "node": plan.head.node})

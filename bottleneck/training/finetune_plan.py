@@ -76,7 +76,7 @@ class FinetunePlan:
     splits: LabelledSplits
     backbone: Backbone
     cut: Cut
-    notes: tuple[str | Note, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,22 @@ class FinetuneRun:
     """A job on an open cache, ready to train.
 
     start : the comparison of the network as it began with the head. map_seconds : of extracting the map.
+    notes : what was decided on the map and on the batches.
     """
 
     cache: FeatureCache
     job: TrainingJob[TransferNetwork]
     start: StartComparison
     map_seconds: float
+    notes: tuple[Note, ...] = ()
 
 
 def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> FinetunePlan:
     """Read the head, the labels and the backbone, and choose the samples and the blocks that are trained."""
     head = load_head(head_path)
     with FeatureCache(cache) as opened:
-        kind = LabelConfig(classes=(head.target,) if head.target_kind == "class" else ())
+        classes = (head.target,) if head.target_kind == "class" else ()
+        kind = LabelConfig(classes=classes, label_separator=config.label_separator)
         keys, targets = opened.images.key, (head.target,)
         samples, notes = relabelled(opened.samples, keys, config.labels, targets, config.group, kind)
         samples, unseen = with_training_classes(samples, targets)
@@ -107,8 +110,27 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         start = starting_head(head, opened, splits)
         identity = cache_identity(opened)
     cut = find_cut(backbone, head.node, config.unfreeze)
-    told = (*head.notes, *(start.notes if start is not head else ()), *notes, *unseen)
-    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, told)
+    fitted = start.notes if start is not head else ()
+    decided = (*head.notes, *fitted, *notes, *unseen, *splits.notes, *_plan_notes(head, start, cut, config))
+    return FinetunePlan(cache, identity, head, start, splits, backbone, cut, decided)
+
+
+def _plan_notes(head: HeadArtifact, start: HeadArtifact, cut: Cut, config: FinetuneConfig) -> Iterator[Note]:
+    """Yield a note on a head that is fitted again, and on options that are not used."""
+    if start is not head:
+        text = (
+            f"The {head.kind} head saw the samples that became val, so training starts from a logistic head "
+            "that is fitted without them. Extract with --val-fraction to have a val split."
+        )
+        yield Note("start-fitted-again", text, True)
+    if config.views and cut.node is None:
+        text = (
+            f"--views {config.views} is not used: everything is unfrozen, and the network is fed with pixels."
+        )
+        yield Note("views-not-used", text, True, {"views": config.views})
+    if config.unfreeze_every and len(cut.blocks) == 1:
+        text = "--unfreeze-every is not used: one block is unfrozen, and it is trained from the first step."
+        yield Note("unfreeze-every-not-used", text, False)
 
 
 @contextmanager
@@ -130,6 +152,7 @@ def open_job(
         meanwhile.
     """
     node, map_seconds = plan.cut.node, 0.0
+    notes: tuple[Note, ...] = ()
     for dtype in (None, "float32"):
         if node is not None:
             map_seconds += ensure_map(
@@ -141,12 +164,14 @@ def open_job(
                 job = build_job(plan, cache, inputs, config)
                 start = compare_start(job, plan.start, cache, plan.splits.rows["val"])
                 if node is None or cache.node(node).dtype == "float32" or start.difference <= start.bound:
-                    yield FinetuneRun(cache, job, start, map_seconds)
+                    yield FinetuneRun(cache, job, start, map_seconds, notes)
                     return
-        reporter.tell(
+        text = (
             f"Rounded to float16, the map {node} moves the head's logits by {start.difference:.2g}, and "
             f"{start.bound:g} is allowed: it is extracted in float32 instead."
         )
+        notes = (Note("map-in-float32", text, details={"node": node}),)
+        reporter.tell(text)
 
 
 def build_job(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bottleneck.errors import ArtifactError, FingerprintError, FitError
+from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note
 from bottleneck.fitting.head_files import describe_head
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.cross_validation import assign_folds
@@ -198,7 +198,7 @@ class StartComparison:
         """The difference up to which logits are equal."""
         return START_BOUND[self.node.dtype]
 
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What a reader must know of a difference beyond the bound.
 
         It is accepted where rounding explains it: the features differ from the cached ones by the rounding of
@@ -222,11 +222,12 @@ class StartComparison:
                 "The features are not of this network, or too coarse: extract them again with "
                 "--precision fp32 --dtype float32, and fit the head on those.",
             )
-        return (
+        text = (
             f"At the start logits differ from the head's by {self.difference:.2g}, more than {self.bound:g}, "
             f"by rounding alone: the head has weights of up to {np.abs(self.head.coef).max():.0f} on nearly "
-            "constant features. One with a smaller C is steadier.",
+            "constant features. One with a smaller C is steadier."
         )
+        return (Note("start-rounded", text, details={"difference": self.difference}),)
 
 
 def compare_start(
@@ -243,7 +244,7 @@ def compare_start(
 
 def faint_start(
     start: StartComparison, cache: FeatureCache, measured: Measured, labels_file: str | None = None
-) -> tuple[str, ...]:
+) -> tuple[Note, ...]:
     """A note where the head's logits are so small that the loss hardly differs from that of guessing.
 
     At a very small C the order of the classes is right, and the temperature makes probabilities of it. But
@@ -265,12 +266,13 @@ def faint_start(
     if labels_file:
         flags += f" --labels {quote(labels_file)}"
     path, target, node = (quote(text) for text in (str(cache.path), head.target, head.node))
-    return (
+    text = (
         f"The head's logits are so small that training starts almost anew: their loss on val is {loss:.3f}, "
         f"that of guessing {guess:.3f}, and {measured.calibrated:.3f} at the temperature "
         f"{measured.temperature:.2g}. Fit {what}: "
-        f"`bottleneck fit-head {path} --target {target} --node {node} {flags}`.",
+        f"`bottleneck fit-head {path} --target {target} --node {node} {flags}`."
     )
+    return (Note("start-faint", text, details={"loss": loss, "calibrated_loss": measured.calibrated}),)
 
 
 def _largest(difference: Tensor) -> float:

@@ -5,7 +5,7 @@ Shapes: I images, n of them, V views, H × W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,10 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.batchnorm import read_statistics
 from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
 from bottleneck.backbones.registry import load_from_recipe
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import LoadedImage, fill_pixels
 from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.source import Source
-from bottleneck.errors import ImageError
+from bottleneck.errors import ImageError, Note
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Trunk
@@ -28,7 +28,6 @@ from bottleneck.files import require_space
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
 from bottleneck.store.reader import FeatureCache
-from bottleneck.threads import thread_budget
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.job import Inputs
 
@@ -87,7 +86,8 @@ class LiveRows(RowReader):
         size, channels = self.preprocess.size, self.preprocess.channels
         pixels = np.empty((len(indices), size, size, channels), np.uint8)
         keys = [self.keys[i] for i in indices]
-        require_read(fill(pixels, self.source, keys, self.preprocess, views=self.recipe), keys)
+        images = fill_pixels(pixels, self.source, keys, self.preprocess, views=self.recipe)
+        require_read(_failures(images), keys)
         if self.trunk is None:
             return pixels
         parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
@@ -114,7 +114,7 @@ def decoded(
     with TemporaryDirectory(dir=folder, prefix=".pixels-") as temporary:
         values = np.memmap(Path(temporary) / "pixels", np.uint8, "w+", shape=shape)
         with reporter.step("Decoding", total=len(keys), unit="images") as advance:
-            failures = fill(values, source, keys, preprocess, advance=advance)
+            failures = _failures(fill_pixels(values, source, keys, preprocess, advance=advance))
         yield PixelRows(values, failures)
         del values
 
@@ -125,34 +125,20 @@ def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
         raise ImageError(f"{keys[index]} cannot be read: {reason}.", "Mend the image, or extract again.")
 
 
-def fill(
-    out: np.ndarray,
-    source: Source,
-    keys: Sequence[str],
-    preprocess: Preprocess,
-    *,
-    views: ViewRecipe | None = None,
-    advance: Callable[[int], None] = lambda done: None,
-) -> dict[int, str]:
-    """Write the pixels of the images `keys`, or the first view of each, to `out` (n, H, W, C).
+def unread_note(failures: Mapping[str, str]) -> Note:
+    """Return a note on images that could not be read, so that their samples are left out.
 
-    Returns the reasons, by index, of images that cannot be read; their rows stay as they were.
+    failures : reasons by image.
     """
-    failures: dict[int, str] = {}
-    first: dict[
-        bytes | None, int
-    ] = {}  # a copy of an image comes without pixels: they are those of the first
-    workers = thread_budget().decode
-    for image in load_images(source, keys, preprocess, workers=workers, views=views):
-        if image.error is not None:
-            failures[image.index] = image.error
-        elif image.pixels is None:
-            out[image.index] = out[first[image.digest]]
-        else:
-            first[image.digest] = image.index
-            out[image.index] = image.pixels if image.views is None else image.views[0]
-        advance(1)
-    return failures
+    count, (key, reason) = len(failures), next(iter(failures.items()))
+    what = "images" if count > 1 else "image"
+    text = f"{count:,} {what} could not be read, so their samples are left out: {key}, {reason}."
+    return Note("images-unread", text, True, {"images": count})
+
+
+def _failures(images: Iterable[LoadedImage]) -> dict[int, str]:
+    """Return by index why an image could not be read."""
+    return {image.index: image.error for image in images if image.error is not None}
 
 
 def backbone_of(cache: FeatureCache, options: LoadOptions = NO_OPTIONS) -> Backbone:

@@ -20,10 +20,11 @@ import torch
 from torch import nn
 
 from bottleneck.engines.device import resolve_device
+from bottleneck.errors import FitError, Note
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
 from bottleneck.threads import available_cores, use_torch_threads
-from bottleneck.training.batches import Batches, SampleSet
+from bottleneck.training.batches import Batches, SampleSet, batch_count
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loop import CPU, Training
@@ -69,6 +70,13 @@ class TrainingJob(Generic[Network]):
     ----------
     training : Training
         The loop and its state.
+    notes : tuple of Note
+        What was decided on the batches.
+
+    Raises
+    ------
+    FitError
+        BatchNorm in training would see one value per channel, and batches cannot be larger.
     """
 
     def __init__(
@@ -89,10 +97,12 @@ class TrainingJob(Generic[Network]):
         for parameter in network.parameters():
             parameter.requires_grad_(False)
         network.to(device).train()
+        least, self.notes = fewest_samples(network, inputs.plain, samples["train"], config.batch_size, device)
         train = Batches(
             inputs.train,
             samples["train"],
             config.batch_size,
+            least=least,
             seed=config.seed,
             memory=config.memory,
             draw_views=inputs.draw_views,
@@ -114,9 +124,20 @@ class TrainingJob(Generic[Network]):
     def train(self, checkpoint: Checkpoint | None = None, reporter: Reporter = SILENT) -> None:
         """Train to the end, from the checkpoint where there is one; random numbers follow from the seed."""
         self.training.checkpoint = checkpoint
+        reporter.tell(self.rates_text())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self.training.run(reporter)
+
+    def rates_text(self) -> str:
+        """The learning rate of each parameter group, in one line."""
+        shown: dict[str, str] = {}
+        for group in self.training.optimizer.param_groups:
+            start = group["start_epoch"]
+            shown[group["name"]] = f"{group['base_lr']:.3g}" + (f" from epoch {start}" if start > 1 else "")
+        rates = ", ".join(f"{name} {rate}" for name, rate in shown.items())
+        rising = f"{self.config.warmup:.0%} of the steps"
+        return f"Largest learning rates: {rates}. They rise over {rising}, then fall to 0."
 
     def metrics(self, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """The metrics of the trained network on every split. It reads test: call it once, at the end."""
@@ -137,6 +158,65 @@ class TrainingJob(Generic[Network]):
             shuffle=False,
             memory=self.config.memory,
         )
+
+
+def fewest_samples(
+    network: nn.Module, rows: RowReader, samples: SampleSet, size: int, device: torch.device = CPU
+) -> tuple[int, tuple[Note, ...]]:
+    """Return the fewest samples that a batch may have, and a note where a sample joins another batch.
+
+    BatchNorm in training mode normalises by the batch. Of one sample, whose map is one position, each channel
+    has one value, which it cannot normalise. Such a sample joins another batch, so that every sample is
+    learnt from.
+
+    Parameters
+    ----------
+    network : in the mode in which it is trained; it is run on one sample only where a batch may have one.
+    rows : by image; only their shape and type count.
+    samples : to train on. size : of a batch, as requested.
+
+    Raises
+    ------
+    FitError
+        There is one sample only, or the requested size is 1.
+    """
+    if len(samples) // batch_count(len(samples), size) > 1 or not _needs_two(network, rows, samples, device):
+        return 1, ()
+    if len(samples) == 1:
+        raise FitError(
+            "There is one sample to train on, but BatchNorm in training mode needs two or more in a batch.",
+            "Bring more samples.",
+        )
+    if size == 1:
+        raise FitError(
+            "batch_size is 1, but BatchNorm in training mode needs two or more values per channel, and one "
+            "sample gives it one.",
+            "Use --batch-size 2 or more; `finetune` has --batchnorm fixed, too.",
+        )
+    text = (
+        f"Some batches have {size + 1} samples instead of {size}: BatchNorm in training mode cannot "
+        "normalise the single sample that would be left over. Another --batch-size avoids this."
+    )
+    return 2, (Note("last-batch-joined", text, True, {"batch_size": size, "largest": size + 1}),)
+
+
+@torch.no_grad()
+def _needs_two(network: nn.Module, rows: RowReader, samples: SampleSet, device: torch.device) -> bool:
+    """Whether torch refuses to run the network, as it is trained, on one sample. Its state is restored."""
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    batch = torch.from_numpy(np.zeros((1, samples.image.shape[1], *rows.shape[1:]), rows.dtype))
+    covariates = torch.zeros(1, samples.covariates.shape[1])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network(batch.to(device), covariates.to(device))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        return True
+    finally:
+        for buffer, values in buffers:
+            buffer.copy_(values)
+    return False
 
 
 def training_device(config: TrainingConfig) -> torch.device:

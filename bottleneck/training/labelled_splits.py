@@ -11,7 +11,7 @@ import numpy as np
 
 from bottleneck.data.splits import set_aside
 from bottleneck.errors import FitError, Note, SourceError
-from bottleneck.fitting.training_set import with_training_classes
+from bottleneck.fitting.training_set import shown, with_training_classes
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
 from bottleneck.training.batches import SampleSet
@@ -26,7 +26,7 @@ class LabelledSplits:
     labels : (S,) codes of the target
     rows : {split: (n,) indices into the table}; "train" and "val" always, "test" where there is one.
     carved : whether val was taken from train, because the cache has none.
-    notes : classes that were left out, since no train sample has them.
+    notes : what was left out or set aside.
     """
 
     table: SampleTable
@@ -68,6 +68,7 @@ def labelled_splits(
             f"There is no target {target!r}; there are {', '.join(map(repr, table.targets)) or 'none'}.",
             "Choose one of them, or bring the labels: --labels FILE beside a cache, else --label-column.",
         )
+    unlabelled = int((~table.targets[target].labelled).sum())
     table, notes = with_training_classes(table, (target,))
     chosen = table.targets[target]
     if chosen.kind != "class":
@@ -83,6 +84,18 @@ def labelled_splits(
             f"All {len(rows['train'])} train samples are of one class of {target!r}; training needs two."
         )
     rows = {split: indices for split, indices in rows.items() if len(indices)}
+    if unlabelled:
+        text = (
+            f"{unlabelled:,} of {len(table):,} samples have no label of target {target!r} and are not used."
+        )
+        notes.append(Note("samples-unlabelled", text, details={"target": target, "samples": unlabelled}))
+    if carved:
+        val, train = len(rows["val"]), len(rows["train"])
+        text = (
+            f"There was no val split: {val:,} of {val + train:,} train samples became it, and nothing was "
+            "fitted on them. --val-fraction sets their share."
+        )
+        notes.append(Note("val-taken-from-train", text, details={"val": val, "train": train}))
     return LabelledSplits(table, chosen.values, rows, carved, tuple(notes))
 
 
@@ -112,6 +125,17 @@ def _carve(
             "Extract with a val split, or bring more samples.",
         )
     return train[split == "train"], train[split == "val"]
+
+
+def shots_notes(splits: LabelledSplits, target: str, shots: int | str) -> list[Note]:
+    """Return a note where a class has fewer than `shots` train samples, so that all of them are taken."""
+    counts = np.bincount(splits.labels[splits.rows["train"]])
+    names = splits.table.targets[target].class_names
+    fewer = {names[code]: int(n) for code, n in enumerate(counts) if shots != ALL and n < int(shots)}
+    if not fewer:
+        return []
+    text = f"Fewer than {shots} train samples of {shown(list(fewer))}: all of them are taken."
+    return [Note("fewer-shots", text, True, {"shots": shots, "classes": fewer})]
 
 
 def few_shots(splits: LabelledSplits, shots: int | str, seed: int) -> LabelledSplits:

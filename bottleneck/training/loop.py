@@ -30,7 +30,7 @@ from bottleneck.training.checkpoint import (
     without_prefix,
 )
 from bottleneck.training.loss import Measured, Objective, logits_of, measure, predicted
-from bottleneck.training.optim import Schedule, unfreeze
+from bottleneck.training.optim import Schedule, learning_rates, unfreeze
 
 # Training has diverged where the mean loss of an epoch, after so many steps, is so many times that of
 # guessing.
@@ -42,10 +42,11 @@ CPU = torch.device("cpu")
 class EpochRecord:
     """One epoch; the one numbered 0 is the network as it came.
 
-    lr : the head's at the last step. train_loss, train_accuracy : means over the epoch, while weights moved.
+    lr : the head's at the last step. learning_rates : at that step, of each layer group by its name; 0 where
+        it is not trained yet.
+    train_loss, train_accuracy : means over the epoch, while weights moved.
     samples, seconds : passed through the network in training, and the time that took, with reading of rows
-        but
-        without measuring and without writing of checkpoints.
+        but without measuring and without writing of checkpoints.
     """
 
     epoch: int
@@ -56,6 +57,7 @@ class EpochRecord:
     val_accuracy: float
     samples: int
     seconds: float
+    learning_rates: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -148,16 +150,17 @@ class Training:
             self.state.epoch = 1
         while not self.state.stopped:
             self._save()
-            lr = self._train_epoch(reporter)
+            self._train_epoch(reporter)
             if not self.state.stopped:
-                reporter.epoch(self._measure(lr))
+                rates = learning_rates(self.optimizer, self.state.epoch)
+                reporter.epoch(self._measure(self.optimizer.param_groups[0]["lr"], rates))
                 self._next_epoch()
         if self.choose_best:
             self.module.load_state_dict(self._best_tensors)
         return self.state.history
 
-    def _train_epoch(self, reporter: Reporter) -> float | None:
-        """Do the remaining steps of the epoch; return the head's last learning rate."""
+    def _train_epoch(self, reporter: Reporter) -> None:
+        """Do the remaining steps of the epoch."""
         state = self.state
         unfreeze(self.optimizer, state.epoch)
         with reporter.step(self._title(), len(self.train), "samples") as advance:
@@ -177,7 +180,6 @@ class Training:
                     break
                 self._save()
                 started = time.perf_counter()
-        return self.optimizer.param_groups[0]["lr"]
 
     def update(self, batch: Batch) -> tuple[float, int]:
         """Do one step; return the batch's loss and how many of its samples were classified correctly."""
@@ -200,7 +202,7 @@ class Training:
         judged = state.step >= min(DIVERGED_STEPS, self.train.steps)
         return judged and state.loss / state.samples > bound
 
-    def _measure(self, lr: float | None) -> EpochRecord:
+    def _measure(self, lr: float | None, rates: dict[str, float] | None = None) -> EpochRecord:
         """End the current epoch: measure val, copy the parameters if they are the best so far."""
         state = self.state
         measured = measure(*logits_of(self.module, self.val, self.device), self.objective)
@@ -216,6 +218,7 @@ class Training:
             val_accuracy=measured.accuracy,
             samples=state.samples,
             seconds=state.seconds,
+            learning_rates=rates or {},
         )
         state.history.append(record)
         return record

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import chain, count, islice
+from typing import Any
 
 import numpy as np
 import torch
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.training.loop import Training
 
@@ -25,11 +26,16 @@ MARGIN = 10.0
 
 @dataclass(frozen=True)
 class FoundRate:
-    """lr : the suggestion for the head. rates, losses : the curve, losses smoothed."""
+    """lr : the suggestion for the head. rates, losses : the curve, losses smoothed. notes : on the data."""
 
     lr: float
     rates: tuple[float, ...]
     losses: tuple[float, ...]
+    notes: tuple[Note, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `bottleneck finetune --find-lr --json` without the figure."""
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:

@@ -103,3 +103,25 @@ def unfreeze(optimizer: torch.optim.Optimizer, epoch: int) -> None:
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(epoch >= group["start_epoch"])
+
+
+def group_records(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return each parameter group with its greatest learning rate, weight decay, size and first epoch."""
+    return [
+        {
+            "name": group["name"],
+            "learning_rate": group["base_lr"],
+            "weight_decay": group["weight_decay"],
+            "parameters": sum(parameter.numel() for parameter in group["params"]),
+            "start_epoch": group["start_epoch"],
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def learning_rates(optimizer: torch.optim.Optimizer, epoch: int) -> dict[str, float]:
+    """Return the present rate of each layer group by its name; 0 where `epoch` does not train it yet."""
+    return {
+        group["name"]: group["lr"] if epoch >= group["start_epoch"] else 0.0
+        for group in optimizer.param_groups
+    }

@@ -20,7 +20,7 @@ from torch import Tensor
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.inspect import layer_texts
 from bottleneck.backbones.model_file import save_model
-from bottleneck.errors import Note
+from bottleneck.errors import Note, distinct, refuse_strict
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.training.job import TrainingJob
@@ -28,6 +28,7 @@ from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.loop import EpochRecord, Training
 from bottleneck.training.loss import Measured
 from bottleneck.training.network import TransferNetwork, folded
+from bottleneck.training.optim import group_records
 
 MOST_CLASSES_LISTED = 50
 PIXELS = "pixels"  # the input of a network that has no cached feature map
@@ -45,7 +46,10 @@ class TrainingResult:
     stopped : "done", "early" or "diverged"; notes : what a reader of the figures must know.
     max_logit_difference_at_start : from the head's logits, on val.
     images_per_second : images passed per second of training; map_seconds : extraction before it.
-    failures : images that could not be read, with the reason.
+    failures : images that could not be read, with the reason. data : samples by split and class, targets,
+    columns (`extraction.data_sheet`).
+    groups : of the optimizer, each with name, learning_rate (its greatest), weight_decay, parameters and
+    start_epoch; `epochs` has the rate of each at the end of the epoch.
     parameters : number of them in network and classifier. classifier : its layers.
     """
 
@@ -69,14 +73,16 @@ class TrainingResult:
     chosen_on: str = "val"
     max_logit_difference_at_start: float | None = None
     map_seconds: float = 0.0
-    notes: tuple[str | Note, ...] = ()
+    notes: tuple[Note, ...] = ()
     failures: dict[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    groups: tuple[dict[str, Any], ...] = ()
     parameters: int = 0
     classifier: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck finetune --json` and `bottleneck scratch --json`."""
-        notes = [note.to_json() if isinstance(note, Note) else note for note in self.notes]
+        notes = [note.to_json() for note in self.notes]
         return {**vars(self), "epochs": [asdict(record) for record in self.epochs], "notes": notes}
 
 
@@ -100,8 +106,9 @@ class ModelDraft:
     input: str
     map_seconds: float = 0.0
     difference_at_start: float | None = None
-    notes: tuple[str | Note, ...] = ()
+    notes: tuple[Note, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,11 +126,16 @@ class Fallback:
 
 
 def conclude(
-    job: TrainingJob[TransferNetwork], draft: ModelDraft, started: float, fallback: Fallback | None = None
+    job: TrainingJob[TransferNetwork],
+    draft: ModelDraft,
+    started: float,
+    fallback: Fallback | None = None,
+    strict: bool = False,
 ) -> TrainingResult:
     """Choose between the trained network and the fallback on val, measure the choice and write its files.
 
-    started : `time.perf_counter()` at the beginning of the run.
+    started : `time.perf_counter()` at the beginning of the run. strict : raise StrictError, before a file is
+    written, where a note changes the result.
     """
     training, state = job.training, job.training.state
     class_names = draft.head.class_names
@@ -133,6 +145,8 @@ def conclude(
     else:
         kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
         head, tensors = _trained_head(draft, job, metrics), _used_state(draft)
+    notes = distinct([*draft.notes, *job.notes, *_notes(training, draft, kept)])
+    refuse_strict(notes, strict)
     result = TrainingResult(
         model=str(draft.path),
         kept=kept,
@@ -153,8 +167,10 @@ def conclude(
         n=draft.splits.counts(),
         max_logit_difference_at_start=draft.difference_at_start,
         map_seconds=draft.map_seconds,
-        notes=(*draft.notes, *_notes(training, draft)),
+        notes=tuple(notes),
         failures=dict(draft.failures),
+        data=draft.data,
+        groups=tuple(group_records(training.optimizer)),
         parameters=_parameters(draft, job.network),
         classifier=layer_texts(job.network.classifier),
     )
@@ -205,21 +221,26 @@ def _trained_head(
     )
 
 
-def _notes(training: Training, draft: ModelDraft) -> list[str | Note]:
+def _notes(training: Training, draft: ModelDraft, kept: str) -> list[Note]:
     """What a reader of the figures must know, and what to try after a divergence."""
-    notes: list[str | Note] = list(draft.splits.notes)
+    notes: list[Note] = []
+    if training.resumed:
+        text = "The run continued from the checkpoint of an earlier one with the same settings and data."
+        notes.append(Note("run-resumed", text))
     if training.state.stopped == "diverged":
-        lr = training.optimizer.param_groups[0]["base_lr"]
-        notes.append(
-            f"The loss diverged in epoch {training.state.epoch} at learning rate {lr:g}; "
+        lr, epoch = training.optimizer.param_groups[0]["base_lr"], training.state.epoch
+        text = (
+            f"The loss diverged in epoch {epoch} at learning rate {lr:g}; "
             f"the best epoch before is kept. Try --lr {lr / 10:g}, or --find-lr."
         )
-    if draft.splits.carved:
-        notes.append("There was no val split: a part of train became it, and nothing was fitted on that.")
+        notes.append(Note("loss-diverged", text, True, {"epoch": epoch, "lr": lr}))
+    if kept == "head":
+        notes.append(
+            Note("head-kept", "No epoch of training was better on val than the head, so it is kept.")
+        )
     others = "" if "test" in draft.splits.rows else ", and there is no test split to confirm it"
-    notes.append(f"The val split chose the epoch, so accuracies on it are optimistic{others}.")
-    if draft.failures:
-        notes.append(f"{len(draft.failures)} images could not be read, {next(iter(draft.failures))} first.")
+    text = f"The val split chose the epoch, so accuracies on it are optimistic{others}."
+    notes.append(Note("val-chose-the-epoch", text))
     return notes
 
 
@@ -244,7 +265,7 @@ def _table_of(result: TrainingResult, settings: Mapping[str, Any]) -> dict[str, 
 
 
 def model_card(
-    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[str | Note, ...] = ()
+    head: HeadArtifact, file_name: str, training: Mapping[str, Any], notes: tuple[Note, ...] = ()
 ) -> str:
     """What a model is, what it was made from and how good it is, in Markdown.
 

@@ -23,18 +23,21 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
-from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.artifact import HeadArtifact, HeadDescription
+from bottleneck.heads.head_fit import HeadFit
 from bottleneck.names import BOTTLENECK, SMALL_CNN
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
-from bottleneck.samples import RowReader, SampleTable
+from bottleneck.samples import ArrayRows, RowReader, SampleTable
 from bottleneck.store.spec import CacheSpec, fingerprint
+from bottleneck.training.batches import batch_count
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import ScratchConfig
-from bottleneck.training.inputs import LiveRows, PixelRows, decoded
+from bottleneck.training.inputs import LiveRows, PixelRows, decoded, unread_note
 from bottleneck.training.job import Inputs, TrainingJob, training_device
 from bottleneck.training.labelled_splits import LabelledSplits, labelled_splits
 from bottleneck.training.network import TransferNetwork, folded
@@ -78,6 +81,7 @@ def scratch(
     label_separator: str | None = ReadConfig.label_separator,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
     """Train a network with random weights on the images of `source`; the model predicts like any other.
@@ -93,6 +97,8 @@ def scratch(
         20 by default, or as many as make 200 steps.
     reporter : Reporter
         Receives the progress, and each epoch as it ends.
+    strict : bool
+        Refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     The other parameters are the fields of `training.config.ScratchConfig` and of `data.config.ReadConfig`.
 
@@ -101,16 +107,23 @@ def scratch(
     SourceError, BackboneError
     FitError
         There are no labels, no val is possible, or there is one class only.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     started = time.perf_counter()
     chosen_epochs = ScratchConfig.epochs if epochs is None else epochs
     config = config_from(ScratchConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
     reading = config_from(ReadConfig, locals(), val_fraction=0.0)  # `labelled_splits` takes val from train
-    return _train(read_source(source, reading), output, config, started, reporter)
+    return _train(read_source(source, reading), output, config, strict, started, reporter)
 
 
 def _train(
-    source: Source, output: str | Path | None, config: ScratchConfig, started: float, reporter: Reporter
+    source: Source,
+    output: str | Path | None,
+    config: ScratchConfig,
+    strict: bool,
+    started: float,
+    reporter: Reporter,
 ) -> TrainingResult:
     """Decode the images, train, and write the model. started : `time.perf_counter()` at the beginning."""
     target = target_of(source.samples, config.target)
@@ -118,14 +131,20 @@ def _train(
     require_file_name(path)
     network = new_backbone(config)
     preprocess = network.preprocess.override(config.image_size, config.crop)
+    refuse_strict((*source.notes, *_early_notes(source, network, preprocess, target, config)), strict)
     with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:
         samples = readable_samples(source.samples, pixels)
         splits = labelled_splits(samples, target, val_fraction=config.val_fraction, seed=config.seed)
-        config = config.for_samples(len(splits.rows["train"]))
+        n = len(splits.rows["train"])
+        failures = {source.images[i]: reason for i, reason in pixels.failures.items()}
+        unread = [unread_note(failures)] if failures else []
+        notes = [*source.notes, *unread, *splits.notes, *config.epoch_notes(n)]
+        config = config.for_samples(n)
         train: RowReader = pixels
         if config.augment == "live":
             train = LiveRows(source, source.images, preprocess, pixels.shape, seed=config.seed)
         job = build_job(network, preprocess, Inputs(train, pixels), splits, target, config)
+        refuse_strict([*notes, *job.notes], strict)
         draft = ModelDraft(
             path=path,
             kind="scratch",
@@ -134,14 +153,32 @@ def _train(
             splits=splits,
             unfrozen=tuple(block.name for block in network.blocks[:-1]),
             input=PIXELS,
-            notes=source.notes,
-            failures={source.images[i]: reason for i, reason in pixels.failures.items()},
+            notes=tuple(notes),
+            failures=failures,
+            data=source_sheet(source, samples, failures),
         )
         checkpoint = Checkpoint.beside(path, _fingerprint(source, network, preprocess, splits, config))
         job.train(checkpoint, reporter)
-        result = conclude(job, draft, started)
+        result = conclude(job, draft, started, strict=strict)
     checkpoint.remove()
     return result
+
+
+def _early_notes(
+    source: Source, network: Backbone, preprocess: Preprocess, target: str, config: ScratchConfig
+) -> tuple[Note, ...]:
+    """Return what is decided on labels and batches, as far as it is known before images are decoded.
+
+    Raises FitError where labels, splits or the batch size allow no training.
+    """
+    splits = labelled_splits(source.samples, target, val_fraction=config.val_fraction, seed=config.seed)
+    n = len(splits.rows["train"])
+    if n // batch_count(n, config.batch_size) > 1:
+        return splits.notes
+    shape = (len(source.images), preprocess.size, preprocess.size, preprocess.channels)
+    zeros = ArrayRows(np.broadcast_to(np.zeros(1, np.uint8), shape))
+    job = build_job(network, preprocess, Inputs(zeros, zeros), splits, target, config)
+    return (*splits.notes, *job.notes)
 
 
 def build_job(
@@ -213,21 +250,19 @@ def _untrained_head(
 ) -> HeadArtifact:
     """The classifier as a head on the bottleneck of the network, before training."""
     arrays = folded(network, network.divisor.cpu().numpy())
-    spec = CacheSpec(backbone.recipe, preprocess.to_json())
-    return HeadArtifact(
-        kind="mlp" if "coef2" in arrays else "logistic",
-        form="mlp" if "coef2" in arrays else "linear",
-        arrays=arrays,
+    description = HeadDescription(
         target=target,
+        target_kind="class",
         class_names=splits.table.targets[target].class_names,
         node=BOTTLENECK,
         images_per_sample=splits.table.image.shape[1],
         covariate_names=splits.table.covariate_names,
-        settings={"scratch": True},
         backbone=backbone.recipe,
         preprocess=preprocess.to_json(),
-        fingerprint=spec.fingerprint,
+        fingerprint=CacheSpec(backbone.recipe, preprocess.to_json()).fingerprint,
     )
+    kind, form = ("mlp", "mlp") if "coef2" in arrays else ("logistic", "linear")
+    return HeadFit(kind, form, "softmax", arrays, settings={"scratch": True}).artifact(description)
 
 
 def _fingerprint(

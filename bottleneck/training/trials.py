@@ -16,23 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.backbones.section import find_cut
+from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note, distinct
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
-from bottleneck.fitting.training_set import require_labels
+from bottleneck.fitting.training_set import require_classes, require_labels, with_numbers
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training import finetune_plan, scratch
+from bottleneck.training.batches import batch_count
 from bottleneck.training.config import ALL, CompareConfig, ScratchConfig
 from bottleneck.training.initial_head import head_metrics, plain_head, refitted
 from bottleneck.training.inputs import backbone_of, decoded, inputs_of, require_read
 from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
-from bottleneck.training.labelled_splits import LabelledSplits, few_shots, labelled_splits
+from bottleneck.training.labelled_splits import LabelledSplits, few_shots, labelled_splits, shots_notes
 from bottleneck.training.network import TransferNetwork
 from bottleneck.training.results import accuracies
 
@@ -53,7 +55,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class CompareRun:
-    """A run that is done. accuracy : by split, of its best epoch on val; n : samples trained on."""
+    """A run that is done. accuracy : by split, of its best epoch on val; n : samples trained on.
+
+    stopped : "done", "early" or "diverged"; empty for a head.
+    """
 
     unfreeze: int | str
     init: str
@@ -64,6 +69,7 @@ class CompareRun:
     n: int
     epochs: int
     seconds: float
+    stopped: str = ""
 
 
 class Trials:
@@ -87,14 +93,20 @@ class Trials:
         with FeatureCache(path) as cache:
             targets = () if config.target is None else (config.target,)
             keys = cache.images.key
-            samples, self.notes = relabelled(cache.samples, keys, config.labels, targets, config.group)
+            kind = LabelConfig(config.classes, config.regression, config.label_separator)
+            samples, self.notes = relabelled(cache.samples, keys, config.labels, targets, config.group, kind)
             require_labels(samples, path)
+            require_classes(samples, config.classes)
+            samples = with_numbers(samples, config.regression)
             self.target = scratch.target_of(samples, config.target)
             splits = labelled_splits(samples, self.target, val_fraction=config.val_fraction, seed=config.seed)
             self.notes += splits.notes
             # The heads are fitted here, on train alone, so none of them has seen a val that was carved.
             self.splits = replace(splits, carved=False)
             self._require_shots()
+            for shots in config.shots:
+                self.notes += shots_notes(splits, self.target, shots)
+            self.notes += config.epoch_notes(len(splits.rows["train"]))
             self.backbone = backbone_of(cache, config.load)
             self._identity = finetune_plan.cache_identity(cache)
         depths = [depth for depth in config.unfreeze if depth != 0]
@@ -165,8 +177,26 @@ class Trials:
             seconds += paces[network].seconds(epochs, n["train"], n["val"], n.get("test", 0))
         return seconds
 
+    def batch_notes(self, trials: list[Trial]) -> list[Note]:
+        """What is decided on the batches of the trials.
+
+        Raises FitError where BatchNorm cannot be trained with batches of the requested size.
+        """
+        notes: list[Note] = []
+        size = self.config.batch_size
+        for trial in {(trial.unfreeze, trial.depth, trial.shots): trial for trial in trials}.values():
+            splits = few_shots(self.splits, trial.shots, trial.seed)
+            n = len(splits.rows["train"])
+            if trial.unfreeze != 0 and n // batch_count(n, size) == 1:
+                notes += self._job_on_zeros(trial, splits).notes
+        return distinct(notes)
+
     def _pace(self, trial: Trial) -> Pace:
         """How long a sample takes the network of a trial, on rows of zeros."""
+        return pace(self._job_on_zeros(replace(trial, shots=ALL, seed=0), self.splits))
+
+    def _job_on_zeros(self, trial: Trial, splits: LabelledSplits) -> TrainingJob[TransferNetwork]:
+        """The job of a trial that trains, on rows of zeros."""
         row: tuple[int, ...]
         node = None if trial.unfreeze == SCRATCH else self.cuts[trial.unfreeze].node
         if node is None:
@@ -176,7 +206,7 @@ class Trials:
         else:
             row, dtype = self.cache.node(node).shape, np.dtype(self.cache.node(node).dtype)
         zeros = ArrayRows(np.broadcast_to(np.zeros(1, dtype), (len(self.cache.images), *row)))
-        return pace(self._job(replace(trial, shots=ALL, seed=0), self.splits, Inputs(zeros, zeros)))
+        return self._job(trial, splits, Inputs(zeros, zeros))
 
     def results(self, trials: list[Trial]) -> Iterator[CompareRun]:
         """Do the trials that are not done; each run is on disk when it is yielded."""
@@ -217,17 +247,19 @@ class Trials:
         splits = few_shots(self.splits, trial.shots, trial.seed)
         if inputs is None:
             metrics, epochs = head_metrics(self._head(trial.shots, trial.seed, splits), self.cache, splits), 0
+            stopped = ""
         else:
             job = self._job(trial, splits, inputs)
             job.train()
             metrics = job.metrics(splits.table.targets[self.target].class_names)
-            epochs = len(job.training.state.history) - 1
+            epochs, stopped = len(job.training.state.history) - 1, job.training.state.stopped
         return CompareRun(
             **asdict(trial),
             accuracy=accuracies(metrics),
             n=len(splits.rows["train"]),
             epochs=epochs,
             seconds=time.perf_counter() - started,
+            stopped=stopped,
         )
 
     def _job(self, trial: Trial, splits: LabelledSplits, inputs: Inputs) -> TrainingJob[TransferNetwork]:

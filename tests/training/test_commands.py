@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
@@ -61,11 +62,25 @@ def trained(made_cache, made_head, tmp_path_factory):
     return found, folder
 
 
+def head_rates(epochs, steps=6, lr=0.05):
+    """The head's rate at the last step of each epoch: 42 samples in batches of 8, warm-up over a tenth."""
+    rising, all_steps = round(epochs * steps * 0.1), epochs * steps
+    done = {epoch: epoch * steps - 1 - rising for epoch in range(1, epochs + 1)}
+    return {e: lr * (1 + math.cos(math.pi * step / (all_steps - rising))) / 2 for e, step in done.items()}
+
+
 def test_finetune_says_what_is_kept_and_leaves_card_history_curves_and_events(trained):
     found, folder = trained
     assert found["max_logit_difference_at_start"] <= 1e-4
     assert found["finetuned_accuracy"]["val"] >= found["head_accuracy"]["val"]
-    assert len(json.loads((folder / "m.history.json").read_text())["epochs"]) == len(found["epochs"])
+    stored = json.loads((folder / "m.history.json").read_text())
+    assert len(stored["epochs"]) == len(found["epochs"])
+    rates = {record["epoch"]: record["learning_rates"] for record in stored["epochs"][1:]}
+    expected = {epoch: {"head": rate, "block4": 0.1 * rate} for epoch, rate in head_rates(6).items()}
+    assert {epoch: pytest.approx(values) for epoch, values in expected.items()} == rates
+    assert {group["name"]: group["learning_rate"] for group in stored["groups"]} == pytest.approx(
+        {"head": 0.05, "block4": 0.005}
+    )
     card = (folder / "m.md").read_text()
     assert "val (chose the model)" in card
     assert "block4" in card
@@ -75,6 +90,11 @@ def test_finetune_says_what_is_kept_and_leaves_card_history_curves_and_events(tr
     recorded = {event.step: event.value for event in events.Scalars("accuracy/val")}
     assert recorded == pytest.approx({record["epoch"]: record["val_accuracy"] for record in found["epochs"]})
     assert "loss/train" in events.Tags()["scalars"]
+    for name, share in (("head", 1.0), ("block4", 0.1)):
+        logged = {event.step: event.value for event in events.Scalars(f"learning rate/{name}")}
+        assert logged == pytest.approx(
+            {epoch: share * rate for epoch, rate in head_rates(6).items()}, rel=1e-5
+        )
 
 
 def test_a_trained_network_is_a_backbone_of_its_own(trained, images, tmp_path):

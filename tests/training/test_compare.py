@@ -3,10 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
@@ -161,3 +162,60 @@ def test_each_trial_starts_from_what_it_names(made_cache, tmp_path):
         }
     assert starts["head"].abs().max() > 0
     assert starts["random"].abs().max() == 0, "a new last layer prefers no class"
+
+
+def test_trials_whose_batches_are_joined_say_so_and_a_batch_size_of_one_is_refused(made_cache, tmp_path):
+    options = {"unfreeze": (0,), "scratch": (2,), "shots": (3,), "seeds": 1, "extend": False}
+    joined = CompareConfig(batch_size=2, **options)
+    with Trials(made_cache, joined, tmp_path, SILENT) as trials:
+        assert [note.code for note in trials.batch_notes(trials.trials())] == ["last-batch-joined"]
+    with (
+        Trials(made_cache, CompareConfig(batch_size=1, **options), tmp_path, SILENT) as trials,
+        pytest.raises(FitError, match="batch_size is 1"),
+    ):
+        trials.batch_notes(trials.trials())
+
+
+def write_codes(cache, path):
+    """Labels by image: a code of two digits, and the same with a second label in some cells."""
+    with FeatureCache(cache) as opened:
+        keys = list(opened.samples.key)
+    rows = [f"{key},{10 + ('/red/' in key)},{'warm|red' if '/red/' in key else 'cold'}" for key in keys]
+    path.write_text("\n".join(["image,code,words", *rows]))
+    return path
+
+
+def test_labels_of_a_file_are_read_as_fit_head_reads_them(made_cache, tmp_path):
+    labels = write_codes(made_cache, tmp_path / "codes.csv")
+    with FeatureCache(made_cache) as opened:
+        warm = sum("/red/" in key for key in opened.samples.key)
+
+    def counted(**options):
+        config = CompareConfig(labels=labels, **options)
+        trials = Trials(made_cache, config, tmp_path, SILENT)
+        target = trials.splits.table.targets[trials.target]
+        return dict(zip(target.class_names, np.bincount(target.values), strict=True))
+
+    assert counted(target="code", classes=("code",)) == {"10": 81 - warm, "11": warm}
+    assert counted(target="words") == {"cold": 81 - warm, "warm|red": warm}
+    with pytest.raises(FitError, match="'words' is of kind multilabel"):
+        counted(target="words", label_separator="|")
+    with pytest.raises(FitError, match="'code' is of kind regression"):
+        counted(target="code", regression=("code",))
+
+
+def test_classes_with_fewer_samples_than_shots_are_told_or_refused(made_cache, tmp_path):
+    with FeatureCache(made_cache) as opened:
+        train = [key for key in opened.samples.key if key.startswith("train/red")]
+        keys = [key for key in opened.samples.key if key not in train[:10]]
+    labels = tmp_path / "labels.csv"
+    labels.write_text("\n".join(["image,colour", *(f"{key},{key.split('/')[1]}" for key in keys)]))
+    options = {"unfreeze": (0,), "shots": (5,), "seeds": 1, "labels": labels, **QUICK}
+    result = compare(made_cache, tmp_path / "runs", **options)
+    (note,) = [note for note in result.notes if note.code == "fewer-shots"]
+    assert note.details == {"shots": 5, "classes": {"red": 4}}
+    again = compare(made_cache, tmp_path / "runs", **options)
+    assert [note.details for note in again.notes if note.code == "runs-reused"] == [{"runs": 1}]
+    with pytest.raises(StrictError):
+        compare(made_cache, tmp_path / "strict", strict=True, **options)
+    assert not (tmp_path / "strict").exists()

@@ -43,6 +43,7 @@ def test_what_fingerprints_are_computed_from_keeps_its_form():
     nested = FinetuneConfig().nested()
     assert list(nested) == [
         *("unfreeze", "init", "views", "augment", "batchnorm", "weights", "trust_code", "labels", "group"),
+        "label_separator",
         "run",
     ]
     assert list(nested["run"]) == [

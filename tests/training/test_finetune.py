@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bottleneck.backbones.model_file import STATISTICS, read_network
-from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError
+from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
@@ -67,27 +67,27 @@ def find_notes(cache, head):
 
 
 def test_a_head_whose_logits_are_too_small_for_the_loss_is_said_first(cache, tmp_path):
-    recorder = Recorder()
     head, larger = (fit_heads(cache, C=C, output=tmp_path / f"{C}").heads[0]["path"] for C in (1e-7, 1e-3))
-    result = finetune(cache, head, tmp_path / "m.safetensors", reporter=recorder, **{**QUICK, "epochs": 1})
+    result = finetune(cache, head, tmp_path / "m.safetensors", **{**QUICK, "epochs": 1})
     assert result.max_logit_difference_at_start <= 1e-4, "what it starts at is the head all the same"
-    (note,) = [note for note in result.notes if "training starts almost anew" in note]
-    assert recorder.told == [f"Note: {note}"]
+    (note,) = [note.message for note in result.notes if note.code == "start-faint"]
+    assert "training starts almost anew" in note
     command = re.search("bottleneck fit-head .* --target label --node bottleneck --C ([0-9.e-]+)`", note)
     assert 1e-6 < float(command[1]) < 1e-2
     assert find_notes(cache, larger) == ()
     other = replace(load_head(head), kind="nearest-mean", C=None).save(tmp_path / "other.safetensors")
     (note,) = find_notes(cache, other)
-    assert note.endswith("--node bottleneck --head logistic`.")
+    assert note.message.endswith("--node bottleneck --head logistic`.")
 
 
 def test_the_head_is_what_is_saved_where_nothing_beats_it(cache, made_head, tmp_path):
     result = finetune(cache, made_head, tmp_path / "m.safetensors", lr=1e-12, **QUICK)
     before, after = load_head(made_head), load_head(tmp_path / "m.safetensors")
-    if result.kept == "head":
-        kinds = {name.rpartition(".")[2] for name in read_network(tmp_path / "m.safetensors")}
-        assert kinds <= set(STATISTICS)
-        assert all(np.array_equal(before.arrays[name], after.arrays[name]) for name in before.arrays)
+    assert result.kept == "head"
+    assert "head-kept" in [note.code for note in result.notes]
+    kinds = {name.rpartition(".")[2] for name in read_network(tmp_path / "m.safetensors")}
+    assert kinds <= set(STATISTICS)
+    assert all(np.array_equal(before.arrays[name], after.arrays[name]) for name in before.arrays)
     assert result.finetuned_accuracy == result.head_accuracy
 
 
@@ -150,7 +150,11 @@ print(result.resumed)
 def test_a_diverging_run_stops_and_says_what_to_try(cache, made_head, tmp_path):
     result = finetune(cache, made_head, tmp_path / "m.safetensors", lr=500.0, **QUICK)
     assert result.stopped == "diverged"
-    assert any("Try --lr 50" in note for note in result.notes)
+    (note,) = [note for note in result.notes if note.code == "loss-diverged"]
+    assert "Try --lr 50" in note.message
+    with pytest.raises(StrictError, match="The loss diverged"):
+        finetune(cache, made_head, tmp_path / "n.safetensors", lr=500.0, strict=True, **QUICK)
+    assert not (tmp_path / "n.safetensors").exists()
     assert result.finetuned_accuracy["val"] >= result.head_accuracy["val"]
 
 
@@ -215,7 +219,7 @@ def test_a_start_that_is_not_the_heads_is_refused(cache, made_head, tmp_path):
     with h5py.File(path, "r+") as file:
         rows = next(iter(file["features"].values()))
         rows[...] = rows[...] * 1.5
-    with pytest.raises((FitError, CacheError)):
+    with pytest.raises(FitError, match="Before the first step the network's logits differ"):
         finetune(cache, made_head, tmp_path / "m.safetensors", **QUICK)
 
 
@@ -237,7 +241,11 @@ def test_val_is_carved_where_there_is_none_and_the_start_has_not_seen_it(tmp_pat
         head = refitted(plain_head(opened, target, "bottleneck"), opened, rows, target.values[rows], C=1e-2)
     result = finetune(cache, head.save(tmp_path / "h.safetensors"), tmp_path / "m.safetensors", **QUICK)
     assert result.n == {"train": 48, "val": 12, "test": 15}
-    assert any("a part of train became it" in note for note in result.notes)
+    codes = {note.code: note for note in result.notes}
+    assert codes["val-taken-from-train"].details == {"val": 12, "train": 48}
+    assert codes["start-fitted-again"].changes_result
+    with pytest.raises(StrictError, match="training starts from a logistic head"):
+        finetune(cache, tmp_path / "h.safetensors", tmp_path / "n.safetensors", strict=True, **QUICK)
 
 
 def write_warmth(images, path, splits=("train", "val", "test")):

@@ -81,8 +81,8 @@ def test_a_diverging_loss_stops_the_run_and_leaves_the_best(tmp_path):
     records = job.run()
     assert job.state.stopped == "diverged"
     assert all(np.isfinite(record.val_loss) for record in records)
-    if job.state.best_epoch == 0:
-        assert all(torch.equal(start[name], value) for name, value in job.module.state_dict().items())
+    assert job.state.best_epoch == 0
+    assert all(torch.equal(start[name], value) for name, value in job.module.state_dict().items())
 
 
 def test_a_learning_rate_that_works_is_not_called_divergence():
@@ -161,3 +161,13 @@ def test_the_last_epoch_is_what_the_module_holds_where_none_is_to_be_chosen():
     measured = measure(*logits_of(job.module, job.val, job.device), job.objective)
     assert (measured.accuracy, measured.loss) == (epochs[-1].val_accuracy, epochs[-1].val_loss)
     assert measured != job.state.best, "the problem is made so that an earlier epoch is better"
+
+
+def test_each_epoch_records_the_rate_of_every_group_and_0_before_its_first_epoch():
+    job = training(epochs=4)
+    for group in job.optimizer.param_groups:
+        group["start_epoch"] = 3 if group["name"] == "hidden" else 1
+    records = job.run()
+    assert records[0].learning_rates == {}
+    assert [record.learning_rates["hidden"] > 0 for record in records[1:]] == [False, False, True, True]
+    assert all(record.learning_rates["head"] == record.lr for record in records[1:])

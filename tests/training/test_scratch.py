@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bottleneck.backbones.model_file import read_network
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, StrictError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
 from bottleneck.training.scratch import scratch
@@ -97,6 +97,11 @@ def test_an_unreadable_image_is_listed_and_its_sample_left_out(tmp_path):
     result = scratch(folder, tmp_path / "m.safetensors", **{**QUICK, "epochs": 1})
     assert result.n == {"train": 23, "val": 12}
     assert list(result.failures) == ["train/red/3.png"]
+    (note,) = [note for note in result.notes if note.code == "images-unread"]
+    assert note.changes_result
+    assert "train/red/3.png" in note.message
+    with pytest.raises(StrictError, match="1 image could not be read"):
+        scratch(folder, tmp_path / "n.safetensors", strict=True, **{**QUICK, "epochs": 1})
 
 
 def test_the_same_seed_gives_the_same_network(images, tmp_path):
@@ -118,3 +123,22 @@ def test_a_source_without_labels_is_refused(tmp_path):
     folder = write_images(tmp_path / "images", {"train": 3}, ("red",))
     with pytest.raises(FitError, match="0 targets"):
         scratch(folder / "train" / "red", tmp_path / "m.safetensors", **QUICK)
+
+
+def test_a_batch_size_of_one_is_refused_before_an_image_is_decoded(images, tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.training.scratch.decoded", None)
+    with pytest.raises(FitError, match="batch_size is 1, but BatchNorm in training mode"):
+        scratch(images, tmp_path / "m.safetensors", batch_size=1, depth=2, image_size=24)
+
+
+def test_a_single_sample_that_is_left_over_is_learnt_from_too_unless_this_is_refused(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "images", {"train": 3, "val": 2})
+    options = {"depth": 2, "image_size": 24, "epochs": 1, "batch_size": 2, "device": "cpu"}
+    result = scratch(folder, tmp_path / "m.safetensors", **options)
+    assert result.epochs[1].samples == 9
+    assert [note.code for note in result.notes] == ["last-batch-joined", "val-chose-the-epoch"]
+    assert result.data["splits"] == {"train": 9, "val": 6, "test": 0}
+    assert result.data["classes"]["label"]["red"] == {"train": 3, "val": 2, "test": 0}
+    monkeypatch.setattr("bottleneck.training.scratch.decoded", None)
+    with pytest.raises(StrictError, match="Some batches have 3 samples instead of 2"):
+        scratch(folder, tmp_path / "n.safetensors", strict=True, **options)

@@ -18,6 +18,7 @@ import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import readable_pixels
+from bottleneck.errors import distinct, refuse_strict
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
@@ -43,6 +44,7 @@ def advise(
     seed: int = AdviseConfig.seed,
     weights: str | None = LoadOptions.weights,
     trust_code: bool = LoadOptions.trust_code,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> Advice:
     """Advise on how to transfer a cache's network to the cache's labels.
@@ -62,6 +64,8 @@ def advise(
         Of every draw of samples and images.
     weights, trust_code
         The weights file or the permission to import that the cache's network needs.
+    strict : bool
+        Refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     Raises
     ------
@@ -69,13 +73,18 @@ def advise(
         There are no classes, or fewer than two.
     CacheError
         The images are gone.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     started = time.perf_counter()
     config = AdviseConfig(target, budget, seed)
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
     trial = make_trial(Path(cache), folder, config, LoadOptions(weights, trust_code), reporter)
+    refuse_strict(trial.notes, strict)
     similar = _similarity(trial, seed, reporter)
     attempts, heads = try_strategies(trial, folder, reporter)
+    notes = distinct([*trial.notes, *(note for attempt in attempts for note in attempt.notes)])
+    refuse_strict(notes, strict)
     curve, scores = _measure(trial, seed)
     return Advice(
         cache=str(cache),
@@ -89,6 +98,7 @@ def advise(
         guess=_majority_accuracy(trial),
         folder=folder,
         seconds=time.perf_counter() - started,
+        notes=notes,
     )
 
 

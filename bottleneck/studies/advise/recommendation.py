@@ -6,12 +6,13 @@ The four scenarios of transfer learning, and three published rules for them, sid
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bottleneck.errors import Note
 from bottleneck.studies.advise.image_similarity import Similarity
 from bottleneck.studies.advise.shot_curve import ShotCurve
 from bottleneck.studies.rank.scores import Scores
@@ -108,7 +109,7 @@ class Attempt:
     """One strategy as it was tried.
 
     strategy : one of HEAD, EARLY, FINETUNE, SCRATCH. what : in words. accuracy, ci95 : by split.
-    command : does the same with all data.
+    command : does the same with all data. notes : what was decided in the trial.
     """
 
     strategy: str
@@ -117,6 +118,11 @@ class Attempt:
     ci95: dict[str, tuple[float, float]]
     seconds: float
     command: str
+    notes: tuple[Note, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all but the notes, which are those of the advice."""
+        return {name: value for name, value in asdict(self).items() if name != "notes"}
 
 
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
@@ -171,6 +177,7 @@ class Advice:
     heads : linear heads along the network (the probe curve). scores : by node.
     tried : samples of the trial by split.
     guess : val accuracy of always predicting the class that is most frequent in train. seconds : wall time.
+    notes : what was decided on the samples and in the trials.
     """
 
     cache: str
@@ -184,6 +191,7 @@ class Advice:
     guess: float
     folder: Path
     seconds: float
+    notes: list[Note] = field(default_factory=list)
 
     @property
     def scenario(self) -> str:
@@ -224,7 +232,7 @@ class Advice:
         """Return the JSON object of `bottleneck advise --json` without the figure."""
         probe_keys = ("node", "C", "cv_accuracy", "accuracy")
         evidence = {
-            "attempts": [asdict(attempt) for attempt in self.attempts],
+            "attempts": [attempt.to_json() for attempt in self.attempts],
             "probe_curve": [{key: head[key] for key in probe_keys} for head in self.heads],
             "scores": {node: asdict(scores) for node, scores in self.scores.items()},
             "samples": self.tried,
@@ -234,7 +242,7 @@ class Advice:
             "scenario": self.scenario,
             "size": self.size.to_json(),
             "similarity": self.similarity and self.similarity.to_json(),
-            "recommendation": asdict(self.chosen),
+            "recommendation": self.chosen.to_json(),
             "rules": {text: {**asdict(rule), "text": rule.text} for text, rule in self.rules.items()},
             "evidence": evidence,
             "text": self.text,
@@ -242,4 +250,5 @@ class Advice:
             "target": self.target,
             "folder": str(self.folder),
             "seconds": self.seconds,
+            "notes": [note.to_json() for note in self.notes],
         }

@@ -8,6 +8,7 @@ compared on val; test is only reported.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -110,4 +111,9 @@ def _network_attempt(strategy: str, what: str, result: TrainingResult, command: 
         ci95=result.accuracy_ci95,
         seconds=result.seconds,
         command=command,
+        notes=tuple(
+            replace(note, message=f"{what[0].upper()}{what[1:]}: {note.message}")
+            for note in result.notes
+            if note.changes_result
+        ),
     )

@@ -7,7 +7,7 @@ Shapes: S samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -20,14 +20,14 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.extract import extract
 from bottleneck.names import BOTTLENECK, SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.class_task import class_target, train_samples
+from bottleneck.studies.class_task import class_target, target_notes, train_samples
 from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.training.inputs import backbone_of
 
@@ -76,6 +76,7 @@ class Trial:
 
     source : the drawn samples. nodes : of the probe curve, from the first block to the bottleneck.
     codes : classes of all train samples of the user's cache. counts : samples of the trial by split.
+    notes : what was decided on target and samples.
     """
 
     user: UserCache
@@ -86,6 +87,7 @@ class Trial:
     nodes: list[str]
     codes: np.ndarray
     counts: dict[str, int]
+    notes: tuple[Note, ...] = ()
 
 
 def make_trial(
@@ -100,10 +102,23 @@ def make_trial(
         nodes = probe_nodes(backbone, preprocess)
         path = _extract(opened, source, folder / "trial.h5", nodes, load, reporter)
         codes = target.values[train_samples(opened, target)]
+        chosen = target_notes(opened, target.name, config.target)
+        labelled, carved = int(target.labelled.sum()), not (opened.samples.split == "val").any()
         user = UserCache(cache, opened.source_root, target.name, tuple(opened.nodes), load)
     with FeatureCache(path) as written:
         counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
-    return Trial(user, path, source, backbone, preprocess, nodes, codes, counts)
+    notes = (*chosen, *_draw_notes(sum(counts.values()), labelled, carved))
+    return Trial(user, path, source, backbone, preprocess, nodes, codes, counts, notes)
+
+
+def _draw_notes(drawn: int, labelled: int, carved: bool) -> Iterator[Note]:
+    """Yield what was decided on the samples of the trial."""
+    if drawn < labelled:
+        text = f"Strategies are tried on {drawn:,} of {labelled:,} labelled samples, see --budget."
+        yield Note("samples-drawn", text, details={"drawn": drawn, "labelled": labelled})
+    if carved:
+        text = f"There was no val split: {VAL_FRACTION:.0%} of train became it, for the trial alone."
+        yield Note("val-taken-from-train", text, details={"fraction": VAL_FRACTION})
 
 
 def trial_source(cache: FeatureCache, target: str, budget: int, seed: int = 0) -> Source:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.stats import kendalltau
 
-from bottleneck.errors import BackboneError, FitError
+from bottleneck.errors import BackboneError, FitError, Note, distinct, refuse_strict
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.class_task import class_target, source_outputs, train_samples
+from bottleneck.studies.class_task import class_target, source_outputs, target_notes, train_samples
 from bottleneck.studies.rank.scores import Scores, score
 from bottleneck.studies.study_config import MEASURES, RankConfig
 from bottleneck.training.inputs import backbone_of
@@ -50,6 +50,7 @@ class Ranking:
     by: str
     tau: dict[str, float | None] | None
     seconds: float
+    notes: list[Note] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of `bottleneck rank --json`."""
@@ -59,6 +60,7 @@ class Ranking:
             "by": self.by,
             "kendall_tau": self.tau,
             "seconds": self.seconds,
+            "notes": [note.to_json() for note in self.notes],
         }
 
 
@@ -71,6 +73,7 @@ def rank(
     check: bool = RankConfig.check,
     output: str | Path = RankConfig.output,
     seed: int = RankConfig.seed,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> Ranking:
     """Score caches of the same samples on their train split, and order them.
@@ -91,6 +94,8 @@ def rank(
         Folder of those heads.
     seed : int
         Of the draw of queries for kNN, and of the heads' folds.
+    strict : bool
+        Refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     Raises
     ------
@@ -98,17 +103,23 @@ def rank(
         The caches hold different samples or labels, or none with classes.
     CacheError
         A cache lacks the node.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     started = time.perf_counter()
     config = RankConfig(node, target, by, check, output, seed)
     _require_same_samples(caches, target)
+    with FeatureCache(caches[0]) as opened:
+        notes = target_notes(opened, class_target(opened, target).name, target)
+    refuse_strict(notes, strict)
     ranked = []
     with reporter.step("Scoring", total=len(caches), unit="caches") as advance:
         for cache in caches:
-            ranked.append(_rank_one(cache, config))
+            ranked.append(_rank_one(cache, config, notes))
             advance(1)
     ranked.sort(key=lambda each: _sorting_key(getattr(each.scores, by)))
-    return Ranking(ranked, by, _tau(ranked) if check else None, time.perf_counter() - started)
+    tau = _tau(ranked) if check else None
+    return Ranking(ranked, by, tau, time.perf_counter() - started, distinct(notes))
 
 
 def _sorting_key(score: float | None) -> float:
@@ -116,7 +127,8 @@ def _sorting_key(score: float | None) -> float:
     return np.inf if score is None else -score
 
 
-def _rank_one(cache: str | Path, config: RankConfig) -> Ranked:
+def _rank_one(cache: str | Path, config: RankConfig, notes: list[Note]) -> Ranked:
+    """Score one cache. notes : is appended to."""
     with FeatureCache(cache) as opened:
         target = class_target(opened, config.target)
         train = train_samples(opened, target)
@@ -124,8 +136,9 @@ def _rank_one(cache: str | Path, config: RankConfig) -> Ranked:
         if BOTTLENECK in opened.nodes and opened.samples.image.shape[1] == 1:
             try:
                 outputs = source_outputs(backbone_of(opened), opened.sample_rows(BOTTLENECK, train))
-            except BackboneError:  # its weights are not available here; only LEEP needs them
-                outputs = None
+            except BackboneError as error:  # only LEEP needs the weights
+                text = f"LEEP is not computed for {cache}: its network cannot be loaded. {error.message}"
+                notes.append(Note("leep-not-computed", text, details={"cache": str(cache)}))
         rows = opened.sample_rows(config.node, train)
         scores = score(rows, target.values[train], outputs, seed=config.seed)
     accuracy = None

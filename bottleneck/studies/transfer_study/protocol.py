@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,9 +31,10 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import BottleneckError, SourceError
+from bottleneck.errors import BottleneckError, Note, SourceError
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.studies.study_config import StudyConfig
+from bottleneck.training.inputs import unread_note
 
 BASES = ("baseA", "baseB")
 COPIES = ("BnB", "BnB+", "AnB", "AnB+", "random")
@@ -151,7 +152,7 @@ class StudyImages:
 
     pixels : (N, S, S, channels) uint8. codes : (N,) int64, −1 where the image could not be read.
     val : (N,) bool; the others are train. class_names : K names.
-    digest : sha256 of all images, labels and splits, in hexadecimal.
+    digest : sha256 of all images, labels and splits, in hexadecimal. notes : on the source.
     """
 
     pixels: np.ndarray
@@ -159,6 +160,7 @@ class StudyImages:
     val: np.ndarray
     class_names: tuple[str, ...]
     digest: str
+    notes: tuple[Note, ...] = ()
 
     @property
     def failed(self) -> int:
@@ -214,7 +216,8 @@ def read_images(
         There are no labels of classes, or samples have several images.
     """
     listed = read_source(source, config)
-    if not (listed.samples.split == "val").any():
+    carved = not (listed.samples.split == "val").any()
+    if carved:
         listed = read_source(source, replace(config, val_fraction=VAL_FRACTION))
     names, chosen, codes = _labelled(listed)
     keys = [listed.images[i] for i in listed.samples.image[chosen, 0]]
@@ -229,7 +232,21 @@ def read_images(
             codes[i] = -1
         else:
             digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
-    return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest())
+    failures = {image.key: image.error for image in images if image.error is not None}
+    notes = (*listed.notes, *_notes(listed, len(keys), failures, carved))
+    return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest(), notes)
+
+
+def _notes(source: Source, used: int, failures: dict[str, str], carved: bool) -> Iterator[Note]:
+    """Yield what was decided on the images of a source, of which `used` have a label and are not test."""
+    if carved:
+        text = f"There was no val split: {VAL_FRACTION:.0%} of train, stratified by class, became it."
+        yield Note("val-taken-from-train", text, details={"fraction": VAL_FRACTION})
+    if unused := len(source.samples) - used:
+        text = f"{unused:,} of {len(source.samples):,} samples are not used: they are test, or have no label."
+        yield Note("samples-not-used", text, details={"samples": unused})
+    if failures:
+        yield unread_note(failures)
 
 
 def temporary_array(

@@ -30,6 +30,7 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from bottleneck.backbones.batchnorm import calibrate_in_training_mode
+from bottleneck.errors import Note, distinct
 from bottleneck.files import write_whole
 from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
@@ -39,7 +40,7 @@ from bottleneck.studies.transfer_study.protocol import Run, StudyImages, tempora
 from bottleneck.threads import available_cores, serial_libraries
 from bottleneck.training.batches import SampleSet
 from bottleneck.training.config import TrainingConfig
-from bottleneck.training.job import Inputs, TrainingJob
+from bottleneck.training.job import Inputs, TrainingJob, fewest_samples
 from bottleneck.training.loop import EpochRecord
 from bottleneck.training.loss import logits_of, predicted
 from bottleneck.training.optim import LayerGroup
@@ -97,6 +98,18 @@ class Runner:
         self.at_once = available_cores() if config.network == ALEXNET else 1
         self._building = threading.Lock()  # weights are drawn from the one generator of the process
         self._stopped = threading.Event()
+
+    def notes(self, runs: Sequence[Run]) -> list[Note]:
+        """Return what is decided on the images and on the batches of `runs`, before any is trained.
+
+        Raises FitError where BatchNorm cannot be trained with batches of the requested size.
+        """
+        notes = list(self.images.notes)
+        for run in {(run.kind == "baseA", run.half, run.share): run for run in runs if run.n == 0}.values():
+            network = _OneImage(self._network(run).suffix(0)).train()
+            rows, samples = ArrayRows(self.images.pixels), self._samples(run)["train"]
+            notes += fewest_samples(network, rows, samples, self.config.batch_size)[1]
+        return distinct(notes)
 
     def result(self, run: Run) -> RunResult | None:
         """Return the stored result of `run`, or None if it has not been trained."""

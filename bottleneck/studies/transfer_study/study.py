@@ -20,7 +20,7 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, Note, refuse_strict, reused_note
 from bottleneck.files import whole_file, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -54,6 +54,7 @@ class TransferStudy:
 
     layers : names of the network's L layers. results : all runs, with those that do not count.
     trained : number of runs trained by this call. failed : number of images that could not be read.
+    notes : what was decided on images, labels and batches.
     """
 
     config: StudyConfig
@@ -64,6 +65,7 @@ class TransferStudy:
     trained: int
     failed: int
     seconds: float
+    notes: tuple[Note, ...] = ()
 
     @property
     def curves(self) -> Curves:
@@ -99,6 +101,7 @@ class TransferStudy:
             "csv": str(self.folder / "runs.csv"),
             "reference": {"base": PUBLISHED_BASE, "curves": PUBLISHED},
             "seconds": self.seconds,
+            "notes": [note.to_json() for note in self.notes],
         }
 
 
@@ -130,6 +133,7 @@ def transfer_study(
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
+    strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> TransferStudy:
     """Run or continue the study of the images of `source`.
@@ -154,6 +158,8 @@ def transfer_study(
         Of A's images, to see how the gain depends on the size of A.
     image_columns … limit
         As in `extract` (`data.config.ReadConfig`); `seed` decides which samples are set aside.
+    strict : bool
+        Refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
     Raises
     ------
@@ -165,11 +171,13 @@ def transfer_study(
         The base networks learnt nothing in any seed.
     FingerprintError
         The folder holds a study of other images or settings.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     config = config_from(StudyConfig, locals())
     reading = config_from(ReadConfig, locals())
     folder = Path(output) if output is not None else default_folder(source)
-    return _run(source, folder, config, reading, halves, reporter)
+    return _run(source, folder, config, reading, halves, strict, reporter)
 
 
 def _run(
@@ -178,6 +186,7 @@ def _run(
     config: StudyConfig,
     reading: ReadConfig,
     halves: Halves | None,
+    strict: bool,
     reporter: Reporter,
 ) -> TransferStudy:
     started = time.perf_counter()
@@ -191,9 +200,14 @@ def _run(
         images.require_enough(classes[0])  # the other seeds have the same classes
         runner = Runner(config, images, classes, folder)
         _require_same_study(runner, halves)
-        results, trained = _train(runner, plan_runs(config, len(network.layers)), reporter)
+        planned = plan_runs(config, len(network.layers))
+        notes = runner.notes(planned)
+        refuse_strict(notes, strict)
+        results, trained = _train(runner, planned, reporter)
         _write_csv(folder / "runs.csv", results)
     require_valid(results, folder)
+    if reused := len(results) - trained:
+        notes.append(reused_note(reused, len(results), folder))
     return TransferStudy(
         config=config,
         layers=tuple(network.layers),
@@ -203,6 +217,7 @@ def _run(
         trained=trained,
         failed=images.failed,
         seconds=time.perf_counter() - started,
+        notes=tuple(notes),
     )
 
 

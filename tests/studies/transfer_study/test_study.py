@@ -17,7 +17,14 @@ from safetensors.torch import load_file, save_file
 import bottleneck
 from bottleneck.cli.main import group
 from bottleneck.data.config import ReadConfig
-from bottleneck.errors import BackboneError, BottleneckError, FingerprintError, FitError, SourceError
+from bottleneck.errors import (
+    BackboneError,
+    BottleneckError,
+    FingerprintError,
+    FitError,
+    SourceError,
+    StrictError,
+)
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.networks import build_network
 from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs, read_images
@@ -295,3 +302,23 @@ def test_without_val_a_quarter_of_train_is_set_aside(tmp_path):
 def test_settings_that_cannot_be_are_refused(source, tmp_path, options, error):
     with pytest.raises(error):
         transfer_study(source, tmp_path, **{**SMALL, **options})
+
+
+def test_batches_of_one_image_are_joined_in_every_run_and_told(tmp_path):
+    source = write_stripes(tmp_path / "images", images=5, val=4)
+    for name in ("class0", "class2"):
+        (source / "train" / name / "0.png").unlink()
+    options = {**SMALL, "epochs": 1, "batch_size": 2, "shares": ()}
+    network = build_network("alexnet8", 2, size=16, channels=1, width=4)
+    images = read_images(source, network.preprocess, tmp_path, ReadConfig())
+    names = (["class0", "class1"], ["class2", "class3"])
+    halves = class_halves(images.class_names, 0, names)
+    runner = Runner(StudyConfig(seeds=1, **options), images, [halves], tmp_path)
+    (note,) = runner.notes(plan_runs(runner.config, 8))
+    assert (note.code, note.details["largest"]) == ("last-batch-joined", 3)
+    assert runner.train(Run(0, "baseA")).images == 9
+    runner.config = StudyConfig(seeds=1, **{**options, "batch_size": 1})
+    with pytest.raises(FitError, match="batch_size is 1"):
+        runner.notes(plan_runs(runner.config, 8))
+    with pytest.raises(StrictError, match="Some batches have 3 samples"):
+        transfer_study(source, tmp_path / "s", seeds=1, halves=names, strict=True, **options)
