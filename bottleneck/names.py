@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 SPLITS = ("train", "val", "test")
+ALL_SAMPLES = "all"  # what is measured of a source without splits
 TARGET_KINDS = ("class", "multilabel", "regression")
 
 DEFAULT_BACKBONE = "efficientnet_lite0"

@@ -9,6 +9,7 @@ Shapes: I images, S samples, M images per sample, L labels of a multi-label targ
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -136,6 +137,9 @@ class SampleTable:
     covariate_names : tuple of P str
     group : (S,) object array of str, or None
         Samples of one group stay on one side of every split and fold.
+    columns : dict of str to tuple of str
+        Where the table was read from a manifest: its columns by role ("image", "label", "split", "group",
+        "sample", "covariate"), and the "separator" between labels of a cell.
     """
 
     key: np.ndarray
@@ -145,6 +149,7 @@ class SampleTable:
     covariates: np.ndarray = None  # type: ignore[assignment]  # becomes (S, 0) below
     covariate_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.covariates is None:

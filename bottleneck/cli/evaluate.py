@@ -6,10 +6,10 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import engine_options, loading_options, reading_options
+from bottleneck.cli.options import engine_options, loading_options, reading_options, strict_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BottleneckError
-from bottleneck.names import SPLITS
+from bottleneck.names import ALL_SAMPLES, SPLITS
 
 # Shown for a target that has them: classes, labels and numbers have different ones.
 MEASURES = (
@@ -48,6 +48,7 @@ MEASURES = (
     help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
 )
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
+@strict_option
 @loading_options
 @engine_options
 @reading_options
@@ -67,8 +68,8 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
             raise BottleneckError(
                 "--confusion needs a head of classes; this one predicts another kind of target."
             )
-        confusion_matrix(result["confusion"], result["classes"], confusion, title=f"{result['split']} split")
-    shown = [table(f"On the {result['split']} split", ("measure", "value"), _measures(result).items())]
+        confusion_matrix(result["confusion"], result["classes"], confusion, title=_measured(result))
+    shown = [table(f"On {_measured(result)}", ("measure", "value"), _measures(result).items())]
     if "per_class" in result:
         classes = [
             (row["name"], row["n"], row["precision"], row["recall"], row["f1"]) for row in result["per_class"]
@@ -78,6 +79,11 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
         failed = [(row["image"], row["error"]) for row in result["failed"]]
         shown.append(table("Images that were not measured", ("image", "reason"), failed))
     terminal.result(result, *shown)
+
+
+def _measured(result: dict[str, Any]) -> str:
+    """Return what was measured, for a title."""
+    return "all samples" if result["split"] == ALL_SAMPLES else f"the {result['split']} split"
 
 
 def _measures(result: dict[str, Any]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import column_options, engine_options, loading_options
+from bottleneck.cli.options import column_options, engine_options, loading_options, strict_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.names import TOP_CLASSES
 
@@ -32,6 +32,12 @@ ROWS_SHOWN = 20
     show_default=True,
     help="Classes listed per sample in JSON, the likeliest first.",
 )
+@click.option(
+    "--probabilities",
+    is_flag=True,
+    help="Add the probabilities of all classes, in the output file as columns p_CLASS.",
+)
+@strict_option
 @loading_options
 @engine_options
 @column_options

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from bottleneck.errors import SourceError
 
@@ -49,6 +50,10 @@ class ReadConfig:
     val_fraction, test_fraction : fractions of the train samples to set aside (`splits.set_aside`).
     seed : decides which samples are set aside.
     limit : keep this many samples, spread evenly over splits and classes, without changing a sample's split.
+    remembered : columns by role that a model was made with (`SampleTable.columns`), read where no flag names
+        others.
+    inputs_only : read images and covariates alone, a sample for each row; no labels, splits or groups unless
+        they are named. `Source.cells` then holds the other columns.
     """
 
     image_columns: tuple[str, ...] = ()
@@ -65,6 +70,8 @@ class ReadConfig:
     test_fraction: float = 0.0
     seed: int = 0
     limit: int | None = None
+    remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inputs_only: bool = False
 
     def __post_init__(self) -> None:
         for name in ("image_columns", "label_columns", "covariate_columns", "classes", "regression"):

@@ -17,6 +17,7 @@ import numpy as np
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.listing import is_image
+from bottleneck.data.remembered import ROLES, recalled
 from bottleneck.data.splits import ALIASES, split_named
 from bottleneck.data.table_file import (
     Table,
@@ -51,6 +52,7 @@ class Manifest:
     columns : the columns in use by role ("image", "label", "split", "group", "sample", "covariate"), and
         the "unused" ones.
     notes : what was decided.
+    cells : where inputs alone are read, the cells of the samples in each column beside those of images.
     """
 
     images: list[str]
@@ -58,6 +60,7 @@ class Manifest:
     absent: dict[str, str]
     columns: Columns
     notes: tuple[Note, ...]
+    cells: Table
 
 
 def read_manifest(
@@ -84,12 +87,15 @@ def read_manifest(
     SourceError
         A column is missing or has invalid cells; rows are named.
     """
+    config, notes = recalled(table, config, name)
     wanted = _with_defaults(table, config, name)
     _require_targets(wanted, name)
-    table, columns, notes = _present_columns(table, wanted, name)
+    cells = {column: values for column, values in table.items() if config.inputs_only}
+    table, columns, told = _present_columns(table, wanted, name)
+    notes += told
     keys = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
-    repeated = repeated_rows(table)
-    sample_keys = _sample_keys(table, wanted.sample_column, keys, repeated)
+    repeated = np.zeros(len(keys), bool) if config.inputs_only else repeated_rows(table)
+    sample_keys = _sample_keys(table, wanted, keys, repeated)
     targets = {}
     for label in wanted.label_columns:
         alone = len(wanted.label_columns) == 1
@@ -107,12 +113,24 @@ def read_manifest(
         covariates=_covariates(table, wanted.covariate_columns, len(keys)),
         covariate_names=wanted.covariate_columns,
         group=_names(table, wanted.group_column, "group") if wanted.group_column else None,
+        columns=_in_use(wanted),
     )
     notes += repeated_note(repeated, name)
     samples, complete = samples.take(whole), samples
     notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
     shown = {printable(key): reason for key, reason in absent.items()}
-    return Manifest(images, samples, shown, columns, tuple(notes))
+    kept = {
+        column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
+        for column, values in cells.items()
+        if column not in columns["image"]
+    }
+    return Manifest(images, samples, shown, columns, tuple(notes), kept)
+
+
+def _in_use(wanted: ReadConfig) -> Columns:
+    """Return the columns in use by role, as they were asked for, and the separator of labels."""
+    named = {role: getattr(wanted, name) for role, name in ROLES.items()}
+    return {role: (name,) if isinstance(name, str) else name for role, name in named.items() if name}
 
 
 def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) -> dict[str, str]:
@@ -132,8 +150,10 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
             f"The manifest {name} has columns {_listed(table)}; expected 'image' or 'file_name'.",
             f"Name the column of image paths: --image-column {_quoted(close[0] if close else 'NAME')}.",
         )
-    labels = config.label_columns or (("label",) if find_column(table, "label", name) else ())
-    split = config.split_column or ("split" if find_column(table, "split", name) else None)
+    labels, split = config.label_columns, config.split_column
+    if not config.inputs_only:
+        labels = labels or (("label",) if find_column(table, "label", name) else ())
+        split = split or ("split" if find_column(table, "split", name) else None)
     return replace(config, image_columns=images, label_columns=labels, split_column=split)
 
 
@@ -191,12 +211,12 @@ def _found(table: Table, column: str, name: str) -> str:
 def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str) -> list[Note]:
     """Return notes on columns that are not used although they look as if they were meant to be."""
     notes, unused = [], columns["unused"]
-    if not wanted.label_columns and unused:
+    if not wanted.label_columns and unused and not wanted.inputs_only:
         close = _close(unused, LABEL_NAMES)
         advice = f"--label-column {_quoted(close[0])}" if close else "--label-column NAME"
         message = f"{name} has no column 'label', so its samples have no labels; to read some, give {advice}."
         notes.append(Note("no-label-column", message, details={"unused": list(unused)}))
-    if wanted.split_column is None:
+    if wanted.split_column is None and not wanted.inputs_only:
         for column in unused:
             named = {split_named(cell) if isinstance(cell, str) else None for cell in table[column] if cell}
             if named and None not in named:
@@ -252,10 +272,18 @@ def _relative(path: str, root: str) -> str:
 
 
 def _sample_keys(
-    table: Table, column: str | None, images: list[tuple[str, ...]], repeated: np.ndarray
+    table: Table, wanted: ReadConfig, images: list[tuple[str, ...]], repeated: np.ndarray
 ) -> list[str]:
-    """Return the names of the samples, from a column or from their images: unique but for repeated rows."""
-    keys = ["|".join(row) for row in images] if column is None else list(_names(table, column, "sample"))
+    """Return the names of the samples, from a column or from their images.
+
+    They are unique but for repeated rows. Where inputs alone are read they need not be, and a blank cell
+    stands for the name of the images.
+    """
+    column, named = wanted.sample_column, ["|".join(row) for row in images]
+    if wanted.inputs_only:
+        cells = [None] * len(named) if column is None else table[column]
+        return [key if _is_blank(cell) else str(cell) for cell, key in zip(cells, named, strict=True)]
+    keys = named if column is None else list(_names(table, column, "sample"))
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys, 1):
         if not repeated[row - 1]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -71,6 +72,9 @@ class Source:
         Of a manifest: the columns in use by role, and the "unused" ones.
     ignored_by_suffix : dict of str to int
         The number of ignored files by suffix, "hidden" and "no suffix" beside them.
+    cells : dict of str to list
+        Of a manifest that is read for its inputs alone (`ReadConfig.inputs_only`): the S cells of each column
+        beside those of images.
     """
 
     root: str
@@ -83,6 +87,7 @@ class Source:
     notes: tuple[Note, ...] = ()
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored_by_suffix: dict[str, int] = field(default_factory=dict)
+    cells: dict[str, list[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
@@ -100,7 +105,9 @@ class Source:
         samples = self.samples.take(rows)
         needed, image = np.unique(samples.image, return_inverse=True)
         samples = replace(samples, image=image.reshape(samples.image.shape).astype(np.int64))
-        return replace(self, images=tuple(self.images[i] for i in needed), samples=samples)
+        kept = np.arange(len(self.samples))[rows].tolist()
+        cells = {column: [values[row] for row in kept] for column, values in self.cells.items()}
+        return replace(self, images=tuple(self.images[i] for i in needed), samples=samples, cells=cells)
 
     def _files(self, key: str) -> Files:
         """Return where `key` is read: a manifest may also name images by URL."""
@@ -142,8 +149,9 @@ def read_sources(
     Raises SourceError as `read_source` does.
     """
     opened: list[Source] = []
+    asked = config and replace(config, remembered={}, inputs_only=False)
     for are_images, group in groupby(sources, _is_image_file):
-        if are_images and config in (None, ReadConfig()):
+        if are_images and asked in (None, ReadConfig()):
             opened.append(image_files([os.fspath(path) for path in group if not isinstance(path, Source)]))
         else:
             opened += [read_source(one, config) for one in group]
@@ -250,7 +258,8 @@ def _listed(files: Files, listing: Listing, config: ReadConfig) -> Source:
     samples, notes = folder_samples(listing.keys, files.root, listing.folders)
     target, suffix, told = shard_target(listing.keys, listing.labels, bool(samples.targets), config.labels)
     if target:
-        samples = replace(samples, targets={"label": target})
+        separator = {"separator": (config.label_separator,)} if config.label_separator else {}
+        samples = replace(samples, targets={"label": target}, columns=separator)
         bases = {base_of(key)[0] for key in listing.keys}
         read = sum(suffix in texts for base, texts in listing.labels.items() if base in bases)
         listing.others -= Counter({suffix: read})
@@ -349,6 +358,7 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
         files,
         notes=manifest.notes,
         columns=manifest.columns,
+        cells=manifest.cells,
     )
 
 

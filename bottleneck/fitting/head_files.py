@@ -23,6 +23,7 @@ from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.heads.trained_on import seen_before
 from bottleneck.names import SPLITS
 from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -44,8 +45,13 @@ MOST_ROWS = 1 << 14  # that are measured at a time
 LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
 
 
-def describe_head(cache: FeatureCache, samples: SampleTable, target: Target, node: str) -> HeadDescription:
-    """Return the description of a head for `target` of `samples` on one node of a cache."""
+def describe_head(
+    cache: FeatureCache, samples: SampleTable, target: Target, node: str, rows: np.ndarray | None = None
+) -> HeadDescription:
+    """Return the description of a head for `target` of `samples` on one node of a cache.
+
+    rows : samples that the head is fitted on, if they are known.
+    """
     return HeadDescription(
         target=target.name,
         target_kind=target.kind,
@@ -57,6 +63,8 @@ def describe_head(cache: FeatureCache, samples: SampleTable, target: Target, nod
         preprocess=cache.spec.preprocess,
         fingerprint=cache.fingerprint,
         node_fingerprint=cache.vector_fingerprint(node),
+        columns=dict(samples.columns),
+        trained_on={} if rows is None else seen_before({}, cache.images.digest, samples, rows),
     )
 
 
@@ -89,8 +97,9 @@ class HeadFiles:
         if held_out is not None and fit.link != "identity":
             temperature = fit_temperature(*held_out, fit.link)
             trim_memory()
-        description = describe_head(self.cache, self.samples, target, node)
-        head = fit.artifact(description, temperature=temperature, n_train=int(target.labelled.sum()))
+        fitted_on = train[target.labelled]
+        description = describe_head(self.cache, self.samples, target, node, fitted_on)
+        head = fit.artifact(description, temperature=temperature, n_train=len(fitted_on))
         metrics = {}
         if held_out is not None:
             metrics["cv"] = _measured_on_logits(head, target, *held_out)

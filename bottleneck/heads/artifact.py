@@ -33,6 +33,7 @@ from bottleneck.heads.head_format import (
     FIELDS,
     FORMAT,
     FORMAT_VERSION,
+    OPTIONAL,
     check_arrays,
     check_description,
     check_fields,
@@ -57,6 +58,8 @@ class HeadDescription:
     images_per_sample : M. covariate_names : P names. The input is M images' features, then the covariates.
     backbone, preprocess : JSON recipes of the cache. fingerprint : of the cache.
     node_fingerprint : of the node's rows.
+    columns : of the manifest that the samples came from, by role (`SampleTable.columns`); {} without one.
+    trained_on : the images that it was fitted on, as `TrainedOn.to_json`; {} where they are not known.
     """
 
     target: str = "label"
@@ -69,6 +72,8 @@ class HeadDescription:
     preprocess: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
     node_fingerprint: str = ""
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trained_on: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,7 @@ class HeadArtifact(HeadDescription):
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         object.__setattr__(self, "covariate_names", tuple(self.covariate_names))
+        object.__setattr__(self, "columns", {role: tuple(names) for role, names in self.columns.items()})
         check_fields(self)
         shapes = {name: array.shape for name, array in self.arrays.items()}
         check_shapes(self.form, shapes, self.outputs)
@@ -207,6 +213,7 @@ class HeadArtifact(HeadDescription):
         """
         path = Path(path)
         described = {name: getattr(self, name) for name in FIELDS}
+        described |= {name: getattr(self, name) for name in OPTIONAL if getattr(self, name)}
         text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
         for name, tensor in (network or {}).items():

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import ArtifactError
+from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.records import (
     are_numbers,
     is_flag,
@@ -91,6 +92,10 @@ FIELDS = {  # of the description, in the order of the file
     "node_fingerprint": is_text,
     "version": is_text,
 }
+OPTIONAL = {  # fields that files of earlier releases lack
+    "columns": lambda value: _is_object(value) and all(map(_are_texts, value.values())),
+    "trained_on": _is_object,
+}
 BACKBONE = {  # fields of a recipe that are used before it is compared with the network
     "name": is_text,
     "weights": is_text,
@@ -133,7 +138,9 @@ def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ArtifactError("Its description is not JSON.") from None
     require_fields(described, FIELDS, "Its description", others=True)
-    return {name: described[name] for name in FIELDS}
+    present = {name: accepts for name, accepts in OPTIONAL.items() if name in described}
+    require_fields(described, present, "Its description", others=True)
+    return {name: described[name] for name in (*FIELDS, *present)}
 
 
 def check_fields(head: Any) -> None:
@@ -156,6 +163,8 @@ def check_fields(head: Any) -> None:
     if len(set(head.class_names)) < len(head.class_names):
         twice = next(name for name in head.class_names if head.class_names.count(name) > 1)
         raise ArtifactError(f"A head has the class {twice!r} twice; expected different names.")
+    if head.trained_on:
+        TrainedOn.from_json(head.trained_on)
     _check_some(head.backbone, BACKBONE, "A head's backbone")
     _check_some(head.settings, SETTINGS, "The settings of a head")
     if head.form == "knn" and "k" not in head.settings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import ArtifactError
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
-from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
+from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -34,6 +34,7 @@ from bottleneck.samples import SampleTable
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
 
+REMEMBERED = ("image", "split", "group", "sample", "separator")  # roles of columns, beside those of the head
 CHUNK = 4096  # images among which copies are recognised; their features stay in memory that long
 
 
@@ -42,13 +43,15 @@ class Outputs:
     """Outputs of a head for a source.
 
     rows : (B,) indices of the source's samples, ascending; samples with a failed image are missing.
-    decisions : (B, K) float32, the head's decision function.
+    scores : probabilities (B, K) or (B, L) after temperature scaling, or values (B,) of a regression.
     failed : reason by image key.
+    digests : (I, 32) uint8, sha256 of the images that were read.
     """
 
     rows: np.ndarray
-    decisions: np.ndarray
+    scores: np.ndarray
     failed: dict[str, str]
+    digests: np.ndarray
 
 
 class Classifier:
@@ -70,6 +73,7 @@ class Classifier:
         self,
         *sources: str | Path | Source,
         top: int = TOP_CLASSES,
+        probabilities: bool = False,
         image_columns: Sequence[str] = ReadConfig.image_columns,
         label_columns: Sequence[str] = ReadConfig.label_columns,
         split_column: str | None = ReadConfig.split_column,
@@ -82,27 +86,52 @@ class Classifier:
     ) -> list[dict[str, Any]]:
         """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
-        top : classes listed per sample. The columns are those of `ReadConfig`. A record is described at
-        `bottleneck.models.predict.predict`, which also returns the images that failed.
+        top : classes listed per sample. probabilities : add those of all classes. The columns are those of
+        `ReadConfig`. A record is described at `bottleneck.models.predict.predict`, which also returns the
+        images that failed and the notes.
         """
         reading = config_from(ReadConfig, locals())
-        opened = read_sources(sources, reading)
-        return [record for source in opened for record in self.classify(source, top)[0]]
+        self.require_probabilities(probabilities)
+        opened = read_sources(sources, self.reading(reading, inputs_only=True))
+        return [record for source in opened for record in self.classify(source, top, probabilities)[0]]
+
+    def reading(self, config: ReadConfig, inputs_only: bool = False) -> ReadConfig:
+        """Return `config` with the columns that the head was made with, for what no flag names."""
+        head = self.head
+        columns = {role: names for role, names in head.columns.items() if role in REMEMBERED}
+        columns |= {"label": (head.target,), "covariate": head.covariate_names}
+        if head.target_kind != "multilabel":
+            columns.pop("separator", None)
+        target = (head.target, head.target_kind)
+        return replace(config, remembered=columns, head_target=target, inputs_only=inputs_only)
+
+    def require_probabilities(self, wanted: bool) -> None:
+        """Raise ArtifactError if probabilities of classes are wanted of a head that has no classes."""
+        if wanted and self.head.target_kind == "regression":
+            raise ArtifactError(
+                f"The head predicts {self.head.target!r}, a quantity, which has no probabilities of classes.",
+                "Leave --probabilities out.",
+            )
 
     def classify(
-        self, source: Source, top: int = TOP_CLASSES, reporter: Reporter = SILENT
+        self,
+        source: Source,
+        top: int = TOP_CLASSES,
+        probabilities: bool = False,
+        reporter: Reporter = SILENT,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Return one record per classified sample, in order, and the reason of each failed image by key."""
         outputs = self.outputs(source, reporter)
-        if not len(outputs.rows):
-            return [], outputs.failed
-        head = self.head
-        scores = apply_link(outputs.decisions, head.link, head.temperature)  # (B, K), or (B,) of a regression
         records = []
-        for row, score in zip(outputs.rows, scores, strict=True):
+        for row, score in zip(outputs.rows.tolist(), outputs.scores, strict=True):
             images = [source.images[image] for image in source.samples.image[row]]
-            record = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
-            records.append(record | _prediction(head, score, top))
+            record: dict[str, Any] = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
+            record |= {"sample": source.samples.key[row]} | _prediction(self.head, score, top)
+            if probabilities:
+                record["probabilities"] = dict(zip(self.head.class_names, score.tolist(), strict=True))
+            if source.cells:
+                record["columns"] = {name: cells[row] for name, cells in source.cells.items()}
+            records.append(record)
         return records, outputs.failed
 
     def outputs(self, source: Source, reporter: Reporter = SILENT) -> Outputs:
@@ -115,36 +144,34 @@ class Classifier:
         """
         self._require_form(source.samples)
         rows: list[np.ndarray] = []
-        decisions: list[np.ndarray] = []
-        failed = dict(source.absent)
-        for ready, inputs in self.inputs(source, failed, reporter):
+        scores: list[np.ndarray] = []
+        read = _Read(dict(source.absent))
+        for ready, inputs in self._inputs(source, read, reporter):
             if len(ready):
                 rows.append(ready)
-                decisions.append(self.head.decision(inputs))
-        if not rows:
-            return Outputs(np.zeros(0, np.int64), np.zeros((0, 0), np.float32), failed)
-        row = np.concatenate(rows)
+                scores.append(self.head.probabilities(inputs))
+        row = np.concatenate([np.zeros(0, np.int64), *rows])
         order = np.argsort(row)
-        return Outputs(row[order], np.concatenate(decisions)[order], failed)
+        score = np.concatenate(scores)[order] if scores else np.zeros((0, 0))
+        digests = np.frombuffer(b"".join(read.digests), np.uint8).reshape(-1, 32)
+        return Outputs(row[order], score, read.failed, digests)
 
-    def inputs(
-        self, source: Source, failed: dict[str, str], reporter: Reporter = SILENT
+    def _inputs(
+        self, source: Source, read: _Read, reporter: Reporter
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the head's inputs of the samples as their images become ready.
 
-        Yields indices of `source.samples` (B,) and float32 inputs (B, M·D + P). The reason of an image
-        without features is added to `failed`; its samples are not yielded.
+        Yields indices of `source.samples` (B,) and float32 inputs (B, M·D + P). Samples with an image that
+        has no features are not yielded. What is known of the images is added to `read`.
         """
         assembly = _SampleAssembly(source.samples)
         with reporter.step("Classifying", total=len(source.images), unit="images") as advance:
             for start in range(0, len(source.images), CHUNK):
-                for images, features in self._chunk(source, start, failed):
+                for images, features in self._chunk(source, start, read):
                     yield assembly.add(images, features)
                     advance(len(images))
 
-    def _chunk(
-        self, source: Source, start: int, failed: dict[str, str]
-    ) -> Iterator[tuple[list[int], np.ndarray]]:
+    def _chunk(self, source: Source, start: int, read: _Read) -> Iterator[tuple[list[int], np.ndarray]]:
         """Yield indices and features (B, D) of the images of one chunk, copies of other images last."""
         features_of: dict[bytes | None, np.ndarray] = {}
         copies: list[LoadedImage] = []
@@ -152,15 +179,17 @@ class Classifier:
         for item in self.trunk.stream(source, keys, nodes):
             if isinstance(item, Batch):
                 features = np.concatenate(item.features, axis=1)
-                features_of |= zip((image.digest for image in item.images), features, strict=True)
+                digests = [image.digest or b"" for image in item.images]
+                read.digests += digests
+                features_of |= zip(digests, features, strict=True)
                 yield [start + image.index for image in item.images], features
             elif item.error is None:
                 copies.append(item)
             else:
-                failed[item.key] = item.error
+                read.failed[item.key] = item.error
         for image in copies:
             if image.digest not in features_of:
-                failed[image.key] = "has the same bytes as an image that cannot pass the network"
+                read.failed[image.key] = "has the same bytes as an image that cannot pass the network"
         copies = [image for image in copies if image.digest in features_of]
         if copies:
             rows = np.stack([features_of[image.digest] for image in copies])
@@ -178,7 +207,9 @@ class Classifier:
             raise ArtifactError(
                 f"The head takes covariates {list(head.covariate_names)}, "
                 f"the source gives {list(samples.covariate_names)}.",
-                "Name the covariate columns with --covariate, in that order.",
+                "Name the covariate columns with --covariate, in that order."
+                if samples.columns
+                else "Only a manifest has covariates: list the images in one, with these columns.",
             )
 
 
@@ -192,6 +223,14 @@ def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, An
         label = [head.class_names[code] for code in np.flatnonzero(score > 0.5)]
         return {"label": label, "confidence": ranked[0]["confidence"], "top": ranked}
     return {**ranked[0], "top": ranked}
+
+
+@dataclass
+class _Read:
+    """What a run learns of its images. failed : reason by key. digests : of those that passed the network."""
+
+    failed: dict[str, str]
+    digests: list[bytes] = field(default_factory=list)
 
 
 class _SampleAssembly:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -20,26 +20,27 @@ import torch
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Section, find_cut
-from bottleneck.data.config import ReadConfig
+from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
+from bottleneck.errors import BottleneckError, FingerprintError, Note, refuse_strict
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
-from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import measure
+from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.selection import Selection, listed, select, with_target_of
+from bottleneck.names import ALL_SAMPLES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
-from bottleneck.samples import UNLABELLED, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import differences
 
 CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
-DEFAULT_SPLITS = ("test", "val", "train")  # the first with labelled samples is measured
 BLOCK = 4096  # samples whose features are in memory at once
 PASS = 64  # samples that pass the fine-tuned layers at once
 
@@ -65,6 +66,7 @@ def evaluate(
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
+    strict: bool = False,
     weights: str | None = None,
     trust_code: bool = False,
     engine: str = EngineConfig.engine,
@@ -86,15 +88,19 @@ def evaluate(
     labels : path of a table with labels that replace those of the source (`fitting.labels`), optional
     errors : path of a CSV file to write the misclassified samples to, optional
     raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`data.table_file`)
-    image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them
+    image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them. Columns that
+        are not named are those that the head was made with.
+    strict : refuse decisions that change what is measured (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
 
     Returns
     -------
     dict
-        The metrics of `bottleneck.heads.metrics.measure`, `split`, `failed` [{image, error}], `notes`, and
-        `unknown_classes` {name: samples}: classes that the head does not know; no metric includes them.
+        The metrics of `bottleneck.heads.metrics.measure`, `split` ("all" for a source without splits on whose
+        images the head was not fitted), `failed` [{image, error}], `notes`, `unknown_classes` {name:
+        samples}: classes that the head does not know, which no metric includes, and `trained_on`: the number
+        of measured images that the head was fitted on, None where its file does not say.
 
     Raises
     ------
@@ -104,6 +110,8 @@ def evaluate(
         The source lacks the head's target, or has none of its classes.
     BottleneckError
         The split has no labelled sample, or `errors` is given for a target without classes.
+    StrictError
+        `strict` is given and a note changes the result.
     """
     reading = config_from(ReadConfig, locals())
     running = config_from(EngineConfig, locals())
@@ -113,7 +121,7 @@ def evaluate(
         raise BottleneckError(
             f"--errors lists misclassified samples; the target is a {head.target_kind} one."
         )
-    reading = replace(reading, head_target=(head.target, head.target_kind))
+    reading = classifier.reading(reading)
     if errors is not None:
         require_file_name(Path(errors))
     with _opened(source, reading) as opened:
@@ -121,9 +129,12 @@ def evaluate(
         samples, notes = relabelled(opened.samples, keys, labels, (head.target,), config=reading.labels)
         if isinstance(opened, Source):
             notes = [*opened.notes, *notes]
-        selection = _select(head, samples, split)
-        # A folder without splits is all "train", which says nothing of what the head was fitted on.
-        without_splits = isinstance(opened, Source) and bool((samples.split == "train").all())
+        else:
+            notes += _unused_notes(reading, labels is not None)
+        samples, renamed = with_target_of(head, samples, tuple(label_columns), labels is not None)
+        selection = select(head, samples, split)
+        notes += renamed
+        refuse_strict(notes, strict)
         if isinstance(opened, FeatureCache):
             scored = _score_cache(classifier, opened, selection.rows, reporter)
         else:
@@ -131,15 +142,58 @@ def evaluate(
     answers = selection.answers[scored.index]
     if not len(answers):
         raise BottleneckError(f"No image of the {selection.split} split could be read.")
+    seen = _Seen.of_head(head, scored.digests)
+    foreign = seen.images == 0 or (seen.images is None and isinstance(opened, Source))
+    if split is None and foreign and (samples.split == "train").all():
+        selection = replace(selection, split=ALL_SAMPLES)
+    notes += _notes(head, selection, seen, split is not None)
+    refuse_strict(notes, strict)
     if errors is not None:
         write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
     return {
         **measure(head.target_kind, answers, scored.scores, head.class_names),
         "split": selection.split,
         "unknown_classes": selection.unknown,
+        "trained_on": seen.images,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*head.notes, *notes, *_notes(head, selection, without_splits)],
+        "notes": [*head.notes, *notes, *classifier.trunk.notes],
     }
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """How many of the measured images the head was fitted on.
+
+    images : None where the head's file does not say. of : different images. exact : or estimated.
+    """
+
+    images: int | None
+    of: int
+    exact: bool = True
+
+    @classmethod
+    def of_head(cls, head: HeadArtifact, digests: np.ndarray) -> _Seen:
+        """Compare the digests (I, 32) of the measured images with those that the head remembers."""
+        if not head.trained_on:
+            return cls(None, len(digests))
+        return cls(*TrainedOn.from_json(head.trained_on).shared_with(digests))
+
+
+def _unused_notes(reading: ReadConfig, with_labels: bool) -> list[Note]:
+    """Return a note on reading options that were given for a cache, whose samples are already read."""
+    ignored = {"head_target", "remembered", "inputs_only"}
+    if with_labels:  # they say how the table of labels is read
+        ignored |= {field.name for field in fields(LabelConfig)}
+    plain = ReadConfig()
+    given = [
+        field.name
+        for field in fields(ReadConfig)
+        if field.name not in ignored and getattr(reading, field.name) != getattr(plain, field.name)
+    ]
+    if not given:
+        return []
+    message = f"A cache keeps the samples and splits that it was made with; not used: {', '.join(given)}."
+    return [Note("options-unused", message, True, {"options": given})]
 
 
 @contextmanager
@@ -157,94 +211,6 @@ def _image_keys(opened: FeatureCache | Source) -> np.ndarray:
     return opened.images.key if isinstance(opened, FeatureCache) else np.array(opened.images, object)
 
 
-# ---------------------------------------------------------------- which samples, and their true answers
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """Samples of a split that the head can be measured on.
-
-    rows : (n,) indices of the source's samples.
-    answers : (n,) codes, (n, L) labels or (n,) numbers, in the head's order of classes.
-    unknown : number of samples of each class that the head does not know.
-    """
-
-    split: str
-    rows: np.ndarray
-    answers: np.ndarray
-    unknown: dict[str, int]
-
-
-def _select(head: HeadArtifact, samples: SampleTable, split: str | None) -> _Selection:
-    """Return the labelled samples of the named split, or of the first default split that has any.
-
-    Raises ArtifactError if the head knows no class of that split, BottleneckError if no sample is labelled.
-    """
-    target = _target_of(head, samples)
-    for name in [split] if split else DEFAULT_SPLITS:
-        rows = np.flatnonzero(target.labelled & (samples.split == name))
-        if len(rows):
-            answers, known, unknown = _in_codes_of(head, target.take(rows))
-            if not known.any():
-                raise ArtifactError(
-                    f"The head knows none of the classes of the {name} split: {_listed(unknown)}.",
-                    f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
-                )
-            return _Selection(name, rows[known], answers[known], unknown)
-    counts = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
-    raise BottleneckError(
-        f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {counts}.",
-        "Choose another --split, or extract with --val-fraction 0.2.",
-    )
-
-
-def _target_of(head: HeadArtifact, samples: SampleTable) -> Target:
-    """Return the target that the head predicts; ArtifactError if it is missing or of another kind."""
-    target = samples.targets.get(head.target)
-    if target is None:
-        known = ", ".join(samples.targets) or "none"
-        raise ArtifactError(
-            f"The head predicts target {head.target!r}; the source has: {known}.",
-            "Give the labels with --labels FILE, or name their column with --label-column.",
-        )
-    if head.target_kind == "regression" and target.kind == "class":
-        target = target.as_numbers()
-    if target.kind != head.target_kind:
-        raise ArtifactError(
-            f"The head predicts a {head.target_kind} target; {target.name!r} is a {target.kind} one here.",
-            "Give --label-separator if a cell holds several labels."
-            if head.target_kind == "multilabel"
-            else "",
-        )
-    return target
-
-
-def _in_codes_of(head: HeadArtifact, target: Target) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Translate the answers of labelled samples to the head's class codes.
-
-    Returns
-    -------
-    answers : (n,) codes, (n, L) labels or (n,) numbers
-    known : (n,) bool, True where the head knows the sample's class, or any class of the target
-    unknown : number of samples of each class that the head does not know
-    """
-    n = len(target.values)
-    if target.kind == "regression":
-        return target.values, np.ones(n, bool), {}
-    code_of = {name: code for code, name in enumerate(head.class_names)}
-    codes = np.array([code_of.get(name, UNLABELLED) for name in target.class_names], np.int64)
-    if target.kind == "class":
-        answers = codes[target.values]
-        known, counts = answers != UNLABELLED, np.bincount(target.values, minlength=len(codes))
-    else:
-        shared = codes != UNLABELLED
-        answers = np.zeros((n, len(head.class_names)), np.uint8)
-        answers[:, codes[shared]] = target.values[:, shared]
-        known, counts = np.full(n, shared.any()), (target.values == 1).sum(axis=0)
-    classes = zip(target.class_names, codes, counts.tolist(), strict=True)
-    return answers, known, {name: count for name, code, count in classes if code == UNLABELLED and count}
-
-
 # ---------------------------------------------------------------- scores
 
 
@@ -256,12 +222,14 @@ class _Scored:
     images : n keys of their first images.
     scores : probabilities (n, K) or (n, L), or values (n,) of a regression.
     failed : reason by image key.
+    digests : (I, 32) uint8, sha256 of their images.
     """
 
     index: np.ndarray
     images: Sequence[str]
     scores: np.ndarray
     failed: dict[str, str]
+    digests: np.ndarray
 
 
 def _score_cache(
@@ -286,8 +254,9 @@ def _score_cache(
         for block in blocks:
             scores.append(head.probabilities(block))
             advance(len(block))
-    images = cache.images.key[cache.samples.image[rows, 0]]
-    return _Scored(np.arange(len(rows)), images, np.concatenate(scores), {})
+    image = cache.samples.image[rows]
+    digests = cache.images.digest[np.unique(image)]
+    return _Scored(np.arange(len(rows)), cache.images.key[image[:, 0]], np.concatenate(scores), {}, digests)
 
 
 def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
@@ -334,39 +303,44 @@ def _score_images(classifier: Classifier, source: Source, rows: np.ndarray, repo
     chosen = source.take(rows)
     outputs = classifier.outputs(chosen, reporter)
     images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    scores = np.zeros(0)
-    if len(outputs.rows):
-        scores = apply_link(outputs.decisions, classifier.head.link, classifier.head.temperature)
-    return _Scored(outputs.rows, images, scores, outputs.failed)
+    return _Scored(outputs.rows, images, outputs.scores, outputs.failed, outputs.digests)
 
 
 # ---------------------------------------------------------------- what is said beside the metrics
 
 
-def _notes(head: HeadArtifact, selection: _Selection, without_splits: bool) -> list[Note]:
-    """Say which classes were left out and what the split was used for before."""
+def _notes(head: HeadArtifact, selection: Selection, seen: _Seen, stated: bool) -> list[Note]:
+    """Say which classes were left out, and what the images were used for before.
+
+    stated : the user named the split.
+    """
     notes: list[Note] = []
     if selection.unknown:
         several = head.target_kind == "multilabel"
         what, out = ("Labels", "left out") if several else ("Classes", "left out with their samples")
-        text = f"{what} that the head does not know were {out}: {_listed(selection.unknown)}."
+        text = f"{what} that the head does not know were {out}: {listed(selection.unknown)}."
         notes.append(Note("unknown-classes", text, True, {"classes": selection.unknown}))
-    if selection.split == "train":
-        if not without_splits:
-            text = "The head was fitted on the train split: these figures say nothing of new images."
-            notes.append(Note("measured-on-train", text))
-    elif selection.split in head.settings.get("chosen_on", ()):
+    if seen.images:
+        about = "" if seen.exact else "about "
+        worth = "say nothing of" if seen.images == seen.of else "are better than on"
+        text = (
+            f"The head was fitted on {about}{seen.images:,} of the {seen.of:,} images that are measured: "
+            f"these figures {worth} new images."
+        )
+        asked = stated and selection.split == "train"
+        notes.append(Note("trained-on", text, not asked, {"images": seen.images, "of": seen.of}))
+    elif seen.images is None and selection.split == "train":
+        text = "The head was fitted on the train split: these figures say nothing of new images."
+        notes.append(Note("measured-on-train", text))
+    elif seen.images is None and selection.split == ALL_SAMPLES:
+        text = "Whether the head was fitted on these images is not known: its file does not list them."
+        notes.append(Note("training-images-unknown", text))
+    if selection.split in head.settings.get("chosen_on", ()):
         text = (
             f"The {selection.split} split was used to choose this model: expect a little less on new images."
         )
         notes.append(Note("split-chose-the-model", text))
     return notes
-
-
-def _listed(counts: dict[str, int]) -> str:
-    """Name the most frequent classes with their counts."""
-    names = sorted(counts, key=lambda name: counts[name], reverse=True)
-    return ", ".join(f"{name!r} ({counts[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
 def _errors_csv(scored: _Scored, answers: np.ndarray, class_names: Sequence[str], raw: bool) -> bytes:

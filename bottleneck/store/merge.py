@@ -180,6 +180,7 @@ def _join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.n
         covariates=np.concatenate([table.covariates for table in tables]),
         covariate_names=tables[0].covariate_names,
         group=np.concatenate([table.group for table in tables]),
+        columns=tables[0].columns if all(t.columns == tables[0].columns for t in tables) else {},
     )
     if all(file.samples.group is None for file in files):
         joined = replace(joined, group=None)

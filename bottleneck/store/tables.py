@@ -151,7 +151,7 @@ def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
 def sample_columns(samples: SampleTable) -> dict[str, Column]:
     """Return the datasets of a sample table by path."""
     columns = {
-        "samples/key": Column(encode(samples.key)),
+        "samples/key": Column(encode(samples.key), _columns_attribute(samples.columns)),
         "samples/image": Column(samples.image.astype(np.int64)),
         "samples/split": Column(encode(samples.split)),
     }
@@ -186,7 +186,22 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         covariates=np.zeros((len(split), 0)) if covariates is None else covariates.values,
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
+        columns=_columns_of(columns["samples/key"].attributes.get("columns", "{}")),
     )
+
+
+def _columns_attribute(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Return the attribute that names the columns of a manifest by role; none where there are none."""
+    return (
+        {"columns": canonical_json({role: list(names) for role, names in columns.items()})} if columns else {}
+    )
+
+
+def _columns_of(text: str) -> dict[str, tuple[str, ...]]:
+    record = json.loads(text)
+    if not isinstance(record, dict):
+        raise CacheError("the columns of the samples are not an object")
+    return {role: _names_of(json.dumps(names)) for role, names in record.items()}
 
 
 def _target_of(name: str, column: Column) -> Target:

@@ -22,6 +22,7 @@ from bottleneck.errors import Note, refuse_strict
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
+from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
@@ -165,7 +166,13 @@ def _draft(
     return ModelDraft(
         path=path,
         kind="finetuned",
-        head=replace(plan.start, settings={**plan.start.settings, "finetuned": finetuned}),
+        head=replace(
+            plan.start,
+            settings={**plan.start.settings, "finetuned": finetuned},
+            trained_on=seen_before(
+                plan.start.trained_on, run.cache.images.digest, plan.splits.table, plan.splits.rows["train"]
+            ),
+        ),
         backbone=plan.backbone,
         splits=plan.splits,
         unfrozen=plan.cut.blocks,

@@ -25,6 +25,7 @@ from bottleneck.heads.logistic import sweep
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.heads.row_blocks import as_rows
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
+from bottleneck.heads.trained_on import seen_before
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -121,7 +122,8 @@ def refitted(
     temperature = head.temperature
     if fit.out_of_fold is not None:
         temperature = fit_temperature(labels, fit.out_of_fold, fit.link)
-    found = fit.artifact(head, temperature=temperature, n_train=len(rows))
+    seen = seen_before({}, cache.images.digest, cache.samples, rows)
+    found = fit.artifact(replace(head, trained_on=seen), temperature=temperature, n_train=len(rows))
     notes = fit.notes(head.target, head.node)
     return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics, notes=tuple(notes))
 

@@ -5,7 +5,7 @@ Shapes: I images, n of them, V views, H × W pixels, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,16 @@ PASS = 32  # images that pass the frozen trunk at once
 
 
 class PixelRows(RowReader):
-    """Pixels (I, H, W, C) uint8 in a file. `failures`: by index, why an image could not be read."""
+    """Pixels (I, H, W, C) uint8 in a file.
 
-    def __init__(self, values: np.memmap, failures: dict[int, str]) -> None:
-        self._values, self.failures = values, failures
+    failures : by index, why an image could not be read. digests : (I, 32) uint8, sha256 of the files' bytes.
+    """
+
+    def __init__(self, values: np.memmap, images: Sequence[LoadedImage]) -> None:
+        self._values = values
+        self.failures = _failures(images)
+        digests = b"".join(image.digest or bytes(32) for image in images)
+        self.digests = np.frombuffer(digests, np.uint8).reshape(-1, 32)
         self.shape, self.dtype = values.shape, values.dtype
 
     def take(self, indices: np.ndarray) -> np.ndarray:
@@ -114,9 +120,14 @@ def decoded(
     with TemporaryDirectory(dir=folder, prefix=".pixels-") as temporary:
         values = np.memmap(Path(temporary) / "pixels", np.uint8, "w+", shape=shape)
         with reporter.step("Decoding", total=len(keys), unit="images") as advance:
-            failures = _failures(fill_pixels(values, source, keys, preprocess, advance=advance))
-        yield PixelRows(values, failures)
+            images = fill_pixels(values, source, keys, preprocess, advance=advance)
+        yield PixelRows(values, images)
         del values
+
+
+def _failures(images: Sequence[LoadedImage]) -> dict[int, str]:
+    """Return the reasons of the images that could not be read, by index."""
+    return {image.index: image.error for image in images if image.error is not None}
 
 
 def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
@@ -134,11 +145,6 @@ def unread_note(failures: Mapping[str, str]) -> Note:
     what = "images" if count > 1 else "image"
     text = f"{count:,} {what} could not be read, so their samples are left out: {key}, {reason}."
     return Note("images-unread", text, True, {"images": count})
-
-
-def _failures(images: Iterable[LoadedImage]) -> dict[int, str]:
-    """Return by index why an image could not be read."""
-    return {image.index: image.error for image in images if image.error is not None}
 
 
 def backbone_of(cache: FeatureCache, options: LoadOptions = NO_OPTIONS) -> Backbone:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription
 from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.trained_on import seen_before
 from bottleneck.names import BOTTLENECK, SMALL_CNN
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -148,7 +150,10 @@ def _train(
         draft = ModelDraft(
             path=path,
             kind="scratch",
-            head=_untrained_head(job.network, network, preprocess, splits, target),
+            head=replace(
+                _untrained_head(job.network, network, preprocess, splits, target),
+                trained_on=seen_before({}, pixels.digests, splits.table, splits.rows["train"]),
+            ),
             backbone=network,
             splits=splits,
             unfrozen=tuple(block.name for block in network.blocks[:-1]),
@@ -257,6 +262,7 @@ def _untrained_head(
         node=BOTTLENECK,
         images_per_sample=splits.table.image.shape[1],
         covariate_names=splits.table.covariate_names,
+        columns=dict(splits.table.columns),
         backbone=backbone.recipe,
         preprocess=preprocess.to_json(),
         fingerprint=CacheSpec(backbone.recipe, preprocess.to_json()).fingerprint,

@@ -1,13 +1,21 @@
 """evaluate of models whose network was trained: on cached maps, and on images where there are none."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
+from safetensors.numpy import load_file
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import ArtifactError, CacheError, StrictError
 from bottleneck.extraction.extract import extract
+from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
+from bottleneck.names import STATE_PREFIX
+from bottleneck.store.reader import FeatureCache
 from bottleneck.training.finetune import finetune
+from bottleneck.training.scratch import scratch
+from tests.models.conftest import COLUMNS, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +70,118 @@ def test_images_that_are_gone_are_named(trained, without_map, images):
         gone.write_bytes(kept)
 
 
-def test_a_folder_without_splits_says_nothing_of_the_train_split(images, made_cache, trained):
-    """It may be any folder: what the head was fitted on is the train split of another source."""
-    foreign = evaluate(trained[0], images / "test")
-    assert foreign["n"] == 15
-    assert "measured-on-train" not in [note.code for note in foreign["notes"]]
-    own = evaluate(trained[0], made_cache, split="train")
-    assert "measured-on-train" in [note.code for note in own["notes"]]
+@pytest.fixture(scope="module")
+def fitted_head(made_cache, tmp_path_factory):
+    """A head as `fit-head` writes it, with the statistics of the random network."""
+    return fit_heads(made_cache, output=tmp_path_factory.mktemp("fitted"), C=0.1).heads[0]["path"]
+
+
+def resaved(path, other, **changes):
+    """Write a head with other fields, and return the path."""
+    network = {name: array for name, array in load_file(path).items() if name.startswith(STATE_PREFIX)}
+    network = {name.removeprefix(STATE_PREFIX): array for name, array in network.items()}
+    return replace(load_head(path), **changes).save(other, network)
+
+
+def codes(result):
+    return [note.code for note in result["notes"]]
+
+
+def test_new_images_are_no_train_split_in_any_form(images, made_cache, fitted_head, tmp_path):
+    """A folder, a cache or a list of images that the head was not fitted on says nothing of train."""
+    extract(images / "test", tmp_path / "new.h5", backbone="small_cnn", engine="torch", dtype="float32")
+    lines = [f"{path},{path.parent.name}" for path in (images / "test").rglob("*.png")]
+    (tmp_path / "new.csv").write_text("\n".join(["image,label", *lines]))
+    for source in (images / "test", tmp_path / "new.csv"):
+        result = evaluate(fitted_head, source, engine="torch")
+        assert (result["split"], result["n"], result["trained_on"]) == ("all", 15, 0)
+        assert not {"trained-on", "measured-on-train"} & set(codes(result))
+    with FeatureCache(made_cache) as own, FeatureCache(tmp_path / "new.h5") as new:
+        assert own.spec != new.spec  # random weights have statistics of their own images
+    assert "train" not in str(evaluate(fitted_head, images, split="test", engine="torch")["notes"])
+
+
+def test_images_of_the_training_are_told_in_any_form(images, made_cache, fitted_head, tmp_path):
+    """Counted by hand: 14 training images of each of three classes, copied under other names."""
+    mixed = tmp_path / "mixed"
+    for split, name, number in (("train", "a", 3), ("test", "b", 2)):
+        for colour in ("blue", "green", "red"):
+            (mixed / colour).mkdir(parents=True, exist_ok=True)
+            for i in range(number):
+                shutil.copy(images / split / colour / f"{i}.png", mixed / colour / f"{name}{i}.png")
+    lines = [f"{path},{path.parent.name}" for path in mixed.rglob("*.png")]
+    (tmp_path / "mixed.csv").write_text("\n".join(["image,label", *lines]))
+    for source, expected in (
+        (mixed, (9, 15)),
+        (tmp_path / "mixed.csv", (9, 15)),
+        (images / "train", (42, 42)),
+    ):
+        result = evaluate(fitted_head, source, engine="torch")
+        (note,) = (note for note in result["notes"] if note.code == "trained-on")
+        assert (note.details["images"], note.details["of"]) == expected
+        assert result["trained_on"] == expected[0]
+        with pytest.raises(StrictError, match="figures"):
+            evaluate(fitted_head, source, engine="torch", strict=True)
+    on_cache = evaluate(fitted_head, made_cache, split="train", strict=True)  # the user asked for it
+    assert (on_cache["split"], on_cache["trained_on"]) == ("train", 42)
+    assert "trained-on" in codes(on_cache)
+    assert "trained-on" not in codes(evaluate(fitted_head, made_cache, split="val"))
+
+
+def test_a_foreign_cache_of_the_same_network(listed, images, tmp_path):
+    """Published weights give every cache one network: here the recipe of the first is taken over."""
+    rows = [row for row in listed.rows if row["fold"] == "test"]
+    new = write_rows(tmp_path / "new.csv", [{k: v for k, v in row.items() if k != "fold"} for row in rows])
+    shutil.copy(listed.cache, tmp_path / "new.h5")
+    for beside in listed.cache.parent.glob("c.*"):
+        shutil.copy(beside, tmp_path / beside.name.replace("c.", "new.", 1))
+    options = {key: value for key, value in COLUMNS.items() if key != "split_column"}
+    extract(new, tmp_path / "new.h5", source_moved=True, engine="torch", **options)
+    result = evaluate(listed.heads["species"], tmp_path / "new.h5")
+    assert (result["split"], result["n"], result["trained_on"]) == ("all", 15, 0)
+    own = evaluate(listed.heads["species"], listed.cache)
+    assert (own["split"], own["confusion"]) == ("test", result["confusion"])
+
+
+def test_a_head_that_does_not_list_its_images_says_so(images, made_cache, fitted_head, tmp_path):
+    head = resaved(fitted_head, tmp_path / "old.safetensors", trained_on={})
+    assert "training-images-unknown" in codes(evaluate(head, images / "train", engine="torch"))
+    assert "measured-on-train" in codes(evaluate(head, made_cache, split="train"))
+
+
+def test_a_trained_network_knows_its_images(trained, images, made_cache):
+    assert evaluate(trained[0], images / "test", engine="torch")["trained_on"] == 0
+    assert evaluate(trained[0], made_cache, split="train")["trained_on"] == 42
+
+
+def test_a_network_from_scratch_knows_its_images(images, tmp_path):
+    model = scratch(images, tmp_path / "m.safetensors", depth=1, epochs=1, image_size=16, device="cpu").model
+    assert evaluate(model, images, split="train", engine="torch")["trained_on"] == 42
+    assert evaluate(model, images / "test", engine="torch")["trained_on"] == 0
+
+
+def test_options_that_a_cache_does_not_use_are_named(made_cache, fitted_head):
+    options = {"limit": 3, "val_fraction": 0.5, "image_columns": ["photo"]}
+    result = evaluate(fitted_head, made_cache, **options)
+    (note,) = (note for note in result["notes"] if note.code == "options-unused")
+    assert note.details["options"] == ["image_columns", "val_fraction", "limit"]
+    assert result["n"] == 15
+    with pytest.raises(StrictError, match="val_fraction"):
+        evaluate(fitted_head, made_cache, strict=True, **options)
+    assert "options-unused" not in codes(evaluate(fitted_head, made_cache))
+
+
+def test_a_folder_of_the_heads_classes_is_measured_as_its_target(listed, images, tmp_path):
+    """The head predicts 'species'; the classes of a folder are the target 'label'."""
+    head = load_head(listed.heads["species"])
+    arrays = {name: array[..., :-1] if name != "intercept" else array for name, array in head.arrays.items()}
+    path = resaved(listed.heads["species"], tmp_path / "h.safetensors", covariate_names=(), arrays=arrays)
+    result = evaluate(path, images, engine="torch")
+    assert "target-by-other-name" in codes(result)
+    assert result["n"] == 15
+    with pytest.raises(StrictError, match="'label' of the source is measured as 'species'"):
+        evaluate(path, images, strict=True)
+    (tmp_path / "other" / "cats").mkdir(parents=True)
+    shutil.copy(images / "test" / "red" / "0.png", tmp_path / "other" / "cats" / "0.png")
+    with pytest.raises(ArtifactError, match="predicts target 'species'"):
+        evaluate(path, tmp_path / "other")

@@ -1,0 +1,194 @@
+"""predict keeps what it was given: names, columns, all probabilities; a head knows its columns."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bottleneck import FeatureCache, evaluate, load_model, predict
+from bottleneck.errors import ArtifactError, SourceError, StrictError
+from tests.models.conftest import COLUMNS, write_rows
+
+
+def probabilities_of(listed):
+    """softmax or sigmoid of coef · x + intercept on the cached features, in numpy alone, by target."""
+    with FeatureCache(listed.cache) as cache:
+        x = cache.sample_rows("bottleneck").read(0, len(cache.samples)).astype(np.float64)
+        names, targets = cache.samples.key, cache.samples.targets
+    found = {}
+    for target, path in listed.heads.items():
+        arrays = load_file(path)
+        z = (x @ arrays["coef"].T.astype(np.float64) + arrays["intercept"]) / load_model(
+            path
+        ).head.temperature
+        if target == "species":
+            p = np.exp(z - z.max(axis=1, keepdims=True))
+            p /= p.sum(axis=1, keepdims=True)
+        else:
+            p = 1 / (1 + np.exp(-z)) if target == "tags" else z
+        found[target] = (targets[target].class_names, dict(zip(names, p, strict=True)))
+    return found
+
+
+def codes(result):
+    return [note.code for note in result["notes"]]
+
+
+@pytest.mark.parametrize("target", ["species", "tags"])
+def test_names_columns_and_all_probabilities_are_kept(listed, target):
+    result = predict(listed.heads[target], listed.manifest, probabilities=True, engine="torch")
+    classes, expected = probabilities_of(listed)[target]
+    assert [record["sample"] for record in result["predictions"]] == [row["name"] for row in listed.rows]
+    for record, row in zip(result["predictions"], listed.rows, strict=True):
+        given = {name: str(cell) for name, cell in row.items() if name != "Photo"}
+        assert record["columns"] == given
+        assert list(record["probabilities"]) == list(classes)
+        np.testing.assert_allclose(list(record["probabilities"].values()), expected[row["name"]], atol=1e-5)
+    assert "remembered-columns" in codes(result)
+
+
+def test_a_quantity_has_no_probabilities(listed):
+    values = predict(listed.heads["weight"], listed.manifest, engine="torch")["predictions"]
+    _, expected = probabilities_of(listed)["weight"]
+    for record in values:
+        assert record["label"] == pytest.approx(expected[record["sample"]][0], abs=1e-3)
+    with pytest.raises(ArtifactError, match=r"'weight', a quantity, .* Leave --probabilities out"):
+        predict(listed.heads["weight"], listed.manifest, probabilities=True)
+    with pytest.raises(ArtifactError, match="Leave --probabilities out"):
+        load_model(listed.heads["weight"]).predict(listed.manifest, probabilities=True)
+
+
+def test_a_table_holds_them_under_names_of_their_own(listed, tmp_path):
+    rows = [{**row, "label": "mine", "p_red": 7} for row in listed.rows]
+    manifest = write_rows(tmp_path / "l.csv", rows)
+    output = tmp_path / "out.csv"
+    result = predict(listed.heads["species"], manifest, probabilities=True, output=output, engine="torch")
+    with open(output, newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert list(written[0]) == [
+        *("image", "sample", "label", "confidence", "p_blue", "p_green", "p_red"),
+        *("name", "species", "tags", "weight", "fold", "age", "remark", "label_given", "p_red_given"),
+    ]
+    for line, record, row in zip(written, result["predictions"], listed.rows, strict=True):
+        assert (line["sample"], line["label_given"], line["p_red_given"]) == (row["name"], "mine", "7")
+        assert float(line["p_red"]) == record["probabilities"]["red"]
+        assert line["remark"] == row["remark"]
+    (note,) = (note for note in result["notes"] if note.code == "columns-renamed")
+    assert note.details["columns"] == {"label": "label_given", "p_red": "p_red_given"}
+
+
+def test_cells_of_any_type_reach_each_format(listed, tmp_path):
+    odd = [None, 3, 1.5, True, "=1+1", ["a", 2], {"k": [None]}]
+    rows = [{"photo": row["Photo"], "age": 1, "odd": odd[i % 7]} for i, row in enumerate(listed.rows[:14])]
+    manifest = write_rows(tmp_path / "l.jsonl", rows)
+    for suffix in ("jsonl", "csv", "parquet"):
+        predict(listed.heads["species"], manifest, output=tmp_path / f"o.{suffix}", engine="torch")
+    lines = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    assert [line["columns"]["odd"] for line in lines] == [row["odd"] for row in rows]
+    with open(tmp_path / "o.csv", newline="", encoding="utf-8") as file:
+        cells = [line["odd"] for line in csv.DictReader(file)]
+    assert cells[:7] == ["", "3", "1.5", "true", "'=1+1", '["a", 2]', '{"k": [null]}']
+    from pyarrow import parquet
+
+    cells = parquet.read_table(tmp_path / "o.parquet").to_pylist()
+    assert [row["odd"] for row in cells[:5]] == [None, "3", "1.5", "true", "=1+1"]
+
+
+def test_every_row_has_its_prediction_whatever_its_labels_and_splits(listed, tmp_path):
+    """Rows that name one image, equal rows, odd splits and labels: predictions need none of them."""
+    image = listed.rows[0]["Photo"]
+    cells = [("no. 1", "holdout", "1"), ("no. 1", "", "one"), ("", "0", ""), ("", "0", "")]
+    rows = [{"name": n, "Photo": image, "age": 2, "split": s, "label": x} for n, s, x in cells]
+    result = predict(listed.heads["species"], write_rows(tmp_path / "l.csv", rows), engine="torch")
+    assert [record["sample"] for record in result["predictions"]] == ["no. 1", "no. 1", image, image]
+    assert len({record["confidence"] for record in result["predictions"]}) == 1
+    assert not {"no-label-column", "split-column-unused", "repeated-rows"} & set(codes(result))
+
+
+def test_labels_with_the_separator_in_their_names(listed, tmp_path):
+    """`a|b` is one label: several are then joined by another character, and that is told."""
+    from dataclasses import replace
+
+    classifier = load_model(listed.heads["tags"], engine="torch")
+    K = len(classifier.head.class_names)
+    arrays = {**classifier.head.arrays, "coef": 0 * classifier.head.coef, "intercept": np.ones(K, np.float32)}
+    names = ("a|b", *(f"c{k}" for k in range(K - 1)))
+    classifier.head = replace(classifier.head, arrays=arrays, class_names=names)
+    result = predict(classifier, listed.manifest, output=tmp_path / "o.csv")
+    with open(tmp_path / "o.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["label"].split(";") == list(names)
+    assert "joined-by-other-separator" in codes(result)
+
+
+def test_evaluate_by_remembered_columns(listed):
+    plain = evaluate(listed.heads["species"], listed.manifest, engine="torch")
+    named = evaluate(
+        listed.heads["species"],
+        listed.manifest,
+        engine="torch",
+        **COLUMNS | {"label_columns": ["species"], "label_separator": None},
+    )
+    assert plain["confusion"] == named["confusion"]
+    assert (plain["split"], plain["n"], plain["trained_on"]) == ("test", 15, 0)
+    (note,) = (note for note in plain["notes"] if note.code == "remembered-columns")
+    assert note.details["columns"] == {
+        "image": ["Photo"],
+        "split": ["fold"],
+        "sample": ["name"],
+        "label": ["species"],
+        "covariate": ["age"],
+    }
+    assert "remembered-columns" not in codes(named)
+    tags = evaluate(listed.heads["tags"], listed.manifest, engine="torch")
+    assert tags["classes"] == ["blue", "even", "green", "red"]
+
+
+def test_flags_override_what_is_remembered(listed, tmp_path):
+    rows = [{**row, "truth": "red", "cut": "val" if i % 2 else "test"} for i, row in enumerate(listed.rows)]
+    manifest = write_rows(tmp_path / "l.csv", rows)
+    result = evaluate(
+        listed.heads["species"], manifest, label_columns=["truth"], split_column="cut", engine="torch"
+    )
+    assert (result["split"], result["n"]) == ("test", (len(rows) + 1) // 2)
+    assert [row["n"] for row in result["per_class"]] == [0, 0, (len(rows) + 1) // 2]
+    assert "target-by-other-name" in codes(result)
+
+
+def test_missing_remembered_columns(listed, tmp_path):
+    def manifest(*left_out):
+        kept = [{k: v for k, v in row.items() if k not in left_out} for row in listed.rows]
+        return write_rows(tmp_path / "l.csv", kept)
+
+    head = listed.heads["species"]
+    assert len(predict(head, manifest("species", "fold", "tags", "weight"), engine="torch")["predictions"])
+    result = predict(head, manifest("name"), engine="torch")
+    assert [record["sample"] for record in result["predictions"]] == [row["Photo"] for row in listed.rows]
+    assert "has no column 'name', the sample column" in " ".join(map(str, result["notes"]))
+    with pytest.raises(SourceError, match=r"takes covariate 'age', and l\.csv has no column 'age'"):
+        predict(head, manifest("age"))
+    with pytest.raises(SourceError, match="--image-column"):
+        predict(head, manifest("Photo"))
+    with pytest.raises(ArtifactError, match="predicts target 'species'"):
+        evaluate(head, manifest("species"))
+    result = evaluate(head, manifest("fold"), engine="torch")
+    assert (result["split"], result["n"]) == ("train", len(listed.rows))
+    assert {"remembered-column-missing", "trained-on"} <= set(codes(result))
+
+
+def test_the_default_image_column_stands_in(listed, tmp_path):
+    rows = [{"image": row["Photo"], "age": 1} for row in listed.rows[:3]]
+    result = predict(listed.heads["species"], write_rows(tmp_path / "l.csv", rows), engine="torch")
+    assert len(result["predictions"]) == 3
+    assert codes(result).count("remembered-column-missing") == 2  # the images', and the samples' names
+
+
+def test_strict_refuses_decisions_on_the_source(listed, tmp_path):
+    (tmp_path / "a").mkdir()
+    rows = [{k: v for k, v in row.items() if k != "age"} for row in listed.rows]
+    manifest = write_rows(tmp_path / "l.csv", [{**row, "age": 1, "photo": "x"} for row in rows])
+    noted = predict(listed.heads["species"], manifest, engine="torch")
+    assert "column-passed-over" in codes(noted)
+    with pytest.raises(StrictError, match=r"Column 'photo' of l\.csv is not used"):
+        predict(listed.heads["species"], manifest, strict=True)
