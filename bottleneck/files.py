@@ -91,9 +91,14 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
+FAULTS_OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+
+
 def _concerns(error: OSError, paths: set[Path]) -> bool:
-    """True if the error names one of `paths` or, as errors of open files do, no path at all."""
-    return not isinstance(error.filename, str) or Path(error.filename) in paths
+    """True if the error names one of `paths`, or no path but a fault of the disk, as open files do."""
+    if isinstance(error.filename, str):
+        return Path(error.filename) in paths
+    return error.errno in FAULTS_OF_WRITING
 
 
 @contextmanager

@@ -92,3 +92,18 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
         files.require_file_name(tmp_path)
     files.require_file_name(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError("the server breaks off"), TimeoutError(), ConnectionResetError()])
+def test_another_error_while_a_file_is_made_is_no_failed_write(tmp_path, error):
+    """It has no file name either, but nothing is wrong with the disk."""
+
+    def make():
+        with files.replacing(tmp_path / "f") as fresh:
+            fresh.write_bytes(b"begun")
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        make()
+    assert caught.value is error
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bottleneck.data.splits import ALIASES, split_named
+from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import folded
 from bottleneck.data.targets import class_target, name_notes
 from bottleneck.errors import Note, SourceError
@@ -163,6 +163,10 @@ def _layout_notes(
         where = "the images" if wrapper == layout.wrapper else "the classes of each split"
         message = f"Folder {'/'.join(wrapper)!r} holds all of {where} and is looked through; it is no class."
         notes.append(Note("wrapping-folder", message, details={"folder": "/".join(wrapper)}))
+    if layout.order != "class":
+        level = 0 if layout.order == "split/class" else 1
+        inside = (path[len(layout.wrapper) :] for path in meanings)
+        notes += merged_notes(path[level] for path in inside if len(path) > level)
     if layout.order == "class/split":
         message = "Folders are read as class/split/image: a class holds folders named like splits."
         notes.append(Note("layout-class-split", message))

@@ -19,13 +19,14 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
 from itertools import count
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
+from bottleneck.data.untrusted import redirect_refusal
 from bottleneck.errors import ImageError, first_line
 
 SCHEMES = ("http", "https")
@@ -40,9 +41,17 @@ _SAFE = "/%:=&?~#+!$,;'@()*[]"  # not quoted in a URL; % keeps what is quoted al
 
 
 class WebFileSystem(AbstractFileSystem):
-    """Reads single files; paths are whole URLs."""
+    """Reads single files; paths are whole URLs.
+
+    given : a URL that the user named, and which a server may therefore redirect to any host. Others, which a
+        list names, are redirected on their host alone (`untrusted.redirect_refusal`).
+    """
 
     protocol = SCHEMES
+
+    def __init__(self, given: str = "", **options: Any) -> None:
+        super().__init__(**options)
+        self.given = given
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -51,11 +60,11 @@ class WebFileSystem(AbstractFileSystem):
     def info(self, path: str, **options: Any) -> dict[str, Any]:
         """Return size, time of last change and version tag, where the server sends them. Raises OSError."""
         try:
-            headers = _fetch(path, method="HEAD").headers
+            headers = self._fetch(path, method="HEAD").headers
         except _Refused as error:
             if error.code not in (403, 405, 501):
                 raise
-            headers = _fetch(path, read=False).headers  # this server has no HEAD
+            headers = self._fetch(path, read=False).headers  # this server has no HEAD
         info: dict[str, Any] = {"name": path, "type": "file", "size": _length(headers)}
         with suppress(TypeError, ValueError):  # missing, or not a date
             info["mtime"] = parsedate_to_datetime(headers.get("Last-Modified") or "")
@@ -84,8 +93,13 @@ class WebFileSystem(AbstractFileSystem):
         headers = {}
         if start or end is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if end is None else end - 1}"
-        answer = _fetch(path, headers)
+        answer = self._fetch(path, headers)
         return answer.data if not headers or answer.status == 206 else answer.data[start or 0 : end]
+
+    def _fetch(
+        self, path: str, headers: dict[str, str] | None = None, method: str = "GET", read: bool = True
+    ) -> _Answer:
+        return _fetch(path, headers, method, read, anywhere=path == self.given)
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         size = self.info(path)["size"]
@@ -123,16 +137,20 @@ class _TryAgain(Exception):
 
 
 def _fetch(
-    url: str, headers: dict[str, str] | None = None, method: str = "GET", read: bool = True
+    url: str,
+    headers: dict[str, str] | None = None,
+    method: str = "GET",
+    read: bool = True,
+    anywhere: bool = False,
 ) -> _Answer:
-    """Return the server's answer.
+    """Return the server's answer. anywhere : it may redirect to any host.
 
     Raises OSError with the reason where there is none, or an error; ImageError where `url` is no address.
     """
     left = LONGEST_PAUSES
     for attempt in count():
         try:
-            with _answer(url, headers or {}, method) as answer:
+            with _answer(_Request(url, headers or {}, method, anywhere)) as answer:
                 data = _body(answer) if read and method == "GET" else b""
                 return _Answer(answer.status, answer.headers, data)
         except _TryAgain as passing:
@@ -145,11 +163,10 @@ def _fetch(
 
 
 @contextmanager
-def _answer(url: str, headers: dict[str, str], method: str) -> Iterator[HTTPResponse]:
+def _answer(wanted: _Request) -> Iterator[HTTPResponse]:
     """Yield the server's answer. Raises _TryAgain, OSError or ImageError."""
     try:
-        request = urllib.request.Request(quote(url, safe=_SAFE), headers=headers, method=method)
-        request.add_header("User-Agent", "bottleneck-features")
+        request = wanted.to_send()
         with _deadline(), _OPENER.open(request, timeout=TIMEOUT) as answer:
             _deadline_over()
             yield answer
@@ -207,6 +224,48 @@ def _retry_after(headers: Message) -> float | None:
     return None
 
 
+class _Request(NamedTuple):
+    """What is asked for. anywhere : the server may redirect to any host."""
+
+    url: str
+    headers: dict[str, str]
+    method: str
+    anywhere: bool
+
+    def to_send(self, url: str = "") -> _Sent:
+        """Return the request to send, to `url` after a redirect. Raises ValueError where it is no address."""
+        request = _Sent(quote(url or self.url, safe=_SAFE), headers=self.headers, method=self.method)
+        request.add_header("User-Agent", "bottleneck-features")
+        request.wanted = self
+        return request
+
+
+class _Sent(urllib.request.Request):
+    """A request on its way. wanted : what it is sent for."""
+
+    wanted: _Request
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(
+        self,
+        request: urllib.request.Request,
+        file: IO[bytes],
+        code: int,
+        message: str,
+        headers: HTTPMessage,
+        url: str,
+    ) -> _Sent | None:
+        assert isinstance(request, _Sent)  # no other passes this opener
+        wanted = request.wanted
+        refused = redirect_refusal(url if wanted.anywhere else wanted.url, url)
+        if refused is not None:
+            file.close()
+            raise OSError(f"the server redirects to {refused}")
+        super().redirect_request(request, file, code, message, headers, url)  # raises for other methods
+        return wanted.to_send(url)
+
+
 _connecting = threading.local()
 
 
@@ -259,4 +318,4 @@ class _SecureHandler(urllib.request.HTTPSHandler):
         return self.do_open(_SecureConnection, request)
 
 
-_OPENER = urllib.request.build_opener(_Handler, _SecureHandler)
+_OPENER = urllib.request.build_opener(_Handler, _SecureHandler, _Redirects)

@@ -18,7 +18,7 @@ import numpy as np
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.listing import is_image
 from bottleneck.data.remembered import ROLES, recalled
-from bottleneck.data.splits import ALIASES, split_named
+from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import (
     Table,
     find_column,
@@ -38,6 +38,7 @@ NONE_READ = "none of their images can be read"
 IMAGE_DEFAULTS = ("image", "file_name")
 # Names under which others keep their labels, images and splits: offered where the default is missing.
 LABEL_NAMES = ("label", "class", "category", "species", "target", "diagnosis", "tag", "y")
+SPLIT_NAMES = ("partition", "subset", "phase", "data_split", "train_test", "is_train", "is_test", "is_val")
 IMAGE_NAMES = ("image", "file", "path", "photo", "picture", "img", "url")
 Columns = dict[str, tuple[str, ...]]  # role -> the columns that serve it, by their names in the file
 
@@ -115,6 +116,8 @@ def read_manifest(
         group=_names(table, wanted.group_column, "group") if wanted.group_column else None,
         columns=_in_use(wanted),
     )
+    if wanted.split_column is not None:
+        notes += merged_notes(table[wanted.split_column])
     notes += repeated_note(repeated, name)
     samples, complete = samples.take(whole), samples
     notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
@@ -145,6 +148,7 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
     if not images:
         images = tuple(column for column in IMAGE_DEFAULTS if find_column(table, column, name))[:1]
     if not images:
+        _require_header(table, name)
         close = [column for column in table if _holds_images(table[column])] or _close(table, IMAGE_NAMES)
         raise SourceError(
             f"The manifest {name} has columns {_listed(table)}; expected 'image' or 'file_name'.",
@@ -155,6 +159,21 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
         labels = labels or (("label",) if find_column(table, "label", name) else ())
         split = split or ("split" if find_column(table, "split", name) else None)
     return replace(config, image_columns=images, label_columns=labels, split_column=split)
+
+
+def _require_header(table: Table, name: str) -> None:
+    """Raise SourceError where the names of the columns are those of an image, or of several columns."""
+    if first := [column for column in table if is_image(column)]:
+        raise SourceError(
+            f"The first row of {name} names the image {first[0]!r}; expected the names of the columns there.",
+            "Add a first row such as image,label.",
+        )
+    (only, *others) = table
+    if separator := next((mark for mark in (";", "\t") if mark in only and not others), None):
+        raise SourceError(
+            f"The columns of {name} are separated by {separator!r}; expected commas.",
+            "Save the table with commas between its cells.",
+        )
 
 
 def _require_targets(wanted: ReadConfig, name: str) -> None:
@@ -217,12 +236,11 @@ def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str)
         message = f"{name} has no column 'label', so its samples have no labels; to read some, give {advice}."
         notes.append(Note("no-label-column", message, details={"unused": list(unused)}))
     if wanted.split_column is None and not wanted.inputs_only:
-        for column in unused:
-            named = {split_named(cell) if isinstance(cell, str) else None for cell in table[column] if cell}
-            if named and None not in named:
-                message = f"Column {column!r} of {name} names splits but is not used; all samples are train. "
-                message += f"To use it, give --split-column {_quoted(column)}."
-                notes.append(Note("split-column-unused", message, True, {"column": column}))
+        notes += [
+            _unused_split_note(column, table[column], name)
+            for column in unused
+            if folded(column) in SPLIT_NAMES or _mostly_splits(table[column])
+        ]
     for role, taken in columns.items():
         for column in (column for column in unused if role != "unused"):
             second = role == "image" and taken[0] == "image" and column == "file_name"
@@ -230,6 +248,25 @@ def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str)
                 message = f"Column {column!r} of {name} is not used; {taken[0]!r} is the {role} column."
                 notes.append(Note("column-passed-over", message, True, {"column": column}))
     return notes
+
+
+def _mostly_splits(cells: Sequence[object]) -> bool:
+    """Return whether at least half of the cells that are not blank name splits."""
+    filled = [cell for cell in cells if not _is_blank(cell)]
+    return bool(filled) and 2 * sum(map(_names_split, filled)) >= len(filled)
+
+
+def _unused_split_note(column: str, cells: Sequence[object], name: str) -> Note:
+    """Return the note that a column which seems to be one of splits is not used."""
+    odd = next((cell for cell in cells if not _names_split(cell)), None)
+    message = f"Column {column!r} of {name} seems to name splits but is not used; all samples are train. "
+    if any(not _names_split(cell) for cell in cells):
+        got = "a blank cell" if _is_blank(odd) else repr(odd)[:40]
+        message += f"To use it, write train, val or test in each row (it has {got}), and "
+    else:
+        message += "To use it, "
+    message += f"give --split-column {_quoted(column)}."
+    return Note("split-column-unused", message, True, {"column": column})
 
 
 def _holds_images(cells: Sequence[object]) -> bool:
@@ -341,9 +378,10 @@ def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:
         numbers = [to_number(cell) for cell in table[name]]
         bad = [row for row, number in enumerate(numbers, 1) if number is None or not math.isfinite(number)]
         if bad:
+            cell = table[name][bad[0] - 1]
+            got = "blank" if _is_blank(cell) else repr(cell)[:40]
             raise SourceError(
-                f"Covariate {name!r} is {table[name][bad[0] - 1]!r} in {rows_named(bad)}; "
-                "expected finite numbers.",
+                f"Covariate {name!r} is {got} in {rows_named(bad)}; expected finite numbers.",
                 "Fill the values in, or leave the covariate out.",
             )
         values[:, column] = numbers

@@ -44,6 +44,8 @@ from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable
 
+PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
+
 
 @dataclass(frozen=True)
 class Source:
@@ -214,7 +216,7 @@ def _locate(source: str, config: ReadConfig) -> Source:
 
 def _locate_url(url: str, config: ReadConfig) -> Source:
     """Open a folder or a file with fsspec."""
-    filesystem, path = open_url(url)
+    filesystem, path = open_url(url, given=True)
     try:
         is_folder = not path.strip("/") or filesystem.isdir(path)
         exists = is_folder or filesystem.exists(path)
@@ -323,7 +325,8 @@ def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig)
     if not is_image(name):
         raise SourceError(
             f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
-            f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder."
+            f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder.",
+            "Unpack it and give the folder." if name.lower().endswith(PACKED) else "",
         )
     listing = Listing()
     listing.add(name, files.missing([name]).get(name))

@@ -9,6 +9,7 @@ Shapes: S samples, G groups, T splits (val, test, train).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -31,6 +32,24 @@ ALIASES = {
 def split_named(name: str) -> str | None:
     """Return the split that a folder or a cell names, in any case; None where it names none."""
     return ALIASES.get(name.strip().casefold())
+
+
+def merged_notes(names: Iterable[str]) -> list[Note]:
+    """Return a note for each split that folders or cells name by several words, such as val and dev."""
+    words: dict[str, set[str]] = {}
+    for name in names:
+        if (split := split_named(name)) is not None:
+            words.setdefault(split, set()).add(name.strip().casefold())
+    return [
+        Note(
+            "splits-merged",
+            f"{' and '.join(map(repr, sorted(merged)))} are one split, {split!r}.",
+            True,
+            {"split": split, "names": sorted(merged)},
+        )
+        for split, merged in sorted(words.items())
+        if len(merged) > 1
+    ]
 
 
 def set_aside(

@@ -185,8 +185,8 @@ class TarFiles:
         return {key: "is not in its shard" for key in keys if key not in self.members}
 
 
-def open_url(url: str) -> tuple[AbstractFileSystem, str]:
-    """Return the fsspec filesystem of a URL, and the path in it.
+def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
+    """Return the fsspec filesystem of a URL, and the path in it. given : the user named the URL.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def open_url(url: str) -> tuple[AbstractFileSystem, str]:
     if url.lower().startswith(("http://", "https://")) and "::" not in url:
         from bottleneck.data.http import WebFileSystem
 
-        return WebFileSystem(), url
+        return WebFileSystem(given=url if given else ""), url
     try:
         return url_to_fs(url)
     except Exception as error:  # each backend has error classes of its own

@@ -122,7 +122,9 @@ def _decoded(name: str, data: bytes) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise SourceError(f"The table {name} is not UTF-8 text (line {line}): {error.reason}.") from error
+        raise SourceError(
+            f"The table {name} is not UTF-8 text (line {line}): {error.reason}.", "Save it as UTF-8."
+        ) from error
 
 
 def _read_csv(name: str, text: str) -> Table:

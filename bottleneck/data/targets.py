@@ -52,9 +52,9 @@ def target_from_column(
     name : str
         The target.
     values : sequence
-        None or "" is unlabelled. Lists make a multi-label target ([] has none of the labels). Numbers, or
-        texts that are all numbers, make a regression target where any has a fraction and they are no
-        plausible codes (`_are_quantities`), and classes in numeric order otherwise; NaN is unlabelled. Any
+        None, "" and spaces are unlabelled. Lists make a multi-label target ([] has none of the labels).
+        Numbers, or texts that are all numbers, make a regression target where any has a fraction and they are
+        no plausible codes (`_are_quantities`), and classes in numeric order otherwise; NaN is unlabelled. Any
         other text is a class name; names are in code-point order. Two different texts are two classes, but
         for true and false, which are written in several ways.
     config : LabelConfig
@@ -69,6 +69,10 @@ def target_from_column(
     """
     cells = [None if _is_missing(value) else value for value in values]
     notes: list[Note] = []
+    if blank := sum(isinstance(cell, str) and not cell.strip() for cell in cells):
+        cells = [None if isinstance(cell, str) and not cell.strip() else cell for cell in cells]
+        message = f"{blank} labels of {name!r} are spaces alone; their samples count as unlabelled."
+        notes.append(Note("blank-labels", message, details={"target": name, "samples": blank}))
     if name in config.classes or name in config.regression:
         pass
     elif config.label_separator is None:
@@ -80,7 +84,7 @@ def target_from_column(
         notes.append(Note("label-separator-unused", message, True, {"target": name}))
     if any(isinstance(cell, list) for cell in cells):
         target = _multilabel(name, cells)
-        return target, name_notes(target)
+        return target, notes + name_notes(target)
     _refuse(name, cells, lambda cell: isinstance(cell, str | int | float), "text, a number or a list of them")
     _refuse(name, cells, lambda cell: storable(str(cell)), "valid UTF-8 without NUL")
     numbers = [None if cell is None else to_number(cell) for cell in cells]

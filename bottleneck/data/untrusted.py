@@ -55,9 +55,13 @@ def one_line(error: BaseException) -> str:
 
 
 class _Parsing:
-    """Message pattern of a warning filter that matches only in threads that are inside `parsing`."""
+    """Message pattern of a warning filter that matches only in threads that are inside `parsing`.
+
+    pattern : for those who copy the filters, as scikit-learn does for its jobs: it matches nothing.
+    """
 
     here = threading.local()
+    pattern = "(?!)"
 
     def match(self, text: str) -> bool:
         return getattr(self.here, "inside", False)
@@ -159,6 +163,18 @@ def allow(local: bool = False, remote: bool = False) -> Iterator[None]:
         yield
     finally:
         _allowed.reset(token)
+
+
+def redirect_refusal(before: str, after: str) -> str | None:
+    """Return why a server's redirect from one URL to another must not be followed; None where it may be.
+
+    It may stay on its host, also from http to https; the user may allow others.
+    """
+    (scheme, host), onto = _host(before) or ("", ""), _host(after)
+    if onto is not None and onto[0] in ("http", "https"):
+        same = onto in ((scheme, host), ("https", host))
+        return None if same or _allowed.get()[1] else f"{onto[1]}, another host; --allow-remote allows it"
+    return f"{after[:100]}, which is no address on the web"
 
 
 def refusal(key: str, root: str) -> str | None:

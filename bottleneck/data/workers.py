@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -113,7 +114,10 @@ class DecoderThreads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_thread(self) -> None:
-        thread = threading.Thread(target=self._run, name="bottleneck-decode", daemon=True)
+        context = copy_context()  # what the user allows (`untrusted.allow`) holds in the thread as well
+        thread = threading.Thread(
+            target=context.run, args=(self._run,), name="bottleneck-decode", daemon=True
+        )
         self._threads.add(thread)
         thread.start()
 

@@ -202,3 +202,14 @@ def test_a_folder_named_like_a_split_is_used_told_or_refused(paths):
         named = [part for part in key.split("/")[:-1] if part in ("train", "Test", "val")]
         if any(part != "train" for part in named) and split == "train":
             assert used & {"split-folder-not-used", "wrapping-folder"}
+
+
+def test_folders_of_one_split_are_told(tmp_path):
+    put(tmp_path, "top/train/a/1.jpg", "top/val/a/2.jpg", "top/dev/b/3.jpg", "top/Valid/b/4.jpg")
+    source = read_source(tmp_path)
+    assert sorted(splits(source.samples).values()) == ["train", "val", "val", "val"]
+    (note,) = (note for note in source.notes if note.code == "splits-merged")
+    assert note.details["names"] == ["dev", "val", "valid"]
+    below = tmp_path / "below"
+    put(below, "a/train/1.jpg", "a/training/2.jpg", "b/test/3.jpg")
+    assert "splits-merged" in codes(read_source(below))

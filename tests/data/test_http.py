@@ -15,6 +15,7 @@ from bottleneck.data import http
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
+from bottleneck.data.untrusted import allow
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import FileStat
 from tests.helpers.encoded import image, tar_of
@@ -30,7 +31,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.refusals = {}, [], []
+        self.files, self.asked, self.refusals, self.moved = {}, [], [], {}
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -49,6 +50,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, body):
         self.server.asked.append((self.command, self.path))
+        if self.path in self.server.moved:
+            code, url = self.server.moved[self.path]
+            self.send_response(code)
+            self.send_header("Location", url)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         if self.server.refusals and body is None:
             status, headers = self.server.refusals.pop(0)
             if status == "reset":
@@ -284,3 +292,62 @@ def test_a_list_from_the_web_opens_no_file_of_this_machine(server, tmp_path):
     assert set(source.images) == {"1.png", "2.png"}
     assert "--allow-local" in source.absent[names[1]]
     assert "--allow-remote" in source.absent[names[2]]
+
+
+@pytest.fixture
+def two_servers():
+    """Two hosts: on this machine, two ports."""
+    servers = [Server(), Server()]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def decoded(source):
+    preprocess = Preprocess(2, 2, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    return {item.key: item.error for item in load_images(source, source.images, preprocess, workers=2)}
+
+
+@pytest.mark.strangers
+@pytest.mark.parametrize("code", [301, 302, 307, 308])
+def test_a_list_reaches_no_other_host_by_a_redirect(two_servers, code):
+    """The list names its own host, which sends us to another: to that of this machine, say."""
+    ours, other = two_servers
+    other.files["/secret.png"] = image(3)
+    ours.files |= {"/list.csv": b"image\nhere.png\nmoved.png\nlured.png\n", "/here.png": image(1)}
+    ours.files["/new/moved.png"] = image(2)
+    ours.moved = {"/moved.png": (code, "/new/moved.png"), "/lured.png": (code, f"{other.url}/secret.png")}
+    errors = decoded(read_source(f"{ours.url}/list.csv"))
+    assert [errors["here.png"], errors["moved.png"]] == [None, None]
+    assert "redirects to 127.0.0.1" in errors["lured.png"]
+    assert "--allow-remote" in errors["lured.png"]
+    assert other.asked == []
+    with allow(remote=True):
+        assert set(decoded(read_source(f"{ours.url}/list.csv")).values()) == {None}
+    assert ("GET", "/secret.png") in other.asked
+
+
+@pytest.mark.strangers
+def test_a_chain_of_redirects_is_held_against_its_start(two_servers):
+    ours, other = two_servers
+    ours.files["/list.csv"] = b"image\na.png\n"
+    ours.moved = {"/a.png": (302, "/b.png"), "/b.png": (302, f"{other.url}/a.png")}
+    other.files["/a.png"] = image(3)
+    assert "another host" in decoded(read_source(f"{ours.url}/list.csv"))["a.png"]
+    assert other.asked == []
+
+
+@pytest.mark.strangers
+def test_what_the_user_names_may_be_redirected(two_servers):
+    """As many sites do to the hosts that keep their files."""
+    ours, other = two_servers
+    ours.moved = {"/a.png": (302, f"{other.url}/b.png"), "/f.png": (302, "file:///etc/passwd")}
+    ours.moved["/g.png"] = (302, "ftp://127.0.0.1/a.png")
+    other.files["/b.png"] = image(3)
+    assert set(decoded(read_source(f"{ours.url}/a.png")).values()) == {None}
+    for name in ("f", "g"):
+        with pytest.raises(SourceError, match="cannot be reached"):
+            read_source(f"{ours.url}/{name}.png")

@@ -425,7 +425,10 @@ HEADERS = st.tuples(
     )
 )
 LABELS = st.sampled_from(
-    ["cat", "Cat", "dog", " dog", "1", "01", "1.0", "1e0", "True", "true", "ant|red", "NA"]
+    [
+        *("cat", "Cat", "dog", " dog", "1", "01", "1.0", "1e0", "True", "true", "ant|red", "NA"),
+        *("  ", "caf\u00e9", "cafe\u0301"),
+    ]
 )
 ROWS = st.lists(
     st.tuples(st.sampled_from((*NAMES, "gone.png")), LABELS, st.sampled_from(tuple(WORDS))),
@@ -456,14 +459,20 @@ def test_no_sample_of_a_random_manifest_is_lost_or_moved_without_a_note(folder, 
     assert source.samples.key.tolist() == [name for name, _, _ in present]
     assert source.samples.split.tolist() == [WORDS[split] for _, _, split in present]
     read = names(source.samples.targets["label"])
-    assert read == [label.replace("True", "true") for _, label, _ in present]
+    assert read == [label.replace("True", "true") if label.strip() else None for _, label, _ in present]
     texts = {label for _, label, _ in rows}
     assert ("repeated-rows" in told) == bool(more)
     assert list(source.absent) == ["gone.png"] * (len(rows) - len(present))
     assert ("column-found-by-other-spelling" in told) == (header != ("image", "label", "split"))
     assert ("classes-merged" in told) == (texts >= {"True", "true"})
-    assert ("class-names-alike" in told) == (texts >= {"cat", "Cat"} or texts >= {"dog", " dog"})
-    lost = {label.replace("True", "true") for label in texts}.difference(read)
+    alike = ({"cat", "Cat"}, {"dog", " dog"}, {"caf\u00e9", "cafe\u0301"})
+    assert ("class-names-alike" in told) == any(texts >= pair for pair in alike)
+    assert ("blank-labels" in told) == ("  " in texts)
+    assert ("splits-merged" in told) == any(
+        len({split.strip().lower() for _, _, split in rows if WORDS[split] == name}) > 1
+        for name in ("train", "val", "test")
+    )
+    lost = {label.replace("True", "true") for label in texts - {"  "}}.difference(read)
     assert ("classes-without-samples" in told) == bool(lost)
 
 
@@ -494,4 +503,50 @@ def test_the_labels_of_a_random_manifest_are_split_at_the_separator_alone(folder
     target = source.samples.targets["label"]
     for (_, label, _), row in zip([row for row in rows if row[0] != "gone.png"], target.values, strict=True):
         read = {name for name, present in zip(target.class_names, row, strict=True) if present}
-        assert read == {part.strip().replace("True", "true") for part in label.split("|")}
+        if label.strip():
+            assert read == {part.strip().replace("True", "true") for part in label.split("|")}
+        else:
+            assert (row == 255).all()
+
+
+@pytest.mark.parametrize("column", ["partition", "Set", "is_train", "data_split"])
+@pytest.mark.parametrize("cells", [["train", "test"], ["train", "holdout"], ["val", ""]])
+def test_a_column_that_seems_to_name_splits_is_told(folder, column, cells):
+    """It is not called split; one odd cell does not hide what it is."""
+    source = csv(folder, f"image,label,{column}\na.png,x,{cells[0]}\nb.png,y,{cells[1]}\n")
+    (note,) = (note for note in source.notes if note.code == "split-column-unused")
+    assert note.details == {"column": column}
+    assert note.changes_result
+    assert f"--split-column {column}" in note.message
+
+
+def test_a_column_of_other_words_is_none_of_splits(folder):
+    source = csv(folder, "image,label,remark,fold\na.png,x,train,1\nb.png,y,blurred,2\nc.png,y,dark,3\n")
+    assert codes(source) == []
+
+
+def test_words_of_one_split_are_told(folder):
+    source = csv(folder, "image,label,split\na.png,x,train\nb.png,y,dev\nc.png,y,Val \nsub/d.png,x,valid\n")
+    assert source.samples.split.tolist() == ["train", "val", "val", "val"]
+    (note,) = (note for note in source.notes if note.code == "splits-merged")
+    assert note.details == {"split": "val", "names": ["dev", "val", "valid"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.png,x\nb.png,y\n", r"first row of list\.csv names the image 'a\.png'.* Add a first row"),
+        ("image;label\na.png;x\n", "separated by ';'; expected commas"),
+        ("image\tlabel\na.png\tx\n", r"separated by '\\t'; expected commas"),
+        ("image,label,age\na.png,x,\n", r"Covariate 'age' is blank in row 1"),
+    ],
+)
+def test_what_looks_like_another_table_is_said(folder, text, said):
+    with pytest.raises(SourceError, match=said):
+        csv(folder, text, **({"covariate_columns": ["age"]} if "age" in text else {}))
+
+
+def test_a_table_in_another_encoding_says_what_to_do(folder):
+    (folder / "list.csv").write_bytes("image,label\na.png,caf\u00e9\n".encode("cp1252"))
+    with pytest.raises(SourceError, match=r"not UTF-8 text \(line 2\).* Save it as UTF-8"):
+        read_source(folder / "list.csv")

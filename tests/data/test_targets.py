@@ -218,3 +218,13 @@ def test_every_label_can_be_read_back(values):
             elif name is not None and not numeric:
                 assert name == str(value)
         assert len(set(target.class_names)) == len(target.class_names)
+
+
+@pytest.mark.parametrize(
+    "config", [LabelConfig(), LabelConfig(label_separator="|"), LabelConfig(classes=("t",))]
+)
+def test_a_label_of_spaces_is_no_class(config):
+    target, notes = target_from_column("t", ["a", "  ", "b", "\t", None], config)
+    assert target.labelled.tolist() == [True, False, True, False, False]
+    assert target.class_names == ("a", "b")
+    assert [note.details for note in notes if note.code == "blank-labels"] == [{"target": "t", "samples": 2}]

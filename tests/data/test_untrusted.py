@@ -1,9 +1,12 @@
 """What a list from the web, or a cache of unknown origin, may make us open."""
 
 import os
+import warnings
 
+import numpy as np
 import pytest
 
+from bottleneck.data.decode import decode_image
 from bottleneck.data.untrusted import (
     allow,
     refusal,
@@ -12,6 +15,7 @@ from bottleneck.data.untrusted import (
     require_trusted_root,
 )
 from bottleneck.errors import CacheError
+from tests.helpers.encoded import image
 
 pytestmark = pytest.mark.strangers
 LIST = "https://host.example/data"
@@ -119,3 +123,16 @@ def test_a_cache_that_this_user_wrote_is_trusted_with_the_root_it_was_written_fr
         require_trusted_root(other, cache)
     with pytest.raises(CacheError, match="--allow-local"):
         require_trusted_root(root, tmp_path / "downloads" / "c.h5")
+
+
+def test_scikit_learn_copies_the_filters_after_an_image_was_decoded():
+    """Its jobs compile the patterns of all warning filters, ours included."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+
+    decode_image(image())
+    x = np.arange(40.0).reshape(20, 2)
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2).fit(x, np.arange(20) % 2)
+    assert search.best_params_["C"] in (0.1, 1.0)
+    with pytest.warns(UserWarning, match="ours"):  # nothing of the user's is dropped by that
+        warnings.warn("ours", stacklevel=1)
