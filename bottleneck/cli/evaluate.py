@@ -6,7 +6,13 @@ from typing import Any
 
 import click
 
-from bottleneck.cli.options import engine_options, loading_options, reading_options, strict_option
+from bottleneck.cli.options import (
+    engine_options,
+    flip_option,
+    loading_options,
+    reading_options,
+    strict_option,
+)
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.errors import BottleneckError
 from bottleneck.names import ALL_SAMPLES, SPLITS
@@ -48,6 +54,7 @@ MEASURES = (
     help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
 )
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
+@flip_option
 @strict_option
 @loading_options
 @engine_options

@@ -66,6 +66,9 @@ flag = flags_of(ExtractConfig)
 )
 @flag("--dtype", type=click.Choice(DTYPES), show_default=DTYPES[0], help="Type in which features are stored.")
 @flag("--views", type=click.IntRange(0), help="Augmented views per image to store beside the plain features.")
+@flag(
+    "--flip", is_flag=True, help="Also store the features of each image's mirror image, for evaluate --flip."
+)
 @input_options(ExtractConfig.in_channels)
 @flag(
     "--seed",

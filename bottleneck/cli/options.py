@@ -96,6 +96,10 @@ strict_option = click.option(
     help="Refuse decisions on messy input that change what is learnt or measured, instead of noting them.",
 )
 
+flip_option = click.option(
+    "--flip", is_flag=True, help="Average the probabilities of each image and of its mirror image."
+)
+
 # For commands on a head, a model or a cache, which name the backbone that they were made with.
 loading_options = together(
     click.option(

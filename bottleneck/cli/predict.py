@@ -7,7 +7,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import column_options, engine_options, loading_options, strict_option
+from bottleneck.cli.options import column_options, engine_options, flip_option, loading_options, strict_option
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.names import TOP_CLASSES
 
@@ -37,6 +37,7 @@ ROWS_SHOWN = 20
     is_flag=True,
     help="Add the probabilities of all classes, in the output file as columns p_CLASS.",
 )
+@flip_option
 @strict_option
 @loading_options
 @engine_options

@@ -127,7 +127,8 @@ def pixels_from_bytes(data: bytes, preprocess: Preprocess) -> np.ndarray:
 class EncodedImage:
     """An image file of which only the header has been read and checked against the bounds.
 
-    Parameters and errors are those of `decode_image`. Call `decode`, `array`, `image` or `pixels`, once.
+    Parameters and errors are those of `decode_image`. Call `decode`, `array`, `image`, `pixels` or
+    `both_ways`, once.
 
     A large image is decoded at a fraction of its size, or reduced band by band, so that beside the pixels as
     stored hardly more memory is needed.
@@ -151,7 +152,7 @@ class EncodedImage:
                 )
 
     def memory(self, preprocess: Preprocess) -> int:
-        """Return the most bytes that `image` or `pixels` takes, beside the file and the result."""
+        """Return the most bytes that `image`, `pixels` or `both_ways` takes, beside file and result."""
         width, height = self._header.size
         pixels, factor = width * height, self._factor(preprocess)
         resizing = 4 * max(width, height) * 2 * preprocess.resize  # resized in one direction
@@ -170,6 +171,14 @@ class EncodedImage:
         if self._header.width * self._header.height <= self._whole(preprocess.mode):
             return fast_pixels(self.array(preprocess.mode), preprocess)
         return preprocess(self.image(preprocess))
+
+    def both_ways(self, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+        """Return `pixels`, and those of the image mirrored left to right before it is resized and cut."""
+        if self._header.width * self._header.height <= self._whole(preprocess.mode):
+            pixels = self.array(preprocess.mode)
+            return fast_pixels(pixels, preprocess), fast_pixels(pixels[:, ::-1], preprocess)
+        image = self.image(preprocess)
+        return preprocess(image), preprocess(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
 
     def image(self, preprocess: Preprocess) -> Image.Image:
         """Return the upright image in the mode of `preprocess`, a large one reduced to what that needs."""

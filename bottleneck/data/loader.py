@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
-from bottleneck.data.preprocess import Preprocess, ViewRecipe
+from bottleneck.data.preprocess import Mirror, Preprocess, Views
 from bottleneck.data.untrusted import one_line
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, Note, SourceError
@@ -93,7 +93,7 @@ def load_images(
     *,
     workers: int,
     known: Container[bytes] = (),
-    views: ViewRecipe | None = None,
+    views: Views | None = None,
     memory: int = MEMORY,
     time_limit: float = TIME_LIMIT,
 ) -> Iterator[LoadedImage]:
@@ -105,7 +105,7 @@ def load_images(
     keys : what to load, in this order
     workers : decoder threads; 0 counts as 1
     known : digests whose images need no pixels
-    views : also make augmented views of each image
+    views : also make views of each image: augmented ones, or its mirror image
     memory : bytes that the images being decoded may take together, and that those waiting for the caller may
         An image or a file that needs more by itself is a failure. The size of the pixels wanted, the user's
         own choice, never makes one: where they need all of the memory, images are decoded one by one.
@@ -197,7 +197,7 @@ def fill_pixels(
     keys: Sequence[str],
     preprocess: Preprocess,
     *,
-    views: ViewRecipe | None = None,
+    views: Views | None = None,
     advance: Callable[[int], None] = lambda done: None,
 ) -> list[LoadedImage]:
     """Write the pixels of the images `keys`, or the first view of each, into `out` (n, H, W, C).
@@ -216,12 +216,12 @@ def fill_pixels(
     return images
 
 
-def _images_ahead(preprocess: Preprocess, views: ViewRecipe | None, workers: int, memory: int) -> int:
+def _images_ahead(preprocess: Preprocess, views: Views | None, workers: int, memory: int) -> int:
     """Return how many images may be in work or waiting for the caller."""
     return max(workers + 1, min(16 * workers + 64, memory // _result_bytes(preprocess, views)))
 
 
-def _result_bytes(preprocess: Preprocess, views: ViewRecipe | None) -> int:
+def _result_bytes(preprocess: Preprocess, views: Views | None) -> int:
     """Return the bytes of one image's pixels and views."""
     return preprocess.size**2 * preprocess.channels * (1 + (views.count if views else 0))
 
@@ -234,7 +234,7 @@ class _Run:
         source: Readable,
         preprocess: Preprocess,
         known: Container[bytes],
-        views: ViewRecipe | None,
+        views: Views | None,
         memory: int,
     ) -> None:
         self.source = source
@@ -312,6 +312,9 @@ class _Run:
     def _pixels(self, encoded: EncodedImage, digest: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         if self.views is None:
             return encoded.pixels(self.preprocess), None
+        if isinstance(self.views, Mirror):
+            pixels, mirrored = encoded.both_ways(self.preprocess)
+            return pixels, mirrored[None]
         image = encoded.image(self.preprocess)
         views = self.views.apply(image, self.preprocess, digest)
         return fast_pixels(as_array(image), self.preprocess), views

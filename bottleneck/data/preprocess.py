@@ -1,11 +1,11 @@
-"""How an image becomes the network's input: decoded mode, resize, crop; and its augmented views.
+"""How an image becomes the network's input: decoded mode, resize, crop; and its views.
 
 A `Preprocess` is part of every fingerprint. It imports no torch: uint8 pixels are resized and cropped here;
 `mean` and `std` are only stored here, and applied inside the network's graph.
 
-A view is a random resized crop, flipped and with other colours. Its random numbers come from the recipe's
-seed, the image's digest and the view's number, so a view depends neither on the order of images nor on the
-thread that makes it.
+A view is the mirror image, or a random resized crop, flipped and with other colours. The random numbers of
+the latter come from the recipe's seed, the image's digest and the view's number, so it depends neither on the
+order of images nor on the thread that makes it.
 
 Shapes: V views, H, W height and width, C channels; pixels are (H, W, C) uint8, views (V, H, W, C) uint8.
 """
@@ -297,6 +297,26 @@ class ViewRecipe:
             if reach:
                 view = change(view, middle + random.uniform(-reach, reach))
         return view
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One view: the image mirrored left to right, then resized and cut as the image itself is."""
+
+    count: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """What the fingerprint covers."""
+        return {"count": self.count, "mirror": True}
+
+
+MIRROR = Mirror()
+Views = ViewRecipe | Mirror
+
+
+def views_from_json(record: Any) -> Views:
+    """Rebuild a recipe of views from its `to_json`. Raises ArtifactError as `ViewRecipe.from_json` does."""
+    return MIRROR if record == MIRROR.to_json() else ViewRecipe.from_json(record)
 
 
 _VIEW_CHECKS = {

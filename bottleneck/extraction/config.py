@@ -45,6 +45,7 @@ class ExtractConfig:
     pool : pooling of the maps of nodes without @POOL, one of `names.POOLS`.
     dtype : type in which features are stored, one of `names.DTYPES`; float16 in a new cache.
     views : augmented views per image, stored beside the plain features.
+    flip : store the features of each image's mirror image as its one view, for `evaluate --flip`.
     image_size, crop : replace those of the published preprocessing (`Preprocess.override`).
     in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is adapted.
     depth : blocks of `small_cnn`.
@@ -63,6 +64,7 @@ class ExtractConfig:
     pool: str | None = None
     dtype: str | None = None
     views: int = 0
+    flip: bool = False
     image_size: int | None = None
     crop: float | str | None = None
     in_channels: int | None = None
@@ -83,6 +85,11 @@ class ExtractConfig:
             raise BottleneckError(f"on_error is {self.on_error!r}; expected {' or '.join(ON_ERROR)}.")
         if self.views < 0:
             raise BottleneckError(f"views is {self.views}; expected 0 or more.")
+        if self.flip and self.views:
+            raise BottleneckError(
+                "A cache holds mirrored views or augmented ones, not both.",
+                "Leave --views or --flip out, or write two caches with -o.",
+            )
 
     @property
     def node_names(self) -> tuple[str, ...]:

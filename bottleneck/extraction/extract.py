@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
-from bottleneck.data.preprocess import ViewRecipe
+from bottleneck.data.preprocess import views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
 from bottleneck.data.untrusted import remember_root
@@ -115,6 +115,7 @@ def extract(
     pool: str | None = ExtractConfig.pool,
     dtype: str | None = ExtractConfig.dtype,
     views: int = ExtractConfig.views,
+    flip: bool = ExtractConfig.flip,
     image_size: int | None = ExtractConfig.image_size,
     crop: float | str | None = ExtractConfig.crop,
     in_channels: int | None = ExtractConfig.in_channels,
@@ -154,8 +155,8 @@ def extract(
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
-    backbone, weights, nodes, pool, dtype, views, image_size, crop, in_channels, depth, seed, on_error, \
-reread, source_moved, keep_parts, trust_code
+    backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, in_channels, depth, seed, \
+on_error, reread, source_moved, keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
@@ -295,7 +296,7 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
     source, names = extraction.source, list(work.nodes)
     keys = [source.images[i] for i in work.images]
     views = shared_views((writer.nodes[name] for name in names), extraction.path)
-    recipe = ViewRecipe.from_json(views) if views else None
+    recipe = views_from_json(views) if views else None
     known = writer.known(names)
     with reporter.step("Extracting", total=len(keys), unit="images") as advance:
         for item in extraction.trunk.stream(source, keys, names, known=known, views=recipe):

@@ -25,7 +25,7 @@ from bottleneck.threads import thread_budget
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
-    from bottleneck.data.preprocess import ViewRecipe
+    from bottleneck.data.preprocess import Views
     from bottleneck.data.source import Source
     from bottleneck.engines.base import Engine
     from bottleneck.errors import Note
@@ -169,7 +169,7 @@ class Trunk:
         nodes: Iterable[str],
         *,
         known: Container[bytes] = (),
-        views: ViewRecipe | None = None,
+        views: Views | None = None,
     ) -> Iterator[Batch | LoadedImage]:
         """Yield features of the images `keys`, batch by batch while later images are being decoded.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.backbones.recipe import request_differences
-from bottleneck.data.preprocess import Preprocess, ViewRecipe
+from bottleneck.data.preprocess import MIRROR, Preprocess, ViewRecipe
 from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
@@ -72,9 +72,11 @@ def resolve(
     views = shared_views(cached.values(), path)
     if spec is not None:
         _refuse_differences(config, path, spec, cached, views)
-    if config.views and views is None:
+    if config.flip:
+        views = MIRROR.to_json()
+    elif config.views and views is None:
         views = ViewRecipe(config.views, seed=config.seed or 0).to_json()
-    requested_views = views if config.views else None
+    requested_views = views if config.views or config.flip else None
     names = config.node_names or tuple(cached) or (BOTTLENECK,)
     precisions = [node.precision for node in cached.values()] or [config.engine.precision]
     return Settings(
@@ -133,8 +135,10 @@ def _refuse_differences(
         compare("dtype", stored[0], config.dtype)
     if config.engine.precision != "auto":
         compare("precision", next(node.precision for node in cached.values()), config.engine.precision)
+    if config.flip and views is not None:
+        compare("views", views, MIRROR.to_json())
     if config.views and views is not None:
-        seed = views["seed"] if config.seed is None else config.seed
+        seed = views.get("seed", 0) if config.seed is None else config.seed
         compare("views", views, views | {"count": config.views, "seed": seed})
     flags: dict[str, Any] = {
         "name": config.backbone,

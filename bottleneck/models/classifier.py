@@ -2,7 +2,8 @@
 
     source ──► pixels ──► trunk ──► features of M images + P covariates ──► head ──► label, confidence
 
-Shapes: S samples, M images per sample, P covariates, D features, B rows of a batch, K classes.
+Shapes: S samples, M images per sample, P covariates, D features, B rows of a batch, K classes; V views of an
+image: itself, and with `flip` its mirror image.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bottleneck.backbones.model_file import backbone_of
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import MIRROR, Mirror, Preprocess
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import ArtifactError
 from bottleneck.extraction.config import EngineConfig
@@ -74,6 +75,7 @@ class Classifier:
         *sources: str | Path | Source,
         top: int = TOP_CLASSES,
         probabilities: bool = False,
+        flip: bool = False,
         image_columns: Sequence[str] = ReadConfig.image_columns,
         label_columns: Sequence[str] = ReadConfig.label_columns,
         split_column: str | None = ReadConfig.split_column,
@@ -86,14 +88,14 @@ class Classifier:
     ) -> list[dict[str, Any]]:
         """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
-        top : classes listed per sample. probabilities : add those of all classes. The columns are those of
-        `ReadConfig`. A record is described at `bottleneck.models.predict.predict`, which also returns the
-        images that failed and the notes.
+        top : classes listed per sample. probabilities : add those of all classes. flip : average an image
+        and its mirror image. The columns are those of `ReadConfig`. A record is described at
+        `bottleneck.models.predict.predict`, which also returns the images that failed and the notes.
         """
         reading = config_from(ReadConfig, locals())
         self.require_probabilities(probabilities)
         opened = read_sources(sources, self.reading(reading, inputs_only=True))
-        return [record for source in opened for record in self.classify(source, top, probabilities)[0]]
+        return [record for one in opened for record in self.classify(one, top, probabilities, flip)[0]]
 
     def reading(self, config: ReadConfig, inputs_only: bool = False) -> ReadConfig:
         """Return `config` with the columns that the head was made with, for what no flag names."""
@@ -118,10 +120,11 @@ class Classifier:
         source: Source,
         top: int = TOP_CLASSES,
         probabilities: bool = False,
+        flip: bool = False,
         reporter: Reporter = SILENT,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Return one record per classified sample, in order, and the reason of each failed image by key."""
-        outputs = self.outputs(source, reporter)
+        outputs = self.outputs(source, flip, reporter)
         records = []
         for row, score in zip(outputs.rows.tolist(), outputs.scores, strict=True):
             images = [source.images[image] for image in source.samples.image[row]]
@@ -134,8 +137,11 @@ class Classifier:
             records.append(record)
         return records, outputs.failed
 
-    def outputs(self, source: Source, reporter: Reporter = SILENT) -> Outputs:
+    def outputs(self, source: Source, flip: bool = False, reporter: Reporter = SILENT) -> Outputs:
         """Run all images of `source` through the network and the head.
+
+        flip : average the probabilities, or the values of a regression, of each sample and of the same sample
+            with all its images mirrored.
 
         Raises
         ------
@@ -145,11 +151,11 @@ class Classifier:
         self._require_form(source.samples)
         rows: list[np.ndarray] = []
         scores: list[np.ndarray] = []
-        read = _Read(dict(source.absent))
+        read = _Read(dict(source.absent), MIRROR if flip else None)
         for ready, inputs in self._inputs(source, read, reporter):
             if len(ready):
                 rows.append(ready)
-                scores.append(self.head.probabilities(inputs))
+                scores.append(mean_scores(self.head, inputs))
         row = np.concatenate([np.zeros(0, np.int64), *rows])
         order = np.argsort(row)
         score = np.concatenate(scores)[order] if scores else np.zeros((0, 0))
@@ -161,7 +167,7 @@ class Classifier:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the head's inputs of the samples as their images become ready.
 
-        Yields indices of `source.samples` (B,) and float32 inputs (B, M·D + P). Samples with an image that
+        Yields indices of `source.samples` (B,) and float32 inputs (B, V, M·D + P). Samples with an image that
         has no features are not yielded. What is known of the images is added to `read`.
         """
         assembly = _SampleAssembly(source.samples)
@@ -172,13 +178,15 @@ class Classifier:
                     advance(len(images))
 
     def _chunk(self, source: Source, start: int, read: _Read) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Yield indices and features (B, D) of the images of one chunk, copies of other images last."""
+        """Yield indices and features (B, V, D) of the images of one chunk, copies of other images last."""
         features_of: dict[bytes | None, np.ndarray] = {}
         copies: list[LoadedImage] = []
         keys, nodes = source.images[start : start + CHUNK], nodes_in(self.head.node)
-        for item in self.trunk.stream(source, keys, nodes):
+        for item in self.trunk.stream(source, keys, nodes, views=read.views):
             if isinstance(item, Batch):
-                features = np.concatenate(item.features, axis=1)
+                features = np.concatenate(item.features, axis=1)[:, None]
+                if item.views is not None:
+                    features = np.concatenate([features, np.concatenate(item.views, axis=2)], axis=1)
                 digests = [image.digest or b"" for image in item.images]
                 read.digests += digests
                 features_of |= zip(digests, features, strict=True)
@@ -227,9 +235,13 @@ def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, An
 
 @dataclass
 class _Read:
-    """What a run learns of its images. failed : reason by key. digests : of those that passed the network."""
+    """What a run learns of its images.
+
+    failed : reason by key. views : made beside each image. digests : of images that passed the network.
+    """
 
     failed: dict[str, str]
+    views: Mirror | None = None
     digests: list[bytes] = field(default_factory=list)
 
 
@@ -247,7 +259,7 @@ class _SampleAssembly:
         self.uses = {image: len(rows) for image, rows in self.samples_of.items()}
 
     def add(self, images: Sequence[int], features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Take features (B, D) of `images`; return the samples that are now complete and their inputs."""
+        """Take features (B, V, D) of `images`; return the samples that are now complete and their inputs."""
         ready = []
         for image, feature in zip(images, features, strict=True):
             self.features[image] = feature
@@ -261,13 +273,20 @@ class _SampleAssembly:
                 self.uses[image] -= 1
                 if not self.uses[image]:
                     del self.features[image]
-        width = len(inputs[0]) if inputs else 0
-        return np.array(ready, dtype=np.int64), np.array(inputs, dtype=np.float32).reshape(len(ready), width)
+        stacked = np.stack(inputs) if inputs else np.zeros((0, 1, 0), np.float32)
+        return np.array(ready, dtype=np.int64), stacked
 
     def _input(self, row: int) -> np.ndarray:
-        """(M·D + P,) features of a sample's images, then its covariates."""
+        """(V, M·D + P) features of a sample's images, then its covariates."""
         features = [self.features[image] for image in self.samples.image[row]]
-        return np.concatenate([*features, self.samples.covariates[row]])
+        covariates = np.tile(self.samples.covariates[row], (len(features[0]), 1))
+        return np.concatenate([*features, covariates], axis=1, dtype=np.float32)
+
+
+def mean_scores(head: HeadArtifact, inputs: np.ndarray) -> np.ndarray:
+    """Return the mean over views of the head's probabilities (B, K), or values (B,), for inputs (B, V, …)."""
+    scores = head.probabilities(inputs.reshape(-1, inputs.shape[2]))
+    return scores.reshape(*inputs.shape[:2], *scores.shape[1:]).mean(axis=1)
 
 
 def load_model(

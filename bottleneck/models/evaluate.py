@@ -12,20 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
-import torch
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import LabelConfig, ReadConfig
-from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import BottleneckError, FingerprintError, Note, refuse_strict
-from bottleneck.extraction.cached_source import require_images, source_of
+from bottleneck.errors import BottleneckError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
@@ -33,16 +28,14 @@ from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.scoring import Scored, score_cache, score_images
 from bottleneck.models.selection import Selection, listed, select, with_target_of
 from bottleneck.names import ALL_SAMPLES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import differences
 
 CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
-BLOCK = 4096  # samples whose features are in memory at once
-PASS = 64  # samples that pass the fine-tuned layers at once
 
 
 def evaluate(
@@ -66,6 +59,7 @@ def evaluate(
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
+    flip: bool = False,
     strict: bool = False,
     weights: str | None = None,
     trust_code: bool = False,
@@ -90,6 +84,8 @@ def evaluate(
     raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`data.table_file`)
     image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them. Columns that
         are not named are those that the head was made with.
+    flip : average the probabilities of each image and of its mirror image (of a regression the values), from
+        the mirrored views of a cache where it has them
     strict : refuse decisions that change what is measured (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
@@ -100,7 +96,7 @@ def evaluate(
         The metrics of `bottleneck.heads.metrics.measure`, `split` ("all" for a source without splits on whose
         images the head was not fitted), `failed` [{image, error}], `notes`, `unknown_classes` {name:
         samples}: classes that the head does not know, which no metric includes, and `trained_on`: the number
-        of measured images that the head was fitted on, None where its file does not say.
+        of measured images that the head was fitted on, None where its file does not say. `flip` as given.
 
     Raises
     ------
@@ -136,9 +132,9 @@ def evaluate(
         notes += renamed
         refuse_strict(notes, strict)
         if isinstance(opened, FeatureCache):
-            scored = _score_cache(classifier, opened, selection.rows, reporter)
+            scored = score_cache(classifier, opened, selection.rows, flip, reporter)
         else:
-            scored = _score_images(classifier, opened, selection.rows, reporter)
+            scored = score_images(classifier, opened, selection.rows, flip, reporter)
     answers = selection.answers[scored.index]
     if not len(answers):
         raise BottleneckError(f"No image of the {selection.split} split could be read.")
@@ -146,7 +142,7 @@ def evaluate(
     foreign = seen.images == 0 or (seen.images is None and isinstance(opened, Source))
     if split is None and foreign and (samples.split == "train").all():
         selection = replace(selection, split=ALL_SAMPLES)
-    notes += _notes(head, selection, seen, split is not None)
+    notes += [*scored.notes, *_notes(head, selection, seen, split is not None)]
     refuse_strict(notes, strict)
     if errors is not None:
         write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
@@ -155,6 +151,7 @@ def evaluate(
         "split": selection.split,
         "unknown_classes": selection.unknown,
         "trained_on": seen.images,
+        "flip": flip,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
         "notes": [*head.notes, *notes, *classifier.trunk.notes],
     }
@@ -211,101 +208,6 @@ def _image_keys(opened: FeatureCache | Source) -> np.ndarray:
     return opened.images.key if isinstance(opened, FeatureCache) else np.array(opened.images, object)
 
 
-# ---------------------------------------------------------------- scores
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Scores of the selected samples that could be computed.
-
-    index : (n,) which of the selected samples they are.
-    images : n keys of their first images.
-    scores : probabilities (n, K) or (n, L), or values (n,) of a regression.
-    failed : reason by image key.
-    digests : (I, 32) uint8, sha256 of their images.
-    """
-
-    index: np.ndarray
-    images: Sequence[str]
-    scores: np.ndarray
-    failed: dict[str, str]
-    digests: np.ndarray
-
-
-def _score_cache(
-    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, reporter: Reporter
-) -> _Scored:
-    """Score the samples `rows` of a cache from its features, from a map, or else from the images."""
-    head = classifier.head
-    recipe = {"backbone": head.backbone, "preprocess": head.preprocess}
-    fields = differences(cache.spec.to_json(), recipe)
-    if head.node_fingerprint:
-        _require_fitted_on(head, cache, fields)
-        blocks = _cached_inputs(cache, head.node, rows)
-    else:  # The network was trained: no cache has its features, but one may have the map that training took.
-        node = head.settings.get("finetuned", {}).get("input")
-        if fields or node not in cache.nodes:
-            source = source_of(cache)
-            require_images(source, rows, "A trained network is measured on images", cache.path)
-            return _score_images(classifier, source, rows, reporter)
-        blocks = _inputs_from_map(classifier, cache, node, rows)
-    scores = []
-    with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
-        for block in blocks:
-            scores.append(head.probabilities(block))
-            advance(len(block))
-    image = cache.samples.image[rows]
-    digests = cache.images.digest[np.unique(image)]
-    return _Scored(np.arange(len(rows)), cache.images.key[image[:, 0]], np.concatenate(scores), {}, digests)
-
-
-def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
-    """Raise FingerprintError if the head was fitted on other features than the cache has."""
-    if cache.vector_fingerprint(head.node) != head.node_fingerprint:
-        fields = fields or ["dtype or precision"]
-        raise FingerprintError(
-            f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
-            f"Fit a head on this cache: bottleneck fit-head {quote(str(cache.path))}",
-            fields=tuple(fields),
-        )
-
-
-def _cached_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the head's inputs of the samples `rows` from cached features, (B, M·D + P)."""
-    reader = cache.sample_rows(node, rows)
-    for start in range(0, len(rows), BLOCK):
-        yield reader.read(start, min(start + BLOCK, len(rows)))
-
-
-def _inputs_from_map(
-    classifier: Classifier, cache: FeatureCache, node: str, rows: np.ndarray
-) -> Iterator[np.ndarray]:
-    """Run the layers above a cached map; yield the head's inputs of the samples `rows`, (B, M·D + P) float32.
-
-    node : NODE@none of the map, below the head's node. The layers below it are those that made the cache.
-    """
-    backbone, head = classifier.trunk.backbone, classifier.head
-    start = backbone.operation(node.removesuffix("@none"))
-    cut = replace(find_cut(backbone, head.node, 1), node=node, start=start)
-    section = Section(backbone, cut, head.node, Preprocess.from_json(head.preprocess))
-    maps, samples = cache.features(node), cache.samples.take(rows)
-    for first in range(0, len(rows), PASS):
-        block = slice(first, first + PASS)
-        image = samples.image[block]
-        with torch.inference_mode():
-            features = section(torch.from_numpy(maps.take(image.ravel()))).numpy()
-        inputs = [features.reshape(len(image), -1), samples.covariates[block]]
-        yield np.concatenate(inputs, axis=1, dtype=np.float32)
-
-
-def _score_images(classifier: Classifier, source: Source, rows: np.ndarray, reporter: Reporter) -> _Scored:
-    """Score the samples `rows` by running the whole network on their images."""
-    chosen = source.take(rows)
-    outputs = classifier.outputs(chosen, reporter)
-    images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    return _Scored(outputs.rows, images, outputs.scores, outputs.failed, outputs.digests)
-
-
 # ---------------------------------------------------------------- what is said beside the metrics
 
 
@@ -343,7 +245,7 @@ def _notes(head: HeadArtifact, selection: Selection, seen: _Seen, stated: bool) 
     return notes
 
 
-def _errors_csv(scored: _Scored, answers: np.ndarray, class_names: Sequence[str], raw: bool) -> bytes:
+def _errors_csv(scored: Scored, answers: np.ndarray, class_names: Sequence[str], raw: bool) -> bytes:
     """Return the misclassified samples as CSV, the most confident mistakes first."""
     predicted, confidence = scored.scores.argmax(axis=1), scored.scores.max(axis=1)
     wrong = np.flatnonzero(predicted != answers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ def predict(
     raw: bool = False,
     top: int = TOP_CLASSES,
     probabilities: bool = False,
+    flip: bool = False,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,
     split_column: str | None = ReadConfig.split_column,
@@ -56,6 +57,7 @@ def predict(
     raw : write texts to .csv as they are, also those that a spreadsheet would execute (`data.table_file`)
     top : classes listed per sample, the likeliest first
     probabilities : add the probabilities of all classes or labels
+    flip : average the probabilities of each image and of its mirror image, of a regression the values
     image_columns … label_separator : columns of a manifest, see `ReadConfig`. Columns of images, covariates
         and sample names that are not given are those that the head was made with; labels, splits and groups
         are not needed.
@@ -70,10 +72,10 @@ def predict(
         name), `label`, `confidence` (probability after temperature scaling) and `top` [{label, confidence}].
         The label of a regression is its value, that of a multi-label head a list. Where wanted
         `probabilities` {class: probability}; of a manifest `columns` {name: cell}, all columns beside those
-        of images, one record for each row in the order of the rows. `failed`: [{image, error}]. `output`,
-        `seconds`, `images_per_second`, `notes` on how the sources were read and on images. Image files
-        keep the names they were given by; images of a folder or manifest have the path below it, or the whole
-        path if there are several sources.
+        of images, one record for each row in the order of the rows. `failed`: [{image, error}]. `flip`,
+        `output`, `seconds`, `images_per_second`, `notes` on how the sources were read and on images. Image
+        files keep the names they were given by; images of a folder or manifest have the path below it, or the
+        whole path if there are several sources.
 
     Raises
     ------
@@ -93,7 +95,9 @@ def predict(
     notes = [note for source in opened for note in source.notes]
     refuse_strict(notes, strict)
     images = sum(len(source.images) for source in opened)
-    predictions, failed = _classified(classifier, opened, top, probabilities, reporter)
+    predictions, failed = _classified(
+        opened, lambda source: classifier.classify(source, top, probabilities, flip, reporter)
+    )
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
@@ -103,6 +107,7 @@ def predict(
     return {
         "predictions": predictions,
         "failed": failed,
+        "flip": flip,
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": images / seconds,
@@ -111,13 +116,13 @@ def predict(
 
 
 def _classified(
-    classifier: Classifier, sources: Sequence[Source], top: int, probabilities: bool, reporter: Reporter
+    sources: Sequence[Source], classify: Callable[[Source], tuple[list[dict[str, Any]], dict[str, str]]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Return the records of all samples, and [{image, error}] of the images that failed."""
     predictions: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for source in sources:
-        records, reasons = classifier.classify(source, top, probabilities, reporter)
+        records, reasons = classify(source)
         failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
         if len(sources) > 1:
             _name_by_whole_path([*records, *failures], source.root)

@@ -19,6 +19,7 @@ from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import fingerprint
 from bottleneck.threads import trim_memory
@@ -147,7 +148,9 @@ def final_head(task: Task, node: str, C: float, reporter: Reporter = SILENT) -> 
         else:
             metrics[split] = measured(task, indices, outputs_of(task, head, indices), head)
     fitted_on = [split for split in ("train", "val") if split in task.rows]
-    return replace(head, metrics=metrics, settings={**head.settings, "fitted_on": fitted_on})
+    seen = seen_before({}, task.cache.images.digest, task.samples, rows)
+    settings = {**head.settings, "fitted_on": fitted_on}
+    return replace(head, metrics=metrics, settings=settings, trained_on=seen)
 
 
 def _judged(task: Task, node: str, fit: HeadFit) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]]]:

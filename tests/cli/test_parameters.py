@@ -169,22 +169,23 @@ def test_no_public_function_takes_anything(function):
 
 
 # Functions that make configs of their arguments, and the fields of these that they do not offer.
+FROM_HEAD = {"head_target", "remembered", "inputs_only"}  # fields that a head decides, not the user
 CONFIGS = [
     (extract, ExtractConfig, {"engine"}),
     (extract, EngineConfig, set()),
-    (extract, ReadConfig, {"head_target", "seed"}),
+    (extract, ReadConfig, FROM_HEAD | {"seed"}),
     (scratch, ScratchConfig, {"extend", "epochs", "backbone_ratio", "decay", "unfreeze_every"}),
-    (scratch, ReadConfig, {"head_target"}),
+    (scratch, ReadConfig, FROM_HEAD),
     (finetune, FinetuneConfig, {"extend", "labels"}),
     (compare, CompareConfig, {"extend", "epochs"}),
-    (evaluate, ReadConfig, {"head_target"}),
+    (evaluate, ReadConfig, FROM_HEAD),
     (evaluate, EngineConfig, set()),
-    (predict, ReadConfig, {"head_target", "val_fraction", "test_fraction", "seed", "limit"}),
+    (predict, ReadConfig, FROM_HEAD | {"val_fraction", "test_fraction", "seed", "limit"}),
     (predict, EngineConfig, set()),
     (load_model, EngineConfig, set()),
     (fit_heads, FitConfig, {"head", "C", "shots", "memory"}),
     (transfer_study, StudyConfig, set()),
-    (transfer_study, ReadConfig, {"head_target"}),
+    (transfer_study, ReadConfig, FROM_HEAD),
 ]
 
 
