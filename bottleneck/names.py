@@ -11,6 +11,7 @@ SMALL_CNN = "small_cnn"  # the network that is trained from random weights
 BOTTLENECK = "bottleneck"  # node of the last pooled features, before the classifier
 NATIVE = "native"  # pool of BOTTLENECK: the network's own pooling
 DEFAULT_POOL = "avg"  # of every other node
+COVARIATES = "covariates"  # the block of a head's inputs that they are
 SIDE_BY_SIDE = "+"  # between the nodes whose features a head takes side by side
 POOLS = ("avg", "avg2", "avg3", "max", "token", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
@@ -21,6 +22,7 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
 LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")
 CLASS_WEIGHTS = ("balanced",)
+SCALES = ("auto", "equal")  # of the blocks of a head's inputs
 MULTI_CLASS = ("multinomial", "ovr")  # one softmax, or one sigmoid per class
 
 STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays

@@ -42,6 +42,15 @@ class RowReader(Protocol):
         return self.take(np.arange(start, stop))
 
 
+@dataclass(frozen=True)
+class InputBlock:
+    """Columns start … stop−1 of rows that belong together: a node of one image, or the covariates."""
+
+    name: str
+    start: int
+    stop: int
+
+
 class ArrayRows(RowReader):
     """An array (n, …), in memory or mapped from a file, as a row reader."""
 

@@ -21,7 +21,7 @@ from bottleneck.cli.options import (
 from bottleneck.cli.terminal import Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
-from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SPLITS
+from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SCALES, SPLITS
 
 
 class Strength(click.ParamType):
@@ -94,6 +94,11 @@ flag = flags_of(FitConfig)
     "--one-standard-error",
     is_flag=True,
     help="Choose the smallest C whose score is within one standard error of the best.",
+)
+@flag(
+    "--scales",
+    type=click.Choice(SCALES),
+    help="How much each block of inputs counts (nodes of A+B, images, covariates): chosen, or equal.",
 )
 @flag(
     "--class-weight",

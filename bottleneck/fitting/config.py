@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bottleneck.errors import FitError
 from bottleneck.heads.config import DEFAULT_MEMORY, grid_of
-from bottleneck.names import HEAD_KINDS, MULTI_CLASS
+from bottleneck.names import HEAD_KINDS, MULTI_CLASS, SCALES
 
 MIN_MEMORY = 32 << 20
 
@@ -19,6 +19,7 @@ class FitConfig:
     head : one or several of `names.HEAD_KINDS`.
     C : inverse strength of the penalty: "auto" (`heads.config.AUTO_C`), a number, or several.
     cv : folds of cross-validation.
+    scales : how blocks of inputs (nodes, images of a sample, covariates) are scaled, one of `names.SCALES`.
     class_weight : None, "balanced", or weights by class code.
     multi_class : one of `names.MULTI_CLASS`.
     one_standard_error : take the simplest head within one standard error of the best.
@@ -32,6 +33,7 @@ class FitConfig:
     head: tuple[str, ...] = ("logistic",)
     C: str | float | tuple[float, ...] = "auto"
     cv: int = 5
+    scales: str = SCALES[0]
     class_weight: str | Mapping[int, float] | None = None
     multi_class: str = MULTI_CLASS[0]
     one_standard_error: bool = False
@@ -48,6 +50,8 @@ class FitConfig:
                 raise FitError(f"There is no head {kind!r}; choose from {', '.join(HEAD_KINDS)}.")
         if self.multi_class not in MULTI_CLASS:
             raise FitError(f"multi_class is {self.multi_class!r}; expected {' or '.join(MULTI_CLASS)}.")
+        if self.scales not in SCALES:
+            raise FitError(f"scales is {self.scales!r}; expected {' or '.join(SCALES)}.")
         if self.cv < 2:
             raise FitError(f"cv is {self.cv}; expected 2 folds or more.")
         if any(k < 1 for k in self.shots) or self.repeats < 1:

@@ -74,6 +74,7 @@ def fit_heads(
     head: str | Sequence[str] = FitConfig.head,
     C: str | float | Sequence[float] = FitConfig.C,
     cv: int = FitConfig.cv,
+    scales: str = FitConfig.scales,
     class_weight: str | Mapping[int, float] | None = FitConfig.class_weight,
     multi_class: str = FitConfig.multi_class,
     one_standard_error: bool = FitConfig.one_standard_error,
@@ -102,8 +103,8 @@ def fit_heads(
     label_separator : character between several labels in one cell of `labels`.
     regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
     nodes : names, A+B for one head on several side by side; None takes each vector node of the cache.
-    head, C, cv, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, device, seed :
-        see `FitConfig`; None of `shots` and `memory` is the default.
+    head, C, cv, scales, class_weight, multi_class, one_standard_error, shots, repeats, views, memory, \
+    device, seed : see `FitConfig`; None of `shots` and `memory` is the default.
     output : folder for the heads.
     strict : refuse decisions that change what is learnt or measured (`errors.refuse_strict`).
 
@@ -126,7 +127,10 @@ def fit_heads(
         memory=FitConfig.memory if memory is None else memory,
     )
     sweep = SweepConfig(
-        memory=config.memory, device=resolve_device(device), one_standard_error=one_standard_error
+        memory=config.memory,
+        device=resolve_device(device),
+        one_standard_error=one_standard_error,
+        scales=scales,
     )
     with FeatureCache(cache) as opened:
         opened.require_rows()
@@ -233,12 +237,13 @@ class _Run:
         for target in (problem.target for problem in self.problems if shots):
             if target.kind != "class":
                 continue
-            Cs = [r["C"] for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
+            like = [r for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
             scores = shot_scores(
                 self.cache.sample_rows(node, self.train),
                 target,
-                Cs[0] if Cs else 1.0,
+                like[0]["C"] if like else 1.0,
                 shots,
+                scales=like[0]["scales"] if like else None,
                 repeats=self.config.repeats,
                 seed=self.config.seed,
                 config=self.sweep,

@@ -219,6 +219,7 @@ def head_record(head: HeadArtifact, path: Path, beside: Path | None) -> dict[str
         "accuracy_ci95": {
             name: list(values["accuracy_ci95"]) for name, values in splits.items() if "accuracy" in values
         },
+        "scales": head.settings.get("scales"),
         "temperature": head.temperature,
         "n": head.n_train,
         "cv_scores": {name: head.cv[name] for name in CV_SCORES if name in head.cv},

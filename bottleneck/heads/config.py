@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bottleneck.errors import FitError
+from bottleneck.names import SCALES
 
 AUTO_C = tuple(10.0 ** (step / 2 - 6) for step in range(13))  # "auto": from 1e-6 to 1
 FURTHEST = (1e-10, 1e4)  # the values of C up to which "auto" is extended where the best is at an end
@@ -26,6 +27,7 @@ class SweepConfig:
     tol: float = TOLERANCE  # relative tolerance of each objective
     standardize: bool = True  # False fits features as they are
     one_standard_error: bool = False  # see `cross_validation.Scores.choose`
+    scales: str = SCALES[0]  # "auto" chooses one for each block of inputs, "equal" is 1
     dtype: type = np.float32  # of the rows in memory and of all products
 
 

@@ -16,21 +16,22 @@ import torch
 
 from bottleneck.errors import FitError
 from bottleneck.heads.baselines import KNNHead, NearestMeanHead
+from bottleneck.heads.block_scales import choose_scales
 from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
 from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.head_fit import HeadFit
-from bottleneck.heads.logistic import sweep
+from bottleneck.heads.logistic import held_out_logits, sweep
 from bottleneck.heads.mlp import MLPHead
-from bottleneck.heads.ridge import ridge_sweep
+from bottleneck.heads.ridge import held_out_values, ridge_sweep
 from bottleneck.heads.row_blocks import SelectedRows, Standardisation, ViewRows, standardisation
 from bottleneck.heads.solver.design import build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, Task, group_tasks
-from bottleneck.names import LINEAR_HEADS
+from bottleneck.names import LINEAR_HEADS, SCALES
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import RowReader, Target
+from bottleneck.samples import InputBlock, RowReader, Target
 from bottleneck.threads import WorkerPool
 
 ABSENT = -30.0  # logit of a class that a fold's training samples lack
@@ -44,14 +45,20 @@ def fit_kind(
     C: str | float | Sequence[float],
     config: SweepConfig,
     views: RowReader | None = None,
+    scales: Mapping[str, float] | None = None,
     seed: int = 0,
     reporter: Reporter = SILENT,
 ) -> list[HeadFit]:
     """Fit one kind of head on all problems, which are on the same n samples.
 
+    Where `rows` have several blocks of inputs (`rows.inputs`), linear heads give each a scale, chosen by
+    cross-validation for every problem (`block_scales`), which is the setting "scales" of the head.
+
     C : as of `logistic.sweep`, for linear heads.
     problems : only of class targets for kinds that are not linear.
     rows : (n, D). views : (n, V, D), on which linear heads are fitted instead; they are scored on `rows`.
+    scales : of the blocks by name, in place of chosen ones; 1 for a block that is not named.
+    seed : of the samples that scales are chosen on, and of networks.
     """
     if kind not in LINEAR_HEADS:
         heads = []
@@ -60,14 +67,62 @@ def fit_kind(
                 heads.append(_fit_classes(kind, rows, problem, seed))
                 advance(1)
         return heads
+    blocks = getattr(rows, "inputs", ())
+    shared = [problems] if len(blocks) < 2 else [[problem] for problem in problems]
+    fits = []
+    with reporter.step("Scaling inputs", total=len(shared), unit="targets") as advance:
+        for some in shared:
+            factors = np.ones(len(blocks))
+            if len(blocks) > 1 and scales is not None:
+                factors = _factors(blocks, scales)
+            elif len(blocks) > 1 and config.scales == SCALES[0]:
+                solve = held_out_values if _is_ridge(kind, some[0]) else held_out_logits
+                factors = choose_scales(rows, blocks, some[0], solve, config, seed)
+            fits.append((some, factors))
+            advance(1)
+    heads = []
+    for some, factors in fits:
+        found = _fit_linear(kind, rows, some, C, config, _weight(blocks, factors), views, reporter)
+        named = {block.name: float(scale) for block, scale in zip(blocks, factors, strict=True)}
+        chosen = {"scales": named} if len(blocks) > 1 else {}
+        heads += [replace(head, settings={**head.settings, **chosen}) for head in found]
+    return heads
+
+
+def _is_ridge(kind: str, problem: TargetProblem) -> bool:
+    return kind == "ridge" or problem.target.kind == "regression"
+
+
+def _factors(blocks: Sequence[InputBlock], scales: Mapping[str, float]) -> np.ndarray:
+    """Return the scale (b,) of each block; 1 for one that is not named."""
+    return np.array([scales.get(block.name, 1.0) for block in blocks])
+
+
+def _weight(blocks: Sequence[InputBlock], scales: np.ndarray) -> np.ndarray | None:
+    """Return the factor (D,) of each standardised feature; None where all are 1."""
+    if (scales == 1).all():
+        return None
+    return np.repeat(scales, [block.stop - block.start for block in blocks])
+
+
+def _fit_linear(
+    kind: str,
+    rows: RowReader,
+    problems: Sequence[TargetProblem],
+    C: str | float | Sequence[float],
+    config: SweepConfig,
+    weight: np.ndarray | None,
+    views: RowReader | None,
+    reporter: Reporter,
+) -> list[HeadFit]:
     trained, plain = (rows, None) if views is None else (ViewRows(views), rows)
-    ridge = [i for i, p in enumerate(problems) if kind == "ridge" or p.target.kind == "regression"]
+    ridge = [i for i, problem in enumerate(problems) if _is_ridge(kind, problem)]
     logistic = [i for i in range(len(problems)) if i not in ridge]
     fits: dict[int, HeadFit] = {}
     for solve, indices in ((sweep, logistic), (ridge_sweep, ridge)):
         if indices:
             chosen = [problems[i] for i in indices]
-            found = solve(trained, chosen, C, config, plain=plain, reporter=reporter)
+            found = solve(trained, chosen, C, config, plain=plain, weight=weight, reporter=reporter)
             fits |= dict(zip(indices, found, strict=True))
     return [fits[i] for i in range(len(problems))]
 
@@ -108,6 +163,7 @@ def shot_scores(
     shots: Sequence[int],
     *,
     repeats: int,
+    scales: Mapping[str, float] | None = None,
     seed: int = 0,
     config: SweepConfig = DEFAULT,
     reporter: Reporter = SILENT,
@@ -120,7 +176,7 @@ def shot_scores(
     target : class target of the n rows.
     C : chosen for all n samples. A draw is fitted at C · n / (samples drawn), at most 1 or C, so that the
         penalty keeps its weight relative to the sum of losses.
-    repeats : R.
+    repeats : R. scales : of blocks of inputs by name.
 
     Raises
     ------
@@ -136,7 +192,9 @@ def shot_scores(
         )
     scores = []
     with WorkerPool(config.device) as pool:
-        standard = standardisation(rows, pool, None, config.dtype)
+        blocks = getattr(rows, "inputs", ())
+        weight = _weight(blocks, _factors(blocks, scales or {}))
+        standard = replace(standardisation(rows, pool, None, config.dtype), weight=weight)
         measure = _Measure(rows, target, standard, pool, config)
         with reporter.step("Drawing shots", total=len(shots), unit="sizes") as advance:
             for k in shots:

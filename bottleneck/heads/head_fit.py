@@ -51,6 +51,10 @@ class HeadFit:
         which = f"The {self.kind} head of target {target!r} on {node}"
         details = {"target": target, "node": node, "head": self.kind, "C": self.C}
         notes = []
+        if scales := self.settings.get("scales"):
+            shown = ", ".join(f"{name} {scale:.3g}" for name, scale in scales.items())
+            text = f"{which}: the scales of its blocks of inputs are {shown} (0 is left out)."
+            notes.append(Note("input-scales", text, details=details | {"scales": scales}))
         if not self.converged:
             text = (
                 f"{which} did not converge at C = {self.C:.3g}; its scores are of where it stopped. Give "
@@ -108,7 +112,7 @@ class HeadFit:
             kind=kind,
             form="linear",
             link=problem.link,
-            arrays={"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale},
+            arrays={"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.divisor},
             C=C,
             settings={"class_weight": problem.class_weight, "multi_class": problem.multi_class},
             scores=result.scores if result else None,

@@ -5,7 +5,7 @@ Shapes: n samples, V rows (views) of a sample, D features, K classes or labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -37,6 +37,7 @@ def sweep(
     C: str | float | Iterable[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
+    weight: np.ndarray | None = None,
     reporter: Reporter = SILENT,
 ) -> list[HeadFit]:
     """Fit a logistic head for each problem, C chosen by cross-validation.
@@ -52,14 +53,26 @@ def sweep(
     problems : on the same n samples; their folds count from 0. If all folds are NO_FOLD, the largest C is
         used.
     plain : (n, D), the rows on which held-out samples are scored in place of their views.
+    weight : (D,) that standardised features are multiplied by.
     """
     Cs = list(grid_of(C))
     with WorkerPool(config.device) as pool:
-        run = _Sweep(rows, problems, config, plain, pool)
+        run = _Sweep(rows, problems, config, plain, pool, weight)
         run.solve(Cs, reporter)
         further = partial(run.solve_further, reporter=reporter) if is_auto(C) else None
         results = cross_validate(problems, Cs, run.held_out, config.one_standard_error, further)
         return [replace(head, grows=is_auto(C)) for head in run.refitted(results)]
+
+
+def held_out_logits(
+    rows: RowReader, problem: TargetProblem, Cs: Sequence[float], config: SweepConfig
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield the index of C, samples (B,) and their logits (B, K) by heads that were fitted without them."""
+    with WorkerPool(config.device) as pool:
+        run = _Sweep(rows, [problem], config, None, pool)
+        run.solve(Cs, SILENT)
+        for _, index, samples, outputs in run.held_out({0: range(len(Cs))}):
+            yield index, samples, outputs
 
 
 class _Sweep:
@@ -79,6 +92,7 @@ class _Sweep:
         config: SweepConfig,
         plain: RowReader | None,
         pool: WorkerPool,
+        weight: np.ndarray | None = None,
     ) -> None:
         self.problems, self.config = problems, config
         self.solutions: list[Solution] = []
@@ -92,6 +106,7 @@ class _Sweep:
         if config.standardize:
             weights = _row_weights(problems, views)
             self.standard = standardisation(rows, pool, weights, config.dtype)
+        self.standard = replace(self.standard, weight=weight)
         # Rows in memory are arranged by fold: most blocks then have rows that some heads do not need.
         self.design, order = build_design(
             rows, self.standard, pool, config.memory, parts=np.repeat(fold, views), dtype=config.dtype

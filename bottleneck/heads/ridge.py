@@ -6,6 +6,7 @@ Shapes: n samples, V rows (views) of a sample, B rows of a block, D features, K 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,7 @@ def ridge_sweep(
     C: str | float | Iterable[float],
     config: SweepConfig = DEFAULT,
     plain: RowReader | None = None,
+    weight: np.ndarray | None = None,
     reporter: Reporter = SILENT,
 ) -> list[HeadFit]:
     """Fit a ridge head for each problem; arguments and result as of `logistic.sweep`, with λ = 1/C.
@@ -47,7 +49,7 @@ def ridge_sweep(
     Classes and labels have one output each, whose answers are −1 and 1; a regression has its values.
     """
     with WorkerPool(config.device) as pool:
-        run = _Rows(rows, len(problems[0].fold), config, pool, plain)
+        run = _Rows(rows, len(problems[0].fold), config, pool, plain, weight=weight)
         heads = []
         with reporter.step("Fitting ridge heads", total=len(problems), unit="targets") as advance:
             for problem in problems:
@@ -71,11 +73,13 @@ class _Rows:
         pool: WorkerPool,
         plain: RowReader | None = None,
         weights: np.ndarray | None = None,
+        weight: np.ndarray | None = None,
     ) -> None:
         self.pool, self.views = pool, rows.shape[0] // n
         self.standard = Standardisation.identity(rows.shape[1])
         if config.standardize:
             self.standard = standardisation(rows, pool, weights, config.dtype)
+        self.standard = replace(self.standard, weight=weight)
         self.design, order = build_design(rows, self.standard, pool, config.memory, dtype=config.dtype)
         self.sample = order // self.views
         self.scored: Design = self.design
@@ -112,22 +116,47 @@ class _Rows:
         return coef.astype(np.float32), intercept.astype(np.float32)
 
 
+def held_out_values(
+    rows: RowReader, problem: TargetProblem, Cs: Sequence[float], config: SweepConfig
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield the index of C, samples (B,) and their outputs (B, K) by heads that were fitted without them."""
+    with WorkerPool(config.device) as pool:
+        run = _Rows(rows, len(problem.fold), config, pool)
+        _, paths = _paths(run, problem)
+        yield from _held_out(run, problem, paths, Cs, range(len(Cs)))
+
+
+def _paths(run: _Rows, problem: TargetProblem) -> tuple[Moments, list[RidgePath]]:
+    """Return the moments of all rows, and the path of each fold."""
+    moments = run.moments(*_answers(problem), problem.fold)
+    whole = Moments.zeros(len(moments[0].x), len(moments[0].y))
+    for part in moments:
+        whole.add(part)
+    return whole, [RidgePath.of(whole.without(part)) for part in moments[:-1]]
+
+
+def _held_out(
+    run: _Rows,
+    problem: TargetProblem,
+    paths: Sequence[RidgePath],
+    Cs: Sequence[float],
+    indices: Sequence[int],
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    for samples, number, x in run.held_out(problem.fold):
+        for index in indices:
+            coef, intercept = run.scoring(paths[number], Cs[index])
+            yield index, samples, x @ coef.T + intercept
+
+
 def _fit(
     run: _Rows, problem: TargetProblem, strength: str | float | Iterable[float], one_standard_error: bool
 ) -> HeadFit:
     """Fit one problem: score each C on each fold, then fit all samples at the chosen C."""
     Cs = list(grid_of(strength))
-    moments = run.moments(*_answers(problem), problem.fold)
-    whole = Moments.zeros(len(moments[0].x), len(moments[0].y))
-    for part in moments:
-        whole.add(part)
-    paths = [RidgePath.of(whole.without(part)) for part in moments[:-1]]
+    whole, paths = _paths(run, problem)
 
     def held_out(wanted: Mapping[int, Sequence[int]]) -> HeldOutLogits:
-        for samples, number, x in run.held_out(problem.fold):
-            for index in wanted[0]:
-                coef, intercept = run.scoring(paths[number], Cs[index])
-                yield 0, index, samples, x @ coef.T + intercept
+        return ((0, *found) for found in _held_out(run, problem, paths, Cs, wanted[0]))
 
     further = (lambda more: None) if is_auto(strength) else None  # a path has the solutions at all C
     (result,) = cross_validate([problem], Cs, held_out, one_standard_error, further)

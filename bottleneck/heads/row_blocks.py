@@ -135,11 +135,29 @@ def linear_outputs(rows: RowReader, coef: np.ndarray, intercept: np.ndarray) -> 
 
 @dataclass(frozen=True)
 class Standardisation:
-    """mean, scale : (D,) float64; scale is 1 where a feature is constant. constant : (D,) bool."""
+    """Features are standardised, and multiplied by `weight`.
+
+    mean, scale : (D,) float64; scale is 1 where a feature is constant. constant : (D,) bool.
+    weight : (D,), 0 leaves a feature out; None is 1.
+    """
 
     mean: np.ndarray
     scale: np.ndarray
     constant: np.ndarray
+    weight: np.ndarray | None = None
+
+    @property
+    def multiplier(self) -> np.ndarray:
+        """(D,) that centred features are multiplied by."""
+        inverse: np.ndarray = 1 / self.scale if self.weight is None else self.weight / self.scale
+        return inverse
+
+    @property
+    def divisor(self) -> np.ndarray:
+        """(D,) that centred features are divided by; the scale alone where the weight is 0."""
+        if self.weight is None:
+            return self.scale
+        return self.scale / np.where(self.weight > 0, self.weight, 1.0)
 
     @classmethod
     def identity(cls, width: int) -> Standardisation:
@@ -149,12 +167,12 @@ class Standardisation:
     def apply(self, block: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Return the standardised block (B, D) in its dtype, in `out` or in a new array."""
         out = np.subtract(block, self.mean.astype(block.dtype), out=out)
-        out *= (1 / self.scale).astype(block.dtype)
+        out *= self.multiplier.astype(block.dtype)
         return out
 
     def fold(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return coef (K, D) and intercept (K,) on raw features for those on standardised ones; float64."""
-        raw = coef / self.scale
+        raw = coef * self.multiplier
         return raw, intercept - raw @ self.mean
 
 

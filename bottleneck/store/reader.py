@@ -222,7 +222,8 @@ class FeatureCache:
         """
         nodes = self.vectors(name)
         parts = [self.views(node.name) if views else self.features(node.name) for node in nodes]
-        return SampleRows(parts[0] if len(parts) == 1 else SideBySide(parts), self.samples, rows)
+        joined = parts[0] if len(parts) == 1 else SideBySide(parts)
+        return SampleRows(joined, self.samples, rows, [node.name for node in nodes])
 
     def target(self, name: str) -> Target:
         """Return the target `name`. Raises CacheError, which lists the targets, if there is none."""

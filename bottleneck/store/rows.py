@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.samples import RowReader, SampleTable
+from bottleneck.names import COVARIATES
+from bottleneck.samples import InputBlock, RowReader, SampleTable
 from bottleneck.store.cachefile import CacheFile, FilePool
 from bottleneck.store.chunks import DamagedChunk
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
@@ -97,11 +98,13 @@ class SideBySide(RowReader):
     Attributes
     ----------
     shape : (I, D₁ + D₂ + …), with views (I, V, D₁ + D₂ + …)
+    widths : D₁, D₂ …
     dtype : float32 if any of them is
     """
 
     def __init__(self, parts: Sequence[FeatureRows]) -> None:
         self._parts = parts
+        self.widths = tuple(part.shape[-1] for part in parts)
         self.shape = (*parts[0].shape[:-1], sum(part.shape[-1] for part in parts))
         self.dtype = np.result_type(*(part.dtype for part in parts))
 
@@ -116,10 +119,17 @@ class SampleRows(RowReader):
     Attributes
     ----------
     shape : (S, M·D + P), with views (S, V, M·D + P)
+    inputs : blocks of the columns: each node of each image, then the covariates
     dtype : that of the features; float32 with covariates
     """
 
-    def __init__(self, features: RowReader, samples: SampleTable, rows: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        features: RowReader,
+        samples: SampleTable,
+        rows: np.ndarray | None = None,
+        nodes: Sequence[str] = (),
+    ) -> None:
         self._features = features
         self._image = samples.image if rows is None else samples.image[rows]
         covariates = samples.covariates if rows is None else samples.covariates[rows]
@@ -127,6 +137,8 @@ class SampleRows(RowReader):
         width = self._image.shape[1] * features.shape[-1] + covariates.shape[1]
         self.shape = (len(self._image), *features.shape[1:-1], width)
         self.dtype = np.dtype(np.float32) if covariates.shape[1] else features.dtype
+        widths = getattr(features, "widths", (features.shape[-1],))
+        self.inputs = _input_blocks(nodes, widths, self._image.shape[1], covariates.shape[1])
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -289,3 +301,20 @@ class Catalog:
     def close(self) -> None:
         """Close every file."""
         self.pool.close()
+
+
+def _input_blocks(
+    nodes: Sequence[str], widths: Sequence[int], images: int, covariates: int
+) -> tuple[InputBlock, ...]:
+    """Return the blocks of a sample's row. nodes : names, of rows of these widths side by side."""
+    blocks: list[InputBlock] = []
+    if not nodes:
+        return ()
+    names = [f"{node} of image {m + 1}" if images > 1 else node for m in range(images) for node in nodes]
+    for name, width in zip(names, [*widths] * images, strict=True):
+        start = blocks[-1].stop if blocks else 0
+        blocks.append(InputBlock(name, start, start + width))
+    if covariates:
+        start = blocks[-1].stop if blocks else 0
+        blocks.append(InputBlock(COVARIATES, start, start + covariates))
+    return tuple(blocks)

@@ -19,11 +19,11 @@ from torch import Tensor
 from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note
 from bottleneck.fitting.head_files import describe_head
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
+from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
-from bottleneck.heads.logistic import sweep
 from bottleneck.heads.metrics import fit_temperature
-from bottleneck.heads.row_blocks import as_rows
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.heads.trained_on import seen_before
 from bottleneck.names import SPLITS
@@ -109,23 +109,29 @@ def refitted(
     C: float | None = None,
     groups: np.ndarray | None = None,
 ) -> HeadArtifact:
-    """A logistic head like `head`, fitted on the samples `rows` alone; without C, it is cross-validated.
+    """A logistic head like `head`, fitted on the samples `rows` alone.
+
+    Without C it is cross-validated, with the scales of its blocks of inputs; with C they are the head's.
 
     labels : (n,) codes. groups : (n,) names; those of one group are in one fold.
     """
-    x = as_rows(head_inputs(cache, head.node, rows))
+    x = cache.sample_rows(head.node, rows)
     target = Target(head.target, "class", labels, head.class_names)
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
         fold = assign_folds(target, min(FOLDS, len(rows)), groups)
-    (fit,) = sweep(x, [TargetProblem(target, fold)], "auto" if C is None else C)
+    scales = None if C is None else head.settings.get("scales", {})
+    (fit,) = fit_kind(
+        "logistic", x, [TargetProblem(target, fold)], "auto" if C is None else C, SweepConfig(), scales=scales
+    )
     temperature = head.temperature
     if fit.out_of_fold is not None:
         temperature = fit_temperature(labels, fit.out_of_fold, fit.link)
     seen = seen_before({}, cache.images.digest, cache.samples, rows)
     found = fit.artifact(replace(head, trained_on=seen), temperature=temperature, n_train=len(rows))
     notes = fit.notes(head.target, head.node)
-    return replace(found, settings=head.settings, cv=head.cv, metrics=head.metrics, notes=tuple(notes))
+    settings = head.settings | {name: value for name, value in fit.settings.items() if name == "scales"}
+    return replace(found, settings=settings, cv=head.cv, metrics=head.metrics, notes=tuple(notes))
 
 
 def starting_head(head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits) -> HeadArtifact:

@@ -12,6 +12,7 @@ from bottleneck import FeatureCache, evaluate, extract, finetune, fit_heads, loa
 from bottleneck.errors import ArtifactError, CacheError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
+from bottleneck.training.initial_head import refitted
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.problems import features, judge, objective, standardised_coef
 from tests.helpers.world import A, B, World, row_of
@@ -38,7 +39,7 @@ def pairs(images, tmp_path_factory):
     cache = folder / "pairs.h5"
     nodes = COMBINED.split("+")
     extract(manifest, cache, backbone="small_cnn", nodes=nodes, engine="torch", dtype="float32", **columns)
-    (record,) = fit_heads(cache, nodes=[COMBINED], C=1e-3, output=folder / "heads").heads
+    (record,) = fit_heads(cache, nodes=[COMBINED], output=folder / "heads").heads
     return manifest, cache, record["path"], columns
 
 
@@ -64,6 +65,32 @@ def test_the_inputs_are_the_nodes_of_each_image_and_last_the_covariates(pairs):
                 row, np.concatenate([*(part[0] for part in parts), np.float32(weight)])
             )
     assert load_head(path).n_features == rows.shape[1]
+
+
+def test_every_node_of_every_image_has_a_scale(pairs, tmp_path):
+    _, cache, path, _ = pairs
+    nodes = COMBINED.split("+")
+    names = [f"{node} of image {number}" for number in (1, 2) for node in nodes]
+    assert list(load_head(path).settings["scales"]) == [*names, "covariates"]
+    result = fit_heads(cache, nodes=[COMBINED], C=1e-3, scales="equal", output=tmp_path)
+    assert set(result.heads[0]["scales"].values()) == {1.0}
+    (note,) = (note for note in result.notes if note.code == "input-scales")
+    assert "covariates 1" in note.message
+
+
+def test_training_begins_at_the_scales_of_the_head(pairs, tmp_path):
+    """A head that is fitted again at its C, for a part of the samples, keeps the scales of its inputs."""
+    _, cache, _, _ = pairs
+    node = COMBINED.split("+")[1]
+    (record,) = fit_heads(cache, nodes=[node], output=tmp_path).heads
+    head = load_head(record["path"])
+    with FeatureCache(cache) as opened:
+        train = np.flatnonzero(opened.samples.split == "train")
+        labels = opened.samples.targets["label"].values[train]
+        again = refitted(head, opened, train, labels, head.C)
+    assert again.settings["scales"] == head.settings["scales"]
+    np.testing.assert_allclose(again.scale, head.scale, rtol=1e-5)
+    np.testing.assert_allclose(again.coef, head.coef, rtol=1e-2, atol=1e-3 * np.abs(head.coef).max())
 
 
 def test_a_combined_head_is_exported(pairs, tmp_path):
@@ -103,7 +130,7 @@ def test_equal_scales_are_a_regression_on_features_side_by_side(tmp_path):
     X, y = features(150, 12, 3)
     more = np.random.default_rng(5).standard_normal((150, 7)).astype(np.float32)
     cache = write_cache(tmp_path / "x.h5", X, [class_target(y)], more={"blocks.0": more})
-    (record,) = fit_heads(cache, nodes=["blocks.0+bottleneck"], C=0.05, output=tmp_path).heads
+    (record,) = fit_heads(cache, nodes=["blocks.0+bottleneck"], C=0.05, scales="equal", output=tmp_path).heads
     rows = np.hstack([more, X])
     found = load_head(record["path"])
     Z, best = judge(rows, y, 0.05)

@@ -174,7 +174,7 @@ class StreamedDesign(Design):
         self.rows = rows
         self._mean, self._inverse_scale = (
             torch.from_numpy(part.astype(np.float32)).to(device)
-            for part in (standard.mean, 1 / standard.scale)
+            for part in (standard.mean, standard.multiplier)
         )
         self._vectors = torch.from_numpy(basis).to(device)
         self._size = block_size(rows.shape[1], STREAM_BYTES)
