@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from bottleneck.models.predict import predict as predict
     from bottleneck.store.reader import FeatureCache as FeatureCache
     from bottleneck.studies.advise.advise import advise as advise
+    from bottleneck.studies.audit.audit import audit as audit
     from bottleneck.studies.rank.rank import rank as rank
     from bottleneck.studies.similar.similar import similar as similar
     from bottleneck.studies.train.train import train as train
@@ -50,6 +51,7 @@ _MODULE_OF = {
     "RidgeHead": "bottleneck.heads.ridge",
     "RidgeRegressionHead": "bottleneck.heads.ridge",
     "advise": "bottleneck.studies.advise.advise",
+    "audit": "bottleneck.studies.audit.audit",
     "compare": "bottleneck.training.compare",
     "evaluate": "bottleneck.models.evaluate",
     "export": "bottleneck.models.export",

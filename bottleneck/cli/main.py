@@ -42,6 +42,7 @@ COMMANDS = {
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "export": ("bottleneck.cli.export", "Write a head or model as ONNX or as a torch.export program."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
+    "audit": ("bottleneck.cli.audit", "Find wrong labels, copies, leaks and outliers in a cache."),
     "advise": ("bottleneck.cli.advise", "Recommend a way of transfer for your data, with reasons."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
     "transfer-study": ("bottleneck.cli.transfer_study", "Measure how transferable each layer is."),

@@ -113,3 +113,26 @@ class TrainConfig:
             raise BottleneckError(f"minutes is {self.minutes}; expected a positive number.")
         if self.cv < 2:
             raise BottleneckError(f"cv is {self.cv}; expected 2 folds or more.")
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Settings of `audit`."""
+
+    target: str | None = None  # the first one by default
+    node: str = BOTTLENECK  # whose features are compared, and fitted where no head is given
+    cosine: float = 0.8  # of features less their mean: the least of two images that are nearly the same
+    ratio: float = 0.4  # of the distance to the tenth neighbour: the most of two such images
+    fence: float = 3.0  # interquartile ranges above the third quartile from which an image is an outlier
+    confusion: float = 0.2  # share of two classes' samples held for the other one, its interval's low end
+    thin: int = 10  # samples in train that a class should have
+    cv: int = 5  # folds of the head that is fitted
+    seed: int = 0  # of the folds
+
+    def __post_init__(self) -> None:
+        for name in ("cosine", "ratio", "confusion"):
+            if not 0 < getattr(self, name) <= 1:
+                raise BottleneckError(f"{name} is {getattr(self, name)}; expected a number in (0, 1].")
+        for name, least in (("fence", 0), ("thin", 0), ("cv", 2)):
+            if getattr(self, name) < least:
+                raise BottleneckError(f"{name} is {getattr(self, name)}; expected {least} or more.")

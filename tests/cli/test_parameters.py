@@ -29,6 +29,7 @@ from bottleneck.store.merge import merge
 from bottleneck.store.reader import describe
 from bottleneck.store.verify import verify
 from bottleneck.studies.advise.advise import advise
+from bottleneck.studies.audit.audit import audit
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 from bottleneck.studies.study_config import StudyConfig
@@ -53,6 +54,7 @@ FUNCTIONS = {
     "export": [export],
     "similar": [similar],
     "advise": [advise],
+    "audit": [audit],
     "rank": [rank],
     "transfer-study": [transfer_study],
     "inspect": [load_backbone, outline, inspect_backbone, patches_of_source, Preprocess.override],

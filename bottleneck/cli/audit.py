@@ -1,0 +1,132 @@
+"""`bottleneck audit`: what is wrong with the data of a cache."""
+
+from __future__ import annotations
+
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import RenderableType
+
+from bottleneck.cli.options import flags_of, strict_option
+from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.studies.study_config import AuditConfig
+
+if TYPE_CHECKING:
+    from bottleneck.studies.audit.audit import AuditResult
+
+SHOWN = 10
+flag = flags_of(AuditConfig)
+
+
+@click.command()
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--head",
+    type=click.Path(),
+    show_default="a logistic head is fitted with cross-validation",
+    help="Head file with its out-of-fold file beside it, whose probabilities judge the labels.",
+)
+@flag("--target", show_default="the first one", help="Target (column of labels) that is judged.")
+@flag("--node", help="Node whose features are compared.")
+@flag("--cosine", type=click.FloatRange(0, 1), help="Least cosine of images that are nearly the same.")
+@flag(
+    "--ratio",
+    type=click.FloatRange(0, 1),
+    help="Largest share of the distance to their tenth neighbour that such images are apart.",
+)
+@flag(
+    "--fence",
+    type=click.FloatRange(0),
+    help="Interquartile ranges above the third quartile from which an image is an outlier.",
+)
+@flag(
+    "--confusion",
+    type=click.FloatRange(0, 1),
+    help="Share of two classes' samples held for the other one from which they cannot be told apart.",
+)
+@flag("--thin", type=click.IntRange(0), help="Number of samples in train that a class should have.")
+@flag("--cv", type=click.IntRange(2), help="Number of folds of the head that is fitted.")
+@flag("--seed", type=int, help="Seed of the folds.")
+@click.option(
+    "--fix", type=click.Path(), help="Write a labels file with the suggested labels to this .csv file."
+)
+@click.option(
+    "--repair", type=click.Path(), help="Labels file: measure on test what its labels bring to a head."
+)
+@strict_option
+@shows_results
+def command(terminal: Terminal, cache: str, **options: Any) -> None:
+    """Look in CACHE for wrong labels, copies, leaks between splits, outliers and hopeless classes.
+
+    Nothing is changed. What is flagged should be looked at by a person.
+    """
+    from bottleneck.studies.audit.audit import audit
+
+    result = audit(cache, reporter=terminal, **options)
+    terminal.result(result.to_json(), *_shown(result, cache))
+
+
+def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
+    """Return a summary, and the worst of each kind."""
+    summary = [
+        ("labels that are probably wrong", result.label_issues["flag"], result.samples),
+        ("pairs of copies", result.duplicates["flag"], None),
+        ("leaks between splits", result.leaks["flag"], None),
+        ("outliers", result.outliers["flag"], len(result.outliers["items"]) or None),
+        ("pairs of classes that cannot be told apart", result.confusable["flag"], None),
+        ("thin classes", result.thin["flag"], len(result.thin["items"])),
+        ("images that failed", len(result.failures), None),
+    ]
+    parts: list[RenderableType] = [table(f"Audit of {cache}", ("", "flagged", "of"), summary)]
+    kinds = (
+        (result.label_issues, "Labels", ("sample", "given", "suggested", "score")),
+        (result.outliers, "Outliers", ("image", "split", "score")),
+        (result.thin, "Thin classes", ("class", "score")),
+    )
+    for issue, title, columns in kinds:
+        flagged = [item for item in issue["items"] if item["flag"]]
+        rows = [[item[column] for column in columns] for item in flagged[:SHOWN]]
+        if rows:
+            parts += [table(title, columns, rows), *_more(len(flagged))]
+    if result.duplicates["items"]:
+        copies = result.duplicates["items"]
+        leaks = {tuple(item["images"]) for item in result.leaks["items"] if "images" in item}
+        rows = [
+            [*item["images"], item["cosine"], "in two splits" if tuple(item["images"]) in leaks else ""]
+            for item in copies[:SHOWN]
+        ]
+        parts += [table("Copies", ("image", "and", "cosine", ""), rows), *_more(len(copies))]
+    confusable = [item for item in result.confusable["items"] if item["flag"]]
+    if confusable:
+        rows = [[*item["classes"], item["score"]] for item in confusable[:SHOWN]]
+        parts.append(table("Classes that cannot be told apart", ("class", "and", "score"), rows))
+    parts += _figures(result, cache)
+    return parts
+
+
+def _figures(result: AuditResult, cache: str) -> list[str]:
+    lines = []
+    if result.leaks.get("test_samples_leaked") and "test_accuracy_without" in result.leaks:
+        leaks = result.leaks
+        lines.append(
+            f"Accuracy on test: {leaks['test_accuracy']:.4f}; without {leaks['test_samples_leaked']} leaked "
+            f"samples: {leaks['test_accuracy_without']:.4f}."
+        )
+    if result.repair is not None:
+        repair, (low, high) = result.repair, result.repair["gain_ci95"]
+        lines.append(
+            f"Repair: {repair['changed']:,} labels changed. Accuracy on test, by the new labels: "
+            f"{repair['test_accuracy_before']:.4f} before, {repair['test_accuracy_after']:.4f} after "
+            f"(gain {repair['gain']:+.4f}, 95 % interval {low:+.4f} … {high:+.4f})."
+        )
+    if fix := result.files.get("fix"):
+        lines.append(f"Look at {fix}, which has the flagged labels first. What do they bring?")
+        lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
+    elif result.label_issues["flag"]:
+        lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
+    return lines
+
+
+def _more(count: int) -> list[str]:
+    return [f"… and {count - SHOWN:,} more; --json has them all."] if count > SHOWN else []

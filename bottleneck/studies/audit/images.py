@@ -1,0 +1,99 @@
+"""Images that are nearly the same, and images that are like no others, by the distances of their features.
+
+The distance of two images is 1 − cosine of their features less the mean feature, 0 for equal ones.
+
+Shapes: n images, D features, d components, k neighbours, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import ArrayRows, RowReader
+from bottleneck.studies.similar.neighbours import nearest
+
+NEIGHBOURS = 10
+EXACT_ROWS = 10_000  # more are compared by their first components
+COMPONENTS = 128
+BLOCK = 4096  # rows
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The nearest other images of n images. index (n, k), −1 where there are no more; distance (n, k)."""
+
+    index: np.ndarray
+    distance: np.ndarray
+
+
+def centred(rows: RowReader, order: np.ndarray | None = None) -> ArrayRows:
+    """Return rows (n, D) less their mean; of more than `EXACT_ROWS` their first 128 principal components.
+
+    order : (n,) which rows, all by default
+    """
+    chosen = np.arange(rows.shape[0]) if order is None else order
+    if len(chosen) <= EXACT_ROWS:
+        x = rows.take(chosen).astype(np.float32)
+        return ArrayRows(x - x.mean(axis=0))
+    spread = chosen[np.unique(np.linspace(0, len(chosen) - 1, EXACT_ROWS).astype(int))]
+    sample = rows.take(spread).astype(np.float32)
+    mean = sample.mean(axis=0)
+    sample -= mean
+    _, vectors = np.linalg.eigh(sample.T @ sample)
+    axes = vectors[:, -COMPONENTS:].astype(np.float32)
+    projected = np.empty((len(chosen), axes.shape[1]), np.float32)
+    for start in range(0, len(chosen), BLOCK):
+        block = rows.take(chosen[start : start + BLOCK]).astype(np.float32)
+        projected[start : start + BLOCK] = (block - mean) @ axes
+    return ArrayRows(projected)
+
+
+def neighbourhood(
+    rows: RowReader, among: np.ndarray | None = None, reporter: Reporter = SILENT
+) -> Neighbourhood:
+    """Find the `NEIGHBOURS` nearest rows of each row (n, d), other than itself.
+
+    among : (m,) indices of the rows that may be neighbours, all by default
+    """
+    n = rows.shape[0]
+    allowed = np.arange(n) if among is None else among
+    position = np.full(n, -1)
+    position[allowed] = np.arange(len(allowed))
+    candidates = rows if among is None else ArrayRows(rows.take(allowed))
+    with reporter.step("Comparing", total=n * len(allowed), unit="pairs") as advance:
+        index, cosine = nearest(candidates, rows, NEIGHBOURS, position, advance)
+    index = np.where(index >= 0, allowed[index], -1)
+    return Neighbourhood(index, np.where(index >= 0, 1 - cosine, np.inf))
+
+
+def near_pairs(near: Neighbourhood, cosine: float, ratio: float) -> np.ndarray:
+    """Return the pairs (P, 2) of images that are nearly the same, the nearest first.
+
+    A pair has a cosine of `cosine` or more, and is closer than `ratio` times the distance at which either
+    image has its last neighbour: images of one kind are near each other without being copies. A pair at a
+    tenth of the allowed distance is one in any case, such as an image of which there are many copies.
+    """
+    n, k = near.index.shape
+    first, second = np.repeat(np.arange(n), k), near.index.reshape(-1)
+    distance, most = near.distance.reshape(-1), 1 - cosine
+    last = np.where(np.isfinite(near.distance), near.distance, -np.inf).max(axis=1)
+    alone = distance <= ratio * np.minimum(last[first], last[second])
+    close = (second >= 0) & (distance <= most) & (alone | (distance <= most / 10))
+    pairs = np.sort(np.stack([first[close], second[close]], axis=1), axis=1)
+    pairs, where = np.unique(pairs, axis=0, return_index=True)
+    return pairs[np.argsort(distance[close][where], kind="stable")]
+
+
+def outlier_scores(near: Neighbourhood) -> np.ndarray:
+    """Return the mean distance (n,) of each image to its neighbours; 0 for an image that has none."""
+    finite = np.isfinite(near.distance)
+    return np.where(finite, near.distance, 0).sum(axis=1) / np.maximum(finite.sum(axis=1), 1)
+
+
+def beyond_fence(scores: np.ndarray, fence: float) -> np.ndarray:
+    """Return (n,) bool: scores above the third quartile by more than `fence` interquartile ranges (Tukey)."""
+    low, high = np.percentile(scores, [25, 75])
+    return scores > high + fence * (high - low)

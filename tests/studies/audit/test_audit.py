@@ -1,0 +1,208 @@
+"""`audit` of a cache with planted faults, each counted by hand."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bottleneck import audit, fit_heads
+from bottleneck.cli.main import group
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FitError
+from bottleneck.heads.artifact import load_head
+from bottleneck.samples import Target
+from bottleneck.store.reader import FeatureCache
+from tests.helpers.caches import class_target, write_cache
+
+N, CLASSES, WIDTH = 240, 3, 64
+NAMES = ("개", "고양이", "=cow")
+FLIPPED = [5, 31, 60, 101, 202]
+SPLIT = np.array(["train", "train", "train", "val", "test"] * (N // 5), object)
+COPIES = {200: 30, 209: 66}  # an image in train and its copy: in train, in test
+OUTLIER = 90
+
+
+@pytest.fixture(scope="module")
+def truth():
+    return np.arange(N) % CLASSES
+
+
+@pytest.fixture(scope="module")
+def features(truth):
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(CLASSES, WIDTH))[truth] * 2 + draw.normal(size=(N, WIDTH)) + 9
+    for copy, image in COPIES.items():
+        x[copy] = x[image] + draw.normal(size=WIDTH) * 0.05
+    x[OUTLIER] = 9 - 12 * draw.normal(size=WIDTH)
+    return x.astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def cache(features, truth, tmp_path_factory):
+    labels = truth.copy()
+    for copy, image in COPIES.items():
+        labels[copy] = labels[image]
+    labels[FLIPPED] = (labels[FLIPPED] + 1) % CLASSES
+    group_of = np.array([f"g{i}" for i in range(N)], object)
+    group_of[[2, 3]] = "=both"  # train and val
+    path = tmp_path_factory.mktemp("audit") / "features.h5"
+    return write_cache(path, features, [class_target(labels, names=NAMES)], split=SPLIT, group=group_of)
+
+
+@pytest.fixture(scope="module")
+def result(cache):
+    return audit(cache)
+
+
+def key(i):
+    return f"그림/{i:03d}.png"
+
+
+def flagged(issue):
+    return [item for item in issue["items"] if item["flag"]]
+
+
+def test_flipped_labels_are_flagged_with_the_label_that_they_had(result, truth):
+    found = {item["sample"]: item for item in flagged(result.label_issues)}
+    assert {key(i) for i in FLIPPED} <= set(found)
+    assert len(found) == result.label_issues["flag"] <= len(FLIPPED) + 3
+    for i in FLIPPED:
+        assert found[key(i)]["suggested"] == NAMES[truth[i]]
+        assert found[key(i)]["given"] == NAMES[(truth[i] + 1) % CLASSES]
+    scores = [item["score"] for item in result.label_issues["items"]]
+    assert scores == sorted(scores)
+    assert len(scores) == result.samples == N
+
+
+def test_flagged_labels_come_with_the_nearest_samples_of_train(result, features):
+    x = features - features.mean(axis=0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    train = np.flatnonzero(SPLIT == "train")
+    for item in flagged(result.label_issues):
+        i = int(item["sample"][-7:-4])
+        others = train[train != i]
+        nearest = others[np.argsort(-(x[others] @ x[i]))[:8]]
+        assert len(item["neighbours"]) == 3
+        assert {each["sample"] for each in item["neighbours"]} <= {key(j) for j in nearest}
+
+
+def test_copies_and_leaks_are_named(result):
+    pairs = {tuple(sorted(item["images"])) for item in result.duplicates["items"]}
+    assert pairs == {tuple(sorted((key(image), key(copy)))) for copy, image in COPIES.items()}
+    (leak,) = [item for item in result.leaks["items"] if "images" in item]
+    assert (set(leak["images"]), leak["splits"]) == ({key(66), key(209)}, ["test", "train"])
+    (group_leak,) = [item for item in result.leaks["items"] if "group" in item]
+    assert group_leak == {"group": "=both", "splits": ["train", "val"]}
+    assert result.leaks["test_samples_leaked"] == 1
+    n = (SPLIT == "test").sum()
+    right = round(result.leaks["test_accuracy"] * n)
+    without = round(result.leaks["test_accuracy_without"] * (n - 1))
+    assert right - without in (0, 1)
+
+
+def test_an_image_like_no_other_is_an_outlier(result):
+    assert [item["image"] for item in flagged(result.outliers)] == [key(OUTLIER)]
+
+
+def test_thin_classes_are_counted_in_train(cache):
+    items = audit(cache, thin=1000).thin["items"]
+    with FeatureCache(cache) as opened:
+        labels = opened.samples.targets["label"].values
+    counts = np.bincount(labels[SPLIT == "train"], minlength=CLASSES)
+    assert {item["class"]: item["score"] for item in items} == dict(zip(NAMES, counts.tolist(), strict=True))
+    assert all(item["flag"] for item in items)
+
+
+def test_classes_that_are_one_cannot_be_told_apart(features, truth, tmp_path):
+    halves = np.where(truth == 2, 2 + np.random.default_rng(0).integers(0, 2, N), truth)
+    target = class_target(halves, names=("a", "b", "c", "d"))
+    found = audit(write_cache(tmp_path / "c.h5", features, [target], split=SPLIT))
+    (item,) = flagged(found.confusable)
+    assert item["classes"] == ["c", "d"]
+    assert 0.3 < item["score"] < 0.7
+
+
+def test_a_head_s_own_out_of_fold_logits_judge(cache, tmp_path, result):
+    (record,) = fit_heads(cache, output=tmp_path).heads
+    found = audit(cache, head=record["path"])
+    with np.load(record["out_of_fold"]) as stored:
+        logits = stored["logits"] / load_head(record["path"]).temperature
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        expected = p[np.arange(len(p)), stored["values"]] / p.sum(axis=1)
+        scores = dict(zip(stored["sample"].tolist(), expected.tolist(), strict=True))
+    items = {
+        item["sample"]: item["score"] for item in found.label_issues["items"] if item["split"] == "train"
+    }
+    assert items == pytest.approx(scores, rel=1e-4, abs=1e-6)
+
+
+def test_a_head_without_its_logits_or_of_other_features_is_refused(cache, features, tmp_path):
+    (record,) = fit_heads(cache, output=tmp_path / "heads").heads
+    other = write_cache(tmp_path / "o.h5", features, [class_target(np.arange(N) % 3)], dtype="float16")
+    with pytest.raises(ArtifactError, match="fitted on other features"):
+        audit(other, head=record["path"])
+    Path(record["out_of_fold"]).write_bytes(b"no archive")
+    with pytest.raises(ArtifactError, match=r"out-of-fold\.npz cannot be read"):
+        audit(cache, head=record["path"])
+    Path(record["out_of_fold"]).unlink()
+    with pytest.raises(ArtifactError, match="has no out-of-fold file"):
+        audit(cache, head=record["path"])
+
+
+def test_a_fix_repairs_the_labels_and_the_gain_is_measured(cache, truth, tmp_path):
+    fixed = tmp_path / "고침.csv"
+    audit(cache, fix=fixed)
+    with open(fixed, encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == N
+    labels = {row["sample"]: row["label"] for row in rows}
+    assert all(labels[key(i)] == NAMES[truth[i]] for i in FLIPPED)
+    assert {row["sample"] for row in rows[:5]} >= {key(i) for i in FLIPPED[:1]}
+    repaired = audit(cache, repair=fixed).repair
+    assert repaired["changed"] == audit(cache).label_issues["flag"]
+    low, high = repaired["gain_ci95"]
+    assert low <= repaired["gain"] <= high
+    assert repaired["gain"] == pytest.approx(
+        repaired["test_accuracy_after"] - repaired["test_accuracy_before"]
+    )
+    assert repaired["n"] == (SPLIT == "test").sum()
+
+
+def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path):
+    bits = np.eye(CLASSES, dtype=np.uint8)[truth]
+    bits[60, truth[60]] = 0
+    target = Target("marks", "multilabel", bits, ("a", "b", "c"))
+    found = audit(write_cache(tmp_path / "m.h5", features, [target], split=SPLIT))
+    wrong = {(item["sample"], item["given"]) for item in flagged(found.label_issues)}
+    assert (key(60), f"not {'abc'[truth[60]]}") in wrong
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "error", "text"),
+    [
+        (lambda t: [], {}, FitError, "label"),
+        (lambda t: [class_target(np.zeros(N, int))], {}, FitError, "one class"),
+        (lambda t: [Target("w", "regression", np.arange(N) / 2)], {}, FitError, "'w' is a number"),
+        (lambda t: [class_target(t)], {"target": "colour"}, FitError, "colour"),
+        (lambda t: [class_target(t)], {"node": "conv1"}, CacheError, "conv1"),
+        (lambda t: [class_target(t)], {"cosine": 0.0}, BottleneckError, "cosine is 0.0"),
+    ],
+)
+def test_what_cannot_be_audited_is_named(features, truth, tmp_path, make, options, error, text):
+    path = write_cache(tmp_path / "c.h5", features, make(truth), split=SPLIT)
+    with pytest.raises(error, match=text):
+        audit(path, **options)
+
+
+def test_the_command_prints_tables_and_json(cache, tmp_path):
+    shown = CliRunner().invoke(group, ["audit", str(cache), "--fix", str(tmp_path / "fix.csv")])
+    assert shown.exit_code == 0, shown.output
+    assert "labels that are probably wrong" in shown.output
+    assert "in two splits" in shown.output
+    printed = CliRunner().invoke(group, ["audit", str(cache), "--json"])
+    found = json.loads(printed.stdout)
+    keys = {"label_issues", "duplicates", "leaks", "outliers", "confusable", "thin", "failures"}
+    assert keys <= found.keys()
+    assert all("flag" in found[name] and "score" in found[name] for name in keys - {"failures"})
