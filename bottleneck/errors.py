@@ -19,15 +19,15 @@ class BottleneckError(Exception):
     Parameters
     ----------
     message : str
-        What was wrong, what was given and what was expected, as one sentence without line breaks.
+        What was wrong, what was given and what was expected, as one sentence. Line breaks, which names of
+        files and columns may contain, are written as escapes.
     hint : str, optional
         What to do next: a command, a flag, a place to look.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = (text.replace("\n", "\\n").replace("\r", "\\r") for text in (message, hint))
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} {self.hint}".strip()

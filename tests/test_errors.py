@@ -2,7 +2,7 @@
 
 import pytest
 
-from bottleneck.errors import Note, StrictError, first_line, refuse_strict
+from bottleneck.errors import CacheError, Note, StrictError, first_line, refuse_strict
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,9 @@ def test_strict_refuses_notes_that_change_the_result():
         "changes_result": True,
         "rows": 3,
     }
+
+
+def test_a_name_with_line_breaks_leaves_the_message_one_line():
+    error = CacheError("There is no a\nb\r.h5.", "Run `x 'a\nb'`.")
+    assert str(error) == r"There is no a\nb\r.h5. Run `x 'a\nb'`."
+    assert error.message == error.args[0] == r"There is no a\nb\r.h5."

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -178,8 +179,8 @@ def _read_parquet(name: str, data: bytes) -> Table:
             if not (arrow.types.is_struct(field.type) or arrow.types.is_binary(field.type))
         ]
         return file.read(columns).to_pydict()
-    except (arrow.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"The table {name} cannot be read as Parquet: {error}.") from error
+    except Exception as error:  # of arrow, which has errors of many classes
+        raise SourceError(f"The table {name} cannot be read as Parquet: {one_line(error)}.") from error
 
 
 def printable(text: str) -> str:

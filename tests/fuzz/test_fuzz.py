@@ -1,0 +1,17 @@
+"""The short form of `python -m tests.fuzz`: the same inputs in every run, no finding among them."""
+
+import pytest
+
+from tests.fuzz.harness import fuzz
+from tests.fuzz.targets import TARGETS
+
+INPUTS = {"image": 300, "manifest": 200, "tar": 200, "log": 40, "head": 300, "model": 8}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_input_ends_in_a_result_or_in_our_own_error(target, tmp_path):
+    tally = fuzz(target, tmp_path / "findings", inputs=INPUTS[target])
+    assert tally.findings == {}
+    assert tally.inputs >= INPUTS[target]
+    assert tally.outcomes["refused"] > 0
+    assert list((tmp_path / "findings").iterdir()) == []
