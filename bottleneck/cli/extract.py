@@ -19,13 +19,7 @@ from bottleneck.cli.options import (
 from bottleneck.cli.terminal import Terminal, data_sheet_lines, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
-from bottleneck.names import (
-    BOTTLENECK,
-    DEFAULT_BACKBONE,
-    DEFAULT_POOL,
-    DTYPES,
-    POOLS,
-)
+from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_POOL, DTYPES, POOLS
 from bottleneck.records import config_from
 
 flag = flags_of(ExtractConfig)

@@ -30,14 +30,7 @@ from bottleneck.data.listing import (
 )
 from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import classes_set_aside, set_aside, strata
-from bottleneck.data.storage import (
-    OPTIONAL_SUFFIXES,
-    SUFFIXES,
-    Files,
-    LocalFiles,
-    RemoteFiles,
-    open_url,
-)
+from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line, refusal
 from bottleneck.errors import ImageError, Note, SourceError

@@ -23,14 +23,7 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.trained_on import TrainedOn
-from bottleneck.records import (
-    are_numbers,
-    is_flag,
-    is_integer,
-    is_number,
-    is_text,
-    require_fields,
-)
+from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 2
 READ_VERSIONS = ("1", "2")

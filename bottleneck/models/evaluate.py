@@ -28,8 +28,15 @@ from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
-from bottleneck.models.scoring import Scored, score_cache, score_images
-from bottleneck.models.selection import Selection, listed, select, with_target_of
+from bottleneck.models.scoring import (
+    Scored,
+    Selection,
+    listed,
+    score_cache,
+    score_images,
+    select,
+    with_target_of,
+)
 from bottleneck.names import ALL_SAMPLES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from

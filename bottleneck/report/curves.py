@@ -20,8 +20,8 @@ from bottleneck.report.figures import drawable, error_bars, picture
 if TYPE_CHECKING:
     from bottleneck.fitting.fit_heads import FitResult
     from bottleneck.training.compare import Comparison, Row
+    from bottleneck.training.finetune import FoundRate
     from bottleneck.training.loop import EpochRecord
-    from bottleneck.training.lr_finder import FoundRate
 
 COLOURS = {"head": "tab:blue", "random": "tab:orange"}
 SHIFT = 0.12  # between the bars of two starts, so that they do not overlap

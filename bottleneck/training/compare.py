@@ -23,8 +23,8 @@ from bottleneck.errors import Note, refuse_strict, reused_note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
+from bottleneck.training.comparison_runs import CompareRun, Trials
 from bottleneck.training.config import ALL, CompareConfig
-from bottleneck.training.trials import CompareRun, Trials
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,26 @@
 The frozen trunk does not run in the loop: its output for each image is constant, so it is cached. Before the
 first step the network's logits are compared with the head's on the cached features; training continues from
 there.
+
+A learning rate is found by trying: it is raised from step to step (Smith 2017). The loss falls, reaches a
+lowest point, and rises steeply where training would diverge. A tenth of the rate at the lowest point of the
+smoothed loss is a safe maximum for a schedule with warm-up.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from bottleneck.errors import Note, refuse_strict
+from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
@@ -30,14 +37,16 @@ from bottleneck.store.spec import fingerprint
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune_plan import FinetunePlan, FinetuneRun, open_job, plan_finetuning
-from bottleneck.training.initial_head import (
-    faint_start,
-    head_metrics,
-)
+from bottleneck.training.initial_head import faint_start, head_metrics
 from bottleneck.training.inputs import statistics_of
+from bottleneck.training.loop import Training
 from bottleneck.training.loss import Measured, measure
-from bottleneck.training.lr_finder import FoundRate, find_rate
 from bottleneck.training.results import PIXELS, Fallback, ModelDraft, TrainingResult, conclude
+
+LOWEST, HIGHEST, STEPS = 1e-6, 10.0, 100
+SMOOTHING = 0.9  # weight of the past in the smoothed loss
+BLOWN_UP = 4.0  # times the lowest loss: there the trial ends
+MARGIN = 10.0
 
 
 def finetune(
@@ -129,7 +138,7 @@ def find_learning_rate(
     strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> FoundRate:
-    """Find the learning rate to fine-tune with by trying (see `lr_finder`). Raises as `finetune` does."""
+    """Find the learning rate to fine-tune with by trying (Smith 2017). Raises as `finetune` does."""
     plan = plan_finetuning(Path(cache), Path(head), config)
     refuse_strict(plan.notes, strict)
     with open_job(plan, config, default_model(plan).parent, reporter) as run:
@@ -205,3 +214,59 @@ def _fingerprint(plan: FinetunePlan, cache: FeatureCache, config: FinetuneConfig
     ).nested()  # the digest has the labels
     data = {"config": settings, "cut": plan.cut.node, "data": digest.hexdigest()}
     return fingerprint({**data, "cache": cache.fingerprint, "node": plan.head.node})
+
+
+@dataclass(frozen=True)
+class FoundRate:
+    """lr : the suggestion for the head. rates, losses : the curve, losses smoothed. notes : on the data."""
+
+    lr: float
+    rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    notes: tuple[Note, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `bottleneck finetune --find-lr --json` without the figure."""
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
+
+
+def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
+    """Try rates of the head from 1e-6 to 10, the others in proportion; the network keeps its parameters.
+
+    training : a run that has not begun. Its optimizer cannot be used again: build another run to train.
+
+    Raises FitError where the loss is not finite at the lowest rate.
+    """
+    module = training.module
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    rates = np.geomspace(LOWEST, HIGHEST, STEPS)
+    tried: list[float] = []
+    losses: list[float] = []
+    mean = 0.0
+    for group in training.optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    base = training.optimizer.param_groups[0]["base_lr"]
+    batches = chain.from_iterable(training.train.epoch(epoch) for epoch in count(1))
+    with (
+        torch.random.fork_rng(devices=[]),
+        reporter.step("Finding a learning rate", STEPS, "steps") as advance,
+    ):
+        for step, (rate, batch) in enumerate(zip(rates, islice(batches, STEPS), strict=True), start=1):
+            for group in training.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * rate / base
+            loss, _ = training.update(batch)
+            mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+            smooth = mean / (1 - SMOOTHING**step)
+            advance(1)
+            if not math.isfinite(smooth) or (losses and smooth > BLOWN_UP * min(losses)):
+                break
+            tried.append(float(rate))
+            losses.append(smooth)
+    module.load_state_dict(before)
+    if not losses:
+        raise FitError(
+            f"The loss is not finite even at a learning rate of {LOWEST:g}.",
+            "Look for values in the cache that are not numbers: bottleneck cache verify.",
+        )
+    return FoundRate(tried[int(np.argmin(losses))] / MARGIN, tuple(tried), tuple(losses))

@@ -44,12 +44,7 @@ from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.initial_head import (
-    StartComparison,
-    compare_start,
-    require_same_cache,
-    starting_head,
-)
+from bottleneck.training.initial_head import StartComparison, compare_start, require_same_cache, starting_head
 from bottleneck.training.inputs import backbone_of, inputs_of
 from bottleneck.training.job import Inputs, TrainingJob, training_device
 from bottleneck.training.labelled_splits import LabelledSplits, labelled_splits

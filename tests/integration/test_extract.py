@@ -88,7 +88,7 @@ def test_adding_a_node_leaves_the_others_as_they_are(photographs, tmp_path):
     extract(photographs, cache)
     with h5py.File(cache) as file:
         before = file["features/bottleneck"][...]
-    result = extract(photographs, cache, nodes=("blocks.4@avg2", "blocks.5@none"))
+    result = extract(photographs, cache, nodes=("blocks.4@avg2", "blocks.5@none"), engine="torch")
     assert result.nodes == {"bottleneck": (1280,), "blocks.4@avg2": (448,), "blocks.5@none": (192, 7, 7)}
     assert cache.with_name("x--blocks.5.h5").exists()
     with h5py.File(cache) as file:
@@ -125,12 +125,12 @@ def test_views_can_be_asked_for_later(photographs, tmp_path, run):
     cache, at_once = tmp_path / "c.h5", tmp_path / "at once.h5"
     small = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "limit": 6}
     extract(photographs, cache, **small)
-    assert extract(photographs, cache, views=2).computed == 30
+    assert extract(photographs, cache, views=2, engine="torch").computed == 30
     extract(photographs, at_once, **{**small, "limit": None}, views=2)
     with FeatureCache(cache) as later, FeatureCache(at_once) as together:
         assert later.views("bottleneck").shape == (30, 2, later.nodes["bottleneck"].shape[0])
         assert later.nodes["bottleneck"].views == together.nodes["bottleneck"].views
-    extract(photographs, cache, nodes=("block1", "bottleneck"))
+    extract(photographs, cache, nodes=("block1", "bottleneck"), engine="torch")
     for asked in (["--views", "3"], ["--node", "block2", "--views", "3"]):
         refused = run("extract", photographs, "-o", cache, *asked)
         assert refused.code == 1
@@ -144,7 +144,7 @@ def test_views_can_be_asked_for_later(photographs, tmp_path, run):
 
 
 def test_grey_images_in_one_channel(photographs, tmp_path):
-    result = extract(photographs, tmp_path / "grey.h5", in_channels=1, limit=6)
+    result = extract(photographs, tmp_path / "grey.h5", in_channels=1, limit=6, engine="torch")
     with FeatureCache(result.cache) as cache:
         assert cache.spec.preprocess["mode"] == "L"
         assert cache.spec.backbone["in_channels"] == 1

@@ -7,8 +7,8 @@ from PIL import Image
 
 from bottleneck.errors import BottleneckError
 from bottleneck.report.curves import rate_curve, tensorboard, training_curves
+from bottleneck.training.finetune import FoundRate
 from bottleneck.training.loop import EpochRecord
-from bottleneck.training.lr_finder import FoundRate
 
 
 def epochs(count):

@@ -12,8 +12,8 @@ from bottleneck.extraction.extract import extract
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.compare import answers, choose, compare, summarise
+from bottleneck.training.comparison_runs import CompareRun, Trials
 from bottleneck.training.config import LEAST_STEPS, CompareConfig
-from bottleneck.training.trials import CompareRun, Trials
 from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}

@@ -23,11 +23,7 @@ from bottleneck.models.evaluate import evaluate
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.finetune import (
-    checked_start,
-    find_learning_rate,
-    finetune,
-)
+from bottleneck.training.finetune import checked_start, find_learning_rate, finetune
 from bottleneck.training.finetune_plan import open_job, plan_finetuning
 from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import backbone_of

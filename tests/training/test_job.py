@@ -12,8 +12,8 @@ from bottleneck.errors import FitError
 from bottleneck.samples import ArrayRows
 from bottleneck.training.batches import Batches, SampleSet, batch_count
 from bottleneck.training.config import TrainingConfig
+from bottleneck.training.finetune import find_rate
 from bottleneck.training.job import Inputs, TrainingJob, fewest_samples
-from bottleneck.training.lr_finder import find_rate
 from bottleneck.training.optim import LayerGroup
 
 

@@ -6,13 +6,7 @@ from torch import nn
 
 from bottleneck.errors import FitError
 from bottleneck.training.config import FinetuneConfig, OptimConfig, ScratchConfig
-from bottleneck.training.optim import (
-    LayerGroup,
-    Schedule,
-    build_optimizer,
-    parameter_groups,
-    unfreeze,
-)
+from bottleneck.training.optim import LayerGroup, Schedule, build_optimizer, parameter_groups, unfreeze
 
 
 def layers():
