@@ -70,6 +70,8 @@ class Source:
     cells : dict of str to list
         Of a manifest that is read for its inputs alone (`ReadConfig.inputs_only`): the S cells of each column
         beside those of images.
+    limit : int or None
+        The number of samples that were taken of more, by `ReadConfig.limit`.
     """
 
     root: str
@@ -83,6 +85,7 @@ class Source:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     ignored_by_suffix: dict[str, int] = field(default_factory=dict)
     cells: dict[str, list[Any]] = field(default_factory=dict)
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
@@ -366,4 +369,4 @@ def _limited(source: Source, limit: int) -> Source:
         return source
     rank = np.argsort(np.argsort(samples.key))
     order = np.lexsort((rank, strata(samples), samples.split.astype(str)))
-    return source.take(np.sort(order[np.arange(limit) * S // limit]))
+    return replace(source.take(np.sort(order[np.arange(limit) * S // limit])), limit=limit)

@@ -24,7 +24,7 @@ from bottleneck.data.preprocess import views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.targets import lost_classes
 from bottleneck.data.untrusted import remember_root
-from bottleneck.errors import ImageError, Note, refuse_strict
+from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch
@@ -33,7 +33,7 @@ from bottleneck.extraction.settings import default_cache, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
-from bottleneck.store.plan import Work, plan_run
+from bottleneck.store.plan import Plan, Work, plan_run
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import Origin
 from bottleneck.store.state import CacheState
@@ -200,6 +200,7 @@ def run_extraction(
         for key, reason in source.absent.items():
             writer.fail(key, reason, passing=True)
         plan = writer.plan(*keys_and_stats(source), reread=config.reread)
+        _refuse_limit(source, plan, path)
         kept: list[str] = []
         for work in plan.work:
             kept += _compute(work, extraction, writer, reporter)
@@ -257,6 +258,7 @@ def survey(
     origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
         plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=config.reread)
+        _refuse_limit(source, plan, path)
         plan.require_space(path.parent)
         return Survey(
             cache=str(path),
@@ -271,6 +273,18 @@ def survey(
             data=source_sheet(source, source.samples, source.absent),
             notes=[*source.notes, *filter(None, [moved]), *plan.notes],
         )
+
+
+def _refuse_limit(source: Source, plan: Plan, path: Path) -> None:
+    """Raise CacheError where a limit leaves the cache with fewer images than it has."""
+    for note in plan.notes:
+        few = note.code == "rows-removed" and len(source.images) < note.details["before"]
+        if few and source.limit is not None:
+            raise CacheError(
+                f"With --limit {source.limit}, the rows of {note.details['removed']} of "
+                f"{note.details['before']} images would be removed from {path}.",
+                "Leave --limit out, or give another file with -o.",
+            )
 
 
 def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[FileStat]]:

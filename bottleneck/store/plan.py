@@ -185,7 +185,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
             Note(
                 "rows-removed",
                 f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
-                details={"removed": removed},
+                details={"removed": removed, "before": len(state.records)},
             )
         )
     return notes

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from bottleneck import extract
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
 from bottleneck.errors import CacheError, FingerprintError
@@ -272,3 +273,25 @@ def test_an_interrupted_run_goes_on_after_its_images_moved(folder, tmp_path):
     assert result.images == 12
     assert result.computed < 12
     assert verify(cache).ok
+
+
+def test_a_limit_removes_no_rows_of_a_full_cache(folder, tmp_path):
+    """Trying out a few images must not cost the features of the others."""
+    path = tmp_path / "c.h5"
+    extract(folder / "train.csv", path, limit=4, **SMALL)
+    extract(folder / "train.csv", path, limit=6, **SMALL)
+    extract(folder / "train.csv", path, **SMALL)
+    before = rows_of(path)
+    for run in (extract, survey_with):
+        with pytest.raises(CacheError, match=r"With --limit 4, the rows of 6 of 10 images would be removed"):
+            run(folder / "train.csv", path, limit=4)
+    assert rows_of(path).keys() == before.keys()
+    assert extract(folder / "train.csv", path, limit=40, engine="torch").computed == 0
+    extract(folder / "images", tmp_path / "d.h5", limit=12, **SMALL)
+    (folder / "images" / "03.png").unlink()  # this one is not left out by the limit
+    assert extract(folder / "images", tmp_path / "d.h5", limit=11, engine="torch").removed == 1
+
+
+def survey_with(source, path, limit):
+    """A dry run with a limit."""
+    survey(read_source(source, ReadConfig(limit=limit)), path)
