@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
@@ -17,9 +17,16 @@ from bottleneck.cli.options import (
     trust_code_option,
 )
 from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ExtractConfig
+from bottleneck.files import readable
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES
-from bottleneck.studies.study_config import TrainConfig
+from bottleneck.progress import duration
+from bottleneck.records import config_from
+from bottleneck.studies.study_config import FINETUNING, TrainConfig
+
+if TYPE_CHECKING:
+    from bottleneck.studies.train.plan import TrainPlan
 
 flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
@@ -39,6 +46,18 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
     show_default=DEFAULT_BACKBONE,
     help="Network, as in extract; repeat the flag to compare several, the preferred one first.",
 )
+@flag(
+    "--minutes",
+    type=click.FloatRange(0, min_open=True),
+    show_default="as many as it needs",
+    help="Time that the run may take; what is left out to keep to it is told.",
+)
+@flag(
+    "--finetune",
+    type=click.Choice(FINETUNING),
+    help="Fine-tune from the cache: where the evidence says that it may pay, never, or always.",
+)
+@click.option("--plan", is_flag=True, help="Show what would be tried and what it would cost, and do nothing.")
 @flag("--target", show_default="the first", help="Target (column of labels) to learn.")
 @click.option(
     "--cache",
@@ -62,14 +81,27 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 @engine_options
 @reading_options
 @shows_results
-def command(terminal: Terminal, source: str, **options: Any) -> None:
+def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None:
     """Train the best classifier that the images of SOURCE allow, and write it as one model file.
 
     SOURCE is what `extract` takes. Features of every stage are extracted in one pass and heads are tried on
     each; cross-validation and val together choose; test is read once. A second run computes only what is new.
     """
-    from bottleneck.studies.train.train import train
+    from bottleneck.studies.train.train import plan_training, train
 
+    if plan:
+        planned = plan_training(
+            source,
+            options["output"],
+            backbone=options["backbone"],
+            cache=options["cache"],
+            config=config_from(TrainConfig, options),
+            extraction=config_from(ExtractConfig, options, backbone=None),
+            reading=config_from(ReadConfig, options),
+            strict=options["strict"],
+        )
+        terminal.result(planned.to_json(), *_plan_lines(planned))
+        return
     result = train(source, reporter=terminal, **options)
     metric, several = result.metric, len({each["backbone"] for each in result.candidates}) > 1
     columns = ("", "tried", *(["backbone"] if several else []), "cv", "val", "pooled", "seconds")
@@ -97,6 +129,23 @@ def command(terminal: Terminal, source: str, **options: Any) -> None:
         f"Next: bottleneck predict {quote(result.model)} IMAGES",
     ]
     terminal.result(result.to_json(), *shown)
+
+
+def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
+    """Return the plan for people."""
+    from bottleneck.studies.train.plan import DEGRADED
+
+    rows = [(f"extract {cost}", duration(cost.seconds), readable(cost.bytes)) for cost in plan.extraction]
+    fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"
+    rows.append((fits, duration(plan.head_seconds), ""))
+    rows.append(("all", duration(plan.seconds), readable(plan.bytes)))
+    lines: list[RenderableType] = [table("Would do", ("what", "about", "disk"), rows)]
+    lines.append(f"Samples: {plan.samples:,} of {plan.samples_of:,}. Model: {plan.model}")
+    if plan.minutes is not None:
+        lines.append(
+            f"To keep to {duration(60 * plan.minutes)}, these are saved first: {', '.join(DEGRADED)}."
+        )
+    return lines
 
 
 def _interval(bounds: list[float] | None) -> str:

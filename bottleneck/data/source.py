@@ -134,7 +134,7 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     samples = replace(whole.samples, split=split)
     notes = (*whole.notes, *classes_set_aside(whole.samples, samples))
     whole = replace(whole, samples=samples, notes=notes)
-    return whole if config.limit is None else _limited(whole, config.limit)
+    return whole if config.limit is None else evenly(whole, config.limit)
 
 
 def read_sources(
@@ -361,7 +361,7 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
     )
 
 
-def _limited(source: Source, limit: int) -> Source:
+def evenly(source: Source, limit: int) -> Source:
     """Keep `limit` samples, evenly spaced by split, class and key: each class keeps its share."""
     samples = source.samples
     S = len(samples)

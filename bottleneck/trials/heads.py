@@ -6,6 +6,7 @@ Shapes: n samples, D features, K classes or labels.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from bottleneck.heads.cross_validation import judge_of
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
-from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import fingerprint
@@ -57,16 +58,17 @@ def try_head(task: Task, node: str, records: Records, name: str, reporter: Repor
         return Tried(Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"]), **values)
     started = time.perf_counter()
     fit = fit_on(task, node, task.rows["train"], task.problem(), reporter=reporter)
-    index, evidence, metrics = _judged(task, node, fit)
-    values = {"metrics": metrics, "seconds": time.perf_counter() - started, "settings": {"C": fit.C}}
+    index, evidence, metrics, temperature = _judged(task, node, fit)
+    settings = {"C": fit.C, "temperature": temperature, "scales": fit.settings.get("scales", {})}
+    values = {"metrics": metrics, "seconds": time.perf_counter() - started, "settings": settings}
     records.write(name, inputs, values, {"index": index, "score": evidence.score, "loss": evidence.loss})
     return Tried(evidence, **values)
 
 
 def head_fingerprint(task: Task, node: str) -> str:
     """Return the fingerprint of everything that a head's trial depends on."""
-    nodes = {part: task.cache.node(part).fingerprint(task.cache.spec) for part in node.split("+")}
-    return fingerprint({"trial": 1, "kind": KIND, "node": node, "nodes": nodes, "task": task.digest})
+    rows = task.cache.vector_fingerprint(node)
+    return fingerprint({"trial": 1, "kind": KIND, "node": node, "rows": rows, "task": task.digest})
 
 
 def fit_on(
@@ -75,15 +77,20 @@ def fit_on(
     rows: np.ndarray,
     problem: TargetProblem,
     C: str | float = "auto",
+    scales: Mapping[str, float] | None = None,
     reporter: Reporter = SILENT,
 ) -> HeadFit:
-    """Fit a head on the samples `rows` (n,), which `problem` is on."""
+    """Fit a head on the samples `rows` (n,), which `problem` is on.
+
+    C, scales : to be chosen by cross-validation, or those that were chosen before.
+    """
     (fit,) = fit_kind(
         KIND,
         task.cache.sample_rows(node, rows),
         [problem],
         C,
         config=SweepConfig(),
+        scales=scales,
         seed=task.seed,
         reporter=reporter,
     )
@@ -102,10 +109,12 @@ def evidence_of(task: Task, rows: np.ndarray, outputs: np.ndarray) -> Evidence:
     return Evidence(task.samples.key[rows], np.asarray(score, np.float64), np.asarray(loss, np.float64))
 
 
-def measured(task: Task, rows: np.ndarray, outputs: np.ndarray, head: HeadArtifact) -> dict[str, Any]:
-    """Return the metrics of a head's outputs (n, K) for the samples `rows` (n,)."""
+def measured(
+    task: Task, rows: np.ndarray, outputs: np.ndarray, link: str, temperature: float
+) -> dict[str, Any]:
+    """Return the metrics of outputs (n, K) for the samples `rows` (n,)."""
     answers = task.target.take(rows)
-    predicted = apply_link(outputs, head.link, head.temperature)
+    predicted = apply_link(outputs, link, temperature)
     return measure(answers.kind, answers.values, predicted, answers.class_names)
 
 
@@ -126,35 +135,47 @@ def held_out(fit: HeadFit) -> np.ndarray:
     return np.flatnonzero(np.isfinite(fit.out_of_fold).all(axis=1))
 
 
-def final_head(task: Task, node: str, C: float, reporter: Reporter = SILENT) -> HeadArtifact:
+def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT) -> HeadArtifact:
     """Fit the chosen head again on train and val together, and measure it: the one time that test is read.
 
-    C : that the trial chose. Where there is a val split, a head that learnt from train alone is measured on
-    it; after that, C is chosen again on both.
+    Without val, the samples are those of the trial, whose C and temperature are taken. With val, both are
+    found again; on val a head that learnt from train alone, as in the trial, is measured.
     """
-    rows, problem, _ = task.refit_problem()
-    fit = fit_on(task, node, rows, problem, reporter=reporter)
-    head, held = artifact_of(task, node, fit, problem), held_out(fit)
-    metrics: dict[str, Any] = {}
-    if len(held):
-        assert fit.out_of_fold is not None
-        metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head)
+    alone = _as_tried(task, node, tried, reporter)
+    head, metrics = alone, dict[str, Any]()
+    if "val" in task.rows:
+        rows, problem, _ = task.refit_problem()
+        fit = fit_on(task, node, rows, problem, reporter=reporter)
+        head, held = artifact_of(task, node, fit, problem), held_out(fit)
+        if len(held):
+            assert fit.out_of_fold is not None
+            metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head.link, head.temperature)
+    elif "cv" in tried.metrics:
+        metrics["cv"] = tried.metrics["cv"]
     for split, indices in task.rows.items():
-        if split == "val":
-            train = task.problem()
-            alone = fit_on(task, node, task.rows["train"], train, C, reporter=reporter)
-            judge = artifact_of(task, node, alone, train)
-            metrics[split] = measured(task, indices, outputs_of(task, judge, indices), judge)
-        else:
-            metrics[split] = measured(task, indices, outputs_of(task, head, indices), head)
+        judge = alone if split == "val" else head
+        metrics[split] = measured(
+            task, indices, outputs_of(task, judge, indices), judge.link, judge.temperature
+        )
     fitted_on = [split for split in ("train", "val") if split in task.rows]
-    seen = seen_before({}, task.cache.images.digest, task.samples, rows)
+    seen = seen_before({}, task.cache.images.digest, task.samples, np.sort(task.judged))
     settings = {**head.settings, "fitted_on": fitted_on}
     return replace(head, metrics=metrics, settings=settings, trained_on=seen)
 
 
-def _judged(task: Task, node: str, fit: HeadFit) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]]]:
-    """Return the judged samples as indices of the table, the evidence on them, and the metrics."""
+def _as_tried(task: Task, node: str, tried: Tried, reporter: Reporter) -> HeadArtifact:
+    """Fit the head on train as its trial did, at the C and the temperature that were found."""
+    problem = task.problem()
+    without_folds = replace(problem, fold=np.full_like(problem.fold, NO_FOLD))
+    C, scales = tried.settings["C"], tried.settings["scales"]
+    fit = fit_on(task, node, task.rows["train"], without_folds, C, scales, reporter)
+    return replace(artifact_of(task, node, fit, problem), temperature=tried.settings["temperature"])
+
+
+def _judged(
+    task: Task, node: str, fit: HeadFit
+) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], float]:
+    """Return the judged samples as indices of the table, evidence on them, metrics, and the temperature."""
     problem = task.problem()
     head = artifact_of(task, node, fit, problem)
     parts: list[tuple[str, np.ndarray, np.ndarray]] = []
@@ -164,12 +185,15 @@ def _judged(task: Task, node: str, fit: HeadFit) -> tuple[np.ndarray, Evidence, 
         parts.append(("cv", task.rows["train"][held], fit.out_of_fold[held]))
     if "val" in task.rows:
         parts.append(("val", task.rows["val"], outputs_of(task, head, task.rows["val"])))
-    metrics = {name: _summary(measured(task, rows, outputs, head)) for name, rows, outputs in parts}
+    metrics = {
+        name: summary(measured(task, rows, outputs, head.link, head.temperature))
+        for name, rows, outputs in parts
+    }
     index = np.concatenate([rows for _, rows, _ in parts])
     outputs = np.concatenate([outputs for _, _, outputs in parts])
-    return index, evidence_of(task, index, outputs), metrics
+    return index, evidence_of(task, index, outputs), metrics, head.temperature
 
 
-def _summary(metrics: dict[str, Any]) -> dict[str, Any]:
+def summary(metrics: dict[str, Any]) -> dict[str, Any]:
     """Return the figures that are shown of a trial, without those by class."""
     return {name: metrics[name] for name in SUMMARY if name in metrics}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,8 @@ from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, FitError, StrictError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
-from bottleneck.trials import heads
+from bottleneck.studies.train.plan import Clock
+from bottleneck.trials import finetuning, heads
 from tests.helpers.stripes import write_stripes
 
 TINY = {"backbone": "small_cnn", "weights": "none", "depth": 2, "image_size": 32, "engine": "torch"}
@@ -22,8 +24,13 @@ TINY = {"backbone": "small_cnn", "weights": "none", "depth": 2, "image_size": 32
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    """Four classes of stripes in train, val and test."""
+    """Four classes of stripes in train, val and test; the first two images of each have another's label."""
     folder = write_stripes(tmp_path_factory.mktemp("source") / "줄무늬", images=12, val=6)
+    for split, number in ((split, number) for split in ("train", "val") for number in (0, 1)):
+        paths = [folder / split / f"class{k}" / f"{number}.png" for k in range(4)]
+        contents = [path.read_bytes() for path in paths]
+        for path, content in zip(paths, [*contents[1:], contents[0]], strict=True):
+            path.write_bytes(content)
     for path in [path for number in (8, 9) for path in (folder / "train").glob(f"*/{number}.png")]:
         to = folder / "test" / path.parent.name / path.name
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +45,11 @@ def trained(source, tmp_path_factory):
 
 def test_every_stage_was_tried_and_one_is_chosen(trained):
     nodes = [each["node"] for each in trained.candidates]
-    assert nodes == ["bottleneck", "features.block1@avg2", "features@avg2"]
+    assert nodes[:3] == ["bottleneck", "features.block1@avg2", "features@avg2"]
+    assert nodes[-1] == "features.block1@avg2+features@avg2+bottleneck"
+    assert len(nodes) == 5  # the best two side by side, and all three
+    kinds = [each["kind"] for each in trained.candidates]
+    assert kinds == ["head", "node", "node", "combined", "combined"]
     assert [each for each in trained.candidates if each["chosen"]] == [trained.chosen]
     for each in trained.candidates:  # 40 samples of train, 24 of val
         pooled = (40 * each["cv_accuracy"] + 24 * each["val_accuracy"]) / 64
@@ -81,7 +92,7 @@ def test_the_card_and_the_table_tell_what_was_tried(trained):
     assert [row["node"] for row in rows] == [each["node"] for each in trained.candidates]
     assert [row["chosen"] for row in rows].count("True") == 1
     for row in rows:
-        assert f"tried: head on {row['node']}" in card
+        assert f"tried: {row['what']}" in card
         assert float(row["pooled"]) > 0
     with open(trained.files["table_json"], encoding="utf-8") as file:
         assert json.load(file) == trained.candidates
@@ -133,7 +144,7 @@ def test_a_run_that_was_killed_goes_on_with_the_next_trial(source, trained, tmp_
     done.clear()
     monkeypatch.setattr(heads, "_judged", lambda *arguments: done.append(arguments[1]) or judged(*arguments))
     found = train(source, tmp_path / "m.safetensors", **TINY)
-    assert (len(before), len(done)) == (2, 1)
+    assert (len(before), len(done)) == (2, 3)
     assert not set(before) & set(done)
     for each, other in zip(found.candidates, trained.candidates, strict=True):
         assert {**each, "seconds": 0} == {**other, "seconds": 0}
@@ -156,6 +167,53 @@ def test_several_backbones_are_compared_the_first_is_preferred(source, tmp_path)
     assert load_head(found.model).backbone["name"] == found.chosen["backbone"]
     with pytest.raises(BottleneckError, match="one file"):
         train(source, tmp_path / "m.safetensors", cache=tmp_path / "c.h5", **settings)
+
+
+def test_a_choice_is_kept_while_few_samples_are_new_and_made_again_when_many_are(
+    source, tmp_path, monkeypatch
+):
+    grown = shutil.copytree(source, tmp_path / "grown")
+    first = train(grown, tmp_path / "m.safetensors", **TINY)
+    tried, judged = [], heads._judged
+    monkeypatch.setattr(heads, "_judged", lambda *given: tried.append(given[1]) or judged(*given))
+    write_stripes(tmp_path / "more", classes=5, images=12, val=0)
+    shutil.copytree(
+        tmp_path / "more" / "train" / "class4", grown / "train" / "class4"
+    )  # 12 of 64 new samples
+    found = train(grown, tmp_path / "m.safetensors", **TINY)
+    assert tried == [first.chosen["node"]]
+    assert [each["node"] for each in found.candidates] == tried
+    assert found.images["computed"] == 12
+    assert load_head(found.model).class_names == tuple(f"class{k}" for k in range(5))
+    (note,) = [note for note in found.notes if note.code == "choice-kept"]
+    assert note.details == {"changed": 12, "of": 64}
+    shutil.copytree(tmp_path / "more" / "train" / "class3", grown / "train" / "class5")  # now 24
+    again = train(grown, tmp_path / "m.safetensors", **TINY)
+    assert len(again.candidates) == 5
+    assert "choice-kept" not in {note.code for note in again.notes}
+
+
+def test_what_the_minutes_do_not_allow_is_left_out_and_told(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(Clock, "allows", lambda clock, seconds: False)
+    found = train(source, tmp_path / "m.safetensors", minutes=60, **TINY)
+    assert [each["node"] for each in found.candidates] == ["bottleneck"]
+    (note,) = [note for note in found.notes if note.code == "candidates-left-out"]
+    assert note.details["left_out"][:2] == ["head on features@avg2", "head on features.block1@avg2"]
+    with pytest.raises(StrictError):
+        train(source, tmp_path / "m.safetensors", minutes=60, strict=True, **TINY)
+
+
+def test_a_plan_writes_nothing_and_names_what_would_be_done(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["train", str(source), "--plan", "--backbone", "small_cnn", "--weights", "none", "--depth", "2"]
+    words += ["--image-size", "32", "--engine", "torch", "--json"]
+    planned = json.loads(CliRunner().invoke(group, words, catch_exceptions=False).stdout)
+    assert list(tmp_path.iterdir()) == []
+    (cost,) = planned["extraction"]
+    assert (cost["images"], planned["samples"], planned["heads"]) == (72, 72, 3)
+    assert cost["bytes"] >= 72 * 2 * sum(int(np.prod(shape)) for shape in cost["nodes"].values())
+    assert planned["seconds"] > cost["seconds"] > 0
+    assert planned["saved_first"][0] == "fine-tuning"
 
 
 def write_table(folder, rows, columns):
@@ -254,3 +312,61 @@ def test_the_command_prints_what_was_tried_and_what_comes_next(source, trained):
     values = json.loads(CliRunner().invoke(group, [*words, "--json"], catch_exceptions=False).stdout)
     assert {"model", "chosen", "candidates", "accuracy", "accuracy_ci95", "seconds", "notes"} <= set(values)
     assert values["candidates"] == trained.candidates
+
+
+@pytest.fixture(scope="module")
+def tuned(source, tmp_path_factory):
+    """The tuned block is judged far better than the heads: by its logits, which are replaced by the answers."""
+    folder = tmp_path_factory.mktemp("tuned")
+    held_out = finetuning.OpenTuning.held_out_logits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "EPOCHS", 2)
+
+        def answered(tune, train, held):
+            logits = held_out(tune, train, held)
+            return 9.0 * np.eye(logits.shape[1], dtype=np.float32)[tune.task.target.values[held]]
+
+        patch.setattr(finetuning.OpenTuning, "held_out_logits", answered)
+        yield train(source, folder / "m.safetensors", finetune="always", **TINY)
+
+
+def test_a_tuned_block_is_chosen_where_its_evidence_is_better(tuned):
+    assert tuned.chosen["kind"] == "finetuned"
+    assert (tuned.chosen["cv_accuracy"], tuned.chosen["val_accuracy"]) == (1.0, 1.0)
+
+
+def test_the_tuned_model_has_learnt_from_train_and_val_and_predicts(source, tuned):
+    head = load_head(tuned.model)
+    assert head.n_train == 64
+    assert head.settings["finetuned"]["unfrozen"]
+    paths = sorted((source / "test").glob("*/*.png"))
+    predicted = tuned.predict(*paths)
+    right = [record["label"] == path.parent.name for record, path in zip(predicted, paths, strict=True)]
+    assert tuned.accuracy["test"] == pytest.approx(np.mean(right))
+    assert evaluate(tuned.model, source, split="test")["accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_a_tuned_block_that_is_no_better_on_val_is_not_trained_on_the_folds(source, tmp_path, monkeypatch):
+    parts = []
+
+    def wrong(tune, train, held):
+        parts.append((len(train), len(held)))
+        codes = tune.task.target.values[held]
+        return np.eye(4, dtype=np.float32)[(codes + 1) % 4]
+
+    monkeypatch.setattr(finetuning.OpenTuning, "held_out_logits", wrong)
+    found = train(source, tmp_path / "m.safetensors", finetune="always", **TINY)
+    assert parts == [(40, 24)]  # val was held out, and that was all
+    (row,) = [each for each in found.candidates if each["kind"] == "finetuned"]
+    assert (row["val_accuracy"], row["cv_accuracy"], row["chosen"]) == (0.0, None, False)
+
+
+def test_few_samples_are_not_tuned_by_themselves_and_it_says_why(trained):
+    (note,) = [note for note in trained.notes if note.code == "not-finetuned"]
+    assert "10 train samples a class" in note.message
+
+
+def test_a_regression_cannot_be_tuned(greys, tmp_path):
+    table = write_table(tmp_path, [(name, level / 3) for name, level in greys], ("image", "label"))
+    with pytest.raises(FitError, match="regression"):
+        train(table, tmp_path / "m.safetensors", finetune="always", **TINY)

@@ -1,0 +1,172 @@
+"""What `train` would do and cost, and how it keeps to the minutes that it is given.
+
+Seconds of extraction are measured on a few of the images, through the engine that will run; seconds of fits
+follow from their size and the speed of a matrix product here. Nothing is written.
+
+Where the time is short, it is saved in this order: no fine-tuning; fewer combinations of nodes; fewer nodes,
+the lowest stages first; and where extraction alone takes too long, fewer samples, spread evenly over splits
+and classes. The final fit is always kept.
+
+Shapes: n samples, D features, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.data.source import Source, evenly
+from bottleneck.errors import Note
+from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.extract import survey
+from bottleneck.extraction.prepare import prepare
+from bottleneck.progress import duration
+
+TRIED = 48  # images on which the speed of extraction is measured
+EXTRACTION_SHARE = 0.7  # of the minutes: extraction that would take longer gets fewer samples
+STARTUP = 6.0  # seconds that are kept free for loading networks and writing the model
+FIT_WORK = 13 * 6 * 30 * 6  # floating-point operations per sample, feature and class of one head with folds
+FIT_LEAST = 0.5  # seconds
+EFFICIENCY = 0.5  # of a fit's products, relative to a large matrix product
+DEGRADED = ("fine-tuning", "combinations of nodes", "heads on the lowest stages", "samples")
+
+
+@dataclass(frozen=True)
+class ExtractionCost:
+    """Extraction by one backbone. images : to be read. seconds, bytes : that it takes."""
+
+    backbone: str
+    cache: str
+    nodes: dict[str, tuple[int, ...]]
+    images: int
+    seconds: float
+    bytes: int
+
+    def __str__(self) -> str:
+        return f"{self.images:,} images through {self.backbone}, {len(self.nodes)} nodes"
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """What `train` would do.
+
+    extraction : one cost per backbone. heads : number of heads on single nodes. combinations : at most.
+    head_seconds : of all heads and the final fit. finetuning : whether it may be tried.
+    samples : that are learnt from and measured, of those that there are.
+    """
+
+    model: str
+    extraction: list[ExtractionCost]
+    heads: int
+    combinations: int
+    head_seconds: float
+    finetuning: bool
+    samples: int
+    samples_of: int
+    minutes: float | None
+    notes: list[Note] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Of the whole run without fine-tuning."""
+        return STARTUP + self.head_seconds + sum(cost.seconds for cost in self.extraction)
+
+    @property
+    def bytes(self) -> int:
+        """On disk."""
+        return sum(cost.bytes for cost in self.extraction)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of `bottleneck train --plan --json`."""
+        extraction = [vars(cost) for cost in self.extraction]
+        notes = [note.to_json() for note in self.notes]
+        more = {"seconds": self.seconds, "bytes": self.bytes, "saved_first": list(DEGRADED)}
+        return {**vars(self), **more, "extraction": extraction, "notes": notes}
+
+
+def extraction_cost(
+    source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str]
+) -> ExtractionCost:
+    """Measure what extracting `nodes` of `source` into the cache `path` takes. Errors as from `extract`."""
+    wanted = replace(config, nodes=tuple(nodes))
+    would = survey(source, path, wanted)
+    seconds = 0.0
+    if would.to_read:
+        extraction = prepare(wanted, source, path)
+        keys = [
+            source.images[i] for i in np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
+        ]
+        stream = extraction.trunk.stream(source, keys, nodes)
+        for _ in islice(stream, 1):  # builds the engine
+            pass
+        started = time.perf_counter()
+        for _ in extraction.trunk.stream(source, keys, nodes):
+            pass
+        seconds = (time.perf_counter() - started) / len(keys) * would.to_read
+    name = config.backbone or ""
+    return ExtractionCost(name, str(path), would.nodes, would.to_read, seconds, would.bytes_to_write)
+
+
+def fit_seconds(n: int, D: int, K: int) -> float:
+    """Return an estimate of the seconds that one head with cross-validation takes here."""
+    side = np.ones((512, 512), np.float32)
+    side @ side
+    started = time.perf_counter()
+    for _ in range(4):
+        side @ side
+    speed = 4 * 2 * 512**3 / (time.perf_counter() - started)
+    columns = K if K > 2 else 1  # two classes are one sigmoid
+    return FIT_LEAST + FIT_WORK * n * D * columns / (EFFICIENCY * speed)
+
+
+def within_time(
+    source: Source, costs: Sequence[ExtractionCost], minutes: float | None
+) -> tuple[Source, list[Note]]:
+    """Return as many samples of the source as can be extracted in time, and a note on those left out."""
+    seconds = sum(cost.seconds for cost in costs)
+    if minutes is None or seconds <= EXTRACTION_SHARE * 60 * minutes:
+        return source, []
+    S = len(source.samples)
+    kept = min(S, max(2, int(S * EXTRACTION_SHARE * 60 * minutes / seconds)))
+    text = (
+        f"Extraction alone would take about {duration(seconds)}, and {duration(60 * minutes)} are given: "
+        f"{kept:,} of {S:,} samples are used, evenly of splits and classes. Without --minutes all are."
+    )
+    note = Note("samples-limited", text, True, {"samples": kept, "of": S, "seconds": seconds})
+    return evenly(source, kept), [note]
+
+
+class Clock:
+    """The time that a run has: from `started` (`time.perf_counter()`), `minutes` or as much as it needs."""
+
+    def __init__(self, started: float, minutes: float | None) -> None:
+        self.started, self.minutes = started, minutes
+        self.per_image = 0.0  # seconds of extraction
+        self._units: dict[int, float] = {}
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether work of so many seconds ends in time."""
+        return self.minutes is None or self.elapsed + seconds <= 60 * self.minutes
+
+    def learn(self, D: int, seconds: float) -> None:
+        """Take the seconds of a finished fit on D features."""
+        self._units[D] = max(seconds, self._units.get(D, 0.0))
+
+    def fit(self, D: int) -> float:
+        """Return the seconds that a fit on D features takes, by those that are finished."""
+        if not self._units:
+            return 0.0
+        rate = max(seconds / size for size, seconds in self._units.items())
+        nearest = max((size for size in self._units if size <= D), default=min(self._units))
+        return min(rate * D, self._units[nearest] * max(1.0, D / nearest))

@@ -1,0 +1,248 @@
+"""Fine-tuned blocks as a candidate: trained from the cached map, judged on the same held-out samples as heads.
+
+    val (or the first fold) held out ──► better than what is chosen? ──► the other folds ──► evidence
+
+A network is trained for a fixed number of epochs and its last one is taken, so that no held-out sample has
+chosen anything, and the final network can be trained on all samples in the same way. Each part is on disk when
+it is finished.
+
+Shapes: n samples, K classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.backbones.section import Cut, find_cut
+from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.metrics import fit_temperature
+from bottleneck.progress import Reporter
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import fingerprint
+from bottleneck.training.config import FinetuneConfig
+from bottleneck.training.finetune_plan import FinetunePlan, build_job, cache_identity, ensure_map
+from bottleneck.training.initial_head import plain_head, refitted
+from bottleneck.training.inputs import backbone_of, inputs_of
+from bottleneck.training.job import Inputs, TrainingJob, pace
+from bottleneck.training.labelled_splits import LabelledSplits
+from bottleneck.training.loss import logits_of, two_logits
+from bottleneck.training.network import TransferNetwork, folded
+from bottleneck.training.results import PIXELS
+from bottleneck.trials.evidence import Evidence, difference
+from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, measured, summary
+from bottleneck.trials.records import Records
+from bottleneck.trials.task import Task
+
+EPOCHS = 10
+MONITORED = 64  # samples on which the final training is watched, in place of a val split
+
+Allows = Callable[[float], bool]
+"""Seconds of the next work → whether there is time for it."""
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What is fine-tuned: `unfreeze` blocks below a head on `node`, whose C is given."""
+
+    node: str
+    unfreeze: int
+    C: float
+    load: LoadOptions
+    seed: int
+
+    @property
+    def config(self) -> FinetuneConfig:
+        """The settings of training."""
+        return FinetuneConfig(
+            unfreeze=self.unfreeze,
+            epochs=EPOCHS,
+            patience=0,
+            seed=self.seed,
+            weights=self.load.weights,
+            trust_code=self.load.trust_code,
+        )
+
+
+class OpenTuning:
+    """The network, the cached map and the samples of a `Tuning`, ready to train on any part of them.
+
+    Parameters
+    ----------
+    cache : that has the map, open
+    inputs : rows of the map
+    """
+
+    def __init__(
+        self, task: Task, tuning: Tuning, cache: FeatureCache, backbone: Backbone, cut: Cut, inputs: Inputs
+    ) -> None:
+        self.task, self.tuning, self.cache, self.inputs = task, tuning, cache, inputs
+        self.backbone, self.cut, self.identity = backbone, cut, cache_identity(cache)
+        self._original = {name: value.clone() for name, value in backbone.module.state_dict().items()}
+
+    def job(self, rows: Mapping[str, np.ndarray]) -> tuple[TrainingJob[TransferNetwork], HeadArtifact]:
+        """Return a job from the original weights, and the head that it starts from, fitted on its train rows.
+
+        rows : {split: (n,)} of the samples; "train" is trained on and "val" only watched.
+        """
+        task, train = self.task, rows["train"]
+        labels = task.target.values
+        plain = plain_head(self.cache, task.target, self.tuning.node)
+        head = refitted(plain, self.cache, train, labels[train], self.tuning.C)
+        splits = LabelledSplits(task.samples, labels, dict(rows), carved=False)
+        self.backbone.module.load_state_dict(self._original)
+        plan = FinetunePlan(self.cache.path, self.identity, head, head, splits, self.backbone, self.cut)
+        job = build_job(plan, self.cache, self.inputs, self.tuning.config)
+        job.training.choose_best = False
+        return job, head
+
+    def held_out_logits(self, train: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """Train on the samples `train` (n,) and return the logits (m, K) of the samples `held` (m,)."""
+        job, _ = self.job({"train": train, "val": held})
+        job.train()
+        logits, _ = logits_of(job.network, job.plain_batches("val"), job.device)
+        return two_logits(logits).numpy()
+
+    def seconds(self, train: np.ndarray, held: np.ndarray) -> float:
+        """Return an estimate of the seconds of `held_out_logits`: a step is timed."""
+        job, _ = self.job({"train": train, "val": held})
+        return pace(job).seconds(EPOCHS, len(train), len(held))
+
+
+@contextmanager
+def opened(task: Task, tuning: Tuning, folder: Path, reporter: Reporter) -> Iterator[OpenTuning]:
+    """Extract the map unless it is cached, and yield everything that training needs."""
+    path = task.cache.path
+    backbone = backbone_of(task.cache, tuning.load)
+    cut = find_cut(backbone, tuning.node, tuning.unfreeze)
+    if cut.node is not None:
+        ensure_map(path, cut.node, options=tuning.load, reporter=reporter)
+    with (
+        FeatureCache(path) as cache,
+        inputs_of(cache, backbone, cut.node, tuning.config, folder, reporter) as inputs,
+    ):
+        yield OpenTuning(task, tuning, cache, backbone, cut, inputs)
+
+
+def try_finetuning(
+    task: Task,
+    tuning: Tuning,
+    against: Evidence,
+    records: Records,
+    name: str,
+    allows: Allows,
+    reporter: Reporter,
+) -> Tried | str:
+    """Judge fine-tuning on held-out samples; a finished part is read from `records`.
+
+    Val is held out first, or the first fold without one. Only where this is better than `against` on the same
+    samples are the other folds trained: n samples of val alone seldom show more than noise.
+
+    Returns
+    -------
+    The candidate, judged on the samples that were held out so far; or why nothing was trained.
+    """
+    inputs = fingerprint(
+        {"start": head_fingerprint(task, tuning.node), "config": tuning.config.nested(), "C": tuning.C}
+    )
+    parts = _parts(task)
+    done: list[tuple[np.ndarray, np.ndarray, float]] = []
+    with opened(task, tuning, records.folder, reporter) as tune:
+        for number, (train, held) in enumerate(parts):
+            record = f"{name}--{number}"
+            stored = records.read(record, inputs)
+            if stored is None:
+                # Of the first part alone: the others follow only where it is promising, and then all of them.
+                count = 1 if number == 0 else len(parts) - number
+                if not allows(count * tune.seconds(train, held)):
+                    break
+                started = time.perf_counter()
+                logits = tune.held_out_logits(train, held)
+                stored = {"seconds": time.perf_counter() - started}, {"logits": logits}
+                records.write(record, inputs, *stored)
+            done.append((held, stored[1]["logits"], stored[0]["seconds"]))
+            evidence = evidence_of(task, held, stored[1]["logits"])
+            if number == 0 and difference(evidence, against).gain <= 0:
+                break
+    if not done:
+        return "there is no time for it"
+    return _tried(task, done)
+
+
+def _tried(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Tried:
+    """Return the finished parts as one candidate."""
+    rows = np.concatenate([held for held, _, _ in done])
+    logits = np.concatenate([logits for _, logits, _ in done])
+    temperature = fit_temperature(task.target.values[rows], logits, "softmax")
+    metrics = {}
+    in_val = np.isin(rows, task.rows.get("val", []))
+    for split, among in (("cv", ~in_val), ("val", in_val)):
+        if among.any():
+            metrics[split] = summary(measured(task, rows[among], logits[among], "softmax", temperature))
+    seconds = sum(seconds for _, _, seconds in done)
+    return Tried(evidence_of(task, rows, logits), metrics, seconds, {"temperature": temperature})
+
+
+def final_network(
+    task: Task, tuning: Tuning, tried: Tried, folder: Path, reporter: Reporter
+) -> tuple[HeadArtifact, dict[str, torch.Tensor]]:
+    """Train the chosen network on train and val together, and measure it: the one time that test is read.
+
+    Returns
+    -------
+    The classifier as a head on the trained network's features, and the network's state.
+    """
+    with opened(task, tuning, folder, reporter) as tune:
+        rows = np.sort(task.judged)
+        watched = rows[np.linspace(0, len(rows) - 1, min(MONITORED, len(rows))).astype(int)]
+        others = {split: task.rows[split] for split in ("test",) if split in task.rows}
+        job, head = tune.job({"train": rows, "val": watched, **others})
+        job.train(reporter=reporter)
+        temperature = tried.settings["temperature"]
+        metrics = dict(tried.metrics)
+        for split in ("train", *others):
+            logits, _ = logits_of(job.network, job.plain_batches(split), job.device)
+            indices = rows if split == "train" else task.rows[split]
+            metrics[split] = measured(task, indices, two_logits(logits).numpy(), "softmax", temperature)
+        unused = tune.backbone.entries_above(tuning.node.partition("@")[0])
+        state = {
+            name: value.clone()
+            for name, value in tune.backbone.module.state_dict().items()
+            if name not in unused
+        }
+        finetuned = {"unfrozen": list(tune.cut.blocks), "input": tune.cut.node or PIXELS, "epochs": EPOCHS}
+        settings: dict[str, Any] = {**head.settings, "finetuned": finetuned}
+        settings["fitted_on"] = [split for split in ("train", "val") if split in task.rows]
+        trained = replace(
+            head,
+            arrays=folded(job.network, head.scale),
+            link="softmax",
+            temperature=temperature,
+            settings=settings,
+            node_fingerprint="",  # no cache has features of this network
+            cv={},
+            n_train=len(rows),
+            metrics=metrics,
+        )
+    return trained, state
+
+
+def _parts(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return (train, held out) rows of each part: val first, then the folds of train."""
+    train = task.rows["train"]
+    parts = [(train, task.rows["val"])] if "val" in task.rows else []
+    for fold in range(int(task.fold.max()) + 1):
+        held = task.fold == fold
+        seen = task.target.values[train[~held]]
+        if held.any() and len(np.unique(seen)) == len(task.target.class_names):
+            parts.append((train[~held], train[held]))
+    return parts

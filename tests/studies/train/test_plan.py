@@ -1,0 +1,54 @@
+"""How `train` keeps to its minutes: by numbers, without a clock."""
+
+import numpy as np
+import pytest
+
+from bottleneck.data.source import read_source
+from bottleneck.studies.train.plan import EXTRACTION_SHARE, Clock, ExtractionCost, fit_seconds, within_time
+from tests.helpers.stripes import write_stripes
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Four classes, ten of train and five of val each."""
+    return read_source(write_stripes(tmp_path_factory.mktemp("s") / "s", images=10, val=5))
+
+
+def cost(seconds):
+    return ExtractionCost("net", "c.h5", {"bottleneck": (4,)}, 60, seconds, 0)
+
+
+@pytest.mark.parametrize("minutes", [None, 10])
+def test_all_samples_are_used_where_there_is_time(source, minutes):
+    assert within_time(source, [cost(60)], minutes) == (source, [])
+
+
+def test_fewer_samples_are_used_evenly_where_extraction_alone_takes_too_long(source):
+    limited, (note,) = within_time(source, [cost(30), cost(30)], EXTRACTION_SHARE / 3 / EXTRACTION_SHARE**2)
+    assert len(limited.samples) == 20  # 20 of 60 seconds are there
+    assert note.code == "samples-limited"
+    assert note.changes_result
+    codes = limited.samples.targets["label"].values
+    for split, count in (("train", 13), ("val", 7)):
+        counts = np.bincount(codes[limited.samples.split == split], minlength=4)
+        assert abs(counts.sum() - count) <= 1
+        assert counts.max() - counts.min() <= 1
+
+
+def test_a_clock_without_minutes_allows_everything():
+    assert Clock(0.0, None).allows(1e9)
+
+
+def test_a_clock_estimates_fits_by_the_number_of_features():
+    clock = Clock(0.0, 1.0)
+    assert clock.fit(1000) == 0
+    clock.learn(100, 1.0)
+    clock.learn(1000, 4.0)
+    assert clock.fit(1000) == 4.0
+    assert clock.fit(2000) == 8.0
+    assert clock.fit(100) == 1.0
+
+
+def test_larger_fits_are_estimated_longer():
+    small, large = fit_seconds(100, 100, 3), fit_seconds(10_000, 5_000, 3)
+    assert large > 10 * small > 0
