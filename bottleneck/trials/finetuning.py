@@ -1,10 +1,10 @@
-"""Fine-tuned blocks as a candidate: trained from the cached map, judged on the same held-out samples as heads.
+"""Fine-tuned blocks as a candidate: trained from the cached map, judged on the held-out samples of the heads.
 
     val (or the first fold) held out ──► better than what is chosen? ──► the other folds ──► evidence
 
 A network is trained for a fixed number of epochs and its last one is taken, so that no held-out sample has
-chosen anything, and the final network can be trained on all samples in the same way. Each part is on disk when
-it is finished.
+chosen anything, and the final network can be trained on all samples in the same way. Each part is on disk as
+soon as it is finished.
 
 Shapes: n samples, K classes.
 """

@@ -316,7 +316,7 @@ def test_the_command_prints_what_was_tried_and_what_comes_next(source, trained):
 
 @pytest.fixture(scope="module")
 def tuned(source, tmp_path_factory):
-    """The tuned block is judged far better than the heads: by its logits, which are replaced by the answers."""
+    """The tuned block is judged better than the heads: its held-out logits are replaced by the answers."""
     folder = tmp_path_factory.mktemp("tuned")
     held_out = finetuning.OpenTuning.held_out_logits
     with pytest.MonkeyPatch.context() as patch:
