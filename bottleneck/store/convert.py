@@ -15,7 +15,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.files import FileStat, replacing
-from bottleneck.store.arrow import FEATURES, blocks_of_table, import_pyarrow
+from bottleneck.store.exchange import FEATURES, blocks_of_table, import_pyarrow
 from bottleneck.store.reader import FeatureCache
 
 

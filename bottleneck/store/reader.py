@@ -18,9 +18,8 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.names import BOTTLENECK, SPLITS, nodes_in
 from bottleneck.samples import RowReader, SampleTable, Target
-from bottleneck.store.arrow import blocks_of_table, import_pyarrow
 from bottleneck.store.cachefile import CacheFile, find_companions
-from bottleneck.store.dataset import CacheDataset
+from bottleneck.store.exchange import CacheDataset, blocks_of_table, import_pyarrow
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide

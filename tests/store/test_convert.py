@@ -43,7 +43,7 @@ def test_a_map_is_exported_where_it_is_named(path, tmp_path):
 
 def test_parquet_has_a_row_per_sample(path, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr("bottleneck.store.arrow.BLOCK_ROWS", 3)
+    monkeypatch.setattr("bottleneck.store.exchange.BLOCK_ROWS", 3)
     arrays = export(path, tmp_path / "out.parquet")["arrays"]
     rows = parquet.read_table(tmp_path / "out.parquet").to_pylist()
     with FeatureCache(path) as cache:

@@ -151,6 +151,6 @@ def test_the_arrow_table_has_a_row_a_sample_and_is_read_by_polars_without_a_copy
 def test_a_table_of_several_blocks_is_the_table_of_one(cache, monkeypatch):
     pytest.importorskip("pyarrow")
     whole = cache.to_arrow()
-    monkeypatch.setattr("bottleneck.store.arrow.BLOCK_ROWS", 7)
+    monkeypatch.setattr("bottleneck.store.exchange.BLOCK_ROWS", 7)
     assert cache.to_arrow().equals(whole)
     assert cache.to_arrow(split="val").num_rows == N // 4
