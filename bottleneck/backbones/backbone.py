@@ -158,6 +158,19 @@ class Backbone:
             f"Its blocks are {', '.join(ends)}; see bottleneck inspect {self.name}.",
         )
 
+    def aliases(self, node: str) -> tuple[str, ...]:
+        """The other names that `resolve` takes for a stored name: of its tensor, and of the block it ends."""
+        if node == BOTTLENECK:
+            return ()
+        tensor = self.graph.by_name[node]
+        names = [name for name, operation in self.graph.by_name.items() if operation is tensor]
+        count = len(self.blocks)
+        for block in self.blocks:
+            if block.node == node:
+                names += [name for name in (block.name,) if name not in self.graph.by_name]
+                names += [str(block.index), str(block.index - count)]
+        return tuple(name for name in dict.fromkeys(names) if name != node)
+
     def split(self, node: str | int) -> tuple[nn.Module, nn.Module]:
         """Trunk and top: in evaluation mode, `top(trunk(x))` equals the network bit for bit (see `graph`).
 

@@ -33,7 +33,7 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, SMALL_CNN, default_pool
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
+from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, alias_note, stored_name
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
@@ -49,6 +49,7 @@ class Extraction:
     spec, nodes : for the cache writer.
     trunk : loads the backbone only when something has to be computed.
     statistics : BatchNorm's, by name, of a new network with random weights; empty otherwise.
+    aliases : notes on nodes that are stored under another name than was given.
     moved : where the images of the existing cache are now in this source, at another place.
     """
 
@@ -60,6 +61,7 @@ class Extraction:
     trunk: Trunk
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     moved: Note | None = None
+    aliases: tuple[Note, ...] = ()
 
 
 def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
@@ -93,7 +95,12 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
             statistics = statistics_of(backbone)
         spec = CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json())
     nodes = (*settings.nodes, *_describe(settings, trunk, source))
-    return Extraction(path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved)
+    stored = {node.name: node for node in nodes}
+    given = [(name, stored_name(stored, name)) for name in config.node_names]
+    aliases = tuple(alias_note(name, found) for name, found in given if found not in (None, name))
+    return Extraction(
+        path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved, aliases=aliases
+    )
 
 
 def _open_existing(path: Path) -> FeatureCache | None:
@@ -193,9 +200,11 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec
     for name in names:
         shape, layout = trunk.backbone.node_shape(name, trunk.preprocess)
         node, _, pool = name.partition("@")
+        node = trunk.backbone.resolve(node)
         specs.append(
             NodeSpec(
-                node=trunk.backbone.resolve(node),
+                node=node,
+                aliases=trunk.backbone.aliases(node),
                 pool=pool or default_pool(node),
                 shape=shape,
                 dtype=settings.config.dtype or DTYPES[0],

@@ -17,7 +17,7 @@ from bottleneck.data.preprocess import MIRROR, Preprocess, ViewRecipe
 from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
-from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal
+from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
 
 LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
@@ -77,7 +77,8 @@ def resolve(
     elif config.views and views is None:
         views = ViewRecipe(config.views, seed=config.seed or 0).to_json()
     requested_views = views if config.views or config.flip else None
-    names = config.node_names or tuple(cached) or (BOTTLENECK,)
+    names = tuple(stored_name(cached, name) or name for name in config.node_names)
+    names = tuple(dict.fromkeys(names)) or tuple(cached) or (BOTTLENECK,)
     precisions = [node.precision for node in cached.values()] or [config.engine.precision]
     return Settings(
         path=path,
@@ -130,7 +131,8 @@ def _refuse_differences(
     def compare(name: str, ours: object, theirs: object) -> None:
         existing[name], requested[name] = ours, theirs
 
-    stored = [cached[name].dtype for name in config.node_names or cached if name in cached]
+    names = [stored_name(cached, name) for name in config.node_names or cached]
+    stored = [cached[name].dtype for name in names if name is not None]
     if config.dtype is not None and stored:
         compare("dtype", stored[0], config.dtype)
     if config.engine.precision != "auto":

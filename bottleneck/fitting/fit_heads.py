@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError, Note, refuse_strict
@@ -156,13 +157,15 @@ def fit_heads(
             )
             for target in requested
         ]
+        names, renamed = stored_nodes(opened, nodes or ())
+        notes += renamed
         refuse_strict(notes, strict)
         unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
         files = HeadFiles(opened, samples, Path(output), unseen_of)
         run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []
-        for node in dict.fromkeys(nodes or _vectors(opened)):
+        for node in dict.fromkeys(names or _vectors(opened)):
             for kind in config.head:
                 records += run.fit(node, kind)
             curves += run.shot_curves(node, records)

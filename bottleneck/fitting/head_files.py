@@ -24,7 +24,7 @@ from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.heads.trained_on import seen_before
-from bottleneck.names import SPLITS
+from bottleneck.names import SIDE_BY_SIDE, SPLITS
 from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
@@ -56,7 +56,7 @@ def describe_head(
         target=target.name,
         target_kind=target.kind,
         class_names=target.class_names,
-        node=node,
+        node=SIDE_BY_SIDE.join(part.name for part in cache.vectors(node)),
         images_per_sample=samples.image.shape[1],
         covariate_names=samples.covariate_names,
         backbone=cache.spec.backbone,

@@ -93,7 +93,10 @@ class CacheFile:
             texts = {name: str(dataset.attrs[name]) for name in layout.NODE_TEXTS}
             recipe = json.loads(views[link].attrs["views"]) if link in views else None
             calibration = json.loads(dataset.attrs["calibration"]) if "calibration" in dataset.attrs else None
-            node = NodeSpec(shape=dataset.shape[1:], views=recipe, calibration=calibration, **texts)
+            aliases = tuple(json.loads(dataset.attrs.get("aliases", "[]")))
+            node = NodeSpec(
+                shape=dataset.shape[1:], views=recipe, calibration=calibration, aliases=aliases, **texts
+            )
             if dataset.shape[0] != self.file["images/key"].shape[0]:
                 raise ValueError(f"/features/{link} does not have a row per image")
             if node.dataset() != f"features/{link}" or dataset.dtype.name != node.dtype:

@@ -49,8 +49,7 @@ def export(
         raise CacheError(f"A cache is exported to .npz or .parquet, not to {out.suffix or 'no ending'!r}.")
     with FeatureCache(path) as cache:
         names = cache.vector_names if nodes is None else list(nodes)
-        for name in names:
-            cache.node(name)
+        names = [cache.node(name).name for name in names]
         with replacing(out) as fresh:
             shapes = writers[out.suffix](cache, fresh, names)
     return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}

@@ -93,6 +93,8 @@ def write_rows(
         raise CacheError(f"{path} was given {start} rows; expected {count}.")
     for name in NODE_TEXTS:
         dataset.attrs[name] = getattr(node, name)
+    if node.aliases and not views:
+        dataset.attrs["aliases"] = canonical_json(node.aliases)
     if node.calibration is not None:
         dataset.attrs["calibration"] = canonical_json(node.calibration)
     if views:

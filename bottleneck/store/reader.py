@@ -23,7 +23,7 @@ from bottleneck.store.exchange import CacheDataset, blocks_of_table, import_pyar
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide
-from bottleneck.store.spec import NodeSpec, fingerprint
+from bottleneck.store.spec import NodeSpec, fingerprint, stored_name
 from bottleneck.store.tables import ImageTable, encode, no_samples
 
 if TYPE_CHECKING:
@@ -157,16 +157,24 @@ class FeatureCache:
                 "Repair or replace the images and run `bottleneck extract` again.",
             )
 
+    def stored_name(self, name: str) -> str | None:
+        """Return the name under which the node NODE or NODE@POOL is stored; None if it is not."""
+        return stored_name(self.nodes, name)
+
     def node(self, name: str) -> NodeSpec:
-        """Return the node `name`. Raises CacheError, which lists the nodes of the cache, if there is none."""
-        if name not in self.nodes:
+        """Return the node of that name, or of which it is another name in the network.
+
+        Raises CacheError, which lists the nodes of the cache, if there is none.
+        """
+        found = self.stored_name(name)
+        if found is None:
             known = ", ".join(sorted(self.nodes)) or "none"
             broken = "".join(f" {error.message}" for error in self._broken.values())
             raise CacheError(
                 f"{self.path} has no features of node {name!r}; it has: {known}.{broken}",
                 self._add_with(name),
             )
-        return self.nodes[name]
+        return self.nodes[found]
 
     def vectors(self, name: str) -> tuple[NodeSpec, ...]:
         """Return the nodes that a head on `name` takes: one, or for A+B several side by side.

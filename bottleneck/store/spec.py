@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.errors import CacheError, FingerprintError, Note
 from bottleneck.names import DTYPES, default_pool
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -136,6 +136,8 @@ class NodeSpec:
         JSON recipe of augmented views; "count" is their number V.
     calibration : dict, optional
         JSON recipe of an int8 network's calibration.
+    aliases : tuple of str
+        Other names of `node` in the network; they make no difference between two nodes.
     """
 
     node: str
@@ -146,6 +148,7 @@ class NodeSpec:
     layout: str = "NC"
     views: dict | None = None
     calibration: dict | None = None
+    aliases: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -154,6 +157,7 @@ class NodeSpec:
         if not shape or min(shape) < 1:
             raise CacheError(f"A row of node {self.node!r} has shape {shape}; expected sizes of at least 1.")
         object.__setattr__(self, "shape", shape)
+        object.__setattr__(self, "aliases", tuple(map(str, self.aliases)))
         for name in ("views", "calibration"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
@@ -164,6 +168,11 @@ class NodeSpec:
     def name(self) -> str:
         """NODE, or NODE@POOL if the pool is not the node's default."""
         return self.node if self.pool == default_pool(self.node) else f"{self.node}@{self.pool}"
+
+    def is_called(self, name: str) -> bool:
+        """Return whether `name`, NODE or NODE@POOL, is the node's name or another one of it."""
+        node, _, pool = name.partition("@")
+        return node in (self.node, *self.aliases) and (pool or default_pool(self.node)) == self.pool
 
     @property
     def is_map(self) -> bool:
@@ -207,7 +216,10 @@ class NodeSpec:
     def to_json(self) -> dict:
         """Return all fields as JSON, for `from_json`."""
         names = ("node", "pool", "dtype", "precision", "layout", "views", "calibration")
-        return {name: getattr(self, name) for name in names} | {"shape": list(self.shape)}
+        return {name: getattr(self, name) for name in names} | {
+            "shape": list(self.shape),
+            "aliases": list(self.aliases),
+        }
 
     @staticmethod
     def from_json(value: Mapping) -> NodeSpec:
@@ -216,6 +228,19 @@ class NodeSpec:
             return NodeSpec(**{**value, "shape": tuple(value["shape"])})
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise CacheError(f"A node's description cannot be read: {error}.") from None
+
+
+def stored_name(nodes: Mapping[str, NodeSpec], name: str) -> str | None:
+    """Return the name in `nodes` of the node that is called `name`; None if there is none."""
+    if name in nodes:
+        return name
+    return next((stored for stored, node in nodes.items() if node.is_called(name)), None)
+
+
+def alias_note(name: str, stored: str) -> Note:
+    """Return the note that a node was named otherwise than it is stored."""
+    text = f"Node {name!r} is stored as {stored!r}: two names of the same features."
+    return Note("node-alias", text, details={"given": name, "node": stored})
 
 
 def differences(ours: Mapping, theirs: Mapping) -> list[str]:

@@ -191,7 +191,9 @@ class CacheState:
 def _agreed(cached: NodeSpec, requested: NodeSpec, where: str, hint: str) -> NodeSpec:
     """Return the node that both describe. Views that only one of them has are no difference."""
     views = requested.views if cached.views is None else cached.views
-    ours = replace(cached, views=views)
-    theirs = replace(requested, views=views if requested.views is None else requested.views)
+    ours = replace(cached, views=views, aliases=cached.aliases or requested.aliases)
+    theirs = replace(
+        requested, views=views if requested.views is None else requested.views, aliases=ours.aliases
+    )
     require_equal(ours.to_json(), theirs.to_json(), where, hint)
     return ours

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.backbones.section import find_cut
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
@@ -106,6 +107,9 @@ class Trials:
             self._require_shots()
             for shots in config.shots:
                 self.notes += shots_notes(splits, self.target, shots)
+            (node,), renamed = stored_nodes(cache, [config.node])
+            self.config = config = replace(config, node=node)
+            self.notes += renamed
             self.notes += config.epoch_notes(len(splits.rows["train"]))
             self.backbone = backbone_of(cache, config.load)
             self._identity = finetune_plan.cache_identity(cache)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
+from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.errors import BackboneError, FitError, Note, distinct, refuse_strict
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.names import BOTTLENECK
@@ -139,13 +140,14 @@ def _rank_one(cache: str | Path, config: RankConfig, notes: list[Note]) -> Ranke
             except BackboneError as error:  # only LEEP needs the weights
                 text = f"LEEP is not computed for {cache}: its network cannot be loaded. {error.message}"
                 notes.append(Note("leep-not-computed", text, details={"cache": str(cache)}))
-        rows = opened.sample_rows(config.node, train)
+        (name,), renamed = stored_nodes(opened, [config.node])
+        notes += renamed
+        rows = opened.sample_rows(name, train)
         scores = score(rows, target.values[train], outputs, seed=config.seed)
     accuracy = None
     if config.check:
-        fitted = fit_heads(
-            cache, targets=[target.name], nodes=[config.node], output=config.output, seed=config.seed
-        )
+        fitted = fit_heads(cache, targets=[target.name], nodes=[name], output=config.output, seed=config.seed)
+        notes += fitted.notes
         (head,) = fitted.heads
         accuracy = head["accuracy"].get("val", head["cv_accuracy"])
     return Ranked(str(cache), config.node, scores, accuracy)

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import BottleneckError, CacheError
+from bottleneck.errors import BottleneckError, CacheError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.files import whole_file
 from bottleneck.names import BOTTLENECK
@@ -44,6 +45,7 @@ class Similar:
     pairs : number of pairs of images with a cosine of the threshold or more
     failed : reason by query that could not be used
     seconds : wall time without loading the network
+    notes : what was decided for the user
     """
 
     cache: str
@@ -56,6 +58,7 @@ class Similar:
     pairs: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    notes: tuple[Note, ...] = ()
 
     def neighbours(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
         """Yield each query with its neighbours (key, cosine)."""
@@ -82,6 +85,7 @@ class Similar:
             "pairs": self.pairs,
             "failed": [{"image": image, "error": reason} for image, reason in self.failed.items()],
             "seconds": self.seconds,
+            "notes": [note.to_json() for note in self.notes],
         }
 
     def write(self, path: str | Path, raw: bool = False) -> None:
@@ -171,7 +175,8 @@ def similar(
         raise BottleneckError("Name images, or ask for all of them, or give a threshold.")
     run = EngineConfig(engine, precision, device, batch_size, workers, force)
     with FeatureCache(cache) as opened:
-        name = _vector_node(opened, node)
+        names, notes = stored_nodes(opened, [] if node is None else [node])
+        name = _vector_node(opened, names[0] if names else None)
         started = time.perf_counter()
         if all_images:
             queries = every_image(opened, name)
@@ -195,6 +200,7 @@ def similar(
             group=group,
             pairs=pairs,
             failed=queries.failed,
+            notes=tuple(notes),
             seconds=time.perf_counter() - started - queries.startup_seconds,
         )
     if output is not None:
@@ -208,7 +214,7 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
     if name is None and vectors:
         return BOTTLENECK if BOTTLENECK in vectors else vectors[0]
     if name is not None and not cache.node(name).is_map:
-        return name
+        return cache.node(name).name
     raise CacheError(
         f"Cosines need a vector for each image; {cache.path} has maps at {name or ', '.join(cache.nodes)} "
         f"and vectors at {', '.join(vectors) or 'no node'}.",
