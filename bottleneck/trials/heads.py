@@ -68,7 +68,7 @@ def try_head(task: Task, node: str, records: Records, name: str, reporter: Repor
 def head_fingerprint(task: Task, node: str) -> str:
     """Return the fingerprint of everything that a head's trial depends on."""
     rows = task.cache.vector_fingerprint(node)
-    return fingerprint({"trial": 1, "kind": KIND, "node": node, "rows": rows, "task": task.digest})
+    return fingerprint({"trial": 2, "kind": KIND, "node": node, "rows": rows, "task": task.digest})
 
 
 def fit_on(

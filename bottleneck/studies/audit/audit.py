@@ -286,7 +286,8 @@ def _leaks(judged: Judged, copies: list[dict[str, Any]], split_of: dict[str, set
         outputs = outputs_of(task, judged.head, rows)
         for name, chosen in (("test_accuracy", np.full(len(rows), True)), ("test_accuracy_without", ~out)):
             if chosen.any():
-                figures = measured(task, rows[chosen], outputs[chosen], judged.head)
+                link, temperature = judged.head.link, judged.head.temperature
+                figures = measured(task, rows[chosen], outputs[chosen], link, temperature)
                 result[name] = figures["accuracy"]
                 result[f"{name}_ci95"] = figures["accuracy_ci95"]
         result["test_samples_leaked"] = int(out.sum())
