@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,15 +95,19 @@ def read_manifest(
     cells = {column: values for column, values in table.items() if config.inputs_only}
     table, columns, told = _present_columns(table, wanted, name)
     notes += told
-    keys = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
+    spelt = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
+    absent = _absent({key for row in spelt for key in row}, missing)
+    found = _otherwise_spelt(absent, missing)
+    absent = {key: reason for key, reason in absent.items() if key not in found}
+    keys = [tuple(found.get(key, key) for key in row) for row in spelt]
+    notes += _respelt_note(found, name)
     repeated = np.zeros(len(keys), bool) if config.inputs_only else repeated_rows(table)
-    sample_keys = _sample_keys(table, wanted, keys, repeated)
+    sample_keys = _sample_keys(table, wanted, spelt if config.inputs_only else keys, repeated)
     targets = {}
     for label in wanted.label_columns:
         alone = len(wanted.label_columns) == 1
         targets[label], told = target_from_column(label, table[label], config.labels, alone)
         notes += told
-    absent = _absent({key for row in keys for key in row}, missing)
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool) & ~repeated
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
     index = {key: number for number, key in enumerate(images)}
@@ -140,6 +145,38 @@ def _absent(keys: set[str], missing: Callable[[Sequence[str]], dict[str, str]]) 
     """Return the images that are known to be unreadable without reading any, with the reason."""
     absent = {key: "has a name that is not valid UTF-8" for key in keys if not storable(key)}
     return dict(sorted((absent | missing([*keys - absent.keys()])).items()))
+
+
+def _otherwise_spelt(
+    absent: Mapping[str, str], missing: Callable[[Sequence[str]], dict[str, str]]
+) -> dict[str, str]:
+    """Return for keys without a file those with one that differ in Unicode form, outer spaces or slashes."""
+    others = {key: _spellings(key) for key in absent if storable(key) and "://" not in key}
+    tried = list(dict.fromkeys(other for spellings in others.values() for other in spellings))
+    gone = missing(tried) if tried else {}
+    there = {key: [other for other in spellings if other not in gone] for key, spellings in others.items()}
+    return {key: spellings[0] for key, spellings in there.items() if spellings}
+
+
+def _spellings(key: str) -> list[str]:
+    """Return other spellings of a path."""
+    slashes = key.replace("\\", "/")
+    spaces = "/".join(part.strip() for part in slashes.split("/"))
+    texts = [key.strip(), _without_dots(slashes), _without_dots(spaces)]
+    forms = [unicodedata.normalize(form, text) for text in (key, *texts) for form in ("NFC", "NFD")]
+    return [other for other in dict.fromkeys((*texts, *forms)) if other not in ("", key)]
+
+
+def _respelt_note(found: Mapping[str, str], name: str) -> list[Note]:
+    """Return a note on images that are read although the manifest spells their paths otherwise."""
+    if not found:
+        return []
+    first, file = next(iter(found.items()))
+    message = (
+        f"{len(found)} paths of {name} differ from the files' in Unicode form, outer spaces or slashes, "
+    )
+    message += f"and are read as those: {first!a} as {file!a}."
+    return [Note("paths-found-by-other-spelling", message, details={"paths": len(found)})]
 
 
 def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
@@ -302,8 +339,11 @@ def _image_keys(table: Table, column: str, root: str) -> list[str]:
 def _relative(path: str, root: str) -> str:
     """Return the key of a path. ".." is not resolved: after a link to a folder it means another folder."""
     path = path.removeprefix(root.rstrip("/") + "/")
-    if "://" in path:
-        return path
+    return path if "://" in path else _without_dots(path)
+
+
+def _without_dots(path: str) -> str:
+    """Return a path without "." and empty parts."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     return ("/" if path.startswith("/") else "") + "/".join(parts)
 

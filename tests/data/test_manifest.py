@@ -550,3 +550,47 @@ def test_a_table_in_another_encoding_says_what_to_do(folder):
     (folder / "list.csv").write_bytes("image,label\na.png,caf\u00e9\n".encode("cp1252"))
     with pytest.raises(SourceError, match=r"not UTF-8 text \(line 2\).* Save it as UTF-8"):
         read_source(folder / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("cell", "file"),
+    [
+        (" a.png", "a.png"),
+        ("a.png  ", "a.png"),
+        ("sub\\d.png", "sub/d.png"),
+        (".\\sub\\d.png", "sub/d.png"),
+        ("sub / d.png", "sub/d.png"),
+        ("caf\u00e9.png", "cafe\u0301.png"),
+        ("e\u0301te\u0301.png", "\u00e9t\u00e9.png"),
+        (" sub\\\uac1c.png", "sub/\u1100\u1162.png"),
+    ],
+)
+def test_a_path_in_another_spelling_is_found_and_told(folder, cell, file):
+    """From another system or a spreadsheet: the file is there under a name that looks the same."""
+    Image.new("RGB", (2, 2)).save(folder / file)
+    source = csv(folder, f'image,label\n"{cell}",x\nb.png,y\n')
+    assert source.images == tuple(sorted([file, "b.png"]))
+    assert source.samples.key.tolist() == [file, "b.png"]
+    assert source.absent == {}
+    (note,) = source.notes
+    assert (note.code, note.details) == ("paths-found-by-other-spelling", {"paths": 1})
+    given = csv(folder, f'image,label\n"{cell}",x\nb.png,y\n', inputs_only=True)
+    assert given.images == source.images
+    assert given.samples.key[1] == "b.png"
+    assert given.samples.key[0] != file  # predictions keep the name that was given
+
+
+def test_a_path_of_its_own_spelling_comes_first(folder):
+    """Two files whose names look the same are two images; nothing is guessed where the file is there."""
+    for name in (" a.png", "caf\u00e9.png", "cafe\u0301.png"):
+        Image.new("RGB", (2, 2)).save(folder / name)
+    source = csv(folder, "image,label\n a.png,x\na.png,y\ncaf\u00e9.png,x\ncafe\u0301.png,y\n")
+    assert source.samples.key.tolist() == [" a.png", "a.png", "caf\u00e9.png", "cafe\u0301.png"]
+    assert source.notes == ()
+
+
+def test_one_file_in_two_spellings_is_an_error(folder):
+    with pytest.raises(SourceError, match=r"Duplicate sample keys: 'a\.png' in rows 1, 2"):
+        csv(folder, "image,label\na.png,x\n a.png,y\n")
+    with pytest.raises(SourceError, match="None of the 1 images"):
+        csv(folder, "image,label\n../a.png,x\n")
