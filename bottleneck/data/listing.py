@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,10 @@ Identity = tuple[int, int]  # device and inode of a folder
 
 LARGEST_HEADER = 1 << 20  # bytes of an extended header of a tar file
 _EXTENDED = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, b"X")
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_RECORD = re.compile(rb"(\d{1,9}) [^=\n]{1,512}=")  # of a pax header
+_DIGITS = re.compile(rb"\d+")
+LONGEST_NUMBER = 256  # digits in a pax header; time of tarfile's search is quadratic in them
 _NOT_UTF8 = "has a name that is not valid UTF-8; rename the file or its folder"
 LABEL_SUFFIXES = (".cls", ".json", ".txt")  # the first that a source has gives the labels
 LARGEST_LABEL = 64 * 1024  # bytes of a file that is read as a label
@@ -176,13 +181,59 @@ def list_shards(files: LocalFiles | RemoteFiles, shards: Sequence[str]) -> tuple
 
 
 class _Member(tarfile.TarInfo):
-    """A header of a tar file, whose extended headers are bounded: tarfile reads them into memory."""
+    """A header of a tar file. What tarfile reads beyond it takes time and memory linear in the file.
+
+    Extended headers, which tarfile reads into memory, are bounded. The records of a pax header must lie one
+    behind the other, since tarfile searches the whole header for each. Maps of sparse files are not read:
+    such a file is a failure by name.
+    """
 
     def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
         if self.type in _EXTENDED and self.size > LARGEST_HEADER:
             raise tarfile.ReadError(f"a header of {self.size:,} bytes; {LARGEST_HEADER:,} are allowed")
+        if self.type in _PAX:
+            stream = tar.fileobj
+            assert stream is not None
+            start = stream.tell()
+            _require_pax_records(stream.read(self.size))
+            stream.seek(start)
         member: tarfile.TarInfo = super()._proc_member(tar)  # type: ignore[misc]  # not in typeshed
         return member
+
+    def _proc_sparse(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """Skip the map of an old GNU sparse file, which may be a chain of blocks."""
+        stream, extended = tar.fileobj, self._sparse_structs[1]  # type: ignore[attr-defined]
+        assert stream is not None
+        for _ in range(LARGEST_HEADER // tarfile.BLOCKSIZE):
+            if not extended:
+                break
+            block = stream.read(tarfile.BLOCKSIZE)
+            extended = len(block) == tarfile.BLOCKSIZE and bool(block[504])
+        else:
+            raise tarfile.ReadError(f"a map of a sparse file of more than {LARGEST_HEADER:,} bytes")
+        del self._sparse_structs  # type: ignore[attr-defined]
+        self.sparse = []  # type: ignore[assignment]  # typeshed has bytes
+        self.offset_data = stream.tell()
+        tar.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        return self
+
+    def _proc_gnusparse_00(self, member: tarfile.TarInfo, *_: object) -> None:
+        member.sparse = []  # type: ignore[assignment]
+
+    _proc_gnusparse_01 = _proc_gnusparse_10 = _proc_gnusparse_00
+
+
+def _require_pax_records(data: bytes) -> None:
+    """Raise ReadError unless a pax header is a sequence of records "LENGTH KEYWORD=VALUE\\n"."""
+    at = 0
+    while at < len(data) and data[at]:
+        match = _RECORD.match(data, at)
+        end = at + int(match[1]) if match else 0
+        if match is None or not match.end() < end <= len(data) or data[end - 1 : end] != b"\n":
+            raise tarfile.ReadError(f"a pax header whose record at byte {at} is damaged")
+        at = end
+    if max(map(len, _DIGITS.findall(data)), default=0) > LONGEST_NUMBER:
+        raise tarfile.ReadError(f"a pax header with a number of more than {LONGEST_NUMBER} digits")
 
 
 def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:

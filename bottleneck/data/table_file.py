@@ -15,6 +15,7 @@ import io
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,6 +25,10 @@ from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+MOST_COLUMNS = 10_000
+MOST_CELLS = 20_000_000  # of a JSONL table most of whose cells are absent:
+SPARSEST = 20  # cells for one that is given
 
 Table = dict[str, list[Any]]  # column name -> one cell a row, None where it is missing
 _EXECUTED = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
@@ -58,7 +63,16 @@ def read_table(name: str, data: bytes) -> Table:
         table = _read_csv(name, text) if name.lower().endswith(".csv") else _read_jsonl(name, text)
     if not table or not next(iter(table.values())):
         raise SourceError(f"The table {name} has no rows.")
+    _require_columns(name, len(table))
     return table
+
+
+def _require_columns(name: str, count: int) -> None:
+    if count > MOST_COLUMNS:
+        raise SourceError(
+            f"The table {name} has {count:,} columns; at most {MOST_COLUMNS:,} are read.",
+            "Leave out columns that are no image, label, split, group or covariate.",
+        )
 
 
 def rows_named(rows: Sequence[int]) -> str:
@@ -135,7 +149,8 @@ def _read_csv(name: str, text: str) -> Table:
         rows = [row for row in reader if row]
     except csv.Error as error:
         raise SourceError(f"The table {name} is not CSV (line {reader.line_num}): {error}.") from error
-    if twice := [column for column in header if header.count(column) > 1]:
+    _require_columns(name, len(header))
+    if twice := [column for column, count in Counter(header).items() if count > 1]:
         raise SourceError(f"The table {name} has two columns named {twice[0]!r}.")
     if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
         raise SourceError(
@@ -158,6 +173,13 @@ def _read_jsonl(name: str, text: str) -> Table:
             raise SourceError(f"The table {name} has no JSON object in line {number}: {line[:40]!r}.")
         rows.append(row)
     columns = dict.fromkeys(column for row in rows for column in row)
+    _require_columns(name, len(columns))
+    cells, present = len(rows) * len(columns), sum(map(len, rows))
+    if cells > max(MOST_CELLS, SPARSEST * present):
+        raise SourceError(
+            f"The rows of {name} have few columns in common: {present:,} of {cells:,} cells are given.",
+            "Write the same columns in each row.",
+        )
     return {column: [row.get(column) for row in rows] for column in columns}
 
 

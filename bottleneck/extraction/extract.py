@@ -164,7 +164,7 @@ on_error, reread, source_moved, keep_parts, trust_code
 val_fraction, test_fraction, limit
         As in `ReadConfig`.
     strict
-        Refuse the source if a decision on it changes what is learnt or measured.
+        Refuse a decision on the source or on rows of the cache that changes what is learnt or measured.
 
     Raises
     ------
@@ -177,11 +177,15 @@ val_fraction, test_fraction, limit
     config = config_from(ExtractConfig, locals())
     opened = read_source(source, config_from(ReadConfig, locals(), seed=seed or 0))
     refuse_strict(opened.notes, strict)
-    return run_extraction(opened, cache, config, reporter)
+    return run_extraction(opened, cache, config, reporter, strict)
 
 
 def run_extraction(
-    source: Source, cache: str | Path | None, config: ExtractConfig, reporter: Reporter = SILENT
+    source: Source,
+    cache: str | Path | None,
+    config: ExtractConfig,
+    reporter: Reporter = SILENT,
+    strict: bool = False,
 ) -> ExtractResult:
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
     path = Path(cache) if cache is not None else default_cache(source, config)
@@ -200,6 +204,7 @@ def run_extraction(
         for key, reason in source.absent.items():
             writer.fail(key, reason, passing=True)
         plan = writer.plan(*keys_and_stats(source), reread=config.reread)
+        refuse_strict(plan.notes, strict)
         _refuse_limit(source, plan, path)
         kept: list[str] = []
         for work in plan.work:
@@ -260,6 +265,7 @@ def survey(
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
         plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=config.reread)
         _refuse_limit(source, plan, path)
+        refuse_strict(plan.notes, strict)
         plan.require_space(path.parent)
         return Survey(
             cache=str(path),

@@ -5,9 +5,7 @@ Shapes: S samples, n training samples, K classes or labels.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.data.table_file import csv_lines
 from bottleneck.files import whole_file, write_whole
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
 from bottleneck.heads.head_fit import HeadFit
@@ -304,7 +303,5 @@ def _shot_table(shots: Sequence[dict[str, Any]]) -> list[tuple]:
 
 
 def _write_table(path: Path, rows: Sequence[Sequence[Any]]) -> Path:
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer).writerows(rows)
-    write_whole(path, buffer.getvalue().encode())
+    write_whole(path, "".join(csv_lines(rows)).encode())
     return path

@@ -89,8 +89,14 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
     for file in files:
         file.require_sound(file.nodes.values())
         catalog.add_rows(file)
-    maps = _merge_maps(files, out, origin, catalog)
-    consolidate.write_main(out, origin, first.nodes.values(), tables=tables, catalog=catalog)
+    written: list[Path] = []
+    try:
+        maps = _merge_maps(files, out, origin, catalog, written)
+        consolidate.write_main(out, origin, first.nodes.values(), tables=tables, catalog=catalog)
+    except BaseException:
+        for path in written:  # maps of a cache that was not written
+            path.unlink(missing_ok=True)
+        raise
     return {
         "cache": str(out),
         "images": len(images),
@@ -104,8 +110,13 @@ def _nodes(file: CacheFile) -> dict[str, Any]:
     return {name: node.to_json() for name, node in file.nodes.items()}
 
 
-def _merge_maps(files: list[CacheFile], out: Path, origin: Origin, catalog: Catalog) -> list[NodeSpec]:
-    """Write a companion for each map that any cache has; it may have rows of some images only."""
+def _merge_maps(
+    files: list[CacheFile], out: Path, origin: Origin, catalog: Catalog, written: list[Path]
+) -> list[NodeSpec]:
+    """Write a companion for each map that any cache has; it may have rows of some images only.
+
+    written : the paths are entered here as soon as they are written
+    """
     maps: dict[str, list[CacheFile]] = {}
     for file in files:
         companions, errors = find_companions(file.path, file.origin.spec)
@@ -123,7 +134,11 @@ def _merge_maps(files: list[CacheFile], out: Path, origin: Origin, catalog: Cata
             part.require_sound([node])
             catalog.add_rows(part)
         images = consolidate.unique_images(part.images for part in parts)
-        consolidate.write_companion(companion_path(out, node), origin, node, images=images, catalog=catalog)
+        path = companion_path(out, node)
+        if path.exists():
+            raise CacheError(f"{path} exists already.", "Name a new file with -o.")
+        consolidate.write_companion(path, origin, node, images=images, catalog=catalog)
+        written.append(path)
         nodes.append(node)
     return nodes
 

@@ -177,6 +177,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
             Note(
                 "cache-source-changed",
                 f"{state.path} was made from {cached} and is now the cache of {source}.",
+                changes_result=True,
                 details={"before": cached, "source": source},
             )
         )
@@ -185,6 +186,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
             Note(
                 "rows-removed",
                 f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
+                changes_result=True,
                 details={"removed": removed, "before": len(state.records)},
             )
         )

@@ -3,11 +3,13 @@
 import gzip
 import io
 import os
+import signal
 import sys
 import tarfile
 import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import fsspec
 import pytest
@@ -277,3 +279,119 @@ def test_thousands_of_nested_long_names_are_refused(tmp_path):
     (tmp_path / "s.tar").write_bytes(block * 3000 + bytes(10240))
     with pytest.raises(SourceError, match="cannot be read"):
         read_source(tmp_path / "s.tar")
+
+
+@contextmanager
+def processor_seconds(most):
+    """End the test's work after so much processor time; what these inputs used to take were minutes."""
+
+    def end(*_):
+        raise AssertionError(f"more than {most} s of processor time")
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def member(kind, body=b"", name="a/0.png", size=None):
+    """A header and the blocks of a member."""
+    header = tarfile.TarInfo(name)
+    header.type, header.size = kind, len(body) if size is None else size
+    return header.tobuf(tarfile.GNU_FORMAT) + body + bytes(-len(body) % 512)
+
+
+MIB = 1 << 20
+PAX_BODIES = {
+    "digits": b"%d comment=" % MIB + b"7" * (MIB - 17) + b"\n",
+    "records that overlap": b"2 " * (MIB // 2 - 1) + b"2=",
+    "no record": b"x" * MIB,
+    "a record beyond its end": b"99 path=x\n",
+    "a record of no length": b"0 path=x\n",
+    "digits that precede a charset": b"1" * (MIB - 16) + b" hdrcharset=BI\n",
+}
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE])
+@pytest.mark.parametrize("body", PAX_BODIES.values(), ids=PAX_BODIES)
+def test_a_pax_header_that_takes_quadratic_time_is_refused(tmp_path, kind, body):
+    data = member(kind, body) + member(tarfile.REGTYPE, image())
+    (tmp_path / "s.tar").write_bytes(data + bytes(1024))
+    with processor_seconds(20), pytest.raises(SourceError, match=r"a pax header with a number|at byte 0 is"):
+        read_source(tmp_path / "s.tar")
+
+
+def test_ordinary_pax_headers_are_read(tmp_path):
+    name = "개" * 80 + ".png"
+    with tarfile.open(
+        tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "a=b"}
+    ) as tar:
+        info = tarfile.TarInfo(f"a/{name}")
+        info.size, info.mtime = len(image()), 1.5
+        info.pax_headers = {"SCHILY.xattr.user.x": "line\nline = 7" + "1" * 200}
+        tar.addfile(info, io.BytesIO(image()))
+    source = read_source(tmp_path / "s.tar")
+    assert source.images == (f"s.tar/a/{name}",)
+    assert source.read(source.images[0]) == image()
+
+
+def sparse_header(extended):
+    """A header of an old GNU sparse file, whose map goes on in a chain of blocks."""
+    block = bytearray(member(tarfile.GNUTYPE_SPARSE, size=0, name="sparse.png"))
+    block[482] = extended
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def test_an_endless_map_of_a_sparse_file_is_refused(tmp_path):
+    (tmp_path / "s.tar").write_bytes(sparse_header(1) + (bytes(504) + b"\1" + bytes(7)) * 100_000)
+    with processor_seconds(20), pytest.raises(SourceError, match="a map of a sparse file of more than"):
+        read_source(tmp_path / "s.tar")
+
+
+def test_a_sparse_file_is_a_failure_and_its_neighbours_are_read(tmp_path):
+    chain = (bytes(504) + b"\1" + bytes(7)) * 2 + bytes(512)
+    data = sparse_header(1) + chain + member(tarfile.REGTYPE, image()) + bytes(1024)
+    (tmp_path / "s.tar").write_bytes(data)
+    source = read_source(tmp_path / "s.tar")
+    assert list(source.images) == ["s.tar/a/0.png"]
+    assert source.read("s.tar/a/0.png") == image()
+    assert list(source.absent) == ["s.tar/sparse.png"]
+
+
+@pytest.mark.parametrize("version", ["0.0", "0.1", "1.0"])
+def test_a_map_in_a_pax_header_is_not_read(tmp_path, version):
+    major, minor = version.split(".")
+    records = {
+        "0.0": [
+            "GNU.sparse.size=9",
+            "GNU.sparse.numblocks=1",
+            "GNU.sparse.offset=0",
+            "GNU.sparse.numbytes=1",
+        ],
+        "0.1": ["GNU.sparse.size=9", "GNU.sparse.map=" + "0,1," * 200_000 + "0,1"],
+        "1.0": [f"GNU.sparse.major={major}", f"GNU.sparse.minor={minor}", "GNU.sparse.realsize=9"],
+    }[version]
+    lines = b"".join(b"%d %s\n" % (length_of(record), record.encode()) for record in records)
+    data = member(tarfile.XHDTYPE, lines) + member(tarfile.REGTYPE, b"9999999999\n" * 2000)
+    (tmp_path / "s.tar").write_bytes(data + member(tarfile.REGTYPE, image(), "a/1.png") + bytes(1024))
+    with processor_seconds(20):
+        source = read_source(tmp_path / "s.tar")
+    assert list(source.images) == ["s.tar/a/1.png"]
+    assert list(source.absent) == ["s.tar/a/0.png"]
+
+
+def length_of(record):
+    """The length of a pax record, which counts its own digits."""
+    return next(n for n in range(len(record), len(record) + 20) if n == len(f"{n} {record}\n"))
+
+
+def test_ten_thousand_empty_members_are_listed(tmp_path):
+    data = b"".join(member(tarfile.REGTYPE, name=f"{number}.png") for number in range(10_000))
+    (tmp_path / "s.tar").write_bytes(data + bytes(1024))
+    with processor_seconds(60):
+        assert len(read_source(tmp_path / "s.tar").images) == 10_000

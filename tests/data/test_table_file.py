@@ -2,12 +2,14 @@
 
 import csv
 import io
+import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bottleneck.data.table_file import csv_lines, inert
+from bottleneck.data.table_file import csv_lines, inert, read_table
+from bottleneck.errors import SourceError
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,27 @@ def test_python_reads_every_text_back(rows):
 
 def test_a_separator_of_another_locale_cannot_start_a_cell():
     assert list(csv_lines([("a;=1", 0.5)])) == ['"a;=1",0.5\r\n']
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_table_of_200_000_columns_is_refused_by_its_number(kind):
+    names = [f"c{number}" for number in range(200_000)]
+    text = (
+        ",".join(names) + "\n" + ",".join("1" * 200_000)
+        if kind == "csv"
+        else json.dumps(dict.fromkeys(names, 1))
+    )
+    with pytest.raises(SourceError, match=r"has 200,000 columns; at most 10,000 are read"):
+        read_table(f"x.{kind}", text.encode())
+
+
+def test_columns_of_one_name_are_found_among_thousands():
+    names = [f"c{number}" for number in range(9_999)] + ["c7"]
+    with pytest.raises(SourceError, match="two columns named 'c7'"):
+        read_table("x.csv", (",".join(names) + "\n").encode())
+
+
+def test_rows_without_columns_in_common_are_refused_before_they_fill_the_memory():
+    lines = [json.dumps({"image": f"{number}.png", f"x{number}": 1}) for number in range(9_000)]
+    with pytest.raises(SourceError, match=r"few columns in common: 18,000 of 81,009,000 cells"):
+        read_table("x.jsonl", "\n".join(lines).encode())

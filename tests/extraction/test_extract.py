@@ -13,7 +13,7 @@ from bottleneck import extract
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
-from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.errors import CacheError, FingerprintError, StrictError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import default_cache, survey
 from bottleneck.store.reader import FeatureCache
@@ -119,7 +119,7 @@ def test_another_source_with_most_of_the_images_is_told(folder, tmp_path):
     result = extract(folder / "more.csv", cache)
     assert (result.computed, result.reused, result.removed) == (1, 9, 1)
     assert names_of(result.notes) == ["cache-source-changed", "rows-removed"]
-    assert result.notes[1].details == {"removed": 1}
+    assert result.notes[1].details == {"removed": 1, "before": 10}
     after = rows_of(cache)
     assert all((after[key] == before[key]).all() for key in set(after) & set(before))
     with FeatureCache(cache) as opened:
@@ -134,6 +134,18 @@ def test_the_same_source_may_lose_most_of_its_images_with_a_note(folder, tmp_pat
     result = extract(folder / "train.csv", cache)
     assert (result.images, result.removed) == (1, 9)
     assert names_of(result.notes) == ["rows-removed"]
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_strict_refuses_to_remove_rows_and_leaves_the_cache_as_it_was(folder, tmp_path, dry):
+    cache = tmp_path / "x.h5"
+    extract(folder / "train.csv", cache, **SMALL)
+    before = cache.read_bytes()
+    (folder / "train.csv").write_text("image,label\nimages/03.png,1\nimages/04.png,0\n")
+    with pytest.raises(StrictError, match="rows of 8 images"):
+        (survey if dry else extract)(folder / "train.csv", cache, strict=True)
+    assert cache.read_bytes() == before
+    assert not cache.with_name("x.h5.parts").exists()
 
 
 def test_images_that_cannot_be_read_at_present_keep_their_rows(folder, tmp_path, monkeypatch):

@@ -161,3 +161,34 @@ def test_one_cache_or_an_existing_output_is_refused(tmp_path):
         merge([a], tmp_path / "out.h5")
     with pytest.raises(CacheError, match="exists already"):
         merge([a, a], a)
+
+
+def test_a_merge_that_cannot_write_the_main_file_leaves_no_map(tmp_path, monkeypatch):
+    for name, key in (("a.h5", "a/1.jpg"), ("b.h5", "b/2.jpg")):
+        world = World()
+        world.put(key, key.encode())
+        world.extract(tmp_path / name, [A, MAP])
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bottleneck.store.merge.consolidate.write_main", full)
+    with pytest.raises(OSError, match="No space"):
+        merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")
+    after = sorted(path.name for path in tmp_path.iterdir())
+    assert [name for name in after if not name.endswith(".lock")] == [
+        name for name in before if not name.endswith(".lock")
+    ]
+
+
+def test_a_map_that_is_there_already_is_not_overwritten(tmp_path):
+    for name, key in (("a.h5", "a/1.jpg"), ("b.h5", "b/2.jpg")):
+        world = World()
+        world.put(key, key.encode())
+        world.extract(tmp_path / name, [A, MAP])
+    (tmp_path / "out--blocks.3.h5").write_bytes(b"mine")
+    with pytest.raises(CacheError, match=r"out--blocks\.3\.h5 exists already"):
+        merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")
+    assert (tmp_path / "out--blocks.3.h5").read_bytes() == b"mine"
+    assert not (tmp_path / "out.h5").exists()

@@ -8,20 +8,19 @@ was stopped continues with the next run; one that is given more seeds trains onl
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, Note, refuse_strict, reused_note
-from bottleneck.files import whole_file, write_whole
+from bottleneck.files import write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.spec import canonical_json, require_equal
@@ -275,7 +274,5 @@ def _require_same_study(runner: Runner, halves: Halves | None) -> None:
 
 def _write_csv(path: Path, results: Sequence[RunResult]) -> None:
     columns = [field.name for field in fields(RunResult) if field.name != "correct"]
-    with whole_file(path) as binary, TextIOWrapper(binary, encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
+    values = ([getattr(result, column) for column in columns] for result in results)
+    write_whole(path, "".join(csv_lines([columns, *values])).encode())
