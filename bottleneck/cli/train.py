@@ -26,7 +26,7 @@ from bottleneck.records import config_from
 from bottleneck.studies.study_config import FINETUNING, TrainConfig
 
 if TYPE_CHECKING:
-    from bottleneck.studies.train.plan import TrainPlan
+    from bottleneck.studies.train.budget import TrainPlan
 
 flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
@@ -133,7 +133,7 @@ def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None
 
 def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
     """Return the plan for people."""
-    from bottleneck.studies.train.plan import DEGRADED
+    from bottleneck.studies.train.budget import DEGRADED
 
     rows = [(f"extract {cost}", duration(cost.seconds), readable(cost.bytes)) for cost in plan.extraction]
     fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"

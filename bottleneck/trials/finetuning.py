@@ -40,8 +40,7 @@ from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.results import PIXELS
 from bottleneck.trials.evidence import Evidence, difference
 from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, measured, summary
-from bottleneck.trials.records import Records
-from bottleneck.trials.task import Task
+from bottleneck.trials.task import Records, Task
 
 EPOCHS = 10
 MONITORED = 64  # samples on which the final training is watched, in place of a val split

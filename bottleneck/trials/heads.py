@@ -25,8 +25,7 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import fingerprint
 from bottleneck.threads import trim_memory
 from bottleneck.trials.evidence import Evidence
-from bottleneck.trials.records import Records
-from bottleneck.trials.task import Task
+from bottleneck.trials.task import Records, Task
 
 SUMMARY = ("accuracy", "accuracy_ci95", "balanced_accuracy", "log_loss", "r2", "mae", "rmse", "n")
 KIND = "logistic"  # of the heads; of a regression it is ridge

@@ -1,22 +1,38 @@
 """What candidates are fitted to: one target on the samples of an open cache, by split, with their folds.
 
+Beside it: the nodes that are probed (the end of every stage of a network, pooled, and its bottleneck), and
+the records of finished trials, so that a run that was killed, or is run again, does not repeat them. A record
+is a .safetensors file: arrays, and values as JSON in its metadata. It is written in one rename and is valid
+for one fingerprint of its inputs.
+
 Shapes: S samples, n of a split.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
-from bottleneck.errors import FitError, Note
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.errors import BackboneError, FitError, Note
+from bottleneck.files import write_whole
 from bottleneck.fitting.training_set import folds_of, require_labels, training_samples, with_training_classes
 from bottleneck.heads.solver.problem import TargetProblem
-from bottleneck.names import SPLITS
+from bottleneck.names import BOTTLENECK, SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
+
+GRID_POOL = "avg2"  # maps are averaged over a grid of 2 × 2
 
 
 @dataclass(frozen=True)
@@ -107,3 +123,67 @@ def task_of(cache: FeatureCache, target: str | None, *, cv: int, seed: int) -> T
         )
     samples = replace(samples, targets={name: whole})
     return Task(cache, samples, whole, rows, fold, cv, seed, (*notes, *unseen))
+
+
+def stage_nodes(backbone: Backbone, preprocess: Preprocess | None = None) -> list[str]:
+    """Return the end of every stage in the network's order, maps as 2 × 2 averages, and the bottleneck last.
+
+    Where layers outside a stage's module follow it (the last convolution of EfficientNet), the module's own
+    output is a node of its own before them.
+    """
+    ends: dict[object, str] = {}
+    for block in backbone.blocks[:-1]:
+        for name in (block.name, block.node):
+            try:
+                ends.setdefault(backbone.operation(name), backbone.resolve(name))
+            except BackboneError:  # the stage has a name of ours, which no tensor has
+                continue
+    names = [_pooled(backbone, node, preprocess) for node in ends.values() if node != BOTTLENECK]
+    return [*dict.fromkeys(names), BOTTLENECK]
+
+
+def is_bottleneck_map(backbone: Backbone, node: str) -> bool:
+    """Return True for the bottleneck, and for pooled forms of the map that it is made from."""
+    name = node.partition("@")[0]
+    return name == BOTTLENECK or backbone.operation(name) in (
+        backbone.anatomy.map,
+        backbone.anatomy.bottleneck,
+    )
+
+
+def _pooled(backbone: Backbone, node: str, preprocess: Preprocess | None) -> str:
+    try:
+        backbone.node_shape(f"{node}@{GRID_POOL}", preprocess)
+    except BackboneError:  # not a map
+        return node
+    return f"{node}@{GRID_POOL}"
+
+
+class Records:
+    """The finished trials in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str, fingerprint: str) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+        """Return values and arrays of a trial; None if none with this fingerprint is there and whole."""
+        try:
+            with safe_open(self._path(name), framework="np") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("fingerprint") != fingerprint:
+                    return None
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                return dict(json.loads(metadata["values"])), arrays
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(
+        self, name: str, fingerprint: str, values: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+    ) -> None:
+        """Write a trial in one rename, in place of an older one of that name."""
+        metadata = {"fingerprint": fingerprint, "values": json.dumps(values, ensure_ascii=False)}
+        whole = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
+        write_whole(self._path(name), save(whole, metadata=metadata))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"

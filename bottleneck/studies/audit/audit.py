@@ -36,8 +36,7 @@ from bottleneck.studies.audit.images import (
     neighbourhood,
     outlier_scores,
 )
-from bottleneck.studies.audit.judged import Judged, fitted, from_head
-from bottleneck.studies.audit.label_errors import LabelQuality
+from bottleneck.studies.audit.label_errors import Judged, LabelQuality, fitted, from_head
 from bottleneck.studies.study_config import AuditConfig
 from bottleneck.trials.evidence import difference
 from bottleneck.trials.heads import artifact_of, evidence_of, fit_on, measured, outputs_of

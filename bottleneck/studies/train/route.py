@@ -40,6 +40,14 @@ from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.studies.study_config import TrainConfig
+from bottleneck.studies.train.budget import (
+    Clock,
+    ExtractionCost,
+    TrainPlan,
+    extraction_cost,
+    fit_seconds,
+    within_time,
+)
 from bottleneck.studies.train.candidates import (
     FINETUNED,
     HEAD,
@@ -49,23 +57,13 @@ from bottleneck.studies.train.candidates import (
     kind_of,
     width,
 )
-from bottleneck.studies.train.plan import (
-    Clock,
-    ExtractionCost,
-    TrainPlan,
-    extraction_cost,
-    fit_seconds,
-    within_time,
-)
 from bottleneck.studies.train.result import TrainResult, write_tables
 from bottleneck.training.inputs import statistics_of
 from bottleneck.training.results import model_card
 from bottleneck.trials.evidence import Step, choose
 from bottleneck.trials.finetuning import Tuning, final_network, try_finetuning
 from bottleneck.trials.heads import final_head, try_head
-from bottleneck.trials.nodes import stage_nodes
-from bottleneck.trials.records import Records
-from bottleneck.trials.task import Task, task_of
+from bottleneck.trials.task import Records, Task, stage_nodes, task_of
 
 MODELS_FOLDER = "models"
 CHOICE = "choice"

@@ -13,7 +13,7 @@ from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.studies.train.plan import TrainPlan
+from bottleneck.studies.train.budget import TrainPlan
 from bottleneck.studies.train.result import TrainResult
 from bottleneck.studies.train.route import Route
 

@@ -15,7 +15,7 @@ from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, FitError, StrictError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
-from bottleneck.studies.train.plan import Clock
+from bottleneck.studies.train.budget import Clock
 from bottleneck.trials import finetuning, heads
 from tests.helpers.stripes import write_stripes
 

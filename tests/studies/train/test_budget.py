@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bottleneck.data.source import read_source
-from bottleneck.studies.train.plan import EXTRACTION_SHARE, Clock, ExtractionCost, fit_seconds, within_time
+from bottleneck.studies.train.budget import EXTRACTION_SHARE, Clock, ExtractionCost, fit_seconds, within_time
 from tests.helpers.stripes import write_stripes
 
 
