@@ -25,6 +25,7 @@ from bottleneck.heads.config import AUTO_C, DECADE, SweepConfig
 from bottleneck.heads.cross_validation import judge_of
 from bottleneck.heads.row_blocks import SelectedRows, read_checked, standardisation
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
+from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, InputBlock, RowReader
 from bottleneck.threads import WorkerPool
 
@@ -63,6 +64,7 @@ def choose_scales(
     held_out: HeldOut,
     config: SweepConfig,
     seed: int = 0,
+    reporter: Reporter = SILENT,
 ) -> np.ndarray:
     """Return the scale (b,) of each block, Σ s² · width = D; ones where no fold holds a sample out.
 
@@ -80,7 +82,9 @@ def choose_scales(
         fold=problem.fold[drawn],
         sample_weight=None if weight is None else weight[drawn],
     )
-    return _Search(SelectedRows(rows, drawn), blocks, part, held_out, config).run()
+    search = _Search(SelectedRows(rows, drawn), blocks, part, held_out, config)
+    with reporter.step("Scaling blocks of inputs", unit="scales") as advance:
+        return search.run(advance)
 
 
 class _Search:
@@ -101,17 +105,19 @@ class _Search:
         wide = (z[:, block.start : block.stop].astype(np.float64) for block in blocks)
         self.products = np.stack([part @ part.T for part in wide])  # (b, n, n)
 
-    def run(self) -> np.ndarray:
-        """Return the chosen scales (b,)."""
+    def run(self, advance: Callable[[int], None]) -> np.ndarray:
+        """Return the chosen scales (b,). advance : is told of each block whose scales were tried."""
         count = len(self.widths)
         equal_shares = 1 / np.sqrt(self.widths)
         best = self._try(np.ones(count), range(len(GRID)))
         for start in (equal_shares, *np.eye(count)):
             best = self._better(best, [start], range(len(GRID)))
+            advance(1)
         for _ in range(ROUNDS):
             before = best
             for block in range(count):
                 best = self._better(best, list(self._moves(best.scales, block, equal_shares)))
+                advance(1)
             if best is before:
                 break
         return best.scales

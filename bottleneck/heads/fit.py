@@ -68,24 +68,19 @@ def fit_kind(
                 advance(1)
         return heads
     blocks = getattr(rows, "inputs", ())
-    shared = [problems] if len(blocks) < 2 else [[problem] for problem in problems]
-    fits = []
-    with reporter.step("Scaling inputs", total=len(shared), unit="targets") as advance:
-        for some in shared:
-            factors = np.ones(len(blocks))
-            if len(blocks) > 1 and scales is not None:
-                factors = _factors(blocks, scales)
-            elif len(blocks) > 1 and config.scales == SCALES[0]:
-                solve = held_out_values if _is_ridge(kind, some[0]) else held_out_logits
-                factors = choose_scales(rows, blocks, some[0], solve, config, seed)
-            fits.append((some, factors))
-            advance(1)
+    if len(blocks) < 2:
+        return _fit_linear(kind, rows, problems, C, config, None, views, reporter)
     heads = []
-    for some, factors in fits:
-        found = _fit_linear(kind, rows, some, C, config, _weight(blocks, factors), views, reporter)
+    for problem in problems:
+        if scales is None and config.scales == SCALES[0]:
+            solve = held_out_values if _is_ridge(kind, problem) else held_out_logits
+            factors = choose_scales(rows, blocks, problem, solve, config, seed, reporter)
+        else:
+            factors = _factors(blocks, scales or {})
+        weight = _weight(blocks, factors)
+        (head,) = _fit_linear(kind, rows, [problem], C, config, weight, views, reporter)
         named = {block.name: float(scale) for block, scale in zip(blocks, factors, strict=True)}
-        chosen = {"scales": named} if len(blocks) > 1 else {}
-        heads += [replace(head, settings={**head.settings, **chosen}) for head in found]
+        heads.append(replace(head, settings={**head.settings, "scales": named}))
     return heads
 
 
