@@ -42,7 +42,7 @@ def command(terminal: Terminal, cache: str, **options: Any) -> None:
     """Say which transfer suits the samples of CACHE: scenario, published rules, evidence, what to run next.
 
     Heads on several blocks, fine-tuning and a network from scratch are tried on a part of the samples; the
-    recommendation is what was best on val.
+    recommendation is what cross-validation and val together choose.
     """
     from bottleneck.report.studies import advice_page
     from bottleneck.studies.advise.advise import advise

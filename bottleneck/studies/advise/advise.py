@@ -3,7 +3,7 @@
     cache ──► size, similarity ──► scenario ──► published rules ──┐
           └─► trial cache ──► heads, fine-tuning, scores ─────────┴──► recommendation, and where they differ
 
-The recommendation follows the evidence: the strategy that was best on val among those that were tried. The
+The recommendation follows the evidence of cross-validation and val together (`trials.evidence`). The
 rules are compared with it afterwards.
 
 Shapes: n samples, D features.

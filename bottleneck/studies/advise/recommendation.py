@@ -16,6 +16,7 @@ from bottleneck.errors import Note
 from bottleneck.studies.advise.image_similarity import Similarity
 from bottleneck.studies.advise.shot_curve import ShotCurve
 from bottleneck.studies.rank.scores import Scores
+from bottleneck.trials.evidence import Contender, Evidence, choose
 
 SIZES = ("small", "large")
 NEARNESS = ("similar", "different")
@@ -23,8 +24,8 @@ SCENARIOS = tuple(f"{size}-{near}" for size in SIZES for near in NEARNESS)
 LARGE = 500  # train images per class from which data count as large: that of CIFAR-100, a usual example
 
 HEAD, EARLY, FINETUNE, SCRATCH = "head", "early head", "finetune", "scratch"
+STRATEGIES = (HEAD, EARLY, FINETUNE, SCRATCH)  # the cheapest first
 
-MARGIN = 0.01  # of val accuracy: a cheaper strategy that is that close to the best is preferred
 CONTRADICTION = 0.01  # of val accuracy: the least loss for which a rule is called contradicted
 UNKNOWN = "Similarity is unknown: the network has random weights, so there are no images that it learnt from."
 NOTHING = (
@@ -109,7 +110,9 @@ class Attempt:
     """One strategy as it was tried.
 
     strategy : one of HEAD, EARLY, FINETUNE, SCRATCH. what : in words. accuracy, ci95 : by split.
-    command : does the same with all data. notes : what was decided in the trial.
+    command : does the same with all data.
+    evidence : sample by sample, on val, and for a head also on the train samples that folds held out.
+    notes : what was decided in the trial.
     """
 
     strategy: str
@@ -118,17 +121,22 @@ class Attempt:
     ci95: dict[str, tuple[float, float]]
     seconds: float
     command: str
+    evidence: Evidence
+    cv_accuracy: float | None = None
     notes: tuple[Note, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the notes, which are those of the advice."""
-        return {name: value for name, value in asdict(self).items() if name != "notes"}
+        """Return all but the notes, which are those of the advice; `pooled` is the mean of the evidence."""
+        values = {name: value for name, value in vars(self).items() if name not in ("notes", "evidence")}
+        return {**values, "pooled": self.evidence.mean}
 
 
 def best_attempt(attempts: Sequence[Attempt]) -> Attempt:
-    """Return the first, and so the cheapest, of the attempts within `MARGIN` of the best on val."""
-    best = max(attempt.accuracy["val"] for attempt in attempts)
-    return next(attempt for attempt in attempts if attempt.accuracy["val"] >= best - MARGIN)
+    """Return the attempt that the rule of `trials.evidence` chooses; the strategies are its tiers."""
+    contenders = [
+        Contender(attempt.what, STRATEGIES.index(attempt.strategy), attempt.evidence) for attempt in attempts
+    ]
+    return attempts[choose(contenders)[0]]
 
 
 @dataclass(frozen=True)
@@ -224,7 +232,9 @@ class Advice:
             near,
             f"Scenario: {self.scenario}.",
             *(f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()),
-            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it.",
+            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it together "
+            "with cross-validation on train: a costlier strategy must be better beyond the noise of paired "
+            "samples.",
             *([] if self.beats_guessing else [NOTHING.format(self.guess)]),
         ]
 

@@ -20,20 +20,20 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.extract import extract
-from bottleneck.names import BOTTLENECK, SPLITS
+from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.class_task import class_target, target_notes, train_samples
 from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.training.inputs import backbone_of
+from bottleneck.trials.nodes import stage_nodes
 
 VAL_FRACTION = 0.25  # of train, where the cache has no val
 SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only reported
-MOST_NODES = 5  # of the probe curve, without the bottleneck
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def make_trial(
         source = trial_source(opened, target.name, config.budget, config.seed)
         backbone = backbone_of(opened, load)
         preprocess = Preprocess.from_json(opened.spec.preprocess)
-        nodes = probe_nodes(backbone, preprocess)
+        nodes = stage_nodes(backbone, preprocess)
         path = _extract(opened, source, folder / "trial.h5", nodes, load, reporter)
         codes = target.values[train_samples(opened, target)]
         chosen = target_notes(opened, target.name, config.target)
@@ -149,22 +149,6 @@ def _draw(table: SampleTable, target: str, split: str, count: int, seed: int) ->
         of_class = np.flatnonzero(codes == code)
         position[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
     return rows[np.argsort(position, kind="stable")[:count]]
-
-
-def probe_nodes(backbone: Backbone, preprocess: Preprocess) -> list[str]:
-    """Return the probe curve's nodes: block ends (maps averaged over a 2 × 2 grid), then the bottleneck."""
-    ends = [block.node for block in backbone.blocks[:-1]]
-    if len(ends) > MOST_NODES:
-        ends = [ends[i] for i in np.linspace(0, len(ends) - 1, MOST_NODES).round().astype(int)]
-    return [*(_pooled(backbone, node, preprocess) for node in ends), BOTTLENECK]
-
-
-def _pooled(backbone: Backbone, node: str, preprocess: Preprocess) -> str:
-    try:
-        backbone.node_shape(f"{node}@avg2", preprocess)
-    except BackboneError:  # not a map
-        return node
-    return f"{node}@avg2"
 
 
 def _extract(
