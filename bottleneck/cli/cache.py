@@ -25,7 +25,7 @@ def info(terminal: Terminal, cache: str) -> None:
 
     values = describe(cache)
     with FeatureCache(cache) as opened:
-        values["data"] = data_sheet(opened.samples, opened.failures)
+        values["data"] = data_sheet(opened.samples, opened.failures, opened.samples.columns)
     shown = {
         "backbone": values["backbone"]["name"],
         "weights": values["backbone"]["weights"],

@@ -1,9 +1,13 @@
 """Sources of any form: what they are, what goes with their samples, and what is said of others."""
 
+import csv
+import io
 import shutil
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import image_files, read_source, read_sources
@@ -73,3 +77,40 @@ def test_a_source_that_is_not_there(tmp_path):
     shutil.rmtree(tmp_path)
     with pytest.raises(SourceError, match="does not exist"):
         read_source(tmp_path)
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(["0.png", "1.png", "sub/2.png", "gone.png"]),
+        st.sampled_from(["", "train", "holdout", " "]),
+        st.sampled_from(["", "a", "1.5", "a|b", "  "]),
+        st.text('ab,;|" \u00e9', max_size=3),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@given(rows=ROWS, blank_names=st.booleans(), header=st.permutations(["image", "split", "label", "name"]))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_predictions_have_a_row_for_each_row_of_a_random_manifest(tmp_path, rows, blank_names, header):
+    """Whatever its splits, labels and repetitions; each row with its own cells, in its place."""
+    (tmp_path / "sub").mkdir(exist_ok=True)
+    for name in ("0.png", "1.png", "sub/2.png"):
+        (tmp_path / name).write_bytes(image(1))
+    order = [["image", "split", "label", "name"].index(column) for column in header]
+    rows = [("0.png", "", "", "first"), *rows]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([header, *([row[at] for at in order] for row in rows)])
+    (tmp_path / "r.csv").write_text(text.getvalue(), encoding="utf-8", newline="")
+    config = ReadConfig(inputs_only=True, sample_column="name" if blank_names else None)
+    source = read_source(tmp_path / "r.csv", config)
+    present = [row for row in rows if row[0] != "gone.png"]
+    assert [source.images[i] for i in source.samples.image[:, 0]] == [row[0] for row in present]
+    for position, column in enumerate(("split", "label", "name"), 1):
+        assert source.cells[column] == [row[position] or None for row in present]
+    named = [row[3] if row[3].strip() else row[0] for row in present]
+    assert source.samples.key.tolist() == (named if blank_names else [row[0] for row in present])
+    assert set(source.absent) == {row[0] for row in rows} - {row[0] for row in present}
+    assert source.samples.targets == {}
+    assert not source.notes

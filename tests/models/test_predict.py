@@ -192,3 +192,19 @@ def test_strict_refuses_decisions_on_the_source(listed, tmp_path):
     assert "column-passed-over" in codes(noted)
     with pytest.raises(StrictError, match=r"Column 'photo' of l\.csv is not used"):
         predict(listed.heads["species"], manifest, strict=True)
+
+
+def test_cache_info_shows_the_columns_that_it_was_made_from(listed):
+    from click.testing import CliRunner
+
+    from bottleneck.cli.cache import command
+
+    shown = json.loads(CliRunner().invoke(command, ["info", str(listed.cache), "--json"]).stdout)
+    assert shown["data"]["columns"] == {
+        "image": ["Photo"],
+        "label": ["species", "tags", "weight"],
+        "split": ["fold"],
+        "sample": ["name"],
+        "covariate": ["age"],
+        "separator": ["|"],
+    }
