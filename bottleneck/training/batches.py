@@ -12,7 +12,7 @@ Shapes: I images, V views, n samples of this set, M images per sample, P covaria
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from bottleneck.errors import FitError
 from bottleneck.samples import RowReader
 from bottleneck.training.config import TrainingConfig
 
+READ_AHEAD = 128  # samples whose rows are made at once, where each epoch has new ones
 RUN = 64  # neighbouring samples that are moved together where rows do not fit in memory
 
 
@@ -118,7 +119,10 @@ class Batches:
         self._images = np.unique(samples.image)
         self._fits = not isinstance(rows, EpochRows) and len(self._images) * row_bytes <= memory
         # One window is in use while the next is read.
-        self._window_steps = max(1, memory // 2 // (row_bytes * samples.image.shape[1] * size))
+        most = memory // 2 // (row_bytes * samples.image.shape[1] * size)
+        if isinstance(rows, EpochRows):  # made when they are read, which takes long: no order along a disk
+            most = min(most, READ_AHEAD // size)
+        self._window_steps = max(1, most)
         self._view = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
@@ -129,8 +133,8 @@ class Batches:
         if self._fits:
             _ = self._held
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of `epoch` from `first_step` on."""
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[Batch]:
+        """Yield the batches of `epoch` from `first_step` on. Closing it ends the reading ahead."""
         if isinstance(self.rows, EpochRows):
             self.rows.start_epoch(epoch)
         if self.draw_views:
@@ -170,7 +174,8 @@ class Batches:
             return images, self._take(images)
 
         windows = [window for window in self._windows() if window[-1] >= first_step]
-        with ThreadPoolExecutor(max_workers=1) as reader:
+        reader = ThreadPoolExecutor(max_workers=1)
+        try:
             ahead: list[Future[tuple[np.ndarray, np.ndarray]]] = []
             ahead += [reader.submit(read, window) for window in windows[:1]]
             for i, window in enumerate(windows):
@@ -179,6 +184,8 @@ class Batches:
                 for step in window[max(0, first_step - window[0]) :]:
                     chosen = order[self._bounds(step)]
                     yield self._batch(chosen, values[np.searchsorted(images, self.samples.image[chosen])])
+        finally:
+            reader.shutdown(cancel_futures=True)  # a caller that leaves early waits for one window at most
 
     @cached_property
     def _held(self) -> np.ndarray:

@@ -91,6 +91,11 @@ class Trials:
 
     def __init__(self, path: Path, config: CompareConfig, folder: Path, reporter: Reporter) -> None:
         self.path, self.config, self.folder, self.reporter = path, config, folder, reporter
+        self._plan_trials()
+
+    def _plan_trials(self) -> None:
+        """Read labels and backbone, and choose samples and blocks."""
+        path, config = self.path, self.config
         with FeatureCache(path) as cache:
             targets = () if config.target is None else (config.target,)
             keys = cache.images.key
@@ -118,7 +123,21 @@ class Trials:
         self._original = {name: tensor.clone() for name, tensor in self.backbone.module.state_dict().items()}
         self._heads: dict[tuple[int | str, int], HeadArtifact] = {}
 
+    def _extract_maps(self) -> None:
+        """Extract the feature maps, and plan again without the images that could not be read for them."""
+        for cut in list(self.cuts.values()):
+            if cut.node:
+                load = self.config.load
+                finetune_plan.ensure_map(self.path, cut.node, options=load, reporter=self.reporter)
+        with FeatureCache(self.path) as cache:
+            unchanged = finetune_plan.cache_identity(cache) == self._identity
+        if not unchanged:
+            before = len(self.splits.table)
+            self._plan_trials()
+            self.notes += finetune_plan.lost_notes(before, len(self.splits.table))
+
     def __enter__(self) -> Trials:
+        self._extract_maps()
         with FeatureCache(self.path) as self.cache:
             finetune_plan.require_unchanged(self.cache, self._identity)
             head = self._head(ALL, 0, self.splits)

@@ -17,8 +17,10 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,16 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
+from bottleneck.training.batches import Batch, Batches
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.finetune_plan import FinetunePlan, FinetuneRun, open_job, plan_finetuning
+from bottleneck.training.finetune_plan import (
+    FinetunePlan,
+    FinetuneRun,
+    open_job,
+    plan_finetuning,
+    with_map,
+)
 from bottleneck.training.initial_head import faint_start, head_metrics
 from bottleneck.training.inputs import statistics_of
 from bottleneck.training.loop import Training
@@ -117,6 +126,7 @@ def finetune(
     config = config_from(FinetuneConfig, locals(), labels=None if labels is None else str(labels))
     plan = plan_finetuning(Path(cache), Path(head), config)
     refuse_strict(plan.notes, strict)
+    plan = with_map(plan, Path(head), config, reporter)
     path = Path(output) if output else default_model(plan)
     require_file_name(path)
     with open_job(plan, config, path.parent, reporter) as run:
@@ -141,6 +151,7 @@ def find_learning_rate(
     """Find the learning rate to fine-tune with by trying (Smith 2017). Raises as `finetune` does."""
     plan = plan_finetuning(Path(cache), Path(head), config)
     refuse_strict(plan.notes, strict)
+    plan = with_map(plan, Path(head), config, reporter)
     with open_job(plan, config, default_model(plan).parent, reporter) as run:
         notes = (*plan.notes, *run.notes, *run.job.notes)
         refuse_strict(notes, strict)
@@ -230,6 +241,13 @@ class FoundRate:
         return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
+def _endless(train: Batches) -> Generator[Batch]:
+    """Yield the batches of epoch after epoch; closing it ends the reading ahead."""
+    for epoch in count(1):
+        with closing(train.epoch(epoch)) as batches:
+            yield from batches
+
+
 def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
     """Try rates of the head from 1e-6 to 10, the others in proportion; the network keeps its parameters.
 
@@ -247,8 +265,8 @@ def find_rate(training: Training, reporter: Reporter = SILENT) -> FoundRate:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
     base = training.optimizer.param_groups[0]["base_lr"]
-    batches = chain.from_iterable(training.train.epoch(epoch) for epoch in count(1))
     with (
+        closing(_endless(training.train)) as batches,
         torch.random.fork_rng(devices=[]),
         reporter.step("Finding a learning rate", STEPS, "steps") as advance,
     ):

@@ -15,7 +15,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -61,7 +61,8 @@ class FinetunePlan:
 
     cache : path; identity : of its content (`cache_identity`)
     head : as it came; start : the head that training starts from (see `starting_head`)
-    notes : what a reader must know of the labels
+    notes : what was decided on labels, samples and options
+    map_seconds : that the extraction of the feature map has taken so far
     """
 
     cache: Path
@@ -72,6 +73,7 @@ class FinetunePlan:
     backbone: Backbone
     cut: Cut
     notes: tuple[Note, ...] = ()
+    map_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,34 @@ def _plan_notes(head: HeadArtifact, start: HeadArtifact, cut: Cut, config: Finet
         yield Note("unfreeze-every-not-used", text, False)
 
 
+def with_map(plan: FinetunePlan, head_path: Path, config: FinetuneConfig, reporter: Reporter) -> FinetunePlan:
+    """Extract the feature map of a plan, and plan again without the images that could not be read for it.
+
+    Raises CacheError as `ensure_map` does.
+    """
+    if plan.cut.node is None:
+        return plan
+    seconds = ensure_map(
+        plan.cache, plan.cut.node, views=config.views, options=config.load, reporter=reporter
+    )
+    with FeatureCache(plan.cache) as cache:
+        unchanged = cache_identity(cache) == plan.identity
+    fresh = plan if unchanged else plan_finetuning(plan.cache, head_path, config)
+    notes = lost_notes(len(plan.splits.table), len(fresh.splits.table))
+    return replace(fresh, notes=(*fresh.notes, *notes), map_seconds=seconds)
+
+
+def lost_notes(before: int, after: int) -> list[Note]:
+    """Return a note where a cache lost samples while a feature map was extracted."""
+    if after >= before:
+        return []
+    text = (
+        f"{before - after:,} of {before:,} samples are left out: their images could not be read when the "
+        "feature map was extracted. `bottleneck cache info` counts the failures."
+    )
+    return [Note("images-unread", text, True, {"samples": before - after})]
+
+
 @contextmanager
 def open_job(
     plan: FinetunePlan, config: FinetuneConfig, folder: Path, reporter: Reporter
@@ -146,7 +176,7 @@ def open_job(
         The map has to be extracted, and images are gone or the disk is full; or the cache was changed
         meanwhile.
     """
-    node, map_seconds = plan.cut.node, 0.0
+    node, map_seconds = plan.cut.node, plan.map_seconds
     notes: tuple[Note, ...] = ()
     for dtype in (None, "float32"):
         if node is not None:
@@ -267,7 +297,7 @@ def ensure_map(
         source = source_of(opened)
         dtype = dtype or next(iter(opened.nodes.values())).dtype
     require_images(source, slice(None), "A new node is needed", cache)
-    config = ExtractConfig(nodes=(node,), views=views, dtype=dtype, on_error="fail", **asdict(options))
+    config = ExtractConfig(nodes=(node,), views=views, dtype=dtype, **asdict(options))
     replaced = existing if existing is not None and existing.dtype != dtype else None
     with nullcontext() if replaced is None else _set_aside(companion_path(cache, replaced)):
         reporter.tell(str(_work(prepare(config, source, cache), node)))
@@ -278,7 +308,6 @@ def ensure_map(
             nodes=(node,),
             views=views,
             dtype=dtype,
-            on_error="fail",
             weights=options.weights,
             trust_code=options.trust_code,
             reporter=reporter,

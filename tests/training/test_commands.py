@@ -3,11 +3,14 @@
 import io
 import json
 import math
+import os
+import subprocess
 import sys
 import threading
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -236,3 +239,15 @@ def test_val_that_cannot_be_carved(made_head, tmp_path):
     result = run("scratch", folder, "-o", tmp_path / "m.safetensors", *EPOCH)
     assert result.code == 1
     assert "There is no val split, and 3 train samples cannot give one" in " ".join(result.err.split())
+
+
+@pytest.mark.parametrize("more", [[], ["--augment", "live", "--memory", "2000000"]])
+def test_the_process_of_a_search_ends_once_it_has_answered(made_cache, made_head, tmp_path, more):
+    words = ["finetune", made_cache, "--head", made_head, "--find-lr", tmp_path / "lr.png", *EPOCH, *more]
+    command = [sys.executable, "-m", "bottleneck", *map(str, words), "--allow-local", "--json"]
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    ended = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["lr"] > 0

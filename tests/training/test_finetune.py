@@ -22,6 +22,7 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
+from bottleneck.training.compare import compare
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune import checked_start, find_learning_rate, finetune
 from bottleneck.training.finetune_plan import open_job, plan_finetuning
@@ -295,3 +296,26 @@ def test_a_cache_that_changed_while_a_run_was_prepared_is_refused(cache, made_he
     job = open_job(plan, config, tmp_path, SILENT)
     with pytest.raises(CacheError, match="changed while the run was being prepared"), job:
         pass
+
+
+def test_maps_are_extracted_without_the_images_that_broke(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 8, "val": 4})
+    cache = tmp_path / "c.h5"
+    extract(folder, cache, backbone="small_cnn", engine="torch")
+    head = fit_heads(cache, C=1e-3, output=tmp_path / "heads").heads[0]["path"]
+    (folder / "train" / "red" / "3.png").write_bytes(b"no image at all")
+    result = finetune(cache, head, tmp_path / "m.safetensors", **{**QUICK, "epochs": 1})
+    assert result.n == {"train": 23, "val": 12}
+    (note,) = [note for note in result.notes if note.code == "images-unread"]
+    assert note.details == {"samples": 1}
+
+
+def test_a_comparison_goes_on_without_the_images_that_broke(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 8, "val": 4})
+    cache = tmp_path / "c.h5"
+    extract(folder, cache, backbone="small_cnn", engine="torch")
+    (folder / "train" / "red" / "3.png").write_bytes(b"no image at all")
+    options = {"unfreeze": (1,), "init": ("head",), "seeds": 1, **QUICK, "epochs": 1}
+    result = compare(cache, tmp_path / "runs", **options)
+    assert result.runs[0].n == 23
+    assert [note.details for note in result.notes if note.code == "images-unread"] == [{"samples": 1}]

@@ -1,5 +1,6 @@
 """A training job: BatchNorm in training never meets one value per channel, and no sample is lost for it."""
 
+import threading
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch.nn import functional
 
 from bottleneck.errors import FitError
 from bottleneck.samples import ArrayRows
-from bottleneck.training.batches import Batches, SampleSet, batch_count
+from bottleneck.training.batches import READ_AHEAD, Batches, SampleSet, batch_count
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.finetune import find_rate
 from bottleneck.training.job import Inputs, TrainingJob, fewest_samples
@@ -158,3 +159,32 @@ def test_batches_are_as_few_as_their_size_allows_and_none_is_single_where_two_ar
         joined = even[batch_count(n, size, 2) - 1]
         assert len(joined[-1]) >= 2
         assert len(joined) == len(fewest) or len(fewest[-1]) == 1
+
+
+class NewRows(ArrayRows):
+    """Rows that each epoch makes anew; `reads` lists how many each call took."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.reads = []
+
+    def start_epoch(self, epoch):
+        pass
+
+    def take(self, indices):
+        self.reads.append(len(indices))
+        return super().take(indices)
+
+
+def test_a_search_that_ends_early_leaves_no_thread_and_has_made_few_rows_ahead():
+    rows, samples = problem(2000)
+    made, network = NewRows(rows.array), Normed(positions=2)
+    layers = [LayerGroup("network", 0, tuple(network.named_parameters()))]
+    config = TrainingConfig(batch_size=8)
+    job = TrainingJob(network, layers, Inputs(made, rows), {"train": samples, "val": samples}, 2, config)
+    threads = set(threading.enumerate())
+    found = find_rate(job.training)
+    assert set(threading.enumerate()) == threads
+    assert max(made.reads) <= READ_AHEAD
+    assert sum(made.reads) <= 8 * 100 + 2 * READ_AHEAD
+    assert len(found.rates) <= 100

@@ -232,7 +232,11 @@ class Runner:
             measure_size=PASS,
             choose_best=False,
         )
-        epochs = job.training.run(_Cancellable(self._stopped))
+        if self.at_once == 1:
+            job.train(reporter=_Cancellable(self._stopped))  # with a seed, for networks with dropout
+        else:
+            job.training.run(_Cancellable(self._stopped))
+        epochs = job.training.state.history
         if job.training.state.stopped == "diverged":
             return None, 0.0
         logits, labels = logits_of(network, job.training.val, job.device)

@@ -25,6 +25,7 @@ from bottleneck.errors import (
     SourceError,
     StrictError,
 )
+from bottleneck.samples import ArrayRows
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.networks import build_network
 from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs, read_images
@@ -196,9 +197,10 @@ def test_runs_side_by_side_are_those_that_come_one_by_one(runner):
 def test_copies_differ_from_their_base_only_above_n(runner):
     base = load_file(runner.folder / "seed0-baseB.safetensors")
     network = runner._network(Run(0, "BnB+", 3))
-    for name, tensor in network.module.state_dict().items():
-        if name.split(".")[0] in network.layers[:3]:
-            assert torch.equal(tensor, base[name]), name
+    copied = [name for name in base if name.split(".")[0] in network.layers[:3]]
+    assert len({name.split(".")[0] for name in copied}) == 3
+    for name in copied:
+        assert torch.equal(network.module.state_dict()[name], base[name]), name
     assert not torch.equal(network.module.state_dict()["conv4.0.weight"], base["conv4.0.weight"])
 
 
@@ -227,9 +229,9 @@ def test_frozen_blocks_of_a_backbone_stay_as_they_were(resnet, source, tmp_path)
     samples = runner._samples(run)
     runner._fit(run, network.suffix(3), runner._rows(run, network, samples), samples)
     frozen = set(network.cuts[3][0].state_dict())
-    for name, tensor in network.module.state_dict().items():
-        if name in frozen:
-            assert torch.equal(tensor, base[name]), name
+    assert frozen
+    for name in frozen:
+        assert torch.equal(network.module.state_dict()[name], base[name]), name
     assert not torch.equal(
         network.module.state_dict()["layer4.0.conv1.weight"], before["layer4.0.conv1.weight"]
     )
@@ -322,3 +324,17 @@ def test_batches_of_one_image_are_joined_in_every_run_and_told(tmp_path):
         runner.notes(plan_runs(runner.config, 8))
     with pytest.raises(StrictError, match="Some batches have 3 samples"):
         transfer_study(source, tmp_path / "s", seeds=1, halves=names, strict=True, **options)
+
+
+def test_dropout_follows_the_seed_where_runs_come_one_by_one(runner):
+    run = Run(0, "baseA")
+    samples = runner._samples(run)
+    runner.at_once = 1
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(5)
+        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(256, 2))
+        torch.manual_seed(state)
+        runner._fit(run, module, ArrayRows(runner.images.pixels.astype(np.float32) / 255), samples)
+        found.append(module[2].weight.detach().clone())
+    assert torch.equal(*found)
