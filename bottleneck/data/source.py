@@ -147,7 +147,7 @@ def read_sources(
     Raises SourceError as `read_source` does.
     """
     opened: list[Source] = []
-    asked = config and replace(config, remembered={}, inputs_only=False)
+    asked = config and replace(config, remembered={}, inputs_only=False, head_target=None)
     for are_images, group in groupby(sources, _is_image_file):
         if are_images and asked in (None, ReadConfig()):
             opened.append(image_files([os.fspath(path) for path in group if not isinstance(path, Source)]))

@@ -51,7 +51,8 @@ def test_the_columns_in_use_go_with_the_samples(folder):
 
 def test_image_files_in_a_row_are_one_source(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    sources = read_sources(["0.png", "1.png", "l.csv", "3.png"], ReadConfig(remembered={"image": ("image",)}))
+    of_a_head = ReadConfig(remembered={"image": ("image",)}, head_target=("kind", "class"), inputs_only=True)
+    sources = read_sources(["0.png", "1.png", "l.csv", "3.png"], of_a_head)
     expected = [("0.png", "1.png"), ("0.png", "2.png", "3.png"), ("3.png",)]
     assert [source.images for source in sources] == expected
     with pytest.raises(SourceError, match="no image by its name"):

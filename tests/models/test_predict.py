@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bottleneck import FeatureCache, evaluate, load_model, predict
+from bottleneck import FeatureCache, evaluate, fit_heads, load_model, predict
 from bottleneck.errors import ArtifactError, SourceError, StrictError
 from tests.models.conftest import COLUMNS, write_rows
 
@@ -208,3 +208,13 @@ def test_cache_info_shows_the_columns_that_it_was_made_from(listed):
         "covariate": ["age"],
         "separator": ["|"],
     }
+
+
+def test_image_files_keep_the_names_that_they_were_given_by(made_cache, images, tmp_path, monkeypatch):
+    """Relative ones too: they are one source, whatever the head remembers."""
+    head = fit_heads(made_cache, output=tmp_path, C=0.1).heads[0]["path"]
+    monkeypatch.chdir(images / "test")
+    names = ["red/0.png", "./blue/1.png", "red/0.png"]
+    result = predict(head, *names, engine="torch")
+    assert [record["image"] for record in result["predictions"]] == names
+    assert [record["sample"] for record in result["predictions"]] == names
