@@ -89,15 +89,13 @@ def test_a_corrupt_image_at_each_of_64_positions_moves_no_neighbour():
     for position in range(64):
         bad = (b"", b"no image", picture(1)[:-30])[position % 3]
         source = Shelf(files | {f"{position:02}": bad})
-        for number, image in enumerate(load(source)):
-            assert image.key == f"{number:02}"
-            if number == position:
-                assert image.error
-                assert not image.passing
-                assert image.pixels is None
-                assert image.digest == hashlib.sha256(bad).digest()
-            else:
-                assert (image.pixels == number).all()
+        images = list(load(source))
+        assert [image.key for image in images] == [f"{number:02}" for number in range(64)]
+        failed = images.pop(position)
+        assert failed.error
+        assert (failed.passing, failed.pixels) == (False, None)
+        assert failed.digest == hashlib.sha256(bad).digest()
+        assert all((image.pixels == int(image.key)).all() for image in images)
 
 
 def test_a_file_that_is_gone_or_locked_is_a_failure():
@@ -240,17 +238,13 @@ def test_copies_are_settled_as_if_one_by_one(contents, workers, known):
     delays = {f"{number:02}": (7 * number % 5) / 4000 for number in range(len(contents))}
     digests = {hashlib.sha256(data[content]).digest() for content in known}
     images = load(Shelf(files, before=lambda key: time.sleep(delays[key])), workers=workers, known=digests)
-    seen = set()
-    for content, image in zip(contents, images, strict=True):
-        if content in known:
-            assert (image.pixels is None, image.error) == (True, None)
-        elif content == 5:
-            assert image.error
-            assert image.pixels is None
-        else:
-            assert image.error is None
-            assert (image.pixels is None) == (content in seen)
-        seen.add(content)
+    outcomes = [(image.error is None, image.pixels is None) for image in images]
+    first = {content: contents.index(content) for content in contents}
+    expected = [
+        (content != 5 or content in known, content in known or content == 5 or first[content] != position)
+        for position, content in enumerate(contents)
+    ]
+    assert outcomes == expected
 
 
 def test_a_copy_that_overtakes_its_original_loses_its_pixels():

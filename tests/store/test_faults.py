@@ -15,6 +15,7 @@ SCRIPTS = {
     "damage": (10, 1000),
     "full_disk": (3, 50),
     "writers": (2, 100),
+    "signals": (2, 200),
 }
 
 
