@@ -30,8 +30,7 @@ from bottleneck.training.results import TrainingResult
 from bottleneck.training.scratch import scratch
 from bottleneck.trials.evidence import Evidence, difference
 from bottleneck.trials.heads import evidence_of, outputs_of
-from bottleneck.trials.nodes import is_bottleneck_map
-from bottleneck.trials.task import task_of
+from bottleneck.trials.task import is_bottleneck_map, task_of
 
 EPOCHS = 10
 UNFROZEN = (1, 2)  # blocks below the head on top

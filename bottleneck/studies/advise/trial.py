@@ -30,7 +30,7 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.class_task import class_target, target_notes, train_samples
 from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.training.inputs import backbone_of
-from bottleneck.trials.nodes import stage_nodes
+from bottleneck.trials.task import stage_nodes
 
 VAL_FRACTION = 0.25  # of train, where the cache has no val
 SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only reported
