@@ -138,48 +138,81 @@ STAGES = [  # every step from file to array
 ]
 
 
+JPEG_STAGES = [  # those that a JPEG passes in place of PNG's; views take a path of their own
+    "bottleneck.data.decode.jpeg_array",
+    "bottleneck.data.decode._decoder",
+    "torch.frombuffer",
+    "bottleneck.data.loader.fast_pixels",
+    "bottleneck.data.preprocess.ViewRecipe.apply",
+]
+
+
+class Tripwire:
+    """Raises `error` once, when the image "31" reaches `stage`. `raised` is what it raised."""
+
+    def __init__(self, stage, error, source, monkeypatch):
+        self.stage, self.error, self.raised = stage, error, []
+        self.current = threading.local()
+        for name in ("stat", "read"):
+            setattr(source, name, self.named(getattr(source, name), name))
+        for place in {stage} - {"stat", "read"}:
+            owner, name = pkgutil.resolve_name(place.rpartition(".")[0]), place.rpartition(".")[2]
+            monkeypatch.setattr(owner, name, self.tripping(getattr(owner, name)))
+
+    def trip(self):
+        if getattr(self.current, "key", None) == "31":
+            self.current.key = None
+            self.raised.append(self.stage)
+            raise self.error
+
+    def named(self, call, name):
+        def named(key):
+            self.current.key = key
+            return (self.tripping(call) if name == self.stage else call)(key)
+
+        return named
+
+    def tripping(self, call):
+        def tripping(*arguments, **options):
+            self.trip()
+            return call(*arguments, **options)
+
+        return tripping
+
+
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stage", ["stat", "read", *STAGES])
 def test_the_fence_whatever_one_image_raises_is_its_failure_alone(stage, error, monkeypatch):
-    current, raised = threading.local(), []
-
-    def trip():
-        if getattr(current, "key", None) == "31":
-            current.key = None
-            raised.append(stage)
-            raise error
-
     source = Shelf({f"{number:02}": picture(number) for number in range(64)})
-    stat, read = source.stat, source.read
-
-    def named_stat(key):
-        current.key = key
-        if stage == "stat":
-            trip()
-        return stat(key)
-
-    def named_read(key):
-        current.key = key
-        if stage == "read":
-            trip()
-        return read(key)
-
-    source.stat, source.read = named_stat, named_read
-    if stage in STAGES:
-        owner, name = pkgutil.resolve_name(stage.rpartition(".")[0]), stage.rpartition(".")[2]
-        original = getattr(owner, name)
-
-        def tripping(*arguments, **options):
-            trip()
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(owner, name, tripping)
+    wire = Tripwire(stage, error, source, monkeypatch)
     images = load(source)
-    assert raised == [stage]
+    assert wire.raised == [stage]
     assert [image.key for image in images] == list(source.files)
     exif_is_dispensable = stage.endswith("getexif") and isinstance(error, Exception)
     assert [image.key for image in images if image.error] == ([] if exif_is_dispensable else ["31"])
     assert all((image.pixels == image.index).all() for image in images if image.error is None)
+    assert not decoders()
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("stage", JPEG_STAGES)
+def test_the_fence_holds_for_jpegs_and_their_views(stage, error, monkeypatch):
+    files = {}
+    for number in range(64):
+        file = io.BytesIO()
+        Image.new("RGB", (8, 8), (2 * number,) * 3).save(file, "JPEG")
+        files[f"{number:02}"] = file.getvalue()
+    views = {"views": ViewRecipe(2, seed=0)} if "View" in stage or stage.endswith("fast_pixels") else {}
+    expected = {image.key: image.pixels for image in load(Shelf(files), **views)}
+    source = Shelf(files)
+    wire = Tripwire(stage, error, source, monkeypatch)
+    images = load(source, **views)
+    assert wire.raised == [stage]
+    assert [image.key for image in images] == list(files)
+    failed = [image.key for image in images if image.error]
+    decoded_by_pillow = stage == "torch.frombuffer" and isinstance(error, RuntimeError)
+    assert failed == ([] if decoded_by_pillow else ["31"])
+    assert all((image.pixels == expected[image.key]).all() for image in images if image.error is None)
     assert not decoders()
 
 
