@@ -21,6 +21,7 @@ from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
 from bottleneck.progress import SILENT
+from bottleneck.store import layout
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.compare import compare
 from bottleneck.training.config import FinetuneConfig
@@ -216,6 +217,8 @@ def test_a_start_that_is_not_the_heads_is_refused(cache, made_head, tmp_path):
     with h5py.File(path, "r+") as file:
         rows = next(iter(file["features"].values()))
         rows[...] = rows[...] * 1.5
+        del file["crc32_features"]  # else the rows would be found damaged
+        layout.seal(file)
     with pytest.raises(FitError, match="Before the first step the network's logits differ"):
         finetune(cache, made_head, tmp_path / "m.safetensors", **QUICK)
 
