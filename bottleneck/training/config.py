@@ -48,7 +48,7 @@ class OptimConfig:
     clip : greatest norm of the gradient of all parameters together; 0 does not clip.
     """
 
-    rates: ClassVar[Mapping[str, float]] = {"adamw": 2e-3, "sgd": 0.1}  # for inputs of unit norm
+    rates: ClassVar[Mapping[str, float]] = {"adamw": 6e-3, "sgd": 0.1}  # for inputs of unit norm
 
     optimizer: str = "adamw"
     lr: float | None = None

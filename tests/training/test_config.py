@@ -52,7 +52,7 @@ def test_what_fingerprints_are_computed_from_keeps_its_form():
     ]
     assert nested["run"]["optim"] == {
         "optimizer": "adamw",
-        "lr": 2e-3,
+        "lr": 6e-3,
         "backbone_ratio": 0.1,
         "decay": 0.8,
         "weight_decay": 0.0,
