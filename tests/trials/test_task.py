@@ -1,4 +1,4 @@
-"""The probed nodes of real architectures, written out by hand; records of finished trials, whole or unused."""
+"""The probed nodes of real architectures, written out by hand; records of finished trials, whole or not."""
 
 import numpy as np
 import pytest
