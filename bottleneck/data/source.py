@@ -206,6 +206,10 @@ def _locate(source: str, config: ReadConfig) -> Source:
         raise SourceError(
             f"The source {source} does not exist; expected a folder, an image, a manifest, a .tar or a URL."
         )
+    if not os.path.isfile(path):
+        raise SourceError(
+            f"The source {source} is a pipe or a device; expected a folder, an image, a manifest or a .tar."
+        )
     folder, name = os.path.split(path)
     return _one_file(LocalFiles(folder), name, config)
 

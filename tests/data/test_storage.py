@@ -395,3 +395,11 @@ def test_ten_thousand_empty_members_are_listed(tmp_path):
     (tmp_path / "s.tar").write_bytes(data + bytes(1024))
     with processor_seconds(60):
         assert len(read_source(tmp_path / "s.tar").images) == 10_000
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize("name", ["m.csv", "m.jsonl", "m.parquet", "s.tar", "i.png", "z.zip"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(SourceError, match="is a pipe or a device"):
+        read_source(tmp_path / name)
