@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 from contextlib import suppress
@@ -23,6 +24,7 @@ from bottleneck.cli.streams import printable, protect_streams
 from bottleneck.errors import BottleneckError, first_line
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AGAIN = 0.02  # seconds
 AT_ONCE, SECONDS = 3, 1.0  # so many signals within this time leave without waiting for the commit
 COMMANDS = {
     "demo": ("bottleneck.cli.demo", "Run the whole chain on digits that scikit-learn ships, offline."),
@@ -55,6 +57,8 @@ COMMANDS = {
 class Interruption:
     """The first signal raises KeyboardInterrupt in the main thread; later ones are counted.
 
+    Python drops an error that is raised while it runs a finaliser. Then the signal is sent once more.
+
     number : the first signal, None before it.
     """
 
@@ -64,6 +68,16 @@ class Interruption:
         for number in STOPPING:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a job in the background
                 signal.signal(number, self._handle)
+        sys.unraisablehook = self._unraisable
+
+    def _unraisable(self, dropped: sys.UnraisableHookArgs) -> None:
+        if self.number is None or not isinstance(dropped.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(dropped)
+            return
+        number, self.number, self._times = self.number, None, self._times[:-1]
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))  # after the finaliser
+        again.daemon = True
+        again.start()
 
     def _handle(self, number: int, frame: object) -> None:
         self._times = [*self._times, time.monotonic()][-AT_ONCE:]

@@ -27,7 +27,7 @@ from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
-from bottleneck.extraction.pipeline import Batch
+from bottleneck.extraction.pipeline import Batch, without_unstorable
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import default_cache, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
@@ -320,7 +320,8 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
     recipe = views_from_json(views) if views else None
     known = writer.known(names)
     with reporter.step("Extracting", total=len(keys), unit="images") as advance:
-        for item in extraction.trunk.stream(source, keys, names, known=known, views=recipe):
+        stream = extraction.trunk.stream(source, keys, names, known=known, views=recipe)
+        for item in without_unstorable(stream, [writer.nodes[name] for name in names]):
             if isinstance(item, Batch):
                 _commit(item, names, writer)
                 advance(len(item.images))

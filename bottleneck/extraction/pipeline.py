@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from bottleneck.data.source import Source
     from bottleneck.engines.base import Engine
     from bottleneck.errors import Note
+    from bottleneck.store.spec import NodeSpec
 
 BATCH_SIZE = 32
 MOST_CALLS = 2
@@ -262,6 +263,46 @@ class Trunk:
         for name in nodes:
             groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
         return [tuple(group) for group in groups.values()]
+
+
+def without_unstorable(
+    items: Iterable[Batch | LoadedImage], nodes: Sequence[NodeSpec]
+) -> Iterator[Batch | LoadedImage]:
+    """Yield the items of `Trunk.stream`, with images whose features cannot be stored as failures.
+
+    Such are NaN, infinity, and what is too large for the node's type. Where all images of the first batch
+    are so, the fault is not theirs: the batch is passed on, and the writer's error ends the run.
+
+    nodes : those of the stream, in its order.
+    """
+    works = False
+    for item in items:
+        bad = _unstorable(item, nodes) if isinstance(item, Batch) else {}
+        if not isinstance(item, Batch) or not bad or (not works and len(bad) == len(item.images)):
+            works = works or isinstance(item, Batch)
+            yield item
+            continue
+        for index, reason in bad.items():
+            yield replace(item.images[index], pixels=None, views=None, error=reason, passing=True)
+        good = np.array([i for i in range(len(item.images)) if i not in bad], np.int64)
+        if len(good):
+            works = True
+            views = None if item.views is None else tuple(rows[good] for rows in item.views)
+            yield Batch([item.images[i] for i in good], tuple(rows[good] for rows in item.features), views)
+
+
+def _unstorable(batch: Batch, nodes: Sequence[NodeSpec]) -> dict[int, str]:
+    """Return why the features of some images cannot be stored, by index in the batch."""
+    reasons: dict[int, str] = {}
+    for node, *parts in zip(nodes, batch.features, *([batch.views] if batch.views else []), strict=True):
+        limit = 65520.0 if node.dtype == "float16" else np.inf  # less is rounded to a float16
+        for rows in parts:
+            largest = np.abs(rows.reshape(len(rows), -1)).max(axis=1, initial=0)
+            for index in np.flatnonzero(~(largest < limit)):
+                size = f"features up to {largest[index]:.6g}, beyond float16 (--dtype float32 holds them),"
+                what = size if np.isfinite(largest[index]) else "features that are NaN or infinite"
+                reasons.setdefault(int(index), f"has {what} at node {node.name}")
+    return reasons
 
 
 def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
 from bottleneck.extraction.config import EngineConfig
-from bottleneck.extraction.pipeline import Batch, Trunk
+from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
+from bottleneck.store.spec import NodeSpec
 
 GREY = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 
@@ -94,3 +96,56 @@ def test_an_image_that_the_network_cannot_take_fails_alone(tmp_path, position, e
             failed.append((item.key, item.error.partition(": ")[0], item.passing))
     assert failed == [(f"a/{position:02}.png", "cannot pass the network", True)]
     assert rows == {f"a/{i:02}.png": 8.0 * i for i in range(30) if i != position}
+
+
+def batch_of(*values, views=None):
+    """A batch of images a, b … with these features (B, 2) of one node."""
+    images = [
+        LoadedImage(i, key, digest=bytes(32)) for i, key in zip(range(len(values)), "abcdef", strict=False)
+    ]
+    return Batch(images, (np.array(values, np.float32),), views)
+
+
+def sorted_out(batches, dtype):
+    """The keys of the images with rows, and the reasons of the others."""
+    rows, failed = [], {}
+    for item in without_unstorable(batches, [NodeSpec("conv", "avg", (2,), dtype=dtype)]):
+        if isinstance(item, Batch):
+            rows += zip((image.key for image in item.images), item.features[0][:, 0].tolist(), strict=True)
+        else:
+            failed[item.key] = item.error
+    return rows, failed
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "reason"),
+    [
+        ("float16", np.nan, "NaN or infinite at node conv"),
+        ("float32", -np.inf, "NaN or infinite at node conv"),
+        ("float16", -7e4, "up to 70000, beyond float16"),
+    ],
+)
+def test_features_that_cannot_be_stored_are_the_failure_of_their_image(dtype, value, reason):
+    rows, failed = sorted_out([batch_of((1, 2), (3, value), (65519, 0))], dtype)
+    assert rows == [("a", 1.0), ("c", 65519.0)]
+    assert list(failed) == ["b"]
+    assert reason in failed["b"]
+
+
+def test_large_features_fit_into_float32():
+    assert sorted_out([batch_of((1, 7e4))], "float32") == ([("a", 1.0)], {})
+
+
+def test_views_are_judged_as_features_are():
+    views = (np.ones((2, 3, 2), np.float32),)
+    views[0][1, 2, 0] = np.nan
+    rows, failed = sorted_out([batch_of((1, 2), (3, 4), views=views)], "float16")
+    assert (rows, list(failed)) == ([("a", 1.0)], ["b"])
+
+
+def test_a_first_batch_without_a_usable_row_is_the_network_s_fault_and_a_later_one_is_not():
+    bad = batch_of((np.nan, 0), (np.nan, 0))
+    (passed_on,) = without_unstorable([bad], [NodeSpec("conv", "avg", (2,), dtype="float16")])
+    assert passed_on is bad
+    rows, failed = sorted_out([batch_of((1, 2)), bad], "float16")
+    assert (len(rows), len(failed)) == (1, 2)

@@ -67,7 +67,7 @@ def run(folder: Path, rounds: int, seed: int = 0) -> dict:
     """Send random signals to runs, and let each cache be finished at last."""
     dice = random.Random(seed)
     figures = dict.fromkeys(["rounds", "signals", "interrupted", "caches finished"], 0)
-    figures |= {"defect: hangs": 0, "defect: crashes or other exit codes": 0, "rounds with a traceback": 0}
+    figures |= {"defect: hangs": 0, "defect: crashes or other exit codes": 0, "defect: tracebacks": 0}
     figures |= {"defect: committed rows lost": 0, "defect: final content differs": 0}
     expected = world_of(IMAGES).expected(NODES)
     for number in range(rounds):
@@ -96,7 +96,7 @@ def run(folder: Path, rounds: int, seed: int = 0) -> dict:
         figures["signals"] += len(sent)
         figures["interrupted"] += code != 0
         figures["defect: crashes or other exit codes"] += code not in {0, *(128 + number for number in sent)}
-        figures["rounds with a traceback"] += b"Traceback" in said
+        figures["defect: tracebacks"] += b"Traceback" in said
         figures["defect: committed rows lost"] += len(before - committed(path))
         if number % 4 == 3 or number == rounds - 1:
             world_of(IMAGES).extract(path, NODES)
