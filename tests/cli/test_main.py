@@ -44,7 +44,15 @@ def wait_for_handlers(run):
 
 def slow(seconds):
     command = [sys.executable, "-c", SLOW, "work", str(seconds)]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # a shell's background job ignores it
+    )
     assert run.stdout.readline() == "ready\n"
     return run
 

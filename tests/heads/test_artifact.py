@@ -1,5 +1,6 @@
 """The head file: what is written is read, and what a stranger wrote is refused."""
 
+import errno
 import hashlib
 import json
 
@@ -172,7 +173,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fail(*arguments):
-        raise OSError("the disk is full")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     monkeypatch.setattr("bottleneck.files.os.replace", fail)
     with pytest.raises(ArtifactError, match="disk is full"):

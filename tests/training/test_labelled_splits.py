@@ -74,7 +74,9 @@ def test_classes_that_train_lacks_are_left_out_and_counted():
     sets = labelled_splits(table, "label")
     assert sets.table.targets["label"].class_names == ("a", "b")
     assert {part: rows.tolist() for part, rows in sets.rows.items()} == {"train": [0, 1, 2, 3], "val": [5, 6]}
-    assert [note.details["unseen"] for note in sets.notes] == [{"only in val": 2, "nowhere": 0}]
+    classes, unlabelled = sets.notes
+    assert classes.details["unseen"] == {"only in val": 2, "nowhere": 0}
+    assert unlabelled.message.startswith("1 of 9 samples have no label")
 
 
 def test_val_taken_from_train_leaves_every_class_in_train():
