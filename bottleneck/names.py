@@ -39,7 +39,7 @@ PATCH_IMAGES = 300  # searched for the strongest patches by default
 
 def nodes_in(name: str) -> tuple[str, ...]:
     """The nodes of a name such as A+B, whose rows stand side by side; of one node, itself."""
-    return tuple(name.split(SIDE_BY_SIDE))
+    return tuple(node.strip() for node in name.split(SIDE_BY_SIDE))
 
 
 def default_pool(node: str) -> str:

@@ -78,7 +78,9 @@ def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
         ("thin classes", result.thin["flag"], len(result.thin["items"])),
         ("images that failed", len(result.failures), None),
     ]
-    parts: list[RenderableType] = [table(f"Audit of {cache}", ("", "flagged", "of"), summary)]
+    parts: list[RenderableType] = [
+        table(f"Audit of {cache} by {result.node}", ("", "flagged", "of"), summary)
+    ]
     kinds = (
         (result.label_issues, "Labels", ("sample", "given", "suggested", "score")),
         (result.outliers, "Outliers", ("image", "split", "score")),
@@ -121,8 +123,9 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
             f"(gain {repair['gain']:+.4f}, 95 % interval {low:+.4f} … {high:+.4f})."
         )
     if fix := result.files.get("fix"):
-        lines.append(f"Look at {fix}, which has the flagged labels first. What do they bring?")
-        lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
+        lines.append(f"{fix} has {result.label_issues['flag']:,} flagged labels first: look at them.")
+        if "test_accuracy" in result.leaks:
+            lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
     elif result.label_issues["flag"]:
         lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
     return lines

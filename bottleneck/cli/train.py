@@ -117,18 +117,22 @@ def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None
         )
         for each in result.candidates
     ]
-    measured = [
-        (split, values["n"], values[metric], _interval(values.get("accuracy_ci95")))
-        for split, values in result.metrics.items()
-    ]
+    measured: list[tuple[object, ...]] = [("cross-validation", None, result.chosen[f"cv_{metric}"], "", "")]
+    for split, values in result.metrics.items():
+        # The interval is of new samples, which those that the model was fitted on are not.
+        interval = "" if split == "train" else _interval(values.get("accuracy_ci95"))
+        measured.append((split, values["n"], values[metric], interval, LEARNT.get(split, "")))
     shown: list[RenderableType] = [
         table(f"Tried ({metric})", columns, tried),
-        table(f"Model: {result.chosen['what']}", ("split", "samples", metric, "95 % interval"), measured),
+        table(f"Model: {result.chosen['what']}", ("", "samples", metric, "95 % interval", ""), measured),
         f"{result.images['computed']:,} images computed, {result.images['reused']:,} reused; "
         f"{result.seconds:.1f} s in all. Card: {result.files['card']}",
         f"Next: bottleneck predict {quote(result.model)} IMAGES",
     ]
     terminal.result(result.to_json(), *shown)
+
+
+LEARNT = {"train": "learnt from, says nothing of new images"}
 
 
 def _plan_lines(plan: TrainPlan) -> list[RenderableType]:

@@ -118,6 +118,11 @@ def predict(
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
+    if failed:
+        first = f"{failed[0]['image']}: {failed[0]['error']}"
+        text = f"{len(failed):,} images have no prediction and no row in the result; the first is {first}."
+        notes.append(Note("images-without-prediction", text, True, {"failed": len(failed)}))
+    refuse_strict(notes, strict)
     if output is not None:
         notes += write_table(Path(output), predictions, raw)
     seconds = time.perf_counter() - started - classifier.trunk.startup_seconds

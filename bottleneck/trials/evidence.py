@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NOISE = 1.0  # standard errors of the paired difference
+ROUNDING = 1e-9  # one sample more has a gain and an error of 1 / n
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the gain is positive and above `NOISE` standard errors."""
-        return self.gain > 0 and self.gain > NOISE * self.error
+        """Whether the gain is positive and above `NOISE` standard errors; a tie but for rounding is not."""
+        return self.gain > 0 and self.gain > NOISE * self.error * (1 + ROUNDING)
 
 
 def difference(new: Evidence, old: Evidence) -> Difference:

@@ -43,15 +43,14 @@ def wait_for_handlers(run):
 
 
 def slow(seconds):
+    """A run that takes SIGINT, also where this suite is a background job, whose children ignore it."""
     command = [sys.executable, "-c", SLOW, "work", str(seconds)]
     run = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # a shell's background job ignores it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert run.stdout.readline() == "ready\n"
     return run

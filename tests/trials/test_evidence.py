@@ -81,3 +81,11 @@ def test_the_chosen_one_is_what_later_tiers_must_beat():
 def test_candidates_without_common_samples_never_replace():
     old, new = evidence([0, 0], keys=["a", "b"]), evidence([1, 1], keys=["c", "d"])
     assert choose([Contender("old", 0, old), Contender("new", 1, new)])[0] == 0
+
+
+def test_one_sample_more_never_replaces_whatever_the_rounding():
+    """Its gain and its error are both 1 / n, but floating-point numbers may differ."""
+    for n in range(2, 400):
+        old, new = np.zeros(n), np.zeros(n)
+        new[0] = 1
+        assert not difference(evidence(new), evidence(old)).beyond_noise, n

@@ -129,6 +129,8 @@ def audit(
     started = time.perf_counter()
     config = AuditConfig(target, node, cosine, ratio, fence, confusion, thin, cv, seed)
     with FeatureCache(cache) as opened:
+        if head is None and not opened.samples.targets:
+            return _without_labels(opened, config, reporter, started)
         judge = None if head is None else load_head(head)
         task = task_of(opened, config.target if judge is None else judge.target, cv=cv, seed=seed)
         if task.target.kind == "regression":
@@ -142,8 +144,9 @@ def audit(
         else:
             judged = from_head(task, judge, Path(os.fspath(head or "")))
         quality = judged.quality()
-        copies = _copies(opened, judged.node, config, reporter)
-        split_of = _splits_of_images(task)
+        compared = config.node if config.node in opened.nodes else judged.node
+        copies = _copies(opened, compared, config, reporter)
+        split_of = _splits_of_images(opened)
         labels = _label_issues(judged, quality, reporter)
         result = AuditResult(
             cache=str(cache),
@@ -151,9 +154,9 @@ def audit(
             node=judged.node,
             samples=len(judged.rows),
             label_issues=labels,
-            duplicates={"flag": len(copies), "score": len(copies) / len(opened.images), "items": copies},
+            duplicates=_duplicates(opened, copies),
             leaks=_leaks(judged, copies, split_of),
-            outliers=_outliers(opened, judged.node, split_of, config, reporter),
+            outliers=_outliers(opened, compared, split_of, config, reporter),
             confusable=_confusable(judged, config),
             thin=_thin(task, config),
             failures=dict(opened.failures),
@@ -163,6 +166,47 @@ def audit(
             notes=list(task.notes),
         )
     return replace(result, seconds=time.perf_counter() - started)
+
+
+def _without_labels(
+    cache: FeatureCache, config: AuditConfig, reporter: Reporter, started: float
+) -> AuditResult:
+    """Return what can be said of a cache that has no labels: copies, and images that are like no others."""
+    cache.require_rows()
+    copies, split_of = _copies(cache, config.node, config, reporter), _splits_of_images(cache)
+    leaks = _leaking_copies(copies, split_of)
+    nothing: Issue = {"flag": 0, "score": 0.0, "items": []}
+    text = f"{cache.path} has no labels: only copies, leaks of images and outliers are looked for."
+    return AuditResult(
+        cache=str(cache.path),
+        target="",
+        node=config.node,
+        samples=0,
+        label_issues=nothing,
+        duplicates=_duplicates(cache, copies),
+        leaks={"flag": len(leaks), "score": len(leaks) / len(cache.images), "items": leaks},
+        outliers=_outliers(cache, config.node, split_of, config, reporter),
+        confusable=nothing,
+        thin=nothing,
+        failures=dict(cache.failures),
+        thresholds={name: getattr(config, name) for name in THRESHOLDS},
+        seconds=time.perf_counter() - started,
+        notes=[Note("no-labels", text)],
+    )
+
+
+def _duplicates(cache: FeatureCache, copies: list[dict[str, Any]]) -> Issue:
+    return {"flag": len(copies), "score": len(copies) / len(cache.images), "items": copies}
+
+
+def _leaking_copies(copies: list[dict[str, Any]], split_of: dict[str, set[str]]) -> list[dict[str, Any]]:
+    """Return the copies of which the images are in more than one split."""
+    found = []
+    for copy in copies:
+        splits = set().union(*(split_of.get(image, set()) for image in copy["images"]))
+        if len(splits) > 1:
+            found.append(copy | {"splits": sorted(splits)})
+    return found
 
 
 def _label_issues(judged: Judged, quality: LabelQuality, reporter: Reporter) -> Issue:
@@ -250,11 +294,11 @@ def _copies(cache: FeatureCache, node: str, config: AuditConfig, reporter: Repor
     return items
 
 
-def _splits_of_images(task: Task) -> dict[str, set[str]]:
+def _splits_of_images(cache: FeatureCache) -> dict[str, set[str]]:
     """Return the splits in which each image is, by key."""
     splits: dict[str, set[str]] = {}
-    keys = task.cache.images.key
-    for images, split in zip(task.samples.image, task.samples.split, strict=True):
+    keys, samples = cache.images.key, cache.samples
+    for images, split in zip(samples.image, samples.split, strict=True):
         for image in images:
             splits.setdefault(keys[image], set()).add(split)
     return splits
@@ -262,12 +306,8 @@ def _splits_of_images(task: Task) -> dict[str, set[str]]:
 
 def _leaks(judged: Judged, copies: list[dict[str, Any]], split_of: dict[str, set[str]]) -> Issue:
     """Return copies and groups that are in two splits, and the accuracy on test without them."""
-    task, items, leaked = judged.task, list[dict[str, Any]](), set[str]()
-    for copy in copies:
-        splits = set().union(*(split_of.get(image, set()) for image in copy["images"]))
-        if len(splits) > 1:
-            items.append(copy | {"splits": sorted(splits)})
-            leaked.update(copy["images"])
+    task, items = judged.task, _leaking_copies(copies, split_of)
+    leaked = {image for item in items for image in item["images"]}
     groups: set[str] = set()
     if task.samples.group is not None:
         splits_of_group: dict[str, set[str]] = {}
@@ -379,7 +419,10 @@ def _repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: R
     if unknown:
         raise FitError(f"{labels} has classes that train of the cache lacks: {', '.join(unknown[:5])}.")
     if "test" not in task.rows:
-        raise FitError("There is no test split, on which a repair could be measured.", "See --test-fraction.")
+        raise FitError(
+            "There is no test split, on which a repair could be measured.",
+            "Extract with --test-fraction 0.2 to set one aside.",
+        )
     code_of = {each: code for code, each in enumerate(task.target.class_names)}
     codes = np.array([*(code_of[each] for each in new.class_names), -1])[new.values]
     values = np.where(codes >= 0, codes, task.target.values)

@@ -22,13 +22,15 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.source import Source, evenly
-from bottleneck.errors import Note
+from bottleneck.data.splits import strata
+from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
 from bottleneck.extraction.prepare import prepare
 from bottleneck.progress import duration
 
 TRIED = 48  # images on which the speed of extraction is measured
+LEAST_OF_EACH = 2  # samples of a class, without which nothing is learnt
 EXTRACTION_SHARE = 0.7  # of the minutes: extraction that would take longer gets fewer samples
 STARTUP = 6.0  # seconds that are kept free for loading networks and writing the model
 FIT_WORK = 13 * 6 * 30 * 6  # floating-point operations per sample, feature and class of one head with folds
@@ -132,8 +134,14 @@ def within_time(
     seconds = sum(cost.seconds for cost in costs)
     if minutes is None or seconds <= EXTRACTION_SHARE * 60 * minutes:
         return source, []
-    S = len(source.samples)
-    kept = min(S, max(2, int(S * EXTRACTION_SHARE * 60 * minutes / seconds)))
+    S, groups = len(source.samples), len(np.unique(strata(source.samples)))
+    kept = min(S, int(S * EXTRACTION_SHARE * 60 * max(minutes, 0) / seconds))
+    if kept < LEAST_OF_EACH * groups:
+        raise BottleneckError(
+            f"The time is too short: extraction of all {S:,} samples would take about {duration(seconds)}, "
+            f"and {max(kept, 0):,} samples in what is given are fewer than {LEAST_OF_EACH} of each class.",
+            "Give more --minutes, or leave it out.",
+        )
     text = (
         f"Extraction alone would take about {duration(seconds)}, and {duration(60 * minutes)} are given: "
         f"{kept:,} of {S:,} samples are used, evenly of splits and classes. Without --minutes all are."

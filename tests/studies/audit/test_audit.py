@@ -182,7 +182,6 @@ def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path)
 @pytest.mark.parametrize(
     ("make", "options", "error", "text"),
     [
-        (lambda t: [], {}, FitError, "label"),
         (lambda t: [class_target(np.zeros(N, int))], {}, FitError, "one class"),
         (lambda t: [Target("w", "regression", np.arange(N) / 2)], {}, FitError, "'w' is a number"),
         (lambda t: [class_target(t)], {"target": "colour"}, FitError, "colour"),
@@ -194,6 +193,14 @@ def test_what_cannot_be_audited_is_named(features, truth, tmp_path, make, option
     path = write_cache(tmp_path / "c.h5", features, make(truth), split=SPLIT)
     with pytest.raises(error, match=text):
         audit(path, **options)
+
+
+def test_a_cache_without_labels_is_searched_for_copies_and_outliers(features, tmp_path, result):
+    found = audit(write_cache(tmp_path / "c.h5", features, [], split=SPLIT))
+    assert found.duplicates == result.duplicates
+    assert found.outliers == result.outliers
+    assert [item["images"] for item in found.leaks["items"]] == [result.leaks["items"][0]["images"]]
+    assert [note.code for note in found.notes] == ["no-labels"]
 
 
 def test_the_command_prints_tables_and_json(cache, tmp_path):
