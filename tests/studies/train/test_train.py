@@ -262,7 +262,7 @@ def test_labels_covariates_and_two_images_a_sample_are_learnt(greys, tmp_path):
         image_columns=["left", "right"],
         covariate_columns=["weight"],
         label_separator="|",
-        **TINY,
+        **TINY | {"depth": 1},
     )
     head = load_head(found.model)
     assert (head.target_kind, head.images_per_sample, head.covariate_names) == ("multilabel", 2, ("weight",))
