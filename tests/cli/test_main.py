@@ -42,15 +42,20 @@ def wait_for_handlers(run):
         time.sleep(0.01)
 
 
+def take_signals():
+    """Let a child take all signals, also where this suite is a background job or under nohup."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def slow(seconds):
-    """A run that takes SIGINT, also where this suite is a background job, whose children ignore it."""
     command = [sys.executable, "-c", SLOW, "work", str(seconds)]
     run = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=take_signals,
     )
     assert run.stdout.readline() == "ready\n"
     return run
@@ -108,7 +113,9 @@ def test_random_signals_cost_no_committed_row(tmp_path, long):
     options = ("--backbone", "small_cnn", "--engine", "torch", "-o", str(tmp_path / "c.h5"))
     command = [sys.executable, "-m", "bottleneck", "extract", str(images), *options]
     for _ in range(200 if long else 3):
-        run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_signals
+        )
         wait_for_handlers(run)
         time.sleep(draw.uniform(0, 6))
         sent = []
