@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from bottleneck.backbones.backbone import Backbone
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.names import SIDE_BY_SIDE, nodes_in
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import alias_note
+
+if TYPE_CHECKING:  # torch's graphs take two seconds to import, which most caches do not need
+    from bottleneck.backbones.backbone import Backbone
 
 
 def stored_nodes(cache: FeatureCache, names: Sequence[str]) -> tuple[list[str], list[Note]]:
