@@ -15,7 +15,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from bottleneck.backbones.recipe import LoadOptions
@@ -29,6 +28,7 @@ from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
+from bottleneck.store.exchange import import_pyarrow
 
 # Between several labels or images in one cell; the first that none contains.
 SEPARATORS = ("|", ";", ",", "\t", "\n")
@@ -189,7 +189,7 @@ def _as_csv(columns: Columns, raw: bool) -> bytes:
 
 
 def _as_parquet(columns: Columns) -> bytes:
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow(), import_pyarrow("pyarrow.parquet")
     arrays = {}
     for name, values in columns.items():
         try:
@@ -278,19 +278,8 @@ def require_writable(path: Path) -> None:
             f"The output {path} has no known suffix; expected one of {', '.join(SUFFIXES)}."
         )
     if path.suffix.lower() == ".parquet":
-        _pyarrow()
+        import_pyarrow()
     require_file_name(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=path.parent):
         pass
-
-
-def _pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise BottleneckError(
-            "Writing .parquet needs pyarrow.", "Run: pip install 'bottleneck-features[parquet]'"
-        ) from None
-    return pyarrow, parquet
