@@ -212,37 +212,36 @@ def run_extraction(
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
     remember_root(source.root, path)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
-    with FeatureCache(path) as written:
-        targets = (source.samples.targets, written.samples.targets)
-        lost = lost_classes(*targets, "classes-without-samples", "the cache", NONE_READ)
-        return ExtractResult(
-            cache=str(path),
-            images=summary.images,
-            samples=len(written.samples),
-            computed=summary.computed,
-            reused=summary.reused,
-            failed=summary.failed,
-            removed=summary.removed,
-            ignored=source.ignored,
-            seconds=seconds,
-            startup_seconds=trunk.startup_seconds,
-            images_per_second=summary.computed / seconds,
-            engine=trunk.engine_name,
-            nodes={name: node.shape for name, node in written.nodes.items()},
-            spent={**trunk.spent, "write": summary.write_seconds},
-            failures=dict(written.failures),
-            data=source_sheet(source, written.samples, written.failures),
-            notes=[
-                *source.notes,
-                *trunk.notes,
-                *filter(None, [extraction.moved]),
-                *extraction.aliases,
-                *plan.notes,
-                *writer.notes,
-                *lost,
-                *_kept_note(kept),
-            ],
-        )
+    targets = (source.samples.targets, summary.samples.targets)
+    lost = lost_classes(*targets, "classes-without-samples", "the cache", NONE_READ)
+    return ExtractResult(
+        cache=str(path),
+        images=summary.images,
+        samples=len(summary.samples),
+        computed=summary.computed,
+        reused=summary.reused,
+        failed=summary.failed,
+        removed=summary.removed,
+        ignored=source.ignored,
+        seconds=seconds,
+        startup_seconds=trunk.startup_seconds,
+        images_per_second=summary.computed / seconds,
+        engine=trunk.engine_name,
+        nodes={name: node.shape for name, node in summary.nodes.items()},
+        spent={**trunk.spent, "write": summary.write_seconds},
+        failures=summary.failures,
+        data=source_sheet(source, summary.samples, summary.failures),
+        notes=[
+            *source.notes,
+            *trunk.notes,
+            *filter(None, [extraction.moved]),
+            *extraction.aliases,
+            *plan.notes,
+            *writer.notes,
+            *lost,
+            *_kept_note(kept),
+        ],
+    )
 
 
 def survey(

@@ -153,6 +153,11 @@ class CacheState:
             self.catalog.add_keys(table)
             self.keys = tuple(table.images.key)
 
+    @property
+    def all_nodes(self) -> dict[str, NodeSpec]:
+        """The nodes of all files of the cache, those that this run does not touch included."""
+        return {name: file.nodes[name] for name, file in self.companions.items()} | self.nodes
+
     def missing(self, digest: bytes) -> tuple[str, ...]:
         """Return the names of the nodes of which no file has the row, or the views, of this digest."""
         datasets = self.catalog.missing(digest, tuple(self._name_of))

@@ -40,15 +40,24 @@ NOT_READ = "It was not read in the last run."
 class Summary:
     """Outcome of a run: `images` rows of the cache, `removed` rows that it no longer has.
 
+    samples : of the finished cache.
+    failures : key of each input that gave no row, with the reason.
+    nodes : of the finished cache, by name.
     write_seconds : time for the parts, in their own thread, and for the finished file.
     """
 
     images: int
     computed: int
     reused: int
-    failed: int
     removed: int
-    write_seconds: float = 0.0
+    samples: SampleTable
+    failures: dict[str, str]
+    nodes: dict[str, NodeSpec]
+    write_seconds: float
+
+    @property
+    def failed(self) -> int:
+        return len(self.failures)
 
 
 class KnownDigests(Container[bytes]):
@@ -233,8 +242,10 @@ class CacheWriter:
             images=len(images),
             computed=computed,
             reused=len(images) - computed,
-            failed=len(failures),
             removed=len(set(self._state.keys) - set(self._keys)),
+            samples=tables.samples,
+            failures={failure.key: failure.reason for failure in failures},
+            nodes=self._state.all_nodes,
             write_seconds=self._committer.seconds + time.perf_counter() - started,
         )
 
