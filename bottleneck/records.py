@@ -45,20 +45,25 @@ def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: 
 
 
 def is_text(value: Any) -> bool:
+    """Return whether a field is a str."""
     return isinstance(value, str)
 
 
 def is_flag(value: Any) -> bool:
+    """Return whether a field is a bool."""
     return isinstance(value, bool)
 
 
 def is_integer(value: Any) -> bool:
+    """Return whether a field is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
+    """Return whether a field is an int or float and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def are_numbers(value: Any) -> bool:
+    """Return whether a field is a list or tuple of numbers."""
     return isinstance(value, list | tuple) and all(map(is_number, value))
