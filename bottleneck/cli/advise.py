@@ -8,14 +8,14 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import flags_of, loading_options, strict_option
-from bottleneck.cli.terminal import Terminal, plain, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, plain, shows_results, table
 from bottleneck.files import write_whole
 from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
 
 flag = flags_of(AdviseConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "-o",

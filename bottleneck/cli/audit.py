@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import flags_of, strict_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import AuditConfig
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ SHOWN = 10
 flag = flags_of(AuditConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "--head",

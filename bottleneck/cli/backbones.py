@@ -7,10 +7,10 @@ from dataclasses import asdict
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("pattern", required=False)
 @shows_results
 def command(terminal: Terminal, pattern: str | None) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bottleneck.cli.terminal import Terminal, data_sheet_lines, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
 from bottleneck.errors import CacheError
 
 
@@ -15,7 +15,7 @@ def command() -> None:
     """Show, verify, export and merge feature caches."""
 
 
-@command.command()
+@command.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @shows_results
 def info(terminal: Terminal, cache: str) -> None:
@@ -55,7 +55,7 @@ def info(terminal: Terminal, cache: str) -> None:
     )
 
 
-@command.command()
+@command.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "--timeout",
@@ -76,7 +76,7 @@ def verify(terminal: Terminal, cache: str, timeout: float | None) -> None:
         raise CacheError(f"{cache} is damaged: {report.problems[0]}", report.mend or anew)
 
 
-@command.command()
+@command.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option("-o", "--output", type=click.Path(), required=True, help="A .npz or .parquet file to write.")
 @shows_results
@@ -88,7 +88,7 @@ def export(terminal: Terminal, cache: str, output: str) -> None:
     terminal.result(values, f"Written to {output}")
 
 
-@command.command()
+@command.command(cls=Command)
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
 @click.option("-o", "--output", type=click.Path(), required=True, help="Cache to write; it must not exist.")
 @shows_results

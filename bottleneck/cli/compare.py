@@ -16,7 +16,7 @@ from bottleneck.cli.options import (
     strict_option,
     training_options,
 )
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.names import SMALL_CNN_DEPTH
 from bottleneck.training.config import ALL, INITS, CompareConfig
 
@@ -47,7 +47,7 @@ class Several(click.ParamType):
 flag = flags_of(CompareConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "-o",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from bottleneck.cli.options import setting
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.names import DEMO_FOLDER
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "-o",
     "--output",

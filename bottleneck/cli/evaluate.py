@@ -13,7 +13,7 @@ from bottleneck.cli.options import (
     reading_options,
     strict_option,
 )
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.errors import BottleneckError
 from bottleneck.names import ALL_SAMPLES, SPLITS
 
@@ -33,7 +33,7 @@ MEASURES = (
 )
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=click.Path())
 @click.argument("source")
 @click.option(

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import trust_code_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.names import EXPORT_FORMATS
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=click.Path())
 @click.option(
     "--format",

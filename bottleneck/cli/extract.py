@@ -16,7 +16,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Terminal, data_sheet_lines, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_POOL, DTYPES, POOLS
@@ -25,7 +25,7 @@ from bottleneck.records import config_from
 flag = flags_of(ExtractConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @click.option(
     "-o",

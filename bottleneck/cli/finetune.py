@@ -14,13 +14,13 @@ from bottleneck.cli.options import (
     strict_option,
     training_options,
 )
-from bottleneck.cli.terminal import Terminal, show_result, shows_results
+from bottleneck.cli.terminal import Command, Terminal, show_result, shows_results
 from bottleneck.training.config import AUGMENTS, BATCHNORMS, FinetuneConfig
 
 flag = flags_of(FinetuneConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "--head",

@@ -18,7 +18,7 @@ from bottleneck.cli.options import (
     regression_option,
     strict_option,
 )
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
 from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SCALES, SPLITS
@@ -63,7 +63,7 @@ NOT_CONVERGED = " *"  # beside a head in the table; a note says more
 flag = flags_of(FitConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.option(
     "--target",

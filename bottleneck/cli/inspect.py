@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bottleneck.cli.options import input_options, trust_code_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.errors import BackboneError
 from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES
 
@@ -29,7 +29,7 @@ class References(click.ParamType):
         return value if isinstance(value, tuple) else tuple(str(value).split(","))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("backbone")
 @click.option(
     "--weights",

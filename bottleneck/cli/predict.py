@@ -8,13 +8,13 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import column_options, engine_options, flip_option, loading_options, strict_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.names import TOP_CLASSES
 
 ROWS_SHOWN = 20
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("model", type=click.Path())
 @click.argument("sources", nargs=-1, required=True)
 @click.option(

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import flags_of, strict_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import MEASURES, RankConfig
 
 flag = flags_of(RankConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
 @flag("--node", help="Node whose cached features are scored.")
 @flag(

@@ -17,13 +17,13 @@ from bottleneck.cli.options import (
     training_options,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Terminal, show_result, shows_results
+from bottleneck.cli.terminal import Command, Terminal, show_result, shows_results
 from bottleneck.training.config import AUGMENTS, ScratchConfig
 
 flag = flags_of(ScratchConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @click.option(
     "-o",

@@ -9,7 +9,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import engine_options, flags_of, loading_options
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import SimilarConfig
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ IMAGES_SHOWN = 20
 flag = flags_of(SimilarConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("cache", type=click.Path())
 @click.argument("images", nargs=-1, metavar="[IMAGE]...")
 @flag("--all", "all_images", is_flag=True, help="Find the neighbours of every image of the cache.")

@@ -2,7 +2,7 @@
 
 Every command is written as
 
-    @click.command()
+    @click.command(cls=Command)
     @click.argument("source")
     @shows_results
     def command(terminal: Terminal, source: str) -> None:
@@ -85,6 +85,24 @@ class Terminal(Reporter):
     def _show(self, part: RenderableType) -> None:
         line = printable(part) if isinstance(part, str) else part
         self.out.print(line, markup=False, highlight=False)
+
+
+class Command(click.Command):
+    """A command that refuses an option which is given twice and takes one value.
+
+    click would take the later value and say nothing. Any spelling counts, and so do two equal values.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        rest = super().parse_args(ctx, args)  # `--help` and other errors come first
+        _, _, order = self.make_parser(ctx).parse_args(given)
+        single = [item for item in order if isinstance(item, click.Option) and not item.multiple]
+        for option in single:
+            if [item.name for item in single].count(option.name) > 1:
+                spellings = " or ".join(option.opts + option.secondary_opts)
+                raise click.UsageError(f"{spellings} is given more than once. Give it once.", ctx)
+        return rest
 
 
 class _Rate(ProgressColumn):

@@ -16,7 +16,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.files import readable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @click.option(
     "-o",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bottleneck.cli.options import flags_of, reading_options, strict_option
-from bottleneck.cli.terminal import Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Names(click.ParamType):
 flag = flags_of(StudyConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("source")
 @click.option(
     "-o",

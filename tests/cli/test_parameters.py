@@ -8,11 +8,13 @@ from dataclasses import fields
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from bottleneck.backbones.inspect import inspect_backbone
 from bottleneck.backbones.patches import patches_of_source
 from bottleneck.backbones.registry import available, load_backbone, outline
 from bottleneck.cli.main import COMMANDS, group
+from bottleneck.cli.terminal import Command
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.demo import demo
@@ -120,12 +122,25 @@ def signature_defaults(name, parameter):
 
 def without_flags(name):
     """The context of a command that is called with its required arguments and no other flag."""
-    arguments = []
-    for parameter in LEAVES[name].params:
-        if parameter.required:
-            flag = [parameter.opts[0]] if isinstance(parameter, click.Option) else []
-            arguments += [*flag, next(iter(getattr(parameter.type, "choices", ["x"])))]
-    return LEAVES[name].make_context(name, arguments)
+    return LEAVES[name].make_context(name, required(LEAVES[name]))
+
+
+def required(command):
+    """The arguments and flags that a command needs"""
+    return [text for item in command.params if item.required for text in said(item)]
+
+
+def said(item):
+    """A parameter on the command line, with a value of its type."""
+    if getattr(item, "is_flag", False):
+        return item.opts[:1]
+    for value in ("1", "0.5", "8", "999", __file__, *getattr(item.type, "choices", ())):
+        try:
+            item.type.convert(value, item, None)
+        except click.BadParameter:
+            continue
+        return [*item.opts[:1], value] if isinstance(item, click.Option) else [value]
+    raise AssertionError(item.name)
 
 
 def test_every_command_is_listed():
@@ -159,6 +174,33 @@ def test_every_flag_has_a_help_text_and_shows_its_default(name):
         assert len(item.help.split()) > 2, item.name
         assert "[default" not in item.help, item.name
         assert item.required or item.show_default or not context.params[item.name], item.name
+
+
+@each_command
+def test_an_option_of_one_value_is_refused_when_it_is_given_twice(name):
+    command = LEAVES[name]
+    options = [item for item in command.params if isinstance(item, click.Option)]
+    for item in options:
+        spellings = [[opt, *said(item)[1:]] for opt in item.opts]
+        twice = [*spellings[0], *spellings[-1]]
+        arguments = [*required(command), *(spellings[-1] if item.required else twice)]
+        if item.multiple:
+            assert len(command.make_context(name, arguments).params[item.name]) == 2
+        else:
+            with pytest.raises(click.UsageError, match=f"{item.opts[-1]} is given more than once"):
+                command.make_context(name, arguments)
+
+
+def test_the_two_sides_of_a_switch_are_one_option():
+    @click.command(cls=Command)
+    @click.option("--on/--off")
+    def command(on):
+        click.echo(on)
+
+    assert CliRunner().invoke(command, ["--on"]).output == "True\n"
+    refused = CliRunner().invoke(command, ["--on", "--off"])
+    assert refused.exit_code == 2
+    assert "--on or --off is given more than once" in refused.output
 
 
 @pytest.mark.parametrize(
