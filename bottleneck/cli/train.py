@@ -26,7 +26,7 @@ from bottleneck.records import config_from
 from bottleneck.studies.study_config import FINETUNING, TrainConfig
 
 if TYPE_CHECKING:
-    from bottleneck.studies.train.budget import TrainPlan
+    from bottleneck.studies.train.plan import TrainPlan
 
 flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
@@ -137,7 +137,7 @@ LEARNT = {"train": "learnt from, says nothing of new images"}
 
 def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
     """Return the plan for people."""
-    from bottleneck.studies.train.budget import DEGRADED
+    from bottleneck.studies.train.plan import DEGRADED
 
     rows = [(f"extract {cost}", duration(cost.seconds), readable(cost.bytes)) for cost in plan.extraction]
     fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"

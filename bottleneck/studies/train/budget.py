@@ -1,4 +1,4 @@
-"""What `train` would do and cost, and how it keeps to the minutes that it is given.
+"""What extraction and fits cost, and how `train` keeps to the minutes that it is given.
 
 Seconds of extraction are measured on a few of the images, through the engine that will run; seconds of fits
 follow from their size and the speed of a matrix product here. Nothing is written.
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -32,11 +31,10 @@ from bottleneck.progress import duration
 TRIED = 48  # images on which the speed of extraction is measured
 LEAST_OF_EACH = 2  # samples of a class, without which nothing is learnt
 EXTRACTION_SHARE = 0.7  # of the minutes: extraction that would take longer gets fewer samples
-STARTUP = 6.0  # seconds that are kept free for loading networks and writing the model
 FIT_WORK = 13 * 6 * 30 * 6  # floating-point operations per sample, feature and class of one head with folds
 FIT_LEAST = 0.5  # seconds
+FINAL = 1.5  # the final fit, with reading and writing, in fits of the chosen candidate
 EFFICIENCY = 0.5  # of a fit's products, relative to a large matrix product
-DEGRADED = ("fine-tuning", "combinations of nodes", "heads on the lowest stages", "samples")
 
 
 @dataclass(frozen=True)
@@ -52,44 +50,6 @@ class ExtractionCost:
 
     def __str__(self) -> str:
         return f"{self.images:,} images through {self.backbone}, {len(self.nodes)} nodes"
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """What `train` would do.
-
-    extraction : one cost per backbone. heads : number of heads on single nodes. combinations : at most.
-    head_seconds : of all heads and the final fit. finetuning : whether it may be tried.
-    samples : that are learnt from and measured, of those that there are.
-    """
-
-    model: str
-    extraction: list[ExtractionCost]
-    heads: int
-    combinations: int
-    head_seconds: float
-    finetuning: bool
-    samples: int
-    samples_of: int
-    minutes: float | None
-    notes: list[Note] = field(default_factory=list)
-
-    @property
-    def seconds(self) -> float:
-        """Of the whole run without fine-tuning."""
-        return STARTUP + self.head_seconds + sum(cost.seconds for cost in self.extraction)
-
-    @property
-    def bytes(self) -> int:
-        """On disk."""
-        return sum(cost.bytes for cost in self.extraction)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck train --plan --json`."""
-        extraction = [vars(cost) for cost in self.extraction]
-        notes = [note.to_json() for note in self.notes]
-        more = {"seconds": self.seconds, "bytes": self.bytes, "saved_first": list(DEGRADED)}
-        return {**vars(self), **more, "extraction": extraction, "notes": notes}
 
 
 def extraction_cost(

@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bottleneck.data.source import Source
 from bottleneck.errors import Note
+from bottleneck.extraction.extract import ExtractResult
 from bottleneck.files import write_whole
+from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.classifier import Classifier, load_model
-from bottleneck.names import TOP_CLASSES
-
-if TYPE_CHECKING:
-    from bottleneck.trials.evidence import Step
+from bottleneck.names import SPLITS, TOP_CLASSES
+from bottleneck.studies.train.candidates import Candidate
+from bottleneck.studies.train.request import Request
+from bottleneck.trials.evidence import Step
+from bottleneck.trials.task import Task
 
 COLUMNS = ("what", "kind", "backbone", "node", "cv", "val", "pooled", "seconds", "chosen")
 
@@ -71,11 +76,6 @@ class TrainResult:
         return {**values, "notes": [note.to_json() for note in self.notes]}
 
 
-def steps_json(steps: list[Step]) -> list[str]:
-    """Return the comparisons as sentences."""
-    return [str(step) for step in steps]
-
-
 def write_tables(model: Path, candidates: list[dict[str, Any]], metric: str) -> dict[str, str]:
     """Write everything that was tried beside the model, as CSV and as JSON lines of one list."""
     buffer = io.StringIO(newline="")
@@ -88,3 +88,66 @@ def write_tables(model: Path, candidates: list[dict[str, Any]], metric: str) -> 
     write_whole(table, buffer.getvalue().encode())
     write_whole(data, json.dumps(candidates, ensure_ascii=False, indent=1).encode())
     return {"table": str(table), "table_json": str(data)}
+
+
+def result_of(
+    request: Request,
+    head: HeadArtifact,
+    chosen: Candidate,
+    rows: list[dict[str, Any]],
+    steps: Sequence[Step],
+    extracted: dict[str, ExtractResult],
+    files: dict[str, str],
+    notes: list[Note],
+    started: float,
+) -> TrainResult:
+    """Return the result of a run that began at `started`."""
+    metrics = {split: values for split, values in head.metrics.items() if split in SPLITS}
+    measured = {split: each for split, each in metrics.items() if "accuracy" in each}
+    paths = {f"cache {name}": str(path) for name, path in request.paths.items()}
+    return TrainResult(
+        model=str(request.model),
+        target=head.target,
+        metric=chosen.task.metric,
+        chosen=next(row for row in rows if row["chosen"]),
+        candidates=rows,
+        accuracy={split: each["accuracy"] for split, each in measured.items()},
+        accuracy_ci95={split: list(each["accuracy_ci95"]) for split, each in measured.items()},
+        metrics=metrics,
+        rule=[str(step) for step in steps],
+        samples={split: len(indices) for split, indices in chosen.task.rows.items()},
+        images={
+            name: sum(getattr(result, name) for result in extracted.values())
+            for name in ("computed", "reused", "failed")
+        },
+        files={"card": str(request.model.with_suffix(".md")), **files, **paths},
+        seconds=time.perf_counter() - started,
+        notes=notes,
+    )
+
+
+def split_notes(task: Task) -> list[Note]:
+    """Return what a reader must know of the splits that chose and measured."""
+    notes = []
+    if "val" not in task.rows:
+        text = "There is no val split: cross-validation on train alone chose."
+        notes.append(Note("chosen-without-val", text))
+    else:
+        text = (
+            "The model has learnt from train and val; its accuracy on val is that of the same candidate "
+            "fitted on train alone."
+        )
+        notes.append(Note("fitted-on-val", text))
+    if "test" not in task.rows:
+        text = (
+            "There is no test split, so nothing confirms the accuracy that chose; set one aside with "
+            "--test-fraction 0.2."
+        )
+        notes.append(Note("no-test", text))
+    return notes
+
+
+def choice_note(chosen: Candidate, steps: Sequence[Step]) -> Note:
+    """Return how the choice came about."""
+    told = " ".join(str(step) for step in steps)
+    return Note("chosen", f"Chosen: {chosen.what}. {told}".strip(), details={"chosen": chosen.what})

@@ -13,9 +13,10 @@ from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.studies.train.budget import TrainPlan
+from bottleneck.studies.train.plan import TrainPlan, plan
+from bottleneck.studies.train.request import Request
 from bottleneck.studies.train.result import TrainResult
-from bottleneck.studies.train.route import Route
+from bottleneck.studies.train.route import run
 
 
 def train(
@@ -100,9 +101,10 @@ regression, label_separator, val_fraction, test_fraction, limit
     config = config_from(TrainConfig, locals())
     extraction = config_from(ExtractConfig, locals(), backbone=None)
     reading = config_from(ReadConfig, locals())
-    return Route(
+    request = Request(
         read_source(source, reading), output, _names(backbone), config, extraction, cache, strict, reporter
-    ).run(started)
+    )
+    return run(request, started)
 
 
 def plan_training(
@@ -120,7 +122,7 @@ def plan_training(
 
     Raises what `train` would raise before its first image.
     """
-    return Route(
+    request = Request(
         read_source(source, reading),
         output,
         _names(backbone),
@@ -129,7 +131,8 @@ def plan_training(
         cache,
         strict,
         SILENT,
-    ).plan()
+    )
+    return plan(request)
 
 
 def _names(backbone: str | Sequence[str]) -> tuple[str, ...]:

@@ -1,0 +1,84 @@
+"""One block fine-tuned below a head, as a candidate of `train`, where the evidence says that it may pay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.errors import FitError, Note
+from bottleneck.fitting.head_files import file_name
+from bottleneck.studies.study_config import TrainConfig
+from bottleneck.studies.train.budget import Clock
+from bottleneck.studies.train.candidates import FINETUNED, HEAD, NODE, Candidate
+from bottleneck.studies.train.request import Request
+from bottleneck.trials.evidence import choose
+from bottleneck.trials.finetuning import Allows, Tuning, try_finetuning
+
+LEAST_TUNING = 30.0  # seconds that fine-tuning may take however short the rest was
+TUNE_FROM = 50  # train samples a class; with fewer, a tuned block seldom beats the head
+TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on
+
+
+def try_tuning(
+    request: Request, candidates: Sequence[Candidate], best: Candidate, clock: Clock
+) -> tuple[list[Candidate], list[Note]]:
+    """Fine-tune one block below the head that the rule chooses among those on single nodes.
+
+    Returns
+    -------
+    The candidate, or none and a note that says why.
+    """
+    reason = _not_tuned(request.config, best)
+    if reason is not None:
+        return [], [_note(reason)]
+    heads = [each for each in candidates if each.backbone == best.backbone and each.kind in (HEAD, NODE)]
+    start, _ = choose([each.contender(False) for each in heads])
+    head, allows = heads[start], _allowance(request.config, clock)
+    if not allows(clock.per_image * len(head.task.cache.images)):
+        return [], [_note("there is no time to extract the map that it would be trained from")]
+    load = LoadOptions(request.extraction.weights, request.extraction.trust_code)
+    tuning = Tuning(head.node, 1, head.tried.settings["C"], load, request.config.seed)
+    name = file_name(best.backbone, head.task.target.name, head.node, "1")
+    evidence = best.tried.evidence
+    tried = try_finetuning(head.task, tuning, evidence, request.records, name, allows, request.reporter)
+    if isinstance(tried, str):
+        return [], [_note(tried)]
+    what = f"one block tuned below the head on {head.node}"
+    order = request.backbones.index(best.backbone)
+    return [Candidate(FINETUNED, best.backbone, order, head.node, head.task, tried, what, tuning)], []
+
+
+def _allowance(config: TrainConfig, clock: Clock) -> Allows:
+    """Without minutes, fine-tuning may take as long as everything before it."""
+    elapsed = clock.elapsed
+    if config.minutes is None and config.finetune == "auto":
+        return lambda seconds: clock.elapsed + seconds <= 2 * max(elapsed, LEAST_TUNING)
+    return lambda seconds: clock.allows(2 * seconds)  # the final network is trained once more
+
+
+def _not_tuned(config: TrainConfig, best: Candidate) -> str | None:
+    """Return why fine-tuning is not tried; None where it may pay.
+
+    In "auto" it may pay where the best head leaves errors, and there are enough samples to learn blocks
+    from: on few photographs a tuned block seldom beats the head.
+    """
+    task = best.task
+    if config.finetune == "never":
+        return "--finetune never"
+    if task.target.kind != "class":
+        text = f"target {task.target.name!r} is a {task.target.kind} one, and blocks are tuned for classes"
+        if config.finetune == "always":
+            raise FitError(f"--finetune always: {text}.", "Leave --finetune out.")
+        return text
+    if config.finetune == "always":
+        return None
+    per_class = len(task.rows["train"]) / len(task.target.class_names)
+    if per_class < TUNE_FROM:
+        return f"{per_class:.0f} train samples a class are fewer than {TUNE_FROM}"
+    if 1 - best.tried.evidence.mean < TUNE_ABOVE:
+        return f"the best head is wrong on less than {TUNE_ABOVE:.0%} of the samples"
+    return None
+
+
+def _note(reason: str) -> Note:
+    return Note("not-finetuned", f"Nothing was fine-tuned: {reason}.", details={"reason": reason})

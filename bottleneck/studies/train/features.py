@@ -1,0 +1,60 @@
+"""The features of every stage, extracted in one pass for each backbone, of as many samples as time allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from bottleneck.data.source import Source, evenly
+from bottleneck.errors import Note, refuse_strict
+from bottleneck.extraction.extract import ExtractResult, run_extraction
+from bottleneck.store.spec import fingerprint
+from bottleneck.studies.train.budget import Clock, ExtractionCost, extraction_cost, within_time
+from bottleneck.studies.train.request import Request
+
+
+def extract_all(request: Request, clock: Clock) -> tuple[dict[str, ExtractResult], list[Note]]:
+    """Extract all nodes of each backbone, and return the results by backbone and all notes."""
+    source, notes = request.source, list[Note]()
+    if request.config.minutes is not None:
+        source, notes = _limited(request, costs(request), request.config.minutes - clock.elapsed / 60)
+        refuse_strict(notes, request.strict)
+        for note in notes:
+            request.reporter.tell(f"Note: {note}")
+    extracted = {name: _extract(request, source, name) for name in request.backbones}
+    for result in extracted.values():
+        result.require_rows()
+        notes += result.notes
+        if result.computed:
+            clock.per_image = max(clock.per_image, result.seconds / result.computed)
+    return extracted, notes
+
+
+def costs(request: Request) -> list[ExtractionCost]:
+    """Return what extraction costs, by backbone in their order."""
+    return [
+        extraction_cost(request.source, request.paths[name], request.extraction_by(name), request.nodes[name])
+        for name in request.backbones
+    ]
+
+
+def _limited(request: Request, costs: Sequence[ExtractionCost], minutes: float) -> tuple[Source, list[Note]]:
+    """Return the samples that can be extracted in time; a resumed run keeps to its first number."""
+    location = {"source": request.source.location, "samples": len(request.source.samples)}
+    inputs = fingerprint({**location, "settings": request.fingerprint})
+    if stored := request.records.read("samples", inputs):
+        return evenly(request.source, stored[0]["samples"]), [Note(**stored[0]["note"])]
+    source, notes = within_time(request.source, costs, minutes)
+    if notes:
+        values = {"samples": len(source.samples), "note": asdict(notes[0])}
+        request.records.write("samples", inputs, values, {"none": np.zeros(1)})
+    return source, notes
+
+
+def _extract(request: Request, source: Source, backbone: str) -> ExtractResult:
+    path = request.paths[backbone]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    config = replace(request.extraction_by(backbone), nodes=tuple(request.nodes[backbone]))
+    return run_extraction(source, path, config, request.reporter)

@@ -1,0 +1,109 @@
+"""What `train` is asked for, and where it keeps the model, the caches and the finished trials."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from bottleneck.backbones.registry import outline
+from bottleneck.data.source import Source
+from bottleneck.errors import BottleneckError
+from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.prepare import read_model_file
+from bottleneck.extraction.settings import default_cache, source_name
+from bottleneck.files import require_file_name
+from bottleneck.names import DEFAULT_BACKBONE
+from bottleneck.progress import Reporter
+from bottleneck.store.spec import fingerprint
+from bottleneck.studies.study_config import TrainConfig
+from bottleneck.trials.task import Records, stage_nodes
+
+MODELS_FOLDER = "models"
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `train`. backbones : the preferred one first. extraction : of any of them."""
+
+    source: Source
+    output: str | Path | None
+    backbones: tuple[str, ...]
+    config: TrainConfig
+    extraction: ExtractConfig
+    cache: str | Path | None
+    strict: bool
+    reporter: Reporter
+
+    def extraction_by(self, backbone: str) -> ExtractConfig:
+        """Return the settings of extraction by one backbone."""
+        return replace(self.extraction, backbone=backbone)
+
+    @property
+    def several(self) -> bool:
+        """Whether several backbones are compared."""
+        return len(self.backbones) > 1
+
+    @cached_property
+    def nodes(self) -> dict[str, list[str]]:
+        """The nodes of every stage of each backbone, the bottleneck first, the others from the bottom up."""
+        return {name: self._nodes(name) for name in self.backbones}
+
+    def _nodes(self, backbone: str) -> list[str]:
+        config = self.extraction_by(backbone)
+        named, preprocess = read_model_file(config)
+        network = outline(
+            named.backbone or DEFAULT_BACKBONE,
+            in_channels=named.in_channels or 3,
+            depth=named.depth,
+            trust_code=named.trust_code,
+        )
+        sized = (preprocess or network.preprocess).override(config.image_size, config.crop)
+        *earlier, top = stage_nodes(network, sized)
+        return [top, *earlier]
+
+    @cached_property
+    def model(self) -> Path:
+        """The model's file: `output`, or `models/SOURCE.safetensors` below the current folder."""
+        if self.output is None:
+            return Path(MODELS_FOLDER) / f"{source_name(self.source)}.safetensors"
+        path = Path(self.output)
+        if path.suffix != ".safetensors":
+            raise BottleneckError(
+                f"The model's file is {path}; expected a name that ends in .safetensors.",
+                f"Write it to {path.with_name(path.name + '.safetensors')}.",
+            )
+        require_file_name(path)
+        return path
+
+    @cached_property
+    def work(self) -> Path:
+        """The folder of caches and trials."""
+        return self.model.with_suffix(".work")
+
+    @cached_property
+    def paths(self) -> dict[str, Path]:
+        """The cache of each backbone."""
+        if self.cache is not None and Path(self.cache).suffix == ".h5":
+            if self.several:
+                raise BottleneckError(
+                    f"--cache names one file, {self.cache}, for {len(self.backbones)} backbones.",
+                    "Name a folder: there is one cache for each backbone.",
+                )
+            return {self.backbones[0]: Path(self.cache)}
+        folder = self.work if self.cache is None else Path(self.cache)
+        return {
+            name: folder / default_cache(self.source, self.extraction_by(name)).name
+            for name in self.backbones
+        }
+
+    @cached_property
+    def records(self) -> Records:
+        """The finished trials."""
+        return Records(self.work / "trials")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what the user asked for."""
+        asked = {**asdict(self.config), "backbones": self.backbones, "weights": self.extraction.weights}
+        return fingerprint({"choice": 1, **asked})
