@@ -17,7 +17,7 @@ joined-by-other-separator label-rows-without-sample label-separator-unused label
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split leep-not-computed loss-diverged map-in-float32 measured-on-train nan-labels
 network-converted-to-float32 no-cross-validation no-label-column no-labels no-test node-alias
-not-converged not-finetuned options-unused paths-found-by-other-spelling rare-classes
+not-converged not-finetuned one-answer options-unused paths-found-by-other-spelling rare-classes
 remembered-column-missing remembered-columns repeated-rows rows-damaged rows-kept-unread rows-of-nan
 rows-removed run-resumed runs-reused samples-damaged samples-drawn samples-limited samples-not-used
 samples-unlabelled samples-without-label-row shard-labels shard-splits-not-used source-moved

@@ -32,6 +32,8 @@ MEASURES = (
     "n",
 )
 
+FEW = 5  # classes, of which the true one is always among the top 5
+
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path())
@@ -96,6 +98,8 @@ def _measured(result: dict[str, Any]) -> str:
 def _measures(result: dict[str, Any]) -> dict[str, object]:
     """Return the measures that the target has; the accuracy comes first, with its interval."""
     measures = {name: result[name] for name in MEASURES if name in result}
+    if len(result.get("classes", ())) <= FEW:
+        measures.pop("top5", None)
     if "accuracy" not in result:
         return measures
     low, high = result["accuracy_ci95"]

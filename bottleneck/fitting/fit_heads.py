@@ -170,7 +170,7 @@ def fit_heads(
                 records += run.fit(node, kind)
             curves += run.shot_curves(node, records)
         written, drawn = files.curves(records, curves)
-    return FitResult(records, time.perf_counter() - started, written, drawn, run.notes)
+    return FitResult(records, time.perf_counter() - started, written, drawn, [*run.notes, *files.notes])
 
 
 def _vectors(cache: FeatureCache) -> list[str]:

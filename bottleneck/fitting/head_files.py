@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import csv_lines
+from bottleneck.errors import Note
 from bottleneck.files import whole_file, write_whole
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
 from bottleneck.heads.head_fit import HeadFit
-from bottleneck.heads.metrics import fit_temperature, measure
+from bottleneck.heads.metrics import fit_temperature, measure, one_answer_notes
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.heads.trained_on import seen_before
@@ -41,6 +42,8 @@ MORE_METRICS = (
 )
 CV_SCORES = ("C", "score", "mean", "loss", "added")  # of all values of C
 MOST_ROWS = 1 << 14  # that are measured at a time
+ALIKE = "Its features may be alike in all samples, or its classes very unequal."
+SMALL_C = "C may be too small (give larger values with --C), or its features alike in all samples."
 LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 255
 
 
@@ -72,6 +75,7 @@ class HeadFiles:
 
     samples : the targets have the classes of the train split. unseen : for each target that lost classes by
         that, the number of samples of each.
+    notes : on the heads that were written.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class HeadFiles:
         self.cache, self.samples, self.folder, self.unseen = cache, samples, folder, unseen
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
         self._written: set[str] = set()
+        self.notes: list[Note] = []
 
     def write(self, node: str, problem: TargetProblem, fit: HeadFit, train: np.ndarray) -> dict[str, Any]:
         """Calibrate, measure and write one head, and return it as `fit-head --json` prints it.
@@ -104,6 +109,10 @@ class HeadFiles:
             metrics["cv"] = _measured_on_logits(head, target, *held_out)
             trim_memory()
         head = replace(head, metrics=metrics | self._metrics(head))
+        which = f"The {fit.kind} head of target {target.name!r} on {node}"
+        why = SMALL_C if fit.C is not None else ALIKE
+        details = {"target": target.name, "node": node, "head": fit.kind}
+        self.notes += one_answer_notes(which, "train", head.metrics["train"], why, **details)
         base = self._unique(file_name(self.stem, target.name, node, fit.kind))
         path = head.save(self.folder / f"{base}.safetensors", self._statistics())
         if fit.out_of_fold is None:

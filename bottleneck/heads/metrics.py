@@ -5,7 +5,7 @@ Shapes: n samples, K classes, or K labels of a multi-label target.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -13,13 +13,15 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
 
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, Note
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.row_blocks import block_size
 
 ECE_BINS = 15  # as in Guo et al. 2017
 TINY = np.finfo(np.float64).tiny
 BLOCK_BYTES = 1 << 20  # of logits; computing their probabilities takes ten times as much
+SCORES = ("precision", "recall", "f1")  # of a class
+NO_PART = 1e-4  # share of the variance of train that a head explains whose features play no part
 LOG_RANGE = np.log(1e3)  # temperatures are searched between 1/1000 and 1000 times the logits' mean size
 
 
@@ -72,7 +74,7 @@ def classification_metrics(
     dict
         accuracy, accuracy_ci95, balanced_accuracy and macro_f1 (over classes that occur), top5, log_loss,
         ece, roc_auc (one against the rest, mean over classes that can be ranked; None where none can),
-        per_class [{name precision recall f1 n}], confusion (true × predicted), classes, n.
+        per_class (`_by_class`), predicted (K counts), confusion (true × predicted), classes, n.
     """
     codes = _checked(codes, probabilities)
     K = len(class_names)
@@ -93,10 +95,8 @@ def classification_metrics(
         "macro_f1": float(f1[occurs].mean()),
         "roc_auc": _mean_auc(codes[:, None] == np.arange(K), probabilities),
         "ece": expected_calibration_error(hits, probabilities.max(axis=1)),
-        "per_class": [
-            {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
-            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
-        ],
+        "per_class": _by_class(class_names, precision, recall, f1, support),
+        "predicted": confusion.sum(axis=0).tolist(),
         "confusion": confusion.tolist(),
         "classes": list(class_names),
         "n": len(codes),
@@ -119,7 +119,7 @@ def multilabel_metrics(
     dict
         accuracy (share of all n × K answers that are right) with accuracy_ci95 (as of n answers, since
         those of one sample are dependent), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
-        per_class, classes, n.
+        per_class (`_by_class`), predicted (K counts), classes, n.
     """
     labels = np.asarray(labels).astype(bool)
     if len(labels) == 0:
@@ -142,13 +142,53 @@ def multilabel_metrics(
         "roc_auc": _mean_auc(labels, probabilities),
         "mean_average_precision": float(np.mean(precisions)) if precisions else None,
         "log_loss": float(-np.log(np.maximum(true, TINY)).mean()),
-        "per_class": [
-            {"name": name, "precision": float(p), "recall": float(r), "f1": float(f), "n": int(n)}
-            for name, p, r, f, n in zip(class_names, precision, recall, f1, support, strict=True)
-        ],
+        "per_class": _by_class(class_names, precision, recall, f1, support),
+        "predicted": predicted.sum(axis=0).tolist(),
         "classes": list(class_names),
         "n": len(labels),
     }
+
+
+def _by_class(class_names: Sequence[str], *columns: np.ndarray) -> list[dict[str, Any]]:
+    """Return [{name precision recall f1 n}], the scores None for a class without samples.
+
+    columns : precision, recall, f1 and n, (K,) each.
+    """
+    rows = []
+    for name, *scores, n in zip(class_names, *columns, strict=True):
+        shown = [float(score) if n else None for score in scores]
+        rows.append({"name": name, **dict(zip(SCORES, shown, strict=True)), "n": int(n)})
+    return rows
+
+
+def one_answer_notes(
+    which: str, split: str, metrics: Mapping[str, Any], why: str = "", **details: Any
+) -> list[Note]:
+    """Return a note if a head predicts one answer for all samples of `split`, which have several.
+
+    which : the head, the beginning of the sentence. why : possible reasons, a sentence. metrics : as of
+    `measure`. details : of the note. Of numbers, the train split alone tells: there, a head that uses its
+    features beats the mean.
+    """
+    n = metrics["n"]
+    details |= {"split": split, "n": n}
+    if "per_class" not in metrics:
+        r2 = metrics["r2"]
+        if split != "train" or r2 is None or r2 > NO_PART:
+            return []
+        text = f"{which} predicts nearly the mean for all {n:,} samples of {split}. {why}".strip()
+        return [Note("one-answer", text, details=details)]
+    rows = metrics["per_class"]
+    varies = any(0 < row["n"] < n for row in rows)
+    if not varies or any(0 < count < n for count in metrics["predicted"]):
+        return []
+    answer = [row["name"] for row, count in zip(rows, metrics["predicted"], strict=True) if count]
+    shown, has = ", ".join(map(repr, answer)) or "no label", sum(row["n"] > 0 for row in rows)
+    what = "labels" if "exact_match" in metrics else "classes"
+    text = (
+        f"{which} predicts {shown} for all {n:,} samples of {split}, which have {has} {what}. {why}".strip()
+    )
+    return [Note("one-answer", text, details=details | {"answer": answer})]
 
 
 def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:

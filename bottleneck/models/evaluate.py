@@ -25,7 +25,7 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.metrics import measure
+from bottleneck.heads.metrics import measure, one_answer_notes
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.scoring import (
@@ -153,8 +153,10 @@ def evaluate(
     refuse_strict(notes, strict)
     if errors is not None:
         write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
+    metrics = measure(head.target_kind, answers, scored.scores, head.class_names)
+    notes += one_answer_notes("The head", selection.split, metrics)
     return {
-        **measure(head.target_kind, answers, scored.scores, head.class_names),
+        **metrics,
         "split": selection.split,
         "unknown_classes": selection.unknown,
         "trained_on": seen.images,

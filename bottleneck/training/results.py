@@ -23,6 +23,7 @@ from bottleneck.backbones.model_file import save_model
 from bottleneck.errors import Note, distinct, refuse_strict
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.metrics import one_answer_notes
 from bottleneck.training.job import TrainingJob
 from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.loop import EpochRecord, Training
@@ -145,7 +146,8 @@ def conclude(
     else:
         kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
         head, tensors = _trained_head(draft, job, metrics), _used_state(draft)
-    notes = distinct([*draft.notes, *job.notes, *_notes(training, draft, kept)])
+    told = [note for split in metrics for note in one_answer_notes("The model", split, metrics[split])]
+    notes = distinct([*draft.notes, *job.notes, *_notes(training, draft, kept), *told])
     refuse_strict(notes, strict)
     result = TrainingResult(
         model=str(draft.path),

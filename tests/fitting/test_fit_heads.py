@@ -276,3 +276,45 @@ def test_a_kind_that_answers_classes_only(tmp_path):
     cache = write_cache(tmp_path / "x.h5", X, [Target("sum", "regression", X.sum(axis=1).astype(float))])
     with pytest.raises(FitError, match="knn head predicts classes"):
         fit_heads(cache, head="knn", output=tmp_path)
+
+
+UNEQUAL = np.repeat([2, 0, 1], [20, 6, 4])  # class 2 is the most frequent one
+
+
+def one_answers(cache, output, **asked):
+    """The answers of the notes on heads that predict one answer, by kind of head."""
+    result = fit_heads(cache, output=output, **asked)
+    notes = [note.details for note in result.notes if note.code == "one-answer"]
+    return {details["head"]: details.get("answer") for details in notes}
+
+
+@pytest.mark.parametrize("kind", ["logistic", "ridge"])
+@pytest.mark.parametrize("C", [1e-12, (1e-12, 1e-11)])
+def test_a_head_whose_coefficients_vanish_is_told(kind, C, tmp_path):
+    X, _ = features(30, D, 3)
+    cache = write_cache(tmp_path / "c.h5", X, [class_target(UNEQUAL)])
+    assert one_answers(cache, tmp_path, head=kind, C=C, cv=3) == {kind: ["c2"]}
+    assert one_answers(cache, tmp_path, head=kind, C=1.0, cv=3) == {}
+
+
+def test_other_kinds_of_head_tell_of_features_that_are_alike(tmp_path):
+    kinds = ("logistic", "ridge", "knn", "nearest-mean")
+    cache = write_cache(tmp_path / "c.h5", np.ones((30, D), np.float32), [class_target(UNEQUAL)])
+    found = one_answers(cache, tmp_path, head=kinds, cv=3)
+    # Without features the most frequent class is best; a nearest mean does not know what is frequent.
+    assert found.pop("nearest-mean")
+    assert found == {"logistic": ["c2"], "ridge": ["c2"], "knn": ["c2"]}
+
+
+@pytest.mark.parametrize(("share", "answer"), [(0.1, []), (0.9, ["a", "b"])])
+def test_labels_and_numbers_that_are_predicted_alike_are_told(share, answer, tmp_path):
+    X, _ = features(30, D, 3)
+    random = np.random.default_rng(0)
+    several = Target("tags", "multilabel", (random.random((30, 2)) < share).astype(np.uint8), ("a", "b"))
+    number = Target("age", "regression", 40 + X[:, 0].astype(float))
+    cache = write_cache(tmp_path / "c.h5", X, [several, number])
+    result = fit_heads(cache, C=1e-12, cv=3, output=tmp_path)
+    notes = {note.details["target"]: note for note in result.notes if note.code == "one-answer"}
+    assert notes["tags"].details["answer"] == answer
+    assert "predicts nearly the mean for all 30 samples" in notes["age"].message
+    assert not [n for n in fit_heads(cache, C=1.0, cv=3, output=tmp_path).notes if n.code == "one-answer"]

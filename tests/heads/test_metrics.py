@@ -114,3 +114,28 @@ def test_the_area_is_scikit_learns_with_ties():
     assert found == pytest.approx(
         np.mean([roc_auc_score(codes == k, scores[:, k]) for k in range(3)]), abs=1e-12
     )
+
+
+def test_a_class_without_samples_has_no_scores():
+    p = np.array([[0.8, 0.2, 0.0], [0.3, 0.7, 0.0], [0.1, 0.3, 0.6]])
+    found = metrics.classification_metrics(np.array([0, 1, 1]), p, NAMES)
+    assert found["per_class"][2] == {"name": NAMES[2], "precision": None, "recall": None, "f1": None, "n": 0}
+    assert found["predicted"] == [1, 1, 1]
+    labels = np.array([[1, 0], [0, 0]])
+    found = metrics.multilabel_metrics(labels, np.array([[0.9, 0.9], [0.1, 0.1]]), NAMES[:2])
+    assert [row["recall"] for row in found["per_class"]] == [1.0, None]
+
+
+@pytest.mark.parametrize(
+    ("codes", "predicted", "answer"),
+    [
+        ([0, 1, 1], [1, 1, 1], ["bee"]),
+        ([0, 1, 1], [1, 1, 0], None),
+        ([1, 1, 1], [1, 1, 1], None),  # there is one class
+        ([0, 0, 0], [1, 1, 1], None),
+    ],
+)
+def test_one_answer_for_samples_of_several_classes_is_told(codes, predicted, answer):
+    found = metrics.classification_metrics(np.array(codes), np.eye(3)[predicted], NAMES)
+    notes = metrics.one_answer_notes("The head", "test", found)
+    assert [note.details["answer"] for note in notes] == ([] if answer is None else [answer])
