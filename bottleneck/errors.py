@@ -8,7 +8,7 @@ A `Note` is not an error: it reports a decision that was taken for the user, and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,11 +133,17 @@ def reused_note(reused: int, total: int, folder: object) -> Note:
     return Note("runs-reused", text, details={"runs": reused})
 
 
-def refuse_strict(notes: Iterable[Note], strict: bool) -> None:
-    """Raise StrictError if `strict` and one of `notes` changes what is learnt or measured."""
+def refuse_strict(notes: Iterable[Note], strict: bool, tell: Callable[[str], None] | None = None) -> None:
+    """Raise StrictError if `strict` and one of `notes` changes what is learnt or measured.
+
+    tell : otherwise receives these notes, before long work that the user may wish to stop.
+    """
     refused = [note for note in notes if note.changes_result]
     if strict and refused:
         more = f" ({len(refused) - 1} more such notes)" if len(refused) > 1 else ""
         raise StrictError(
             f"{refused[0].message}{more}", "Correct the input, or leave --strict out to accept the decision."
         )
+    if tell is not None:
+        for note in refused:
+            tell(f"Note: {note}")

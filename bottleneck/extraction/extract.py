@@ -176,7 +176,7 @@ val_fraction, test_fraction, limit
     """
     config = config_from(ExtractConfig, locals())
     opened = read_source(source, config_from(ReadConfig, locals(), seed=seed or 0))
-    refuse_strict(opened.notes, strict)
+    refuse_strict(opened.notes, strict, reporter.tell)
     return run_extraction(opened, cache, config, reporter, strict)
 
 

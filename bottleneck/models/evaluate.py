@@ -35,6 +35,7 @@ from bottleneck.models.scoring import (
     score_cache,
     score_images,
     select,
+    where_of,
     with_target_of,
 )
 from bottleneck.names import ALL_SAMPLES
@@ -144,7 +145,7 @@ def evaluate(
             scored = score_images(classifier, opened, selection.rows, flip, reporter)
     answers = selection.answers[scored.index]
     if not len(answers):
-        raise BottleneckError(f"No image of the {selection.split} split could be read.")
+        raise BottleneckError(f"No image of {where_of(samples, selection.split, split)} could be read.")
     seen = _Seen.of_head(head, scored.digests)
     foreign = seen.images == 0 or (seen.images is None and isinstance(opened, Source))
     if split is None and foreign and (samples.split == "train").all():

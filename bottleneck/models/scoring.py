@@ -18,6 +18,7 @@ import torch
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source
+from bottleneck.data.targets import to_number
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.heads.artifact import HeadArtifact
@@ -59,15 +60,43 @@ def select(head: HeadArtifact, samples: SampleTable, split: str | None) -> Selec
         if len(rows):
             answers, known, unknown = _in_codes_of(head, target.take(rows))
             if not known.any():
-                raise ArtifactError(
-                    f"The head knows none of the classes of the {name} split: {listed(unknown)}.",
-                    f"It knows {len(head.class_names)}: {', '.join(head.class_names[:8])} …",
-                )
+                raise _unknown_classes(head, unknown, where_of(samples, name, split))
             return Selection(name, rows[known], answers[known], unknown)
     counts = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
+    if split is None:
+        raise BottleneckError(
+            f"None of the {len(samples)} samples has a label of target {head.target!r} to measure on.",
+            "Give the labels with --labels FILE, or name their column with --label-column.",
+        )
     raise BottleneckError(
-        f"No labelled sample is in the {split or 'test, val or train'} split; samples by split: {counts}.",
+        f"No labelled sample is in the {split} split; samples by split: {counts}.",
         "Choose another --split, or extract with --val-fraction 0.2.",
+    )
+
+
+def where_of(samples: SampleTable, name: str, asked: str | None) -> str:
+    """Return where the measured samples are, for a sentence: a split, or a source that has none.
+
+    name : of the split. asked : the split that the user named.
+    """
+    has_splits = asked is not None or bool((samples.split != "train").any())
+    return f"the {name} split" if has_splits else "the source"
+
+
+def _unknown_classes(head: HeadArtifact, unknown: dict[str, int], where: str) -> ArtifactError:
+    """Return the error that the head knows none of the classes in `where`: other names, or numbers."""
+    noun, K = "labels" if head.target_kind == "multilabel" else "classes", len(head.class_names)
+    knows = f"It knows {K}: {', '.join(head.class_names[:8])}{' …' if K > 8 else '.'}"
+    numbers = [name for name in unknown if to_number(name) is not None]
+    if len(numbers) == len(unknown) and not any(to_number(name) is not None for name in head.class_names):
+        shown = ", ".join(numbers[:3]) + (" …" if len(numbers) > 3 else "")
+        return ArtifactError(
+            f"The head predicts {noun}; target {head.target!r} of {where} has numbers: {shown}. {knows}",
+            f"Name the column of the {noun} with --label-column.",
+        )
+    return ArtifactError(
+        f"The head knows none of the {noun} of {where}: {listed(unknown)}.",
+        f"{knows} If names are written in another way, give a table of labels with --labels.",
     )
 
 

@@ -147,7 +147,7 @@ def compare(
 def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, reporter: Reporter) -> Comparison:
     started = time.perf_counter()
     trials = Trials(path, config, folder, reporter)
-    refuse_strict(trials.notes, strict)
+    refuse_strict(trials.notes, strict, reporter.tell)
     with trials:
         planned = trials.trials()
         notes = trials.notes + trials.batch_notes(planned)

@@ -125,7 +125,7 @@ def finetune(
     started = time.perf_counter()
     config = config_from(FinetuneConfig, locals(), labels=None if labels is None else str(labels))
     plan = plan_finetuning(Path(cache), Path(head), config)
-    refuse_strict(plan.notes, strict)
+    refuse_strict(plan.notes, strict, reporter.tell)
     plan = with_map(plan, Path(head), config, reporter)
     path = Path(output) if output else default_model(plan)
     require_file_name(path)

@@ -133,7 +133,8 @@ def _train(
     require_file_name(path)
     network = new_backbone(config)
     preprocess = network.preprocess.override(config.image_size, config.crop)
-    refuse_strict((*source.notes, *_early_notes(source, network, preprocess, target, config)), strict)
+    early = (*source.notes, *_early_notes(source, network, preprocess, target, config))
+    refuse_strict(early, strict, reporter.tell)
     with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:
         samples = readable_samples(source.samples, pixels)
         splits = labelled_splits(samples, target, val_fraction=config.val_fraction, seed=config.seed)

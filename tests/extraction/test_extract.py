@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bottleneck import extract
+from bottleneck import extract, train
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
@@ -18,6 +18,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import default_cache, survey
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
+from tests.helpers.recorder import Recorder
 
 SMALL = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "image_size": 64, "depth": 1}
 
@@ -307,3 +308,20 @@ def test_a_limit_removes_no_rows_of_a_full_cache(folder, tmp_path):
 def survey_with(source, path, limit):
     """A dry run with a limit."""
     survey(read_source(source, ReadConfig(limit=limit)), path)
+
+
+@pytest.mark.parametrize("work", [extract, train])
+def test_what_changes_the_result_is_told_before_the_first_image_is_read(work, folder, tmp_path, monkeypatch):
+    labelled = folder / "train.csv"
+    labelled.write_text(labelled.read_text().replace(",0", ",ant|red").replace(",1", ",ant|blue"))
+    recorder = Recorder()
+
+    def first_read(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Source, "read", first_read)
+    with pytest.raises(KeyboardInterrupt):
+        work(labelled, tmp_path / "x.safetensors", **SMALL, reporter=recorder)
+    (told,) = recorder.told
+    assert told.startswith("Note: '|' stands in 10 of 10 labels")
+    assert "give --label-separator '|'" in told

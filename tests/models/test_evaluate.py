@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from safetensors.numpy import load_file
 
-from bottleneck.errors import ArtifactError, CacheError, StrictError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
@@ -185,3 +185,23 @@ def test_a_folder_of_the_heads_classes_is_measured_as_its_target(listed, images,
     shutil.copy(images / "test" / "red" / "0.png", tmp_path / "other" / "cats" / "0.png")
     with pytest.raises(ArtifactError, match="predicts target 'species'"):
         evaluate(path, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["wasp", "wasp", "fly"], "The head knows none of the classes of the source: 'wasp' (2), 'fly' (1)"),
+        (["3.5", "4", "0"], "The head predicts classes; target 'label' of the source has numbers: "),
+        (["", "", ""], "None of the 3 samples has a label of target 'label'"),
+    ],
+)
+def test_labels_that_the_head_cannot_be_measured_on_are_named_for_what_they_are(
+    images, fitted_head, tmp_path, labels, message
+):
+    paths = sorted((images / "test" / "red").glob("*.png"))[:3]
+    rows = [f"{path},{label}" for path, label in zip(paths, labels, strict=True)]
+    (tmp_path / "new.csv").write_text("\n".join(["image,label", *rows]))
+    with pytest.raises(BottleneckError) as raised:
+        evaluate(fitted_head, tmp_path / "new.csv", engine="torch")
+    assert str(raised.value).startswith(message)
+    assert "split" not in str(raised.value)

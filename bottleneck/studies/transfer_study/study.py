@@ -201,7 +201,7 @@ def _run(
         _require_same_study(runner, halves)
         planned = plan_runs(config, len(network.layers))
         notes = runner.notes(planned)
-        refuse_strict(notes, strict)
+        refuse_strict(notes, strict, reporter.tell)
         results, trained = _train(runner, planned, reporter)
         _write_csv(folder / "runs.csv", results)
     require_valid(results, folder)
