@@ -128,7 +128,7 @@ def held_out_values(
 
 def _paths(run: _Rows, problem: TargetProblem) -> tuple[Moments, list[RidgePath]]:
     """Return the moments of all rows, and the path of each fold."""
-    moments = run.moments(*_answers(problem), problem.fold)
+    moments = run.moments(*answers_of(problem), problem.fold)
     whole = Moments.zeros(len(moments[0].x), len(moments[0].y))
     for part in moments:
         whole.add(part)
@@ -165,7 +165,7 @@ def _fit(
     return HeadFit.linear("ridge", problem, head, C, result, grows=is_auto(strength))
 
 
-def _answers(problem: TargetProblem) -> tuple[np.ndarray, np.ndarray]:
+def answers_of(problem: TargetProblem) -> tuple[np.ndarray, np.ndarray]:
     """Return answers (n, K) and weights (n,), both float64; the weight is 0 where there is no label."""
     target, labelled = problem.target, problem.target.labelled
     weights = np.ones(len(labelled)) if problem.sample_weight is None else problem.sample_weight
@@ -256,7 +256,7 @@ class RidgeHead(LinearHead):
             weights_by_code(self.class_weight, self.classes_),
             weights_of(sample_weight, len(codes)),
         )
-        self.C_, head = _solve(self, rows, *_answers(problem))
+        self.C_, head = _solve(self, rows, *answers_of(problem))
         self._set_linear_fit(HeadFit.linear("ridge", problem, head, self.C_))
         return self
 

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from bottleneck.heads.block_scales import choose_scales
+from bottleneck.heads.block_scales import _LeastSquares, choose_scales
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.fit import fit_kind
@@ -139,3 +139,34 @@ def test_one_block_has_no_scale():
     X, y = features(60, 6, 2)
     (head,) = fit_kind("logistic", side_by_side(a=X), [question(y, 2, folds=3)], [0.1], AUTO)
     assert "scales" not in head.settings
+
+
+def test_the_search_has_scikit_learns_ridge_losses():
+    """Held-out squared errors, with an intercept that has no penalty, and samples weighed by their class."""
+    X, y = features(60, 12, 3)
+    asked = question(y, 3, folds=4, class_weight="balanced")
+    Z = StandardScaler().fit_transform(X.astype(np.float64))
+    answers, weights = np.where(y[:, None] == np.arange(3), 1.0, -1.0), 20 / np.bincount(y)[y]
+    expected = np.zeros((2, 60))
+    for index, C in enumerate((0.01, 1.0)):
+        for fold in range(4):
+            train, held = asked.fold != fold, asked.fold == fold
+            judge = Ridge(alpha=1 / C).fit(Z[train], answers[train], sample_weight=weights[train])
+            expected[index, held] = ((judge.predict(Z[held]) - answers[held]) ** 2).mean(axis=1)
+    np.testing.assert_allclose(_LeastSquares(asked)(Z @ Z.T, (0.01, 1.0)), expected, rtol=1e-6)
+
+
+def test_the_head_s_solver_is_asked_for_what_was_found_and_not_for_each_step():
+    generator = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    parts = {f"noise{k}": generator.standard_normal((60, 40)) for k in range(5)}
+    parts |= {f"says{k}": generator.standard_normal((60, 3)) + (2 * y - 1)[:, None] for k in range(3)}
+    rows, solved = side_by_side(**parts), []
+
+    def solve(*given):
+        solved.append(given)
+        return held_out_logits(*given)
+
+    found = choose_scales(rows, rows.inputs, question(y, 2, folds=3), solve, AUTO)
+    assert len(solved) <= 3
+    assert found[5:].min() > found[:5].max()
