@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bottleneck.backbones.backbone import Backbone, state_sha256
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
+from bottleneck.heads.tensor_file import fault_of
 from bottleneck.names import BOTTLENECK
 
 
@@ -117,7 +118,7 @@ def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise BackboneError(
-            f"The BatchNorm statistics of the random network cannot be read from {path}: {error}.",
+            f"The BatchNorm statistics of the random network cannot be read: {path} {fault_of(path, error)}.",
             "Put the file back beside its cache, or extract into another cache.",
         ) from None
 

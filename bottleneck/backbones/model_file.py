@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
-from bottleneck.errors import ArtifactError, first_line
+from bottleneck.errors import ArtifactError
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.tensor_file import AGAIN, fault_of
 from bottleneck.names import STATE_PREFIX, nodes_in
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ def _opened(path: str | Path, framework: str) -> Iterator[Any]:
         with safe_open(path, framework=framework) as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a model file: {first_line(error)}.") from None
+        raise ArtifactError(f"{path} {fault_of(Path(path), error)}; expected a model file.", AGAIN) from None
 
 
 def _network_names(file: Any, path: str | Path) -> list[str]:

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, first_line
 from bottleneck.heads.head_format import FORMAT
+from bottleneck.heads.tensor_file import PICKLE, ZIP, fault_of, kind_of
 from bottleneck.names import STATE_PREFIX
 
 # Entries of a checkpoint that hold a network, the preferred one first: averaged weights (EMA), as timm does;
@@ -53,12 +54,6 @@ _HARMLESS: list[Any] = [
     *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 
-_HEADS_OF_OTHER_FILES = {
-    b"version https://git-lfs": "is a pointer of Git LFS, not the file itself",
-    b"<": "is a page of the web, not weights",
-    b"\x89HDF": "is an HDF5 file, as Keras writes them",
-    b"\x93NUMPY": "is a NumPy array",
-}
 _SAVE_STATE = "Save the state_dict alone, best as .safetensors."
 
 
@@ -191,7 +186,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             ours = (file.metadata() or {}).get("format") == FORMAT
         content = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
+        raise _damaged(path, fault_of(path, error)) from error
     if not ours:
         return content
     network = {
@@ -208,13 +203,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> object:
     with path.open("rb") as file:
-        start = file.read(64).lstrip()
-    for head, what in _HEADS_OF_OTHER_FILES.items():
-        if start.startswith(head):
-            raise BackboneError(
-                f"The weights file {path} is damaged or no file of tensors: it {what}.",
-                "Download it again, or save a state_dict with torch.save.",
-            )
+        kind = kind_of(file.read(64), expected=(ZIP, PICKLE))
+    if kind:
+        raise _damaged(path, kind)
     try:
         if zipfile.is_zipfile(path):
             _check_archive(path)
@@ -234,7 +225,14 @@ def _read_pickle(path: Path) -> object:
     except BackboneError:
         raise
     except Exception as error:
-        raise BackboneError(f"The weights file {path} is damaged: {first_line(error)}.") from error
+        raise _damaged(path, f"cannot be read ({first_line(error)})") from error
+
+
+def _damaged(path: Path, fault: str) -> BackboneError:
+    return BackboneError(
+        f"The weights file {path} is damaged or no file of tensors: it {fault}.",
+        "Download it again, or save a state_dict with torch.save.",
+    )
 
 
 def _check_archive(path: Path) -> None:

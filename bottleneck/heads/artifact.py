@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
-from bottleneck.errors import ArtifactError, Note, first_line
+from bottleneck.errors import ArtifactError, Note
 from bottleneck.files import write_whole
 from bottleneck.heads.head_format import (
     FIELDS,
@@ -38,10 +38,9 @@ from bottleneck.heads.head_format import (
     check_description,
     check_fields,
     check_shapes,
-    has_checksum,
     outputs_of,
-    sealed,
 )
+from bottleneck.heads.tensor_file import AGAIN, fault_of, has_checksum, sealed
 from bottleneck.names import BOTTLENECK, STATE_PREFIX
 
 SIMILARITIES = 1 << 22  # of kNN that are computed at a time
@@ -247,11 +246,10 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
         There is no such file, it is not a head, or it is damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ArtifactError(f"There is no head file {path}.", "Make one with `bottleneck fit-head CACHE`.")
+    require_file(path)
     try:
-        with_sum = has_checksum(path)
         with safe_open(path, framework="np") as file:
+            with_sum = has_checksum(path)
             metadata = file.metadata() or {}
             described = check_description(metadata)
             if not with_sum and metadata["format_version"] != "1":
@@ -269,8 +267,21 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
         raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ArtifactError(
-            f"{path} is not a head file: {first_line(error)}.", "Make one with `bottleneck fit-head CACHE`."
+            f"{path} {fault_of(path, error)}; expected a head or model file.", AGAIN
         ) from None
+
+
+def require_file(path: Path) -> None:
+    """Raise ArtifactError unless `path` is a file, which may be a head or a model."""
+    make = "Make one with `bottleneck fit-head CACHE`."
+    if not path.exists():
+        raise ArtifactError(f"There is no head file {path}.", make)
+    if path.is_dir():
+        inside = min(path.glob("*.safetensors"), default=None)
+        hint = f"Give for example {inside}." if inside else make
+        raise ArtifactError(f"{path} is a folder; expected a head or model file.", hint)
+    if not path.is_file():
+        raise ArtifactError(f"{path} is a pipe or a device; expected a head or model file.", make)
 
 
 def _note_old(path: Path) -> Note:

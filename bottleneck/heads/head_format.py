@@ -1,4 +1,4 @@
-"""The file format of heads: the fields of the description, the arrays of each form, the checksum.
+"""The file format of heads: the fields of the description, and the arrays of each form.
 
 A head or model is checked here once, when it is made or loaded; what uses it later relies on that. The file
 may come from a stranger or from a failing disk.
@@ -11,12 +11,9 @@ Shapes: n samples, D features, H hidden units, K classes or labels.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +25,6 @@ from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_t
 FORMAT, FORMAT_VERSION = "bottleneck-head", 2
 READ_VERSIONS = ("1", "2")
 MAX_DESCRIPTION = 64 << 20  # bytes of JSON
-MAX_HEADER = 100_000_000  # bytes, as in the safetensors library
 LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
 AXES = {  # of the arrays of each form
     "linear": {"coef": "KD", "intercept": "K"},
@@ -39,8 +35,6 @@ STANDARDISATION = {"mean": "D", "scale": "D"}
 LARGEST = 1e24  # of an array's numbers: a product with a feature and a sum of many stay far below 3e38
 TEMPERATURES = (1e-30, 1e30)
 MAX_IMAGES = 10_000  # per sample
-UNSEALED = b"0" * 64
-SUM = re.compile(rb'"sha256":"([0-9a-f]{64})"')  # inside the description quotes have a backslash before them
 
 
 def _is_object(value: Any) -> bool:
@@ -115,7 +109,8 @@ SETTINGS = {
 def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the fields of the description in a file's metadata; ArtifactError if one is of another type."""
     if metadata.get("format") != FORMAT:
-        raise ArtifactError(f"Its format is {metadata.get('format')!r}; expected {FORMAT!r}.")
+        found = metadata.get("format", "none")
+        raise ArtifactError(f"It contains tensors without a head: its format is {found}; expected {FORMAT}.")
     if metadata.get("format_version") not in READ_VERSIONS:
         raise ArtifactError(
             f"Its format version is {metadata.get('format_version')!r}; this release reads "
@@ -213,36 +208,3 @@ def check_shapes(form: str, shapes: Mapping[str, tuple[int, ...]], outputs: int)
                 raise ArtifactError(
                     f"Array {name!r} has shape {shapes[name]}; expected {letter} = {sizes[letter]}."
                 )
-
-
-def sealed(data: bytes) -> bytes:
-    """Return a safetensors file with its sum and sorted metadata; the library writes it in any order."""
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    header["__metadata__"] = dict(sorted((header["__metadata__"] | {"sha256": UNSEALED.decode()}).items()))
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start, rest = len(text).to_bytes(8, "little"), memoryview(data)[8 + size :]
-    digest = hashlib.sha256(start + text)
-    digest.update(rest)
-    field = b'"sha256":"%s"'
-    return b"".join((start, text.replace(field % UNSEALED, field % digest.hexdigest().encode(), 1), rest))
-
-
-def has_checksum(path: Path) -> bool:
-    """Return whether the file has a checksum; raise ArtifactError if its content does not agree with it."""
-    with open(path, "rb") as file:
-        start = file.read(8)
-        header = file.read(min(int.from_bytes(start, "little"), MAX_HEADER))
-        match = SUM.search(header)
-        if match is None:
-            return False
-        digest = hashlib.sha256(start + header[: match.start(1)] + UNSEALED + header[match.end(1) :])
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest().encode() != match[1]:
-        raise ArtifactError(
-            "Its content does not agree with its checksum: the file was damaged or changed.",
-            "Copy it again from where it came, or make it again.",
-        )
-    return True

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.samples import RowReader
 from bottleneck.training.config import TrainingConfig
 
@@ -36,6 +36,10 @@ class EpochRows(Protocol):
 
     def start_epoch(self, epoch: int) -> None:
         """Switch to the rows of `epoch`."""
+        ...
+
+    def notes(self) -> tuple[Note, ...]:
+        """Return what was decided on the rows that were read."""
         ...
 
 

@@ -187,6 +187,10 @@ def _run_notes(runs: Sequence[CompareRun], reused: int, folder: Path) -> list[No
     notes = []
     if reused:
         notes.append(reused_note(reused, len(runs), folder))
+    for text in dict.fromkeys(run.unread for run in runs if run.unread):
+        count = sum(run.unread == text for run in runs)
+        text = f"In {count} of {len(runs)} runs, which are fed with images: {text}"
+        notes.append(Note("images-unread", text, True, {"runs": count}))
     if diverged := sum(run.stopped == "diverged" for run in runs):
         text = f"The loss diverged in {diverged} of {len(runs)} runs. Try a lower --lr."
         notes.append(Note("loss-diverged", text, True, {"runs": diverged}))

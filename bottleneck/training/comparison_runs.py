@@ -33,7 +33,7 @@ from bottleneck.training import finetune_plan, scratch
 from bottleneck.training.batches import batch_count
 from bottleneck.training.config import ALL, CompareConfig, ScratchConfig
 from bottleneck.training.initial_head import head_metrics, plain_head, refitted
-from bottleneck.training.inputs import backbone_of, decoded, inputs_of, require_read
+from bottleneck.training.inputs import backbone_of, decoded, inputs_of, unread_note
 from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
 from bottleneck.training.labelled_splits import LabelledSplits, few_shots, labelled_splits, shots_notes
 from bottleneck.training.network import TransferNetwork
@@ -59,6 +59,7 @@ class CompareRun:
     """A run that is done. accuracy : by split, of its best epoch on val; n : samples trained on.
 
     stopped : "done", "early" or "diverged"; empty for a head.
+    unread : what was left out because images could not be read; empty without such images.
     """
 
     unfreeze: int | str
@@ -71,6 +72,7 @@ class CompareRun:
     epochs: int
     seconds: float
     stopped: str = ""
+    unread: str = ""
 
 
 class Trials:
@@ -255,8 +257,7 @@ class Trials:
         elif unfreeze == SCRATCH:
             keys, preprocess = list(self.cache.images.key), self._small_pixels()
             with decoded(source_of(self.cache), keys, preprocess, self.folder) as pixels:
-                require_read(pixels.failures, keys)
-                yield Inputs(pixels, pixels)
+                yield Inputs(pixels, pixels, unread=pixels.failures)
         else:
             config = self.config.finetuning(unfreeze=unfreeze, init="head")
             with inputs_of(
@@ -270,9 +271,13 @@ class Trials:
         splits = few_shots(self.splits, trial.shots, trial.seed)
         if inputs is None:
             metrics, epochs = head_metrics(self._head(trial.shots, trial.seed, splits), self.cache, splits), 0
-            stopped = ""
+            stopped = unread = ""
         else:
             job = self._job(trial, splits, inputs)
+            keys, readable = self.cache.images.key, splits.without(inputs.unread)
+            lost = {keys[index]: reason for index, reason in inputs.unread.items()}
+            unread = unread_note(lost).message if readable.counts() != splits.counts() else ""
+            splits = readable
             job.train()
             metrics = job.metrics(splits.table.targets[self.target].class_names)
             epochs, stopped = len(job.training.state.history) - 1, job.training.state.stopped
@@ -283,18 +288,20 @@ class Trials:
             epochs=epochs,
             seconds=time.perf_counter() - started,
             stopped=stopped,
+            unread=unread,
         )
 
     def _job(self, trial: Trial, splits: LabelledSplits, inputs: Inputs) -> TrainingJob[TransferNetwork]:
-        """The job of a trial that trains, from the original weights."""
-        config = self.settings(trial.seed, len(splits.rows["train"]))
+        """The job of a trial that trains, from the original weights, without images that have no rows."""
+        readable = splits.without(inputs.unread)
+        config = self.settings(trial.seed, len(readable.rows["train"]))
         if trial.depth is not None:
             own = config.from_scratch(trial.depth)
             network = scratch.new_backbone(own)
-            return scratch.build_job(network, self._small_pixels(), inputs, splits, self.target, own)
+            return scratch.build_job(network, self._small_pixels(), inputs, readable, self.target, own)
         head = self._head(trial.shots, trial.seed, splits)
         self.backbone.module.load_state_dict(self._original)
-        plan = self._plan(trial.unfreeze, head, splits)
+        plan = self._plan(trial.unfreeze, head, readable)
         return finetune_plan.build_job(
             plan, self.cache, inputs, config.finetuning(unfreeze=trial.unfreeze, init=trial.init)
         )

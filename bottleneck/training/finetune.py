@@ -130,6 +130,7 @@ def finetune(
     path = Path(output) if output else default_model(plan)
     require_file_name(path)
     with open_job(plan, config, path.parent, reporter) as run:
+        plan = run.plan  # without the images that could not be read
         measured, notes = checked_start(plan, run, config)
         refuse_strict(notes, strict)
         checkpoint = Checkpoint.beside(path, _fingerprint(plan, run.cache, config))
@@ -153,9 +154,12 @@ def find_learning_rate(
     refuse_strict(plan.notes, strict)
     plan = with_map(plan, Path(head), config, reporter)
     with open_job(plan, config, default_model(plan).parent, reporter) as run:
-        notes = (*plan.notes, *run.notes, *run.job.notes)
+        notes = (*run.plan.notes, *run.notes, *run.job.notes)
         refuse_strict(notes, strict)
-        return replace(find_rate(run.job.training, reporter), notes=notes)
+        found = find_rate(run.job.training, reporter)
+        notes += run.job.row_notes()
+        refuse_strict(notes, strict)
+        return replace(found, notes=notes)
 
 
 def checked_start(

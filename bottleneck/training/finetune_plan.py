@@ -45,7 +45,7 @@ from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.initial_head import StartComparison, compare_start, require_same_cache, starting_head
-from bottleneck.training.inputs import backbone_of, inputs_of
+from bottleneck.training.inputs import backbone_of, inputs_of, unread_note
 from bottleneck.training.job import Inputs, TrainingJob, training_device
 from bottleneck.training.labelled_splits import LabelledSplits, labelled_splits
 from bottleneck.training.network import TransferNetwork, network_of, renew
@@ -80,10 +80,12 @@ class FinetunePlan:
 class FinetuneRun:
     """A job on an open cache, ready to train.
 
+    plan : without the samples whose images could not be read.
     start : the comparison of the network as it began with the head. map_seconds : of extracting the map.
     notes : what was decided on the map and on the batches.
     """
 
+    plan: FinetunePlan
     cache: FeatureCache
     job: TrainingJob[TransferNetwork]
     start: StartComparison
@@ -186,10 +188,11 @@ def open_job(
         with FeatureCache(plan.cache) as cache:
             require_unchanged(cache, plan.identity)
             with inputs_of(cache, plan.backbone, node, config, folder, reporter) as inputs:
+                plan = with_readable(plan, inputs, cache)
                 job = build_job(plan, cache, inputs, config)
                 start = compare_start(job, plan.start, cache, plan.splits.rows["val"])
                 if node is None or cache.node(node).dtype == "float32" or start.difference <= start.bound:
-                    yield FinetuneRun(cache, job, start, map_seconds, notes)
+                    yield FinetuneRun(plan, cache, job, start, map_seconds, notes)
                     return
         text = (
             f"Rounded to float16, the map {node} moves the head's logits by {start.difference:.2g}, and "
@@ -197,6 +200,15 @@ def open_job(
         )
         notes = (Note("map-in-float32", text, details={"node": node}),)
         reporter.tell(text)
+
+
+def with_readable(plan: FinetunePlan, inputs: Inputs, cache: FeatureCache) -> FinetunePlan:
+    """Return the plan without the samples whose images have no rows, and with a note on them."""
+    splits = plan.splits.without(inputs.unread)
+    if splits.counts() == plan.splits.counts():
+        return plan
+    failures = {cache.images.key[index]: reason for index, reason in inputs.unread.items()}
+    return replace(plan, splits=splits, notes=(*plan.notes, unread_note(failures)))
 
 
 def build_job(

@@ -60,7 +60,8 @@ class LiveRows(RowReader):
     source, preprocess
         The images (I), and how they become pixels.
     keys : the I images, in the order of the rows
-    shape : of all rows, (I, …)
+    plain : RowReader
+        The rows (I, …) without a new view. They take the place of views of images that cannot be read.
     seed : int
         Of the views, together with the epoch.
     trunk : callable, optional
@@ -72,14 +73,16 @@ class LiveRows(RowReader):
         source: Source,
         keys: Sequence[str],
         preprocess: Preprocess,
-        shape: tuple[int, ...],
+        plain: RowReader,
         *,
         seed: int,
         trunk: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         self.source, self.keys, self.preprocess = source, keys, preprocess
-        self.shape, self.seed, self.trunk = shape, seed, trunk
+        self.plain, self.shape, self.seed, self.trunk = plain, plain.shape, seed, trunk
         self.dtype = np.dtype(np.float32 if trunk else np.uint8)
+        self.unread: dict[str, str] = {}  # why, by image
+        self._any_read = False
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
@@ -88,16 +91,35 @@ class LiveRows(RowReader):
         self.recipe = ViewRecipe(1, seed=seed)
 
     def take(self, indices: np.ndarray) -> np.ndarray:
-        """Return rows (n, …) of one view of each image."""
+        """Return rows (n, …) of one view of each image. Raises ImageError while none could be read at all."""
         size, channels = self.preprocess.size, self.preprocess.channels
         pixels = np.empty((len(indices), size, size, channels), np.uint8)
         keys = [self.keys[i] for i in indices]
         images = fill_pixels(pixels, self.source, keys, self.preprocess, views=self.recipe)
-        require_read(_failures(images), keys)
-        if self.trunk is None:
-            return pixels
-        parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
-        return np.concatenate(parts)
+        failures = _failures(images)
+        self._any_read |= len(failures) < len(keys)
+        self.unread |= {keys[index]: reason for index, reason in failures.items()}
+        if failures and not self._any_read:
+            key, reason = next(iter(self.unread.items()))
+            raise ImageError(f"{key} cannot be read: {reason}.", "Mend the image, or extract again.")
+        rows = pixels
+        if self.trunk is not None:
+            parts = [self.trunk(pixels[start : start + PASS]) for start in range(0, len(pixels), PASS)]
+            rows = np.concatenate(parts)
+        if failures:
+            rows[list(failures)] = self.plain.take(indices[list(failures)])
+        return rows
+
+    def notes(self) -> tuple[Note, ...]:
+        """Return a note on images of which no new view could be made."""
+        if not self.unread:
+            return ()
+        count, (key, reason) = len(self.unread), next(iter(self.unread.items()))
+        text = (
+            f"{count:,} {'images' if count > 1 else 'image'} could not be read for new views, so training "
+            f"saw the stored rows instead: {key}, {reason}."
+        )
+        return (Note("views-unread", text, True, {"images": count}),)
 
 
 @contextmanager
@@ -128,12 +150,6 @@ def decoded(
 def _failures(images: Sequence[LoadedImage]) -> dict[int, str]:
     """Return the reasons of the images that could not be read, by index."""
     return {image.index: image.error for image in images if image.error is not None}
-
-
-def require_read(failures: dict[int, str], keys: Sequence[str]) -> None:
-    """Raise ImageError naming the first image that could not be read."""
-    for index, reason in failures.items():
-        raise ImageError(f"{keys[index]} cannot be read: {reason}.", "Mend the image, or extract again.")
 
 
 def unread_note(failures: Mapping[str, str]) -> Note:
@@ -178,28 +194,25 @@ def inputs_of(
     if node is None:
         keys, preprocess = list(cache.images.key), Preprocess.from_json(cache.spec.preprocess)
         with decoded(source_of(cache), keys, preprocess, folder, reporter) as pixels:
-            require_read(pixels.failures, keys)
-            train = _live(cache, backbone, None, pixels.shape, config.seed) if live else pixels
-            yield Inputs(train, pixels)
+            train = _live(cache, backbone, None, pixels, config.seed) if live else pixels
+            yield Inputs(train, pixels, unread=pixels.failures)
         return
     plain = cache.features(node)
     if live:
-        yield Inputs(_live(cache, backbone, node, plain.shape, config.seed), plain)
+        yield Inputs(_live(cache, backbone, node, plain, config.seed), plain)
     elif config.views:
         yield Inputs(cache.views(node), plain, draw_views=True)
     else:
         yield Inputs(plain, plain)
 
 
-def _live(
-    cache: FeatureCache, backbone: Backbone, node: str | None, shape: tuple[int, ...], seed: int
-) -> LiveRows:
+def _live(cache: FeatureCache, backbone: Backbone, node: str | None, plain: RowReader, seed: int) -> LiveRows:
     """New views in every epoch, run through the fast engine up to `node`."""
     preprocess = Preprocess.from_json(cache.spec.preprocess)
     trunk = None
     if node is not None:
         trunk = partial(_maps, Trunk(lambda: backbone, preprocess, EngineConfig()), node)
-    return LiveRows(source_of(cache), list(cache.images.key), preprocess, shape, seed=seed, trunk=trunk)
+    return LiveRows(source_of(cache), list(cache.images.key), preprocess, plain, seed=seed, trunk=trunk)
 
 
 def _maps(trunk: Trunk, node: str, pixels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from bottleneck.errors import FitError, Note
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
 from bottleneck.threads import available_cores, use_torch_threads
-from bottleneck.training.batches import Batches, SampleSet, batch_count
+from bottleneck.training.batches import Batches, EpochRows, SampleSet, batch_count
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loop import CPU, Training
@@ -40,11 +40,13 @@ class Inputs:
 
     train : in training. plain : in measuring, as prediction sees them.
     draw_views : `train` has several views of each image, of which each epoch draws one.
+    unread : by image, why it has no row; its samples are to be left out.
     """
 
     train: RowReader
     plain: RowReader
     draw_views: bool = False
+    unread: Mapping[int, str] = field(default_factory=dict)
 
 
 class TrainingJob(Generic[Network]):
@@ -128,6 +130,11 @@ class TrainingJob(Generic[Network]):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self.training.run(reporter)
+
+    def row_notes(self) -> tuple[Note, ...]:
+        """What was decided on the rows while they were read."""
+        rows = self.inputs.train
+        return rows.notes() if isinstance(rows, EpochRows) else ()
 
     def rates_text(self) -> str:
         """The learning rate of each parameter group, in one line."""

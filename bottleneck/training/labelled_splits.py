@@ -5,6 +5,7 @@ Shapes: S samples of the cache, n of a set, M images per sample, P covariates.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -41,6 +42,22 @@ class LabelledSplits:
             split: SampleSet(self.table.image[rows], self.table.covariates[rows], self.labels[rows])
             for split, rows in self.rows.items()
         }
+
+    def without(self, unread: Mapping[int, str]) -> LabelledSplits:
+        """Return the splits without the samples of some images. unread : by image, why it has no row.
+
+        Raises FitError where no sample to train on or to choose by is left.
+        """
+        lost = np.asarray(np.isin(self.table.image, list(unread)).any(axis=1))
+        rows = {split: indices[~lost[indices]] for split, indices in self.rows.items()}
+        empty = [split for split in ("train", "val") if not len(rows[split])]
+        if empty:
+            n, reason = len(self.rows[empty[0]]), next(iter(unread.values()))
+            raise FitError(
+                f"None of the {n} {empty[0]} samples has images that can be read: {reason}.",
+                "Put the images back where the cache names them.",
+            )
+        return replace(self, rows={split: indices for split, indices in rows.items() if len(indices)})
 
     def counts(self) -> dict[str, int]:
         """Return the number of samples of each split."""

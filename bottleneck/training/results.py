@@ -147,7 +147,7 @@ def conclude(
         kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
         head, tensors = _trained_head(draft, job, metrics), _used_state(draft)
     told = [note for split in metrics for note in one_answer_notes("The model", split, metrics[split])]
-    notes = distinct([*draft.notes, *job.notes, *_notes(training, draft, kept), *told])
+    notes = distinct([*draft.notes, *job.notes, *job.row_notes(), *told, *_notes(training, draft, kept)])
     refuse_strict(notes, strict)
     result = TrainingResult(
         model=str(draft.path),

@@ -145,7 +145,7 @@ def _train(
         config = config.for_samples(n)
         train: RowReader = pixels
         if config.augment == "live":
-            train = LiveRows(source, source.images, preprocess, pixels.shape, seed=config.seed)
+            train = LiveRows(source, source.images, preprocess, pixels, seed=config.seed)
         job = build_job(network, preprocess, Inputs(train, pixels), splits, target, config)
         refuse_strict([*notes, *job.notes], strict)
         draft = ModelDraft(

@@ -77,5 +77,5 @@ def test_another_network_is_refused_and_left_as_it_was(path, other, said):
 )
 def test_a_damaged_file_is_said_to_be_one(path, damage):
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ArtifactError, match="is not a model file"):
+    with pytest.raises(ArtifactError, match="expected a model file"):
         read_network(path)

@@ -337,7 +337,7 @@ class Heads(Target):
         return [path.read_bytes() for path in self.FILES]
 
     def structured(self) -> st.SearchStrategy[bytes]:
-        from bottleneck.heads.head_format import sealed
+        from bottleneck.heads.tensor_file import sealed
 
         seeds = [resealable(data) for data in self.seeds()]
         fields = sorted({field for header, _ in seeds for field in header.get("__metadata__", {})})

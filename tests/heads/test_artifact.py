@@ -155,14 +155,6 @@ def test_hostile_files_are_refused(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"PK\x03\x04", b"\xff" * 64, b"\x08" + b"\0" * 7 + b"{}      "])
-def test_files_that_are_no_heads(data, tmp_path):
-    path = tmp_path / "x.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(ArtifactError):
-        load_head(path)
-
-
 def test_no_file(tmp_path):
     with pytest.raises(ArtifactError, match="no head file"):
         load_head(tmp_path / "gone.safetensors")

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +237,26 @@ def test_a_head_of_other_features_is_refused(fitted, tmp_path, run):
     result = run("evaluate", fitted.head, other, "--split", "train")
     assert result.code == 1
     assert "preprocess.size" in result.err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "export", "finetune", "audit"])
+def test_every_command_says_the_same_of_a_damaged_head(fitted, tmp_path, run, command):
+    head = tmp_path / "head.safetensors"
+    head.write_bytes(Path(fitted.head).read_bytes()[:-1])
+    size = head.stat().st_size
+    arguments = {
+        "evaluate": (head, fitted.cache),
+        "predict": (head, fitted.source),
+        "export": (head, "--format", "onnx", "-o", tmp_path / "head.onnx"),
+        "finetune": (fitted.cache, "--head", head),
+        "audit": (fitted.cache, "--head", head),
+    }
+    found = run(command, *arguments[command])
+    assert found.code == 1
+    assert found.err.strip().splitlines()[-1] == (
+        f"Error: {head} is cut off: it has {size:,} of {size + 1:,} bytes; expected a head or model file. "
+        "Copy it again from where it came, or make it again."
+    )
 
 
 def test_one_class_can_be_extracted_but_not_fitted(tmp_path, run):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bottleneck.backbones.model_file import STATISTICS, read_network
-from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError, StrictError
+from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError, ImageError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
@@ -311,6 +311,61 @@ def test_maps_are_extracted_without_the_images_that_broke(tmp_path):
     assert result.n == {"train": 23, "val": 12}
     (note,) = [note for note in result.notes if note.code == "images-unread"]
     assert note.details == {"samples": 1}
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A cache, its head, and one image of it that broke later."""
+    tmp_path = tmp_path_factory.mktemp("broken")
+    folder = write_images(tmp_path / "images", {"train": 8, "val": 4})
+    cache = tmp_path / "c.h5"
+    extract(folder, cache, backbone="small_cnn", nodes=("bottleneck", "block3@none"), engine="torch")
+    head = fit_heads(cache, C=1e-3, output=tmp_path / "heads").heads[0]["path"]
+    (folder / "train" / "red" / "3.png").write_bytes(b"no image at all")
+    return cache, head
+
+
+def unread(notes):
+    return [
+        (note.code, note.changes_result, note.details, "train/red/3.png" in note.message)
+        for note in notes
+        if note.code.endswith("-unread")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "n", "code"),
+    [
+        ({"unfreeze": "all"}, 23, "images-unread"),
+        ({"unfreeze": "all", "augment": "live"}, 23, "images-unread"),
+        ({"augment": "live"}, 24, "views-unread"),
+    ],
+)
+def test_training_on_images_goes_on_without_those_that_broke(broken, tmp_path, options, n, code):
+    settings = {**QUICK, "epochs": 1, **options}
+    result = finetune(*broken, tmp_path / "m.safetensors", **settings)
+    assert result.n == {"train": n, "val": 12}
+    assert unread(result.notes) == [(code, True, {"images": 1}, True)]
+    with pytest.raises(StrictError, match="1 image could not be read"):
+        finetune(*broken, tmp_path / "n.safetensors", strict=True, **settings)
+    assert not (tmp_path / "n.safetensors").exists()
+
+
+def test_a_comparison_from_scratch_goes_on_without_the_images_that_broke(broken, tmp_path):
+    options = {"unfreeze": (0,), "scratch": (3,), "seeds": 1, **QUICK, "epochs": 1}
+    for _ in range(2):  # the second time the runs are read
+        result = compare(broken[0], tmp_path / "runs", **options)
+        assert [(run.unfreeze, run.n) for run in result.runs] == [(0, 24), ("scratch", 23)]
+        assert unread(result.notes) == [("images-unread", True, {"runs": 1}, True)]
+
+
+def test_training_on_images_ends_where_none_can_be_read(broken, tmp_path):
+    for path in (broken[0].parent / "images").rglob("*.png"):  # the last test of this fixture
+        path.write_bytes(b"no image at all")
+    with pytest.raises(FitError, match="None of the 24 train samples has images that can be read: "):
+        finetune(*broken, tmp_path / "m.safetensors", unfreeze="all", **QUICK)
+    with pytest.raises(ImageError, match=r"png cannot be read: "):
+        finetune(*broken, tmp_path / "m.safetensors", augment="live", **QUICK)
 
 
 def test_a_comparison_goes_on_without_the_images_that_broke(tmp_path):

@@ -171,6 +171,9 @@ class NewRows(ArrayRows):
     def start_epoch(self, epoch):
         pass
 
+    def notes(self):
+        return ()
+
     def take(self, indices):
         self.reads.append(len(indices))
         return super().take(indices)
