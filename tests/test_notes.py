@@ -24,7 +24,7 @@ samples-unlabelled samples-without-label-row shard-labels shard-splits-not-used 
 split-chose-the-model split-column-unused split-folder-not-used splits-from-shard-names splits-merged
 start-faint start-fitted-again start-rounded target-by-other-name target-chosen trained-on
 training-images-unknown unfreeze-every-not-used unknown-classes val-chose-the-epoch val-taken-from-train
-views-left-out views-not-used weights-converted-to-float32 weights-entries-ignored weights-entry-chosen
+views-left-out views-not-used views-unread weights-converted-to-float32 weights-entries-ignored weights-entry-chosen
 weights-prefix-removed wrapping-folder
 """
 
