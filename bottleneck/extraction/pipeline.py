@@ -258,9 +258,13 @@ class Trunk:
         return tuple(rows[name] for name in nodes)
 
     def _groups(self, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """Group the nodes by engine: all together, but int8 nodes only with those calibrated together."""
+        """Group the nodes by engine: all together, but int8 nodes only with those calibrated together.
+
+        In each group they are sorted: a new cache has them as they were asked for, an existing one by name,
+        and both shall find the same stored graph.
+        """
         groups: dict[str, list[str]] = {}
-        for name in nodes:
+        for name in sorted(nodes):
             groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
         return [tuple(group) for group in groups.values()]
 

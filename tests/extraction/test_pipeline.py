@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,6 +97,30 @@ def test_an_image_that_the_network_cannot_take_fails_alone(tmp_path, position, e
             failed.append((item.key, item.error.partition(": ")[0], item.passing))
     assert failed == [(f"a/{position:02}.png", "cannot pass the network", True)]
     assert rows == {f"a/{i:02}.png": 8.0 * i for i in range(30) if i != position}
+
+
+def test_nodes_in_another_order_are_the_same_engine_and_come_as_asked(tmp_path, monkeypatch):
+    """A cache that exists has its nodes by name, a new one as they were asked for."""
+    keys = []
+
+    def build(make_extractor, example, *, key, **_):
+        keys.append(key)
+        values = [float(len(name)) for name in make_extractor()]
+        engine = SlowEngine(1)
+        monkeypatch.setattr(
+            SlowEngine, "__call__", lambda _, pixels: tuple(np.full((len(pixels), 1), v) for v in values)
+        )
+        return engine
+
+    monkeypatch.setattr("bottleneck.engines.base.build_engine", build)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    source = read_source(tmp_path)
+    network = SimpleNamespace(recipe={}, name="net", extractor=lambda nodes, preprocess: nodes)
+    for nodes in (("low", "bottleneck"), ("bottleneck", "low")):
+        (batch,) = Trunk(lambda: network, GREY, EngineConfig()).stream(source, ["a.png"], nodes)
+        assert [rows.item() for rows in batch.features] == [len(name) for name in nodes]
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
 
 
 def batch_of(*values, views=None):

@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""Does `train` choose as well as one who knew test, and what does it cost beside the usual fine-tuning?
+
+    python tests/benchmarks/train.py [FOLDER] [--peer PATH] [--sets NAME …] [--size 128] [--keep DIR]
+
+Takes 40 processor minutes on one core. Six sets, each with a test split that is read only here: digits of
+scikit-learn at two sizes of train, parts of its two photographs with many samples and with 40 classes, generated
+textures, and generated shapes; FOLDER, in the ImageFolder layout, is a seventh, whose val is its test. On each,
+`train` with its defaults is held against
+
+    the head on the bottleneck        the best single node, chosen by test (no one could know it)
+    one block tuned, two blocks tuned (`finetune`, 10 epochs, from the head on the bottleneck)
+
+Printed: accuracy on test, the regret (the best of these less `train`, in points, with half of the paired 95 %
+interval), what other values of `NOISE` would have chosen among the heads, and processor seconds, those of
+child processes included.
+
+Then the usual fine-tuning of the whole network, on FOLDER or on the 900 parts of photographs, at the
+network's own size: a script called as `PEER FOLDER`, by default what everyone writes, restated below: decode, the
+whole network forward and backward, every step of every epoch. `--peer none` leaves it out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import recipe
+from PIL import Image, ImageEnhance
+from sklearn.datasets import load_sample_images
+
+from bottleneck.store.reader import FeatureCache
+
+TEST = 400  # samples; half of a paired 95 % interval is 1 to 2 points
+NOISES = (0.0, 0.5, 1.0, 1.5, 2.0)
+EPOCHS = 5  # of the usual fine-tuning: few, as its users have no time either
+WITHIN, MEAN, TIMES = 1.0, 0.4, 20.0  # wanted: the largest regret, the mean regret, and how much faster
+TRAINED = ("head on the bottleneck", "best single node", "one block tuned", "two blocks tuned")
+
+
+# ---- the sets
+
+
+def places(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
+    """Crops about 40 places of the two photographs: moved, turned, of other sizes and brightness."""
+    photos = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+    for number in iter(lambda: int(random.integers(40)), None):
+        photo, (row, column) = photos[number % 2], divmod(number // 2, 5)
+        x, y = (column + 0.5) * photo.width / 5, (row + 0.5) * photo.height / 4
+        x, y, side = x + random.normal(0, 25), y + random.normal(0, 25), random.uniform(40, 80)
+        crop = photo.rotate(random.uniform(-40, 40), center=(x, y)).crop(
+            (int(x - side / 2), int(y - side / 2), int(x + side / 2), int(y + side / 2))
+        )
+        crop = ImageEnhance.Color(crop.resize((64, 64))).enhance(random.uniform(0, 1))
+        yield f"{number:02}", ImageEnhance.Brightness(crop).enhance(random.uniform(0.4, 1.3))
+
+
+def thirds(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
+    """Crops of the three vertical bands of one photograph."""
+    return (each for each in recipe.photographs(random) if each[0].startswith("0"))
+
+
+def sets(scratch: Path, folder: Path | None) -> dict[str, Callable[[], Path]]:
+    """The sets by name; each is written when it is called for."""
+
+    def made(name: str, pictures: Callable, pool: int) -> Callable[[], Path]:
+        return partial(recipe.write_set, scratch / name, pictures, pool, TEST)
+
+    random = np.random.default_rng
+    found: dict[str, Callable[[], Path]] = {
+        "digits, 10 a class": made("digits100", recipe.digits(8, random(1)), 100),
+        "digits, 60 a class": made("digits600", recipe.digits(8, random(2)), 600),
+        "3 parts of a photograph, 150 a class": made("parts", thirds(random(3)), 450),
+        "40 places in photographs, 10 a class": made("places", places(random(4)), 400),
+        "textures, 53 a class": made("textures", recipe.textures(random(5)), 320),
+        "shapes, 64 a class": made("shapes", recipe.shapes(random(6)), 320),
+    }
+    if folder:
+        found[folder.name] = partial(val_as_test, folder, scratch / f"{folder.name}-test")
+    return found
+
+
+def val_as_test(folder: Path, to: Path) -> Path:
+    to.mkdir()
+    for split, name in (("train", "train"), ("val", "test")):
+        (to / name).symlink_to((folder / split).resolve())
+    return to
+
+
+# ---- measured, each in a process of its own
+
+
+def run_train(folder: Path, work: Path, size: int | None = None) -> dict:
+    """What a user gets."""
+    from bottleneck import train
+
+    found = train(folder, work / "m.safetensors", cache=work / "c.h5", image_size=size)
+    return {**found.to_json(), "rule": found.rule}
+
+
+def run_contenders(folder: Path, work: Path) -> dict:
+    """Every head of `train`'s candidates, and one and two blocks tuned: which test samples each gets right."""
+    from bottleneck import evaluate, finetune, fit_heads
+
+    cache = work / "c.h5"
+    heads, evidence = heads_tried(work)
+    (start,) = fit_heads(cache, nodes=("bottleneck",), output=work / "heads").heads
+    models = {"train": work / "m.safetensors"}
+    for count, name in ((1, TRAINED[2]), (2, TRAINED[3])):
+        models[name] = finetune(
+            cache, start["path"], work / f"{count}.safetensors", unfreeze=count, epochs=10
+        ).model
+    right = dict(heads)
+    with FeatureCache(cache) as opened:
+        samples = opened.samples
+        images = opened.images.key[samples.image[samples.split == "test", 0]].astype(str)
+    for name, model in models.items():
+        evaluate(model, cache, split="test", errors=work / "errors.csv")
+        wrong = [row["image"] for row in csv.DictReader((work / "errors.csv").read_text().splitlines())]
+        right[name] = ~np.isin(images, wrong)
+    return {"right": {name: [int(each) for each in values] for name, values in right.items()}, **evidence}
+
+
+def heads_tried(work: Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Fit every head of `train`'s candidates again, with the C that it found, and measure it on test.
+
+    Returns
+    -------
+    Which test samples each is right on, and the heads that other values of NOISE would choose.
+    """
+    from bottleneck.fitting.head_files import file_name
+    from bottleneck.studies.train.candidates import KINDS, kind_of
+    from bottleneck.trials import evidence
+    from bottleneck.trials.heads import final_head, outputs_of, try_head
+    from bottleneck.trials.task import Records, task_of
+
+    tried = json.loads((work / "m.candidates.json").read_text())
+    records, right, contenders = Records(work / "m.work" / "trials"), {}, []
+    with FeatureCache(work / "c.h5") as cache:
+        task = task_of(cache, None, cv=5, seed=0)
+        for each in (each for each in tried if each["kind"] != "finetuned"):
+            node = each["node"]
+            found = try_head(task, node, records, file_name(each["backbone"], "label", node))
+            contenders.append(evidence.Contender(node, KINDS.index(kind_of(node)), found.evidence))
+            outputs = outputs_of(task, final_head(task, node, found), task.rows["test"])
+            codes = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
+            right[node] = codes == task.target.values[task.rows["test"]]
+    chosen = {}
+    for noise in NOISES:
+        evidence.NOISE = noise
+        chosen[noise] = contenders[evidence.choose(contenders)[0]].what
+    evidence.NOISE = 1.0
+    scores = {each.what: [int(score) for score in each.evidence.score] for each in contenders}
+    return right, {"by_noise": chosen, "scores": scores}
+
+
+def run_peer(folder: Path, work: Path) -> dict:
+    """The usual fine-tuning of the whole network with the same weights, from the decoded image in every step."""
+    import torch
+    from torchvision import datasets, transforms
+
+    from bottleneck.backbones.registry import load_backbone
+
+    transform = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize([0.498, 0.498, 0.498], [0.502, 0.502, 0.502]),
+        ]
+    )
+    train, test = (datasets.ImageFolder(folder / split, transform) for split in ("train", "test"))
+    body = load_backbone("efficientnet_lite0").module
+    body.requires_grad_(True)
+    network = torch.nn.Sequential(body, torch.nn.LazyLinear(len(train.classes)))
+    network(torch.zeros(2, 3, 224, 224))
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
+    loader = torch.utils.data.DataLoader(train, batch_size=32, shuffle=True, num_workers=2)
+    for _ in range(EPOCHS):
+        network.train()
+        for pixels, labels in loader:
+            loss = torch.nn.functional.cross_entropy(network(pixels), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        schedule.step()
+    network.eval()
+    with torch.inference_mode():
+        right = [
+            (network(pixels).argmax(1) == labels).float()
+            for pixels, labels in torch.utils.data.DataLoader(test, batch_size=64)
+        ]
+    return {"images": len(train), "accuracy": float(torch.cat(right).mean())}
+
+
+CHILDREN = {"train": run_train, "peer": run_peer}
+
+
+def child(what: str, folder: Path, work: Path) -> tuple[dict, float]:
+    """Run one of CHILDREN; return what it printed, and its processor seconds with those of its children."""
+    command = [sys.executable, __file__, what, str(folder), str(work)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    lines = process.stdout.read().splitlines()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return json.loads(lines[-1]), usage.ru_utime + usage.ru_stime
+
+
+# ---- the comparison
+
+
+def processor_seconds() -> float:
+    """Of this process and its children."""
+    return sum(os.times()[:4])
+
+
+def compare(name: str, folder: Path, work: Path, size: int) -> dict:
+    """Accuracy on test of everything, by name, and the regret."""
+    work.mkdir()
+    started = processor_seconds()
+    trained = run_train(folder, work, size)
+    seconds = processor_seconds() - started
+    others = run_contenders(folder, work)
+    right = {what: np.array(values, float) for what, values in others["right"].items()}
+    heads = [each for each in trained["candidates"] if each["kind"] != "finetuned"]
+    single = [each["node"] for each in trained["candidates"] if each["kind"] in ("head", "node")]
+    rivals = {
+        TRAINED[0]: right["bottleneck"],
+        TRAINED[1]: max((right[node] for node in single), key=np.mean),
+        **{what: right[what] for what in TRAINED[2:]},
+    }
+    best = max(rivals.values(), key=np.mean)
+    difference = 100 * (best - right["train"])
+    half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    return {
+        "set": name,
+        "n": len(best),
+        "chosen": trained["chosen"]["what"],
+        "accuracy": {
+            what: 100 * values.mean() for what, values in {**rivals, "train": right["train"]}.items()
+        },
+        "heads": {each["node"]: 100 * right[each["node"]].mean() for each in heads},
+        "by_noise": {noise: 100 * right[node].mean() for noise, node in others["by_noise"].items()},
+        "scores": others["scores"],
+        "right": others["right"],
+        "candidates": trained["candidates"],
+        "regret": float(difference.mean()),
+        "half": float(half),
+        "seconds": seconds,
+        "contenders_seconds": processor_seconds() - started - seconds,
+        "rule": trained["rule"],
+        "notes": [note["message"] for note in trained["notes"]],
+    }
+
+
+def show(found: dict) -> None:
+    print(f"\n{found['set']} ({found['n']} of test): {found['chosen']} is chosen", flush=True)
+    for what, accuracy in found["accuracy"].items():
+        print(f"  {what:26} {accuracy:6.2f}")
+    missed = "   missed" if found["regret"] > WITHIN else ""
+    print(
+        f"  regret {found['regret']:+.2f} ± {found['half']:.2f}{missed}; {found['seconds']:.0f} s of processor"
+    )
+    others = ", ".join(f"{noise}: {accuracy:.2f}" for noise, accuracy in found["by_noise"].items())
+    print(f"  heads alone, by NOISE: {others}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--peer", help="script to fine-tune with, or 'none'")
+    parser.add_argument("--sets", nargs="*")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--keep", type=Path, help="folder for everything that is written, and the figures")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bottleneck-train-") as temporary:
+        scratch = args.keep or Path(temporary)
+        scratch.mkdir(exist_ok=True)
+        results = []
+        for number, (name, write) in enumerate(sets(scratch, args.folder).items()):
+            if args.sets and name not in args.sets:
+                continue
+            found = compare(name, write(), scratch / f"work-{number}", args.size)
+            show(found)
+            results.append(found)
+            if args.keep:
+                (scratch / f"figures-{number}.json").write_text(json.dumps(found, indent=1))
+        if results:
+            regrets = np.array([found["regret"] for found in results])
+            print(
+                f"\nregret: mean {regrets.mean():.2f} (wanted ≤ {MEAN}), largest {regrets.max():.2f} (≤ {WITHIN})"
+            )
+            for noise in NOISES:
+                values = [found["by_noise"][str(noise)] for found in results]
+                print(f"  NOISE {noise:g}: mean accuracy of the chosen head {np.mean(values):.2f}")
+        if args.peer != "none":
+            beside_peer(scratch, args.peer)
+
+
+def beside_peer(scratch: Path, peer: str | None) -> None:
+    """Processor seconds of `train` and of fine-tuning, on the parts of photographs at the network's size."""
+    (write,) = (write for name, write in sets(scratch / "peer", None).items() if name.startswith("parts"))
+    folder, work = write(), scratch / "peer" / "work"
+    work.mkdir()
+    ours, seconds = child("train", folder, work)
+    theirs, their_seconds = child("peer", folder, work)
+    print(f"\n`train` {seconds:.0f} s, accuracy {ours['accuracy']['test']:.4f}")
+    print(f"the usual fine-tuning, {EPOCHS} epochs: {their_seconds:.0f} s, accuracy {theirs['accuracy']:.4f}")
+    print(f"times: {their_seconds / seconds:.1f} (wanted ≥ {TIMES:g})")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] and sys.argv[1] in CHILDREN:
+        what, *paths = sys.argv[1:]
+        print(json.dumps(CHILDREN[what](*map(Path, paths)), default=float))
+    else:
+        main()
