@@ -16,8 +16,10 @@ SIDE_BY_SIDE = "+"  # between the nodes whose features a head takes side by side
 POOLS = ("avg", "avg2", "avg3", "max", "token", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
 
-ENGINES = ("auto", "onnxruntime", "torch", "torch-compiled")
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # libraries that run an exported graph on a CPU
+ENGINES = ("auto", ONNXRUNTIME, OPENVINO, "torch", "torch-compiled")
+FAST = "fast"  # 16 bits where the hardware multiplies them faster, else fp32
+PRECISIONS = ("auto", FAST, "fp32", "bf16", "fp16", "int8")
 
 LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")

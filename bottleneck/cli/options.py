@@ -146,12 +146,14 @@ engine_options = together(
     _engine(
         "--engine",
         type=click.Choice(ENGINES),
-        help="Library that runs the network; torch-compiled first compiles for a minute.",
+        help="Library that runs the network; auto takes the fastest that is installed and agrees with torch, "
+        "torch-compiled first compiles for a minute.",
     ),
     _engine(
         "--precision",
         type=click.Choice(PRECISIONS),
-        help="Number format in which the network computes; auto is fp32 on a CPU.",
+        help="Number format in which the network computes: auto is fp32 on a CPU; fast is bf16 on processors "
+        "that have units for it, else fp32.",
     ),
     _engine("--device", help=f"Device that runs the network: {DEVICES}"),
     _engine(

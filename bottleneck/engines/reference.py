@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bottleneck.engines.onnx_graph import export_graph
 from bottleneck.errors import BackboneError, BottleneckError, EngineError, first_line
 from bottleneck.threads import use_torch_threads
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 
 _PROBES = 8  # images on which an engine is compared
 
-# The largest relative difference of a row that each precision may show (DESIGN §5).
+# The largest relative difference of a row from eager float32 that each precision may show.
 BOUNDS = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
-INT8_COSINE = 0.98
+# The least mean cosine of the engines that are compared on the user's images, and store the comparison.
+COSINES = {"int8": 0.98, "bf16": 0.995}
 
 
 class Eager:
@@ -73,6 +75,20 @@ class Eager:
         self._require_independent_rows()
         return self._rows(self.probe)
 
+    def exported(self) -> bytes:
+        """The extractor as serialised ONNX, exported once. Raises EngineError if that failed."""
+        if isinstance(self._export, EngineError):
+            raise self._export
+        return self._export
+
+    @cached_property
+    def _export(self) -> bytes | EngineError:
+        try:
+            with refusal("exporting the network to ONNX"):
+                return export_graph(self.extractor, self.probe)
+        except EngineError as error:
+            return error
+
     def _rows(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         import torch
 
@@ -111,28 +127,27 @@ def refusal(what: str) -> Iterator[None]:
 
 
 def measure(
-    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], precision: str
+    outputs: Sequence[np.ndarray], reference: Sequence[np.ndarray], *, as_cosine: bool = False
 ) -> dict[int, float]:
-    """Agreement of each node's rows with eager float32: a cosine for int8, otherwise a relative difference.
+    """Agreement of each node's rows with those in float32: largest relative difference, or mean cosine.
 
     Parameters
     ----------
     outputs, reference : sequences of arrays of shape (B, …), one per node
-    precision : "fp32", "bf16", "fp16" or "int8"
     """
     if [np.shape(a) for a in outputs] != [np.shape(a) for a in reference]:
-        return {index: -1.0 if precision == "int8" else float("inf") for index in range(len(reference))}
-    distance = mean_cosine if precision == "int8" else relative_difference
+        return {index: -1.0 if as_cosine else float("inf") for index in range(len(reference))}
+    distance = mean_cosine if as_cosine else relative_difference
     with np.errstate(invalid="ignore"):  # infinite values; the result is then out of bounds
         return {index: distance(a, b) for index, (a, b) in enumerate(zip(outputs, reference, strict=True))}
 
 
-def complaint(agreement: dict[int, float], precision: str) -> str:
+def complaint(agreement: dict[int, float], precision: str, *, as_cosine: bool = False) -> str:
     """What is out of bounds, as a clause for a message; empty if everything is within its bound."""
-    if precision == "int8":
-        worst = min(agreement.values(), default=1.0)
-        problem = f"cosine {worst:.4f} with float32, at least {INT8_COSINE} is needed"
-        return "" if worst >= INT8_COSINE else problem
+    if as_cosine:
+        worst, least = min(agreement.values(), default=1.0), COSINES[precision]
+        problem = f"cosine {worst:.4f} with float32, at least {least} is needed"
+        return "" if worst >= least else problem
     worst = max(agreement.values(), default=0.0)
     bound = BOUNDS[precision]
     problem = f"relative difference {worst:.1e} from eager float32, at most {bound:.0e} is allowed"

@@ -15,11 +15,12 @@ class EngineConfig:
     """How a network is run.
 
     engine : one of `names.ENGINES`; "torch-compiled" compiles for a minute.
-    precision : one of `names.PRECISIONS`; "auto" is fp32 on a CPU.
+    precision : one of `names.PRECISIONS`; "auto" is fp32 on a CPU, "fast" bf16 where the processor has units
+        for it.
     device : "auto", "cpu", "cuda", "cuda:1", "mps" …
     batch_size : images that pass the network at once; None takes the engine's best.
     workers : decoder threads; None takes as many as there are cores.
-    force : use an int8 engine although it differs from float32 by more than its bound.
+    force : use an int8 or bf16 engine although it differs from float32 by more than its bound.
     """
 
     engine: str = "auto"

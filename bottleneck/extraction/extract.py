@@ -235,7 +235,7 @@ def run_extraction(
             *source.notes,
             *trunk.notes,
             *filter(None, [extraction.moved]),
-            *extraction.aliases,
+            *extraction.notes,
             *plan.notes,
             *writer.notes,
             *lost,
@@ -277,7 +277,7 @@ def survey(
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
             data=source_sheet(source, source.samples, source.absent),
-            notes=[*source.notes, *filter(None, [moved]), *extraction.aliases, *plan.notes],
+            notes=[*source.notes, *filter(None, [moved]), *extraction.notes, *plan.notes],
         )
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage, NotedImages, load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, first_line
+from bottleneck.errors import BottleneckError, Note, first_line
 from bottleneck.extraction.config import EngineConfig
+from bottleneck.names import FAST
 from bottleneck.store.spec import canonical_json, fingerprint
 from bottleneck.threads import thread_budget
 
@@ -28,11 +29,15 @@ if TYPE_CHECKING:
     from bottleneck.data.preprocess import Views
     from bottleneck.data.source import Source
     from bottleneck.engines.base import Engine
-    from bottleneck.errors import Note
     from bottleneck.store.spec import NodeSpec
 
 BATCH_SIZE = 32
 MOST_CALLS = 2
+NO_FAST_UNIT = Note(
+    "fast-is-fp32",
+    "--precision fast computed in fp32: this machine has no 16-bit unit that OpenVINO can use, or its "
+    "features differed from float32 by more than their bound.",
+)
 
 
 @dataclass
@@ -125,7 +130,10 @@ class Trunk:
     def notes(self) -> tuple[Note, ...]:
         """What was decided when the network was loaded, as soon as it was needed, and of its images."""
         loading = vars(self)["backbone"].notes if "backbone" in vars(self) else ()
-        return (*loading, *self._noted.notes())
+        slow = self.config.precision == FAST and any(
+            engine.precision == "fp32" for engine in self._engines.values()
+        )
+        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._noted.notes())
 
     def clear_image_notes(self) -> None:
         """Forget the notes on images so far: a new run begins."""
@@ -149,15 +157,18 @@ class Trunk:
                 {"backbone": self.backbone.recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes}
             )
             started = time.perf_counter()
+            calibration, engine = self.calibrations.get(nodes[0]), self.config.engine
+            if nodes[0] in self.calibrations and self.config.precision == "bf16" and not calibration:
+                engine = "torch" if engine == "auto" else engine  # it computed the rows of the cache
             self._engines[nodes] = build_engine(
                 lambda: self.backbone.extractor(nodes, self.preprocess),
                 example,
                 key=key,
-                engine=self.config.engine,
+                engine=engine,
                 precision=self.config.precision,
                 device=self.config.device,
                 force=self.config.force,
-                calibration=self.calibrations.get(nodes[0]),
+                calibration=calibration,
                 network=self.backbone.name,
             )
             self.startup_seconds += time.perf_counter() - started

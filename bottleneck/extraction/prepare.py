@@ -30,7 +30,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.settings import Settings, resolve
 from bottleneck.heads.artifact import load_head
-from bottleneck.names import DEFAULT_BACKBONE, DTYPES, SMALL_CNN, default_pool
+from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, alias_note, stored_name
@@ -49,7 +49,7 @@ class Extraction:
     spec, nodes : for the cache writer.
     trunk : loads the backbone only when something has to be computed.
     statistics : BatchNorm's, by name, of a new network with random weights; empty otherwise.
-    aliases : notes on nodes that are stored under another name than was given.
+    notes : on nodes that are stored under another name than was given, and on a precision that stays.
     moved : where the images of the existing cache are now in this source, at another place.
     """
 
@@ -61,7 +61,7 @@ class Extraction:
     trunk: Trunk
     statistics: Mapping[str, np.ndarray] = field(default_factory=dict)
     moved: Note | None = None
-    aliases: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
@@ -97,9 +97,12 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     nodes = (*settings.nodes, *_describe(settings, trunk, source))
     stored = {node.name: node for node in nodes}
     given = [(name, stored_name(stored, name)) for name in config.node_names]
-    aliases = tuple(alias_note(name, found) for name, found in given if found not in (None, name))
+    notes = [alias_note(name, found) for name, found in given if found not in (None, name)]
+    if cache is not None and config.engine.precision == FAST and settings.engine.precision == "fp32":
+        message = f"--precision fast is not used: the features in {path} are fp32, and its new ones are too."
+        notes.append(Note("precision-of-cache", message))
     return Extraction(
-        path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved, aliases=aliases
+        path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved, notes=tuple(notes)
     )
 
 

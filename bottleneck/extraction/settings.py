@@ -16,7 +16,7 @@ from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.preprocess import MIRROR, Preprocess, ViewRecipe
 from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
+from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, FAST
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
 
 LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
@@ -135,7 +135,7 @@ def _refuse_differences(
     stored = [cached[name].dtype for name in names if name is not None]
     if config.dtype is not None and stored:
         compare("dtype", stored[0], config.dtype)
-    if config.engine.precision != "auto":
+    if config.engine.precision not in ("auto", FAST):
         compare("precision", next(node.precision for node in cached.values()), config.engine.precision)
     if config.flip and views is not None:
         compare("views", views, MIRROR.to_json())

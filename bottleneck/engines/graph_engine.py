@@ -1,0 +1,189 @@
+"""The CPU engines: an exported graph run by onnxruntime or OpenVINO. A stored graph needs no torch.
+
+A graph is run in float32; in bfloat16 by OpenVINO, on processors that have units for it; or, quantised
+(`int8`), in int8. float32 is compared with eager float32 on the probe stored with the graph. int8 and
+bfloat16 are compared with float32 on the user's own images; that comparison is stored with the rows.
+
+Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bottleneck.engines.int8 import describe_calibration, pixels_sha256, quantise
+from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
+from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
+from bottleneck.engines.runtimes import describe, open_graph
+from bottleneck.errors import EngineError
+from bottleneck.names import ONNXRUNTIME
+from bottleneck.threads import passes_side_by_side
+
+_log = logging.getLogger("bottleneck")
+
+# Images per pass. From 1 to 8 the rate is the same; small passes need little memory and shorten the wait at
+# the end of a call.
+_PASS = 4
+
+
+class GraphEngine:
+    """Run an exported graph on the CPU in parallel passes of a few images.
+
+    Parameters
+    ----------
+    graph : bytes
+        Serialised ONNX (`onnx_graph.export_graph`).
+    precision : "fp32", "bf16" or "int8"
+    threads : int
+        In total.
+    runtime : "onnxruntime" or "openvino"
+    """
+
+    device = "cpu"
+    calls = 2  # the passes of the second begin while the last of the first still run
+
+    def __init__(
+        self, graph: bytes, precision: str = "fp32", threads: int = 1, runtime: str = ONNXRUNTIME
+    ) -> None:
+        self.name, self.precision = runtime, precision
+        self.agreement: dict[int, float] = {}
+        self.calibration: dict | None = None
+        passes, within = passes_side_by_side(threads)
+        self.batch = max(32, 2 * _PASS * passes)
+        self._run = open_graph(runtime, graph, precision, passes, within)
+        self._pool = ThreadPoolExecutor(passes, thread_name_prefix="bottleneck-network")
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Rows of every node for uint8 pixels (B, H, W, C): float32 arrays (B, …)."""
+        starts = range(0, max(1, len(pixels)), _PASS)
+        passes = self._pool.map(lambda start: self._run(pixels[start : start + _PASS]), starts)
+        return tuple(np.concatenate(rows) for rows in zip(*passes, strict=True))
+
+
+def float_engine(eager: Eager, key: str, graphs: GraphCache, threads: int, runtime: str) -> GraphEngine:
+    """The float32 engine from the graph stored under `key`, else from a new export, which is then stored.
+
+    Its `agreement` is measured anew each time, on the probe stored with the graph: the machine or the version
+    of the runtime may have changed. Raises EngineError if the network cannot be exported, or the graph cannot
+    be run.
+    """
+    return _float_graph(eager, key, graphs, threads, runtime)[1]
+
+
+def bf16_engine(
+    eager: Eager,
+    example: np.ndarray,
+    key: str,
+    graphs: GraphCache,
+    threads: int,
+    runtime: str,
+    *,
+    calibration: dict | None = None,
+) -> GraphEngine:
+    """The bfloat16 engine; its cosine with float32 is measured on `example` and is its `calibration`.
+
+    A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Raises
+    EngineError if it is not available, and as `float_engine` does.
+    """
+    graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
+    reference = exact(example)
+    with refusal("running the ONNX graph"):
+        engine = GraphEngine(graph, "bf16", threads, runtime)
+        engine.agreement = measure(engine(example), reference, as_cosine=True)
+    details = {
+        "method": "bfloat16",
+        "engine": describe(runtime),
+        "images": len(example),
+        "cosine": [round(cosine, 4) for _, cosine in sorted(engine.agreement.items())],
+    }
+    engine.calibration = calibration or details
+    return engine
+
+
+def int8_engine(
+    eager: Eager,
+    example: np.ndarray,
+    key: str,
+    graphs: GraphCache,
+    threads: int,
+    runtime: str,
+    *,
+    calibration: dict | None = None,
+) -> GraphEngine:
+    """The int8 engine calibrated on three quarters of `example`; its cosine is measured on the last quarter.
+
+    A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Raises
+    EngineError if it is not available, and as `float_engine` does.
+    """
+    pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
+    stored = graphs.load(key, "int8", pixels)
+    if stored is None:
+        if calibration and pixels != pixels_sha256(example):
+            raise EngineError(
+                "its rows must be calibrated as those in the cache are, but neither that graph nor its "
+                "calibration images are on this machine"
+            )
+        stored = _quantised(*_float_graph(eager, key, graphs, threads, ONNXRUNTIME), example)
+        graphs.store(stored, key, "int8", pixels)
+    engine = _compared(stored, "int8", threads, runtime)
+    details = stored.details
+    if runtime != ONNXRUNTIME:  # whose cosine the stored graph has
+        cosines = [round(cosine, 4) for _, cosine in sorted(engine.agreement.items())]
+        details = details | {"engine": describe(runtime), "cosine": cosines}
+    measured = {"cosine": None}  # all other fields determine the rows
+    if calibration and calibration | measured != details | measured:
+        raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {details}")
+    engine.calibration = calibration or details
+    return engine
+
+
+def _float_graph(
+    eager: Eager, key: str, graphs: GraphCache, threads: int, runtime: str
+) -> tuple[bytes, GraphEngine]:
+    """The float32 graph and its engine, which is within the bound."""
+    stored = graphs.load(key, "fp32")
+    if stored is not None:
+        try:
+            engine = _float_within_bounds(stored, threads, runtime)
+            if problem := dependence(engine, stored.probe):  # stored before this was checked
+                raise EngineError(problem)
+            return stored.graph, engine
+        except EngineError as error:
+            if runtime != ONNXRUNTIME:  # the graph may be right
+                raise
+            _log.warning("The stored graph is made again: %s", error)
+    reference = eager.reference
+    stored = StoredGraph(eager.exported(), eager.probe, reference)
+    engine = _float_within_bounds(stored, threads, runtime)
+    graphs.store(stored, key, "fp32")
+    return stored.graph, engine
+
+
+def _float_within_bounds(stored: StoredGraph, threads: int, runtime: str) -> GraphEngine:
+    engine = _compared(stored, "fp32", threads, runtime)
+    if problem := complaint(engine.agreement, "fp32"):
+        raise EngineError(problem)
+    return engine
+
+
+def _quantised(graph: bytes, engine: GraphEngine, example: np.ndarray) -> StoredGraph:
+    """The int8 graph; its probe is the held-out images, its reference their rows in float32."""
+    held_out = -(-len(example) // 4) if len(example) > 1 else 1
+    seen, probe = example[: len(example) - held_out or 1], example[-held_out:]
+    with refusal("quantising the network"):
+        quantised = quantise(graph, seen)
+        rows = GraphEngine(quantised, "int8")(probe)
+    reference = engine(probe)
+    details = describe_calibration(example, len(seen), measure(rows, reference, as_cosine=True))
+    return StoredGraph(quantised, probe, reference, details)
+
+
+def _compared(stored: StoredGraph, precision: str, threads: int, runtime: str) -> GraphEngine:
+    """The engine of a stored graph, with its agreement with the stored reference."""
+    with refusal("running the ONNX graph"):
+        engine = GraphEngine(stored.graph, precision, threads, runtime)
+        engine.agreement = measure(engine(stored.probe), stored.reference, as_cosine=precision == "int8")
+    return engine
