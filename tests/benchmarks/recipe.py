@@ -118,9 +118,9 @@ def shapes(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
         yield names[number], picture
 
 
-def write_set(folder: Path, pictures: Iterator[tuple[str, Image.Image]], pool: int) -> Path:
+def write_set(folder: Path, pictures: Iterator[tuple[str, Image.Image]], pool: int, test: int = TEST) -> Path:
     """split/class/number.png"""
-    for number, (name, picture) in zip(range(pool + TEST), pictures, strict=False):
+    for number, (name, picture) in zip(range(pool + test), pictures, strict=False):
         path = folder / ("train" if number < pool else "test") / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         picture.convert("RGB").save(path)
