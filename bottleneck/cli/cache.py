@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table, views_text
 from bottleneck.errors import CacheError
 
 
@@ -43,7 +43,7 @@ def info(terminal: Terminal, cache: str) -> None:
             node["dtype"],
             node["precision"],
             node["pool"],
-            node["views"],
+            views_text(node["recipe"]),
         )
         for name, node in values["nodes"].items()
     ]

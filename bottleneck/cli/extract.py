@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shlex import quote
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
@@ -16,11 +16,14 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table, views_text
 from bottleneck.data.config import ReadConfig
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_POOL, DTYPES, POOLS
 from bottleneck.records import config_from
+
+if TYPE_CHECKING:
+    from bottleneck.extraction.extract import ExtractResult
 
 flag = flags_of(ExtractConfig)
 
@@ -117,7 +120,7 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
         "removed": result.removed,
         "images per second": result.images_per_second,
         "engine": result.engine or "not needed",
-        **{f"node {name}": "×".join(map(str, shape)) for name, shape in result.nodes.items()},
+        **{f"node {name}": _row(shape, result.views[name]) for name, shape in result.nodes.items()},
     }
     parts: list[RenderableType] = [*data_sheet_lines(result.data)]
     parts.append(table("Features", ("what", "value"), shown.items()))
@@ -130,6 +133,20 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
             f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
         )
     if result.images:
-        parts.append(f"Next: bottleneck fit-head {quote(result.cache)}")
+        parts.append(f"Next: bottleneck {_next_step(result)}")
     terminal.result(result.to_json(), *parts)
     result.require_rows()
+
+
+def _row(shape: tuple[int, ...], views: dict[str, Any] | None) -> str:
+    """Return the shape of an image's row, and its views if it has any."""
+    text = "×".join(map(str, shape))
+    return text if views is None else f"{text}, views: {views_text(views)}"
+
+
+def _next_step(result: ExtractResult) -> str:
+    """Return the command that follows: a head needs labels."""
+    cache = quote(result.cache)
+    if any(target["labelled"] for target in result.data["targets"].values()):
+        return f"fit-head {cache}"
+    return f"similar {cache} IMAGE, or with a table of labels: fit-head {cache} --labels FILE"

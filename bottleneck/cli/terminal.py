@@ -213,6 +213,13 @@ def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
     )
 
 
+def views_text(views: dict[str, Any] | None) -> str:
+    """Return what the views of a node are, of which this is the recipe."""
+    if views is None:
+        return "–"
+    return "1, mirrored" if views.get("mirror") else f"{views['count']}, drawn"
+
+
 def data_sheet_lines(data: dict[str, Any]) -> Iterator[RenderableType]:
     """Yield the table of classes by split of each target, then lines on columns, files and failures."""
     splits = [name for name in SPLITS if data["splits"].get(name)]

@@ -29,7 +29,7 @@ from bottleneck.data.listing import (
     shard_target,
 )
 from bottleneck.data.manifest import read_manifest
-from bottleneck.data.splits import classes_set_aside, set_aside, strata
+from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
 from bottleneck.data.untrusted import one_line, refusal
@@ -132,7 +132,8 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     whole = _locate(os.fspath(source), config)
     split = set_aside(whole.samples, config.val_fraction, config.test_fraction, config.seed)
     samples = replace(whole.samples, split=split)
-    notes = (*whole.notes, *classes_set_aside(whole.samples, samples))
+    lost = (*classes_set_aside(whole.samples, samples), *classes_thinned(whole.samples, samples))
+    notes = (*whole.notes, *lost)
     whole = replace(whole, samples=samples, notes=notes)
     return whole if config.limit is None else evenly(whole, config.limit)
 

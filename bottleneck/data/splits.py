@@ -15,7 +15,7 @@ import numpy as np
 
 from bottleneck.data.targets import lost_classes
 from bottleneck.errors import Note, SourceError
-from bottleneck.samples import SampleTable
+from bottleneck.samples import SampleTable, Target
 
 ALIASES = {
     "train": "train",
@@ -112,6 +112,29 @@ def classes_set_aside(before: SampleTable, after: SampleTable) -> list[Note]:
     )
     why = "they were set aside for val and test; use smaller fractions, more groups or a manifest with splits"
     return lost_classes(first, second, "classes-without-train-samples", "train", why)
+
+
+def classes_thinned(before: SampleTable, after: SampleTable) -> list[Note]:
+    """Return a note on the classes, of any target, of which one train sample is left and more were before."""
+    few = []
+    for name, target in after.targets.items():
+        if target.kind == "class":
+            had, has = (_counts(samples.targets[name], samples.split) for samples in (before, after))
+            few += [name for name, n, left in zip(target.class_names, had, has, strict=True) if n > left == 1]
+    if not few:
+        return []
+    shown = ", ".join(map(repr, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
+    text = (
+        f"Only one train sample is left of {shown}: cross-validation cannot learn such a class and judge it "
+        "too. Use smaller fractions for val and test."
+    )
+    return [Note("one-train-sample-left", text, True, {"classes": few})]
+
+
+def _counts(target: Target, split: np.ndarray) -> np.ndarray:
+    """Return the number of train samples (K,) of each class."""
+    values = target.values[target.labelled & (split == "train")]
+    return np.bincount(values, minlength=len(target.class_names))
 
 
 def _check(wanted: dict[str, float], split: np.ndarray) -> None:

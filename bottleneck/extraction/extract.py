@@ -44,7 +44,7 @@ from bottleneck.store.writer import CacheWriter
 class ExtractResult:
     """What an extraction did.
 
-    nodes : shape of one row by name.
+    nodes : shape of one row by name. views : recipe of each node's views; None where it has none.
     spent : seconds by stage. "read" and "decode" are summed over their threads; "network" is the time in
         which it ran; "write" is that of the writing thread and of the finished file.
     data : what was understood of the source (`data_sheet.data_sheet`).
@@ -66,6 +66,7 @@ class ExtractResult:
     nodes: dict[str, tuple[int, ...]]
     spent: dict[str, float]
     failures: dict[str, str]
+    views: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
@@ -204,7 +205,7 @@ def run_extraction(
         for key, reason in source.absent.items():
             writer.fail(key, reason, passing=True)
         plan = writer.plan(*keys_and_stats(source), reread=config.reread)
-        refuse_strict(plan.notes, strict)
+        refuse_strict([*extraction.notes, *plan.notes], strict, reporter.tell)
         _refuse_limit(source, plan, path)
         kept: list[str] = []
         for work in plan.work:
@@ -230,6 +231,7 @@ def run_extraction(
         nodes={name: node.shape for name, node in summary.nodes.items()},
         spent={**trunk.spent, "write": summary.write_seconds},
         failures=summary.failures,
+        views={name: node.views for name, node in summary.nodes.items()},
         data=source_sheet(source, summary.samples, summary.failures),
         notes=[
             *source.notes,
@@ -264,7 +266,7 @@ def survey(
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
         plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=config.reread)
         _refuse_limit(source, plan, path)
-        refuse_strict(plan.notes, strict)
+        refuse_strict([*extraction.notes, *plan.notes], strict)
         plan.require_space(path.parent)
         return Survey(
             cache=str(path),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -49,8 +50,9 @@ class Extraction:
     spec, nodes : for the cache writer.
     trunk : loads the backbone only when something has to be computed.
     statistics : BatchNorm's, by name, of a new network with random weights; empty otherwise.
-    notes : on nodes that are stored under another name than was given, and on a precision that stays.
     moved : where the images of the existing cache are now in this source, at another place.
+    notes : on nodes that are stored under another name than was given, on samples in another split than in
+        the existing cache, on a precision and statistics that are kept.
     """
 
     path: Path
@@ -76,13 +78,14 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     BackboneError, EngineError, SourceError, CacheError
     """
     config, preprocess = read_model_file(config)
-    cache, moved = _open_existing(path), None
+    cache, moved, notes = _open_existing(path), None, list[Note]()
     if cache is None:
         settings = resolve(config, path, preprocess=preprocess)
     else:
         with cache:
             settings = resolve(config, path, cache.spec, dict(cache.nodes))
             moved = moved_note(cache, source, config.source_moved)
+            notes += [*_resplit_notes(cache, source), *_statistics_notes(cache, source)]
     statistics: Mapping[str, np.ndarray] = {}
     trunk, spec = open_trunk(settings), settings.spec
     if spec is None:
@@ -97,13 +100,11 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     nodes = (*settings.nodes, *_describe(settings, trunk, source))
     stored = {node.name: node for node in nodes}
     given = [(name, stored_name(stored, name)) for name in config.node_names]
-    notes = [alias_note(name, found) for name, found in given if found not in (None, name)]
+    notes += [alias_note(name, found) for name, found in given if found not in (None, name)]
     if cache is not None and config.engine.precision == FAST and settings.engine.precision == "fp32":
         message = f"--precision fast is not used: the features in {path} are fp32, and its new ones are too."
         notes.append(Note("precision-of-cache", message))
-    return Extraction(
-        path, source, config, spec, nodes, trunk, statistics=statistics, moved=moved, notes=tuple(notes)
-    )
+    return Extraction(path, source, config, spec, nodes, trunk, statistics, moved, tuple(notes))
 
 
 def _open_existing(path: Path) -> FeatureCache | None:
@@ -151,6 +152,37 @@ def _equal_images(cache: FeatureCache, source: Source) -> int:
     except (ImageError, OSError):
         return 0
     return len(spread)
+
+
+def _resplit_notes(cache: FeatureCache, source: Source) -> list[Note]:
+    """Return a note on samples of `cache` that `source` has in another split."""
+    try:
+        before = dict(zip(cache.samples.key, cache.samples.split, strict=True))
+    except CacheError:  # damaged samples, which are written anew with a note of their own
+        return []
+    pairs = zip(source.samples.key, source.samples.split, strict=True)
+    moves = Counter((before[key], split) for key, split in pairs if before.get(key, split) != split)
+    if not moves:
+        return []
+    shown = ", ".join(f"{count:,} {old} → {new}" for (old, new), count in sorted(moves.items()))
+    text = (
+        f"{moves.total():,} samples of {cache.path} are now in another split: {shown}. Figures of heads and "
+        "models that were fitted before are of other samples; compare none of them with new ones."
+    )
+    details = {"moves": {f"{old} → {new}": count for (old, new), count in sorted(moves.items())}}
+    return [Note("splits-changed", text, True, details)]
+
+
+def _statistics_notes(cache: FeatureCache, source: Source) -> list[Note]:
+    """Return a note where a random network keeps the BatchNorm statistics of a first run on few images."""
+    few, now = len(cache.images), len(source.images)
+    if not cache.spec.backbone.get("calibrated") or few >= min(BATCH_SIZE, now):
+        return []
+    text = (
+        f"The random network keeps the BatchNorm statistics of its first run, which had {few} images; now "
+        f"there are {now:,}. Write another cache with -o to take them from up to {BATCH_SIZE}."
+    )
+    return [Note("batchnorm-statistics-kept", text, True, {"images": few})]
 
 
 def open_trunk(settings: Settings) -> Trunk:

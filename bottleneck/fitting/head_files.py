@@ -20,6 +20,7 @@ from bottleneck.errors import Note
 from bottleneck.files import whole_file, write_whole
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
 from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.kept_aside import kept_aside
 from bottleneck.heads.metrics import fit_temperature, measure, one_answer_notes
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import TargetProblem
@@ -114,6 +115,7 @@ class HeadFiles:
         details = {"target": target.name, "node": node, "head": fit.kind}
         self.notes += one_answer_notes(which, "train", head.metrics["train"], why, **details)
         base = self._unique(file_name(self.stem, target.name, node, fit.kind))
+        self.notes += kept_aside(self.folder / f"{base}.safetensors", head)
         path = head.save(self.folder / f"{base}.safetensors", self._statistics())
         if fit.out_of_fold is None:
             return self._record(head, path, None)

@@ -17,6 +17,7 @@ from bottleneck.errors import CacheError
 from bottleneck.files import FileStat, replacing
 from bottleneck.store.exchange import FEATURES, blocks_of_table, import_pyarrow
 from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import alias_note
 
 
 def export(
@@ -35,7 +36,7 @@ def export(
 
     Returns
     -------
-    dict with path, and arrays: {array or column: its shape}
+    dict with path, arrays: {array or column: its shape}, and notes
 
     Raises
     ------
@@ -49,10 +50,12 @@ def export(
         raise CacheError(f"A cache is exported to .npz or .parquet, not to {out.suffix or 'no ending'!r}.")
     with FeatureCache(path) as cache:
         names = cache.vector_names if nodes is None else list(nodes)
-        names = [cache.node(name).name for name in names]
+        stored = [cache.node(name).name for name in names]
+        notes = [alias_note(*pair) for pair in zip(names, stored, strict=True) if pair[0] != pair[1]]
         with replacing(out) as fresh:
-            shapes = writers[out.suffix](cache, fresh, names)
-    return {"path": str(out), "arrays": {name: list(shape) for name, shape in shapes.items()}}
+            shapes = writers[out.suffix](cache, fresh, stored)
+    arrays = {name: list(shape) for name, shape in shapes.items()}
+    return {"path": str(out), "arrays": arrays, "notes": notes}
 
 
 def _write_npz(cache: FeatureCache, path: Path, names: list[str]) -> dict[str, tuple[int, ...]]:

@@ -170,9 +170,10 @@ class FeatureCache:
         if found is None:
             known = ", ".join(sorted(self.nodes)) or "none"
             broken = "".join(f" {error.message}" for error in self._broken.values())
+            meant = " or ".join(repr(node.name) for node in self.nodes.values() if node.may_be_meant(name))
             raise CacheError(
                 f"{self.path} has no features of node {name!r}; it has: {known}.{broken}",
-                self._add_with(name),
+                f"Did you mean {meant}?" if meant else self._add_with(name),
             )
         return self.nodes[found]
 
@@ -243,11 +244,18 @@ class FeatureCache:
         """Return the samples (n,) of a split, None for all, that have a label of `target`, None for any.
 
         The second value is the number of samples of the split without a label.
+
+        Raises CacheError where a split is named that has none of these samples.
         """
         if split is not None and split not in SPLITS:
             raise CacheError(f"The split is {split!r}; expected one of {', '.join(SPLITS)}, or None for all.")
         chosen = np.full(len(self.samples), True) if split is None else self.samples.split == split
         labelled = chosen if target is None else chosen & self.target(target).labelled
+        if split is not None and not labelled.any():
+            counts = {name: int((self.samples.split == name).sum()) for name in SPLITS}
+            which = f"{split} sample" if target is None else f"{split} sample with a label of {target!r}"
+            shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+            raise CacheError(f"{self.path} has no {which}; its samples are {shown}.", "Name another split.")
         return np.flatnonzero(labelled), int(chosen.sum() - labelled.sum())
 
     def to_numpy(
@@ -374,7 +382,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict with cache, finished, backbone, preprocess, fingerprint, source_root, source, created_with, images,
     samples, images_per_sample, splits {name: samples}, nodes {name: {shape, dtype, precision, pool, layout,
-    map, views}}, targets {name: {kind, classes, class_names, labelled}}, covariates,
+    map, views, recipe}}, targets {name: {kind, classes, class_names, labelled}}, covariates,
     failures {key: reason}
     """
     with FeatureCache(path) as cache:
@@ -402,6 +410,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                     "layout": node.layout,
                     "map": node.is_map,
                     "views": 0 if node.views is None else node.views["count"],
+                    "recipe": node.views,
                 }
                 for name, node in cache.nodes.items()
             },

@@ -11,16 +11,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from bottleneck.errors import CacheError, FingerprintError, Note
-from bottleneck.names import DTYPES, default_pool
+from bottleneck.names import DTYPES, POOLS, default_pool
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
+CLOSE = 0.8  # of names that may be one, as difflib measures it
+DIGITS = re.compile("[0-9]+")
 SHOWN = 60  # characters of a value in a message
 
 
@@ -173,6 +176,15 @@ class NodeSpec:
         """Return whether `name`, NODE or NODE@POOL, is the node's name or another one of it."""
         node, _, pool = name.partition("@")
         return node in (self.node, *self.aliases) and (pool or default_pool(self.node)) == self.pool
+
+    def may_be_meant(self, name: str) -> bool:
+        """Return whether `name` may be a misspelling of the node's name: another number or pool is not."""
+        node, _, pool = name.casefold().replace(" ", "").partition("@")
+        if pool in POOLS and pool != self.pool:
+            return False
+        names = (self.node, *self.aliases)
+        numbered = [other for other in names if DIGITS.findall(other) == DIGITS.findall(node)]
+        return bool(get_close_matches(node, [other.casefold() for other in numbered], cutoff=CLOSE))
 
     @property
     def is_map(self) -> bool:

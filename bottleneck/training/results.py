@@ -23,6 +23,7 @@ from bottleneck.backbones.model_file import save_model
 from bottleneck.errors import Note, distinct, refuse_strict
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.kept_aside import kept_aside
 from bottleneck.heads.metrics import one_answer_notes
 from bottleneck.training.job import TrainingJob
 from bottleneck.training.labelled_splits import LabelledSplits
@@ -149,6 +150,7 @@ def conclude(
     told = [note for split in metrics for note in one_answer_notes("The model", split, metrics[split])]
     notes = distinct([*draft.notes, *job.notes, *job.row_notes(), *told, *_notes(training, draft, kept)])
     refuse_strict(notes, strict)
+    notes += kept_aside(draft.path, head)
     result = TrainingResult(
         model=str(draft.path),
         kept=kept,

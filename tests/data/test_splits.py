@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from bottleneck.data.splits import classes_set_aside, set_aside, split_named
+from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, split_named
 from bottleneck.errors import SourceError
 from bottleneck.samples import SampleTable, Target
 
@@ -82,6 +82,18 @@ def test_every_class_keeps_a_group_in_train_or_is_told(pairs, val, test):
     lost = set(samples.targets["t"].values) - set(samples.targets["t"].values[split == "train"])
     notes = classes_set_aside(samples, after)
     assert sorted(map(str, lost)) == (notes[0].details["classes"] if notes else [])
+
+
+@pytest.mark.parametrize(
+    ("classes", "val", "told"),
+    [([0] * 50 + [1] * 10, 0.99, ["0", "1"]), ([0] * 50 + [1] * 2, 0.5, ["1"]), ([0] * 9 + [1], 0.2, [])],
+)
+def test_a_class_of_which_one_train_sample_is_left_is_told(classes, val, told):
+    samples = table(classes)
+    after = replace(samples, split=set_aside(samples, val))
+    kept = np.unique(samples.targets["t"].values[after.split == "train"], return_counts=True)[1]
+    assert [str(code) for code in range(2) if kept[code] == 1 < classes.count(code)] == told
+    assert [name for note in classes_thinned(samples, after) for name in note.details["classes"]] == told
 
 
 def test_a_class_whose_last_group_would_go_keeps_it():

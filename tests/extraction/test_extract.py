@@ -7,9 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from bottleneck import extract, train
+from bottleneck.cli.cache import info
+from bottleneck.cli.extract import command
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
@@ -325,3 +328,54 @@ def test_what_changes_the_result_is_told_before_the_first_image_is_read(work, fo
     (told,) = recorder.told
     assert told.startswith("Note: '|' stands in 10 of 10 labels")
     assert "give --label-separator '|'" in told
+
+
+def splits_in(path):
+    with FeatureCache(path) as cache:
+        return dict(zip(cache.samples.key, cache.samples.split, strict=True))
+
+
+def notes_of(result, code):
+    return [note for note in result.notes if note.code == code]
+
+
+def test_samples_that_change_their_split_are_told(folder, tmp_path):
+    path, source = tmp_path / "c.h5", folder / "train.csv"
+    extract(source, path, **SMALL, test_fraction=0.4)
+    before = splits_in(path)
+    planned = survey(source, path, ExtractConfig())
+    result = extract(source, path)
+    after = splits_in(path)
+    moved = sum(before[key] == "test" and after[key] == "train" for key in before)
+    for told in (planned, result):
+        (note,) = notes_of(told, "splits-changed")
+        assert note.details["moves"] == {"test → train": moved}
+    assert moved == 4
+    with pytest.raises(StrictError, match="4 train → test"):
+        extract(source, path, test_fraction=0.4, strict=True)
+    assert notes_of(extract(source, path), "splits-changed") == []
+
+
+def test_new_samples_change_no_split(folder, tmp_path):
+    path, source = tmp_path / "c.h5", folder / "train.csv"
+    extract(source, path, **SMALL)
+    source.write_text(source.read_text() + "images/10.png,0\n")
+    assert notes_of(extract(source, path), "splits-changed") == []
+
+
+@pytest.mark.parametrize(("limit", "told"), [(4, [4]), (None, [])])
+def test_statistics_of_a_first_run_on_few_images_are_told(folder, tmp_path, limit, told):
+    """`small_cnn` normalises by batch; its random network takes the statistics from the first run."""
+    path = tmp_path / "c.h5"
+    extract(folder / "train.csv", path, **SMALL, limit=limit)
+    notes = notes_of(extract(folder / "train.csv", path), "batchnorm-statistics-kept")
+    assert [note.details["images"] for note in notes] == told
+
+
+def test_mirrored_views_and_what_follows_without_labels_are_shown(folder, tmp_path):
+    asked = [str(folder / "images"), "-o", str(tmp_path / "c.h5"), "--flip", "--weights", "none"]
+    asked += ["--backbone", "small_cnn", "--engine", "torch", "--image-size", "64", "--depth", "1"]
+    shown = CliRunner().invoke(command, asked).output
+    assert "views: 1, mirrored" in shown
+    assert "Next: bottleneck similar" in shown
+    assert "1, mirrored" in CliRunner().invoke(info, [str(tmp_path / "c.h5")]).output

@@ -119,3 +119,10 @@ def test_a_full_disk_leaves_the_old_export(path, tmp_path, monkeypatch):
         export(path, tmp_path / "out.npz")
     assert (tmp_path / "out.npz").read_bytes() == before
     assert sorted(p.name for p in tmp_path.glob("out*")) == ["out.npz"]
+
+
+def test_another_name_of_a_node_is_told(path, tmp_path):
+    result = export(path, tmp_path / "c.npz", nodes=[f"{B.name}@{B.pool}", A.name])
+    (note,) = result["notes"]
+    assert (note.code, note.details) == ("node-alias", {"given": f"{B.name}@{B.pool}", "node": B.name})
+    assert f"features/{B.name}" in result["arrays"]

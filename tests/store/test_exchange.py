@@ -73,6 +73,17 @@ def test_what_is_not_there_is_named(cache, arguments, text):
             method(*arguments)
 
 
+@pytest.mark.parametrize("target", [None, "label"])
+def test_a_split_without_samples_is_no_empty_result(tmp_path, target):
+    X = np.zeros((4, 3), np.float32)
+    path = write_cache(tmp_path / "c.h5", X, [class_target([0, 1, 0, 1])], ["train"] * 3 + ["test"])
+    with FeatureCache(path) as cache:
+        for get in (cache.torch_dataset, cache.to_numpy):
+            with pytest.raises(CacheError, match=r"no val sample.* 3 train, 0 val, 1 test"):
+                get("bottleneck", "val", target)
+        assert len(cache.torch_dataset("bottleneck", "test", target)) == 1
+
+
 def test_items_are_float32_rows_with_their_targets(cache):
     dataset = cache.torch_dataset("bottleneck", "train", "label")
     assert (len(dataset), dataset.left_out, dataset.class_names) == (11, 1, ("개", "고양이", "c"))

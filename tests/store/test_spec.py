@@ -57,6 +57,26 @@ def test_a_node_survives_its_json(node):
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("botleneck", ["bottleneck"]),
+        (" Bottleneck", ["bottleneck"]),
+        ("block.6", ["blocks.6"]),
+        ("conv_heads", ["blocks.6"]),
+        ("blocks.5", []),  # another block, which can be extracted
+        ("blocks.6@max", []),
+        ("layer1", []),
+    ],
+)
+def test_a_misspelt_node_is_recognised_and_another_one_is_not(name, meant):
+    nodes = (
+        NodeSpec("bottleneck", "native", (4,)),
+        NodeSpec("blocks.6", "avg", (4,), aliases=("conv_head",)),
+    )
+    assert [node.node for node in nodes if node.may_be_meant(name)] == meant
+
+
+@pytest.mark.parametrize(
     ("node", "pool", "name"),
     [
         ("layer3", "avg", "layer3"),

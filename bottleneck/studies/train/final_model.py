@@ -9,6 +9,8 @@ import torch
 from bottleneck.backbones.model_file import save_model
 from bottleneck.errors import Note
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.kept_aside import kept_aside
+from bottleneck.heads.metrics import one_answer_notes
 from bottleneck.studies.train.candidates import Candidate
 from bottleneck.studies.train.request import Request
 from bottleneck.training.inputs import statistics_of
@@ -22,7 +24,7 @@ def write_model(
 ) -> HeadArtifact:
     """Fit the chosen candidate on train and val, read test once, and write model and card.
 
-    rows : the table of all that was tried.
+    rows : the table of all that was tried. notes : those on the model are added.
     """
     task = chosen.task
     if chosen.tuning is not None:
@@ -42,5 +44,9 @@ def write_model(
         "C": "–" if head.C is None else f"{head.C:g}",
         **tried,
     }
+    notes += [
+        *one_answer_notes("The model", "train", head.metrics["train"]),
+        *kept_aside(request.model, head),
+    ]
     save_model(request.model, head, state, model_card(head, request.model.name, settings, tuple(notes)))
     return head

@@ -13,7 +13,6 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from bottleneck.errors import Note, refuse_strict
-from bottleneck.heads.metrics import one_answer_notes
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.train.block_tuning import try_tuning
 from bottleneck.studies.train.budget import Clock
@@ -51,7 +50,6 @@ def run(request: Request, started: float) -> TrainResult:
         notes = list({note.message: note for note in notes}.values())
         rows = [each.to_json(i == index) for i, each in enumerate(candidates)]
         head = write_model(request, chosen, rows, notes)
-        notes += one_answer_notes("The model", "train", head.metrics["train"])
     files = write_tables(request.model, rows, chosen.task.metric)
     return result_of(request, head, chosen, rows, steps, extracted, files, notes, started)
 
