@@ -18,8 +18,10 @@ label-separator-unused labels-look-like-several labels-of-all-samples last-batch
 last-layer-ignored last-layer-of-other-classes layout-class-split leep-not-computed loss-diverged
 map-in-float32 measured-on-train nan-labels network-converted-to-float32 no-cross-validation
 no-label-column no-labels no-test node-alias not-converged not-finetuned one-answer
-one-train-sample-left options-unused paths-found-by-other-spelling precision-of-cache rare-classes
-remembered-column-missing remembered-columns repeated-rows rows-damaged rows-kept-unread rows-of-nan
+one-train-sample-left options-unused part-damaged
+paths-found-by-other-spelling precision-of-cache rare-classes
+remembered-column-missing remembered-columns repeated-rows rows-damaged rows-kept-unread rows-mended
+rows-of-nan
 rows-removed run-resumed runs-reused samples-damaged samples-drawn samples-limited samples-not-used
 samples-unlabelled samples-without-label-row shard-labels shard-splits-not-used source-moved
 split-chose-the-model split-column-unused split-folder-not-used splits-changed

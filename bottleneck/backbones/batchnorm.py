@@ -29,6 +29,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 from bottleneck.heads.tensor_file import fault_of
 from bottleneck.names import BOTTLENECK
+from bottleneck.store.layout import statistics_path
 
 
 def calibrate_batchnorm(backbone: Backbone, pixels: np.ndarray, preprocess: Preprocess | None = None) -> None:
@@ -99,21 +100,15 @@ def set_statistics(backbone: Backbone, values: Mapping[str, np.ndarray]) -> None
     _record(backbone)
 
 
-def statistics_file(cache: str | Path) -> Path:
-    """Path of the statistics of a cache's random network, beside the cache."""
-    cache = Path(cache)
-    return cache.with_name(f"{cache.stem}--batchnorm.safetensors")
-
-
 def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
-    """The content of `statistics_file`, for `set_statistics`, which checks it.
+    """The content of `layout.statistics_path`, for `set_statistics`, which checks it.
 
     Raises
     ------
     BackboneError
         If the file is missing or damaged.
     """
-    path = statistics_file(cache)
+    path = statistics_path(Path(cache))
     try:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:

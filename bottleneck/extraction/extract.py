@@ -11,7 +11,7 @@ Shapes: I images, B images of a batch, V views.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from bottleneck.extraction.settings import default_cache, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
+from bottleneck.store.layout import statistics_path
 from bottleneck.store.plan import Plan, Work, plan_run
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import Origin
@@ -239,11 +240,22 @@ def run_extraction(
             *filter(None, [extraction.moved]),
             *extraction.notes,
             *plan.notes,
+            *_mended_note(plan.notes, summary.computed, trunk.engine_name),
             *writer.notes,
             *lost,
             *_kept_note(kept),
         ],
     )
+
+
+def _mended_note(notes: Sequence[Note], computed: int, engine: str | None) -> Iterator[Note]:
+    """Yield a note where damaged rows were computed again, perhaps by another engine than the others."""
+    if computed and any(note.code in ("rows-damaged", "part-damaged") for note in notes):
+        text = (
+            f"The damaged rows were computed again with {engine}. A cache does not record the engine of its "
+            "other rows; engines agree within the bound of their precision."
+        )
+        yield Note("rows-mended", text, details={"engine": engine, "computed": computed})
 
 
 def survey(
@@ -304,9 +316,7 @@ def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[FileStat]]:
 def _write_statistics(extraction: Extraction) -> None:
     """Write the BatchNorm statistics of a new random network beside the cache, before its first row."""
     if extraction.statistics:
-        from bottleneck.backbones.batchnorm import statistics_file
-
-        write_whole(statistics_file(extraction.path), save(dict(extraction.statistics)))
+        write_whole(statistics_path(extraction.path), save(dict(extraction.statistics)))
 
 
 def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> list[str]:

@@ -184,6 +184,11 @@ def companion_path(path: Path, node: NodeSpec) -> Path:
     return path.with_name(f"{path.stem}--{link_name(label)}{path.suffix}")
 
 
+def statistics_path(path: Path) -> Path:
+    """Return the path of the BatchNorm statistics of a random network beside the main file `path`."""
+    return path.with_name(f"{path.stem}--batchnorm.safetensors")
+
+
 def parts_folder(path: Path) -> Path:
     """Return the folder of an unfinished run beside the main file `path`."""
     return path.with_name(path.name + PARTS)

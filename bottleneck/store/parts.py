@@ -11,6 +11,7 @@ Shapes: B rows of one part.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -173,23 +174,28 @@ class PartsFolder:
             self.path.rmdir()
 
 
+class PartDamaged(CacheError):
+    """A committed file is not the one that the log names; the next run computes its images again."""
+
+
 def require_intact(folder: Path, entry: PartEntry, thorough: bool) -> None:
-    """Raise CacheError if a committed file has another length (`thorough`: or sha256) than the log's."""
+    """Raise PartDamaged if a committed file has another length (`thorough`: or sha256) than the log's.
+
+    Raises CacheError if it is a link, or may not be read.
+    """
     path = folder / entry.name
     try:
-        status = path.lstat()
-        size = status.st_size
-        same = (
-            stat.S_ISREG(status.st_mode)
-            and size == entry.bytes
-            and (not thorough or sha256_of_file(path) == entry.sha256)
-        )
+        _require_own(path, stat.S_ISREG, "file")
+        size = path.lstat().st_size
+        same = size == entry.bytes and (not thorough or sha256_of_file(path) == entry.sha256)
     except OSError as error:
-        raise CacheError(f"{path} cannot be read: {error.strerror or error}.") from None
+        kind = PartDamaged if error.errno in (errno.EIO, errno.ENOENT) else CacheError
+        raise kind(f"{path} cannot be read: {error.strerror or error}.") from None
     if not same:
-        raise CacheError(
-            f"The committed part {path} is damaged: it has {size} bytes or another sha256 than the log's.",
-            "Delete that file and run the same command again: its images are computed anew.",
+        found = f"it has {size:,} of {entry.bytes:,} bytes" if size != entry.bytes else "its sha256 differs"
+        raise PartDamaged(
+            f"The committed part {path} is damaged: {found}.",
+            "Run the `bottleneck extract` that began it again: its images are computed again.",
         )
 
 

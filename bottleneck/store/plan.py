@@ -153,6 +153,14 @@ def _damage_notes(state: CacheState) -> list[Note]:
         for path, damage in state.damage.items()
         for dataset, rows in damage.items()
     ]
+    notes += [
+        Note(
+            "part-damaged",
+            f"{fault} It is not used: its images are computed again.",
+            details={"file": str(path)},
+        )
+        for path, fault in state.damaged_parts.items()
+    ]
     if state.damaged_samples:
         what = f"{state.damaged_samples} Samples and labels are taken from {state.origin.source} again."
         notes.append(Note("samples-damaged", what, details={"file": str(state.path)}))

@@ -14,7 +14,7 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import companion_path, parts_folder
-from bottleneck.store.parts import LogState, PartEntry, read_log
+from bottleneck.store.parts import LogState, PartDamaged, PartEntry, read_log
 from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
 
@@ -39,8 +39,9 @@ class CacheState:
         Views that the cache has and the run did not request are adopted.
     main : CacheFile or None
     companions : dict of node name to CacheFile
-    log : LogState of the parts folder, or None
+    log : LogState of the parts folder, without damaged files, or None
     damage : numbers of the damaged rows by file, then by path of the dataset; they count as absent
+    damaged_parts : what is wrong with committed files, which count as absent, by path
     damaged_samples : what is wrong with the samples of the main file, which are written anew; "" if nothing
     catalog : Catalog of the rows in all files
     records, failures : dicts by key, those of `Catalog`
@@ -62,6 +63,7 @@ class CacheState:
         self.main: CacheFile | None = None
         self.keys: tuple[str, ...] = ()
         self.damaged_samples = ""
+        self.damaged_parts: dict[Path, str] = {}
         self.damage: dict[Path, dict[str, np.ndarray]] = {}
         self._added: dict[tuple[str, ...], set[bytes]] = {}  # digests by nodes, see `add_rows`
         try:
@@ -143,15 +145,25 @@ class CacheState:
         folder = parts_folder(self.path)
         if self.log is None:
             return
-        for entry in self.log.parts:
-            if (folder / entry.name).exists():  # a part that was deleted holds no rows
-                part = self.catalog.open_part(folder, entry, thorough=True)
-                self.catalog.add_rows(part)
-                self.catalog.add_keys(part)
-        if self.log.table is not None:
-            table = self.catalog.open_part(folder, self.log.table, thorough=True)
+        files = {entry: self._open_part(folder, entry) for entry in self.log.files}
+        parts = {entry: part for entry, part in files.items() if part is not None and entry != self.log.table}
+        for part in parts.values():
+            self.catalog.add_rows(part)
+            self.catalog.add_keys(part)
+        table = None if self.log.table is None else files[self.log.table]
+        if table is not None:
             self.catalog.add_keys(table)
             self.keys = tuple(table.images.key)
+        self.log = replace(self.log, parts=tuple(parts), table=self.log.table if table is not None else None)
+
+    def _open_part(self, folder: Path, entry: PartEntry) -> CacheFile | None:
+        """Open a committed file; None if it is damaged, or was deleted: then it holds no rows."""
+        try:
+            return self.catalog.open_part(folder, entry, thorough=True)
+        except PartDamaged as error:
+            if (folder / entry.name).exists():
+                self.damaged_parts[folder / entry.name] = error.message
+            return None
 
     @property
     def all_nodes(self) -> dict[str, NodeSpec]:

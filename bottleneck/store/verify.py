@@ -19,11 +19,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
 from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
-from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, sums_path
+from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, statistics_path, sums_path
 from bottleneck.store.parts import read_log, require_intact
 from bottleneck.store.plan import duplicates
 from bottleneck.store.validate import MAKE_ONE
@@ -151,11 +153,29 @@ class Check:
             if main.map_name is not None:
                 return
             self.checked |= {"images": len(main.images), "samples": len(main.samples)}
+            if main.origin.spec.backbone.get("calibrated"):
+                self._statistics(path)
             companions, errors = find_companions(path, main.origin.spec)
             self.problems += [error.message for error in errors.values()]
             for companion in companions.values():
                 with companion:
                     self.file(companion)
+
+    def _statistics(self, path: Path) -> None:
+        """Check the file without which the random network of a cache cannot be rebuilt."""
+        beside = statistics_path(path)
+        try:
+            tensors = load(beside.read_bytes())
+            fault = "" if tensors else "holds no tensors"
+        except FileNotFoundError:
+            fault = "is missing"
+        except (OSError, SafetensorError) as error:
+            fault = f"cannot be read ({first_line(error)})"
+        if fault:
+            self.problems.append(
+                f"{beside} {fault}: it has the BatchNorm statistics of the cache's random network, "
+                "which `extract`, `finetune` and heads on images need."
+            )
 
     def parts(self, folder: Path) -> None:
         """Check a commit log and every file that it names."""

@@ -106,7 +106,25 @@ def test_extract_computes_those_rows_again_and_says_so(made, cache, run, file, n
     assert (result["computed"], result["reused"]) == (len(damaged), len(before) - len(damaged))
     (note,) = [note for note in result["notes"] if note["code"] == "rows-damaged"]
     assert note["file"] == str(cache.with_name(file))
+    (note,) = [note for note in result["notes"] if note["code"] == "rows-mended"]
+    assert (note["engine"], note["computed"]) == ("torch", len(damaged))
     np.testing.assert_allclose(all_rows(cache, node), before, rtol=1e-5, atol=1e-6)
     assert run("cache", "verify", cache).code == 0
     again = run("extract", made.images, "-o", cache, "--json").json
     assert (again["computed"], [note["code"] for note in again["notes"]]) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "damage", [None, b"", b"\x89PNG", bytes(99)], ids=["missing", "empty", "PNG", "zeroed"]
+)
+def test_verify_names_lost_statistics_of_a_random_network(cache, run, damage):
+    assert run("cache", "verify", cache).code == 0
+    beside = cache.with_name("c--batchnorm.safetensors")
+    if damage is None:
+        beside.unlink()
+    else:
+        beside.write_bytes(damage)
+    result = run("cache", "verify", cache)
+    assert result.code == 1
+    fault = "is missing" if damage is None else "cannot be read"
+    assert f"{beside} {fault}" in " ".join(result.err.split())

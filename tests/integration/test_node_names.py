@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads
-from bottleneck.backbones.batchnorm import statistics_file
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.errors import CacheError
 from bottleneck.heads.artifact import load_head
 from bottleneck.store.convert import export as export_cache
-from bottleneck.store.layout import structure_checksum
+from bottleneck.store.layout import statistics_path, structure_checksum
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 
@@ -37,7 +36,7 @@ def aliases(notes):
 def without_aliases(path, copy):
     """A copy of a cache as earlier versions wrote it."""
     shutil.copy(path, copy)
-    shutil.copy(statistics_file(path), statistics_file(copy))
+    shutil.copy(statistics_path(path), statistics_path(copy))
     with h5py.File(copy, "r+") as file:
         for dataset in file["features"].values():
             dataset.attrs.pop("aliases", None)

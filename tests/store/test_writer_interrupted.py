@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import pytest
 
 from bottleneck.errors import CacheError
@@ -207,5 +208,45 @@ def test_a_part_that_is_a_link_is_refused(path, world):
     part = next(path.with_name("cache.h5.parts").glob("part-*.h5"))
     part.rename(path.with_name("elsewhere.h5"))
     part.symlink_to(path.with_name("elsewhere.h5"))
-    with pytest.raises(CacheError, match="damaged"):
+    with pytest.raises(CacheError, match="is a link"):
         CacheWriter(path, SPEC, [A], ROOT)
+    assert part.is_symlink()
+
+
+DAMAGES = {
+    "cut off": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeroed": lambda data: bytes(len(data)),
+    "one bit": lambda data: data[:2000] + bytes([data[2000] ^ 1]) + data[2001:],
+    "longer": lambda data: data + b"x",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["part", "table"])
+def test_a_damaged_part_is_set_aside_told_and_computed_again(path, world, monkeypatch, kind, damage):
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 3)
+    world.extract(path, [A], consolidate=False)
+    victim = min(path.with_name("cache.h5.parts").glob(f"{kind}-*.h5"))
+    with h5py.File(victim) as file:
+        lost = [(A.name, row.tobytes()) for row in file["images/digest"][...]] if kind == "part" else []
+    victim.write_bytes(DAMAGES[damage](victim.read_bytes()))
+    world.computed.clear()
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        notes = writer.plan(world.keys, [world.stat(key) for key in world.keys]).notes
+        world.feed(writer)
+        writer.finish(world.samples())
+    assert [(note.code, note.details) for note in notes] == [("part-damaged", {"file": str(victim)})]
+    assert sorted(world.computed) == sorted(lost)
+    assert content(path) == world.expected([A])
+    assert sorted(os.listdir(path.parent)) == ["cache.h5", "cache.h5.lock"]
+
+
+def test_a_reader_refuses_a_damaged_part_and_names_the_command(path, world):
+    world.extract(path, [A], consolidate=False)
+    victim = min(path.with_name("cache.h5.parts").glob("part-*.h5"))
+    size = victim.stat().st_size
+    victim.write_bytes(victim.read_bytes()[:-1])
+    with pytest.raises(CacheError, match=f"is damaged: it has {size - 1:,} of {size:,} bytes") as caught:
+        FeatureCache(path)
+    assert "`bottleneck extract`" in caught.value.hint
