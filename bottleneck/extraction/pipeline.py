@@ -145,11 +145,11 @@ class Trunk:
         return next((engine.name for engine in self._engines.values()), None)
 
     def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
-        """Return the engine that computes `nodes` in one pass, checked against eager float32 on `example`.
+        """Return the engine that computes `nodes`, sorted, in one pass, checked against eager float32 on `example`.
 
         example : (B, H, W, C) uint8, some of the user's images.
         """
-        nodes = tuple(nodes)
+        nodes = tuple(sorted(nodes))
         if nodes not in self._engines:
             from bottleneck.engines.base import build_engine
 

@@ -1,0 +1,49 @@
+"""The engine that computed features continues them; another precision than asked for is told."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bottleneck import FeatureCache, extract
+
+NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder, random = tmp_path_factory.mktemp("images") / "a", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(12):
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder.parent
+
+
+def test_new_images_join_int8_features_of_several_nodes(folder, tmp_path):
+    nodes, path = ("features.block1", "bottleneck"), tmp_path / "c.h5"  # not in the order of their names
+    exact = extract(folder, tmp_path / "exact.h5", nodes=nodes, **NETWORK)
+    extract(folder, path, nodes=nodes, precision="int8", force=True, limit=8, **NETWORK)
+    result = extract(folder, path)
+    assert (result.computed, result.reused, exact.computed) == (4, 8, 12)
+    with FeatureCache(path) as cache, FeatureCache(exact.cache) as other:
+        first, second = (cache.nodes[name] for name in nodes)
+        assert (first.precision, first.calibration) == ("int8", second.calibration)
+        for name in nodes:
+            rows, truth = (each.to_numpy(name)[0].astype(float) for each in (cache, other))
+            lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(truth, axis=1)
+            assert ((rows * truth).sum(axis=1) / lengths).min() > 0.9
+
+
+def test_fast_on_features_in_float32_is_told(folder, tmp_path):
+    path = tmp_path / "c.h5"
+    extract(folder, path, limit=8, **NETWORK)
+    result = extract(folder, path, precision="fast")
+    assert result.computed == 4
+    assert "precision-of-cache" in [note.code for note in result.notes]
+
+
+def test_fast_without_a_unit_for_16_bits_is_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.engines.base.computes_bf16", lambda: False)
+    result = extract(folder, tmp_path / "c.h5", precision="fast", **NETWORK)
+    assert "fast-is-fp32" in [note.code for note in result.notes]
+    with FeatureCache(result.cache) as cache:
+        assert cache.nodes["bottleneck"].precision == "fp32"
