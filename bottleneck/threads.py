@@ -116,6 +116,17 @@ def serial_libraries() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run BLAS and OpenMP on one thread, for many short parallel loops: threads that wait at the end of each
+    would cost more than they save, and far more where other programs use the cores too.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1):
+        yield
+
+
 def trim_memory() -> None:
     """Return freed memory to the system.
 

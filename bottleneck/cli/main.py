@@ -48,6 +48,7 @@ COMMANDS = {
     "advise": ("bottleneck.cli.advise", "Recommend a way of transfer for your data, with reasons."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
     "transfer-study": ("bottleneck.cli.transfer_study", "Measure how transferable each layer is."),
+    "report": ("bottleneck.cli.report", "Write one page of caches, heads, models and studies."),
     "inspect": ("bottleneck.cli.inspect", "Show the blocks of a backbone: shapes, parameters, costs."),
     "backbones": ("bottleneck.cli.backbones", "List the available backbones."),
     "cache": ("bottleneck.cli.cache", "Show, verify, export and merge feature caches."),

@@ -71,7 +71,7 @@ def setting(config: type, *flags: str, **attributes: Any) -> Decorator:
     name = next((flag for flag in flags if flag.isidentifier()), long_flag[2:].replace("-", "_"))
     default = getattr(config, name)
     if isinstance(default, int) and isinstance(attributes.get("type"), Memory):
-        attributes["show_default"] = f"{default / 2**30:g}GiB"
+        attributes.setdefault("show_default", f"{default / 2**30:g}GiB")
     return click.option(*flags, default=default, **{"show_default": True} | attributes)
 
 

@@ -209,9 +209,8 @@ def score_cache(
 ) -> Scored:
     """Score the samples `rows` of a cache from its features, from a map, or else from the images."""
     head = classifier.head
-    fields = differences(cache.spec.to_json(), {"backbone": head.backbone, "preprocess": head.preprocess})
     if head.node_fingerprint:
-        _require_fitted_on(head, cache, fields)
+        require_fitted_on(head, cache)
         if flip and not _has_mirrors(cache, head.node):
             why = "A flip needs the images, since the cache has no mirrored views"
             scored = _score_images_of(classifier, cache, rows, flip, why, reporter)
@@ -221,7 +220,8 @@ def score_cache(
         blocks = _cached_inputs(cache, head.node, rows, flip)
     else:  # The network was trained: no cache has its features, but one may have the map that training took.
         node = head.settings.get("finetuned", {}).get("input")
-        if fields or node not in cache.nodes or (flip and not _has_mirrors(cache, node)):
+        other = recipe_differences(head, cache)
+        if other or node not in cache.nodes or (flip and not _has_mirrors(cache, node)):
             why = "A trained network is measured on images"
             return _score_images_of(classifier, cache, rows, flip, why, reporter)
         blocks = _inputs_from_map(classifier, cache, node, rows, flip)
@@ -249,10 +249,15 @@ def _has_mirrors(cache: FeatureCache, name: str) -> bool:
     return all(cache.node(node).views == MIRROR.to_json() for node in nodes_in(name))
 
 
-def _require_fitted_on(head: HeadArtifact, cache: FeatureCache, fields: list[str]) -> None:
+def recipe_differences(head: HeadArtifact, cache: FeatureCache) -> list[str]:
+    """Return the names of the fields in which the recipes of a head and of a cache differ."""
+    return differences(cache.spec.to_json(), {"backbone": head.backbone, "preprocess": head.preprocess})
+
+
+def require_fitted_on(head: HeadArtifact, cache: FeatureCache) -> None:
     """Raise FingerprintError if the head was fitted on other features than the cache has."""
     if cache.vector_fingerprint(head.node) != head.node_fingerprint:
-        fields = fields or ["dtype or precision"]
+        fields = recipe_differences(head, cache) or ["dtype or precision"]
         raise FingerprintError(
             f"The head was fitted on other features than {cache.path} holds; {', '.join(fields)} differ.",
             f"Fit a head on this cache: bottleneck fit-head {quote(str(cache.path))}",

@@ -75,7 +75,7 @@ def drawable(text: str, longest: int = 40) -> str:
 
 @contextmanager
 def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: float) -> Iterator[Figure]:
-    """Yield a new figure of `width` × `height` inches, which is saved to `path` on leaving.
+    """Yield a new figure of `width` × `height` inches, which is saved to `path`, PNG or SVG, on leaving.
 
     Figures are made without pyplot: there is no global state and no display, and threads can draw.
     """
@@ -84,7 +84,7 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
         with whole_file(Path(path)) as file:
-            figure.savefig(file, dpi=dpi, format="png")
+            figure.savefig(file, dpi=dpi, format="svg" if Path(path).suffix == ".svg" else "png")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from bottleneck.models.classifier import load_model
 from bottleneck.models.evaluate import evaluate
 from bottleneck.models.export import export
 from bottleneck.models.predict import predict
+from bottleneck.report.page.report import write_report
 from bottleneck.store.convert import export as export_cache
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import describe
@@ -57,6 +58,7 @@ FUNCTIONS = {
     "similar": [similar],
     "advise": [advise],
     "audit": [audit],
+    "report": [write_report],
     "rank": [rank],
     "transfer-study": [transfer_study],
     "inspect": [load_backbone, outline, inspect_backbone, patches_of_source, Preprocess.override],

@@ -4,11 +4,13 @@ import hashlib
 
 import numpy as np
 
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.writer import CacheWriter
 
 D = 10
+PIXELS = Preprocess(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_json()
 
 
 def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
@@ -34,7 +36,7 @@ def write_cache(path, X, targets, split=None, group=None, more=None, views=None,
         targets={target.name: target for target in targets},
         group=group,
     )
-    spec = CacheSpec(backbone={"name": "drawn"}, preprocess={"size": 8})
+    spec = CacheSpec(backbone={"name": "drawn"}, preprocess=PIXELS)
     with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
         writer.plan(keys, [(1, 1)] * S)
         extra = dict.fromkeys(rows, views) if views is not None else {}

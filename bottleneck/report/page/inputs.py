@@ -1,0 +1,251 @@
+"""What the paths of a report name: caches, heads, models, and results of studies, with the files beside them.
+
+.h5, .h5.parts          a cache
+.safetensors            a head or a model; beside it the history of its training, what `train` tried
+.json                   the result of a command with --json: audit, advise, compare, fit-head, train, extract
+.png                    a picture that another command drew
+a folder                of `compare` (runs.json), of `transfer-study` (study.json), or all heads in it
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
+from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.names import HEADS_FOLDER
+from bottleneck.records import is_number
+from bottleneck.store.reader import FeatureCache
+
+CACHES, HEADS = (".h5", ".hdf5", ".parts"), ".safetensors"
+MOST_JSON = 256 << 20  # bytes
+SHOTS = "--shot-curve.csv"
+RESULTS = {  # keys that tell which command printed a JSON object
+    "audit": {"label_issues", "duplicates", "leaks"},
+    "advise": {"scenario", "recommendation"},
+    "compare": {"runs", "rows", "chosen"},
+    "train": {"candidates", "chosen", "rule"},
+    "finetune": {"epochs", "best_epoch", "kept"},
+    "transfer-study": {"curves", "effects", "layers"},
+    "fit-head": {"heads"},
+    "extract": {"cache", "data", "computed"},
+}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A head or model file. history : of its training. candidates : what `train` tried."""
+
+    path: Path
+    head: HeadArtifact
+    history: dict[str, Any] = field(default_factory=dict)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it contains a trained network, or what `train` chose."""
+        return bool(self.candidates) or "finetuned" in self.head.settings or not self.head.node_fingerprint
+
+    def score(self) -> float:
+        """Return the score that chose it: of cross-validation, else of val."""
+        for name in ("cv", "val"):
+            metrics = self.head.metrics.get(name, {})
+            value = metrics.get("accuracy", metrics.get("r2"))
+            if is_number(value):
+                return float(value)
+        return -np.inf
+
+
+@dataclass
+class Inputs:
+    """Everything that the paths name. results : by command, the JSON objects. shots : k-shot curves."""
+
+    caches: list[FeatureCache] = field(default_factory=list)
+    fitted: list[Fitted] = field(default_factory=list)
+    results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    shots: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    given: list[str] = field(default_factory=list)
+
+    def close(self) -> None:
+        """Close the caches."""
+        for cache in self.caches:
+            cache.close()
+
+    def result(self, command: str) -> dict[str, Any] | None:
+        """Return the last result of a command."""
+        return self.results[command][-1] if self.results.get(command) else None
+
+
+def read_inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
+    """Open what the paths name. Raises BottleneckError for a path that is none of it, or is damaged."""
+    inputs, seen = Inputs(given=[os.fspath(path) for path in paths]), set[Path]()
+    try:
+        for path in map(Path, paths):
+            _add(inputs, path, seen)
+    except BaseException:
+        inputs.close()
+        raise
+    return inputs
+
+
+def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
+    where = path.resolve()
+    if where in seen:
+        return
+    seen.add(where)
+    suffix = path.suffix.lower()
+    if suffix in CACHES:
+        inputs.caches.append(FeatureCache(path))
+    elif not path.exists():
+        raise BottleneckError(f"There is no file or folder {path}.", "Name a cache, a head or a model.")
+    elif path.is_dir():
+        _add_folder(inputs, path, seen)
+    elif suffix == HEADS:
+        _add_head(inputs, path)
+    elif suffix == ".json":
+        _add_result(inputs, path)
+    elif path.name.endswith(SHOTS):
+        inputs.shots += read_shots(path)
+    elif suffix == ".png":
+        inputs.pictures.append(path)
+    else:
+        raise BottleneckError(
+            f"{path} is nothing that a report shows.",
+            "Name caches (.h5), heads and models (.safetensors), results (.json), pictures (.png), folders.",
+        )
+
+
+def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
+    """Add a comparison, a study, or the heads and caches in the folder."""
+    if (folder / "study.json").is_file():
+        inputs.results.setdefault("transfer-study", []).append(_study(folder))
+        return
+    if (folder / "runs.json").is_file():
+        inputs.results.setdefault("compare", []).append(_comparison(folder))
+        return
+    inside = [path for path in sorted(folder.iterdir()) if path.suffix in (HEADS, ".h5")]
+    if not inside:
+        raise BottleneckError(
+            f"{folder} contains no head, model, cache, comparison or study.",
+            f"Heads are in {HEADS_FOLDER}/ by default.",
+        )
+    maps = [path for path in inside if path.suffix == ".h5" and "--" in path.stem]
+    for path in inside:
+        if path not in maps or path.stem.partition("--")[0] not in {other.stem for other in inside}:
+            _add(inputs, path, seen)
+
+
+def _add_head(inputs: Inputs, path: Path) -> None:
+    history = _optional(path.with_suffix(".history.json"), dict)
+    candidates = _optional(path.with_suffix(".candidates.json"), list)
+    inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
+    stem = path.stem.partition("--")[0]
+    curve = path.with_name(stem + SHOTS)
+    if curve.is_file() and not any(each["path"] == str(curve) for each in inputs.shots):
+        inputs.shots += read_shots(curve)
+
+
+def _optional(path: Path, kind: type) -> Any:
+    """Return the JSON of a file beside a head, or None where there is none of this kind."""
+    try:
+        value = read_json(path) if path.is_file() else None
+    except BottleneckError:
+        return None
+    return value if isinstance(value, kind) else None
+
+
+def read_json(path: Path) -> Any:
+    """Return the value of a JSON file. Raises ArtifactError where it is none, or too large."""
+    try:
+        if path.stat().st_size > MOST_JSON:
+            raise ArtifactError(f"{path} has more than {MOST_JSON >> 20} MiB.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is no JSON file: {first_line(error)}.") from None
+
+
+def _add_result(inputs: Inputs, path: Path) -> None:
+    value = read_json(path)
+    keys = value.keys() if isinstance(value, dict) else set()
+    command = next((name for name, needed in RESULTS.items() if needed <= keys), None)
+    if command is None:
+        raise BottleneckError(
+            f"{path} is not the result of a command that a report shows.",
+            f"It shows the --json of {', '.join(RESULTS)}.",
+        )
+    inputs.results.setdefault(command, []).append(value)
+
+
+def read_shots(path: Path) -> list[dict[str, Any]]:
+    """Return the k-shot curves of a table that `fit-head --shots` wrote."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        curves = []
+        for (target, node), points in groupby(rows, key=lambda row: (row["target"], row["node"])):
+            columns = {name: [] for name in ("shots", "mean", "low", "high")}  # type: dict[str, list[float]]
+            for point in points:
+                for name, values in columns.items():
+                    values.append(float(point[name]))
+            curves.append({"target": target, "node": node, "path": str(path), **columns})
+        return curves
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{path} is no table of a k-shot curve: {first_line(error)}.") from None
+
+
+def _comparison(folder: Path) -> dict[str, Any]:
+    """Return the rows of the runs that a comparison has done so far."""
+    from bottleneck.training.compare import choose, summarise
+    from bottleneck.training.comparison_runs import CompareRun
+
+    stored = read_json(folder / "runs.json")
+    try:
+        runs = [CompareRun(**values) for values in stored["runs"]]
+        shown = "test" if all("test" in run.accuracy for run in runs) else "val"
+        rows = summarise(runs, shown, max(run.n for run in runs))
+        return {"rows": [asdict(row) for row in rows], "chosen": asdict(choose(rows)), "measured_on": shown}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder / 'runs.json'} is damaged: {first_line(error)}.") from None
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    """Return accuracy by kind and number of layers of a study's runs."""
+    found: dict[str, dict[int, list[float]]] = {}
+    try:
+        with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                if float(row.get("share") or 1) == 1:
+                    found.setdefault(row["kind"], {}).setdefault(int(row["n"]), []).append(
+                        float(row["accuracy"])
+                    )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder} has no readable runs.csv: {first_line(error)}.") from None
+    curves = {kind: [_point(n, each) for n, each in sorted(by_n.items())] for kind, by_n in found.items()}
+    return {"curves": curves, "folder": str(folder), "picture": str(folder / "figure.png")}
+
+
+def _point(n: int, accuracies: Iterable[float]) -> dict[str, Any]:
+    values = list(accuracies)
+    return {"n": n, "mean": float(np.mean(values)), "values": values}
+
+
+def study_curves(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the curves of a study's result that are lists of points with n and mean."""
+    curves = result.get("curves")
+    kinds = curves.items() if isinstance(curves, dict) else ()
+    return {
+        str(kind): [point for point in points if {"n", "mean"} <= point.keys()]
+        for kind, points in kinds
+        if isinstance(points, list) and all(isinstance(point, dict) for point in points)
+    }

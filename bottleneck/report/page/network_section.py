@@ -1,0 +1,103 @@
+"""The section on the network: kernels of its first layer, pictures of its channels, the transfer study."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.decode import decode_image
+from bottleneck.errors import BottleneckError, Note
+from bottleneck.report.image_sheets import draw_filters
+from bottleneck.report.page.blocks import Block, Chart, Picture, Section, Series
+from bottleneck.report.page.inputs import Inputs, study_curves
+from bottleneck.store.reader import FeatureCache
+
+WIDEST = 1200  # pixels of a picture
+MOST_KERNELS = 128
+LINES = {"BnB": "line", "BnB+": "line", "AnB": "line", "AnB+": "line", "random": "dashes"}
+
+
+def network_section(
+    inputs: Inputs, cache: FeatureCache | None, options: LoadOptions
+) -> tuple[Section, list[Note]]:
+    """Return the section, and notes."""
+    blocks: list[Block] = []
+    notes: list[Note] = []
+    if cache is not None:
+        try:
+            blocks.append(_kernels(cache, options))
+        except BottleneckError as error:
+            notes.append(Note("kernels-not-shown", f"The first layer is not shown: {error.message}"))
+    for path in inputs.pictures:
+        try:
+            blocks.append(_picture(path))
+        except (BottleneckError, OSError) as error:
+            notes.append(Note("picture-not-shown", f"{path} is not shown: {error}"))
+    if result := inputs.result("transfer-study"):
+        blocks += _study(result)
+    missing = "" if blocks else "No cache of a network is among the paths."
+    return Section("network", "Network", blocks, missing), notes
+
+
+def _kernels(cache: FeatureCache, options: LoadOptions) -> Picture:
+    """Return the kernels of the first convolution as colours, each scaled to the full range."""
+    from bottleneck.backbones.patches import first_kernels
+    from bottleneck.training.inputs import backbone_of
+
+    kernels = first_kernels(backbone_of(cache, options))
+    with TemporaryDirectory() as folder:
+        path = draw_filters(kernels[:MOST_KERNELS], Path(folder) / "kernels.png")
+        sheet = Image.open(path).convert("RGB")
+    size = " × ".join(map(str, kernels.shape[2:]))
+    shown = "" if len(kernels) <= MOST_KERNELS else f", the first {MOST_KERNELS}"
+    text = f"{len(kernels)} kernels of {size} pixels{shown}. Middle grey is zero; each has its own scale."
+    return _as_block("kernels", "First layer", text, sheet, lossless=True)
+
+
+def _picture(path: Path) -> Picture:
+    picture = decode_image(path.read_bytes())
+    if picture.width > WIDEST:
+        picture = picture.resize((WIDEST, max(1, round(picture.height * WIDEST / picture.width))))
+    return _as_block(f"picture-{path.stem}", path.stem, f"From {path.name}.", picture)
+
+
+def _as_block(name: str, caption: str, text: str, picture: Image.Image, lossless: bool = False) -> Picture:
+    file = io.BytesIO()
+    picture.save(file, "WEBP", quality=70, lossless=lossless)
+    return Picture(name, caption, text, data=file.getvalue(), size=picture.size)
+
+
+def _study(result: Mapping[str, Any]) -> list[Block]:
+    """Return the means of a transfer study by the number of copied layers."""
+    curves = study_curves(result)
+    base = [point["mean"] for point in curves.get("baseB", ()) if point["n"] == 0]
+    series = []
+    for kind, drawn in LINES.items():
+        points = sorted(curves.get(kind, ()), key=lambda point: point["n"])
+        if points:
+            series.append(Series(kind, [p["n"] for p in points], [p["mean"] for p in points], drawn=drawn))
+    if base and series:
+        ends = [min(s.x[0] for s in series), max(s.x[-1] for s in series)]
+        series.append(Series("base B", ends, [base[0], base[0]], drawn="reference"))
+    if not series:
+        return []
+    text = (
+        "Mean accuracy of B by the number of layers n that were copied, frozen or fine-tuned (+): from a "
+        "network trained on B itself (BnB) or on the other classes A (AnB). After Yosinski et al. 2014."
+    )
+    return [
+        Chart(
+            "transfer-study",
+            "Transfer study",
+            text,
+            x_label="layers copied, n",
+            y_label="accuracy of B on val",
+            series=series,
+        )
+    ]

@@ -1,0 +1,276 @@
+"""The page of a report: its numbers against those of other code, its budget, and input that lacks much."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+from bottleneck.cli.report import command
+from bottleneck.errors import ArtifactError, BottleneckError, WriteError
+from bottleneck.extraction.extract import extract
+from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.heads.artifact import load_head
+from bottleneck.report.page.report import write_report
+from bottleneck.samples import Target
+from bottleneck.store.reader import FeatureCache
+from tests.helpers.caches import class_target, write_cache
+from tests.helpers.fitted_cache import COUNTS, write_images
+
+
+@pytest.fixture(scope="module")
+def page(made_cache, made_head, tmp_path_factory):
+    """The report of a head on its cache, with figures."""
+    folder = tmp_path_factory.mktemp("page")
+    paths = [made_head, made_cache]
+    return write_report(paths, output=folder / "r.html", figures=folder / "figures", command="the command")
+
+
+def blobs(path, kind="class", test=True, classes=3, n=60, names=None):
+    """A cache of blobs with a target of `kind`, whose images do not exist."""
+    random = np.random.default_rng(0)
+    y = np.arange(n) % classes
+    X = (random.normal(size=(n, 10)) + 3 * np.eye(10)[y]).astype(np.float32)
+    target = class_target(y, names=names)
+    if kind == "regression":
+        target = Target("weight", "regression", X[:, 0].astype(float) + 5)
+    if kind == "multilabel":
+        target = Target("tags", "multilabel", (X[:, :3] > 1).astype(np.uint8), ("a", "b", "c"))
+    split = np.array(["train"] * n, object)
+    if test:
+        split[::4] = "test"
+    return write_cache(path, X, [target], split=split)
+
+
+def fitted(cache, tmp_path, **options):
+    """The path of a head on a cache."""
+    options = {"head": "logistic"} | options
+    return fit_heads(cache, output=tmp_path / "heads", C=0.1, **options).heads[0]["path"]
+
+
+def codes(report):
+    return [note.code for note in report.notes]
+
+
+def test_accuracy_and_confusions_are_those_of_scikit_learn(page, made_cache, made_head):
+    with FeatureCache(made_cache) as cache:
+        rows = np.flatnonzero(cache.samples.split == "test")
+        X = cache.features("bottleneck").take(cache.samples.image[rows, 0]).astype(np.float64)
+        y = cache.samples.targets["label"].values[rows]
+    head = load_head(made_head)
+    predicted = (X @ head.coef.T.astype(np.float64) + head.intercept).argmax(axis=1)
+    assert page.sections["model"]["confusion"]["counts"] == confusion_matrix(y, predicted).tolist()
+    first = page.sections["verdict"]["figures"][0]
+    assert first["value"] == pytest.approx(accuracy_score(y, predicted))
+    assert first["low"] < first["value"] < first["high"]
+
+
+def test_the_cells_of_the_matrix_name_their_images(page, opened, tmp_path):
+    read = opened(tmp_path.__class__(page.path))
+    counts = read.report["model"]["confusion"]["counts"]
+    names = read.report["model"]["confusion"]["classes"]
+    for cell, numbers in read.cells.items():
+        true, predicted = map(int, cell.split(","))
+        assert len(numbers) == counts[true][predicted]
+        assert {read.images[k].split("/")[1] for k in numbers} == {names[true]}
+
+
+def test_samples_are_counted_by_class_and_split(page):
+    rows = page.sections["data"]["classes-label"]
+    assert len(rows) == 3
+    assert all(row[split]["value"] == count for row in rows for split, count in COUNTS.items())
+
+
+def test_the_sections_stand_in_their_order(page, opened, tmp_path):
+    order = ["verdict", "provenance", "data", "choice", "model", "map", "network"]
+    assert list(page.sections) == order
+    read = opened(tmp_path.__class__(page.path))
+    assert [tag["id"] for name, tag in read.tags if name == "section" and tag["id"] != "notes"] == order
+
+
+def test_provenance_names_command_fingerprint_and_sha256_of_the_weights(page, opened, made_cache, tmp_path):
+    with FeatureCache(made_cache) as cache:
+        wanted = [cache.fingerprint, cache.spec.backbone["weights_sha256"], "the command"]
+    texts = " ".join(opened(tmp_path.__class__(page.path)).texts)
+    assert [text for text in wanted if text not in texts] == []
+
+
+def test_the_nearest_training_images_are_those_of_numpy(page, opened, made_cache, tmp_path):
+    """Of each mistake the three of the greatest cosine."""
+    with FeatureCache(made_cache) as cache:
+        X = cache.features("bottleneck").take(np.arange(len(cache.images))).astype(np.float64)
+        keys, train = cache.images.key.tolist(), cache.samples.image[cache.samples.split == "train", 0]
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    read = opened(tmp_path.__class__(page.path))
+    cards = re.findall(r'<figure class="card.*?</figure>', read.html, re.DOTALL)
+    assert cards
+    for card in cards:
+        shown = [read.images[int(k)] for k in re.findall(r'data-image="(\d+)"', card)]
+        cosines = X[train] @ X[keys.index(shown[0])]
+        best = [keys[train[i]] for i in np.argsort(-cosines)[:3]]
+        assert shown[1:] == best
+
+
+def test_every_thumbnail_is_its_own_image(page, opened, images, tmp_path):
+    """The mean colour of a place of the sprite is that of the file."""
+    read = opened(tmp_path.__class__(page.path))
+    data = base64.b64decode(re.search(r"data:image/webp;base64,([^)]+)\)", read.html)[1])
+    path = tmp_path / "s.webp"
+    path.write_bytes(data)
+    sheet = np.asarray(Image.open(path).convert("RGB"), float)
+    side, columns = read.sprite["side"], read.sprite["columns"]
+    assert len(read.sprite["place"]) == sum(COUNTS.values()) * 3 == len(read.images)
+    for number, at in read.sprite["place"].items():
+        top, left = divmod(at, columns)
+        tile = sheet[top * side : (top + 1) * side, left * side : (left + 1) * side]
+        file = np.asarray(Image.open(images / read.images[int(number)]).convert("RGB"), float)
+        assert np.abs(tile.mean(axis=(0, 1)) - file.mean(axis=(0, 1))).max() < 12
+
+
+def test_nothing_may_be_requested_and_only_our_script_runs(page, opened, tmp_path):
+    read = opened(tmp_path.__class__(page.path))
+    (policy,) = [tag["content"] for _, tag in read.tags if tag.get("http-equiv")]
+    script = re.search(r"<script>(.*?)</script>", read.html, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "unsafe" not in policy
+    addresses = [tag.get(name) for _, tag in read.tags for name in ("src", "href") if tag.get(name)]
+    assert [address for address in addresses if not address.startswith(("data:", "#"))] == []
+    assert [tag for _, tag in read.tags if any(name.startswith("on") for name in tag)] == []
+
+
+def test_figures_are_written_as_png_and_svg(page):
+    names = {os.path.basename(path) for path in page.figures}
+    assert {
+        f"{name}.{suffix}" for name in ("map", "confusion", "reliability") for suffix in ("png", "svg")
+    } <= names
+    for path in page.figures:
+        with open(path, "rb") as file:
+            assert file.read(5) == (b"\x89PNG\r" if path.endswith("png") else b"<?xml")
+
+
+def test_thumbnails_give_way_to_the_budget(made_cache, made_head, tmp_path):
+    result = write_report([made_head, made_cache], output=tmp_path / "r.html", max_size=200_000)
+    assert os.path.getsize(tmp_path / "r.html") == result.bytes <= 200_000
+    assert 0 < result.thumbnails < result.images
+    assert "thumbnails-left-out" in codes(result)
+
+
+def test_images_that_are_gone_are_told_and_named(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 4, "test": 2})
+    cache = extract(folder, tmp_path / "c.h5", backbone="small_cnn", engine="torch").cache
+    shutil.rmtree(folder)
+    result = write_report([cache], output=tmp_path / "r.html")
+    assert result.thumbnails == 0
+    assert "images-unreadable" in codes(result)
+    assert "no picture" in (tmp_path / "r.html").read_text("utf-8")
+
+
+@pytest.mark.strangers
+def test_images_of_a_strangers_cache_are_not_read(made_cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    monkeypatch.chdir(tmp_path)
+    result = write_report([made_cache], output="r.html")
+    assert result.thumbnails == 0
+    assert "images-not-shown" in codes(result)
+
+
+def test_a_head_of_another_cache_is_shown_by_the_figures_of_its_file(tmp_path):
+    one = blobs(tmp_path / "a.h5")
+    (tmp_path / "x").mkdir()
+    with FeatureCache(one) as cache:
+        X = cache.features("bottleneck").take(np.arange(60))
+    foreign = write_cache(tmp_path / "x" / "c.h5", X, [class_target(np.arange(60) % 3)], dtype="float16")
+    head = fitted(one, tmp_path)
+    result = write_report([head, foreign], output=tmp_path / "r.html")
+    assert "model-not-measured" in codes(result)
+    accuracy = load_head(head).metrics["test"]["accuracy"]
+    assert result.sections["verdict"]["figures"][0]["value"] == pytest.approx(accuracy)
+
+
+def test_without_a_test_split_folds_are_measured(tmp_path):
+    cache = blobs(tmp_path / "c.h5", test=False)
+    head = fitted(cache, tmp_path)
+    result = write_report([head, cache], output=tmp_path / "r.html")
+    stored = load_head(head).metrics["cv"]
+    assert result.sections["model"]["confusion"]["counts"] == stored["confusion"]
+    assert "Measured on held-out folds of the training images" in (tmp_path / "r.html").read_text("utf-8")
+
+
+def test_folds_that_are_fitted_again_are_those_of_the_fit(tmp_path):
+    cache = blobs(tmp_path / "c.h5", test=False)
+    head = fitted(cache, tmp_path)
+    os.remove(head.replace(".safetensors", "--out-of-fold.npz"))
+    result = write_report([head, cache], output=tmp_path / "r.html")
+    assert result.sections["model"]["confusion"]["counts"] == load_head(head).metrics["cv"]["confusion"]
+
+
+def test_labels_that_are_missing_leave_data_and_map(tmp_path):
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for number in range(9):
+        Image.new("RGB", (20, 20), (25 * number, 80, 120)).save(folder / f"{number}.png")
+    cache = extract(folder, tmp_path / "c.h5", backbone="small_cnn", engine="torch").cache
+    result = write_report([cache], output=tmp_path / "r.html")
+    assert "no labels" in result.sections["data"]["no-labels"]
+    assert len(result.sections["map"]["map"]["class"]) == 9
+    assert result.sections["model"] == {}
+
+
+def test_one_class_is_told(tmp_path):
+    cache = blobs(tmp_path / "c.h5", classes=1, n=12)
+    result = write_report([cache], output=tmp_path / "r.html")
+    assert "one class" in result.sections["verdict"]["one-class"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "figure"), [("regression", "R²"), ("multilabel", "of all label answers are right")]
+)
+def test_other_targets_have_their_own_figures(kind, figure, tmp_path):
+    cache = blobs(tmp_path / "c.h5", kind)
+    head = fitted(cache, tmp_path, head="ridge" if kind == "regression" else "logistic")
+    result = write_report([head, cache], output=tmp_path / "r.html", figures=tmp_path / "f")
+    assert result.sections["verdict"]["figures"][0]["label"] == figure
+    assert "model-not-measured" not in codes(result)
+    assert "confusion" not in result.sections["model"]
+
+
+def test_the_same_file_in_two_splits_is_a_pair_and_a_problem(tmp_path):
+    folder = write_images(tmp_path / "images", {"train": 5, "test": 3})
+    shutil.copy(folder / "train" / "red" / "0.png", folder / "test" / "red" / "copy.png")
+    cache = extract(folder, tmp_path / "c.h5", backbone="small_cnn", engine="torch").cache
+    result = write_report([cache], output=tmp_path / "r.html")
+    assert "look-alikes" in result.sections["data"]
+    assert result.sections["verdict"]["problems"][0]["headline"] == "1 pair of images is in two splits"
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_work(made_cache, tmp_path):
+    with pytest.raises(WriteError):
+        write_report([made_cache], output=tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError):
+        write_report([made_cache], output=tmp_path / "file" / "r.html")
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 1}'])
+def test_what_is_no_result_is_refused(content, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(content)
+    with pytest.raises((ArtifactError, BottleneckError), match=r"x\.json"):
+        write_report([path], output=tmp_path / "r.html")
+
+
+def test_the_command_prints_where_and_how_large(made_cache, made_head, tmp_path):
+    arguments = [str(made_head), str(made_cache), "-o", str(tmp_path / "r.html"), "--json"]
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    values = json.loads(result.stdout)
+    assert values["bytes"] == os.path.getsize(tmp_path / "r.html")
+    assert values["sections"]["verdict"]
