@@ -103,7 +103,7 @@ def _heads(fitted: Sequence[Fitted], main: Fitted | None) -> Table:
 
 def _score(metrics: Mapping[str, Any]) -> Any:
     accuracy, bounds = metrics.get("accuracy"), metrics.get("accuracy_ci95")
-    if is_number(accuracy) and bounds:
+    if accuracy is not None and bounds:
         return Interval(float(accuracy), float(bounds[0]), float(bounds[1]))
     return metrics.get("r2")
 
