@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bottleneck.models.evaluate import evaluate as evaluate
     from bottleneck.models.export import export as export
     from bottleneck.models.predict import predict as predict
+    from bottleneck.report.explain import explain as explain
     from bottleneck.store.reader import FeatureCache as FeatureCache
     from bottleneck.studies.advise.advise import advise as advise
     from bottleneck.studies.audit.audit import audit as audit
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "audit": "bottleneck.studies.audit.audit",
     "compare": "bottleneck.training.compare",
     "evaluate": "bottleneck.models.evaluate",
+    "explain": "bottleneck.report.explain",
     "export": "bottleneck.models.export",
     "extract": "bottleneck.extraction.extract",
     "finetune": "bottleneck.training.finetune",

@@ -38,3 +38,10 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def probability(value: float) -> str:
+    """Return a probability for people: what is not quite 0 or 1 does not look so."""
+    if value > 0.9999:
+        return "> 0.9999" if value < 1 else "1"
+    return "< 0.0001" if 0 < value < 0.0001 else f"{value:.4f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import bottleneck
 
 CODES = """
+explained-approximately overlay-reduced sheet-shortened
 batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-source-changed
 candidates-left-out choice-kept chosen chosen-without-val class-in-one-group class-named-like-split
 classes-merged classes-without-training-samples column-found-by-other-spelling column-passed-over

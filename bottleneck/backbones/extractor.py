@@ -51,7 +51,7 @@ class Pool(nn.Module):
                 f"A tensor of shape {row} is neither a map nor tokens nor a vector: {kind} cannot pool it.",
                 "Use the pool flatten or none.",
             )
-        if kind == "token" and self.layout != "NC" and not self._before:
+        if kind == "token" and self.layout != "NC" and not self.tokens_before:
             raise BackboneError(
                 f"A tensor of shape {row} has no class token before its positions.", "Use the pool avg."
             )
@@ -72,11 +72,11 @@ class Pool(nn.Module):
             return x.permute(0, 3, 1, 2)
         if self.layout == "NLC":
             side = math.isqrt(self.row[0])
-            return x[:, self._before :].transpose(1, 2).reshape(-1, self.row[1], side, side)
+            return x[:, self.tokens_before :].transpose(1, 2).reshape(-1, self.row[1], side, side)
         return x
 
     @property
-    def _before(self) -> int:
+    def tokens_before(self) -> int:
         """Number of tokens before the square of patches."""
         return self.row[0] - math.isqrt(self.row[0]) ** 2 if self.layout == "NLC" else 0
 

@@ -42,6 +42,7 @@ COMMANDS = {
     "compare": ("bottleneck.cli.compare", "Compare how deep to unfreeze, and whether transfer is worth it."),
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
+    "explain": ("bottleneck.cli.explain", "Show which places of images speak for a class."),
     "export": ("bottleneck.cli.export", "Write a head or model as ONNX or as a torch.export program."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
     "audit": ("bottleneck.cli.audit", "Find wrong labels, copies, leaks and outliers in a cache."),

@@ -151,6 +151,11 @@ class EncodedImage:
                     f"is a progressive JPEG of {self._scans} scans, which would take minutes to decode"
                 )
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as stored, before the image is made upright."""
+        return self._header.size
+
     def memory(self, preprocess: Preprocess) -> int:
         """Return the most bytes that `image`, `pixels` or `both_ways` takes, beside file and result."""
         width, height = self._header.size

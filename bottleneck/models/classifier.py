@@ -148,7 +148,7 @@ class Classifier:
         ArtifactError
             The samples have other images per sample or other covariates than the head was fitted on.
         """
-        self._require_form(source.samples)
+        self.require_form(source.samples)
         rows: list[np.ndarray] = []
         scores: list[np.ndarray] = []
         read = _Read(dict(source.absent), MIRROR if flip else None)
@@ -203,7 +203,7 @@ class Classifier:
             rows = np.stack([features_of[image.digest] for image in copies])
             yield [start + image.index for image in copies], rows
 
-    def _require_form(self, samples: SampleTable) -> None:
+    def require_form(self, samples: SampleTable) -> None:
         """Refuse samples with other images per sample or other covariates than the head was fitted on."""
         head, M = self.head, samples.image.shape[1]
         if head.images_per_sample != M:

@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from bottleneck.backbones.patches import Patches
 
 
-MOST_STRIPS, MOST_TILES = 40, 12
-SIDE, GAP, TITLE, CAPTION = 144, 12, 24, 44  # pixels
+MOST_LINES, MOST_TILES = 10, 12  # of tiles on a sheet, of tiles after the first of a strip
+ACROSS = 4  # tiles in a line, so that a sheet is read at a width of 800 pixels
+SIDE, GAP, TITLE, CAPTION = 180, 12, 24, 52  # pixels
 DPI = 100
-COLUMNS = 22  # characters that are as wide as a tile
+COLUMNS = 26  # characters that are as wide as a tile
 CELL, CELL_GAP = 64, 4  # pixels a side of a kernel or patch, and between two
 LINE = 22  # pixels, height of a line of text
 EMPTY, FRAME, REASON = "#f2f2f2", "#999999", "#a02020"
@@ -44,46 +45,66 @@ EMPTY, FRAME, REASON = "#f2f2f2", "#999999", "#a02020"
 
 @dataclass(frozen=True)
 class Tile:
-    """An image by its key, with a note below its name. marked : the others are compared with it."""
+    """An image by its key, with a note below its name. marked : the others are compared with it.
+
+    caption : lines below the picture, in place of name and note.
+    """
 
     image: str
     note: str = ""
     marked: bool = False
+    caption: Sequence[str] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines below the picture."""
+        folder, _, name = self.image.rpartition("/")
+        return list(self.caption) or [line for line in (folder, name, self.note) if line]
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A row of tiles with a title."""
+    """Tiles with a title, a few in a line."""
 
     title: str
     tiles: Sequence[Tile]
+
+    @property
+    def lines(self) -> int:
+        """Return how many lines the tiles take."""
+        return max(1, -(-len(self.tiles) // ACROSS))
 
 
 def similar_sheet(result: Similar, path: str | Path) -> dict[str, str]:
     """Draw the result of `similar` to a PNG: a strip for each image with its neighbours, and for each group.
 
-    At most 40 strips with 12 tiles are drawn; if there are more, a last line says so.
+    At most 10 lines of 4 tiles are drawn, fewer neighbours of each image where there are many; a last line
+    says what was left out.
 
     Returns
     -------
     dict
         The reason, by name, why an image could not be read.
     """
+    groups = result.groups()
+    total = len(result.images) + len(groups)
+    lines = max(1, MOST_LINES // max(1, total))  # of each strip
+    most = min(MOST_TILES + 1, lines * ACROSS)
     strips = [
         Strip(image, [Tile(image, marked=True), *(Tile(key, f"cosine {cosine:.4f}") for key, cosine in near)])
-        for (image, near), _ in zip(result.neighbours(), range(MOST_STRIPS), strict=False)
+        for (image, near), _ in zip(result.neighbours(), range(MOST_LINES), strict=False)
     ]
-    groups = result.groups()
     strips += [
         Strip(f"Group {number} of {len(groups)}: {len(group)} images", [Tile(key) for key in group])
-        for number, group in enumerate(groups[:MOST_STRIPS], 1)
+        for number, group in enumerate(groups[:MOST_LINES], 1)
     ]
-    shown = [Strip(strip.title, strip.tiles[: MOST_TILES + 1]) for strip in strips[:MOST_STRIPS]]
+    shown = [Strip(strip.title, strip.tiles[:most]) for strip in strips[: MOST_LINES // lines]]
     wanted = {tile.image for strip in shown for tile in strip.tiles}
     pictures = _pictures(result, sorted(wanted))
-    total = len(result.images) + len(groups)
-    more = f"{len(shown)} of {total:,} are drawn." if total > len(shown) else ""
-    contact_sheet(shown, pictures, path, footer=more)
+    more = [f"{len(shown)} of {total:,} rows are drawn."] if total > len(shown) else []
+    cut = max((len(strip.tiles) for strip in strips), default=0)
+    more += [f"Of {cut} images in a row the first {most} are drawn."] if cut > most else []
+    contact_sheet(shown, pictures, path, footer=" ".join(more))
     return {key: picture for key, picture in pictures.items() if isinstance(picture, str)}
 
 
@@ -94,22 +115,25 @@ def contact_sheet(
 
     pictures : by key, an image (H, W, 3) uint8 or the reason why it could not be read.
     """
-    columns = max((len(strip.tiles) for strip in strips), default=1)
-    height = TITLE + SIDE + CAPTION + GAP
-    size = (GAP + columns * (SIDE + GAP), GAP + max(1, len(strips)) * height + (TITLE if footer else 0))
-    with drawing(path, size[0] / DPI, size[1] / DPI, dpi=DPI, font_size=7) as figure:
+    columns = min(ACROSS, max((len(strip.tiles) for strip in strips), default=1))
+    lines = sum(strip.lines for strip in strips)
+    below = wrap(footer, COLUMNS * columns)
+    height = TITLE * max(1, len(strips)) + (SIDE + CAPTION + GAP) * max(1, lines) + TITLE * len(below)
+    size = (GAP + columns * (SIDE + GAP), GAP + height)
+    with drawing(path, size[0] / DPI, size[1] / DPI, dpi=DPI, font_size=8) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, size[0]), ylim=(size[1], 0))
         axes.set_axis_off()
-        for number, strip in enumerate(strips):
-            top = GAP + number * height
-            width = COLUMNS * len(strip.tiles)
-            axes.text(GAP, top, _cut(strip.title, width), va="top", fontsize=9, weight="bold")
-            for column, tile in enumerate(strip.tiles):
-                left = GAP + column * (SIDE + GAP)
-                _draw(axes, tile, pictures[tile.image], left, top + TITLE)
+        top = GAP
+        for strip in strips:
+            axes.text(GAP, top, _cut(strip.title, COLUMNS * columns), va="top", fontsize=9, weight="bold")
+            for number, tile in enumerate(strip.tiles):
+                line, column = divmod(number, ACROSS)
+                at = GAP + column * (SIDE + GAP), top + TITLE + line * (SIDE + CAPTION + GAP)
+                _draw(axes, tile, pictures[tile.image], *at)
+            top += TITLE + strip.lines * (SIDE + CAPTION + GAP)
         if not strips:
             axes.text(GAP, GAP, "No look-alikes.", va="top", fontsize=9)
-        axes.text(GAP, size[1] - GAP, footer, va="bottom", fontsize=9)
+        axes.text(GAP, size[1] - GAP, "\n".join(below), va="bottom", fontsize=9)
     return Path(path)
 
 
@@ -155,8 +179,7 @@ def _draw(axes: Axes, tile: Tile, picture: np.ndarray | str, left: int, top: int
     axes.add_patch(
         Rectangle((left, top), SIDE, SIDE, facecolor=face, edgecolor=edge, linewidth=width, zorder=0.5)
     )
-    folder, _, name = tile.image.rpartition("/")
-    lines = [_cut(line, COLUMNS) for line in (folder, name, tile.note) if line]
+    lines = [_cut(line, COLUMNS) for line in tile.lines]
     axes.text(left, top + SIDE + 4, "\n".join(lines), va="top", linespacing=1.25)
 
 

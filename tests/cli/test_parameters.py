@@ -23,9 +23,11 @@ from bottleneck.extraction.extract import extract, survey
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.models.classifier import load_model
+from bottleneck.models.config import ExplainConfig
 from bottleneck.models.evaluate import evaluate
 from bottleneck.models.export import export
 from bottleneck.models.predict import predict
+from bottleneck.report.explain import explain
 from bottleneck.report.page.report import write_report
 from bottleneck.store.convert import export as export_cache
 from bottleneck.store.merge import merge
@@ -54,6 +56,7 @@ FUNCTIONS = {
     "compare": [compare],
     "evaluate": [evaluate],
     "predict": [predict],
+    "explain": [explain],
     "export": [export],
     "similar": [similar],
     "advise": [advise],
@@ -229,6 +232,8 @@ CONFIGS = [
     (evaluate, EngineConfig, set()),
     (predict, ReadConfig, FROM_HEAD | {"val_fraction", "test_fraction", "seed", "limit"}),
     (predict, EngineConfig, set()),
+    (explain, ExplainConfig, set()),
+    (explain, ReadConfig, FROM_HEAD | {"val_fraction", "test_fraction", "seed", "limit"}),
     (load_model, EngineConfig, set()),
     (fit_heads, FitConfig, {"head", "C", "shots", "memory"}),
     (transfer_study, StudyConfig, set()),

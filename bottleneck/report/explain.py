@@ -1,0 +1,314 @@
+"""Draw where in an image a classifier looked: an overlay for each explained class, and a contact sheet.
+
+    source ──► Explainer ──► contributions of places ──► overlay, upright and at the image's own size
+
+An overlay is the image in grey, brighter and yellow where it speaks for the class, darker and blue where it
+speaks against it, so that it reads without colours too. A frame shows what the network sees of the image.
+
+Shapes: H × W pixels of an image.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.decode import EncodedImage
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source, read_sources
+from bottleneck.errors import BottleneckError, Note, distinct, refuse_strict
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.files import require_file_name, whole_file
+from bottleneck.models.attribution import Explainer, Explanation
+from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.config import ExplainConfig
+from bottleneck.progress import SILENT, Reporter, probability
+from bottleneck.records import config_from
+from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet
+
+FOR, AGAINST = (255, 226, 40), (16, 24, 120)
+DARKEST, LIGHTEST = 70, 175  # greys of the image below the colours
+OPACITY = 0.85  # of the strongest place
+LONGEST_NAME = 40  # characters of an image's or a class's name in a file's name
+FRAME = (255, 255, 255)
+LEGEND = "Yellow, bright: speaks for the class. Blue, dark: speaks against it. Frame: what the network sees."
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """The result of `explain`.
+
+    maps : one for each sample and explained class. paths : for each map the overlays of its images; [] if
+    nothing was drawn. sheet : path of the contact sheet, or None. failed : reason by image.
+    """
+
+    maps: list[Explanation]
+    paths: list[list[str]]
+    sheet: str | None
+    failed: dict[str, str]
+    flip: bool
+    seconds: float
+    notes: list[Note] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as JSON values, with the contributions of the places of every map."""
+        drawn = self.paths or [[] for _ in self.maps]
+        return {
+            "maps": [_record(one, paths) for one, paths in zip(self.maps, drawn, strict=True)],
+            "sheet": self.sheet,
+            "failed": [{"image": key, "error": reason} for key, reason in self.failed.items()],
+            "flip": self.flip,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
+
+def explain(
+    model: str | Path | Classifier,
+    *sources: str | Path | Source,
+    class_names: Sequence[str] = ExplainConfig.class_names,
+    exact: bool = ExplainConfig.exact,
+    flip: bool = ExplainConfig.flip,
+    output: str | Path | None = ExplainConfig.output,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    label_columns: Sequence[str] = ReadConfig.label_columns,
+    split_column: str | None = ReadConfig.split_column,
+    group_column: str | None = ReadConfig.group_column,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
+    classes: Sequence[str] = ReadConfig.classes,
+    regression: Sequence[str] = ReadConfig.regression,
+    label_separator: str | None = ReadConfig.label_separator,
+    strict: bool = False,
+    weights: str | None = None,
+    trust_code: bool = False,
+    reporter: Reporter = SILENT,
+) -> Explanations:
+    """Show which places of images speak for the predicted class, and for others that are named.
+
+    The network is run in float32 on the CPU. A logit is the head's intercept and the contributions of all
+    places, which is exact where a linear head reads averages, maxima or all values of a map; else it is an
+    approximation, which a note says.
+
+    Parameters
+    ----------
+    model : path of a head or model file, or an open Classifier
+    sources : images, folders, manifests, shards, URLs, or read `Source`s
+    class_names, exact, flip, output : see `ExplainConfig`
+    image_columns … label_separator : columns of a manifest, as for `predict`
+    strict : refuse decisions on the sources that change the result (`errors.refuse_strict`)
+    weights, trust_code : needed to load some backbones, see `load_model`
+
+    Raises
+    ------
+    ArtifactError
+        The head has no such class, is a knn head, or reads nothing that has places.
+    SourceError, BackboneError, StrictError
+    BottleneckError
+        None of the images could be read.
+    """
+    config, reading = config_from(ExplainConfig, locals()), config_from(ReadConfig, locals())
+    if output is not None:
+        require_file_name(Path(output))
+    classifier = open_model(model, LoadOptions(weights, trust_code), EngineConfig())
+    started = time.perf_counter()
+    opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
+    notes = [*classifier.head.notes, *(note for source in opened for note in source.notes)]
+    refuse_strict(notes, strict)
+    explainer = Explainer(classifier, config)
+    sheet = _Sheet(Path(output)) if output is not None else None
+    maps: list[Explanation] = []
+    paths: list[list[str]] = []
+    for source in opened:
+        for one in explainer.explain(source, reporter):
+            maps.append(one)
+            paths += [sheet.add(one, source, classifier.trunk.preprocess)] if sheet else []
+    failed, images = explainer.failed, sum(len(source.images) for source in opened)
+    if not maps:
+        reason = "".join(f"; the first: {key}: {why}" for key, why in [*failed.items()][:1])
+        raise BottleneckError(f"None of {images:,} images could be explained{reason}.")
+    if failed:
+        text = f"{len(failed):,} images are not explained; the first is {next(iter(failed))}: "
+        notes.append(Note("images-unread", text + f"{next(iter(failed.values()))}.", True))
+        refuse_strict(notes, strict)
+    if sheet:
+        notes += [*sheet.notes, *sheet.write()]
+    return Explanations(
+        maps,
+        paths,
+        None if output is None else str(output),
+        failed,
+        flip,
+        time.perf_counter() - started,
+        distinct([*notes, *explainer.notes, *classifier.trunk.notes]),
+    )
+
+
+def overlay(
+    explanation: Explanation, source: Source, preprocess: Preprocess, image: int = 0, side: int | None = None
+) -> Image.Image:
+    """Return one image of a sample with its contributions over it, RGB, upright and at its own size.
+
+    explanation : as `Explainer.explain` yields it. source, preprocess : that it was made of.
+    image : number of the image among those of the sample.
+    side : longest side in pixels to which the result is scaled down; its own by default.
+
+    Raises ImageError or OSError where the image cannot be read.
+    """
+    picture, _ = _upright(source, explanation.images[image], preprocess)
+    return laid_over(explanation.smooth(image), picture, preprocess, side)
+
+
+def laid_over(
+    contributions: np.ndarray, picture: Image.Image, preprocess: Preprocess, side: int | None = None
+) -> Image.Image:
+    """Return a picture with contributions (size, size) over it, RGB (see `overlay`)."""
+    width, height = picture.size
+    to = preprocess.geometry(height, width)
+    if side and max(width, height) > side:
+        shrink = side / max(width, height)
+        width, height = (max(1, round(length * shrink)) for length in (width, height))
+        picture = picture.resize((width, height), reducing_gap=3)
+    across, down = width / to.width, height / to.height
+    left, top = round(to.left * across), round(to.top * down)
+    right = max(left + 1, round((to.left + preprocess.size) * across))
+    bottom = max(top + 1, round((to.top + preprocess.size) * down))
+    grey = picture.convert("L").point([DARKEST + (LIGHTEST - DARKEST) * value // 255 for value in range(256)])
+    shown = grey.convert("RGB")
+    peak = float(np.abs(contributions).max()) or 1.0
+    for sign, colour in ((1, FOR), (-1, AGAINST)):
+        strength = np.clip(sign * contributions / peak, 0, 1) * 255 * OPACITY
+        mask = Image.fromarray(strength.astype(np.uint8)).resize(
+            (right - left, bottom - top), Image.Resampling.BILINEAR
+        )
+        shown.paste(colour, (left, top, right, bottom), mask)
+    if (left, top, right, bottom) != (0, 0, *shown.size):
+        line = max(1, max(shown.size) // 300)
+        ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=line)
+    return shown
+
+
+def _upright(source: Source, key: str, preprocess: Preprocess) -> tuple[Image.Image, bool]:
+    """Return an image in RGB as a viewer shows it, and whether it is reduced, being a very large one."""
+    encoded = EncodedImage(source.read(key))
+    grey = replace(preprocess, mode="RGB", mean=(0.5,) * 3, std=(0.5,) * 3)
+    picture = encoded.image(grey)
+    return picture, sorted(picture.size) != sorted(encoded.size)
+
+
+class _Sheet:
+    """Writes overlays as they come, and then the sheet that shows the first of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.folder = path, path.with_suffix("")
+        self.notes: list[Note] = []
+        self._strips: dict[str, Strip] = {}
+        self._pictures: dict[str, np.ndarray | str] = {}
+        self._count = 0  # of overlays
+
+    def add(self, one: Explanation, source: Source, preprocess: Preprocess) -> list[str]:
+        """Write the overlays of the sample's images; return their paths."""
+        paths = []
+        for number, key in enumerate(one.images):
+            self._count += 1
+            picture, reduced = _upright(source, key, preprocess)
+            if reduced:
+                size = f"{picture.width} × {picture.height}"
+                text = f"{key} is very large; its overlay has {size} pixels."
+                self.notes.append(Note("overlay-reduced", text))
+            path = self.folder / f"{self._count:04}-{_safe(Path(key).stem)}--{_safe(one.label)}.png"
+            _write(laid_over(one.smooth(number), picture, preprocess), path)
+            paths.append(str(path))
+            self._keep(one, number, picture, preprocess)
+        return paths
+
+    def _keep(self, one: Explanation, number: int, picture: Image.Image, preprocess: Preprocess) -> None:
+        """Remember the small pictures of one overlay for the sheet."""
+        name = f"{one.sample}\0{one.images[number]}\0{number}"
+        strip = self._strips.get(name)
+        if strip is None:
+            if len(self._strips) == MOST_LINES:
+                return
+            self._pictures[name] = _framed(picture)
+            first = Tile(name, marked=True, caption=[f"{picture.width} × {picture.height} pixels"])
+            strip = self._strips[name] = Strip(one.images[number], [first])
+        if len(strip.tiles) <= MOST_TILES:
+            key = f"{name}\0{one.label}"
+            self._pictures[key] = _framed(laid_over(one.smooth(number), picture, preprocess, SIDE))
+            tile = Tile(key, caption=_of_class(one, number))
+            self._strips[name] = Strip(strip.title, [*strip.tiles, tile])
+
+    def write(self) -> list[Note]:
+        """Write the sheet; return a note where it does not show everything."""
+        strips, lines = list(self._strips.values()), 0
+        for count, strip in enumerate(strips):
+            lines += strip.lines
+            if count and lines > MOST_LINES:
+                strips = strips[:count]
+                break
+        contact_sheet(strips, self._pictures, self.path, footer=LEGEND)
+        shown = sum(len(strip.tiles) - 1 for strip in strips)
+        if shown == self._count:
+            return []
+        text = f"The sheet shows {shown} of {self._count:,} overlays; {self.folder} has them all."
+        return [Note("sheet-shortened", text)]
+
+
+def _write(picture: Image.Image, path: Path) -> None:
+    with whole_file(path) as file:
+        picture.save(file, format="PNG")
+
+
+def _safe(name: str) -> str:
+    """Return a name as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", name)[:LONGEST_NAME]
+
+
+def _framed(picture: Image.Image) -> np.ndarray:
+    """Return a picture in a white square of the sheet's tiles, (SIDE, SIDE, 3) uint8."""
+    return np.asarray(ImageOps.pad(picture, (SIDE, SIDE), color="white"))
+
+
+def _of_class(one: Explanation, number: int) -> tuple[str, ...]:
+    """Return the lines below an overlay."""
+    sure = "" if one.confidence is None else f", p {probability(one.confidence)}"
+    places = f"{'exact' if one.exact else 'approximate'}, places {one.sums[number]:+.2f}"
+    return (f"{one.label}{' (predicted)' if one.predicted else ''}", f"logit {one.logit:.2f}{sure}", places)
+
+
+def _record(one: Explanation, paths: list[str]) -> dict[str, Any]:
+    """Return a map as JSON values. Of several images, `path` is that of the first, and `images` has all."""
+    drawn: Sequence[str | None] = paths or [None for _ in one.images]
+    parts = [
+        {
+            "image": key,
+            "sum": total,
+            "path": path,
+            "nodes": [{"node": node, "contributions": values} for node, values in maps.items()],
+        }
+        for key, total, path, maps in zip(one.images, one.sums, drawn, one.maps, strict=True)
+    ]
+    return {
+        "image": one.images[0],
+        "sample": one.sample,
+        "class": one.label,
+        "predicted": one.predicted,
+        "confidence": one.confidence,
+        "logit": one.logit,
+        "intercept": one.intercept,
+        "sum": sum(one.sums),
+        "unplaced": one.unplaced,
+        "remainder": one.remainder,
+        "exact": one.exact,
+        "path": parts[0]["path"],
+        "images": parts,
+    }
