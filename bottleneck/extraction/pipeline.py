@@ -145,9 +145,9 @@ class Trunk:
         return next((engine.name for engine in self._engines.values()), None)
 
     def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
-        """Return the engine that computes `nodes`, sorted, in one pass, checked against eager float32 on `example`.
+        """Return the engine that computes `nodes` in one pass, checked against eager float32 on `example`.
 
-        example : (B, H, W, C) uint8, some of the user's images.
+        Its arrays are those of the sorted nodes. example : (B, H, W, C) uint8, some of the user's images.
         """
         nodes = tuple(sorted(nodes))
         if nodes not in self._engines:

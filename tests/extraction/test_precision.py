@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from bottleneck import FeatureCache, extract
+from bottleneck.engines import base
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -18,15 +19,24 @@ def folder(tmp_path_factory):
     return folder.parent
 
 
-def test_new_images_join_int8_features_of_several_nodes(folder, tmp_path):
+def test_new_images_join_int8_features_of_several_nodes(folder, tmp_path, monkeypatch):
+    built = []
+
+    def build_and_note(*arguments, **settings):
+        built.append(base_build(*arguments, **settings))
+        return built[-1]
+
+    base_build = base.build_engine
+    monkeypatch.setattr(base, "build_engine", build_and_note)
     nodes, path = ("features.block1", "bottleneck"), tmp_path / "c.h5"  # not in the order of their names
     exact = extract(folder, tmp_path / "exact.h5", nodes=nodes, **NETWORK)
-    extract(folder, path, nodes=nodes, precision="int8", force=True, limit=8, **NETWORK)
+    extract(folder, path, nodes=nodes, precision="int8", force=True, limit=8, batch_size=4, **NETWORK)
     result = extract(folder, path)
     assert (result.computed, result.reused, exact.computed) == (4, 8, 12)
     with FeatureCache(path) as cache, FeatureCache(exact.cache) as other:
         first, second = (cache.nodes[name] for name in nodes)
         assert (first.precision, first.calibration) == ("int8", second.calibration)
+        assert [engine.calibration for engine in built[1:]] == [first.calibration] * 2  # one for each run
         for name in nodes:
             rows, truth = (each.to_numpy(name)[0].astype(float) for each in (cache, other))
             lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(truth, axis=1)
