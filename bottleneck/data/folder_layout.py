@@ -180,6 +180,14 @@ def _layout_notes(
         message = f"Folders {', '.join(map(repr, like[:5]))} are read as classes. If they are splits, rename "
         message += "them to train, val or test."
         notes.append(Note("class-named-like-split", message, True, {"folders": like}))
+    labelled = [(path, label, below) for path, (_, label, below) in meanings.items() if label is not None]
+    if labelled and layout.order != "class/split" and all(below for _, _, below in labelled):
+        path, label, _ = min(labelled)
+        message = (
+            f"All images lie below the class folders, such as those in {'/'.join(path)!r} of {label!r}. "
+        )
+        message += "If the lower folders are the classes, give a folder of those, or a manifest."
+        notes.append(Note("folders-within-classes", message, True, {"folders": len(labelled)}))
     if classes and (outside := sum(label is None for label in labels)):
         message = f"{outside} images lie outside of any class folder: they are unlabelled, and train where "
         message += "no folder names their split."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,17 @@ _NUMBER = re.compile(
 )
 _WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
 _LEADING_ZERO = re.compile(r"[+-]?0\d", re.ASCII)
+_LIST = re.compile(r"\[.*\]", re.DOTALL)
 _BOOLEANS = ("true", "false")
-_NO_LABEL = ("na", "n/a", "nan", "null", "none", "nil", "?", "-", "#n/a", "missing")
+_NO_LABEL = (
+    *("na", "n/a", "n.a.", "<na>", "nan", "null", "none", "nil", "?", "??", "-", "--", "#n/a", "missing"),
+    *("unknown", "unlabeled", "unlabelled", "undefined", "not available", "no label", "tbd"),
+)
+_NO_NUMBER = ("-1", "-9", "-99", "-999", "-9999")  # codes of no label, where no other is negative
 AS_THEY_LOOK = LabelConfig()
 SEPARATORS = ("|", ";", ",", "\t")  # that others put between the labels of one cell
+WEAKER = ("/", "&", "+", " ")  # these, only where all that they separate are classes themselves
+FEW_OF_EACH = 20  # labelled samples from which a class for most of them is told
 REPEATS = 5  # samples per value, in the mean, from which numbers are taken for codes
 
 
@@ -78,6 +86,7 @@ def target_from_column(
     elif config.label_separator is None:
         notes += _separator_notes(name, cells)
     elif alone or any(isinstance(cell, str) and config.label_separator in cell for cell in cells):
+        notes += _separated_notes(name, cells, config.label_separator)
         cells = [_separated(cell, config.label_separator) for cell in cells]
     else:
         message = f"No cell of {name!r} contains {config.label_separator!r}: it has one label a sample."
@@ -92,6 +101,8 @@ def target_from_column(
     if name in config.classes or (not is_number and name not in config.regression):
         target = class_target(name, [None if cell is None else _name(cell) for cell in cells], _order(cells))
         notes += _merged_notes(name, cells)
+        if name not in config.classes:
+            notes += _text_notes(target, cells, numbers)
         return target, notes + name_notes(target, certain=name in config.classes)
     if name in config.regression:
         _refuse(name, cells, _is_numeric, "a number")
@@ -128,17 +139,62 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
     A separator stands in most of them, or only beside names that are classes of their own elsewhere.
     """
     texts = [cell for cell in cells if isinstance(cell, str)]
-    for separator in SEPARATORS:
+    lists = [text for text in texts if _LIST.fullmatch(text.strip())]
+    if len(lists) > len(texts) / 2:
+        message = (
+            f"{len(lists)} of {len(texts)} labels of {name!r} look like lists, such as {lists[0][:40]!r}, "
+            "and each text is one class. If it is several labels, write a|b and give --label-separator '|', "
+            f"or lists in .jsonl; if not, --classes {name}."
+        )
+        return [Note("labels-look-like-several", message, True, {"target": name, "separator": None})]
+    for separator in (*SEPARATORS, *WEAKER):
         several = [text for text in texts if separator in text.strip().strip(separator)]
         single = set(texts).difference(several)
-        between = all(single.intersection(_separated(text, separator)) for text in several)
-        if several and (len(several) > len(texts) / 2 or between):
+        parts = [set(_separated(text, separator)) for text in several]
+        if separator in WEAKER:
+            told = all(single >= labels for labels in parts)
+        else:
+            told = len(several) > len(texts) / 2 or all(single & labels for labels in parts)
+        if several and told:
             message = (
                 f"{separator!r} stands in {len(several)} of {len(texts)} labels of {name!r}, such as "
                 f"{several[0][:40]!r}, and each text is one class. If it is several labels, "
                 f"give --label-separator '{separator}'; if not, --classes {name}."
             )
             return [Note("labels-look-like-several", message, True, {"target": name, "separator": separator})]
+    return []
+
+
+def _separated_notes(name: str, cells: Sequence[Any], separator: str) -> list[Note]:
+    """Return notes on cells of which `separator` stands in none, and on another separator in them."""
+    texts = [cell for cell in cells if isinstance(cell, str)]
+    if not texts or any(separator in text for text in texts):
+        return []
+    message = f"No cell of {name!r} contains {separator!r}: each sample has one label of several."
+    note = Note("label-separator-unused", message, True, {"target": name})
+    return [note, *_separator_notes(name, texts)]
+
+
+def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | None]) -> list[Note]:
+    """Return notes on classes that may be quantities: numbers beside few texts, or many classes."""
+    labelled = [(cell, number) for cell, number in zip(cells, numbers, strict=True) if cell is not None]
+    texts = [cell for cell, number in labelled if number is None]
+    measured = [pair for pair in labelled if pair[1] is not None]
+    n, K = len(labelled), len(target.class_names)
+    if len(measured) > n / 2 and _are_quantities(*zip(*measured, strict=True)):
+        message = (
+            f"{len(measured)} of {n} labels of {target.name!r} are numbers and {len(texts)} are not, such as "
+            f"{texts[0]!r}: all are read as names of classes. Correct or empty these cells if they are "
+            f"quantities; if not, give --classes {target.name}."
+        )
+        return [Note("numbers-beside-text", message, True, {"target": target.name, "texts": len(texts)})]
+    if n >= FEW_OF_EACH and n / 2 < K:
+        message = (
+            f"The {n} labels of {target.name!r} are {K} classes, such as {target.class_names[0][:40]!r}. If "
+            "they are quantities, write plain numbers; if they are names of classes, give --classes "
+            f"{target.name}."
+        )
+        return [Note("class-for-most-samples", message, True, {"target": target.name, "classes": K})]
     return []
 
 
@@ -199,9 +255,13 @@ def name_notes(target: Target, certain: bool = False) -> list[Note]:
             "are different classes, although one number; write them in one way if they are the same.",
             changes_result=False,
         )
-        for alike in _alike(target.class_names, to_number)
+        for alike in _alike(target.class_names, _exactly)
     ]
-    if missing := [text for text in target.class_names if folded(text) in _NO_LABEL]:
+    missing = [text for text in target.class_names if folded(text) in _NO_LABEL]
+    negative = [text for text in target.class_names if (to_number(text) or 0) < 0]
+    if len(negative) == 1 and negative[0].strip() in _NO_NUMBER:
+        missing += negative
+    if missing:
         message = f"is a class; leave the cell empty if it means no label, or give --classes {target.name}."
         notes.append(told("class-named-like-no-label", missing, message))
     return notes
@@ -265,6 +325,12 @@ def to_number(cell: object) -> float | None:
         return float(cell)
     except OverflowError:
         return None
+
+
+def _exactly(name: str) -> Decimal | None:
+    """Return the number that a name is, with all its digits; None where it is no finite number."""
+    number = to_number(name)
+    return Decimal(name.strip()) if number is not None and math.isfinite(number) else None
 
 
 def _is_missing(value: object) -> bool:

@@ -99,6 +99,20 @@ def test_one_class_is_no_wrapping_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["photos/cat/1.png", "drawings/cat/2.png"], True),
+        (["train/a/new/1.png", "train/b/old/2.png", "val/a/new/3.png"], True),
+        (["photos/cat/1.png", "drawings/2.png"], False),
+        (["cat/train/1.png", "dog/train/2.png"], False),
+    ],
+)
+def test_folders_below_all_classes_may_be_the_classes(tmp_path, names, told):
+    put(tmp_path, *names)
+    assert ("folders-within-classes" in codes(read_source(tmp_path))) == told
+
+
+@pytest.mark.parametrize(
     "name", ["training_set", "Test Images", "val-data", "trainset", "test_1", "train2017"]
 )
 def test_a_folder_that_resembles_a_split_is_told(tmp_path, name):

@@ -121,6 +121,15 @@ def codes(values, **config):
         (["True", "true"], "classes-merged"),
         ([str(price) for price in range(1000, 1100)], "numbers-read-as-classes"),
         (["1.5", "nan", "2.25"], "nan-labels"),
+        (["1.5", "2.25", "3.7O", "4.125"], "numbers-beside-text"),
+        (["12.5", "13.5", "n/a", "14.25"], "numbers-beside-text"),
+        ([f"{price}.99 EUR" for price in range(20)], "class-for-most-samples"),
+        ([f"{price},99" for price in range(20)], "labels-look-like-several"),
+        (["-1", "0", "1"], "class-named-like-no-label"),
+        (["unlabeled", "ant"], "class-named-like-no-label"),
+        (["['ant', 'red']", "['ant']"], "labels-look-like-several"),
+        (["ant", "red", "ant & red"], "labels-look-like-several"),
+        (["ant", "red", "ant red"], "labels-look-like-several"),
     ],
 )
 def test_what_was_decided_is_told(values, code):
@@ -128,7 +137,20 @@ def test_what_was_decided_is_told(values, code):
 
 
 @pytest.mark.parametrize(
-    "values", [["a", "b"], list("0123456789") * 3, [True, False], [["a"], ["b", "a"]], [3, 4]]
+    "values",
+    [
+        ["a", "b"],
+        list("0123456789") * 3,
+        [True, False],
+        [["a"], ["b", "a"]],
+        [3, 4],
+        ["1", "2", "other"] * 5,
+        ["1.50", "2.25", "none left"] * 5,
+        ["-2", "-1", "0"],
+        ["sports car", "car", "bus"],
+        ["a/b", "c", "d"],
+        [str(10**22 + 1), str(10**22 + 2)],
+    ],
 )
 def test_where_nothing_was_decided_nothing_is_told(values):
     assert codes(values) == []
@@ -163,6 +185,13 @@ def test_a_separator_makes_several_labels():
     target, notes = target_from_column("t", cells, LabelConfig(label_separator="|"))
     assert (target.kind, target.class_names, notes) == ("multilabel", ("ant", "big", "red"), [])
     assert target.values.tolist() == [[1, 0, 1], [1, 0, 0], [0, 1, 1], [255] * 3, [0, 0, 0], [0, 1, 0]]
+
+
+def test_another_separator_than_the_one_that_was_given_is_told():
+    assert codes(["ant;red", "ant", "red"], label_separator=",") == [
+        "label-separator-unused",
+        "labels-look-like-several",
+    ]
 
 
 def test_a_separator_that_stands_nowhere():
