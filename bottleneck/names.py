@@ -30,6 +30,7 @@ MULTI_CLASS = ("multinomial", "ovr")  # one softmax, or one sigmoid per class
 STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the head's arrays
 
 EXPORT_FORMATS = ("onnx", "torch")
+MAP_FORMAT = "map"  # of a cache: a table for viewers of embeddings
 HEADS_FOLDER = "heads"  # where heads are written by default
 TOP_CLASSES = 5  # listed per prediction
 DEMO_FOLDER = "bottleneck-demo"

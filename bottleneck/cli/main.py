@@ -43,7 +43,7 @@ COMMANDS = {
     "evaluate": ("bottleneck.cli.evaluate", "Measure a head or model on a cache or on images."),
     "predict": ("bottleneck.cli.predict", "Classify images with a head or model."),
     "explain": ("bottleneck.cli.explain", "Show which places of images speak for a class."),
-    "export": ("bottleneck.cli.export", "Write a head or model as ONNX or as a torch.export program."),
+    "export": ("bottleneck.cli.export", "Write a model as ONNX or torch.export program, a cache as a map."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
     "audit": ("bottleneck.cli.audit", "Find wrong labels, copies, leaks and outliers in a cache."),
     "advise": ("bottleneck.cli.advise", "Recommend a way of transfer for your data, with reasons."),

@@ -9,14 +9,14 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import Memory, flags_of, loading_options
-from bottleneck.cli.terminal import Terminal, shows_results
+from bottleneck.cli.terminal import Command, Terminal, shows_results
 from bottleneck.files import readable
 from bottleneck.report.page.config import ReportConfig
 
 flag = flags_of(ReportConfig)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.argument("paths", nargs=-1, required=True, type=click.Path())
 @flag("-o", "--output", type=click.Path(), help="HTML file to write.")
 @flag(

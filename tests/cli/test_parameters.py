@@ -35,6 +35,7 @@ from bottleneck.store.reader import describe
 from bottleneck.store.verify import verify
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.audit.audit import audit
+from bottleneck.studies.embedding.map_file import export_map
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 from bottleneck.studies.study_config import StudyConfig
@@ -57,7 +58,7 @@ FUNCTIONS = {
     "evaluate": [evaluate],
     "predict": [predict],
     "explain": [explain],
-    "export": [export],
+    "export": [export, export_map],
     "similar": [similar],
     "advise": [advise],
     "audit": [audit],

@@ -95,8 +95,9 @@ def _heads(fitted: Sequence[Fitted], main: Fitted | None) -> Table:
     for each in sorted(fitted, key=lambda each: -each.score()):
         metrics = each.head.metrics
         cells = [_score(metrics.get(name, {})) for name in ("cv", "val", "test")]
+        C = "–" if each.head.C is None else f"{each.head.C:.3g}"
         mark = "shown here" if each is main else ""
-        rows.append([each.path.name, each.head.node, each.head.kind, each.head.C, *cells, mark])
+        rows.append([each.path.name, each.head.node, each.head.kind, C, *cells, mark])
     columns = ("file", "node", "kind", "C", "cross-validation", "val", "test", "")
     return Table("heads", "Heads and models", columns=columns, rows=rows)
 

@@ -118,7 +118,7 @@ def _decades(values: Sequence[float], a: float, b: float) -> list[tuple[float, s
 
 def _round_steps(low: float, high: float) -> list[float]:
     """Return about `MOST_TICKS` round values between two."""
-    raw = (high - low) / (MOST_TICKS - 1)
+    raw = (high - low) / MOST_TICKS
     power = 10 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
