@@ -14,7 +14,12 @@ from typing import Any
 
 
 class Reporter:
-    """Receive progress, messages and epoch records. Subclass it and override what you want to show."""
+    """Receive progress, messages and epoch records. Subclass it and override what you want to show.
+
+    started : when the user began to wait, by `time.perf_counter`; None is the call that has this reporter.
+    """
+
+    started: float | None = None
 
     @contextmanager
     def step(

@@ -16,6 +16,7 @@ import functools
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ class Terminal(Reporter):
 
     def __init__(self, as_json: bool) -> None:
         self.as_json = as_json
+        self.started = time.perf_counter()  # before the imports of the command's own work
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
         self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard

@@ -1,10 +1,11 @@
 """Fine-tuned blocks as a candidate: trained from the cached map, judged on the held-out samples of the heads.
 
-    val (or the first fold) held out ──► better than what is chosen? ──► the other folds ──► evidence
+    val (or the first fold) held out ──► better than what is chosen? ──► the next fold ──► … ──► evidence
 
-A network is trained for a fixed number of epochs and its last one is taken, so that no held-out sample has
-chosen anything, and the final network can be trained on all samples in the same way. Each part is on disk as
-soon as it is finished.
+What is trained depends on the samples alone, never on the clock, unless the user sets a time: a run that was
+killed, or another computer, comes to the same choice. A network is trained for a fixed number of epochs and
+its last one is taken, so that no held-out sample has chosen anything, and the final network can be trained on
+all samples in the same way. Each part is on disk as soon as it is finished.
 
 Shapes: n samples, K classes.
 """
@@ -42,7 +43,10 @@ from bottleneck.trials.evidence import Evidence, difference
 from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, measured, summary
 from bottleneck.trials.task import Records, Task
 
-EPOCHS = 10
+EPOCHS = 10  # of few samples; see `epochs_for`
+LEAST_EPOCHS = 2
+PASSES = 50_000  # samples × epochs of one training, two minutes at 400 a second, as long as epochs can be cut
+ENOUGH = 500  # held-out samples of a candidate: a paired difference of 5 % of them has an error of one point
 MONITORED = 64  # samples on which the final training is watched, in place of a val split
 
 Allows = Callable[[float], bool]
@@ -51,20 +55,21 @@ Allows = Callable[[float], bool]
 
 @dataclass(frozen=True)
 class Tuning:
-    """What is fine-tuned: `unfreeze` blocks below a head on `node`, whose C is given."""
+    """What is fine-tuned, for how many epochs: `unfreeze` blocks below a head on `node`, whose C is given."""
 
     node: str
     unfreeze: int
     C: float
     load: LoadOptions
     seed: int
+    epochs: int
 
     @property
     def config(self) -> FinetuneConfig:
         """The settings of training."""
         return FinetuneConfig(
             unfreeze=self.unfreeze,
-            epochs=EPOCHS,
+            epochs=self.epochs,
             patience=0,
             seed=self.seed,
             weights=self.load.weights,
@@ -114,7 +119,7 @@ class OpenTuning:
     def seconds(self, train: np.ndarray, held: np.ndarray) -> float:
         """Return an estimate of the seconds of `held_out_logits`: a step is timed."""
         job, _ = self.job({"train": train, "val": held})
-        return pace(job).seconds(EPOCHS, len(train), len(held))
+        return pace(job).seconds(self.tuning.epochs, len(train), len(held))
 
 
 @contextmanager
@@ -143,8 +148,8 @@ def try_finetuning(
 ) -> Tried | str:
     """Judge fine-tuning on held-out samples; a finished part is read from `records`.
 
-    Val is held out first, or the first fold without one. Only where this is better than `against` on the same
-    samples are the other folds trained: n samples of val alone seldom show more than noise.
+    Val is held out first, or the first fold without one. As long as what was held out so far is better than
+    `against` on the same samples, the next fold follows, until there are `ENOUGH` samples.
 
     Returns
     -------
@@ -160,7 +165,7 @@ def try_finetuning(
             record = f"{name}--{number}"
             stored = records.read(record, inputs)
             if stored is None:
-                # Of the first part alone: the others follow only where it is promising, and then all of them.
+                # Of the first part alone: others follow only where it is promising, and then mostly all.
                 count = 1 if number == 0 else len(parts) - number
                 if not allows(count * tune.seconds(train, held)):
                     break
@@ -169,12 +174,23 @@ def try_finetuning(
                 stored = {"seconds": time.perf_counter() - started}, {"logits": logits}
                 records.write(record, inputs, *stored)
             done.append((held, stored[1]["logits"], stored[0]["seconds"]))
-            evidence = evidence_of(task, held, stored[1]["logits"])
-            if number == 0 and difference(evidence, against).gain <= 0:
+            if difference(_evidence(task, done), against).gain <= 0:
                 break
     if not done:
         return "there is no time for it"
     return _tried(task, done)
+
+
+def epochs_for(n: int) -> int:
+    """Return for how many epochs n samples are trained on: `EPOCHS`, fewer where these are many passes."""
+    return min(EPOCHS, max(LEAST_EPOCHS, PASSES // max(1, n)))
+
+
+def _evidence(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Evidence:
+    """Return the finished parts as evidence."""
+    return evidence_of(
+        task, np.concatenate([held for held, _, _ in done]), np.concatenate([logits for _, logits, _ in done])
+    )
 
 
 def _tried(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Tried:
@@ -188,7 +204,7 @@ def _tried(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Trie
         if among.any():
             metrics[split] = summary(measured(task, rows[among], logits[among], "softmax", temperature))
     seconds = sum(seconds for _, _, seconds in done)
-    return Tried(evidence_of(task, rows, logits), metrics, seconds, {"temperature": temperature})
+    return Tried(_evidence(task, done), metrics, seconds, {"temperature": temperature})
 
 
 def final_network(
@@ -218,7 +234,11 @@ def final_network(
             for name, value in tune.backbone.module.state_dict().items()
             if name not in unused
         }
-        finetuned = {"unfrozen": list(tune.cut.blocks), "input": tune.cut.node or PIXELS, "epochs": EPOCHS}
+        finetuned = {
+            "unfrozen": list(tune.cut.blocks),
+            "input": tune.cut.node or PIXELS,
+            "epochs": tuning.epochs,
+        }
         settings: dict[str, Any] = {**head.settings, "finetuned": finetuned}
         settings["fitted_on"] = [split for split in ("train", "val") if split in task.rows]
         trained = replace(
@@ -236,10 +256,12 @@ def final_network(
 
 
 def _parts(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (train, held out) rows of each part: val first, then the folds of train."""
+    """Return (train, held out) rows of each part: val first, then folds, until `ENOUGH` are held out."""
     train = task.rows["train"]
     parts = [(train, task.rows["val"])] if "val" in task.rows else []
     for fold in range(int(task.fold.max()) + 1):
+        if sum(len(held) for _, held in parts) >= ENOUGH:
+            break
         held = task.fold == fold
         seen = task.target.values[train[~held]]
         if held.any() and len(np.unique(seen)) == len(task.target.class_names):

@@ -12,9 +12,8 @@ from bottleneck.studies.train.budget import Clock
 from bottleneck.studies.train.candidates import FINETUNED, HEAD, NODE, Candidate
 from bottleneck.studies.train.request import Request
 from bottleneck.trials.evidence import choose
-from bottleneck.trials.finetuning import Allows, Tuning, try_finetuning
+from bottleneck.trials.finetuning import Tuning, epochs_for, try_finetuning
 
-LEAST_TUNING = 30.0  # seconds that fine-tuning may take however short the rest was
 TUNE_FROM = 50  # train samples a class; with fewer, a tuned block seldom beats the head
 TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on
 
@@ -33,11 +32,16 @@ def try_tuning(
         return [], [_note(reason)]
     heads = [each for each in candidates if each.backbone == best.backbone and each.kind in (HEAD, NODE)]
     start, _ = choose([each.contender(False) for each in heads])
-    head, allows = heads[start], _allowance(request.config, clock)
+    head = heads[start]
+
+    def allows(seconds: float) -> bool:
+        return clock.allows(2 * seconds)  # the final network is trained once more
+
     if not allows(clock.per_image * len(head.task.cache.images)):
         return [], [_note("there is no time to extract the map that it would be trained from")]
     load = LoadOptions(request.extraction.weights, request.extraction.trust_code)
-    tuning = Tuning(head.node, 1, head.tried.settings["C"], load, request.config.seed)
+    epochs = epochs_for(len(head.task.judged))
+    tuning = Tuning(head.node, 1, head.tried.settings["C"], load, request.config.seed, epochs)
     name = file_name(best.backbone, head.task.target.name, head.node, "1")
     evidence = best.tried.evidence
     tried = try_finetuning(head.task, tuning, evidence, request.records, name, allows, request.reporter)
@@ -46,14 +50,6 @@ def try_tuning(
     what = f"one block tuned below the head on {head.node}"
     order = request.backbones.index(best.backbone)
     return [Candidate(FINETUNED, best.backbone, order, head.node, head.task, tried, what, tuning)], []
-
-
-def _allowance(config: TrainConfig, clock: Clock) -> Allows:
-    """Without minutes, fine-tuning may take as long as everything before it."""
-    elapsed = clock.elapsed
-    if config.minutes is None and config.finetune == "auto":
-        return lambda seconds: clock.elapsed + seconds <= 2 * max(elapsed, LEAST_TUNING)
-    return lambda seconds: clock.allows(2 * seconds)  # the final network is trained once more
 
 
 def _not_tuned(config: TrainConfig, best: Candidate) -> str | None:

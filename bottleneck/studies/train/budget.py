@@ -4,8 +4,8 @@ Seconds of extraction are measured on a few of the images, through the engine th
 follow from their size and the speed of a matrix product here. Nothing is written.
 
 Where the time is short, it is saved in this order: no fine-tuning; fewer combinations of nodes; fewer nodes,
-the lowest stages first; and where extraction alone takes too long, fewer samples, spread evenly over splits
-and classes. The final fit is always kept.
+the lowest stages first; and where extraction and the least of fits take too long, fewer samples, spread
+evenly over splits and classes. A head on each backbone's bottleneck and the final fit are always kept.
 
 Shapes: n samples, D features, K classes.
 """
@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -26,15 +27,17 @@ from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
 from bottleneck.extraction.prepare import prepare
+from bottleneck.names import BOTTLENECK
 from bottleneck.progress import duration
 
 TRIED = 48  # images on which the speed of extraction is measured
 LEAST_OF_EACH = 2  # samples of a class, without which nothing is learnt
-EXTRACTION_SHARE = 0.7  # of the minutes: extraction that would take longer gets fewer samples
-FIT_WORK = 13 * 6 * 30 * 6  # floating-point operations per sample, feature and class of one head with folds
-FIT_LEAST = 0.5  # seconds
+EXTRACTION_SHARE = 0.7  # of the minutes: fewer samples where extraction and the least of fits take longer
+# Of one head with folds, by its time on 100 to 1,000 samples of 1,280 and 5,000 features, 2 and 10 classes.
+FIT_WORK = 8000  # floating-point operations' time per sample and feature
+FIT_WORK_OF_CLASS = 1000  # the same per class
+FIT_LEAST = 0.3  # seconds
 FINAL = 1.5  # the final fit, with reading and writing, in fits of the chosen candidate
-EFFICIENCY = 0.5  # of a fit's products, relative to a large matrix product
 
 
 @dataclass(frozen=True)
@@ -84,26 +87,40 @@ def fit_seconds(n: int, D: int, K: int) -> float:
         side @ side
     speed = 4 * 2 * 512**3 / (time.perf_counter() - started)
     columns = K if K > 2 else 1  # two classes are one sigmoid
-    return FIT_LEAST + FIT_WORK * n * D * columns / (EFFICIENCY * speed)
+    return FIT_LEAST + (FIT_WORK + FIT_WORK_OF_CLASS * columns) * n * D / speed
+
+
+def fits_seconds(source: Source, target: str | None, widths: Sequence[int]) -> list[float]:
+    """Return an estimate of the seconds of a head on each node. widths : features of one image, by node."""
+    samples = source.samples
+    chosen = samples.targets.get(target) if target else next(iter(samples.targets.values()), None)
+    K = 1 if chosen is None else len(chosen.class_names)
+    n, M = int((samples.split != "test").sum()), samples.image.shape[1]
+    return [fit_seconds(n, M * width, K) for width in widths]
 
 
 def within_time(
-    source: Source, costs: Sequence[ExtractionCost], minutes: float | None
+    source: Source, costs: Sequence[ExtractionCost], target: str | None, minutes: float | None
 ) -> tuple[Source, list[Note]]:
-    """Return as many samples of the source as can be extracted in time, and a note on those left out."""
-    seconds = sum(cost.seconds for cost in costs)
+    """Return as many samples of the source as can be extracted and fitted in time, and a note on the others.
+
+    The least of fits are one head of each backbone, on its bottleneck, and the final fit.
+    """
+    fits = fits_seconds(source, target, [prod(cost.nodes[BOTTLENECK]) for cost in costs])
+    seconds = sum(cost.seconds for cost in costs) + sum(fits) + FINAL * max(fits, default=0.0)
     if minutes is None or seconds <= EXTRACTION_SHARE * 60 * minutes:
         return source, []
     S, groups = len(source.samples), len(np.unique(strata(source.samples)))
     kept = min(S, int(S * EXTRACTION_SHARE * 60 * max(minutes, 0) / seconds))
     if kept < LEAST_OF_EACH * groups:
         raise BottleneckError(
-            f"The time is too short: extraction of all {S:,} samples would take about {duration(seconds)}, "
+            f"The time is too short: extraction of all {S:,} samples and a head would take about "
+            f"{duration(seconds)}, "
             f"and {max(kept, 0):,} samples in what is given are fewer than {LEAST_OF_EACH} of each class.",
             "Give more --minutes, or leave it out.",
         )
     text = (
-        f"Extraction alone would take about {duration(seconds)}, and {duration(60 * minutes)} are given: "
+        f"Extraction and a head would take about {duration(seconds)}, and {duration(60 * minutes)} are left: "
         f"{kept:,} of {S:,} samples are used, evenly of splits and classes. Without --minutes all are."
     )
     note = Note("samples-limited", text, True, {"samples": kept, "of": S, "seconds": seconds})

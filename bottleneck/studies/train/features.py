@@ -46,7 +46,7 @@ def _limited(request: Request, costs: Sequence[ExtractionCost], minutes: float) 
     inputs = fingerprint({**location, "settings": request.fingerprint})
     if stored := request.records.read("samples", inputs):
         return evenly(request.source, stored[0]["samples"]), [Note(**stored[0]["note"])]
-    source, notes = within_time(request.source, costs, minutes)
+    source, notes = within_time(request.source, costs, request.config.target, minutes)
     if notes:
         values = {"samples": len(source.samples), "note": asdict(notes[0])}
         request.records.write("samples", inputs, values, {"none": np.zeros(1)})

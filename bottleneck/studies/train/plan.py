@@ -6,9 +6,8 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from bottleneck.data.source import Source
 from bottleneck.errors import Note, refuse_strict
-from bottleneck.studies.train.budget import FINAL, ExtractionCost, fit_seconds, within_time
+from bottleneck.studies.train.budget import FINAL, ExtractionCost, fits_seconds, within_time
 from bottleneck.studies.train.features import costs
 from bottleneck.studies.train.request import Request
 
@@ -58,13 +57,14 @@ def plan(request: Request) -> TrainPlan:
     """Say what would be done. Errors as from `train` before its first image."""
     refuse_strict(request.source.notes, request.strict)
     extraction = costs(request)
-    source, notes = within_time(request.source, extraction, request.config.minutes)
+    source, notes = within_time(request.source, extraction, request.config.target, request.config.minutes)
     share = len(source.samples) / max(1, len(request.source.samples))
     widths = [
         [prod(cost.nodes[node]) for node in request.nodes[cost.backbone] if node in cost.nodes]
         for cost in extraction
     ]
-    fits = _fit_seconds(request, source, widths)
+    sizes = [size for each in widths for size in each] + [sum(each) for each in widths]
+    fits = fits_seconds(source, request.config.target, sizes)
     return TrainPlan(
         model=str(request.model),
         extraction=[_part(cost, share) for cost in extraction],
@@ -77,16 +77,6 @@ def plan(request: Request) -> TrainPlan:
         minutes=request.config.minutes,
         notes=[*request.source.notes, *notes],
     )
-
-
-def _fit_seconds(request: Request, source: Source, widths: list[list[int]]) -> list[float]:
-    """Return the seconds of a head on each node, and of one on all nodes of each backbone."""
-    samples, name = source.samples, request.config.target
-    target = samples.targets.get(name) if name else next(iter(samples.targets.values()), None)
-    K = 1 if target is None else len(target.class_names)
-    n, M = int((samples.split != "test").sum()), samples.image.shape[1]
-    sizes = [size for each in widths for size in each] + [sum(each) for each in widths]
-    return [fit_seconds(n, M * size, K) for size in sizes]
 
 
 def _part(cost: ExtractionCost, share: float) -> ExtractionCost:

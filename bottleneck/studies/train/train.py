@@ -97,7 +97,7 @@ regression, label_separator, val_fraction, test_fraction, limit
     StrictError
         `strict` is given and a note changes the result.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if reporter.started is None else reporter.started
     config = config_from(TrainConfig, locals())
     extraction = config_from(ExtractConfig, locals(), backbone=None)
     reading = config_from(ReadConfig, locals())

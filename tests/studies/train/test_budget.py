@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from bottleneck.data.source import read_source
-from bottleneck.studies.train.budget import EXTRACTION_SHARE, Clock, ExtractionCost, fit_seconds, within_time
+from bottleneck.studies.train import budget
+from bottleneck.studies.train.budget import (
+    EXTRACTION_SHARE,
+    Clock,
+    ExtractionCost,
+    fit_seconds,
+    fits_seconds,
+    within_time,
+)
 from tests.helpers.stripes import write_stripes
 
 
@@ -20,12 +28,16 @@ def cost(seconds):
 
 @pytest.mark.parametrize("minutes", [None, 10])
 def test_all_samples_are_used_where_there_is_time(source, minutes):
-    assert within_time(source, [cost(60)], minutes) == (source, [])
+    assert within_time(source, [cost(60)], None, minutes) == (source, [])
 
 
-def test_fewer_samples_are_used_evenly_where_extraction_alone_takes_too_long(source):
-    limited, (note,) = within_time(source, [cost(30), cost(30)], EXTRACTION_SHARE / 3 / EXTRACTION_SHARE**2)
-    assert len(limited.samples) == 20  # 20 of 60 seconds are there
+def test_fewer_samples_are_used_evenly_where_extraction_and_a_head_take_too_long(source, monkeypatch):
+    """60 s of extraction, 4 s of a head on each of two backbones, and the final fit: 74 s in all."""
+    monkeypatch.setattr(budget, "fits_seconds", lambda *_: [4.0, 4.0])
+    third = 74 / 3 / 60 / EXTRACTION_SHARE
+    limited, (note,) = within_time(source, [cost(30), cost(30)], None, third + 1e-6)
+    assert len(limited.samples) == 20
+    assert note.details["seconds"] == 74
     assert note.code == "samples-limited"
     assert note.changes_result
     codes = limited.samples.targets["label"].values
@@ -52,3 +64,9 @@ def test_a_clock_estimates_fits_by_the_number_of_features():
 def test_larger_fits_are_estimated_longer():
     small, large = fit_seconds(100, 100, 3), fit_seconds(10_000, 5_000, 3)
     assert large > 10 * small > 0
+
+
+def test_fits_are_estimated_on_the_samples_that_are_learnt_from_and_their_classes(source, monkeypatch):
+    monkeypatch.setattr(budget, "fit_seconds", lambda *of: of)
+    assert fits_seconds(source, None, [3, 7]) == [(60, 3, 4), (60, 7, 4)]
+    assert fits_seconds(source, "label", [3]) == [(60, 3, 4)]

@@ -361,6 +361,44 @@ def test_a_tuned_block_that_is_no_better_on_val_is_not_trained_on_the_folds(sour
     assert (row["val_accuracy"], row["cv_accuracy"], row["chosen"]) == (0.0, None, False)
 
 
+def test_tuning_stops_where_what_was_held_out_so_far_is_no_better(source, tmp_path, monkeypatch):
+    """Right on val, which has 24 samples, then wrong on folds of 8."""
+    parts = []
+
+    def right_on_val(tune, train, held):
+        parts.append(len(held))
+        codes = tune.task.target.values[held]
+        return np.eye(4, dtype=np.float32)[codes if len(parts) == 1 else (codes + 1) % 4]
+
+    monkeypatch.setattr(finetuning.OpenTuning, "held_out_logits", right_on_val)
+    found = train(source, tmp_path / "m.safetensors", finetune="always", **TINY)
+    (row,) = [each for each in found.candidates if each["kind"] == "finetuned"]
+    assert 24 < sum(parts) < 64
+    assert row["pooled"] == 24 / sum(parts)
+    assert not row["chosen"]
+
+
+def test_no_more_folds_are_tuned_than_give_enough_samples(source, tmp_path, monkeypatch):
+    parts = []
+
+    def right(tune, train, held):
+        parts.append(len(held))
+        return 9.0 * np.eye(4, dtype=np.float32)[tune.task.target.values[held]]
+
+    monkeypatch.setattr(finetuning.OpenTuning, "held_out_logits", right)
+    monkeypatch.setattr(finetuning.OpenTuning, "seconds", lambda *_: 1e9)  # no clock where no minutes are set
+    monkeypatch.setattr(finetuning, "ENOUGH", 30)
+    monkeypatch.setattr(finetuning, "EPOCHS", 1)
+    found = train(source, tmp_path / "m.safetensors", finetune="always", **TINY)
+    assert parts == [24, 8]
+    assert found.chosen["kind"] == "finetuned"
+
+
+@pytest.mark.parametrize(("n", "epochs"), [(100, 10), (5000, 10), (10_000, 5), (1_000_000, 2)])
+def test_many_samples_are_trained_on_for_fewer_epochs(n, epochs):
+    assert finetuning.epochs_for(n) == epochs
+
+
 def test_few_samples_are_not_tuned_by_themselves_and_it_says_why(trained):
     (note,) = [note for note in trained.notes if note.code == "not-finetuned"]
     assert "10 train samples a class" in note.message
