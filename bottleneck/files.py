@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, NamedTuple
 from bottleneck.errors import CacheError, WriteError
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
+DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 TEMPORARY = ".new"  # ends the name of a file that is being written
 CLOCK_TICK = 20_000_000  # ns; a file system's clock may stand still for so long
 
@@ -109,10 +110,18 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def require_file_name(path: Path) -> None:
-    """Raise WriteError if an output path is a folder; call it before the work whose result is written."""
+    """Raise WriteError if an output path is a folder, a device or a pipe, which a rename would replace.
+
+    Call it before the work whose result is written.
+    """
     if path.is_dir():
         raise WriteError(
             f"{path} is a folder; expected the name of a file.", f"Give for example {path / 'NAME'}."
+        )
+    if (path.exists() and not path.is_file()) or path.absolute().parent in DEVICES:
+        raise WriteError(
+            f"{path} is a device or a pipe; expected the name of a file.",
+            "Write to a file, or use --json, which prints the result.",
         )
 
 
@@ -268,7 +277,7 @@ def readable(count: int) -> str:
 
 def write_error(error: OSError, path: Path) -> WriteError:
     """Return the error for users when the system refused to write `path`."""
-    reason = error.strerror or error
+    reason = os.strerror(error.errno) if error.errno else error  # libraries add words of their own
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         message = f"The disk is full: {path} could not be written."
         hint = "Free some space and run the same command again; work already saved is reused."

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,18 @@ def test_an_output_that_is_a_folder_is_refused_before_the_work(tmp_path):
         files.require_file_name(tmp_path)
     files.require_file_name(tmp_path / "new")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+def test_an_output_that_is_a_device_or_a_pipe_is_refused_and_stays(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/full")
+    for path in (tmp_path / "pipe", tmp_path / "link", *map(Path, ("/dev/full", "/dev/stdout", "/dev/fd/1"))):
+        with pytest.raises(WriteError, match="is a device or a pipe; expected the name of a file"):
+            files.write_whole(path, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert Path("/dev/full").is_char_device()
 
 
 @pytest.mark.parametrize("error", [OSError("the server breaks off"), TimeoutError(), ConnectionResetError()])
