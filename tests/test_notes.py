@@ -23,7 +23,8 @@ model-not-measured nan-labels neighbours-sampled network-converted-to-float32 no
 no-label-column no-labels no-neighbours no-test node-alias not-converged not-finetuned
 numbers-beside-text one-answer one-train-sample-left options-unused page-too-large part-damaged
 paths-found-by-other-spelling picture-not-shown precision-of-cache rare-classes
-remembered-column-missing remembered-columns repeated-rows report-of-best report-of-one-cache
+remembered-column-missing remembered-columns repeated-rows report-left-out report-not-written
+report-of-best report-of-one-cache
 rows-damaged rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused
 samples-damaged samples-drawn samples-limited samples-not-used samples-unlabelled
 samples-without-label-row shard-labels shard-splits-not-used source-moved split-chose-the-model

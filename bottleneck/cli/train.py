@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ from bottleneck.cli.options import (
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
+from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.files import readable
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES
@@ -27,7 +31,9 @@ from bottleneck.studies.study_config import FINETUNING, TrainConfig
 
 if TYPE_CHECKING:
     from bottleneck.studies.train.plan import TrainPlan
+    from bottleneck.studies.train.result import TrainResult
 
+REPORT_SECONDS = 20.0  # that are kept for the report where minutes are given
 flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
 
@@ -57,6 +63,12 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
     type=click.Choice(FINETUNING),
     help="Fine-tune from the cache: where the evidence says that it may pay, never, or always.",
 )
+@click.option(
+    "--report/--no-report",
+    default=True,
+    show_default=True,
+    help="Write a page on the model and its data beside the model at the end.",
+)
 @click.option("--plan", is_flag=True, help="Show what would be tried and what it would cost, and do nothing.")
 @flag("--target", show_default="the first", help="Target (column of labels) to learn.")
 @click.option(
@@ -81,7 +93,7 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 @engine_options
 @reading_options
 @shows_results
-def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None:
+def command(terminal: Terminal, source: str, plan: bool, report: bool, **options: Any) -> None:
     """Train the best classifier that the images of SOURCE allow, and write it as one model file.
 
     SOURCE is what `extract` takes. Features of every stage are extracted in one pass and heads are tried on
@@ -103,6 +115,7 @@ def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None
         terminal.result(planned.to_json(), *_plan_lines(planned))
         return
     result = train(source, reporter=terminal, **options)
+    page, seconds, notes = _report(terminal, result, options) if report else (None, 0.0, [])
     metric, several = result.metric, len({each["backbone"] for each in result.candidates}) > 1
     columns = ("", "tried", *(["backbone"] if several else []), "cv", "val", "pooled", "seconds")
     tried = [
@@ -126,10 +139,39 @@ def command(terminal: Terminal, source: str, plan: bool, **options: Any) -> None
         table(f"Tried ({metric})", columns, tried),
         table(f"Model: {result.chosen['what']}", ("", "samples", metric, "95 % interval", ""), measured),
         f"{result.images['computed']:,} images computed, {result.images['reused']:,} reused; "
-        f"{result.seconds:.1f} s in all. Card: {result.files['card']}",
+        f"{result.seconds + seconds:.1f} s in all. Card: {result.files['card']}",
+        *([f"Report: {page}"] if page else []),
         f"Next: bottleneck predict {quote(result.model)} IMAGES",
     ]
-    terminal.result(result.to_json(), *shown)
+    values = result.to_json()
+    values |= {"report": page, "seconds": result.seconds + seconds, "notes": [*values["notes"], *notes]}
+    terminal.result(values, *shown)
+
+
+def _report(
+    terminal: Terminal, result: TrainResult, options: dict[str, Any]
+) -> tuple[str | None, float, list[dict[str, Any]]]:
+    """Write the page of the model beside it. Return its path, the seconds that took, and notes."""
+    if options["minutes"] is not None and result.seconds + REPORT_SECONDS > 60 * options["minutes"]:
+        again = f"bottleneck report {quote(result.model)}"
+        text = f"The report was left out to keep to the minutes: {again} makes it."
+        return None, 0.0, [Note("report-left-out", text).to_json()]
+    from bottleneck.report.page.report import write_report
+
+    caches = [path for name, path in result.files.items() if name.startswith("cache ")]
+    called = shlex.join(["bottleneck", *sys.argv[1:]])
+    try:
+        page = write_report(
+            [result.model, *caches],
+            output=Path(result.model).with_suffix(".html"),
+            weights=options["weights"],
+            trust_code=options["trust_code"],
+            command=called,
+            reporter=terminal,
+        )
+    except (BottleneckError, OSError) as error:  # the model is written; it must not seem to have failed
+        return None, 0.0, [Note("report-not-written", f"There is no report: {error}").to_json()]
+    return page.path, page.seconds, [note.to_json() for note in page.notes]
 
 
 LEARNT = {"train": "learnt from, says nothing of new images"}

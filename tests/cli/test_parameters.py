@@ -76,7 +76,7 @@ FUNCTIONS = {
 # Parameters of the command line alone: what is printed or drawn, or another function that is called instead.
 OUTPUT_ONLY = {
     "extract": {"dry_run"},  # calls `survey`
-    "train": {"plan"},  # calls `plan_training`
+    "train": {"plan", "report"},  # calls `plan_training`; `write_report`
     "finetune": {"find_lr", "tensorboard"},  # calls `find_learning_rate`; draws epochs
     "scratch": {"tensorboard"},
     "evaluate": {"confusion"},

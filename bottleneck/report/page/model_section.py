@@ -119,7 +119,7 @@ def metric_blocks(
         found = "recall" if metrics.get("confusion") else "found"
         rows = [
             [each["name"], each["n"], _recall(each), each["precision"], each["f1"]]
-            for each in sorted(per_class, key=lambda each: (each["n"] == 0, each["recall"]))
+            for each in sorted(per_class, key=lambda each: (each["n"] == 0, each["recall"] or 0.0))
         ]
         note = f"Recall is the share of a class that was found, with its 95 % interval; measured on {of}."
         columns = ("class", "samples", found, "precision", "F1")

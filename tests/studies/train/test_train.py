@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -309,7 +310,14 @@ def test_the_command_prints_what_was_tried_and_what_comes_next(source, trained):
     assert shown.exit_code == 0
     assert f"Next: bottleneck predict {trained.model}" in shown.output
     assert shown.output.count("→") == 1
-    values = json.loads(CliRunner().invoke(group, [*words, "--json"], catch_exceptions=False).stdout)
+    page = Path(trained.model).with_suffix(".html")
+    assert f"Report: {page}" in shown.output
+    assert trained.chosen["what"] in page.read_text("utf-8")
+    page.unlink()
+    words += ["--no-report", "--json"]
+    values = json.loads(CliRunner().invoke(group, words, catch_exceptions=False).stdout)
+    assert values["report"] is None
+    assert not page.exists()
     assert {"model", "chosen", "candidates", "accuracy", "accuracy_ci95", "seconds", "notes"} <= set(values)
     assert values["candidates"] == trained.candidates
 
