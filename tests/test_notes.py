@@ -13,7 +13,8 @@ candidates-left-out choice-kept chosen chosen-without-val class-for-most-samples
 class-named-like-split classes-merged classes-without-training-samples
 column-found-by-other-spelling column-passed-over columns-renamed epochs-extended fast-is-fp32
 fewer-folds fewer-shots file-kept-aside files-ignored fitted-on-val flip-computed
-fold-with-one-class folders-within-classes folders-without-images foreign-files-left head-kept
+flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
+foreign-files-left head-kept
 head-without-checksum heads-left-out images-not-shown images-outside-classes images-unread
 images-unreadable images-without-prediction input-scales joined-as-json joined-by-other-separator
 kernels-not-shown label-rows-without-sample label-separator-unused labels-look-like-several

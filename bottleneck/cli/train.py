@@ -86,6 +86,11 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 @extraction_flag(
     "--dtype", type=click.Choice(DTYPES), show_default=DTYPES[0], help="Type in which features are stored."
 )
+@extraction_flag(
+    "--flip",
+    is_flag=True,
+    help="Extract the mirror image of each image too, and average both where cross-validation gains.",
+)
 @input_options(ExtractConfig.in_channels)
 @flag("--seed", type=int, help="Seed of folds, of random weights and of splits that are set aside.")
 @trust_code_option

@@ -102,6 +102,7 @@ SETTINGS = {
     "k": lambda value: is_integer(value) and value > 0,
     "chosen_on": _are_texts,
     "scales": lambda value: _is_object(value) and all(_is_finite(s) and s >= 0 for s in value.values()),
+    "flip": is_flag,
     "finetuned": lambda value: _is_object(value) and is_text(value.get("input", "")),
 }
 

@@ -23,7 +23,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import MIRROR, Mirror, Preprocess
 from bottleneck.data.source import Source, read_sources
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, load_head
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
 
 REMEMBERED = ("image", "split", "group", "sample", "separator")  # roles of columns, beside those of the head
+FLIPS = "The model averages each image and its mirror image, which was chosen when it was trained."
 CHUNK = 4096  # images among which copies are recognised; their features stay in memory that long
 
 
@@ -69,6 +70,17 @@ class Classifier:
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
         self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config)
+
+    @property
+    def flips(self) -> bool:
+        """Whether the model averages each image and its mirror image by itself, as `train` chose."""
+        return bool(self.head.settings.get("flip", False))
+
+    def flip_notes(self, flip: bool) -> list[Note]:
+        """Return a note where the model averages by itself. flip : whether the user asked for it."""
+        if flip or not self.flips:
+            return []
+        return [Note("flip-of-the-model", FLIPS)]
 
     def predict(
         self,
@@ -151,7 +163,7 @@ class Classifier:
         self.require_form(source.samples)
         rows: list[np.ndarray] = []
         scores: list[np.ndarray] = []
-        read = _Read(dict(source.absent), MIRROR if flip else None)
+        read = _Read(dict(source.absent), MIRROR if flip or self.flips else None)
         for ready, inputs in self._inputs(source, read, reporter):
             if len(ready):
                 rows.append(ready)

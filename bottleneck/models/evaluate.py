@@ -120,7 +120,8 @@ def evaluate(
     reading = config_from(ReadConfig, locals())
     running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
-    head = classifier.head
+    head, flip_notes = classifier.head, classifier.flip_notes(flip)
+    flip = flip or classifier.flips
     if errors is not None and head.target_kind != "class":
         raise BottleneckError(
             f"--errors lists misclassified samples; the target is a {head.target_kind} one."
@@ -163,7 +164,7 @@ def evaluate(
         "trained_on": seen.images,
         "flip": flip,
         "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
-        "notes": [*head.notes, *notes, *classifier.trunk.notes],
+        "notes": [*head.notes, *flip_notes, *notes, *classifier.trunk.notes],
     }
 
 

@@ -29,6 +29,7 @@ from bottleneck.engines.onnx_graph import silence
 from bottleneck.errors import ArtifactError, EngineError, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.models.classifier import mean_scores
 from bottleneck.names import EXPORT_FORMATS, nodes_in
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
@@ -85,6 +86,7 @@ class Deployed(nn.Module):
         self.several = head.images_per_sample > 1
         self.width = head.n_features - len(head.covariate_names)
         self.link, self.temperature = head.link, head.temperature
+        self.flip = bool(head.settings.get("flip", False))
         self.layers = nn.Sequential(_linear(head.coef, head.intercept))
         if head.form == "mlp":
             self.layers.extend([nn.ReLU(), _linear(head.arrays["coef2"], head.arrays["intercept2"])])
@@ -97,6 +99,11 @@ class Deployed(nn.Module):
     def forward(self, pixels: Tensor, covariates: Tensor | None = None) -> Tensor:
         """See the class."""
         images = pixels.flatten(0, 1) if self.several else pixels
+        scores = self.scores(images, covariates)
+        return (scores + self.scores(images.flip(2), covariates)) / 2 if self.flip else scores
+
+    def scores(self, images: Tensor, covariates: Tensor | None) -> Tensor:
+        """(B, K) of images (B · M, H, W, C) as they are."""
         x = self.features(images).reshape(-1, self.width)
         if covariates is not None:
             x = torch.cat([x, covariates], dim=1)
@@ -209,11 +216,12 @@ def _outputs(
     pixels = inputs["pixels"]
     with torch.inference_mode():
         images = torch.from_numpy(pixels.reshape(-1, *pixels.shape[-3:]))
-        features = deployed.features(images).numpy().reshape(len(pixels), -1)
+        views = [images, images.flip(2)] if deployed.flip else [images]
+        features = np.stack([deployed.features(view).numpy().reshape(len(pixels), -1) for view in views], 1)
     if "covariates" in inputs:
-        features = np.concatenate([features, inputs["covariates"]], axis=1)
-    expected = np.asarray(head.probabilities(features)).reshape(len(pixels), -1)
-    return run(inputs), expected
+        covariates = np.repeat(inputs["covariates"][:, None], len(views), axis=1)
+        features = np.concatenate([features, covariates], axis=2)
+    return run(inputs), mean_scores(head, features).reshape(len(pixels), -1)
 
 
 def _onnx(deployed: Deployed, example: Arrays, metadata: dict[str, str]) -> tuple[bytes, Program]:

@@ -107,6 +107,7 @@ def predict(
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
     classifier.require_probabilities(probabilities)
     classifier.trunk.clear_image_notes()
+    flip_notes = classifier.flip_notes(flip)
     started = time.perf_counter()
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
     notes = [note for source in opened for note in source.notes]
@@ -129,11 +130,11 @@ def predict(
     return {
         "predictions": predictions,
         "failed": failed,
-        "flip": flip,
+        "flip": flip or classifier.flips,
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": images / seconds,
-        "notes": [*classifier.head.notes, *notes, *classifier.trunk.notes],
+        "notes": [*classifier.head.notes, *flip_notes, *notes, *classifier.trunk.notes],
     }
 
 

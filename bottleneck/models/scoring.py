@@ -211,17 +211,17 @@ def score_cache(
     head = classifier.head
     if head.node_fingerprint:
         require_fitted_on(head, cache)
-        if flip and not _has_mirrors(cache, head.node):
+        if flip and not has_mirrors(cache, head.node):
             why = "A flip needs the images, since the cache has no mirrored views"
             scored = _score_images_of(classifier, cache, rows, flip, why, reporter)
             message = f"{cache.path} has no mirrored views, so its images were run through the network. "
             message += "`bottleneck extract --flip` stores them."
             return replace(scored, notes=[Note("flip-computed", message)])
-        blocks = _cached_inputs(cache, head.node, rows, flip)
+        blocks = cached_inputs(cache, head.node, rows, flip)
     else:  # The network was trained: no cache has its features, but one may have the map that training took.
         node = head.settings.get("finetuned", {}).get("input")
         other = recipe_differences(head, cache)
-        if other or node not in cache.nodes or (flip and not _has_mirrors(cache, node)):
+        if other or node not in cache.nodes or (flip and not has_mirrors(cache, node)):
             why = "A trained network is measured on images"
             return _score_images_of(classifier, cache, rows, flip, why, reporter)
         blocks = _inputs_from_map(classifier, cache, node, rows, flip)
@@ -244,7 +244,7 @@ def _score_images_of(
     return score_images(classifier, source, rows, flip, reporter)
 
 
-def _has_mirrors(cache: FeatureCache, name: str) -> bool:
+def has_mirrors(cache: FeatureCache, name: str) -> bool:
     """Return whether the cache has the mirrored views of all nodes in `name`."""
     return all(cache.node(node).views == MIRROR.to_json() for node in nodes_in(name))
 
@@ -265,7 +265,7 @@ def require_fitted_on(head: HeadArtifact, cache: FeatureCache) -> None:
         )
 
 
-def _cached_inputs(cache: FeatureCache, node: str, rows: np.ndarray, flip: bool) -> Iterator[np.ndarray]:
+def cached_inputs(cache: FeatureCache, node: str, rows: np.ndarray, flip: bool) -> Iterator[np.ndarray]:
     """Yield the head's inputs of the samples `rows` from cached features, (B, V, M·D + P)."""
     plain = cache.sample_rows(node, rows)
     mirrored = cache.sample_rows(node, rows, views=True) if flip else None

@@ -208,6 +208,10 @@ class FeatureCache:
         """
         return self._rows(self.node(name), views=False)
 
+    def has_all_rows(self, name: str) -> bool:
+        """Return whether the node has the rows of all images, which a map lacks after images were added."""
+        return not len(self._catalog.rows(self.node(name), self.images.digest, views=False).absent)
+
     def views(self, name: str) -> FeatureRows:
         """Return the rows of a node's augmented views, (I, V, …)."""
         node = self.node(name)

@@ -289,7 +289,7 @@ def ensure_map(
     options: LoadOptions = NO_OPTIONS,
     reporter: Reporter = SILENT,
 ) -> float:
-    """Extract the map `node`, with `views` views, unless the cache has it; return the seconds that this took.
+    """Extract the rows of the map `node`, with `views` views, that the cache lacks; return its seconds.
 
     dtype : type of storage; a map in another type is replaced. None takes the map as it is, and for a new map
         the type of the cache's first node.
@@ -304,7 +304,8 @@ def ensure_map(
     with FeatureCache(cache) as opened:
         existing = opened.nodes.get(node)
         has_views = existing is not None and views in (0, (existing.views or {}).get("count"))
-        if existing is not None and has_views and dtype in (None, existing.dtype):
+        as_wanted = existing is not None and has_views and dtype in (None, existing.dtype)
+        if as_wanted and opened.has_all_rows(node):
             return 0.0
         source = source_of(opened)
         dtype = dtype or next(iter(opened.nodes.values())).dtype

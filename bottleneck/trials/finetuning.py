@@ -140,7 +140,7 @@ def opened(task: Task, tuning: Tuning, folder: Path, reporter: Reporter) -> Iter
 def try_finetuning(
     task: Task,
     tuning: Tuning,
-    against: Evidence,
+    against: Evidence | None,
     records: Records,
     name: str,
     allows: Allows,
@@ -149,7 +149,8 @@ def try_finetuning(
     """Judge fine-tuning on held-out samples; a finished part is read from `records`.
 
     Val is held out first, or the first fold without one. As long as what was held out so far is better than
-    `against` on the same samples, the next fold follows, until there are `ENOUGH` samples.
+    `against` on the same samples, the next fold follows, until there are `ENOUGH` samples. Without `against`
+    the choice is made, and no other fold follows.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def try_finetuning(
                 stored = {"seconds": time.perf_counter() - started}, {"logits": logits}
                 records.write(record, inputs, *stored)
             done.append((held, stored[1]["logits"], stored[0]["seconds"]))
-            if difference(_evidence(task, done), against).gain <= 0:
+            if against is None or difference(_evidence(task, done), against).gain <= 0:
                 break
     if not done:
         return "there is no time for it"

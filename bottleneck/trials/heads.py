@@ -6,7 +6,7 @@ Shapes: n samples, D features, K classes or labels.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
-from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import fingerprint
 from bottleneck.threads import trim_memory
@@ -52,16 +51,31 @@ def try_head(task: Task, node: str, records: Records, name: str, reporter: Repor
     name : of the record.
     """
     inputs = head_fingerprint(task, node)
-    if stored := records.read(name, inputs):
-        values, arrays = stored
-        return Tried(Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"]), **values)
+    if stored := stored_trial(task, records, name, inputs):
+        return stored
     started = time.perf_counter()
     fit = fit_on(task, node, task.rows["train"], task.problem(), reporter=reporter)
     index, evidence, metrics, temperature = _judged(task, node, fit)
     settings = {"C": fit.C, "temperature": temperature, "scales": fit.settings.get("scales", {})}
-    values = {"metrics": metrics, "seconds": time.perf_counter() - started, "settings": settings}
-    records.write(name, inputs, values, {"index": index, "score": evidence.score, "loss": evidence.loss})
-    return Tried(evidence, **values)
+    tried = Tried(evidence, metrics, time.perf_counter() - started, settings)
+    store_trial(records, name, inputs, tried, index)
+    return tried
+
+
+def stored_trial(task: Task, records: Records, name: str, inputs: str) -> Tried | None:
+    """Return the finished trial `name` of these inputs, or None."""
+    stored = records.read(name, inputs)
+    if stored is None:
+        return None
+    values, arrays = stored
+    return Tried(Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"]), **values)
+
+
+def store_trial(records: Records, name: str, inputs: str, tried: Tried, index: np.ndarray) -> None:
+    """Store a finished trial. index : (n,) rows of the samples that its evidence is on."""
+    values = {"metrics": tried.metrics, "seconds": tried.seconds, "settings": tried.settings}
+    scores = {"index": index, "score": tried.evidence.score, "loss": tried.evidence.loss}
+    records.write(name, inputs, values, scores)
 
 
 def head_fingerprint(task: Task, node: str) -> str:
@@ -138,40 +152,13 @@ def held_out(fit: HeadFit) -> np.ndarray:
     return np.flatnonzero(np.isfinite(fit.out_of_fold).all(axis=1))
 
 
-def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT) -> HeadArtifact:
-    """Fit the chosen head again on train and val together, and measure it: the one time that test is read.
-
-    Without val, the samples are those of the trial, whose C and temperature are taken. With val, both are
-    found again; on val a head that learnt from train alone, as in the trial, is measured.
-    """
-    alone = _as_tried(task, node, tried, reporter)
-    head, metrics = alone, dict[str, Any]()
-    if "val" in task.rows:
-        rows, problem, _ = task.refit_problem()
-        fit = fit_on(task, node, rows, problem, reporter=reporter)
-        head, held = artifact_of(task, node, fit, problem), held_out(fit)
-        if len(held):
-            assert fit.out_of_fold is not None
-            metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head.link, head.temperature)
-    elif "cv" in tried.metrics:
-        metrics["cv"] = tried.metrics["cv"]
-    for split, indices in task.rows.items():
-        judge = alone if split == "val" else head
-        metrics[split] = measured(
-            task, indices, outputs_of(task, judge, indices), judge.link, judge.temperature
-        )
-    fitted_on = [split for split in ("train", "val") if split in task.rows]
-    seen = seen_before({}, task.cache.images.digest, task.samples, np.sort(task.judged))
-    settings = {**head.settings, "fitted_on": fitted_on}
-    return replace(head, metrics=metrics, settings=settings, trained_on=seen)
-
-
-def _as_tried(task: Task, node: str, tried: Tried, reporter: Reporter) -> HeadArtifact:
-    """Fit the head on train as its trial did, at the C and the temperature that were found."""
-    problem = task.problem()
-    without_folds = replace(problem, fold=np.full_like(problem.fold, NO_FOLD))
+def head_as_tried(
+    task: Task, node: str, tried: Tried, rows: np.ndarray, reporter: Reporter = SILENT
+) -> HeadArtifact:
+    """Fit a head on the samples `rows` (n,) at the C, the scales and the temperature that a trial found."""
+    problem = TargetProblem(task.target.take(rows), np.full(len(rows), NO_FOLD, np.int16))
     C, scales = tried.settings["C"], tried.settings["scales"]
-    fit = fit_on(task, node, task.rows["train"], without_folds, C, scales, reporter)
+    fit = fit_on(task, node, rows, problem, C, scales, reporter)
     return replace(artifact_of(task, node, fit, problem), temperature=tried.settings["temperature"])
 
 
@@ -179,8 +166,7 @@ def _judged(
     task: Task, node: str, fit: HeadFit
 ) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], float]:
     """Return the judged samples as indices of the table, evidence on them, metrics, and the temperature."""
-    problem = task.problem()
-    head = artifact_of(task, node, fit, problem)
+    head = artifact_of(task, node, fit, task.problem())
     parts: list[tuple[str, np.ndarray, np.ndarray]] = []
     held = held_out(fit)
     if len(held):
@@ -188,13 +174,25 @@ def _judged(
         parts.append(("cv", task.rows["train"][held], fit.out_of_fold[held]))
     if "val" in task.rows:
         parts.append(("val", task.rows["val"], outputs_of(task, head, task.rows["val"])))
-    metrics = {
-        name: summary(measured(task, rows, outputs, head.link, head.temperature))
-        for name, rows, outputs in parts
-    }
+    return *judged(task, parts, head.link, head.temperature), head.temperature
+
+
+def judged(
+    task: Task, parts: Sequence[tuple[str, np.ndarray, np.ndarray]], link: str, temperature: float
+) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]]]:
+    """Return the judged samples as indices of the table, evidence on them, and metrics by name.
+
+    parts : (name, rows (m,), outputs (m, K)), none of which the model was fitted on; those of one name belong
+        together.
+    """
+    metrics = {}
+    for name in dict.fromkeys(name for name, _, _ in parts):
+        rows, outputs = (
+            np.concatenate([part[index] for part in parts if part[0] == name]) for index in (1, 2)
+        )
+        metrics[name] = summary(measured(task, rows, outputs, link, temperature))
     index = np.concatenate([rows for _, rows, _ in parts])
-    outputs = np.concatenate([outputs for _, _, outputs in parts])
-    return index, evidence_of(task, index, outputs), metrics, head.temperature
+    return index, evidence_of(task, index, np.concatenate([part[2] for part in parts])), metrics
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:

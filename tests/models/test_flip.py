@@ -95,6 +95,27 @@ def test_from_the_mirrored_views_of_a_cache(mirrored, monkeypatch, target, measu
     assert "flip-computed" not in [note.code for note in on_cache["notes"]]
 
 
+def test_a_head_on_nodes_side_by_side(images, tmp_path):
+    """The mean of the scores on both images, from images and from the cache."""
+    nodes, cache = ("features.block1@avg2", "bottleneck"), tmp_path / "c.h5"
+    options = {"backbone": "small_cnn", "depth": 2, "engine": "torch", "dtype": "float32"}
+    extract(images, cache, nodes=nodes, flip=True, **options)
+    head = fit_heads(cache, nodes=["+".join(nodes)], output=tmp_path / "heads", C=0.1).heads[0]["path"]
+    for path in (images / "test").rglob("*.png"):
+        target = tmp_path / "mirrored" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(target)
+    expected = (scores(head, images / "test") + scores(head, tmp_path / "mirrored")) / 2
+    found = scores(head, images / "test", flip=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+    names = load_model(head).head.class_names
+    answers = [names.index(path.parent.name) for path in sorted((images / "test").rglob("*.png"))]
+    on_cache = evaluate(head, cache, split="test", flip=True)
+    log_loss = -np.log(expected[np.arange(len(answers)), answers]).mean()
+    assert on_cache["log_loss"] == pytest.approx(log_loss, rel=1e-3)
+
+
 def test_a_cache_without_mirrored_views_needs_its_images(listed):
     result = evaluate(listed.heads["species"], listed.cache, flip=True, engine="torch")
     assert "flip-computed" in [note.code for note in result["notes"]]

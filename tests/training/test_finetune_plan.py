@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.extraction.extract import extract
@@ -28,6 +29,23 @@ def cache(images, tmp_path):
 def stored(cache):
     with FeatureCache(cache) as opened:
         return opened.nodes[NODE].dtype, len(opened.features(NODE))
+
+
+def test_the_rows_of_added_images_are_added_to_the_map(images, tmp_path):
+    folder, cache = shutil.copytree(images, tmp_path / "images"), tmp_path / "c.h5"
+    options = {"backbone": "small_cnn", "engine": "torch"}
+    extract(folder, cache, nodes=("bottleneck", NODE), **options)
+    with Image.open(next((folder / "train").rglob("*.png"))) as image:
+        image.rotate(90).save(folder / "train" / "turned.png")
+    new = folder / "train" / "new"
+    new.mkdir()
+    (folder / "train" / "turned.png").rename(new / "turned.png")
+    extract(folder, cache, nodes=("bottleneck",), **options)
+    with FeatureCache(cache) as opened:
+        assert not opened.has_all_rows(NODE)
+    assert ensure_map(cache, NODE) > 0
+    assert stored(cache) == ("float16", 82)
+    assert ensure_map(cache, NODE) == 0
 
 
 def test_a_map_in_another_type_is_replaced(cache):

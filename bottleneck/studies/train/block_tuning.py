@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import FitError, Note
@@ -11,8 +12,8 @@ from bottleneck.studies.study_config import TrainConfig
 from bottleneck.studies.train.budget import Clock
 from bottleneck.studies.train.candidates import FINETUNED, HEAD, NODE, Candidate
 from bottleneck.studies.train.request import Request
-from bottleneck.trials.evidence import choose
-from bottleneck.trials.finetuning import Tuning, epochs_for, try_finetuning
+from bottleneck.trials.evidence import Evidence, choose
+from bottleneck.trials.finetuning import Allows, Tuning, epochs_for, try_finetuning
 
 TUNE_FROM = 50  # train samples a class; with fewer, a tuned block seldom beats the head
 TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on
@@ -39,17 +40,25 @@ def try_tuning(
 
     if not allows(clock.per_image * len(head.task.cache.images)):
         return [], [_note("there is no time to extract the map that it would be trained from")]
+    tuned = tuned_candidate(request, head, best.tried.evidence, allows)
+    return ([], [_note(tuned)]) if isinstance(tuned, str) else ([tuned], [])
+
+
+def tuned_candidate(
+    request: Request, head: Candidate, against: Evidence | None, allows: Allows
+) -> Candidate | str:
+    """Try one block tuned below `head`, as `trials.finetuning.try_finetuning` does, or say why it was not."""
+    task, node = head.task, head.node
     load = LoadOptions(request.extraction.weights, request.extraction.trust_code)
-    epochs = epochs_for(len(head.task.judged))
-    tuning = Tuning(head.node, 1, head.tried.settings["C"], load, request.config.seed, epochs)
-    name = file_name(best.backbone, head.task.target.name, head.node, "1")
-    evidence = best.tried.evidence
-    tried = try_finetuning(head.task, tuning, evidence, request.records, name, allows, request.reporter)
+    tuning = Tuning(
+        node, 1, head.tried.settings["C"], load, request.config.seed, epochs_for(len(task.judged))
+    )
+    name = file_name(head.backbone, task.target.name, node, "1")
+    tried = try_finetuning(task, tuning, against, request.records, name, allows, request.reporter)
     if isinstance(tried, str):
-        return [], [_note(tried)]
-    what = f"one block tuned below the head on {head.node}"
-    order = request.backbones.index(best.backbone)
-    return [Candidate(FINETUNED, best.backbone, order, head.node, head.task, tried, what, tuning)], []
+        return tried
+    what = f"one block tuned below the head on {node}"
+    return replace(head, kind=FINETUNED, tried=tried, what=what, tuning=tuning)
 
 
 def _not_tuned(config: TrainConfig, best: Candidate) -> str | None:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source, evenly
 from bottleneck.data.splits import strata
 from bottleneck.errors import BottleneckError, Note
@@ -63,15 +64,15 @@ def extraction_cost(
     would = survey(source, path, wanted)
     seconds = 0.0
     if would.to_read:
-        extraction = prepare(wanted, source, path)
+        extraction, views = prepare(wanted, source, path), MIRROR if config.flip else None
         keys = [
             source.images[i] for i in np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
         ]
-        stream = extraction.trunk.stream(source, keys, nodes)
+        stream = extraction.trunk.stream(source, keys, nodes, views=views)
         for _ in islice(stream, 1):  # builds the engine
             pass
         started = time.perf_counter()
-        for _ in extraction.trunk.stream(source, keys, nodes):
+        for _ in extraction.trunk.stream(source, keys, nodes, views=views):
             pass
         seconds = (time.perf_counter() - started) / len(keys) * would.to_read
     name = config.backbone or ""

@@ -13,8 +13,8 @@ from bottleneck.trials.finetuning import Tuning
 from bottleneck.trials.heads import Tried
 from bottleneck.trials.task import Task
 
-HEAD, NODE, COMBINED, FINETUNED = "head", "node", "combined", "finetuned"
-KINDS = (HEAD, NODE, COMBINED, FINETUNED)  # the simplest first
+HEAD, NODE, COMBINED, FLIPPED, FINETUNED = "head", "node", "combined", "flipped", "finetuned"
+KINDS = (HEAD, NODE, COMBINED, FLIPPED, FINETUNED)  # the simplest first
 MOST_COMBINED = (2, 3, 4)  # the best nodes side by side, and all of them
 
 

@@ -15,8 +15,8 @@ from bottleneck.studies.train.candidates import Candidate
 from bottleneck.studies.train.request import Request
 from bottleneck.training.inputs import statistics_of
 from bottleneck.training.results import model_card
+from bottleneck.trials.final_head import final_head
 from bottleneck.trials.finetuning import final_network
-from bottleneck.trials.heads import final_head
 
 
 def write_model(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bottleneck.errors import Note
 from bottleneck.fitting.head_files import file_name
+from bottleneck.models.scoring import has_mirrors
 from bottleneck.names import nodes_in
 from bottleneck.studies.train.budget import FINAL, Clock
-from bottleneck.studies.train.candidates import Candidate, combinations, kind_of, width
+from bottleneck.studies.train.candidates import FLIPPED, Candidate, combinations, kind_of, width
 from bottleneck.studies.train.request import Request
 from bottleneck.trials.heads import try_head
+from bottleneck.trials.mirrors import try_mirrored
 from bottleneck.trials.task import Task
 
 
@@ -58,3 +62,25 @@ def head_candidate(request: Request, task: Task, backbone: str, node: str, clock
     all_of_them = count > 1 and count == sum(not each.is_map for each in task.cache.nodes.values())
     what = f"head on all {count} nodes" if all_of_them else f"head on {node}"
     return Candidate(kind_of(node), backbone, order, node, task, tried, what)
+
+
+def try_flip(request: Request, head: Candidate, clock: Clock) -> tuple[list[Candidate], list[Note]]:
+    """Return the head on the mean of each image and its mirror image, where the cache has mirrored views.
+
+    Where the time does not allow it there is a note instead.
+    """
+    if not has_mirrors(head.task.cache, head.node):
+        return [], []
+    if not clock.allows(clock.fit(width(head.task, head.node)) * (1 + FINAL)):
+        text = "There was no time to try the mean of each image and its mirror image."
+        return [], [Note("flip-left-out", text, True)]
+    return [flip_candidate(request, head)], []
+
+
+def flip_candidate(request: Request, head: Candidate) -> Candidate:
+    """Try the mean of each image and its mirror image, or read the finished trial."""
+    record = file_name(head.backbone, head.task.target.name, head.node, "flip")
+    tried = try_mirrored(head.task, head.node, head.tried, request.records, record, request.reporter)
+    return replace(
+        head, kind=FLIPPED, tried=tried, what=f"{head.what}, mean of each image and its mirror image"
+    )

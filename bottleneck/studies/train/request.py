@@ -106,4 +106,5 @@ class Request:
     def fingerprint(self) -> str:
         """Of what the user asked for."""
         asked = {**asdict(self.config), "backbones": self.backbones, "weights": self.extraction.weights}
+        asked["flip"] = self.extraction.flip
         return fingerprint({"choice": 1, **asked})

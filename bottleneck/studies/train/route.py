@@ -19,8 +19,8 @@ from bottleneck.studies.train.budget import Clock
 from bottleneck.studies.train.candidates import Candidate
 from bottleneck.studies.train.features import extract_all
 from bottleneck.studies.train.final_model import write_model
-from bottleneck.studies.train.head_trials import head_candidate, try_heads
-from bottleneck.studies.train.kept_choice import keep_choice, kept_choice
+from bottleneck.studies.train.head_trials import try_flip, try_heads
+from bottleneck.studies.train.kept_choice import keep_choice, kept_candidate
 from bottleneck.studies.train.request import Request
 from bottleneck.studies.train.result import TrainResult, choice_note, result_of, split_notes, write_tables
 from bottleneck.trials.evidence import choose
@@ -56,12 +56,18 @@ def run(request: Request, started: float) -> TrainResult:
 
 def _candidates(request: Request, tasks: dict[str, Task], clock: Clock) -> tuple[list[Candidate], list[Note]]:
     """Try the candidates that the time allows; the kept one alone where an earlier choice stands."""
-    kept = kept_choice(request, tasks)
+    kept = kept_candidate(request, tasks, clock)
     if kept is not None:
-        backbone, node, note = kept
-        return [head_candidate(request, tasks[backbone], backbone, node, clock)], [note]
+        candidate, note = kept
+        return [candidate], [note]
     heads, left_out = try_heads(request, tasks, clock)
     refuse_strict(left_out, request.strict)
-    best, _ = choose([each.contender(request.several) for each in heads])
-    tuned, reason = try_tuning(request, heads, heads[best], clock)
-    return [*heads, *tuned], [*left_out, *reason]
+    flipped, no_flip = try_flip(request, _chosen(request, heads), clock)
+    heads += flipped
+    tuned, reason = try_tuning(request, heads, _chosen(request, heads), clock)
+    return [*heads, *tuned], [*left_out, *no_flip, *reason]
+
+
+def _chosen(request: Request, candidates: list[Candidate]) -> Candidate:
+    index, _ = choose([each.contender(request.several) for each in candidates])
+    return candidates[index]

@@ -35,6 +35,7 @@ def train(
     in_channels: int | None = ExtractConfig.in_channels,
     depth: int | None = ExtractConfig.depth,
     dtype: str | None = ExtractConfig.dtype,
+    flip: bool = ExtractConfig.flip,
     trust_code: bool = ExtractConfig.trust_code,
     engine: str = EngineConfig.engine,
     precision: str = EngineConfig.precision,
@@ -80,6 +81,9 @@ def train(
         As in `TrainConfig`.
     weights, image_size, crop, in_channels, depth, dtype, trust_code
         As in `ExtractConfig`.
+    flip : bool
+        Extract the mirror image of each image too, which takes twice the time, and average both where the
+        evidence gains. A cache that has mirrored views is used so without it.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
     image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, classes, \

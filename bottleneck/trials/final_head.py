@@ -1,0 +1,49 @@
+"""The chosen head, fitted again on train and val together, and measured: the one time that test is read.
+
+Shapes: n samples, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.trained_on import seen_before
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.trials.heads import Tried, artifact_of, fit_on, head_as_tried, held_out, measured, outputs_of
+from bottleneck.trials.mirrors import mirrored_outputs
+from bottleneck.trials.task import Task
+
+
+def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT) -> HeadArtifact:
+    """Return the head of the trial `tried`, with its metrics.
+
+    Without val, the samples are those of the trial, whose C and temperature are taken. With val, both are
+    found again; on val a head that learnt from train alone, as in the trial, is measured.
+    """
+    alone = head_as_tried(task, node, tried, task.rows["train"], reporter)
+    flip = bool(tried.settings.get("flip", False))
+    head, metrics = alone, {name: each for name, each in tried.metrics.items() if name == "cv"}
+    if "val" in task.rows:
+        rows, problem, _ = task.refit_problem()
+        fit = fit_on(task, node, rows, problem, reporter=reporter)
+        head, held = artifact_of(task, node, fit, problem), held_out(fit)
+        if len(held) and not flip:
+            assert fit.out_of_fold is not None
+            metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head.link, head.temperature)
+    for split, indices in task.rows.items():
+        metrics[split] = _measured(task, alone if split == "val" else head, indices, flip)
+    fitted_on = [split for split in ("train", "val") if split in task.rows]
+    seen = seen_before({}, task.cache.images.digest, task.samples, np.sort(task.judged))
+    settings = {**head.settings, "fitted_on": fitted_on, **({"flip": True} if flip else {})}
+    return replace(head, metrics=metrics, settings=settings, trained_on=seen)
+
+
+def _measured(task: Task, head: HeadArtifact, rows: np.ndarray, flip: bool) -> dict[str, Any]:
+    """Return the metrics of the head on the samples `rows` (n,)."""
+    if flip:
+        return measured(task, rows, mirrored_outputs(task, head, rows), head.link, 1.0)
+    return measured(task, rows, outputs_of(task, head, rows), head.link, head.temperature)
