@@ -66,9 +66,11 @@ MAX_EXIF = 500_000  # bytes of EXIF that is stored as a PNG's text
 MAX_SCANNED = 20 * MAX_PIXELS  # pixels × scans of a progressive JPEG; encoders write about ten scans
 
 IMAGE_NOTES = {
+    "image-first-frame": "have several frames or pages are read as the first of them",
     "image-scan-damaged": "have a damaged scan were read as far as libjpeg could; replace them",
     "image-transparent": "are transparent everywhere show the colours stored below",
 }
+_SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further images are frames or pages, not previews
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHUNKS = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")
 _ORIENTATION = 0x0112  # EXIF tag
@@ -219,6 +221,7 @@ class EncodedImage:
 
     def _decode(self, mode: str, factor: int | None = None) -> Image.Image:
         """Return the upright image in `mode`; with a factor reduced by it, band by band."""
+        several = self._has_frames()
         with parsing("is damaged"):
             self._header.load()
         orientation = self._orientation()
@@ -230,6 +233,8 @@ class EncodedImage:
                 image = _in_bands(self._header, mode, factor, rendering)
         if rendering.clear and mode != "RGBA":
             self.notes.append("image-transparent")
+        if several:
+            self.notes.append("image-first-frame")
         return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
     def _has_own_decoder(self, mode: str) -> bool:
@@ -265,6 +270,14 @@ class EncodedImage:
             columns, bits = tags.get(_TILE_WIDTH, header.width), sum(tags.get(_BITS_PER_SAMPLE, (8,)))
             return len(self._data) + rows * columns * max(4, bits // 8)
         return 0 if decoder in ("raw", "zip") else 8 * pixels + len(self._data)  # written in Python
+
+    def _has_frames(self) -> bool:
+        """Whether more images follow the first; False where what follows is damaged."""
+        try:
+            with parsing("has damaged frames"):
+                return self._header.format in _SEVERAL and bool(getattr(self._header, "is_animated", False))
+        except ImageError:
+            return False
 
     def _orientation(self) -> int:
         """EXIF orientation 1…8; 1 where the EXIF is unreadable, which is no reason to lose a photograph."""

@@ -8,6 +8,7 @@ L labels; V views of an image: itself, and with `flip` its mirror image.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from shlex import quote
@@ -62,15 +63,15 @@ def select(head: HeadArtifact, samples: SampleTable, split: str | None) -> Selec
             if not known.any():
                 raise _unknown_classes(head, unknown, where_of(samples, name, split))
             return Selection(name, rows[known], answers[known], unknown)
-    counts = {name: int((samples.split == name).sum()) for name in np.unique(samples.split.astype(str))}
     if split is None:
         raise BottleneckError(
             f"None of the {len(samples)} samples has a label of target {head.target!r} to measure on.",
             "Give the labels with --labels FILE, or name their column with --label-column.",
         )
+    counts = ", ".join(f"{count:,} {name}" for name, count in Counter(samples.split).items())
     raise BottleneckError(
-        f"No labelled sample is in the {split} split; samples by split: {counts}.",
-        "Choose another --split, or extract with --val-fraction 0.2.",
+        f"No labelled sample is in the {split} split; the source has {counts}.",
+        "Name another --split, or leave --split out.",
     )
 
 

@@ -126,6 +126,16 @@ def test_a_picture_that_is_transparent_everywhere_shows_its_colours_with_a_note(
     assert image.notes == ["image-transparent"]
 
 
+@pytest.mark.parametrize("form", ["GIF", "PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_the_first_of_several_frames_is_the_picture_with_a_note(form, frames):
+    first, *more = [Image.new("RGB", (8, 8), (level, level, level)) for level in (50, 150, 250)[:frames]]
+    exact = {"lossless": True} if form == "WEBP" else {}
+    image = EncodedImage(encoded(first, form, save_all=True, append_images=more, **exact))
+    assert (np.asarray(image.decode("RGB")) == 50).all()
+    assert image.notes == (["image-first-frame"] if frames > 1 else [])
+
+
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_one_pixel_that_is_not_transparent_is_the_picture(mode):
     image = EncodedImage(transparent(mode, alpha=1))

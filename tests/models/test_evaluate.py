@@ -187,6 +187,12 @@ def test_a_folder_of_the_heads_classes_is_measured_as_its_target(listed, images,
         evaluate(path, tmp_path / "other")
 
 
+def test_a_split_that_is_not_there_is_named_with_those_that_are(images, fitted_head):
+    with pytest.raises(BottleneckError) as raised:
+        evaluate(fitted_head, images / "test", split="val", engine="torch")
+    assert raised.value.message == "No labelled sample is in the val split; the source has 15 train."
+
+
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
