@@ -20,6 +20,7 @@ images-unreadable images-without-prediction input-scales joined-as-json joined-b
 kernels-not-shown label-rows-without-sample label-separator-unused labels-look-like-several
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split leep-not-computed loss-diverged map-in-float32 map-sampled measured-on-train
+mistakes-not-explained
 model-not-measured nan-labels neighbours-sampled network-converted-to-float32 no-cross-validation
 no-label-column no-labels no-neighbours no-test node-alias not-converged not-finetuned
 numbers-beside-text one-answer one-train-sample-left options-unused page-too-large part-damaged

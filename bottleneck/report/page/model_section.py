@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.heads.metrics import ECE_BINS, wilson_interval
 from bottleneck.names import nodes_in
@@ -28,11 +29,13 @@ from bottleneck.report.page.blocks import (
 from bottleneck.report.page.held_out import Judged
 from bottleneck.report.page.inputs import Fitted
 from bottleneck.report.page.pictures import CELL, HIT, MISTAKE, Pictures
+from bottleneck.report.page.where_looked import LEGEND, overlays
 from bottleneck.samples import ArrayRows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, nearest
 
 SHOWN = 24  # mistakes and uncertain samples
+EXPLAINED = 9  # mistakes, as many as are shown at first
 PER_CELL = 18  # images of a cell of the confusion matrix
 MOST_CELL_IMAGES = 4000
 NEIGHBOURS = 3
@@ -43,7 +46,11 @@ LEAST_OF_CLASS = 3  # measured samples from which a class's recall is called bad
 
 
 def model_section(
-    fitted: Fitted | None, found: Judged | None, cache: FeatureCache | None, pictures: Pictures
+    fitted: Fitted | None,
+    found: Judged | None,
+    cache: FeatureCache | None,
+    pictures: Pictures,
+    options: LoadOptions,
 ) -> tuple[Section, list[Problem], list[Note]]:
     """Return the section, its problems, and notes."""
     if fitted is None:
@@ -69,8 +76,13 @@ def model_section(
         blocks.append(table)
         problems += worse
     near = Neighbours(cache, found, pictures)
-    blocks += galleries(found, cache, pictures, near)
-    return Section("model", "Model", blocks), problems, near.notes
+    orders = _orders(found)
+    first = orders[0][2][:EXPLAINED]
+    looked, notes = dict[int, int](), list[Note]()
+    if len(first) and found.head.target_kind == "class":
+        looked, notes = overlays(fitted.path, cache, found.rows[first], options, pictures)
+    blocks += galleries(found, cache, pictures, near, looked)
+    return Section("model", "Model", blocks), problems, [*near.notes, *notes]
 
 
 def stored(fitted: Fitted) -> tuple[str, dict[str, Any]]:
@@ -322,8 +334,13 @@ class Neighbours:
         return {image: target.class_names[code] for image, code in pairs if code >= 0}
 
 
-def galleries(found: Judged, cache: FeatureCache, pictures: Pictures, near: Neighbours) -> list[Block]:
-    """Return the surest mistakes and the least certain samples, each with its nearest training images."""
+def galleries(
+    found: Judged, cache: FeatureCache, pictures: Pictures, near: Neighbours, looked: Mapping[int, int]
+) -> list[Block]:
+    """Return the surest mistakes and the least certain samples, each with its nearest training images.
+
+    looked : numbers of overlays by sample.
+    """
     kind, names = found.head.target_kind, found.head.class_names
     blocks: list[Block] = []
     for name, caption, order, text in _orders(found):
@@ -344,9 +361,11 @@ def galleries(found: Judged, cache: FeatureCache, pictures: Pictures, near: Neig
                 )
             else:
                 lines = (f"is {found.answers[i]:.4g}", f"predicted {found.scores[i]:.4g}")
-            items.append(Item(pictures.want(key, MISTAKE), lines, beside))
+            shown = looked.get(int(found.rows[i]))
+            items.append(Item(pictures.want(key, MISTAKE), lines, beside, shown))
         if items:
             label = "nearest training images"
+            text += f" {LEGEND}" if any(item.overlay is not None for item in items) else ""
             blocks.append(Gallery(name, caption, text, items=items, near_label=label))
     return blocks
 

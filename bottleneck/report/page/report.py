@@ -127,7 +127,7 @@ def _page(
         found, told = judged(main.path, main.head, cache, options, reporter)
         notes += told
     data, of_data = data_section(inputs, cache, pictures)
-    model, of_model, told = model_section(main, found, cache, pictures)
+    model, of_model, told = model_section(main, found, cache, pictures, options)
     notes += told
     plane, told = map_section(cache, found, pictures, config.seed, reporter)
     notes += told

@@ -26,10 +26,16 @@ from tests.helpers.fitted_cache import COUNTS, write_images
 
 
 @pytest.fixture(scope="module")
-def page(made_cache, made_head, tmp_path_factory):
+def head(made_cache, tmp_path_factory):
+    """The path of a head that makes mistakes."""
+    return fit_heads(made_cache, output=tmp_path_factory.mktemp("heads"), C=1e-3).heads[0]["path"]
+
+
+@pytest.fixture(scope="module")
+def page(made_cache, head, tmp_path_factory):
     """The report of a head on its cache, with figures."""
     folder = tmp_path_factory.mktemp("page")
-    paths = [made_head, made_cache]
+    paths = [head, made_cache]
     return write_report(paths, output=folder / "r.html", figures=folder / "figures", command="the command")
 
 
@@ -59,12 +65,12 @@ def codes(report):
     return [note.code for note in report.notes]
 
 
-def test_accuracy_and_confusions_are_those_of_scikit_learn(page, made_cache, made_head):
+def test_accuracy_and_confusions_are_those_of_scikit_learn(page, made_cache, head):
     with FeatureCache(made_cache) as cache:
         rows = np.flatnonzero(cache.samples.split == "test")
         X = cache.features("bottleneck").take(cache.samples.image[rows, 0]).astype(np.float64)
         y = cache.samples.targets["label"].values[rows]
-    head = load_head(made_head)
+    head = load_head(head)
     predicted = (X @ head.coef.T.astype(np.float64) + head.intercept).argmax(axis=1)
     assert page.sections["model"]["confusion"]["counts"] == confusion_matrix(y, predicted).tolist()
     first = page.sections["verdict"]["figures"][0]
@@ -115,7 +121,7 @@ def test_the_nearest_training_images_are_those_of_numpy(page, opened, made_cache
         shown = [read.images[int(k)] for k in re.findall(r'data-image="(\d+)"', card)]
         cosines = X[train] @ X[keys.index(shown[0])]
         best = [keys[train[i]] for i in np.argsort(-cosines)[:3]]
-        assert shown[1:] == best
+        assert [name for name in shown[1:] if not name.startswith("where it looked")] == best
 
 
 def test_every_thumbnail_is_its_own_image(page, opened, images, tmp_path):
@@ -126,12 +132,26 @@ def test_every_thumbnail_is_its_own_image(page, opened, images, tmp_path):
     path.write_bytes(data)
     sheet = np.asarray(Image.open(path).convert("RGB"), float)
     side, columns = read.sprite["side"], read.sprite["columns"]
-    assert len(read.sprite["place"]) == sum(COUNTS.values()) * 3 == len(read.images)
-    for number, at in read.sprite["place"].items():
+    files = [name for name in read.images if not name.startswith("where it looked")]
+    assert len(files) == sum(COUNTS.values()) * 3
+    assert len(read.sprite["place"]) == len(read.images)
+    for number, at in ((k, at) for k, at in read.sprite["place"].items() if read.images[int(k)] in files):
         top, left = divmod(at, columns)
         tile = sheet[top * side : (top + 1) * side, left * side : (left + 1) * side]
         file = np.asarray(Image.open(images / read.images[int(number)]).convert("RGB"), float)
         assert np.abs(tile.mean(axis=(0, 1)) - file.mean(axis=(0, 1))).max() < 12
+
+
+def test_mistakes_show_where_the_model_looked(page, opened, tmp_path):
+    read = opened(tmp_path.__class__(page.path))
+    mistakes = np.array(read.report["model"]["confusion"]["counts"])
+    wrong = int(mistakes.sum() - np.trace(mistakes))
+    looked = [name for name in read.images if name.startswith("where it looked")]
+    assert len(looked) == min(9, wrong) > 0
+    gallery = read.html.split('id="mistakes-gallery"')[1].split('id="block-')[0]
+    shown = [read.images[int(k)] for k in re.findall(r'data-image="(\d+)"', gallery)]
+    assert [name for name in shown if name.startswith("where it looked")] == looked
+    assert all(f"where it looked: {name}" in looked for name in shown[:1])
 
 
 def test_nothing_may_be_requested_and_only_our_script_runs(page, opened, tmp_path):
