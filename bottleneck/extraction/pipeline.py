@@ -103,6 +103,7 @@ class Trunk:
     load : builds the backbone; called once, when it is first needed.
     preprocess : how images become pixels.
     config : how the network is run.
+    recipe : of the network that `load` will build, where it is known; a stored graph then needs no loading.
     calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
@@ -111,6 +112,7 @@ class Trunk:
     load: Callable[[], Backbone]
     preprocess: Preprocess
     config: EngineConfig
+    recipe: Mapping[str, Any] | None = None
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
@@ -153,9 +155,8 @@ class Trunk:
         if nodes not in self._engines:
             from bottleneck.engines.base import build_engine
 
-            key = fingerprint(
-                {"backbone": self.backbone.recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes}
-            )
+            recipe = self.recipe or self.backbone.recipe
+            key = fingerprint({"backbone": recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes})
             started = time.perf_counter()
             calibration, engine = self.calibrations.get(nodes[0]), self.config.engine
             if nodes[0] in self.calibrations and self.config.precision == "bf16" and not calibration:
@@ -169,7 +170,7 @@ class Trunk:
                 device=self.config.device,
                 force=self.config.force,
                 calibration=calibration,
-                network=self.backbone.name,
+                network=recipe["name"],
             )
             self.startup_seconds += time.perf_counter() - started
         return self._engines[nodes]

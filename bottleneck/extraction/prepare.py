@@ -191,12 +191,12 @@ def open_trunk(settings: Settings) -> Trunk:
     if settings.spec is not None:
         preprocess = Preprocess.from_json(settings.spec.preprocess)
         load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config)
-        return Trunk(load, preprocess, settings.engine, calibrations)
+        return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations)
     started = time.perf_counter()
     backbone, config = _load_new(settings.config), settings.config
     preprocess = (settings.preprocess or backbone.preprocess).override(config.image_size, config.crop)
     seconds = time.perf_counter() - started
-    return Trunk(lambda: backbone, preprocess, settings.engine, calibrations, startup_seconds=seconds)
+    return Trunk(lambda: backbone, preprocess, settings.engine, startup_seconds=seconds)
 
 
 def _load_new(config: ExtractConfig) -> Backbone:

@@ -69,7 +69,8 @@ class Classifier:
 
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
-        self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config)
+        recipe = head.backbone if head.node_fingerprint else None  # a trained network has weights of its own
+        self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config, recipe)
 
     @property
     def flips(self) -> bool:

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field, replace
 from shlex import quote
 
 import numpy as np
-import torch
 
-from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.targets import to_number
@@ -283,6 +281,10 @@ def _inputs_from_map(
 
     node : NODE@none of the map, below the head's node. The layers below it are those that made the cache.
     """
+    import torch
+
+    from bottleneck.backbones.section import Section, find_cut
+
     backbone, head = classifier.trunk.backbone, classifier.head
     start = backbone.operation(node.removesuffix("@none"))
     cut = replace(find_cut(backbone, head.node, 1), node=node, start=start)

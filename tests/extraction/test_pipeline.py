@@ -115,7 +115,7 @@ def test_nodes_in_another_order_are_the_same_engine_and_come_as_asked(tmp_path, 
     monkeypatch.setattr("bottleneck.engines.base.build_engine", build)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     source = read_source(tmp_path)
-    network = SimpleNamespace(recipe={}, name="net", extractor=lambda nodes, preprocess: nodes)
+    network = SimpleNamespace(recipe={"name": "fake"}, name="net", extractor=lambda nodes, preprocess: nodes)
     for nodes in (("low", "bottleneck"), ("bottleneck", "low")):
         (batch,) = Trunk(lambda: network, GREY, EngineConfig()).stream(source, ["a.png"], nodes)
         assert [rows.item() for rows in batch.features] == [len(name) for name in nodes]
