@@ -15,7 +15,8 @@ from bottleneck.studies.train.request import Request
 from bottleneck.trials.evidence import Evidence, choose
 from bottleneck.trials.finetuning import Allows, Tuning, epochs_for, try_finetuning
 
-TUNE_FROM = 50  # train samples a class; with fewer, a tuned block seldom beats the head
+# Limits of cost, guessed: see docs/DECISIONS.md.
+TUNE_FROM = 50  # train samples a class
 TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on
 
 
@@ -64,8 +65,7 @@ def tuned_candidate(
 def _not_tuned(config: TrainConfig, best: Candidate) -> str | None:
     """Return why fine-tuning is not tried; None where it may pay.
 
-    In "auto" it may pay where the best head leaves errors, and there are enough samples to learn blocks
-    from: on few photographs a tuned block seldom beats the head.
+    In "auto" it may pay where the best head leaves errors, and there are enough samples to learn blocks from.
     """
     task = best.task
     if config.finetune == "never":
