@@ -45,6 +45,7 @@ TEST = 400  # samples; half of a paired 95 % interval is 1 to 2 points
 NOISES = (0.0, 0.5, 1.0, 1.5, 2.0)
 EPOCHS = (2, 20)  # of the usual fine-tuning: a few, and as many as tutorials have
 WITHIN, MEAN, TIMES = 1.0, 0.4, 20.0  # wanted: the largest regret, the mean regret, and how much faster
+HEADS = ("head", "node", "combined")  # kinds of candidates without flips and without tuning
 TRAINED = ("head on the bottleneck", "best single node", "one block tuned", "two blocks tuned")
 
 
@@ -153,7 +154,7 @@ def heads_tried(work: Path) -> tuple[dict[str, np.ndarray], dict]:
     records, right, contenders = Records(work / "m.work" / "trials"), {}, []
     with FeatureCache(work / "c.h5") as cache:
         task = task_of(cache, None, cv=5, seed=0)
-        for each in (each for each in tried if each["kind"] != "finetuned"):
+        for each in (each for each in tried if each["kind"] in HEADS):
             node = each["node"]
             found = try_head(task, node, records, file_name(each["backbone"], "label", node))
             contenders.append(evidence.Contender(node, KINDS.index(kind_of(node)), found.evidence))
@@ -225,7 +226,7 @@ def compare(name: str, folder: Path, work: Path, size: int) -> dict:
     seconds = processor_seconds() - started
     others = run_contenders(folder, work)
     right = {what: np.array(values, float) for what, values in others["right"].items()}
-    heads = [each for each in trained["candidates"] if each["kind"] != "finetuned"]
+    heads = [each for each in trained["candidates"] if each["kind"] in HEADS]
     single = [each["node"] for each in trained["candidates"] if each["kind"] in ("head", "node")]
     rivals = {
         TRAINED[0]: right["bottleneck"],
