@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from bottleneck.report.page.blocks import Chart, Series
 
 WIDTH, HEIGHT = 560.0, 330.0
-LEFT, RIGHT, TOP, BOTTOM = 58.0, 14.0, 16.0, 50.0
+LEFT, RIGHT, TOP, BOTTOM = 64.0, 14.0, 16.0, 50.0
 MOST_TICKS = 6
 DASHES = ("", "7 4", "2 4", "9 3 2 3", "12 4", "4 2", "1 3", "8 2 2 2 2 2")  # told apart without colours
 MARKERS = ("circle", "square", "diamond", "triangle")
@@ -47,7 +47,7 @@ def chart_svg(chart: Chart) -> Markup:
         parts.append(_series(series, number, scale_x, scale_y))
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(Markup('<g class="axis">') + _text(middle, HEIGHT - 8, chart.x_label, "middle"))
-    at = f"translate(14 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)"
+    at = f"translate(13 {(TOP + HEIGHT - BOTTOM) / 2:.1f}) rotate(-90)"
     parts.append(Markup('<text text-anchor="middle" transform="{}">{}</text></g>').format(at, chart.y_label))
     head = Markup('<svg viewBox="0 0 {:g} {:g}" role="img" aria-label="{}" focusable="false">').format(
         WIDTH,
