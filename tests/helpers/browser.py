@@ -42,7 +42,8 @@ def browser():
 def visit(opened, path, width=1280, dark=False):
     """The page of a file, and the list `heard` of what it asked for and complained of."""
     theme = "dark" if dark else "light"
-    context = opened.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+    size = {"width": width, "height": 900}
+    context = opened.new_context(viewport=size, color_scheme=theme, reduced_motion="reduce")
     page, heard = context.new_page(), []
     page.on("console", lambda message: heard.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: heard.append(f"error: {error}"))

@@ -134,6 +134,7 @@ def test_a_reader_opens_cells_sorts_filters_hovers_and_switches(chrome, page, op
         tab.focus("#map-canvas")
         tab.keyboard.press("ArrowRight")
         assert tab.locator("#tip-name").text_content() in read.images
+        tab.locator("#map-canvas").evaluate("canvas => canvas.scrollIntoView({block: 'center'})")
         box = tab.locator("#map-canvas").bounding_box()
         fit = min(box["width"], box["height"]) - 36
         x, y = plane["positions"][tab.input_value("#map-method")][0]
