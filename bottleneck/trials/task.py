@@ -92,6 +92,17 @@ class Task:
         return digest.hexdigest()
 
 
+def require_learnable(samples: SampleTable, target: str | None, where: str) -> None:
+    """Raise FitError unless train can be learnt from. where : names the samples, for the message."""
+    if not samples.targets:
+        raise FitError(
+            f"{where} has no labels.",
+            "Put the images into one folder a class, or name a manifest's columns with --label-column.",
+        )
+    names = (target or next(iter(samples.targets)),)
+    training_samples(with_training_classes(samples, names)[0], names, Path(where))
+
+
 def task_of(cache: FeatureCache, target: str | None, *, cv: int, seed: int) -> Task:
     """Return the target `target` of the cache, or its first one, as a task.
 

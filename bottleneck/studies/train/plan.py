@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from bottleneck.errors import Note, refuse_strict
+from bottleneck.errors import Note
 from bottleneck.studies.train.budget import FINAL, ExtractionCost, fits_seconds, within_time
 from bottleneck.studies.train.features import costs
 from bottleneck.studies.train.request import Request
@@ -55,7 +55,7 @@ class TrainPlan:
 
 def plan(request: Request) -> TrainPlan:
     """Say what would be done. Errors as from `train` before its first image."""
-    refuse_strict(request.source.notes, request.strict)
+    request.require_learnable()
     extraction = costs(request)
     source, notes = within_time(request.source, extraction, request.config.target, request.config.minutes)
     share = len(source.samples) / max(1, len(request.source.samples))

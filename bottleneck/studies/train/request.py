@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bottleneck.backbones.registry import outline
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, refuse_strict
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.prepare import read_model_file
 from bottleneck.extraction.settings import default_cache, source_name
@@ -17,7 +17,7 @@ from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import Reporter
 from bottleneck.store.spec import fingerprint
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.trials.task import Records, stage_nodes
+from bottleneck.trials.task import Records, require_learnable, stage_nodes
 
 MODELS_FOLDER = "models"
 
@@ -34,6 +34,11 @@ class Request:
     cache: str | Path | None
     strict: bool
     reporter: Reporter
+
+    def require_learnable(self) -> None:
+        """Raise FitError where the labels cannot be learnt, and StrictError for notes on the source."""
+        refuse_strict(self.source.notes, self.strict, self.reporter.tell)
+        require_learnable(self.source.samples, self.config.target, self.source.location)
 
     def extraction_by(self, backbone: str) -> ExtractConfig:
         """Return the settings of extraction by one backbone."""

@@ -30,7 +30,7 @@ from bottleneck.trials.task import Task, task_of
 def run(request: Request, started: float) -> TrainResult:
     """Do everything, and write model, card and tables. started : by `time.perf_counter`."""
     config = request.config
-    refuse_strict(request.source.notes, request.strict, request.reporter.tell)
+    request.require_learnable()
     clock = Clock(started, config.minutes)
     extracted, notes = extract_all(request, clock)
     with ExitStack() as stack:
