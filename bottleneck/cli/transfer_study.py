@@ -93,6 +93,7 @@ def command(
     was, and more --seeds add to it.
     """
     from bottleneck.report.studies import transfer_figure
+    from bottleneck.studies.transfer_study.protocol import LEGEND
     from bottleneck.studies.transfer_study.study import transfer_study
 
     if (half_a is None) != (half_b is None):
@@ -107,6 +108,7 @@ def command(
         table(
             "Paired differences in points ± 95 % interval", ("n", *values["differences"]), _differences(study)
         ),
+        LEGEND,
         *(f"• {sentence}" for sentence in study.text),
         f"{study.trained} runs trained in {study.seconds:.0f} s. Figure: {figure}  Runs: {values['csv']}",
     )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import findfont
 from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
@@ -39,6 +40,10 @@ SIDE, GAP, TITLE, CAPTION = 180, 12, 24, 52  # pixels
 DPI = 100
 COLUMNS = 26  # characters that are as wide as a tile
 CELL, CELL_GAP = 64, 4  # pixels a side of a kernel or patch, and between two
+CELL_PITCH = CELL + CELL_GAP
+LABEL, ROW_NAME = 18, 100  # pixels: height of a kernel's number, width of a row's name
+MOST_KERNELS_ACROSS = 8  # so that a sheet is read at a width of 800 pixels
+LEAST_WIDTH = 520  # pixels, for the title
 LINE = 22  # pixels, height of a line of text
 EMPTY, FRAME, REASON = "#f2f2f2", "#999999", "#a02020"
 
@@ -197,55 +202,73 @@ def _cut(text: str, columns: int) -> str:
 
 
 def draw_filters(kernels: np.ndarray, path: str | Path) -> Path:
-    """Draw the kernels of a convolution as a grid of pictures.
+    """Draw the kernels of a convolution as a grid of pictures, with a title, each with its channel's number.
 
     kernels : float (filters, channels, k, k). Three channels are drawn as colours, any other number as their
     mean. Each kernel is scaled to the full range, with 0 as the middle grey.
     """
     kernels = np.asarray(kernels, dtype=np.float64)
-    if kernels.shape[1] != 3:
+    count, channels, height, width = kernels.shape
+    if channels != 3:
         kernels = kernels.mean(axis=1, keepdims=True).repeat(3, axis=1)
     reach = np.abs(kernels).max(axis=(1, 2, 3), keepdims=True)
     pictures = (127.5 + 127.5 * kernels / np.where(reach == 0, 1, reach)).round().astype(np.uint8)
-    columns = int(np.ceil(np.sqrt(len(kernels))))
-    rows = -(-len(kernels) // columns)
-    sheet = _sheet(columns, rows)
+    title = [f"First convolution: {count} kernels of {height} × {width}, by their channel."]
+    title += ["Middle grey is 0; each kernel has its own scale."]
+    title += ["" if channels == 3 else f"Mean of {channels} input channels."]
+    columns = min(MOST_KERNELS_ACROSS, count)
+    lines = [part for text in title for part in wrap(text, _characters_in(columns * CELL_PITCH))]
+    top, pitch = LINE * len(lines), CELL_PITCH + LABEL
+    sheet, draw = _sheet(columns * CELL_PITCH, top + -(-count // columns) * pitch)
+    _write(draw, (CELL_GAP, 2), "\n".join(lines))
     for i, picture in enumerate(pictures):
-        _paste(sheet, picture.transpose(1, 2, 0), i % columns, i // columns, smooth=False)
+        row, column = divmod(i, columns)
+        left, upper = CELL_GAP + column * CELL_PITCH, top + CELL_GAP + row * pitch
+        _paste(sheet, picture.transpose(1, 2, 0), (left, upper), smooth=False)
+        _write(draw, (left, upper + CELL), str(i))
     return _save(sheet, path)
 
 
 def draw_patches(nodes: Sequence[Patches], path: str | Path) -> Path:
-    """Draw a band for each node, with a row for each channel: its strongest patches from left to right."""
+    """Draw a band for each node, with a row for each channel: its number, then its strongest patches."""
     columns = max(patches.crops.shape[1] for patches in nodes)
     rows = sum(len(patches.crops) for patches in nodes)
-    sheet = _sheet(columns, rows, titles=len(nodes))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    row = 0
-    for band, patches in enumerate(nodes):
+    sheet, draw = _sheet(ROW_NAME + columns * CELL_PITCH, LINE * (2 * len(nodes) + 1) + rows * CELL_PITCH)
+    _write(draw, (CELL_GAP, 2), "A row for each channel: the patches that excite it most, strongest first.")
+    top = LINE
+    for patches in nodes:
         side = patches.crops.shape[2]
-        listed = ", ".join(str(channel) for channel in patches.channels)
-        top = CELL_GAP + row * (CELL + CELL_GAP) + band * LINE
-        draw.text((CELL_GAP, top), f"{patches.node}: channels {listed} ({side} px)", (0, 0, 0), font)
-        for crops in patches.crops:
+        _write(draw, (CELL_GAP, top), f"Node {patches.node}")
+        text = f"Patches of {side} × {side} pixels of the network's input"
+        _write(draw, (CELL_GAP, top + LINE - 2), text)
+        top += 2 * LINE
+        for channel, crops in zip(patches.channels, patches.crops, strict=True):
+            _write(draw, (CELL_GAP, top + CELL // 2 - 8), f"channel {channel}")
             for column, crop in enumerate(crops):
-                _paste(sheet, crop, column, row, titles=band + 1, smooth=True)
-            row += 1
+                _paste(sheet, crop, (ROW_NAME + CELL_GAP + column * CELL_PITCH, top + CELL_GAP), smooth=True)
+            top += CELL_PITCH
     return _save(sheet, path)
 
 
-def _sheet(columns: int, rows: int, titles: int = 0) -> Image.Image:
-    width, height = (CELL_GAP + count * (CELL + CELL_GAP) for count in (columns, rows))
-    return Image.new("RGB", (width, height + titles * LINE), "white")
+def _sheet(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    sheet = Image.new("RGB", (max(width, LEAST_WIDTH) + CELL_GAP, height + CELL_GAP), "white")
+    return sheet, ImageDraw.Draw(sheet)
 
 
-def _paste(
-    sheet: Image.Image, picture: np.ndarray, column: int, row: int, titles: int = 0, *, smooth: bool
-) -> None:
-    """Paste a picture (H, W, 1 | 3 | 4) into a cell, below `row` rows and `titles` lines of text."""
+def _characters_in(width: int) -> int:
+    """Return how many characters of a line are as wide as `width` pixels."""
+    return max(width, LEAST_WIDTH) // 8
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str) -> None:
+    font = ImageFont.truetype(findfont("DejaVu Sans"), 13)  # Pillow's own lacks ×
+    draw.text(at, text, "black", font, spacing=LINE - 16)
+
+
+def _paste(sheet: Image.Image, picture: np.ndarray, at: tuple[int, int], *, smooth: bool) -> None:
+    """Paste a picture (H, W, 1 | 3 | 4) into a cell whose corner is `at`."""
     tile = Image.fromarray(picture[..., 0] if picture.shape[2] == 1 else picture).convert("RGB")
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    at = (CELL_GAP + column * (CELL + CELL_GAP), CELL_GAP + row * (CELL + CELL_GAP) + titles * LINE)
     sheet.paste(tile.resize((CELL, CELL), method), at)
 
 

@@ -17,7 +17,7 @@ from bottleneck.report.figures import BLUE, GREY, RED, drawable, error_bars, pic
 from bottleneck.studies.advise.image_similarity import DIFFERENT, SIMILAR, Similarity
 from bottleneck.studies.advise.recommendation import Advice
 from bottleneck.studies.transfer_study.effects import Curves, Effect, Estimate
-from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE, PUBLISHED_SOURCE
+from bottleneck.studies.transfer_study.protocol import LEGEND, PUBLISHED, PUBLISHED_BASE, PUBLISHED_SOURCE
 from bottleneck.studies.transfer_study.study import TransferStudy
 
 LINE = 150  # characters of a line of the text
@@ -123,6 +123,7 @@ def transfer_figure(study: TransferStudy, path: str | Path) -> Path:
     curves = study.curves
     with picture(path, 16, 9.5, columns=3, rows=2) as axes:
         points, means, published, differences, control, size = axes
+        points.figure.suptitle(LEGEND, fontsize=9)
         _points(points, curves)
         _means(means, curves, study.effects)
         _published(published)
@@ -148,14 +149,14 @@ def _points(axes: Axes, curves: Curves) -> None:
             x = np.full(len(values), n + 0.16 * (number - 1.5))
             label = kind if n == curves.depths[0] else None
             axes.scatter(x, values, color=colour, marker=marker, s=22, label=label)
-    axes.set(title=f"Every run ({len(base)} seeds)", xlabel=AXIS)
+    axes.set(title=f"Every run ({len(base)} seed{'s' * (len(base) != 1)})", xlabel=AXIS)
     axes.legend(fontsize=8, ncols=2)
 
 
 def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
     """Lines through the means, with the paper's effects: in black where they show, else in grey."""
     base = float(np.mean(curves.accuracies("baseB", 0)))
-    axes.axhline(base, color=BLACK, linewidth=1, linestyle=":")
+    axes.axhline(base, color=BLACK, linewidth=1, linestyle=":", label="base B, mean")
     for kind in COPIES:
         _line(axes, curves, kind, start=base)
     by_key = {effect.key: effect for effect in effects}

@@ -73,7 +73,7 @@ def test_patches_of_a_folder_are_drawn(colours, spots, tmp_path):
     assert [patches.node for patches in found] == [b.node for b in colours.blocks[:-1]]
     assert found[0].crops.shape[1] == 9
     with Image.open(draw_patches(found, tmp_path / "out/patches.png")) as picture:
-        assert picture.size[0] == 4 + 9 * 68
+        assert picture.size[0] == 4 + 100 + 9 * 68
         assert len(picture.getcolors(10**6)) > 10
 
 
@@ -85,14 +85,21 @@ def test_a_source_without_a_readable_image_is_refused(colours, tmp_path):
 
 def test_kernels_are_drawn_in_their_own_colours(colours, tmp_path):
     with Image.open(draw_filters(first_kernels(colours), tmp_path / "filters.png")) as picture:
-        assert picture.size == (4 + 2 * 68, 4 + 2 * 68)
-        middles = [picture.getpixel((36 + 68 * (i % 2), 36 + 68 * (i // 2))) for i in range(3)]
+        assert picture.width <= 800
+        rows = [y for y in range(picture.height) if picture.getpixel((36, y)) == (255, 128, 128)]
+        middle = sum(rows) // len(rows)
+        middles = [picture.getpixel((36 + 68 * i, middle)) for i in range(3)]
+        labels = [picture.crop((4 + 68 * i, max(rows) + 1, 68 + 68 * i, picture.height)) for i in range(3)]
+        assert len({label.tobytes() for label in labels}) == 3  # each kernel has its own number
+        assert np.asarray(picture.crop((0, 0, picture.width, 20))).min() < 100  # a title
     assert middles == [(255, 128, 128), (128, 255, 128), (128, 128, 255)]
 
 
 def test_kernels_of_other_depths_are_drawn_grey(tmp_path):
     with Image.open(draw_filters(np.ones((1, 5, 3, 3)), tmp_path / "filters.png")) as picture:
-        assert picture.getpixel((36, 36)) == (255, 255, 255)
+        shown = np.asarray(picture)
+    middle = next(y for y in range(shown.shape[0] - 40, 0, -1) if (shown[y, 4:68] == 255).all())
+    assert (shown[middle - 20 : middle, 4:68] == 255).all()
 
 
 def test_a_network_without_convolution_has_no_kernels(tiny):

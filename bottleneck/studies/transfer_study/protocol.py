@@ -43,6 +43,12 @@ FEWEST_CLASSES = 4
 
 Halves = tuple[Sequence[str], Sequence[str]]  # class names of A and of B
 
+LEGEND = (
+    "base B: a network trained on B. BnB, a “selffer”: its first n layers are copied from base B, and the "
+    "rest is trained anew. AnB: they are copied from a network trained on A. Copied layers are frozen; "
+    "with +, they are fine-tuned."
+)
+
 # Yosinski, Clune, Bengio & Lipson, "How transferable are features in deep neural networks?", NeurIPS 2014:
 # ImageNet, halves of 500 classes, an eight-layer AlexNet. Top-1 validation accuracies in percent, the mean of
 # the ten highest validation points in the authors' published logs; those logs mix targets.
