@@ -46,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def probability(value: float) -> str:
-    """Return a probability for people: what is not quite 0 or 1 does not look so."""
+    """Return a probability for people: no model is certain, so none is 0 or 1."""
     if value > 0.9999:
-        return "> 0.9999" if value < 1 else "1"
-    return "< 0.0001" if 0 < value < 0.0001 else f"{value:.4f}"
+        return "> 0.9999"
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"

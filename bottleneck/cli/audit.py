@@ -33,7 +33,7 @@ flag = flags_of(AuditConfig)
 @flag(
     "--ratio",
     type=click.FloatRange(0, 1),
-    help="Largest share of the distance to their tenth neighbour that such images are apart.",
+    help="Copies are at most this share as far apart as an image and its tenth neighbour are.",
 )
 @flag(
     "--fence",
@@ -43,7 +43,7 @@ flag = flags_of(AuditConfig)
 @flag(
     "--confusion",
     type=click.FloatRange(0, 1),
-    help="Share of two classes' samples held for the other one from which they cannot be told apart.",
+    help="Two classes cannot be told apart if this share of their samples is predicted as the other.",
 )
 @flag("--thin", type=click.IntRange(0), help="Number of samples in train that a class should have.")
 @flag("--cv", type=click.IntRange(2), help="Number of folds of the head that is fitted.")

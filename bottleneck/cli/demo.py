@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from bottleneck.cli.options import setting
-from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shown_prediction, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.names import DEMO_FOLDER
 
@@ -37,7 +37,7 @@ def command(terminal: Terminal, output: str, seed: int) -> None:
         )
         for head in result["heads"]
     ]
-    predictions = [(row["image"], row["label"], row["confidence"]) for row in result["predictions"]]
+    predictions = [shown_prediction(row) for row in result["predictions"]]
     terminal.result(
         result,
         table(

@@ -138,13 +138,15 @@ def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) 
     files = result.files | head_curves(result)
     splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
+    targets = sorted({head["target"] for head in result.heads})
+    several = ("target",) if len(targets) > 1 else ()
     shown: list[RenderableType] = [
         table(
-            "Heads",
-            ("target", "node", "head", "C", "n", "cv", *splits, f"{measured} 95 %"),
+            "Heads" if several else f"Heads of target {targets[0]}",
+            (*several, "node", "head", "C", "n", "cv", *splits, f"{measured} 95 %"),
             [
                 (
-                    head["target"],
+                    *(head[name] for name in several),
                     head["node"],
                     head["head"] + ("" if head["converged"] else NOT_CONVERGED),
                     head["C"],

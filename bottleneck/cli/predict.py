@@ -8,7 +8,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import column_options, engine_options, flip_option, loading_options, strict_option
-from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shown_prediction, shows_results, table
 from bottleneck.names import TOP_CLASSES
 
 ROWS_SHOWN = 20
@@ -51,7 +51,7 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
     from bottleneck.models.predict import predict
 
     result = predict(model, *sources, reporter=terminal, **options)
-    rows = [(row["image"], row["label"], row["confidence"]) for row in result["predictions"][:ROWS_SHOWN]]
+    rows = [shown_prediction(row) for row in result["predictions"][:ROWS_SHOWN]]
     parts: list[RenderableType] = [table("Predictions", ("image", "label", "confidence"), rows)]
     if len(result["predictions"]) > ROWS_SHOWN:
         parts.append(f"… and {len(result['predictions']) - ROWS_SHOWN:,} more.")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +25,9 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console, RenderableType
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -35,12 +38,14 @@ from bottleneck.cli.streams import printable
 from bottleneck.data.untrusted import allow
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
-from bottleneck.progress import Reporter
+from bottleneck.progress import Reporter, probability
 
 if TYPE_CHECKING:
     from bottleneck.training.results import TrainingResult
 
-FILE_WIDTH = 120  # characters of a table that goes to a file or a pipe
+FILE_WIDTH = 80  # columns of a table that goes to a file or a pipe
+NARROW = 17  # columns up to which the cells of a table's column are never broken
+LEAST = 12  # columns that a broken cell has at least
 MOST_CLASSES = 12  # shown in full; of more, the largest and the smallest
 
 
@@ -53,12 +58,25 @@ class Terminal(Reporter):
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
         self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard
+        self._loading = self.err.status("Loading …")
+
+    @contextmanager
+    def loading(self, name: str) -> Iterator[None]:
+        """Show on a terminal that command `name` loads what it needs, until it reports something."""
+        self._loading.update(Text(f"{name}: loading libraries, files and the network …"))
+        if self.err.is_terminal:
+            self._loading.start()
+        try:
+            yield
+        finally:
+            self._loading.stop()
 
     @contextmanager
     def step(
         self, name: str, total: int | None = None, unit: str = "images"
     ) -> Iterator[Callable[[int], None]]:
         """Show one bar on stderr with the rate and the time left."""
+        self._loading.stop()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
             task = bars.add_task(escape(printable(name)), total=total)
@@ -66,6 +84,7 @@ class Terminal(Reporter):
 
     def tell(self, text: str) -> None:
         """Print one line on stderr, with brackets in a path as they are."""
+        self._loading.stop()
         self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def epoch(self, record: Any) -> None:
@@ -74,6 +93,7 @@ class Terminal(Reporter):
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
         """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`."""
+        self._loading.stop()
         if self.as_json:
             line = json.dumps(plain(values), allow_nan=False).replace("\x7f", r"\u007f")
             print(line, flush=True)  # ASCII without control characters, for any stream
@@ -116,9 +136,11 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(
-            f"{speed:.0f} {self.unit}/s" if speed and speed >= 10 else f"{speed or 0:.1f} {self.unit}/s"
-        )
+        if not speed:
+            return Text("")
+        if speed < 0.1:
+            return Text(f"{1 / speed:.0f} s each")
+        return Text(f"{speed:.0f} {self.unit}/s" if speed >= 10 else f"{speed:.1f} {self.unit}/s")
 
 
 def shows_results(function: Callable[..., None]) -> Callable[..., None]:
@@ -139,31 +161,104 @@ def shows_results(function: Callable[..., None]) -> Callable[..., None]:
         *args: Any, as_json: bool, debug: bool, allow_local: bool, allow_remote: bool, **options: Any
     ) -> None:
         with allow(local=allow_local, remote=allow_remote):
-            function(Terminal(as_json), *args, **options)
+            terminal = Terminal(as_json)
+            with terminal.loading(click.get_current_context().info_name or ""):
+                function(terminal, *args, **options)
 
     return command
 
 
-def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> Table:
+class FittedTable:
+    """A table for people that fits the width at hand, whatever it holds.
+
+    It has frames where they fit, else only a line below the head, and long texts are broken; where even that
+    is too wide, each row is a paragraph. Without rows it is a line that says so.
+    """
+
+    def __init__(self, title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
+        lines = [list(row) for row in rows]
+        self.title, self.columns = printable(title), [printable(column) for column in columns]
+        self.right = [all(_is_number(line[i]) for line in lines) for i in range(len(self.columns))]
+        self.rows = [[_cell(value) for value in line] for line in lines]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        width = options.max_width
+        if not self.rows:
+            yield from Text(f"{self.title}: none.").wrap(console, width, overflow="fold")
+            return
+        yield from Text(self.title, style="italic").wrap(console, width, overflow="fold")
+        count = len(self.columns)
+        for framed, between in ((True, 3 * count + 1), (False, 2 * count)):
+            widths = self._widths(width - between)
+            if widths:
+                yield self._table(widths, framed)
+                return
+        for row in self.rows:
+            yield from Text(row[0] or self.columns[0], style="bold").wrap(console, width, overflow="fold")
+            yield from self._paragraph(console, row, width - 2)
+
+    def _paragraph(self, console: Console, row: list[str], width: int) -> Iterator[Text]:
+        """Yield the lines of a row but its first cell; a cell stays beside its name where a line has both."""
+        lines = [""]
+        for name, cell in zip(self.columns[1:], row[1:], strict=True):
+            part = f"{name} {cell}".strip()
+            if lines[-1] and cell_len(f"{lines[-1]}; {part}") > width:
+                lines.append("")
+            lines[-1] += f"; {part}" if lines[-1] else part
+        for line in lines:
+            yield from (Text(f"  {part}") for part in Text(line).wrap(console, width, overflow="fold"))
+
+    def _widths(self, room: int) -> list[int]:
+        """Return the width of each column within `room`; [] where long texts would get too little of it."""
+        natural = [max(map(cell_len, column)) for column in zip(self.columns, *self.rows, strict=True)]
+        if sum(natural) <= room:
+            return natural
+        long = sorted((i for i, width in enumerate(natural) if width > NARROW), key=lambda i: natural[i])
+        room -= sum(width for width in natural if width <= NARROW)
+        for left, i in zip(range(len(long), 0, -1), long, strict=True):
+            natural[i] = min(natural[i], room // left)
+            room -= natural[i]
+        return natural if long and min(natural[i] for i in long) >= LEAST else []
+
+    def _table(self, widths: list[int], framed: bool) -> Table:
+        drawn = Table(box=box.HEAVY_HEAD if framed else box.SIMPLE_HEAD, pad_edge=framed, show_edge=framed)
+        if not framed:
+            drawn.padding = (0, 1, 0, 0)
+        for name, right, width in zip(self.columns, self.right, widths, strict=True):
+            drawn.add_column(Text(name), justify="right" if right else "left", overflow="fold", width=width)
+        for row in self.rows:
+            drawn.add_row(*map(Text, row))
+        return drawn
+
+
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> FittedTable:
     """Return a table for people; numbers are aligned right, markup in text is shown as text."""
-    lines = [list(row) for row in rows]
-    drawn = Table(title=Text(printable(title)), title_justify="left")
-    for i, column in enumerate(columns):
-        numeric = all(isinstance(line[i], int | float) or line[i] is None for line in lines)
-        drawn.add_column(Text(printable(column)), justify="right" if numeric else "left", overflow="fold")
-    for line in lines:
-        drawn.add_row(*(Text(_cell(value)) for value in line))
-    return drawn
+    return FittedTable(title, columns, rows)
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return bool(re.fullmatch(r"[<>]? ?[-+−]?[\d,]*\.?\d+", value))
+    return isinstance(value, int | float) or value is None
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        if abs(value) >= 1e4 and math.isfinite(value):
+            return f"{value:,.0f}" if abs(value) < 1e15 else f"{value:.4g}"
+        return "> 0.9999" if 0.99995 <= value < 1 else f"{value:.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return printable(str(value))
+
+
+def shown_prediction(record: dict[str, Any]) -> tuple[Any, ...]:
+    """Return image, label or labels, and confidence of a record of `predict`, as cells of a table."""
+    label, confidence = record["label"], record["confidence"]
+    named = (", ".join(label) or "none") if isinstance(label, list) else label
+    return record["image"], named, None if confidence is None else probability(confidence)
 
 
 def plain(value: Any) -> Any:

@@ -163,7 +163,12 @@ def find_effects(curves: Curves) -> list[Effect]:
     top, upper = depths[-1], depths[len(depths) // 2 :]
     middle = [n for n in depths if depths[0] < n < top] or depths
     means = [
-        ("base-BnB", middle, "co-adaptation", "Frozen selffer layers lose accuracy in the middle"),
+        (
+            "base-BnB",
+            middle,
+            "co-adaptation",
+            "Frozen selffer layers lose accuracy in the middle",
+        ),
         ("BnB+-BnB", middle, "fine-tuned selffer", "Fine-tuning brings the selffer back"),
         ("BnB-AnB", upper, "specificity", "Transferred frozen layers lose more, the higher"),
         ("AnB+-base", depths, "gain", "Transfer with fine-tuning beats training on B alone"),
