@@ -61,11 +61,12 @@ class Interruption:
 
     Python drops an error that is raised while it runs a finaliser. Then the signal is sent once more.
 
-    number : the first signal, None before it.
+    number : the first signal, None before it; it gives the exit code.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._stopping = False  # whether its error is on its way
         self._times: list[float] = []
         for number in STOPPING:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a job in the background
@@ -76,8 +77,8 @@ class Interruption:
         if self.number is None or not isinstance(dropped.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(dropped)
             return
-        number, self.number, self._times = self.number, None, self._times[:-1]
-        again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))  # after the finaliser
+        self._stopping, self._times = False, self._times[:-1]
+        again = threading.Timer(AGAIN, os.kill, (os.getpid(), self.number))  # after the finaliser
         again.daemon = True
         again.start()
 
@@ -89,6 +90,8 @@ class Interruption:
             os._exit(128 + (self.number or number))  # HDF5 may be at work in another thread
         if self.number is None:
             self.number = number
+        if not self._stopping:
+            self._stopping = True
             raise KeyboardInterrupt(number)
 
 

@@ -27,6 +27,7 @@ from bottleneck.errors import Note, SourceError
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 MOST_COLUMNS = 10_000
+LONGEST_LINE = 16 << 20  # bytes of a JSONL table
 MOST_CELLS = 20_000_000  # of a JSONL table most of whose cells are absent:
 SPARSEST = 20  # cells for one that is given
 
@@ -59,6 +60,8 @@ def read_table(name: str, data: bytes) -> Table:
     if name.lower().endswith(".parquet"):
         table = _read_parquet(name, data)
     else:
+        if not name.lower().endswith(".csv"):
+            _require_lines(name, data)
         text = _decoded(name, data)
         table = _read_csv(name, text) if name.lower().endswith(".csv") else _read_jsonl(name, text)
     if not table or not next(iter(table.values())):
@@ -73,6 +76,19 @@ def _require_columns(name: str, count: int) -> None:
             f"The table {name} has {count:,} columns; at most {MOST_COLUMNS:,} are read.",
             "Leave out columns that are no image, label, split, group or covariate.",
         )
+
+
+def _require_lines(name: str, data: bytes) -> None:
+    """Raise SourceError if a line is too long; Python needs many times its bytes."""
+    start, number = 0, 1
+    while len(data) - start > LONGEST_LINE:
+        end = data.find(b"\n", start, start + LONGEST_LINE + 1)
+        if end < 0:
+            raise SourceError(
+                f"The table {name} has more than {LONGEST_LINE:,} bytes in line {number}.",
+                "Write one row a line, without the content of images.",
+            )
+        start, number = end + 1, number + 1
 
 
 def rows_named(rows: Sequence[int]) -> str:

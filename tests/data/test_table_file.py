@@ -60,3 +60,12 @@ def test_rows_without_columns_in_common_are_refused_before_they_fill_the_memory(
     lines = [json.dumps({"image": f"{number}.png", f"x{number}": 1}) for number in range(9_000)]
     with pytest.raises(SourceError, match=r"few columns in common: 18,000 of 81,009,000 cells"):
         read_table("x.jsonl", "\n".join(lines).encode())
+
+
+def test_a_line_of_jsonl_beyond_its_bound_is_refused_by_its_number(monkeypatch):
+    monkeypatch.setattr("bottleneck.data.table_file.LONGEST_LINE", 30)
+    row = b'{"image": "a.png"}'
+    assert read_table("t.jsonl", b"\n".join([row] * 9)) == {"image": ["a.png"] * 9}
+    for end in (b"", b"\n" + row):
+        with pytest.raises(SourceError, match="more than 30 bytes in line 3"):
+            read_table("t.jsonl", b"\n".join([row, row, b'{"image": "' + b"a" * 99 + b'.png"}']) + end)

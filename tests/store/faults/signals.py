@@ -63,12 +63,51 @@ def wait_for_handlers(run: subprocess.Popen[bytes]) -> None:
         time.sleep(0.005)
 
 
+def strike(child: subprocess.Popen[bytes], dice: random.Random) -> tuple[list[int], int | None, bytes]:
+    """Send one to five signals; return them, the exit code as a shell has it (None: it hung), and stderr."""
+    sent = []
+    for _ in range(dice.randint(1, 5)):
+        if child.poll() is None:
+            sent.append(dice.choice(SIGNALS))
+            child.send_signal(sent[-1])
+        time.sleep(dice.uniform(0.001, 0.3))
+    try:
+        _, said = child.communicate(timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        return sent, None, child.communicate()[1]
+    # Python gives its handlers up when it ends: a signal then kills it, which a shell calls 128 + signal.
+    return sent, 128 - child.returncode if child.returncode < 0 else child.returncode, said
+
+
+def count(figures: dict, sent: list[int], code: int | None, said: bytes, lost: int) -> None:
+    """Enter a round into the figures. lost : committed rows that are gone."""
+    figures["rounds"] += 1
+    figures["signals"] += len(sent)
+    figures["interrupted"] += bool(code)
+    figures["defect: hangs"] += code is None
+    other = code not in (None, 0, *(128 + number for number in sent))
+    figures["defect: crashes or other exit codes"] += other
+    if other or b"Traceback" in said:
+        print(f"exit code {code} after signals {sent}: {said.decode(errors='replace')[-2000:]}", flush=True)
+    figures["defect: tracebacks"] += b"Traceback" in said
+    figures["defect: committed rows lost"] += lost
+
+
+FIGURES = ("rounds", "signals", "interrupted", "caches finished")
+DEFECTS = (
+    "hangs",
+    "crashes or other exit codes",
+    "tracebacks",
+    "committed rows lost",
+    "final content differs",
+)
+
+
 def run(folder: Path, rounds: int, seed: int = 0) -> dict:
     """Send random signals to runs, and let each cache be finished at last."""
     dice = random.Random(seed)
-    figures = dict.fromkeys(["rounds", "signals", "interrupted", "caches finished"], 0)
-    figures |= {"defect: hangs": 0, "defect: crashes or other exit codes": 0, "defect: tracebacks": 0}
-    figures |= {"defect: committed rows lost": 0, "defect: final content differs": 0}
+    figures = dict.fromkeys([*FIGURES, *(f"defect: {what}" for what in DEFECTS)], 0)
     expected = world_of(IMAGES).expected(NODES)
     for number in range(rounds):
         path = folder / f"{number // 4}" / "cache.h5"
@@ -77,27 +116,8 @@ def run(folder: Path, rounds: int, seed: int = 0) -> dict:
         child = subprocess.Popen([sys.executable, "-c", RUN, "work", str(path)], stderr=subprocess.PIPE)
         wait_for_handlers(child)
         time.sleep(dice.uniform(0, 1.5))
-        sent = []
-        for _ in range(dice.randint(1, 5)):
-            if child.poll() is None:
-                sent.append(dice.choice(SIGNALS))
-                child.send_signal(sent[-1])
-            time.sleep(dice.uniform(0.001, 0.3))
-        try:
-            _, said = child.communicate(timeout=LONGEST)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.communicate()
-            figures["defect: hangs"] += 1
-            continue
-        # Python gives its handlers up when it ends: a signal then kills it, which a shell calls 128 + signal.
-        code = 128 - child.returncode if child.returncode < 0 else child.returncode
-        figures["rounds"] += 1
-        figures["signals"] += len(sent)
-        figures["interrupted"] += code != 0
-        figures["defect: crashes or other exit codes"] += code not in {0, *(128 + number for number in sent)}
-        figures["defect: tracebacks"] += b"Traceback" in said
-        figures["defect: committed rows lost"] += len(before - committed(path))
+        sent, code, said = strike(child, dice)
+        count(figures, sent, code, said, len(before - committed(path)))
         if number % 4 == 3 or number == rounds - 1:
             world_of(IMAGES).extract(path, NODES)
             figures["caches finished"] += 1
