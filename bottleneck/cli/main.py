@@ -94,6 +94,10 @@ class Interruption:
             self._stopping = True
             raise KeyboardInterrupt(number)
 
+    def end(self) -> None:
+        """Raise nothing from now on: the work has ended."""
+        self._stopping = True
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when called; its help needs only the table above."""
@@ -136,11 +140,14 @@ def main() -> None:
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     code = _run(interruption)
+    interruption.end()
     sys.stdout.flush()
     sys.stderr.flush()
     if not code and out.error is not None and not isinstance(out.error, BrokenPipeError):
         _say(f"Error: the work is finished, but its result could not be printed: {_reason(out.error)}.")
         code = 1
+    if interruption.number is not None:
+        os._exit(code)  # threads of libraries may still be at work, and the end of Python would abort them
     sys.exit(code)
 
 
