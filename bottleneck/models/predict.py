@@ -121,7 +121,7 @@ def predict(
         raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
     if failed:
         first = f"{failed[0]['image']}: {failed[0]['error']}"
-        text = f"{len(failed):,} images have no prediction and no row in the result; the first is {first}."
+        text = f"Images without a prediction, and so without a row: {len(failed):,}; the first is {first}."
         notes.append(Note("images-without-prediction", text, True, {"failed": len(failed)}))
     refuse_strict(notes, strict)
     if output is not None:

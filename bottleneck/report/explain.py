@@ -137,7 +137,7 @@ def explain(
         reason = "".join(f"; the first: {key}: {why}" for key, why in [*failed.items()][:1])
         raise BottleneckError(f"None of {images:,} images could be explained{reason}.")
     if failed:
-        text = f"{len(failed):,} images are not explained; the first is {next(iter(failed))}: "
+        text = f"Images that are not explained: {len(failed):,}; the first is {next(iter(failed))}: "
         notes.append(Note("images-unread", text + f"{next(iter(failed.values()))}.", True))
         refuse_strict(notes, strict)
     if sheet:

@@ -224,7 +224,7 @@ def _calibration(found: Judged) -> list[Problem]:
         problems.append(
             Problem(
                 count / n + 0.02,
-                f"{count:,} mistakes are made with {SURE:.0%} confidence or more",
+                f"Mistakes that are made with {SURE:.0%} confidence or more: {count:,}",
                 text,
                 "audit",
             )
