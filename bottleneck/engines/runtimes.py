@@ -124,4 +124,7 @@ _LONG_HINTS = {"f32": "float32", "bf16": "bfloat16"}
 def _core() -> openvino.Core:
     import openvino
 
+    # Of a tensor's first read OpenVINO makes a table with the GIL released, under a lock that another thread
+    # waits for while it has the GIL: two first reads at once never end.
+    _ = openvino.Tensor(openvino.Type.u8, openvino.Shape([1])).data
     return openvino.Core()

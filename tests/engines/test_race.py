@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -164,3 +166,36 @@ def test_fast_without_a_unit_is_float32(races, monkeypatch):
     monkeypatch.setattr(base, "computes_bf16", lambda: False)
     engine = build_engine(TinyExtractor, photos(12), precision="fast", **FLAGS)
     assert (engine.name, engine.precision) == ("onnxruntime", "fp32")
+
+
+FIRST_READS = """
+import sys, threading, time
+import numpy as np
+from onnx import TensorProto, helper
+from bottleneck.engines.onnx_graph import INPUT
+from bottleneck.engines.runtimes import open_graph
+
+def slow(version, real=np.lib.NumpyVersion):
+    time.sleep(0.2)  # without the GIL, where OpenVINO's bindings look NumPy up
+    return real(version)
+
+np.lib.NumpyVersion = slow
+ends = [helper.make_tensor_value_info(name, kind, ["b", 2, 2, 3])
+        for name, kind in ((INPUT, TensorProto.UINT8), ("y", TensorProto.FLOAT))]
+cast = helper.make_node("Cast", [INPUT], ["y"], to=TensorProto.FLOAT)
+graph = helper.make_graph([cast], "g", ends[:1], ends[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+run = open_graph("openvino", model.SerializeToString(), "fp32", 2, 1)
+rows, pixels = [], np.full((2, 2, 2, 3), 7, np.uint8)
+calls = [threading.Thread(target=lambda: rows.append(run(pixels)[0])) for _ in "12"]
+for call in calls: call.start()
+for call in calls: call.join()
+print(*(row.sum() for row in rows))
+"""
+
+
+def test_first_passes_at_once_end():
+    """A process of its own, whose first reads of tensors are two at once; without care they wait for ever."""
+    command = [sys.executable, "-c", FIRST_READS]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (result.stdout.split(), result.returncode) == (["168.0"] * 2, 0), result.stderr
