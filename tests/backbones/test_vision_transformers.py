@@ -115,7 +115,7 @@ def test_extract_takes_the_size_and_a_second_run_needs_no_flag(tmp_path, file):
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
     cache = tmp_path / "vit.h5"
-    options = {"weights": str(file), "nodes": ("bottleneck", "norm")}
+    options = {"weights": str(file), "nodes": ("bottleneck", "norm"), "engine": "torch"}
     first = extract(tmp_path / "images", cache, backbone=TINY, image_size=SIZE, **options)
     with FeatureCache(cache) as opened:
         assert opened.spec.backbone["image_size"] == SIZE

@@ -112,7 +112,7 @@ def test_random_signals_cost_no_committed_row(tmp_path, long):
     images = write_images(tmp_path / "photos", {"train": 200})
     options = ("--backbone", "small_cnn", "--engine", "torch", "-o", str(tmp_path / "c.h5"))
     command = [sys.executable, "-m", "bottleneck", "extract", str(images), *options]
-    for _ in range(200 if long else 3):
+    for _ in range(200 if long else 2):
         run = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=take_signals
         )

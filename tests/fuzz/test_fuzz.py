@@ -5,7 +5,7 @@ import pytest
 from tests.fuzz.harness import fuzz
 from tests.fuzz.targets import TARGETS
 
-INPUTS = {"image": 300, "manifest": 200, "tar": 200, "log": 40, "head": 300, "model": 8}
+INPUTS = {"image": 150, "manifest": 100, "tar": 100, "log": 20, "head": 150, "model": 6}
 
 
 @pytest.mark.parametrize("target", TARGETS)

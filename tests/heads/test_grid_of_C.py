@@ -208,7 +208,7 @@ def test_a_head_that_did_not_converge_says_so(far, tmp_path, monkeypatch):
     monkeypatch.setattr("bottleneck.heads.solver.path.MAX_PASSES", 1)
     result = fit_heads(far, targets=["label"], C=1e3, output=tmp_path / "heads")
     assert [record["converged"] for record in result.heads] == [False]
-    assert codes(result) == {"not-converged"}
+    assert "not-converged" in codes(result)
     with pytest.raises(StrictError, match="did not converge at C = 1e"):
         fit_heads(far, targets=["label"], C=1e3, output=tmp_path / "strict", strict=True)
     assert not (tmp_path / "strict").exists()

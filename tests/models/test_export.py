@@ -139,9 +139,17 @@ def in_unit(unit):
     return {"train": {**METRICS["train"], "rmse": 0.5 * unit}}
 
 
-@pytest.mark.parametrize("metrics", [True, False])
-@pytest.mark.parametrize("format", ["onnx", "torch"])
-@pytest.mark.parametrize("unit", [1e-9, 1.0, 2e5, 1e12])
+@pytest.mark.parametrize(
+    ("unit", "format", "metrics"),
+    [
+        (1e-9, "onnx", False),
+        (1e-9, "torch", True),
+        (2e5, "onnx", True),
+        (2e5, "torch", False),
+        (1e12, "onnx", True),
+        (1e12, "torch", False),
+    ],
+)
 def test_quantities_of_any_unit_are_exported(backbone, tmp_path, unit, format, metrics):
     artifact = regression(backbone, unit, metrics=in_unit(unit) if metrics else {})
     result = export(saved(backbone, artifact, tmp_path), format=format)

@@ -136,7 +136,7 @@ def test_a_single_sample_that_is_left_over_is_learnt_from_too_unless_this_is_ref
     options = {"depth": 2, "image_size": 24, "epochs": 1, "batch_size": 2, "device": "cpu"}
     result = scratch(folder, tmp_path / "m.safetensors", **options)
     assert result.epochs[1].samples == 9
-    assert [note.code for note in result.notes] == ["last-batch-joined", "val-chose-the-epoch"]
+    assert {"last-batch-joined", "val-chose-the-epoch"} <= {note.code for note in result.notes}
     assert result.data["splits"] == {"train": 9, "val": 6, "test": 0}
     assert result.data["classes"]["label"]["red"] == {"train": 3, "val": 2, "test": 0}
     monkeypatch.setattr("bottleneck.training.scratch.decoded", None)

@@ -28,7 +28,7 @@ from tests.helpers.stripes import write_stripes
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("advise")
     with pytest.MonkeyPatch.context() as patch:  # nothing is exported to onnxruntime, which takes its time
-        patch.setattr("bottleneck.engines.base._candidates", lambda *asked: [("torch", "fp32")])
+        patch.setattr("bottleneck.engines.base._candidates", lambda *asked: [[("torch", "fp32")]])
         write_stripes(folder / "stripes", images=10, val=5)
         extract(folder / "stripes", folder / "stripes.h5", backbone="resnet18", weights="none", image_size=32)
         yield folder / "stripes.h5"
@@ -48,7 +48,7 @@ def advised(cache):
 
 
 def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classifier(tmp_path, monkeypatch):
-    monkeypatch.setattr("bottleneck.engines.base._candidates", lambda *asked: [("torch", "fp32")])
+    monkeypatch.setattr("bottleneck.engines.base._candidates", lambda *asked: [[("torch", "fp32")]])
     for name, value in {"EPOCHS": 1, "SCRATCH_EPOCHS": 1, "UNFROZEN": (1,)}.items():
         monkeypatch.setattr(strategies, name, value)
     weights = str(tmp_path / "squeeze.pth")

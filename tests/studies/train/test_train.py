@@ -380,11 +380,6 @@ def test_no_more_folds_are_tuned_than_give_enough_samples(source, tmp_path, monk
     assert found.chosen["kind"] == "finetuned"
 
 
-@pytest.mark.parametrize(("n", "epochs"), [(100, 10), (5000, 10), (10_000, 5), (1_000_000, 2)])
-def test_many_samples_are_trained_on_for_fewer_epochs(n, epochs):
-    assert finetuning.epochs_for(n) == epochs
-
-
 def test_few_samples_are_not_tuned_by_themselves_and_it_says_why(trained):
     (note,) = [note for note in trained.notes if note.code == "not-finetuned"]
     assert "10 train samples a class" in note.message
