@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bottleneck.data.class_names import name_notes
 from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import folded
-from bottleneck.data.targets import class_target, name_notes
+from bottleneck.data.targets import class_target
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 

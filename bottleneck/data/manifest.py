@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bottleneck.data.class_names import lost_classes
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.listing import is_image
 from bottleneck.data.remembered import ROLES, recalled
@@ -30,8 +31,9 @@ from bottleneck.data.table_file import (
     rows_named,
     spelling_note,
     storable,
+    to_number,
 )
-from bottleneck.data.targets import lost_classes, target_from_column, to_number
+from bottleneck.data.targets import target_from_column
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from bottleneck.data.targets import lost_classes
+from bottleneck.data.class_names import lost_classes
 from bottleneck.errors import Note, SourceError
 from bottleneck.samples import SampleTable, Target
 

@@ -34,6 +34,10 @@ SPARSEST = 20  # cells for one that is given
 Table = dict[str, list[Any]]  # column name -> one cell a row, None where it is missing
 _EXECUTED = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+# Python's `float` also reads "1_000" and digits of other scripts; they are names here.
+_READ_AS_NUMBER = re.compile(
+    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity|nan)", re.ASCII | re.IGNORECASE
+)
 _SEPARATORS = re.compile(r'[,;"\t\r\n]')
 
 
@@ -117,6 +121,18 @@ def find_column(table: Table, name: str, file: str) -> str | None:
             "Rename or remove all but one of them.",
         )
     return alike[0] if alike else None
+
+
+def to_number(cell: object) -> float | None:
+    """Return the number in a cell, NaN and infinities included, or None where it is no number."""
+    if isinstance(cell, str):
+        return float(cell) if _READ_AS_NUMBER.fullmatch(cell.strip()) else None
+    if isinstance(cell, bool) or not isinstance(cell, int | float):
+        return None
+    try:
+        return float(cell)
+    except OverflowError:
+        return None
 
 
 def repeated_rows(table: Table) -> np.ndarray:

@@ -18,11 +18,11 @@ from typing import Any
 
 from safetensors.numpy import save
 
+from bottleneck.data.class_names import lost_classes
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
 from bottleneck.data.preprocess import views_from_json
 from bottleneck.data.source import Source, read_source
-from bottleneck.data.targets import lost_classes
 from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig

@@ -17,7 +17,7 @@ import numpy as np
 
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source
-from bottleneck.data.targets import to_number
+from bottleneck.data.table_file import to_number
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.heads.artifact import HeadArtifact
