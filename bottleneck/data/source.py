@@ -32,7 +32,7 @@ from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
-from bottleneck.data.untrusted import one_line, refusal
+from bottleneck.data.untrusted import one_line, refusal, split_chain
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable
@@ -230,7 +230,7 @@ def _locate_url(url: str, config: ReadConfig) -> Source:
     if not exists:
         raise SourceError(f"The source {url} does not exist.")
     folder, _, name = path.rpartition("/")
-    head, chain, archive = url.partition("::")
+    head, chain, archive = split_chain(url)
     protocol, _, inside = head.partition("://")
     above = f"{protocol}://{inside.rpartition('/')[0]}{chain}{archive}"
     return _one_file(RemoteFiles(filesystem, folder, above), name, config)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import features
 
-from bottleneck.data.untrusted import one_line
+from bottleneck.data.untrusted import one_line, split_chain
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import FileStat, stat_of
 
@@ -195,7 +195,7 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
     """
     from fsspec.core import url_to_fs
 
-    if url.lower().startswith(("http://", "https://")) and "::" not in url:
+    if url.lower().startswith(("http://", "https://")) and not split_chain(url)[1]:
         from bottleneck.data.http import WebFileSystem
 
         return WebFileSystem(given=url if given else ""), url

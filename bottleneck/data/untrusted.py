@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
@@ -259,9 +260,17 @@ def _is_near(root: str, cache: str | os.PathLike[str]) -> bool:
     return any(os.path.commonpath([folder, path]) == folder for folder in folders)
 
 
+def split_chain(url: str) -> tuple[str, str, str]:
+    """Split a chain of fsspec at its first "::", as `str.partition` does; those of an IPv6 address split nothing."""
+    address = re.match(r"[a-z]+://(?:[^/@]*@)?\[[0-9a-f:.%]*", url, re.IGNORECASE)
+    start = address.end() if address else 0
+    head, chain, rest = url[start:].partition("::")
+    return url[:start] + head, chain, rest
+
+
 def _host(url: str) -> tuple[str, str] | None:
     """Return scheme and host of a plain URL; None for a path, a chain and what is no URL."""
-    if "::" in url:
+    if split_chain(url)[1]:
         return None
     try:
         parts = urlsplit(url)

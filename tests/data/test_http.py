@@ -283,6 +283,22 @@ def test_an_absolute_path_in_a_list_from_the_web_is_one_failure(server):
         source.read("/1.png")
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_a_host_named_by_its_ipv6_address(tmp_path):
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        url = f"http://[::1]:{listening.getsockname()[1]}"
+        with Server() as running:
+            running.socket.close()
+            running.socket = listening
+            threading.Thread(target=running.serve_forever, daemon=True).start()
+            running.files |= {"/1.png": image(), "/list.csv": f"image\n1.png\n{url}/2.png\n".encode()}
+            running.files["/2.png"] = image(3)
+            source = read_source(f"{url}/list.csv")
+            assert source.root == url
+            assert [source.read(key) for key in source.images] == [image(), image(3)]
+            running.shutdown()
+
+
 @pytest.mark.strangers
 def test_a_list_from_the_web_opens_no_file_of_this_machine(server, tmp_path):
     (tmp_path / "secret.png").write_bytes(image())

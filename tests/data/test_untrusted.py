@@ -13,6 +13,7 @@ from bottleneck.data.untrusted import (
     remember_root,
     require_trusted_keys,
     require_trusted_root,
+    split_chain,
 )
 from bottleneck.errors import CacheError
 from tests.helpers.encoded import image
@@ -65,6 +66,16 @@ def test_a_list_names_no_other_host_unless_allowed(key):
         assert "--allow-remote" in refusal(key, LIST)
     with allow(remote=True):
         assert refusal(key, LIST) is None
+
+
+def test_the_colons_of_an_ipv6_address_are_no_chain():
+    here = "http://[2001:db8::1]:8080/data"
+    assert refusal("http://[2001:db8::1]:8080/x.png", here) is None
+    for other in ("http://[2001:db8::2]:8080/x.png", "http://[2001:db8::1]/x.png", "http://[::1::file:///x"):
+        assert "--allow" in refusal(other, here)
+    assert split_chain("http://u@[::1]/a.png") == ("http://u@[::1]/a.png", "", "")
+    assert split_chain("zip://a.png::http://[::1]/b.zip") == ("zip://a.png", "::", "http://[::1]/b.zip")
+    assert split_chain("http://[::1]::file:///a::b") == ("http://[::1]", "::", "file:///a::b")
 
 
 def test_a_cache_is_trusted_below_its_folder_and_the_current_one(tmp_path, monkeypatch):
