@@ -68,6 +68,9 @@ class Interruption:
         self.number: int | None = None
         self._stopping = False  # whether its error is on its way
         self._times: list[float] = []
+
+    def begin(self) -> None:
+        """Handle the signals from now on."""
         for number in STOPPING:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup, a job in the background
                 signal.signal(number, self._handle)
@@ -133,14 +136,19 @@ def main() -> None:
     and is 1 where the result could not be written.
     """
     out, _ = protect_streams()
-    interruption = Interruption()
     # scikit-learn imports pandas where it is installed, and pandas mistakes us for PyData's bottleneck.
     warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    code = _run(interruption)
-    interruption.end()
+    interruption = Interruption()
+    try:  # around everything that a signal can reach, also before the command and while its error is printed
+        interruption.begin()
+        code = _run(interruption)
+        interruption.end()
+    except KeyboardInterrupt:
+        interruption.end()
+        code = _interrupted(interruption.number or signal.SIGINT)
     sys.stdout.flush()
     sys.stderr.flush()
     if not code and out.error is not None and not isinstance(out.error, BrokenPipeError):
@@ -165,7 +173,7 @@ def _run(interruption: Interruption) -> int:
         return error.exit_code
     except click.exceptions.Exit as stop:
         return stop.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort:  # what click makes of a KeyboardInterrupt
         return _interrupted(interruption.number or signal.SIGINT)
     except Exception as error:
         if debug:

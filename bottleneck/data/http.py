@@ -174,7 +174,7 @@ def _answer(wanted: _Request) -> Iterator[HTTPResponse]:
         error.close()
         if error.code in (404, 410):
             raise FileNotFoundError(f"the server answers {error.code} {error.reason}") from None
-        refused = _Refused(error.code, str(error.reason))
+        refused = _Refused(error.code, first_line(error.reason))
         if error.code in PASSING:
             raise _TryAgain(refused, _retry_after(error.headers)) from None
         raise refused from None

@@ -261,7 +261,7 @@ def _is_near(root: str, cache: str | os.PathLike[str]) -> bool:
 
 
 def split_chain(url: str) -> tuple[str, str, str]:
-    """Split a chain of fsspec at its first "::", as `str.partition` does; those of an IPv6 address split nothing."""
+    """Split a chain of fsspec at its first "::", as `str.partition` does; an IPv6 address is not split."""
     address = re.match(r"[a-z]+://(?:[^/@]*@)?\[[0-9a-f:.%]*", url, re.IGNORECASE)
     start = address.end() if address else 0
     head, chain, rest = url[start:].partition("::")

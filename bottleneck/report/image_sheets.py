@@ -167,7 +167,7 @@ def _pictures(result: Similar, names: Iterable[str]) -> dict[str, np.ndarray | s
         try:
             pictures |= thumbnails(source_of(cache), cached, preprocess) if cached else {}
         except BottleneckError as error:  # the whole source is gone
-            pictures |= dict.fromkeys(cached, error.message)
+            pictures |= dict.fromkeys(cached, str(error).rstrip("."))
     return pictures | (thumbnails(image_files(others), others, preprocess) if others else {})
 
 

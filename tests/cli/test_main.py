@@ -70,6 +70,32 @@ def test_the_exit_code_names_the_signal(name, code):
     assert err.strip().startswith("Interrupted. Finished work is saved")
 
 
+@pytest.mark.parametrize("where", ["main.Interruption.begin", "main._say", "main.Interruption.end"])
+def test_a_signal_outside_the_command_is_no_traceback(where):
+    """Once the handlers are there: before the command, while its error is printed, after its end."""
+    owner, name = where.rsplit(".", 1)
+    script = f"""
+import os, signal
+from bottleneck.cli import main
+real, sent = {where}, []
+
+def struck(*arguments):
+    if "{name}" == "begin":
+        real(*arguments)
+    if not sent:
+        sent.append(os.kill(os.getpid(), signal.SIGTERM))
+    real(*arguments)
+
+{owner}.{name} = struck
+main.main()
+"""
+    command = [sys.executable, "-c", script, "no-such-command" if name == "_say" else "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=take_signals)
+    assert run.returncode == 143
+    assert run.stderr.strip().splitlines()[-1].startswith("Interrupted. Finished work is saved")
+    assert "Traceback" not in run.stderr
+
+
 def test_further_signals_wait_for_the_commit():
     run = slow(3)
     run.send_signal(signal.SIGTERM)

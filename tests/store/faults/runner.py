@@ -19,7 +19,11 @@ def main(run: Callable[[Path, int, int], dict], short: int, long: int) -> None:
     parser.add_argument("--long", action="store_true", help=f"{long} rounds instead of {short}")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also under nohup, whose children ignore some
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # also under nohup, whose children ignore some
         signal.signal(number, signal.SIG_DFL)
     started = time.perf_counter()
     with scratch() as folder:
