@@ -48,13 +48,15 @@ def test_the_command_writes_overlays_sheet_and_json(fitted, tmp_path):
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     values = json.loads(result.stdout)
     assert values["sheet"] == str(sheet)
-    assert Image.open(sheet).width <= 800
+    with Image.open(sheet) as drawn:
+        assert drawn.width <= 800
     expected = {record["image"]: record for record in predict(head, *images[:2])["predictions"]}
     assert {one["class"] for one in values["maps"]} >= {"개미"}
     for one in values["maps"]:
         path = Path(one["path"])
         assert path.parent == tmp_path / "s"
-        assert Image.open(path).size == (64, 48)
+        with Image.open(path) as overlay:
+            assert overlay.size == (64, 48)
         assert one["intercept"] + one["sum"] == pytest.approx(one["logit"], abs=1e-4)
         nodes = one["images"][0]["nodes"]
         assert [node["node"] for node in nodes] == ["features.block1", "features.block2@avg2"]
