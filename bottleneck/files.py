@@ -65,6 +65,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bottleneck"
 
 
+def other_than_file(path: Path) -> str:
+    """Return what an existing path is that is no file, for a sentence."""
+    return "a folder" if path.is_dir() else "a pipe or a device"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield the path of a temporary file beside `path`; then make it durable and rename it to `path`.

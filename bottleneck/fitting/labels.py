@@ -27,6 +27,7 @@ from bottleneck.data.table_file import (
 )
 from bottleneck.data.targets import AS_THEY_LOOK, target_from_column
 from bottleneck.errors import FitError, Note
+from bottleneck.files import other_than_file
 from bottleneck.samples import SampleTable, Target
 
 KEY_COLUMNS = ("sample", "key", "image", "file_name")
@@ -92,7 +93,8 @@ def join_labels(
     """
     path = Path(path)
     if not path.is_file():
-        raise FitError(f"There is no labels file {path}.")
+        fault = f"{path} is {other_than_file(path)}; expected a table of labels." if path.exists() else ""
+        raise FitError(fault or f"There is no labels file {path}.")
     table = read_table(path.name, path.read_bytes())
     keys = [column for name in KEY_COLUMNS if (column := find_column(table, name, path.name))]
     if not keys:

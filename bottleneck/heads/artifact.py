@@ -28,7 +28,7 @@ from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
 from bottleneck.errors import ArtifactError, Note
-from bottleneck.files import write_whole
+from bottleneck.files import other_than_file, write_whole
 from bottleneck.heads.head_format import (
     FIELDS,
     FORMAT,
@@ -276,12 +276,10 @@ def require_file(path: Path) -> None:
     make = "Make one with `bottleneck fit-head CACHE`."
     if not path.exists():
         raise ArtifactError(f"There is no head file {path}.", make)
-    if path.is_dir():
+    if not path.is_file():
         inside = min(path.glob("*.safetensors"), default=None)
         hint = f"Give for example {inside}." if inside else make
-        raise ArtifactError(f"{path} is a folder; expected a head or model file.", hint)
-    if not path.is_file():
-        raise ArtifactError(f"{path} is a pipe or a device; expected a head or model file.", make)
+        raise ArtifactError(f"{path} is {other_than_file(path)}; expected a head or model file.", hint)
 
 
 def _note_old(path: Path) -> Note:

@@ -17,6 +17,7 @@ import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from bottleneck.errors import CacheError, first_line
+from bottleneck.files import other_than_file
 from bottleneck.store.layout import DTYPE_NAMES, FORMAT, READABLE_VERSIONS
 
 MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
@@ -82,7 +83,8 @@ def open_untrusted(path: str | os.PathLike[str]) -> h5py.File:
 def _require_signature(path: Path) -> None:
     try:
         if not path.is_file():
-            raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
+            fault = f"{path} is {other_than_file(path)}; expected a feature cache." if path.exists() else ""
+            raise CacheError(fault or f"There is no feature cache {path}.", MAKE_ONE)
         with open(path, "rb") as raw:
             start = raw.read(len(SIGNATURE))
     except OSError as error:

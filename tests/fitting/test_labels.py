@@ -1,11 +1,12 @@
 """Labels of a file, joined to the samples of a cache: `fit_heads(labels=…)`."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
 
-from bottleneck.errors import FitError, Note, SourceError
+from bottleneck.errors import CacheError, FitError, Note, SourceError
 from bottleneck.fitting.fit_heads import fit_heads
 from tests.helpers.caches import D, class_target, write_cache
 from tests.helpers.problems import features
@@ -78,6 +79,16 @@ class TestLabelsFile:
     def test_what_cannot_be_joined(self, cache, tmp_path, rows, message):
         with pytest.raises(FitError, match=message):
             fit_heads(cache, labels=self.write(tmp_path, rows), output=tmp_path / "heads")
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+    def test_what_is_no_file(self, cache, tmp_path):
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "folder").mkdir()
+        for name, what in (("pipe", "a pipe or a device"), ("folder", "a folder")):
+            with pytest.raises(FitError, match=f"{name} is {what}; expected a table of labels"):
+                fit_heads(cache, labels=tmp_path / name, output=tmp_path / "heads")
+        with pytest.raises(CacheError, match="pipe is a pipe or a device; expected a feature cache"):
+            fit_heads(tmp_path / "pipe", output=tmp_path / "heads")
 
     def test_no_such_file_or_group(self, cache, tmp_path):
         with pytest.raises(FitError, match="no labels file"):
