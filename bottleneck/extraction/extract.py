@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.numpy import save
 
 from bottleneck.data.class_names import lost_classes
@@ -87,7 +88,8 @@ class Survey:
     """What `extract` would do.
 
     to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
-    data : what was understood of the source (`data_sheet.data_sheet`).
+    samples, data : what was understood of the source (`data_sheet.data_sheet`), without images that are known
+        to be broken.
     """
 
     cache: str
@@ -280,17 +282,22 @@ def survey(
         _refuse_limit(source, plan, path)
         refuse_strict([*extraction.notes, *plan.notes], strict)
         plan.require_space(path.parent)
+        again = {source.images[i] for work in plan.work for i in work.images}
+        known = {key: state.failures[key].reason for key in source.images if key in state.failures}
+        failures = {key: why for key, why in known.items() if key not in again} | dict(source.absent)
+        broken = np.array([key in failures for key in (*source.images, *source.absent)], bool)
+        samples = source.samples.take(np.flatnonzero(~broken[source.samples.image].any(axis=1)))
         return Survey(
             cache=str(path),
             images=len(source.images),
-            samples=len(source.samples),
+            samples=len(samples),
             to_read=plan.to_read,
             reused=plan.reused,
             failed=plan.failed,
             ignored=source.ignored,
             bytes_to_write=plan.feature_bytes,
             nodes={name: node.shape for name, node in state.nodes.items()},
-            data=source_sheet(source, source.samples, source.absent),
+            data=source_sheet(source, samples, failures),
             notes=[*source.notes, *filter(None, [moved]), *extraction.notes, *plan.notes],
         )
 

@@ -379,3 +379,14 @@ def test_mirrored_views_and_what_follows_without_labels_are_shown(folder, tmp_pa
     assert "views: 1, mirrored" in shown
     assert "Next: bottleneck similar" in shown
     assert "1, mirrored" in CliRunner().invoke(info, [str(tmp_path / "c.h5")]).output
+
+
+def test_a_dry_run_knows_the_broken_images_of_the_cache(folder, tmp_path):
+    (folder / "images" / "03.png").write_bytes(b"no image")
+    path = tmp_path / "c.h5"
+    before = survey(folder / "train.csv", path, ExtractConfig(backbone="small_cnn", weights="none"))
+    assert (before.samples, before.data["failures"]) == (10, {})  # nothing was read yet
+    result = extract(folder / "train.csv", path, **SMALL)
+    after = survey(folder / "train.csv", path)
+    assert (after.samples, after.data) == (9, result.data)
+    assert sum(result.data["failures"].values()) == 1
