@@ -242,7 +242,9 @@ def test_val_that_cannot_be_carved(made_head, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["--augment", "live", "--memory", "2000000"]])
-def test_the_process_of_a_search_ends_once_it_has_answered(made_cache, made_head, tmp_path, more):
+def test_the_process_of_a_search_ends_once_it_has_answered(made_cache, made_head, tmp_path, more, long):
+    if more and not long:
+        pytest.skip("runs the whole network in every step: run with --long")
     words = ["finetune", made_cache, "--head", made_head, "--find-lr", tmp_path / "lr.png", *EPOCH, *more]
     command = [sys.executable, "-m", "bottleneck", *map(str, words), "--allow-local", "--json"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
