@@ -21,7 +21,7 @@ from bottleneck.cli.options import (
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.data.config import ReadConfig
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.files import readable
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES
@@ -174,7 +174,7 @@ def _report(
             command=called,
             reporter=terminal,
         )
-    except (BottleneckError, OSError) as error:  # the model is written; it must not seem to have failed
+    except Exception as error:  # the model is written; it must not seem to have failed
         return None, 0.0, [Note("report-not-written", f"There is no report: {error}").to_json()]
     return page.path, page.seconds, [note.to_json() for note in page.notes]
 

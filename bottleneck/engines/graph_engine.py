@@ -88,6 +88,9 @@ def bf16_engine(
     A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Raises
     EngineError if it is not available, and as `float_engine` does.
     """
+    ours = describe(runtime)
+    if calibration and calibration["engine"] != ours:
+        raise EngineError(f"the cache's rows were computed by {calibration['engine']}, not {ours}")
     graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
     reference = exact(example)
     with refusal("running the ONNX graph"):
@@ -95,7 +98,7 @@ def bf16_engine(
         engine.agreement = measure(engine(example), reference, as_cosine=True)
     details = {
         "method": "bfloat16",
-        "engine": describe(runtime),
+        "engine": ours,
         "images": len(example),
         "cosine": [round(cosine, 4) for _, cosine in sorted(engine.agreement.items())],
     }

@@ -29,7 +29,7 @@ _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}  # an int8 graph says it
 
 
 def is_installed(runtime: str) -> bool:
-    """Return whether the library can be imported. onnxruntime is a dependency, OpenVINO an extra."""
+    """Return whether the library can be imported. onnxruntime is a dependency, OpenVINO only on x86-64."""
     return find_spec(runtime) is not None
 
 
@@ -63,7 +63,7 @@ def open_graph(runtime: str, graph: bytes, precision: str, passes: int, threads:
         The library is not installed, or computes in another precision. Errors of the library pass through.
     """
     if not is_installed(runtime):
-        raise EngineError(f"{runtime} is not installed (pip install 'bottleneck[{runtime}]')")
+        raise EngineError(f"{runtime} is not installed (pip install 'bottleneck-features[{runtime}]')")
     if runtime == ONNXRUNTIME:
         return _open_onnxruntime(graph, threads)
     return _open_openvino(graph, precision, passes, threads)

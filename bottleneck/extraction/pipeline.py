@@ -71,7 +71,7 @@ class _Calls:
         self._pool = ThreadPoolExecutor(MOST_CALLS, thread_name_prefix="bottleneck-call")
 
     def submit(self, at_once: int, *arguments: object) -> Iterator[Batch | LoadedImage]:
-        """Begin a call once fewer than `at_once` are running; yield the results of that which ended first."""
+        """Begin a call once fewer than `at_once` are running; yield the results of the oldest one."""
         done = self._oldest() if len(self._running) >= min(at_once, MOST_CALLS) else []
         self._running.append(self._pool.submit(self._timed, *arguments))
         yield from done

@@ -12,7 +12,8 @@ from bottleneck.errors import ArtifactError, Note
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.heads.trained_on import TrainedOn
 
-BESIDE = (".md", ".history.json", ".candidates.json", ".candidates.csv")  # a model's other files
+# Endings of a model's other files.
+BESIDE = (".md", ".html", ".history.json", ".history.png", ".candidates.json", ".candidates.csv")
 
 
 def kept_aside(path: Path, head: HeadArtifact) -> list[Note]:
@@ -32,8 +33,11 @@ def kept_aside(path: Path, head: HeadArtifact) -> list[Note]:
             return []
         what = f"a head or model of other images (target {before.target!r})"
     names = (f"{path.stem}.previous{'' if number == 1 else f'-{number}'}" for number in count(1))
-    stem = next(name for name in names if not path.with_name(f"{name}{path.suffix}").exists())
-    for suffix in (*BESIDE, path.suffix):
+    suffixes = (*BESIDE, path.suffix)
+    stem = next(
+        name for name in names if not any(path.with_name(f"{name}{end}").exists() for end in suffixes)
+    )
+    for suffix in suffixes:
         with suppress(FileNotFoundError):
             path.with_suffix(suffix).rename(path.with_name(f"{stem}{suffix}"))
     text = f"{path} was {what}; it is kept as {path.with_name(f'{stem}{path.suffix}')}."

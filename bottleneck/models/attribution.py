@@ -161,7 +161,9 @@ class Explainer:
                 f"{self._between()} are not linear, so that no map of this head is exact.",
                 "Leave --exact out for an approximation.",
             )
-        self.notes = [] if self.exact else [self._note()]
+        self.notes = classifier.flip_notes(self.config.flip)
+        if not self.exact:
+            self.notes.append(self._note())
 
     def _between(self) -> str:
         bent = [way for way in self._ways if not way.linear]
@@ -199,7 +201,7 @@ class Explainer:
         """Return the pixels (V, H, W, C) of the images that can be read, by their index in the source."""
         of_digest: dict[bytes | None, np.ndarray] = {}
         pixels: dict[int, np.ndarray] = {}
-        views = MIRROR if self.config.flip else None
+        views = MIRROR if self.config.flip or self.classifier.flips else None
         workers, preprocess = thread_budget().decode, self.classifier.trunk.preprocess
         for image in load_images(source, source.images, preprocess, workers=workers, views=views):
             if image.error is not None:

@@ -147,7 +147,7 @@ def explain(
         paths,
         None if output is None else str(output),
         failed,
-        flip,
+        flip or classifier.flips,
         time.perf_counter() - started,
         distinct([*notes, *explainer.notes, *classifier.trunk.notes]),
     )

@@ -43,10 +43,12 @@ def test_a_head_of_other_images_is_kept_beside_the_new_one(tmp_path, before, new
     for number, kept in enumerate(("모델.v1.previous", "모델.v1.previous-2")):
         before.save(path)
         path.with_suffix(".md").write_text(f"card {number}")
+        path.with_suffix(".html").write_text(f"report {number}")
         (note,) = kept_aside(path, new)
         assert str(tmp_path / f"{kept}.safetensors") in note.message
         assert load_head(tmp_path / f"{kept}.safetensors").class_names == before.class_names
         assert (tmp_path / f"{kept}.md").read_text() == f"card {number}"
+        assert (tmp_path / f"{kept}.html").read_text() == f"report {number}"
     assert not path.exists()
     assert kept_aside(path, new) == []
 

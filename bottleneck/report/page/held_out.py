@@ -132,7 +132,7 @@ def _of_split(
 ) -> Judged:
     selection = select(head, samples, split)
     classifier = open_model(path, options, EngineConfig())
-    scored = score_cache(classifier, cache, selection.rows, False, reporter)
+    scored = score_cache(classifier, cache, selection.rows, classifier.flips, reporter)
     return Judged(head, split, selection.rows[scored.index], selection.answers[scored.index], scored.scores)
 
 

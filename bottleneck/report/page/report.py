@@ -169,7 +169,10 @@ def _cache_of(inputs: Inputs, main: Fitted | None) -> tuple[FeatureCache | None,
     """Return the cache that the head was fitted on, else the first one; and what is not shown."""
     caches, notes = inputs.caches, list[Note]()
     if main is not None and len(inputs.fitted) > 1:
-        text = f"Of {len(inputs.fitted)} heads and models the page is about {main.path}, which scores best."
+        text = (
+            f"Of {len(inputs.fitted)} heads and models the page is about {main.path}: a trained network "
+            "comes first, else the best score."
+        )
         notes.append(Note("report-of-best", text, details={"path": str(main.path)}))
     if not caches:
         return None, notes

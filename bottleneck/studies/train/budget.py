@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import prod
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from bottleneck.data.splits import strata
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
+from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import prepare
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import duration
@@ -69,8 +69,8 @@ def extraction_cost(
             source.images[i] for i in np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
         ]
         stream = extraction.trunk.stream(source, keys, nodes, views=views)
-        for _ in islice(stream, 1):  # builds the engine
-            pass
+        any(isinstance(item, Batch) for item in stream)  # the first one builds the engine
+        del stream
         started = time.perf_counter()
         for _ in extraction.trunk.stream(source, keys, nodes, views=views):
             pass

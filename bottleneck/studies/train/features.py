@@ -57,4 +57,4 @@ def _extract(request: Request, source: Source, backbone: str) -> ExtractResult:
     path = request.paths[backbone]
     path.parent.mkdir(parents=True, exist_ok=True)
     config = replace(request.extraction_by(backbone), nodes=tuple(request.nodes[backbone]))
-    return run_extraction(source, path, config, request.reporter)
+    return run_extraction(source, path, config, request.reporter, request.strict)

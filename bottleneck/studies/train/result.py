@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from bottleneck.studies.train.request import Request
 from bottleneck.trials.evidence import Step
 from bottleneck.trials.task import Task
 
+SHOWN_FAILURES = 100  # named in a note
 COLUMNS = ("what", "kind", "backbone", "node", "cv", "val", "pooled", "seconds", "chosen")
 
 
@@ -122,8 +123,18 @@ def result_of(
         },
         files={"card": str(request.model.with_suffix(".md")), **files, **paths},
         seconds=time.perf_counter() - started,
-        notes=notes,
+        notes=[*notes, *_failures(extracted)],
     )
+
+
+def _failures(extracted: Mapping[str, ExtractResult]) -> list[Note]:
+    """Return a note on the images that gave no features."""
+    failed = {key: why for result in extracted.values() for key, why in result.failures.items()}
+    if not failed:
+        return []
+    first = next(iter(failed))
+    text = f"Images that gave no features: {len(failed):,}; the first is {first}: {failed[first]}."
+    return [Note("images-failed", text, details={"failures": dict(list(failed.items())[:SHOWN_FAILURES])})]
 
 
 def split_notes(task: Task) -> list[Note]:

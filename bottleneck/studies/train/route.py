@@ -63,6 +63,7 @@ def _candidates(request: Request, tasks: dict[str, Task], clock: Clock) -> tuple
     heads, left_out = try_heads(request, tasks, clock)
     refuse_strict(left_out, request.strict)
     flipped, no_flip = try_flip(request, _chosen(request, heads), clock)
+    refuse_strict(no_flip, request.strict)
     heads += flipped
     tuned, reason = try_tuning(request, heads, _chosen(request, heads), clock)
     return [*heads, *tuned], [*left_out, *no_flip, *reason]

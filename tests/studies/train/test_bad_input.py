@@ -1,10 +1,15 @@
 """What cannot be learnt is refused by `train` and `train --plan` before anything is computed or written."""
 
+import shutil
+
 import pytest
 from click.testing import CliRunner
 
+from bottleneck import FeatureCache, train
 from bottleneck.cli.main import group
+from bottleneck.errors import StrictError
 from tests.helpers.stripes import write_stripes
+from tests.studies.train.conftest import TINY
 
 FLAGS = ["--backbone", "small_cnn", "--weights", "none", "--depth", "2", "--image-size", "32"]
 
@@ -31,3 +36,21 @@ def test_it_is_refused_before_anything_is_computed(tmp_path, monkeypatch, folder
     assert result.exit_code == 1
     assert reason in str(result.exception)
     assert list(work.iterdir()) == []
+
+
+def test_strict_refuses_before_rows_are_removed_and_a_failed_image_is_named(source, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(source, photos)
+    gone, broken = sorted((photos / "train" / "class0").glob("*.png"))[:2]
+    broken.write_bytes(b"no image")
+    result = train(photos, tmp_path / "m.safetensors", finetune="never", **TINY)
+    (note,) = [note for note in result.notes if note.code == "images-failed"]
+    assert f"train/class0/{broken.name}" in note.message
+    cache = result.files["cache small_cnn"]
+    with FeatureCache(cache) as opened:
+        before = len(opened.images)
+    gone.unlink()
+    with pytest.raises(StrictError):
+        train(photos, tmp_path / "m.safetensors", finetune="never", strict=True, **TINY)
+    with FeatureCache(cache) as opened:
+        assert len(opened.images) == before

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from bottleneck import FeatureCache, evaluate, load_model, predict, train
+from bottleneck import FeatureCache, evaluate, explain, load_model, predict, train
 from bottleneck.backbones.model_file import read_network, save_model
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
@@ -68,6 +68,10 @@ def test_the_model_averages_by_itself_and_says_so(source, flipped, tmp_path):
     without = predict(plain, *paths, probabilities=True, engine="torch")
     assert by_itself["flip"] is True
     assert by_itself["predictions"] == asked["predictions"] != without["predictions"]
+    explained = explain(flipped.model, paths[0], output=None)
+    assert explained.flip
+    assert "flip-of-the-model" in [note.code for note in explained.notes]
+    assert explained.maps[0].confidence == pytest.approx(by_itself["predictions"][0]["confidence"], abs=1e-4)
     assert "flip-of-the-model" in {note.code for note in by_itself["notes"]}
     assert "flip-of-the-model" not in {note.code for note in asked["notes"]}
     measured = evaluate(flipped.model, source, split="test")
