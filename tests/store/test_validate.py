@@ -52,8 +52,8 @@ def test_what_is_no_hdf5_is_refused(data, reason, tmp_path):
 
 
 def test_an_absent_file_and_a_folder_are_named_with_the_next_command(tmp_path):
-    for path in (tmp_path / "absent.h5", tmp_path):
-        with pytest.raises(CacheError, match="no feature cache") as caught:
+    for path, message in ((tmp_path / "absent.h5", "no feature cache"), (tmp_path, "is a folder; expected a")):
+        with pytest.raises(CacheError, match=message) as caught:
             open_untrusted(path)
         assert "bottleneck extract" in caught.value.hint
 
