@@ -52,7 +52,10 @@ def test_what_is_no_hdf5_is_refused(data, reason, tmp_path):
 
 
 def test_an_absent_file_and_a_folder_are_named_with_the_next_command(tmp_path):
-    for path, message in ((tmp_path / "absent.h5", "no feature cache"), (tmp_path, "is a folder; expected a")):
+    for path, message in (
+        (tmp_path / "absent.h5", "no feature cache"),
+        (tmp_path, "is a folder; expected a"),
+    ):
         with pytest.raises(CacheError, match=message) as caught:
             open_untrusted(path)
         assert "bottleneck extract" in caught.value.hint
