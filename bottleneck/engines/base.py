@@ -171,9 +171,8 @@ def _candidates(engine: str, precision: str, device: str, calibration: dict | No
     for one in precisions:
         graphs = [name for name in _GRAPHS if name == engine or (engine == "auto" and _takes_part(name, one))]
         others = [engine] if engine in _TORCH else []
-        if engine == "auto" and (
-            precision != FAST or one != "bf16"
-        ):  # where torch's bf16 is slower than fp32
+        slower = precision == FAST and one == "bf16"  # torch's bfloat16, than its float32
+        if engine == "auto" and not slower:
             others = ["torch"]
         for names in (graphs, others):
             group = [(name, one) for name in names if one in _SUPPORTED[kind].get(name, ())]

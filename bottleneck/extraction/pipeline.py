@@ -135,7 +135,18 @@ class Trunk:
         slow = self.config.precision == FAST and any(
             engine.precision == "fp32" for engine in self._engines.values()
         )
-        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._noted.notes())
+        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._forced(), *self._noted.notes())
+
+    def _forced(self) -> Iterator[Note]:
+        """Yield a note on each engine that is out of its bound and was used all the same, by --force."""
+        for engine in self._engines.values():
+            from bottleneck.engines.reference import complaint
+
+            if engine.calibration is not None and (
+                problem := complaint(engine.agreement, engine.precision, as_cosine=True)
+            ):
+                text = f"--force: the features are from {engine.name} in {engine.precision}, {problem}."
+                yield Note("engine-forced", text, True)
 
     def clear_image_notes(self) -> None:
         """Forget the notes on images so far: a new run begins."""

@@ -6,6 +6,8 @@ from PIL import Image
 
 from bottleneck import FeatureCache, extract
 from bottleneck.engines import base
+from bottleneck.engines.reference import COSINES
+from bottleneck.errors import EngineError
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -57,3 +59,13 @@ def test_fast_without_a_unit_for_16_bits_is_told(folder, tmp_path, monkeypatch):
     assert "fast-is-fp32" in [note.code for note in result.notes]
     with FeatureCache(result.cache) as cache:
         assert cache.nodes["bottleneck"].precision == "fp32"
+
+
+def test_an_engine_out_of_its_bound_is_used_by_force_alone_and_told(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(COSINES, "int8", 1.1)
+    with pytest.raises(EngineError, match=r"at least 1\.1 is needed"):
+        extract(folder, tmp_path / "c.h5", precision="int8", **NETWORK)
+    result = extract(folder, tmp_path / "c.h5", precision="int8", force=True, **NETWORK)
+    (note,) = [note for note in result.notes if note.code == "engine-forced"]
+    assert note.changes_result
+    assert "from onnxruntime in int8, cosine" in note.message
