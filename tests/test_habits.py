@@ -1,6 +1,8 @@
 """What the repository promises about itself: its dependencies, its types, its commands."""
 
 import ast
+import functools
+import importlib.util
 import re
 from configparser import ConfigParser
 from importlib.resources import files
@@ -35,6 +37,7 @@ def distributions(requirements: str) -> list[str]:
     return re.findall(r"^[\w-]+", requirements, re.MULTILINE)
 
 
+@functools.cache
 def imported_modules() -> set[str]:
     """First parts of all modules that the package imports, wherever the import stands."""
     modules = set()
@@ -70,6 +73,22 @@ def test_no_test_module_imports_another():
     for path in tests.rglob("*.py"):
         imported = re.findall(r"^\s*from (tests\.\S+)", path.read_text("utf-8"), re.MULTILINE)
         assert not [module for module in imported if ".test_" in module], path
+
+
+def test_benchmarks_import_what_exists():
+    """No test runs them, since they measure for minutes."""
+    missing = []
+    for path in sorted((REPOSITORY / "tests" / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bottleneck":
+                module = importlib.import_module(node.module)
+                missing += [
+                    f"{path.name}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not hasattr(module, alias.name)
+                    and importlib.util.find_spec(f"{node.module}.{alias.name}") is None
+                ]
+    assert missing == []
 
 
 def test_names_imports_nothing():

@@ -147,7 +147,8 @@ def heads_tried(work: Path) -> tuple[dict[str, np.ndarray], dict]:
     from bottleneck.fitting.head_files import file_name
     from bottleneck.studies.train.candidates import KINDS, kind_of
     from bottleneck.trials import evidence
-    from bottleneck.trials.heads import final_head, outputs_of, try_head
+    from bottleneck.trials.final_head import final_head
+    from bottleneck.trials.heads import outputs_of, try_head
     from bottleneck.trials.task import Records, task_of
 
     tried = json.loads((work / "m.candidates.json").read_text())
