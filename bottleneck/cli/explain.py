@@ -36,6 +36,12 @@ flag = flags_of(ExplainConfig)
     help="Explain a fine-tuned model at its last map: coarser, but exact. Refuse what cannot be exact.",
 )
 @flag("--flip", is_flag=True, help="Explain the mean of each image and of its mirror image.")
+@flag(
+    "--reference",
+    type=click.Path(),
+    help="Cache (its train split) or folder of images. What their mean has at a place contributes nothing "
+    "there. By default only the mean over all places is known, from the file of the model.",
+)
 @strict_option
 @loading_options
 @column_options

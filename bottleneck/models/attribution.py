@@ -2,11 +2,18 @@
 
     map x of a node ──► pool ──► features ──► head ──► logit = intercept + Σ g · (x − m)
 
-The sum is over the places and channels of the map; g is the gradient of the logit there, and m what the mean
-of the training features is there: a place that looks like the average of training contributes nothing, and
-the intercept is the logit of that average. A linear head on an average, a grid of averages, a maximum or all
-values of a map is linear in it, so the sum is exact (class activation maps, Zhou et al. 2016). Where layers
-that are not linear lie between, gradient × input (m = 0) is a first-order approximation, with a remainder.
+The sum is over the places and channels of the map; g is the gradient of the logit there, and m the mean: what
+looks like the mean contributes nothing, and the intercept is the logit of the mean. A linear head on an
+average, a grid of averages, a maximum or all values of a map is linear in it, so the sum is exact (class
+activation maps, Zhou et al. 2016). Where layers that are not linear lie between, gradient × input (m = 0) is
+a first-order approximation, with a remainder.
+
+There are two means. Without reference images m is the mean of the training features, which the head's file
+has; for a pool it is the same at all places of a cell. With reference images (`Explainer.compare_with`) it is
+their mean map, place by place: the Shapley value of a linear model (Štrumbelj and Kononenko 2014; Lundberg
+and Lee 2017). What is the same in all reference images, such as a border or a constant ground, then
+contributes nothing. The first mean leaves the difference between such a place and the mean of its cell, to
+which a head that standardises its features gives a large weight where a cell varies little.
 
 Shapes: B samples, M images per sample, V views (an image, its mirror image), C channels of a map of
 h × w places, K classes, P covariates, D features.
@@ -26,7 +33,7 @@ from torch import Tensor
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.extractor import Pool
 from bottleneck.backbones.section import Section, find_cut
-from bottleneck.data.loader import load_images
+from bottleneck.data.loader import NotedImages, load_images
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, Note
@@ -40,6 +47,7 @@ from bottleneck.threads import thread_budget
 # Maps, what has no place, logit and intercept.
 _Found = tuple[tuple[dict[str, np.ndarray], ...], dict[str, float], float, float]
 BLOCK = 8  # samples whose maps are in memory at once
+REFERENCES = 256  # samples whose mean map is taken
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +58,7 @@ class Explanation:
     label : the class or label that is explained; of a regression the target.
     predicted : whether the model predicts it. confidence : its probability; None for a regression.
     logit : before the temperature; of a regression the value.
-    intercept : where the map is exact the logit of the mean of the training features, else of the last layer.
+    intercept : where the map is exact the logit of the mean (see the module), else of the last layer.
     maps : for each image, by node, the contributions (h, w) of its places, float64.
     unplaced : contributions that have no place, by name: of covariates, and of a node's class token.
     exact : whether the logit is linear in the maps, so that the remainder is rounding.
@@ -122,6 +130,11 @@ class _Way:
     linear: bool
     average: bool
 
+    @property
+    def is_maximum(self) -> bool:
+        """Whether it is a maximum, of which the place depends on the image."""
+        return isinstance(self.features, Pool) and self.features.kind == "max"
+
 
 class Explainer:
     """Explains the predictions of a head or model.
@@ -133,7 +146,7 @@ class Explainer:
 
     Attributes
     ----------
-    notes : what was decided, as soon as it is known. failed : reason by key of images that cannot be read.
+    failed : reason by key of images that cannot be read. exact : whether the maps are.
 
     Raises
     ------
@@ -146,6 +159,7 @@ class Explainer:
     def __init__(self, classifier: Classifier, config: ExplainConfig | None = None) -> None:
         self.classifier, self.head, self.config = classifier, classifier.head, config or ExplainConfig()
         self.failed: dict[str, str] = {}
+        self._noted = NotedImages()
         if self.head.form == "knn":
             raise ArtifactError(
                 "A knn head compares whole images with those of training: its answer is no sum over places.",
@@ -161,9 +175,53 @@ class Explainer:
                 f"{self._between()} are not linear, so that no map of this head is exact.",
                 "Leave --exact out for an approximation.",
             )
-        self.notes = classifier.flip_notes(self.config.flip)
+        self._mean_maps: list[Tensor] | None = None
+        self._notes = classifier.flip_notes(self.config.flip)
         if not self.exact:
-            self.notes.append(self._note())
+            self._notes.append(self._note())
+
+    @property
+    def notes(self) -> list[Note]:
+        """What was decided, as soon as it is known."""
+        return [*self._notes, *self._noted.notes()]
+
+    def compare_with(self, source: Source, name: str, reporter: Reporter = SILENT) -> None:
+        """Take the mean map of the samples of `source`, at most `REFERENCES` of them, as the mean.
+
+        name : of the source in the note that says so. Samples with an image that cannot be read are left out.
+
+        Raises ArtifactError where the maps are approximate, BottleneckError where no image can be read.
+        """
+        if not self.exact:
+            raise ArtifactError(
+                "Maps that are an approximation are compared with no reference images.",
+                "Leave --reference out, or explain a linear head.",
+            )
+        self.classifier.require_form(source.samples)
+        count = len(source.samples)
+        rows = np.unique(np.linspace(0, count - 1, min(count, REFERENCES)).round().astype(int))
+        total, used, failed, noted = [torch.zeros(())] * len(self._ways), 0, self.failed, self._noted
+        self.failed, self._noted = (
+            {},
+            NotedImages(),
+        )  # what is said of images is said of those that are explained
+        with reporter.step("Averaging reference images", total=len(rows), unit="samples") as advance:
+            for start in range(0, len(rows), BLOCK):
+                part = source.take(rows[start : start + BLOCK])
+                views, _ = self._views(part)
+                if len(views):
+                    maps = _maps(self._extractor, views)
+                    total = [sums + x.double().sum(0) for sums, x in zip(total, maps, strict=True)]
+                    used += len(views)
+                advance(len(part.samples))
+        self.failed, self._noted = failed, noted
+        if not used:
+            raise BottleneckError(
+                f"None of the images of {name} can be read.", "Name other reference images."
+            )
+        self._mean_maps = [sums / used for sums in total]
+        message = f"Contributions are differences from the mean of {used:,} of {count:,} samples of {name}."
+        self._notes.append(Note("reference-images", message, details={"samples": used, "of": count}))
 
     def _between(self) -> str:
         bent = [way for way in self._ways if not way.linear]
@@ -191,11 +249,17 @@ class Explainer:
             for start in range(0, len(source.samples), BLOCK):
                 rows = np.arange(start, min(start + BLOCK, len(source.samples)))
                 part = source.take(rows)
-                pixels = self._pixels(part)
-                whole = [all(image in pixels for image in images) for images in part.samples.image.tolist()]
-                if any(whole):
-                    yield from self._explained(part.take(np.flatnonzero(whole)), part.images, pixels)
+                views, whole = self._views(part)
+                if len(views):
+                    yield from self._explained(part.take(whole), views)
                 advance(len(rows))
+
+    def _views(self, source: Source) -> tuple[np.ndarray, np.ndarray]:
+        """Return pixels (B, M, V, H, W, C) of the samples whose images can all be read, and their rows."""
+        pixels, image = self._pixels(source), source.samples.image
+        whole = np.flatnonzero([all(each in pixels for each in images) for images in image.tolist()])
+        views = [np.stack([pixels[each] for each in image[row].tolist()]) for row in whole]
+        return np.stack(views) if views else np.zeros((0, image.shape[1], 1, 0, 0, 3), np.uint8), whole
 
     def _pixels(self, source: Source) -> dict[int, np.ndarray]:
         """Return the pixels (V, H, W, C) of the images that can be read, by their index in the source."""
@@ -204,6 +268,7 @@ class Explainer:
         views = MIRROR if self.config.flip or self.classifier.flips else None
         workers, preprocess = thread_budget().decode, self.classifier.trunk.preprocess
         for image in load_images(source, source.images, preprocess, workers=workers, views=views):
+            self._noted.add(image)
             if image.error is not None:
                 self.failed[image.key] = image.error
                 continue
@@ -213,14 +278,12 @@ class Explainer:
             pixels[image.index] = of_digest[image.digest]
         return pixels
 
-    def _explained(
-        self, source: Source, keys: tuple[str, ...], pixels: dict[int, np.ndarray]
-    ) -> Iterator[Explanation]:
-        """Yield the explanations of samples whose images `keys` have `pixels`."""
-        index = {key: number for number, key in enumerate(keys)}
+    def _explained(self, source: Source, views: np.ndarray) -> Iterator[Explanation]:
+        """Yield the explanations of samples whose images have the pixels `views`."""
         named = [tuple(source.images[image] for image in images) for images in source.samples.image]
-        views = np.stack([np.stack([pixels[index[key]] for key in images]) for images in named])
-        terms = _Terms(self._extractor, self._ways, self.head, views, source.samples.covariates)
+        terms = _Terms(
+            _maps(self._extractor, views), self._mean_maps, self._ways, self.head, source.samples.covariates
+        )
         scores = mean_scores(self.head, terms.inputs.detach().numpy().astype(np.float32))
         wanted = [self._wanted(score) for score in scores]
         found: list[list[_Found]] = [[] for _ in wanted]
@@ -261,25 +324,23 @@ class Explainer:
 class _Terms:
     """Maps, features and logits of samples, and the terms of any logit.
 
-    pixels : (B, M, V, H, W, C) uint8. inputs : (B, V, D) of the head, float64.
+    maps : for each way (B, M, V, …). mean_maps : of reference images, for each way (M, V, …).
+    inputs : (B, V, D) of the head, float64.
     """
 
     def __init__(
         self,
-        extractor: torch.nn.Module,
+        maps: list[Tensor],
+        mean_maps: list[Tensor] | None,
         ways: list[_Way],
         head: HeadArtifact,
-        pixels: np.ndarray,
         covariates: np.ndarray,
     ) -> None:
         self._ways, self._head, self._names = ways, head, head.covariate_names
-        B, self._M, V = pixels.shape[:3]
-        flat = torch.from_numpy(pixels.reshape(-1, *pixels.shape[3:]))
-        with torch.no_grad():
-            parts = [extractor(flat[at : at + BLOCK]) for at in range(0, len(flat), BLOCK)]
-        maps = [torch.cat(part) for part in zip(*parts, strict=True)]
+        self._mean_maps = mean_maps
+        B, self._M, V = maps[0].shape[:3]
         self._maps = [
-            (x.double() if isinstance(way.features, Pool) else x).requires_grad_()
+            (x.double() if isinstance(way.features, Pool) else x).flatten(0, 2).requires_grad_()
             for x, way in zip(maps, ways, strict=True)
         ]
         rows = [way.features(x).double() for x, way in zip(self._maps, ways, strict=True)]
@@ -293,7 +354,7 @@ class _Terms:
 
     def of(self, rows: list[int], codes: list[int]) -> list[_Found]:
         """Return the terms of one logit, by its code, of each of the samples `rows`."""
-        inputs = [*self._maps, self._covariates]
+        B, inputs = len(self._covariates), [*self._maps, self._covariates]
         slopes = _gradients(self._logits[rows, codes].sum(), inputs)
         terms = [slope * x for slope, x in zip(slopes, inputs, strict=True)]
         intercept = torch.from_numpy(_last_intercept(self._head)[codes]).double()
@@ -301,10 +362,15 @@ class _Terms:
             weights = torch.from_numpy(self._head.coef[codes] * self._head.mean).double()
             means = _gradients((self.inputs.mean(1)[rows] * weights).sum(), inputs)
             for index, mean in enumerate(means):
-                if index == len(self._ways) or self._ways[index].average:
-                    terms[index] = terms[index] - mean
-                    intercept += mean.reshape(len(self._covariates), -1).sum(1)[rows]
-        B, placed, lost = len(self._covariates), [], []
+                way = self._ways[index] if index < len(self._ways) else None
+                if way and self._mean_maps and not way.is_maximum:
+                    each = slopes[index].unflatten(0, (B, *self._mean_maps[index].shape[:2]))
+                    mean = (each * self._mean_maps[index]).flatten(0, 2)
+                elif way and not way.average:
+                    continue
+                terms[index] = terms[index] - mean
+                intercept += mean.reshape(B, -1).sum(1)[rows]
+        placed, lost = [], []
         for way, term in zip(self._ways, terms, strict=False):
             places = way.places.channels_first(term).sum(1)
             rest = (term.flatten(1).sum(1) - places.flatten(1).sum(1)).detach()
@@ -334,6 +400,14 @@ class _Terms:
                 f"The head reads the class token of {self._head.node} alone, which is no place of the image.",
                 "Fit one on the patches: bottleneck extract with --node norm, then fit-head --node norm",
             )
+
+
+def _maps(extractor: torch.nn.Module, pixels: np.ndarray) -> list[Tensor]:
+    """Return the maps (B, M, V, …) of pixels (B, M, V, H, W, C) uint8."""
+    flat = torch.from_numpy(pixels.reshape(-1, *pixels.shape[3:]))
+    with torch.no_grad():
+        parts = [extractor(flat[at : at + BLOCK]) for at in range(0, len(flat), BLOCK)]
+    return [torch.cat(part).unflatten(0, pixels.shape[:3]) for part in zip(*parts, strict=True)]
 
 
 def _mirrored(views: Tensor) -> Tensor:

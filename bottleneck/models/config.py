@@ -16,13 +16,16 @@ class ExplainConfig:
     exact : explain at the map that the head reads, also for a fine-tuned network, and refuse what cannot be
         exact.
     flip : explain the mean of each image and of its mirror image.
+    reference : cache (its train split) or images whose mean map contributes nothing; by default the mean of
+        the training features, which is the same at all places of a cell that is pooled.
     output : PNG file of the contact sheet; the overlays go into the folder of its name without the suffix.
-        None draws nothing.
+        The default name gets a number where such a file or folder exists. None draws nothing.
     """
 
     class_names: tuple[str, ...] = ()
     exact: bool = False
     flip: bool = False
+    reference: str | Path | None = None
     output: str | Path | None = "explained.png"
 
     def __post_init__(self) -> None:

@@ -26,14 +26,17 @@ from bottleneck.data.decode import EncodedImage
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import BottleneckError, Note, distinct, refuse_strict
+from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, whole_file
 from bottleneck.models.attribution import Explainer, Explanation
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.config import ExplainConfig
+from bottleneck.models.evaluate import CACHE_SUFFIXES
 from bottleneck.progress import SILENT, Reporter, probability
 from bottleneck.records import config_from
 from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet
+from bottleneck.store.reader import FeatureCache
 
 FOR, AGAINST = (255, 226, 40), (16, 24, 120)
 DARKEST, LIGHTEST = 70, 175  # greys of the image below the colours
@@ -78,6 +81,7 @@ def explain(
     class_names: Sequence[str] = ExplainConfig.class_names,
     exact: bool = ExplainConfig.exact,
     flip: bool = ExplainConfig.flip,
+    reference: str | Path | None = ExplainConfig.reference,
     output: str | Path | None = ExplainConfig.output,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,
@@ -103,7 +107,7 @@ def explain(
     ----------
     model : path of a head or model file, or an open Classifier
     sources : images, folders, manifests, shards, URLs, or read `Source`s
-    class_names, exact, flip, output : see `ExplainConfig`
+    class_names, exact, flip, reference, output : see `ExplainConfig`
     image_columns … label_separator : columns of a manifest, as for `predict`
     strict : refuse decisions on the sources that change the result (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
@@ -117,14 +121,19 @@ def explain(
         None of the images could be read.
     """
     config, reading = config_from(ExplainConfig, locals()), config_from(ReadConfig, locals())
+    notes = list[Note]()
     if output is not None:
         require_file_name(Path(output))
+        output, told = _own_output(Path(output))
+        notes += told
     classifier = open_model(model, LoadOptions(weights, trust_code), EngineConfig())
     started = time.perf_counter()
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
-    notes = [*classifier.head.notes, *(note for source in opened for note in source.notes)]
+    notes += [*classifier.head.notes, *(note for source in opened for note in source.notes)]
     refuse_strict(notes, strict)
     explainer = Explainer(classifier, config)
+    if reference is not None:
+        explainer.compare_with(_reference(reference, classifier, reading), Path(reference).name, reporter)
     sheet = _Sheet(Path(output)) if output is not None else None
     maps: list[Explanation] = []
     paths: list[list[str]] = []
@@ -151,6 +160,47 @@ def explain(
         time.perf_counter() - started,
         distinct([*notes, *explainer.notes, *classifier.trunk.notes]),
     )
+
+
+def _own_output(path: Path) -> tuple[Path, list[Note]]:
+    """Return where the sheet goes, and a note: the default name is taken once only, and what an earlier run
+    left in the folder of overlays is not this run's.
+    """
+    chosen = path
+    if path == Path(str(ExplainConfig.output)):
+        number = 1
+        while chosen.exists() or chosen.with_suffix("").exists():
+            number += 1
+            chosen = path.with_stem(f"{path.stem}-{number}")
+        if chosen != path:
+            text = f"{path} or its folder exists, so the sheet is {chosen}; -o overwrites another file."
+            return chosen, [Note("sheet-numbered", text, details={"path": str(chosen)})]
+        return chosen, []
+    folder = path.with_suffix("")
+    stale = sorted(folder.iterdir()) if folder.is_dir() else []
+    if not stale:
+        return chosen, []
+    text = (
+        f"{folder} has {len(stale):,} files of before, such as {stale[0].name}; overlays of those names are "
+    )
+    text += "overwritten, others stay."
+    return chosen, [Note("overlays-of-before", text, details={"files": len(stale)})]
+
+
+def _reference(path: str | Path, classifier: Classifier, reading: ReadConfig) -> Source:
+    """Return the samples of a cache's train split, of all its splits where that is empty, or of images."""
+    if Path(path).suffix in CACHE_SUFFIXES:
+        with FeatureCache(path) as cache:
+            return training_images(cache)
+    (source,) = read_sources([path], classifier.reading(reading, inputs_only=True))
+    return source
+
+
+def training_images(cache: FeatureCache) -> Source:
+    """Return the source of the samples of a cache's train split, of all splits where that is empty."""
+    source = source_of(cache)
+    train = np.flatnonzero(source.samples.split == "train")
+    return source.take(train) if len(train) else source
 
 
 def overlay(

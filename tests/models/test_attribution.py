@@ -136,14 +136,18 @@ NODES = st.lists(
     covariates=st.integers(0, 2),
     kind=st.sampled_from(list(LINKS)),
     flip=st.booleans(),
+    reference=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_the_terms_are_the_logit(pictures, nodes, images, covariates, kind, flip, seed):
+def test_the_terms_are_the_logit(pictures, nodes, images, covariates, kind, flip, reference, seed):
     """The logit is that of features which torch pools by itself, over views, images, nodes and covariates."""
     head = linear_head(nodes, images, covariates, kind, seed)
     source = source_of(pictures, images, covariates, seed)
     names = () if kind == "regression" else ("bee",)
-    found = list(explainer(head, class_names=names, flip=flip, exact=True).explain(source))
+    own = explainer(head, class_names=names, flip=flip, exact=True)
+    if reference:
+        own.compare_with(source, "noise")
+    found = list(own.explain(source))
     expected = np.zeros((S, head.outputs))
     for mirrored in (False, True)[: 1 + flip]:
         maps = maps_of(pictures, mirrored)
@@ -201,6 +205,18 @@ def test_the_predicted_class_comes_first_and_a_named_one_once(pictures):
         assert sum(one.confidence for one in group) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("pool", ["avg", "avg2", "avg3", "flatten"])
+def test_contributions_are_differences_from_the_mean_map(pictures, pool):
+    """Over all reference images each place sums to 0, and the intercept is the mean of their logits."""
+    head = linear_head([f"body@{pool}"], 1, 0, "regression", 3)
+    own, source = explainer(head), source_of(pictures)
+    own.compare_with(source, "noise")
+    found = list(own.explain(source))
+    total = sum(one.maps[0][f"body@{pool}"] for one in found)
+    np.testing.assert_allclose(total, np.zeros((7, 7)), atol=1e-4)
+    assert found[0].intercept == pytest.approx(np.mean([one.logit for one in found]), abs=1e-4)
+
+
 def test_a_vector_is_explained_at_the_last_map_and_said_to_be_approximate(pictures):
     """Gradient × input by torch's autograd."""
     head = linear_head(["hidden"], 1, 0, "class", 2)
@@ -218,6 +234,8 @@ def test_a_vector_is_explained_at_the_last_map_and_said_to_be_approximate(pictur
     assert one.logit == pytest.approx(one.intercept + sum(one.sums) + one.remainder)
     with pytest.raises(ArtifactError, match="not linear"):
         explainer(head, exact=True)
+    with pytest.raises(ArtifactError, match="an approximation are compared with no reference"):
+        own.compare_with(source_of(pictures), "noise")
 
 
 def test_the_networks_own_average_is_exact(pictures):

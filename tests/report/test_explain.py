@@ -164,24 +164,85 @@ def test_a_network_whose_weights_are_gone_is_an_error(fitted, tmp_path):
         explain(lost, images[0], output=None)
 
 
-def test_the_quadrant_that_decides_has_the_contribution(tmp_path):
-    """The class is redder in the lower left quadrant alone; the head reads the first block's average."""
-    for number in range(16):
-        image = np.full((96, 96, 3), 170, np.uint8)
-        image[48:, :48, 0] += np.uint8((55 + number) * (number % 2))
-        image[:2, :2] += np.uint8(number)  # no two images are the same
-        path = tmp_path / "images" / ("plain", "red")[number % 2] / f"{number}.png"
+def _images_decided_by_a_quadrant(folder, ground, mark, count, seed):
+    """Images of two classes that differ inside their lower left quadrant alone, away from its border."""
+    random, ramp = np.random.default_rng(seed), np.arange(32)
+    for number in range(count):
+        image = 128 + random.normal(0, ground, (96, 96, 3))
+        inside, second = image[60:92, 4:36], number % 2
+        if mark == "colour":
+            inside[..., 0] += random.uniform(40, 70) * (1 if second else -1)
+        else:
+            stripes = 40 * np.sign(np.sin(ramp * np.pi / 4 + random.uniform(0, 6)))
+            inside += (stripes[None, :] if second else stripes[:, None])[..., None]
+        path = folder / ("one", "two")[second] / f"{number:03}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(path)
+
+
+def _share_in_quadrant(values):
+    """Return the share of the positive contributions (n, n) that is in the lower left quarter."""
+    positive, half = np.maximum(values, 0), len(values) // 2
+    return positive[half:, :half].sum() / positive.sum()
+
+
+@pytest.mark.parametrize("mark", ["colour", "stripes"])
+def test_the_quadrant_that_decides_has_the_contribution(tmp_path, mark):
+    """Compared with the mean map of training, for both classes: on an even ground for all pools and an early
+    and a late node; on noise for the head that knows places, in cells in which the noise of places cancels.
+    """
     options = {"backbone": "small_cnn", "engine": "torch", "image_size": 96, "crop": 1.0}
-    extract(tmp_path / "images", tmp_path / "c.h5", nodes=["block1"], **options)
-    (head,) = fit_heads(tmp_path / "c.h5", output=tmp_path / "heads", cv=2).heads
-    maps = explain(head["path"], tmp_path / "images" / "red", output=None).maps
-    assert len(maps) == 8
-    for one in maps:
-        assert one.label == "red"
-        positive = np.maximum(one.contributions(), 0)
-        assert positive[48:, :48].sum() >= 0.95 * positive.sum()
+    pools = [f"features.block1@{pool}" for pool in ("avg", "avg2", "avg3", "flatten")]
+    designs = [(0.0, [*pools, "features.block3"]), *([(6.0, pools[3:])] if mark == "colour" else [])]
+    for ground, nodes in designs:
+        folder = tmp_path / f"{ground}"
+        _images_decided_by_a_quadrant(folder / "train", ground, mark, 60, 0)
+        _images_decided_by_a_quadrant(folder / "new", ground, mark, 6, 1)
+        extract(folder / "train", folder / "c.h5", nodes=nodes, **options)
+        heads = fit_heads(folder / "c.h5", output=folder / "heads", cv=2).heads
+        assert len(heads) == len(nodes)
+        for head in heads:
+            found = explain(head["path"], folder / "new", reference=folder / "c.h5", output=None)
+            assert {one.label for one in found.maps} == {"one", "two"}
+            assert len({round(one.intercept, 4) for one in found.maps}) == 2  # one for each class
+            for one in found.maps:
+                assert one.intercept + sum(one.sums) == pytest.approx(one.logit, abs=1e-4)
+                cells = one.contributions()
+                if ground:
+                    cells = cells.reshape(4, 24, 4, 24).sum((1, 3))
+                assert _share_in_quadrant(cells) >= 0.95
+
+
+def test_reference_images_are_named_and_refused_for_an_approximation(fitted, tmp_path):
+    folder, head, images = fitted
+    result = explain(head, images[0], reference=folder / "images", output=None)
+    (note,) = (note for note in result.notes if note.code == "reference-images")
+    assert "12 of 12 samples of images" in note.message
+    assert result.failed == {}
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"")
+    with pytest.raises(BottleneckError, match=r"None of the images of broken\.png can be read"):
+        explain(head, images[0], reference=broken, output=None)
+
+
+def test_the_sheet_of_an_earlier_run_stays_and_stale_overlays_are_told(fitted, tmp_path, monkeypatch):
+    _, head, images = fitted
+    monkeypatch.chdir(tmp_path)
+    assert explain(head, images[0]).sheet == "explained.png"
+    second = explain(head, *images[:2])
+    assert second.sheet == "explained-2.png"
+    assert [note.code for note in second.notes if "sheet" in note.code] == ["sheet-numbered"]
+    assert len(list(Path("explained").iterdir())) == 1
+    third = explain(head, images[0], output="explained-2.png")
+    assert "has 2 files of before" in next(n.message for n in third.notes if n.code == "overlays-of-before")
+
+
+def test_an_image_of_several_frames_is_explained_by_its_first_and_said_so(fitted, tmp_path):
+    _, head, images = fitted
+    first, second = Image.open(images[0]), Image.open(images[1])
+    first.save(tmp_path / "two.png", save_all=True, append_images=[second])
+    result = explain(head, tmp_path / "two.png", output=None)
+    assert [note.code for note in result.notes if "frame" in note.code] == ["image-first-frame"]
 
 
 def test_a_sheet_that_is_not_whole_says_so(fitted, tmp_path):

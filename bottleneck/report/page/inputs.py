@@ -22,11 +22,12 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.models.evaluate import CACHE_SUFFIXES
 from bottleneck.names import HEADS_FOLDER
 from bottleneck.records import is_number
 from bottleneck.store.reader import FeatureCache
 
-CACHES, HEADS = (".h5", ".hdf5", ".parts"), ".safetensors"
+HEADS = ".safetensors"
 MOST_JSON = 256 << 20  # bytes
 SHOTS = "--shot-curve.csv"
 RESULTS = {  # keys that tell which command printed a JSON object
@@ -105,7 +106,7 @@ def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
         return
     seen.add(where)
     suffix = path.suffix.lower()
-    if suffix in CACHES:
+    if suffix in CACHE_SUFFIXES:
         inputs.caches.append(FeatureCache(path))
     elif not path.exists():
         raise BottleneckError(f"There is no file or folder {path}.", "Name a cache, a head or a model.")

@@ -14,7 +14,7 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import open_model
 from bottleneck.models.config import ExplainConfig
-from bottleneck.report.explain import overlay
+from bottleneck.report.explain import overlay, training_images
 from bottleneck.report.page.pictures import SIDE, Pictures
 from bottleneck.store.reader import FeatureCache
 
@@ -34,6 +34,8 @@ def overlays(
         source = source_of(cache).take(rows)
         classifier = open_model(path, options, EngineConfig())
         explainer = Explainer(classifier, ExplainConfig(output=None))
+        if explainer.exact:
+            explainer.compare_with(training_images(cache), cache.path.name)
         row_of = dict(zip(source.samples.key, rows.tolist(), strict=True))
         for one in explainer.explain(source):
             row = row_of[one.sample]
