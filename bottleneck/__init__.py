@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from bottleneck.store.reader import FeatureCache as FeatureCache
     from bottleneck.studies.advise.advise import advise as advise
     from bottleneck.studies.audit.audit import audit as audit
+    from bottleneck.studies.compare.compare import compare as compare
     from bottleneck.studies.rank.rank import rank as rank
     from bottleneck.studies.similar.similar import similar as similar
     from bottleneck.studies.train.train import train as train
     from bottleneck.studies.transfer_study.study import transfer_study as transfer_study
-    from bottleneck.training.compare import compare as compare
     from bottleneck.training.finetune import finetune as finetune
     from bottleneck.training.scratch import scratch as scratch
 
@@ -53,7 +53,7 @@ _MODULE_OF = {
     "RidgeRegressionHead": "bottleneck.heads.ridge",
     "advise": "bottleneck.studies.advise.advise",
     "audit": "bottleneck.studies.audit.audit",
-    "compare": "bottleneck.training.compare",
+    "compare": "bottleneck.studies.compare.compare",
     "evaluate": "bottleneck.models.evaluate",
     "explain": "bottleneck.report.explain",
     "export": "bottleneck.models.export",

@@ -94,11 +94,11 @@ def command(
 ) -> None:
     """Compare how many blocks to train, from the head or from a random last layer, on the data of CACHE.
 
-    The variant that is best on val with all samples is chosen. Finished runs are saved: a command that was
-    interrupted continues where it was when it is run again.
+    Val chooses, with all samples: a variant replaces a simpler one if it is better beyond the noise. Finished
+    runs are saved: a command that was interrupted continues where it was when it is run again.
     """
     from bottleneck.report.curves import comparison
-    from bottleneck.training.compare import compare
+    from bottleneck.studies.compare.compare import compare
 
     scratch = depths if from_scratch else ()
     result = compare(cache, folder, scratch=scratch, reporter=terminal, **options)
@@ -121,6 +121,7 @@ def command(
     terminal.result(
         {**result.to_json(), "figure": str(figure)},
         table("Means over seeds; val chose the epoch of each run, and the row", columns, rows),
+        *result.rule,
         *(f"{item.question} {item.answer}" for item in result.answers),
         f"Picture: {figure}",
     )

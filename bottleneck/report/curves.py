@@ -19,7 +19,7 @@ from bottleneck.report.figures import drawable, error_bars, picture
 
 if TYPE_CHECKING:
     from bottleneck.fitting.fit_heads import FitResult
-    from bottleneck.training.compare import Comparison, Row
+    from bottleneck.studies.compare.compare import Comparison, Row
     from bottleneck.training.finetune import FoundRate
     from bottleneck.training.loop import EpochRecord
 

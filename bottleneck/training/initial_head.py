@@ -17,12 +17,10 @@ import torch
 from torch import Tensor
 
 from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note
-from bottleneck.fitting.head_files import describe_head
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.fit import fit_kind
-from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.heads.trained_on import seen_before
@@ -101,48 +99,35 @@ def head_inputs(cache: FeatureCache, node: str, rows: np.ndarray) -> np.ndarray:
     return cache.sample_rows(node, rows).read(0, len(rows)).astype(np.float32)
 
 
-def refitted(
-    head: HeadArtifact,
-    cache: FeatureCache,
-    rows: np.ndarray,
-    labels: np.ndarray,
-    C: float | None = None,
-    groups: np.ndarray | None = None,
-) -> HeadArtifact:
-    """A logistic head like `head`, fitted on the samples `rows` alone.
+def starting_head(head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits) -> HeadArtifact:
+    """The head that training starts from: `head`, or where val was carved from train one fitted without val.
 
-    Without C it is cross-validated, with the scales of its blocks of inputs; with C they are the head's.
-
-    labels : (n,) codes. groups : (n,) names; those of one group are in one fold.
+    Otherwise the head would have been fitted on val, and the choice on val would favour it. A head that has
+    no C takes one by cross-validation, with the scales of its blocks of inputs.
     """
-    x = cache.sample_rows(head.node, rows)
-    target = Target(head.target, "class", labels, head.class_names)
+    if not splits.carved:
+        return head
+    rows, C, groups = splits.rows["train"], head.C, splits.table.group
+    target = Target(head.target, "class", splits.labels[rows], head.class_names)
     fold = np.full(len(rows), NO_FOLD, np.int16)
     if C is None:
-        fold = assign_folds(target, min(FOLDS, len(rows)), groups)
-    scales = None if C is None else head.settings.get("scales", {})
+        fold = assign_folds(target, min(FOLDS, len(rows)), None if groups is None else groups[rows])
     (fit,) = fit_kind(
-        "logistic", x, [TargetProblem(target, fold)], "auto" if C is None else C, SweepConfig(), scales=scales
+        "logistic",
+        cache.sample_rows(head.node, rows),
+        [TargetProblem(target, fold)],
+        "auto" if C is None else C,
+        SweepConfig(),
+        scales=None if C is None else head.settings.get("scales", {}),
     )
     temperature = head.temperature
     if fit.out_of_fold is not None:
-        temperature = fit_temperature(labels, fit.out_of_fold, fit.link)
+        temperature = fit_temperature(target.values, fit.out_of_fold, fit.link)
     seen = seen_before({}, cache.images.digest, cache.samples, rows)
     found = fit.artifact(replace(head, trained_on=seen), temperature=temperature, n_train=len(rows))
     notes = fit.notes(head.target, head.node)
     settings = head.settings | {name: value for name, value in fit.settings.items() if name == "scales"}
     return replace(found, settings=settings, cv=head.cv, metrics=head.metrics, notes=tuple(notes))
-
-
-def starting_head(head: HeadArtifact, cache: FeatureCache, splits: LabelledSplits) -> HeadArtifact:
-    """The head that training starts from: `head`, or where val was carved from train one fitted without val.
-
-    Otherwise the head would have been fitted on val, and the choice on val would favour it.
-    """
-    if not splits.carved:
-        return head
-    train = splits.rows["train"]
-    return refitted(head, cache, train, splits.labels[train], head.C)
 
 
 def logits_on(head: HeadArtifact, inputs: Tensor) -> Tensor:
@@ -162,15 +147,6 @@ def head_metrics(
             labels = torch.from_numpy(splits.labels[rows])
             metrics[name] = metrics_of(logits, labels, head.class_names, head.temperature)
     return metrics
-
-
-def plain_head(cache: FeatureCache, target: Target, node: str) -> HeadArtifact:
-    """A linear head of zeros, in the shape that the samples of a cache and a node require."""
-    samples, K = cache.samples, len(target.class_names)
-    D = cache.node(node).shape[0] * samples.image.shape[1] + len(samples.covariate_names)
-    arrays = {"coef": np.zeros((K, D)), "intercept": np.zeros(K), "mean": np.zeros(D), "scale": np.ones(D)}
-    fit = HeadFit("logistic", "linear", "softmax", arrays)
-    return fit.artifact(describe_head(cache, samples, target, node))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bottleneck.training.batches import Batches, EpochRows, SampleSet, batch_cou
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loop import CPU, Training
-from bottleneck.training.loss import Objective, logits_of, metrics_of
+from bottleneck.training.loss import Objective, logits_of, metrics_of, two_logits
 from bottleneck.training.optim import LayerGroup, Schedule, build_optimizer
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -145,6 +145,10 @@ class TrainingJob(Generic[Network]):
         rates = ", ".join(f"{name} {rate}" for name, rate in shown.items())
         rising = f"{self.config.warmup:.0%} of the steps"
         return f"Largest learning rates: {rates}. They rise over {rising}, then fall to 0."
+
+    def logits(self, split: str) -> np.ndarray:
+        """Logits (n, K) of the network for the samples of a split, in their order."""
+        return two_logits(logits_of(self.network, self.plain_batches(split), self.device)[0]).numpy()
 
     def metrics(self, class_names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         """The metrics of the trained network on every split. It reads test: call it once, at the end."""

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.trials.heads import Tried, artifact_of, fit_on, head_as_tried, held_out, measured, outputs_of
 from bottleneck.trials.mirrors import mirrored_outputs
@@ -30,16 +29,15 @@ def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT)
     if "val" in task.rows:
         rows, problem, _ = task.refit_problem()
         fit = fit_on(task, node, rows, problem, reporter=reporter)
-        head, held = artifact_of(task, node, fit, problem), held_out(fit)
+        head, held = artifact_of(task, node, rows, fit, problem), held_out(fit)
         if len(held) and not flip:
             assert fit.out_of_fold is not None
             metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head.link, head.temperature)
     for split, indices in task.rows.items():
         metrics[split] = _measured(task, alone if split == "val" else head, indices, flip)
     fitted_on = [split for split in ("train", "val") if split in task.rows]
-    seen = seen_before({}, task.cache.images.digest, task.samples, np.sort(task.judged))
     settings = {**head.settings, "fitted_on": fitted_on, **({"flip": True} if flip else {})}
-    return replace(head, metrics=metrics, settings=settings, trained_on=seen)
+    return replace(head, metrics=metrics, settings=settings)
 
 
 def _measured(task: Task, head: HeadArtifact, rows: np.ndarray, flip: bool) -> dict[str, Any]:

@@ -32,15 +32,13 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune_plan import FinetunePlan, build_job, cache_identity, ensure_map
-from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import backbone_of, inputs_of
 from bottleneck.training.job import Inputs, TrainingJob, pace
 from bottleneck.training.labelled_splits import LabelledSplits
-from bottleneck.training.loss import logits_of, two_logits
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.results import PIXELS
 from bottleneck.trials.evidence import Evidence, difference
-from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, measured, summary
+from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, head_on, measured, summary
 from bottleneck.trials.task import Records, Task
 
 EPOCHS = 10  # of few samples; see `epochs_for`
@@ -77,6 +75,36 @@ class Tuning:
         )
 
 
+class FreshNetwork:
+    """A network that is trained several times, each time from its original weights.
+
+    Parameters
+    ----------
+    path, identity : of the cache (`finetune_plan.cache_identity`)
+    """
+
+    def __init__(self, path: Path, identity: str, backbone: Backbone) -> None:
+        self.path, self.identity, self.backbone = path, identity, backbone
+        self._original = {name: value.clone() for name, value in backbone.module.state_dict().items()}
+
+    def plan(self, cut: Cut, head: HeadArtifact, splits: LabelledSplits) -> FinetunePlan:
+        """Return the plan of a job that starts from `head`, with the original weights."""
+        self.backbone.module.load_state_dict(self._original)
+        return FinetunePlan(self.path, self.identity, head, head, splits, self.backbone, cut)
+
+    def job(
+        self,
+        cache: FeatureCache,
+        cut: Cut,
+        head: HeadArtifact,
+        splits: LabelledSplits,
+        inputs: Inputs,
+        config: FinetuneConfig,
+    ) -> TrainingJob[TransferNetwork]:
+        """Return a job from the original weights and `head`. cache : open, with the map of `inputs`."""
+        return build_job(self.plan(cut, head, splits), cache, inputs, config)
+
+
 class OpenTuning:
     """The network, the cached map and the samples of a `Tuning`, ready to train on any part of them.
 
@@ -90,22 +118,17 @@ class OpenTuning:
         self, task: Task, tuning: Tuning, cache: FeatureCache, backbone: Backbone, cut: Cut, inputs: Inputs
     ) -> None:
         self.task, self.tuning, self.cache, self.inputs = task, tuning, cache, inputs
-        self.backbone, self.cut, self.identity = backbone, cut, cache_identity(cache)
-        self._original = {name: value.clone() for name, value in backbone.module.state_dict().items()}
+        self.cut, self.network = cut, FreshNetwork(cache.path, cache_identity(cache), backbone)
 
     def job(self, rows: Mapping[str, np.ndarray]) -> tuple[TrainingJob[TransferNetwork], HeadArtifact]:
         """Return a job from the original weights, and the head that it starts from, fitted on its train rows.
 
         rows : {split: (n,)} of the samples; "train" is trained on and "val" only watched.
         """
-        task, train = self.task, rows["train"]
-        labels = task.target.values
-        plain = plain_head(self.cache, task.target, self.tuning.node)
-        head = refitted(plain, self.cache, train, labels[train], self.tuning.C)
-        splits = LabelledSplits(task.samples, labels, dict(rows), carved=False)
-        self.backbone.module.load_state_dict(self._original)
-        plan = FinetunePlan(self.cache.path, self.identity, head, head, splits, self.backbone, self.cut)
-        job = build_job(plan, self.cache, self.inputs, self.tuning.config)
+        task, tuning = self.task, self.tuning
+        head = head_on(task, tuning.node, rows["train"], tuning.C, {})
+        splits = LabelledSplits(task.samples, task.target.values, dict(rows), carved=False)
+        job = self.network.job(self.cache, self.cut, head, splits, self.inputs, tuning.config)
         job.training.choose_best = False
         return job, head
 
@@ -113,8 +136,7 @@ class OpenTuning:
         """Train on the samples `train` (n,) and return the logits (m, K) of the samples `held` (m,)."""
         job, _ = self.job({"train": train, "val": held})
         job.train()
-        logits, _ = logits_of(job.network, job.plain_batches("val"), job.device)
-        return two_logits(logits).numpy()
+        return job.logits("val")
 
     def seconds(self, train: np.ndarray, held: np.ndarray) -> float:
         """Return an estimate of the seconds of `held_out_logits`: a step is timed."""
@@ -226,13 +248,12 @@ def final_network(
         temperature = tried.settings["temperature"]
         metrics = dict(tried.metrics)
         for split in ("train", *others):
-            logits, _ = logits_of(job.network, job.plain_batches(split), job.device)
             indices = rows if split == "train" else task.rows[split]
-            metrics[split] = measured(task, indices, two_logits(logits).numpy(), "softmax", temperature)
-        unused = tune.backbone.entries_above(tuning.node.partition("@")[0])
+            metrics[split] = measured(task, indices, job.logits(split), "softmax", temperature)
+        unused = tune.network.backbone.entries_above(tuning.node.partition("@")[0])
         state = {
             name: value.clone()
-            for name, value in tune.backbone.module.state_dict().items()
+            for name, value in tune.network.backbone.module.state_dict().items()
             if name not in unused
         }
         finetuned = {

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.fitting.head_files import blockwise, describe_head
+from bottleneck.fitting.training_set import folds_of
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import judge_of
@@ -135,13 +136,15 @@ def measured(
     return measure(answers.kind, answers.values, predicted, answers.class_names)
 
 
-def artifact_of(task: Task, node: str, fit: HeadFit, problem: TargetProblem) -> HeadArtifact:
-    """Return the head with the temperature of its held-out logits."""
+def artifact_of(
+    task: Task, node: str, rows: np.ndarray, fit: HeadFit, problem: TargetProblem
+) -> HeadArtifact:
+    """Return the head fitted on the samples `rows` (n,), with the temperature of its held-out logits."""
     temperature, held = 1.0, held_out(fit)
     if len(held) and fit.link != "identity":
         assert fit.out_of_fold is not None
         temperature = fit_temperature(problem.target.values[held], fit.out_of_fold[held], fit.link)
-    description = describe_head(task.cache, task.samples, task.target, node)
+    description = describe_head(task.cache, task.samples, task.target, node, np.sort(rows))
     return fit.artifact(description, temperature=temperature, n_train=int(problem.target.labelled.sum()))
 
 
@@ -152,21 +155,36 @@ def held_out(fit: HeadFit) -> np.ndarray:
     return np.flatnonzero(np.isfinite(fit.out_of_fold).all(axis=1))
 
 
+def head_on(
+    task: Task,
+    node: str,
+    rows: np.ndarray,
+    C: str | float = "auto",
+    scales: Mapping[str, float] | None = None,
+    reporter: Reporter = SILENT,
+) -> HeadArtifact:
+    """Return a head fitted on the samples `rows` (n,) alone; "auto" finds C there by cross-validation."""
+    target, fold = task.target.take(rows), np.full(len(rows), NO_FOLD, np.int16)
+    if C == "auto":
+        fold = folds_of(target, task.samples, rows, task.cv, task.seed, [])
+    problem = TargetProblem(target, fold)
+    return artifact_of(task, node, rows, fit_on(task, node, rows, problem, C, scales, reporter), problem)
+
+
 def head_as_tried(
     task: Task, node: str, tried: Tried, rows: np.ndarray, reporter: Reporter = SILENT
 ) -> HeadArtifact:
     """Fit a head on the samples `rows` (n,) at the C, the scales and the temperature that a trial found."""
-    problem = TargetProblem(task.target.take(rows), np.full(len(rows), NO_FOLD, np.int16))
-    C, scales = tried.settings["C"], tried.settings["scales"]
-    fit = fit_on(task, node, rows, problem, C, scales, reporter)
-    return replace(artifact_of(task, node, fit, problem), temperature=tried.settings["temperature"])
+    found = tried.settings
+    head = head_on(task, node, rows, found["C"], found["scales"], reporter)
+    return replace(head, temperature=found["temperature"])
 
 
 def _judged(
     task: Task, node: str, fit: HeadFit
 ) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], float]:
     """Return the judged samples as indices of the table, evidence on them, metrics, and the temperature."""
-    head = artifact_of(task, node, fit, task.problem())
+    head = artifact_of(task, node, task.rows["train"], fit, task.problem())
     parts: list[tuple[str, np.ndarray, np.ndarray]] = []
     held = held_out(fit)
     if len(held):

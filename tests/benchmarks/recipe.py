@@ -28,16 +28,18 @@ from torch import Tensor
 
 from bottleneck.backbones.section import find_cut
 from bottleneck.extraction.extract import extract
+from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training import finetune_plan
 from bottleneck.training.batches import Batch
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import Inputs, backbone_of, inputs_of
 from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.loss import Measured, logits_of, measure, predicted
 from bottleneck.training.optim import unfreeze
+from bottleneck.trials.heads import head_on
+from bottleneck.trials.task import Task
 
 POOL, TEST = 320, 400  # images to learn from, and of test
 ALPHAS = np.linspace(0, 1, 11)
@@ -244,7 +246,8 @@ def run(folder: Path, scratch: Path, args: argparse.Namespace) -> dict[str, list
             train, val = np.sort(drawn[len(pool) // 4 :]), np.sort(drawn[: len(pool) // 4])
             rows = {"train": train, "val": val, "test": test}
             splits = LabelledSplits(cache.samples, target.values, rows, False)
-            head = refitted(plain_head(cache, target, "bottleneck"), cache, train, target.values[train])
+            task = Task(cache, cache.samples, target, rows, np.full(len(train), NO_FOLD), 5, 0)
+            head = head_on(task, "bottleneck", train)
             for number, (recipe, options) in enumerate(RECIPES.items()):
                 backbone = backbone_of(cache)
                 cut = find_cut(backbone, "bottleneck", 1)

@@ -35,13 +35,13 @@ from bottleneck.store.reader import describe
 from bottleneck.store.verify import verify
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.audit.audit import audit
+from bottleneck.studies.compare.compare import compare
 from bottleneck.studies.embedding.map_file import export_map
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.train.train import train
 from bottleneck.studies.transfer_study.study import transfer_study
-from bottleneck.training.compare import compare
 from bottleneck.training.config import CompareConfig, FinetuneConfig, ScratchConfig
 from bottleneck.training.finetune import finetune
 from bottleneck.training.scratch import scratch

@@ -8,7 +8,8 @@ from PIL import Image
 
 from bottleneck.extraction.extract import extract
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.initial_head import plain_head, refitted
+from bottleneck.trials.heads import head_on
+from bottleneck.trials.task import task_of
 
 COLOURS = {"blue": (60, 80, 170), "green": (70, 150, 80), "red": (170, 70, 60)}
 COUNTS = {"train": 14, "val": 8, "test": 5}
@@ -47,9 +48,8 @@ def made_cache(images, tmp_path_factory):
 def made_head(made_cache, tmp_path_factory):
     """A logistic head on it."""
     with FeatureCache(made_cache) as cache:
-        target = cache.samples.targets["label"]
-        rows = np.flatnonzero(cache.samples.split == "train")
-        head = refitted(plain_head(cache, target, "bottleneck"), cache, rows, target.values[rows], C=1e-3)
+        task = task_of(cache, None, cv=5, seed=0)
+        head = head_on(task, "bottleneck", task.rows["train"], 1e-3)
         noise = np.random.default_rng(0).normal(size=head.coef.shape) / head.scale
         coef = 0.3 * head.coef + 0.02 * noise  # a head that leaves something to be learnt
         arrays = {**head.arrays, "coef": coef, "intercept": head.intercept - (coef - head.coef) @ head.mean}

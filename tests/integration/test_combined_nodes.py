@@ -12,7 +12,8 @@ from bottleneck import FeatureCache, evaluate, extract, finetune, fit_heads, loa
 from bottleneck.errors import ArtifactError, CacheError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
-from bottleneck.training.initial_head import refitted
+from bottleneck.training.initial_head import starting_head
+from bottleneck.training.labelled_splits import LabelledSplits
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.problems import features, judge, objective, standardised_coef
 from tests.helpers.world import A, B, World, row_of
@@ -86,8 +87,8 @@ def test_training_begins_at_the_scales_of_the_head(pairs, tmp_path):
     head = load_head(record["path"])
     with FeatureCache(cache) as opened:
         train = np.flatnonzero(opened.samples.split == "train")
-        labels = opened.samples.targets["label"].values[train]
-        again = refitted(head, opened, train, labels, head.C)
+        labels = opened.samples.targets["label"].values
+        again = starting_head(head, opened, LabelledSplits(opened.samples, labels, {"train": train}, True))
     assert again.settings["scales"] == head.settings["scales"]
     np.testing.assert_allclose(again.scale, head.scale, rtol=1e-5)
     np.testing.assert_allclose(again.coef, head.coef, rtol=1e-2, atol=1e-3 * np.abs(head.coef).max())

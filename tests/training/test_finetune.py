@@ -23,12 +23,13 @@ from bottleneck.models.evaluate import evaluate
 from bottleneck.progress import SILENT
 from bottleneck.store import layout
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.compare import compare
+from bottleneck.studies.compare.compare import compare
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune import checked_start, find_learning_rate, finetune
 from bottleneck.training.finetune_plan import open_job, plan_finetuning
-from bottleneck.training.initial_head import plain_head, refitted
 from bottleneck.training.inputs import backbone_of
+from bottleneck.trials.heads import head_on
+from bottleneck.trials.task import task_of
 from tests.helpers.fitted_cache import write_images
 from tests.helpers.recorder import Recorder
 
@@ -189,8 +190,8 @@ def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
     extract(folder, cache, backbone="small_cnn", engine="torch")
     (folder / "train" / "red" / "3.png").unlink()
     with FeatureCache(cache) as opened:
-        target = opened.samples.targets["label"]
-        head = plain_head(opened, target, "bottleneck").save(tmp_path / "h.safetensors")
+        task = task_of(opened, None, cv=5, seed=0)
+        head = head_on(task, "bottleneck", task.rows["train"], 1e-2).save(tmp_path / "h.safetensors")
     with pytest.raises(CacheError, match=r"1 of 81 images .* are gone: train/red/3.png"):
         finetune(cache, head, **QUICK)
     with FeatureCache(cache) as opened:
@@ -236,9 +237,8 @@ def test_val_is_carved_where_there_is_none_and_the_start_has_not_seen_it(tmp_pat
     nodes = ("bottleneck", "block3@none")
     extract(folder, cache, backbone="small_cnn", nodes=nodes, engine="torch")
     with FeatureCache(cache) as opened:
-        target = opened.samples.targets["label"]
-        rows = np.flatnonzero(opened.samples.split == "train")
-        head = refitted(plain_head(opened, target, "bottleneck"), opened, rows, target.values[rows], C=1e-2)
+        task = task_of(opened, None, cv=5, seed=0)
+        head = head_on(task, "bottleneck", task.rows["train"], 1e-2)
     result = finetune(cache, head.save(tmp_path / "h.safetensors"), tmp_path / "m.safetensors", **QUICK)
     assert result.n == {"train": 48, "val": 12, "test": 15}
     codes = {note.code: note for note in result.notes}

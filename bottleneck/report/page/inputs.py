@@ -13,7 +13,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -207,17 +207,18 @@ def read_shots(path: Path) -> list[dict[str, Any]]:
 
 def _comparison(folder: Path) -> dict[str, Any]:
     """Return the rows of the runs that a comparison has done so far."""
-    from bottleneck.training.compare import choose, summarise
-    from bottleneck.training.comparison_runs import CompareRun
+    from bottleneck.studies.compare.compare import choose_row, summarise
+    from bottleneck.studies.compare.stored_runs import RUNS, stored_runs
 
-    stored = read_json(folder / "runs.json")
+    runs = stored_runs(folder)
     try:
-        runs = [CompareRun(**values) for values in stored["runs"]]
         shown = "test" if all("test" in run.accuracy for run in runs) else "val"
         rows = summarise(runs, shown, max(run.n for run in runs))
-        return {"rows": [asdict(row) for row in rows], "chosen": asdict(choose(rows)), "measured_on": shown}
+        judged = all("val" in row.evidence for row in rows)  # else it is of an earlier version
+        chosen = choose_row(rows)[0].to_json() if judged else None
+        return {"rows": [row.to_json() for row in rows], "chosen": chosen, "measured_on": shown}
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{folder / 'runs.json'} is damaged: {first_line(error)}.") from None
+        raise ArtifactError(f"{folder / RUNS} is damaged: {first_line(error)}.") from None
 
 
 def _study(folder: Path) -> dict[str, Any]:

@@ -430,9 +430,8 @@ def _repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: R
     rows = task.rows["test"]
     judged = []
     for each in (task, repaired):
-        problem = each.problem()
-        fit = fit_on(each, node, each.rows["train"], problem, reporter=reporter)
-        head = artifact_of(each, node, fit, problem)
+        problem, train = each.problem(), each.rows["train"]
+        head = artifact_of(each, node, train, fit_on(each, node, train, problem, reporter=reporter), problem)
         judged.append(evidence_of(repaired, rows, outputs_of(repaired, head, rows)))
     gain = difference(judged[1], judged[0])
     return {

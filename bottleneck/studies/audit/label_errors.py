@@ -122,9 +122,9 @@ def fitted(task: Task, node: str, reporter: Reporter) -> Judged:
             "Bring more samples, or fewer folds with --cv.",
         )
     assert fit.out_of_fold is not None
-    return _with_other_splits(
-        task, node, task.rows["train"][held], fit.out_of_fold[held], artifact_of(task, node, fit, problem)
-    )
+    train = task.rows["train"]
+    head = artifact_of(task, node, train, fit, problem)
+    return _with_other_splits(task, node, train[held], fit.out_of_fold[held], head)
 
 
 def from_head(task: Task, head: HeadArtifact, path: Path) -> Judged:

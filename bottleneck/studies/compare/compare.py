@@ -4,7 +4,8 @@
     the small CNN from scratch, by depth ──────┴─ × shots × seeds ──► means, the choice on val, answers
 
 Every run is written to a file as it ends, so that a comparison that was killed continues with the run that
-was cut.
+was cut. Rows are compared sample by sample (`trials.evidence`): the simplest is chosen that no other one
+beats on val by more than the noise of paired samples.
 
 Shapes: n samples of a split.
 """
@@ -12,8 +13,8 @@ Shapes: n samples of a split.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,12 @@ from bottleneck.errors import Note, refuse_strict, reused_note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
-from bottleneck.training.comparison_runs import CompareRun, Trials
+from bottleneck.studies.compare.runs import Trials
+from bottleneck.studies.compare.stored_runs import CompareRun
 from bottleneck.training.config import ALL, CompareConfig
+from bottleneck.trials.evidence import Contender, Evidence, Step, choose, difference
+
+FROM_SCRATCH = 1000  # tiers above any number of blocks
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Row:
 
     accuracy : mean by split. interval : 95 %, of the mean accuracy on the split that is shown, for as many
     samples (Wilson 1927). spread : standard deviation over the seeds. seconds : mean of a run.
+    blocks : that are trained, 0 of a head. evidence : on val and test, each sample's mean over the seeds.
     """
 
     name: str
@@ -45,6 +51,17 @@ class Row:
     interval: tuple[float, float]
     spread: float
     seconds: float
+    blocks: int = 0
+    evidence: Mapping[str, Evidence] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def tier(self) -> int:
+        """A smaller one is simpler: a head, then few blocks, then networks from scratch."""
+        return self.blocks + (FROM_SCRATCH if self.depth else 0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the evidence."""
+        return {name: value for name, value in vars(self).items() if name != "evidence"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +74,9 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All runs; rows : their means by what was tried; chosen : the row that is best on val, with all samples.
+    """All runs; rows : their means by what was tried; chosen : one of those with the most samples.
 
+    rule : the comparisons on val that led to the choice, in their order.
     measured_on : the split that answers and pictures show; n : samples by split.
     notes : what a reader must know of the labels.
     """
@@ -72,12 +90,13 @@ class Comparison:
     seconds: float
     folder: str
     notes: tuple[Note, ...] = ()
+    rule: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck compare --json`."""
-        parts = {name: [asdict(item) for item in getattr(self, name)] for name in ("runs", "rows", "answers")}
-        notes = [note.to_json() for note in self.notes]
-        return {**vars(self), **parts, "chosen": asdict(self.chosen), "notes": notes}
+        parts = {name: [each.to_json() for each in getattr(self, name)] for name in ("runs", "rows", "notes")}
+        answers = [asdict(answer) for answer in self.answers]
+        return {**vars(self), **parts, "answers": answers, "chosen": self.chosen.to_json()}
 
 
 def compare(
@@ -117,7 +136,7 @@ def compare(
     strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> Comparison:
-    """Try what is to be compared, and choose on val.
+    """Try what is to be compared, and choose on val what is better beyond its noise, else the simpler one.
 
     A comparison that was killed continues with the runs that are not done when it is called again.
 
@@ -168,17 +187,18 @@ def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, repo
     n = trials.splits.counts()
     shown = "test" if "test" in n else "val"
     rows = summarise(runs, shown, n[shown])
-    chosen = choose(rows)
+    chosen, steps = choose_row(rows)
     return Comparison(
         runs=runs,
         rows=rows,
         chosen=chosen,
-        answers=answers(rows, chosen, shown, n[shown]),
+        answers=answers(rows, chosen, shown),
         measured_on=shown,
         n=n,
         seconds=time.perf_counter() - started,
         folder=str(folder),
         notes=tuple(notes),
+        rule=tuple(map(str, steps)),
     )
 
 
@@ -220,19 +240,38 @@ def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row
                 interval=wilson_interval(means[measured_on] * n, n),
                 spread=float(np.std(shown)),
                 seconds=float(np.mean([run.seconds for run in members])),
+                blocks=members[0].blocks,
+                evidence=_mean_evidence([run.evidence for run in members]),
             )
         )
     return tuple(rows)
 
 
-def choose(rows: Sequence[Row]) -> Row:
-    """Return the row that is most accurate on val with the most samples; among equals the fastest one."""
+def _mean_evidence(runs: Sequence[Mapping[str, Evidence]]) -> dict[str, Evidence]:
+    """Return each sample's mean over the seeds, by split; the samples of all are the same."""
+    return {
+        split: Evidence(
+            first.keys,
+            np.mean([run[split].score for run in runs], axis=0),
+            np.mean([run[split].loss for run in runs], axis=0),
+        )
+        for split, first in runs[0].items()
+        if all(split in run for run in runs)
+    }
+
+
+def choose_row(rows: Sequence[Row]) -> tuple[Row, list[Step]]:
+    """Return the row that the rule of `trials.evidence` chooses on val among those with the most samples.
+
+    All rows have evidence. The comparisons that led to the choice follow.
+    """
     most = max(rows, key=_shots).shots
     candidates = [row for row in rows if row.shots == most]
-    return max(candidates, key=lambda row: (row.accuracy["val"], -row.seconds))
+    index, steps = choose([Contender(row.name, row.tier, row.evidence["val"]) for row in candidates])
+    return candidates[index], steps
 
 
-def answers(rows: Sequence[Row], chosen: Row, measured_on: str, n: int) -> tuple[Answer, ...]:
+def answers(rows: Sequence[Row], chosen: Row, measured_on: str) -> tuple[Answer, ...]:
     """Answer the usual questions from the rows with the most samples, where both sides were tried."""
     by_name = {row.name: row for row in rows if row.shots == chosen.shots}
     head, block = _name(0, "head", None), _name(1, "head", None)
@@ -254,24 +293,21 @@ def answers(rows: Sequence[Row], chosen: Row, measured_on: str, n: int) -> tuple
     if scratch and transfer:
         best = [max(part, key=lambda row: row.accuracy["val"]) for part in (scratch, transfer)]
         pairs.append(("Is transfer worth it with these data?", best[0], best[1]))
-    return tuple(
-        Answer(question, _versus(first, second, measured_on, n)) for question, first, second in pairs
-    )
+    return tuple(Answer(question, _versus(first, second, measured_on)) for question, first, second in pairs)
 
 
-def _versus(first: Row, second: Row, split: str, n: int) -> str:
-    """Both figures, and whether their difference exceeds the noise of n samples and the seeds."""
-    difference = second.accuracy[split] - first.accuracy[split]
-    p = (first.accuracy[split] + second.accuracy[split]) / 2
+def _versus(first: Row, second: Row, split: str) -> str:
+    """Both figures, and whether their difference exceeds the noise of the paired samples and the seeds."""
+    paired = difference(second.evidence[split], first.evidence[split])
     seeds = first.spread**2 / first.seeds + second.spread**2 / second.seeds
-    noise = 1.96 * float(np.sqrt(2 * p * (1 - p) / n + seeds))
+    noise = 1.96 * float(np.sqrt(paired.error**2 + seeds))
     figures = (
         f"{second.name} {second.accuracy[split]:.4f}, {first.name} {first.accuracy[split]:.4f} on {split} "
-        f"({difference:+.4f} ± {noise:.4f}; {second.seconds:.0f} s against {first.seconds:.0f} s)"
+        f"({paired.gain:+.4f} ± {noise:.4f}; {second.seconds:.0f} s against {first.seconds:.0f} s)"
     )
-    if abs(difference) <= noise:
+    if abs(paired.gain) <= noise:
         return f"These data cannot tell: {figures}."
-    return f"{second.name if difference > 0 else first.name} is better: {figures}."
+    return f"{second.name if paired.gain > 0 else first.name} is better: {figures}."
 
 
 def _name(unfreeze: int | str, init: str, depth: int | None) -> str:

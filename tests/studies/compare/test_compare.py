@@ -11,17 +11,24 @@ from bottleneck.errors import FitError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
-from bottleneck.training.compare import answers, choose, compare, summarise
-from bottleneck.training.comparison_runs import CompareRun, Trials
+from bottleneck.studies.compare.compare import answers, choose_row, compare, summarise
+from bottleneck.studies.compare.runs import Trials
+from bottleneck.studies.compare.stored_runs import CompareRun, stored_runs
 from bottleneck.training.config import LEAST_STEPS, CompareConfig
+from bottleneck.trials.evidence import Evidence
 from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 1, "batch_size": 64, "device": "cpu"}
 
 
-def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None, seconds=1.0):
-    """A run with these figures."""
-    return CompareRun(unfreeze, init, shots, seed, depth, {"val": val, "test": test}, 100, 5, seconds)
+def run(unfreeze, init="head", val=0.8, test=0.8, shots="all", seed=0, depth=None):
+    """A run that is right on the first samples of 200 on val and on test."""
+    accuracy, keys = {"val": val, "test": test}, np.arange(200).astype(str)
+    hits = {split: np.arange(200) < round(200 * share) for split, share in accuracy.items()}
+    evidence = {split: Evidence(keys, right.astype(float), 1.0 - right) for split, right in hits.items()}
+    return CompareRun(
+        unfreeze, init, shots, seed, depth, accuracy, 100, 5, 1.0, blocks=unfreeze, evidence=evidence
+    )
 
 
 def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_path, monkeypatch):
@@ -47,9 +54,14 @@ def test_a_comparison_runs_every_trial_and_goes_on_where_it_was(made_cache, tmp_
     assert {each.n for each in few} == {12}
     assert set(result.runs[0].accuracy) == {"train", "val", "test"}
     assert result.chosen.shots == "all"
-    assert result.chosen.accuracy["val"] == max(
-        row.accuracy["val"] for row in result.rows if row.shots == "all"
-    )
+    assert len(result.rule) == 2, "one block and the network from scratch were held against what was chosen"
+    assert result.chosen.name in result.rule[-1]
+    stored = stored_runs(tmp_path / "runs")
+    assert {each.trial: each.accuracy for each in stored} == {
+        each.trial: {split: pytest.approx(value) for split, value in each.accuracy.items()}
+        for each in result.runs
+    }
+    assert all(each.evidence["val"].mean == pytest.approx(each.accuracy["val"]) for each in stored)
     assert {item.question for item in result.answers} >= {
         "Is fine-tuning worth it?",
         "Is transfer worth it with these data?",
@@ -99,9 +111,9 @@ def test_a_comparison_says_first_what_it_will_cost(made_cache, tmp_path):
     with Trials(made_cache, CompareConfig(**options, extend=False), tmp_path, recorder) as trials:
         planned = trials.trials()
         costs = [trials.estimate([trial]) for trial in planned]
-        before = [tensor.clone() for tensor in trials.backbone.module.state_dict().values()]
+        before = [tensor.clone() for tensor in trials.network.backbone.module.state_dict().values()]
         both = trials.estimate([planned[1], planned[1]])
-        after = list(trials.backbone.module.state_dict().values())
+        after = list(trials.network.backbone.module.state_dict().values())
     assert costs[0] == 0, "the head is there"
     assert min(costs[1:]) > 0
     assert both > 0
@@ -118,8 +130,17 @@ def test_the_choice_is_by_val_never_by_test_and_with_the_most_samples():
         run(2, val=0.8, test=0.99),
         run(1, val=0.95, shots=5),
     ]
-    chosen = choose(summarise(runs, "test", 100))
+    chosen, _ = choose_row(summarise(runs, "test", 200))
     assert (chosen.unfreeze, chosen.shots) == (1, "all")
+
+
+def test_what_is_better_on_val_by_less_than_the_noise_of_pairs_is_not_chosen():
+    rows = summarise([run(0, val=0.9), run(1, val=0.905), run(2, val=0.905)], "test", 200)
+    chosen, steps = choose_row(rows)
+    assert chosen.name == "head only"
+    assert [step.difference.gain for step in steps] == [pytest.approx(1 / 200)] * 2
+    rows = summarise([run(0, val=0.9), run(1, val=0.93), run(1, val=0.94, depth=4)], "test", 200)
+    assert choose_row(rows)[0].depth == 4, "the simplest is tried first, whatever beats it replaces it"
 
 
 def test_means_and_intervals_over_seeds():
@@ -131,19 +152,19 @@ def test_means_and_intervals_over_seeds():
 
 
 @pytest.mark.parametrize(
-    ("second", "verdict"), [(0.82, "cannot tell"), (0.99, "2 blocks, from the head is better")]
+    ("second", "verdict"), [(0.81, "cannot tell"), (0.99, "2 blocks, from the head is better")]
 )
 def test_answers_say_when_the_data_cannot_tell(second, verdict):
     rows = summarise([run(1, test=0.8), run(2, test=second)], "test", 200)
-    found = {item.question: item.answer for item in answers(rows, rows[1], "test", 200)}
+    found = {item.question: item.answer for item in answers(rows, rows[1], "test")}
     assert verdict in found["One block or two?"]
 
 
 def test_what_lies_deeper_is_held_against_the_head():
     rows = summarise([run(0, test=0.8), run(1, test=0.81), run(4, val=0.9, test=0.99)], "test", 200)
-    found = {item.question: item.answer for item in answers(rows, choose(rows), "test", 200)}
+    found = {item.question: item.answer for item in answers(rows, choose_row(rows)[0], "test")}
     assert found["Is going deeper worth it?"].startswith("4 blocks, from the head is better: ")
-    shallow = {item.question for item in answers(rows[:2], rows[1], "test", 200)}
+    shallow = {item.question for item in answers(rows[:2], rows[1], "test")}
     assert "Is going deeper worth it?" not in shallow
 
 

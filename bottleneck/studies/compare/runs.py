@@ -1,16 +1,17 @@
 """The trials of a comparison: each is a run of its own on the open cache, and is written to disk as it ends.
 
+Heads, tuned blocks and the judging of samples are those of `trials`.
+
 Shapes: S samples, n of a split.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,58 +22,28 @@ from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import FitError, Note, distinct
 from bottleneck.extraction.cached_source import source_of
-from bottleneck.files import write_whole
+from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.labels import relabelled
 from bottleneck.fitting.training_set import require_classes, require_labels, with_numbers
 from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
+from bottleneck.studies.compare.stored_runs import CompareRun, Trial, store_run, stored_runs
 from bottleneck.training import finetune_plan, scratch
 from bottleneck.training.batches import batch_count
 from bottleneck.training.config import ALL, CompareConfig, ScratchConfig
-from bottleneck.training.initial_head import head_metrics, plain_head, refitted
 from bottleneck.training.inputs import backbone_of, decoded, inputs_of, unread_note
 from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
 from bottleneck.training.labelled_splits import LabelledSplits, few_shots, labelled_splits, shots_notes
 from bottleneck.training.network import TransferNetwork
-from bottleneck.training.results import accuracies
+from bottleneck.trials.finetuning import FreshNetwork
+from bottleneck.trials.heads import evidence_of, head_on, outputs_of
+from bottleneck.trials.task import Task
 
-RUNS = "runs.json"
 SCRATCH = "scratch"
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A run to do. unfreeze : blocks, or "scratch", where `depth` is that of the small CNN."""
-
-    unfreeze: int | str
-    init: str
-    shots: int | str
-    seed: int
-    depth: int | None = None
-
-
-@dataclass(frozen=True)
-class CompareRun:
-    """A run that is done. accuracy : by split, of its best epoch on val; n : samples trained on.
-
-    stopped : "done", "early" or "diverged"; empty for a head.
-    unread : what was left out because images could not be read; empty without such images.
-    """
-
-    unfreeze: int | str
-    init: str
-    shots: int | str
-    seed: int
-    depth: int | None
-    accuracy: dict[str, float]
-    n: int
-    epochs: int
-    seconds: float
-    stopped: str = ""
-    unread: str = ""
 
 
 class Trials:
@@ -118,11 +89,10 @@ class Trials:
             self.config = config = replace(config, node=node)
             self.notes += renamed
             self.notes += config.epoch_notes(len(splits.rows["train"]))
-            self.backbone = backbone_of(cache, config.load)
-            self._identity = finetune_plan.cache_identity(cache)
+            backbone = backbone_of(cache, config.load)
+            self.network = FreshNetwork(path, finetune_plan.cache_identity(cache), backbone)
         depths = [depth for depth in config.unfreeze if depth != 0]
-        self.cuts = {depth: find_cut(self.backbone, config.node, depth) for depth in depths}
-        self._original = {name: tensor.clone() for name, tensor in self.backbone.module.state_dict().items()}
+        self.cuts = {depth: find_cut(backbone, config.node, depth) for depth in depths}
         self._heads: dict[tuple[int | str, int], HeadArtifact] = {}
 
     def _extract_maps(self) -> None:
@@ -132,7 +102,7 @@ class Trials:
                 load = self.config.load
                 finetune_plan.ensure_map(self.path, cut.node, options=load, reporter=self.reporter)
         with FeatureCache(self.path) as cache:
-            unchanged = finetune_plan.cache_identity(cache) == self._identity
+            unchanged = finetune_plan.cache_identity(cache) == self.network.identity
         if not unchanged:
             before = len(self.splits.table)
             self._plan_trials()
@@ -140,21 +110,29 @@ class Trials:
 
     def __enter__(self) -> Trials:
         self._extract_maps()
-        with FeatureCache(self.path) as self.cache:
-            finetune_plan.require_unchanged(self.cache, self._identity)
+        with self._open():
             head = self._head(ALL, 0, self.splits)
         for depth, cut in self.cuts.items():
             if cut.node:  # opened once, which makes sure that its map is exact enough
                 config = self.config.finetuning(unfreeze=depth, init="head")
-                with finetune_plan.open_job(
-                    self._plan(depth, head, self.splits), config, self.folder, self.reporter
-                ):
+                plan = self.network.plan(cut, head, self.splits)
+                with finetune_plan.open_job(plan, config, self.folder, self.reporter):
                     pass
-        self.cache = FeatureCache(self.path)
-        finetune_plan.require_unchanged(self.cache, self._identity)
+        self._open()
         self._fingerprint = self._settings_fingerprint()
-        self.done = self._read()
+        self.done = {run.trial: run for run in stored_runs(self.folder, self._fingerprint) if run.evidence}
         return self
+
+    def _open(self) -> FeatureCache:
+        """Open the cache, with the samples as the task of `trials`."""
+        self.cache = FeatureCache(self.path)
+        finetune_plan.require_unchanged(self.cache, self.network.identity)
+        splits = self.splits
+        unfolded = np.full(len(splits.rows["train"]), NO_FOLD, np.int16)
+        target = splits.table.targets[self.target]
+        cv = FitConfig.cv
+        self.task = Task(self.cache, splits.table, target, splits.rows, unfolded, cv, self.config.seed)
+        return self.cache
 
     def __exit__(self, *exception: object) -> None:
         self.cache.close()
@@ -246,7 +224,7 @@ class Trials:
             with self._inputs(unfreeze) as inputs:
                 for trial in to_do:
                     self.done[trial] = self._run(trial, inputs)
-                    self._write()
+                    store_run(self.folder, self._fingerprint, self.done[trial], self.done.values())
                     yield self.done[trial]
 
     @contextmanager
@@ -261,7 +239,7 @@ class Trials:
         else:
             config = self.config.finetuning(unfreeze=unfreeze, init="head")
             with inputs_of(
-                self.cache, self.backbone, self.cuts[unfreeze].node, config, self.folder
+                self.cache, self.network.backbone, self.cuts[unfreeze].node, config, self.folder
             ) as inputs:
                 yield inputs
 
@@ -269,9 +247,10 @@ class Trials:
         """Train and measure."""
         started = time.perf_counter()
         splits = few_shots(self.splits, trial.shots, trial.seed)
+        epochs, blocks, stopped, unread = 0, 0, "", ""
         if inputs is None:
-            metrics, epochs = head_metrics(self._head(trial.shots, trial.seed, splits), self.cache, splits), 0
-            stopped = unread = ""
+            head = self._head(trial.shots, trial.seed, splits)
+            outputs = {split: outputs_of(self.task, head, rows) for split, rows in splits.rows.items()}
         else:
             job = self._job(trial, splits, inputs)
             keys, readable = self.cache.images.key, splits.without(inputs.unread)
@@ -279,16 +258,23 @@ class Trials:
             unread = unread_note(lost).message if readable.counts() != splits.counts() else ""
             splits = readable
             job.train()
-            metrics = job.metrics(splits.table.targets[self.target].class_names)
+            outputs = {split: job.logits(split) for split in splits.rows}
             epochs, stopped = len(job.training.state.history) - 1, job.training.state.stopped
+            blocks = trial.depth or len(self.cuts[trial.unfreeze].blocks)
+        evidence = {
+            split: replace(evidence_of(self.task, rows, outputs[split]), keys=rows.astype(str))
+            for split, rows in splits.rows.items()
+        }
         return CompareRun(
             **asdict(trial),
-            accuracy=accuracies(metrics),
+            accuracy={split: each.mean for split, each in evidence.items()},
             n=len(splits.rows["train"]),
             epochs=epochs,
             seconds=time.perf_counter() - started,
             stopped=stopped,
             unread=unread,
+            blocks=blocks,
+            evidence={split: each for split, each in evidence.items() if split != "train"},
         )
 
     def _job(self, trial: Trial, splits: LabelledSplits, inputs: Inputs) -> TrainingJob[TransferNetwork]:
@@ -299,32 +285,19 @@ class Trials:
             own = config.from_scratch(trial.depth)
             network = scratch.new_backbone(own)
             return scratch.build_job(network, self._small_pixels(), inputs, readable, self.target, own)
-        head = self._head(trial.shots, trial.seed, splits)
-        self.backbone.module.load_state_dict(self._original)
-        plan = self._plan(trial.unfreeze, head, readable)
-        return finetune_plan.build_job(
-            plan, self.cache, inputs, config.finetuning(unfreeze=trial.unfreeze, init=trial.init)
-        )
+        head, cut = self._head(trial.shots, trial.seed, splits), self.cuts[trial.unfreeze]
+        finetuning = config.finetuning(unfreeze=trial.unfreeze, init=trial.init)
+        return self.network.job(self.cache, cut, head, readable, inputs, finetuning)
 
     def settings(self, seed: int, samples: int) -> CompareConfig:
         """The settings of a run on so many train samples."""
         return replace(self.config, seed=seed).for_samples(samples)
 
-    def _plan(
-        self, depth: int | str, head: HeadArtifact, splits: LabelledSplits
-    ) -> finetune_plan.FinetunePlan:
-        cut = self.cuts[depth]
-        return finetune_plan.FinetunePlan(self.path, self._identity, head, head, splits, self.backbone, cut)
-
     def _head(self, shots: int | str, seed: int, splits: LabelledSplits) -> HeadArtifact:
         """The head on the samples of a trial, C by cross-validation; on all samples one for all seeds."""
         key = (shots, 0 if shots == ALL else seed)
         if key not in self._heads:
-            rows = splits.rows["train"]
-            target, groups = splits.table.targets[self.target], splits.table.group
-            plain = plain_head(self.cache, target, self.config.node)
-            groups = None if groups is None else groups[rows]
-            self._heads[key] = refitted(plain, self.cache, rows, splits.labels[rows], groups=groups)
+            self._heads[key] = head_on(self.task, self.config.node, splits.rows["train"])
         return self._heads[key]
 
     def _small_pixels(self) -> Preprocess:
@@ -347,20 +320,3 @@ class Trials:
                 "data": digests.hexdigest(),
             }
         )
-
-    def _read(self) -> dict[Trial, CompareRun]:
-        """The runs that an earlier call has done under the same settings."""
-        try:
-            stored = json.loads((self.folder / RUNS).read_text())
-            if stored["fingerprint"] != self._fingerprint:
-                return {}
-            runs = [CompareRun(**values) for values in stored["runs"]]
-        except (OSError, ValueError, KeyError, TypeError):
-            return {}
-        names = [item.name for item in fields(Trial)]
-        return {Trial(**{name: getattr(run, name) for name in names}): run for run in runs}
-
-    def _write(self) -> None:
-        runs = [asdict(run) for run in self.done.values()]
-        text = json.dumps({"fingerprint": self._fingerprint, "runs": runs}, ensure_ascii=False, indent=1)
-        write_whole(self.folder / RUNS, text.encode())
