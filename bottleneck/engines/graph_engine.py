@@ -53,7 +53,7 @@ class GraphEngine:
         self.calibration: dict | None = None
         passes, within = passes_side_by_side(threads)
         self.batch = max(32, 2 * _PASS * passes)
-        self._run = open_graph(runtime, graph, precision, passes, within)
+        self._run = open_graph(runtime, graph, precision, passes, within, _PASS)
         self._pool = ThreadPoolExecutor(passes, thread_name_prefix="bottleneck-network")
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
