@@ -1,4 +1,4 @@
-"""Which transfer suits the user's data, and why: four scenarios, three published rules, and the evidence.
+"""Which transfer suits the user's data, and why: four scenarios, two published rules, and the evidence.
 
     cache ──► size, similarity ──► scenario ──► published rules ──┐
           └─► trial cache ──► heads, fine-tuning, scores ─────────┴──► recommendation, and where they differ

@@ -1,6 +1,6 @@
 """What advice consists of: size, similarity, attempts, published rules beside them, the recommendation.
 
-The four scenarios of transfer learning, and three published rules for them, side by side: they differ.
+The four scenarios of transfer learning, and two published rules for them, side by side: they differ.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Rule:
     strategy: str
 
 
+CS231N, UDACITY = "CS231n notes", "Udacity, four main cases"
 RULES: dict[str, dict[str, Rule]] = {
-    "CS231n notes": {
+    CS231N: {
         "small-similar": Rule("linear classifier on top features", HEAD),
         "small-different": Rule("linear classifier on earlier activations", EARLY),
         "large-similar": Rule("fine-tune with confidence", FINETUNE),
@@ -51,22 +52,18 @@ RULES: dict[str, dict[str, Rule]] = {
             "fine-tune through the whole network, initialised from pre-trained weights", FINETUNE
         ),
     },
-    "text 1 (2021, after CS231n)": {
-        "small-similar": Rule("linear classifier only; fine-tuning would overfit", HEAD),
-        "small-different": Rule(
-            "linear classifier only; tuning just the late layers is not good; "
-            "retraining from the early layers may work",
-            HEAD,
+    UDACITY: {
+        "small-similar": Rule("freeze all layers, train a new last layer", HEAD),
+        "small-different": Rule("keep only the first layers, frozen, and train a new layer on them", EARLY),
+        "large-similar": Rule("re-train the whole network from its pre-trained weights", FINETUNE),
+        "large-different": Rule(
+            "re-train the network from randomly initialised weights, or else as for similar data", SCRATCH
         ),
-        "large-similar": Rule("no problem: fine-tuning will not overfit", FINETUNE),
-        "large-different": Rule("fine-tuning has no point: as good as building from nothing", SCRATCH),
     },
-    "text 2 (2021)": {
-        "small-similar": Rule("freeze the backbone, train the classifier", HEAD),
-        "small-different": Rule("transfer not recommended", SCRATCH),
-        "large-similar": Rule("freeze the backbone, train the classifier", HEAD),
-        "large-different": Rule("keep the architecture alone, train backbone and classifier anew", SCRATCH),
-    },
+}
+SOURCES = {  # where a reader finds them; of the second, a lesson of a Nanodegree, a student's notes
+    CS231N: "https://cs231n.github.io/transfer-learning/",
+    UDACITY: "https://github.com/songshan0321/SDCND/blob/master/notes/TransferLearning.md",
 }
 
 
@@ -231,7 +228,7 @@ class Advice:
             f"Size is {self.size.text}.",
             near,
             f"Scenario: {self.scenario}.",
-            *(f"{text}: {rule.says} ({rule.text})." for text, rule in self.rules.items()),
+            *(f"{text}: {rule.says} ({rule.text}). {SOURCES[text]}" for text, rule in self.rules.items()),
             f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it together "
             "with cross-validation on train: a costlier strategy must be better beyond the noise of paired "
             "samples.",
@@ -253,7 +250,10 @@ class Advice:
             "size": self.size.to_json(),
             "similarity": self.similarity and self.similarity.to_json(),
             "recommendation": self.chosen.to_json(),
-            "rules": {text: {**asdict(rule), "text": rule.text} for text, rule in self.rules.items()},
+            "rules": {
+                text: {**asdict(rule), "text": rule.text, "source": SOURCES[text]}
+                for text, rule in self.rules.items()
+            },
             "evidence": evidence,
             "text": self.text,
             "cache": self.cache,

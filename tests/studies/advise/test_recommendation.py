@@ -16,6 +16,7 @@ from bottleneck.studies.advise.recommendation import (
     RULES,
     SCENARIOS,
     SCRATCH,
+    SOURCES,
     Advice,
     Attempt,
     Rule,
@@ -51,13 +52,14 @@ def test_the_scenario_is_size_and_nearness(per_class, similar, expected):
 
 
 def test_each_text_has_a_rule_for_each_scenario_and_they_differ():
-    assert len(RULES) == 3
+    assert RULES.keys() == SOURCES.keys()
+    assert len(RULES) == 2
     for rules in RULES.values():
         assert set(rules) == set(SCENARIOS)
     strategies = {name: {rules[name].strategy for rules in RULES.values()} for name in SCENARIOS}
     assert strategies["small-similar"] == {HEAD}  # where all agree
-    assert strategies["small-different"] == {EARLY, HEAD, SCRATCH}
-    assert strategies["large-similar"] == {FINETUNE, HEAD}
+    assert strategies["small-different"] == {EARLY}
+    assert strategies["large-similar"] == {FINETUNE}
     assert strategies["large-different"] == {FINETUNE, SCRATCH}
 
 
@@ -141,8 +143,8 @@ def advice(similarity, tmp_path, guess=0.25):
         if similarity
         else None,
         attempts=[
-            attempt(HEAD, 0.93, "linear head on bottleneck"),
-            attempt(EARLY, 0.97, "linear head on blocks.4"),
+            attempt(HEAD, 0.97, "linear head on bottleneck"),
+            attempt(EARLY, 0.93, "linear head on blocks.4"),
         ],
         heads=[{"node": node, **head} for node in ("blocks.4", "bottleneck")],
         scores=dict.fromkeys(("blocks.4", "bottleneck"), Scores(0.1, 2.0, 0.9, None, 40)),
@@ -158,10 +160,10 @@ def test_advice_tells_scenario_rules_evidence_and_what_to_run(tmp_path, similari
     found = advice(similarity, tmp_path)
     values = found.to_json()
     assert set(values) >= {"scenario", "size", "similarity", "recommendation", "rules", "evidence"}
-    assert values["recommendation"]["strategy"] == EARLY
-    assert values["rules"]["CS231n notes"]["contradicted"] is False
-    assert values["rules"]["text 1 (2021, after CS231n)"]["contradicted"] is True
-    assert values["rules"]["text 2 (2021)"]["contradicted"] is None
+    assert values["recommendation"]["strategy"] == HEAD
+    assert values["rules"]["CS231n notes"]["contradicted"] is True
+    assert values["rules"]["Udacity, four main cases"]["contradicted"] is True
+    assert values["rules"]["CS231n notes"]["source"] == "https://cs231n.github.io/transfer-learning/"
     text = "\n".join(found.text)
     assert "contradicts it: 0.930 on val, 4.0 points less" in text
     assert ("random weights" in text) is not similarity
