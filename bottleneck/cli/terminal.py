@@ -58,18 +58,24 @@ class Terminal(Reporter):
         self.out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else FILE_WIDTH)
         self.err = Console(stderr=True)
         self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard
-        self._loading = self.err.status("Loading …")
+        self._name = ""  # of the command, while it runs
+        self._loading = self.err.status("")
 
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
-        """Show on a terminal that command `name` loads what it needs, until it reports something."""
-        self._loading.update(Text(f"{name}: loading libraries, files and the network …"))
-        if self.err.is_terminal:
-            self._loading.start()
+        """Show on a terminal what command `name` does while it reports nothing: first it loads what it needs."""
+        self._name = name
+        self._wait("loading libraries, files and the network")
         try:
             yield
         finally:
             self._loading.stop()
+
+    def _wait(self, what: str) -> None:
+        """Show on a terminal that something is being done, until the next report."""
+        if self._name and self.err.is_terminal:
+            self._loading.update(Text(printable(f"{self._name}: {what} …")))
+            self._loading.start()
 
     @contextmanager
     def step(
@@ -81,11 +87,13 @@ class Terminal(Reporter):
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
             task = bars.add_task(escape(printable(name)), total=total)
             yield lambda done: bars.advance(task, done)
+        self._wait(f"after “{name}”, working on")
 
     def tell(self, text: str) -> None:
         """Print one line on stderr, with brackets in a path as they are."""
         self._loading.stop()
         self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+        self._wait("working")
 
     def epoch(self, record: Any) -> None:
         """Pass the record of an epoch to `log_epoch`."""

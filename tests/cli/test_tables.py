@@ -112,7 +112,8 @@ def test_commands_fit_80_columns(project, monkeypatch):
     """All lines of tables; sentences and paths are left to the terminal, so that they can be copied."""
     monkeypatch.chdir(project)
     head = "heads/c--label--features.block1@avg2_features.block2--logistic.safetensors"
-    nodes = ["--node", "features.block1@avg2", "--node", "features.block2"]
+    nodes = ["--node", "features.block1@avg2", "--node", "features.block2", "--node", "bottleneck"]
+    top = "heads/c--label--bottleneck--logistic.safetensors"
     small = ["--backbone", "small_cnn", "--image-size", "64", "--engine", "torch"]
     commands = [
         ["extract", "사진", "-o", "c.h5", *nodes, *small],
@@ -122,6 +123,14 @@ def test_commands_fit_80_columns(project, monkeypatch):
         ["explain", head, "사진/val"],
         ["similar", "c.h5", "--all", "--node", "features.block2", "--threshold", "0.5"],
         ["audit", "c.h5", "--node", "features.block2", "--cv", "2"],
+        ["fit-head", "c.h5", "--node", "bottleneck", "--cv", "2"],
+        ["finetune", "c.h5", "--head", top, "--epochs", "1"],
+        ["scratch", "사진", "--image-size", "32", "--depth", "1", "--epochs", "1"],
+        ["compare", "c.h5", "--unfreeze", "1", "--epochs", "1", "--seeds", "1"],
+        ["export", top, "--format", "torch", "-o", "m.pt2"],
+        ["report", "c.h5", top],
+        ["cache", "export", "c.h5", "-o", "c.npz"],
+        ["cache", "merge", "c.h5", "c.h5", "-o", "d.h5"],
         ["cache", "info", "c.h5"],
         ["cache", "verify", "c.h5"],
         ["rank", "c.h5", "--node", "features.block2"],
@@ -132,5 +141,10 @@ def test_commands_fit_80_columns(project, monkeypatch):
         result = CliRunner().invoke(group, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         framed = [line for line in result.stdout.splitlines() if line[:1] in FRAMES]
-        assert framed or "none." in result.stdout or arguments[1] == "verify", arguments
+        sentences = arguments[0] in ("compare", "export", "report") or arguments[1] in (
+            "verify",
+            "export",
+            "merge",
+        )
+        assert framed or "none." in result.stdout or sentences, arguments
         assert all(columns_of(line) <= 80 for line in framed), arguments

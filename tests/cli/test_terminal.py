@@ -1,11 +1,13 @@
 """What commands print: JSON that any parser takes, tables that show text as it is."""
 
+import io
 import json
 
 import click
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from bottleneck.cli.main import COMMANDS, group
 from bottleneck.cli.options import Crop
@@ -79,3 +81,18 @@ def test_what_is_told_is_shown_as_it_is(capsys):
     assert told.out == ""
     assert told.err.startswith("Fit it anew: bottleneck fit-head '[bold] photos [/x].h5' --C 1")
     assert len(told.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_what_is_being_done_is_shown_on_a_terminal_alone(on_a_terminal, monkeypatch):
+    """While it loads, and whenever nothing else is reported."""
+    terminal, stream = Terminal(as_json=False), io.StringIO()
+    monkeypatch.setattr(terminal, "err", Console(file=stream, force_terminal=on_a_terminal, width=80))
+    monkeypatch.setattr(terminal, "_loading", terminal.err.status(""))
+    with terminal.loading("report"):
+        terminal.tell("One line.")
+        with terminal.step("Drawing", total=1) as advance:
+            advance(1)
+    shown = ("report: loading libraries", "report: working", "report: after “Drawing”, working on")
+    assert [text in stream.getvalue() for text in shown] == [on_a_terminal] * 3
+    assert "One line." in stream.getvalue()
