@@ -16,6 +16,8 @@ SIDE_BY_SIDE = "+"  # between the nodes whose features a head takes side by side
 POOLS = ("avg", "avg2", "avg3", "max", "token", "flatten", "none")
 DTYPES = ("float16", "float32")  # types of stored features; the first is the default
 
+MEASURES = ("width", "height", "low", "high", "entropy", "contrast", "sharpness")  # of an image's pixels
+
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # libraries that run an exported graph on a CPU
 ENGINES = ("auto", ONNXRUNTIME, OPENVINO, "torch", "torch-compiled")
 FAST = "fast"  # 16 bits where the hardware multiplies them faster, else fp32

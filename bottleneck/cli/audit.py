@@ -10,13 +10,32 @@ from rich.console import RenderableType
 
 from bottleneck.cli.options import flags_of, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
-from bottleneck.studies.study_config import AuditConfig
+from bottleneck.studies.study_config import ODD, AuditConfig
 
 if TYPE_CHECKING:
     from bottleneck.studies.audit.audit import AuditResult
 
 SHOWN = 10
 flag = flags_of(AuditConfig)
+
+
+class Limit(click.ParamType):
+    """A threshold as KIND=NUMBER."""
+
+    name = "kind=number"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        kind, _, number = str(value).partition("=")
+        try:
+            limit = float(number)
+        except ValueError:
+            limit = -1.0
+        if kind not in ODD or not 0 <= limit <= 1:
+            shown = ", ".join(ODD)
+            self.fail(f"{value!r} is not KIND=NUMBER with a number from 0 to 1; kinds: {shown}.", param, ctx)
+        return kind, limit
 
 
 @click.command(cls=Command)
@@ -29,6 +48,11 @@ flag = flags_of(AuditConfig)
 )
 @flag("--target", show_default="the first one", help="Target (column of labels) that is judged.")
 @flag("--node", help="Node whose features are compared.")
+@flag(
+    "--doubt",
+    type=click.FloatRange(0, 1),
+    help="Least probability with which a flagged label is wrong; fewer are flagged with a larger one.",
+)
 @flag("--cosine", type=click.FloatRange(0, 1), help="Least cosine of images that are nearly the same.")
 @flag(
     "--ratio",
@@ -46,6 +70,13 @@ flag = flags_of(AuditConfig)
     help="Two classes cannot be told apart if this share of their samples is predicted as the other.",
 )
 @flag("--thin", type=click.IntRange(0), help="Number of samples in train that a class should have.")
+@click.option(
+    "--odd",
+    type=Limit(),
+    multiple=True,
+    show_default=" ".join(f"{kind}={limit:g}" for kind, limit in ODD.items()),
+    help="Score from 0 to 1 below which an image is odd, such as dark=0.2; 0 for never; may be repeated.",
+)
 @flag("--cv", type=click.IntRange(2), help="Number of folds of the head that is fitted.")
 @flag("--seed", type=int, help="Seed of the folds.")
 @click.option(
@@ -56,14 +87,14 @@ flag = flags_of(AuditConfig)
 )
 @strict_option
 @shows_results
-def command(terminal: Terminal, cache: str, **options: Any) -> None:
-    """Look in CACHE for wrong labels, copies, leaks between splits, outliers and hopeless classes.
+def command(terminal: Terminal, cache: str, odd: tuple[tuple[str, float], ...], **options: Any) -> None:
+    """Look in CACHE for wrong labels, copies, leaks between splits, outliers, odd images, hopeless classes.
 
     Nothing is changed. What is flagged should be looked at by a person.
     """
     from bottleneck.studies.audit.audit import audit
 
-    result = audit(cache, reporter=terminal, **options)
+    result = audit(cache, odd=dict(odd), reporter=terminal, **options)
     terminal.result(result.to_json(), *_shown(result, cache))
 
 
@@ -76,19 +107,25 @@ def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
         ("outliers", result.outliers["flag"], len(result.outliers["items"]) or None),
         ("pairs of classes that cannot be told apart", result.confusable["flag"], None),
         ("thin classes", result.thin["flag"], len(result.thin["items"])),
+        (
+            "odd images",
+            result.odd["flag"] if result.odd["measured"] else None,
+            result.odd["measured"] or None,
+        ),
         ("images that failed", len(result.failures), None),
     ]
     parts: list[RenderableType] = [
         table(f"Audit of {cache} by {result.node}", ("", "flagged", "of"), summary)
     ]
     kinds = (
-        (result.label_issues, "Labels", ("sample", "given", "suggested", "score")),
+        (result.label_issues, "Labels", ("sample", "given", "suggested", "wrong")),
         (result.outliers, "Outliers", ("image", "split", "score")),
+        (result.odd, "Odd images", ("image", "kinds")),
         (result.thin, "Thin classes", ("class", "score")),
     )
     for issue, title, columns in kinds:
         flagged = [item for item in issue["items"] if item["flag"]]
-        rows = [[item[column] for column in columns] for item in flagged[:SHOWN]]
+        rows = [[_cell(item, column) for column in columns] for item in flagged[:SHOWN]]
         if rows:
             parts += [table(title, columns, rows), *_more(len(flagged))]
     if result.duplicates["items"]:
@@ -107,13 +144,30 @@ def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
     return parts
 
 
+def _cell(item: dict[str, Any], column: str) -> Any:
+    """Return a cell; of the kinds of an odd image, each with its score."""
+    if column != "kinds":
+        return item[column]
+    return ", ".join(f"{kind} {item['scores'][kind]:.2g}" for kind in item["kinds"])
+
+
 def _figures(result: AuditResult, cache: str) -> list[str]:
     lines = []
+    if result.label_issues["flag"]:
+        share, expected = result.label_issues["share"], result.label_issues["expected_wrong"]
+        lines.append(
+            f"By the model of wrong labels, {share:.1%} of all are wrong, and {expected:.0f} of the "
+            f"{result.label_issues['flag']:,} flagged ones."
+        )
+    if result.failures:
+        rows = [f"{key}: {reason}" for key, reason in [*result.failures.items()][:SHOWN]]
+        lines += ["Images that failed:", *rows, *_more(len(result.failures))]
     if result.leaks.get("test_samples_leaked") and "test_accuracy_without" in result.leaks:
         leaks = result.leaks
         lines.append(
-            f"Accuracy on test: {leaks['test_accuracy']:.4f}; without {leaks['test_samples_leaked']} leaked "
-            f"samples: {leaks['test_accuracy_without']:.4f}."
+            f"Accuracy on test: {_with_interval(leaks, 'test_accuracy')}; without "
+            f"{leaks['test_samples_leaked']} leaked samples: "
+            f"{_with_interval(leaks, 'test_accuracy_without')}."
         )
     if result.repair is not None:
         repair, (low, high) = result.repair, result.repair["gain_ci95"]
@@ -129,6 +183,11 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
     elif result.label_issues["flag"]:
         lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
     return lines
+
+
+def _with_interval(figures: dict[str, Any], name: str) -> str:
+    low, high = figures[f"{name}_ci95"]
+    return f"{figures[name]:.4f} ({low:.4f} … {high:.4f})"
 
 
 def _more(count: int) -> list[str]:

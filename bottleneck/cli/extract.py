@@ -79,6 +79,11 @@ flag = flags_of(ExtractConfig)
     help="What to do with an unreadable image: list it as a failure, or stop.",
 )
 @flag(
+    "--measure",
+    is_flag=True,
+    help="Also measure images (dark, blurred …) that a cache holds unmeasured: decoded again, not computed.",
+)
+@flag(
     "--reread",
     is_flag=True,
     help="Read every image, also where its size, times and inode say that it has not changed.",

@@ -62,6 +62,8 @@ class LoadedImage:
     pixels : (H, W, C) uint8 ndarray or None
         None while `error` is None, too: a copy of bytes that are known or came earlier in this run.
     views : (V, H, W, C) uint8 ndarray or None
+    size : tuple of int
+        Width and height of the image as stored; (0, 0) where there are no pixels.
     error : str or None
         Why there are no pixels.
     passing : bool
@@ -79,6 +81,7 @@ class LoadedImage:
     digest: bytes | None = None
     pixels: np.ndarray | None = None
     views: np.ndarray | None = None
+    size: tuple[int, int] = (0, 0)
     error: str | None = None
     passing: bool = False
     notes: tuple[str, ...] = ()
@@ -299,7 +302,9 @@ class _Run:
         with self.budget.reserve(job, needed + self.result_bytes):
             try:
                 pixels, views = self._pixels(encoded, image.digest)
-                image = replace(image, pixels=pixels, views=views, notes=tuple(encoded.notes))
+                image = replace(
+                    image, pixels=pixels, views=views, size=encoded.size, notes=tuple(encoded.notes)
+                )
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:

@@ -53,6 +53,7 @@ class ExtractConfig:
     seed : of random weights and of views; 0 in a new cache.
     on_error : "skip" lists an unreadable image as a failure, "fail" stops at the first.
     reread : read every image, also where size, times and inode say that it has not changed.
+    measure : also measure the pixels of images that were computed before pixels were measured.
     source_moved : the images of the cache are now in this source; their features are kept.
     keep_parts : leave the cache as a folder of parts, where one file would be too big.
     trust_code : allow a backbone named `package.module:function` to be imported.
@@ -73,6 +74,7 @@ class ExtractConfig:
     seed: int | None = None
     on_error: str = "skip"
     reread: bool = False
+    measure: bool = False
     source_moved: bool = False
     keep_parts: bool = False
     trust_code: bool = False

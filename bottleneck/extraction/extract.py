@@ -21,8 +21,10 @@ from safetensors.numpy import save
 
 from bottleneck.data.class_names import lost_classes
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.manifest import NONE_READ
-from bottleneck.data.preprocess import views_from_json
+from bottleneck.data.measures import measure as measure_pixels
+from bottleneck.data.preprocess import Preprocess, views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
@@ -40,6 +42,7 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import Origin
 from bottleneck.store.state import CacheState
 from bottleneck.store.writer import CacheWriter
+from bottleneck.threads import thread_budget
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,7 @@ def extract(
     seed: int | None = ExtractConfig.seed,
     on_error: str = ExtractConfig.on_error,
     reread: bool = ExtractConfig.reread,
+    measure: bool = ExtractConfig.measure,
     source_moved: bool = ExtractConfig.source_moved,
     keep_parts: bool = ExtractConfig.keep_parts,
     trust_code: bool = ExtractConfig.trust_code,
@@ -160,7 +164,7 @@ def extract(
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, in_channels, depth, seed, \
-on_error, reread, source_moved, keep_parts, trust_code
+on_error, reread, measure, source_moved, keep_parts, trust_code
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
@@ -207,7 +211,7 @@ def run_extraction(
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason, passing=True)
-        plan = writer.plan(*keys_and_stats(source), reread=config.reread)
+        plan = writer.plan(*keys_and_stats(source), reread=config.reread, measure=config.measure)
         refuse_strict([*extraction.notes, *plan.notes], strict, reporter.tell)
         _refuse_limit(source, plan, path)
         kept: list[str] = []
@@ -278,7 +282,9 @@ def survey(
     extraction = prepare(config, source, path)
     origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
-        plan = plan_run(state, *keys_and_stats(source), given_up=source.absent, reread=config.reread)
+        plan = plan_run(
+            state, *keys_and_stats(source), source.absent, reread=config.reread, measure=config.measure
+        )
         _refuse_limit(source, plan, path)
         refuse_strict([*extraction.notes, *plan.notes], strict)
         plan.require_space(path.parent)
@@ -332,6 +338,8 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
     Returns "key: reason" of the images that cannot be read at present and keep their rows of an earlier run.
     """
     kept: list[str] = []
+    if not work.nodes:
+        return _measured(work, extraction, writer, reporter)
     source, names = extraction.source, list(work.nodes)
     keys = [source.images[i] for i in work.images]
     views = shared_views((writer.nodes[name] for name in names), extraction.path)
@@ -341,7 +349,7 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
         stream = extraction.trunk.stream(source, keys, names, known=known, views=recipe)
         for item in without_unstorable(stream, [writer.nodes[name] for name in names]):
             if isinstance(item, Batch):
-                _commit(item, names, writer)
+                _commit(item, names, writer, extraction.trunk.preprocess)
                 advance(len(item.images))
                 continue
             if item.error is None:
@@ -371,12 +379,36 @@ def _kept_note(kept: Sequence[str]) -> list[Note]:
     ]
 
 
-def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter) -> None:
+def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter, preprocess: Preprocess) -> None:
     writer.add(
         [(image.key, image.digest, image.stat) for image in batch.images if image.digest is not None],
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
+        _measures(batch.images, preprocess),
     )
+
+
+def _measures(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.ndarray:
+    """Return the measures (B, 7) of the pixels of B images."""
+    pixels = ((image.pixels, image.size) for image in images)
+    return np.stack([measure_pixels(each, size, preprocess) for each, size in pixels if each is not None])
+
+
+def _measured(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> list[str]:
+    """Measure the pixels of images that have their rows; the network is not run. Returns as `_compute`."""
+    source, preprocess = extraction.source, extraction.trunk.preprocess
+    keys, engine = [source.images[i] for i in work.images], extraction.trunk.config
+    workers = thread_budget(engine.workers, engine.device).decode
+    kept = []
+    with reporter.step("Measuring", total=len(keys), unit="images") as advance:
+        for image in load_images(source, keys, preprocess, workers=workers):
+            if image.error is not None:
+                kept.append(f"{image.key}: {image.error}")
+            elif image.pixels is not None and image.digest is not None:
+                rows = [(image.key, image.digest, image.stat)]
+                writer.add(rows, {}, measures=_measures([image], preprocess))
+            advance(1)
+    return kept
 
 
 def _stat(source: Source, key: str) -> FileStat:

@@ -18,14 +18,16 @@ import h5py
 import numpy as np
 
 from bottleneck.errors import BottleneckError, CacheError
+from bottleneck.names import MEASURES
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.chunks import CheckedRows, spans_of
 from bottleneck.store.layout import PARTS
-from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, link_name, name_of_link
+from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json, link_name, name_of_link
 from bottleneck.store.tables import (
     FAILURE_COLUMNS,
     IMAGE_COLUMNS,
+    MEASURED,
     UNKNOWN_BEFORE_2,
     Column,
     Failure,
@@ -120,7 +122,13 @@ class CacheFile:
         """Return the table in /images, or in /taken of a part; it is empty if the group is absent."""
         if group not in self.file:
             return ImageTable.of([])
-        return ImageTable.of_columns(self._read_group(group, IMAGE_COLUMNS))
+        columns = self._read_group(group, IMAGE_COLUMNS)
+        path = f"{group}/{MEASURED}"
+        if path in self.file and self.file[path].attrs.get("names") == canonical_json(list(MEASURES)):
+            columns[MEASURED] = self.read_checked(path)
+            if columns[MEASURED].shape != (len(columns["key"]), len(MEASURES)):
+                raise self.damaged(f"/{path} does not have a row per image")
+        return ImageTable.of_columns(columns)
 
     @cached_property
     def failures(self) -> list[Failure]:

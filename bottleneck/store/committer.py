@@ -27,11 +27,15 @@ QUEUE_BATCHES = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Computed rows: (key, digest, stat) of each image, and float32 arrays (B, …) by node name."""
+    """Computed rows: (key, digest, stat) of each image, float32 arrays (B, …) by node name, and measures.
+
+    measured : measures of the images' pixels by digest, as of `ImageTable.of`.
+    """
 
     images: list[ImageRow]
     features: Mapping[str, np.ndarray]
     views: Mapping[str, np.ndarray]
+    measured: Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ class Committer:
             if self._images and tuple(item.features) != tuple(self._features):
                 self._commit()
             self._images += item.images
+            self._measured |= item.measured
             for name, (features, views) in zip(item.features, batch, strict=True):
                 self._features.setdefault(name, []).append(features)
                 if views is not None:
@@ -138,7 +143,7 @@ class Committer:
         if self._images or self._taken or self._failures:
             started = time.perf_counter()
             content = PartContent(
-                ImageTable.of(self._images),
+                ImageTable.of(self._images, self._measured),
                 {name: np.concatenate(rows) for name, rows in self._features.items()},
                 {name: np.concatenate(rows) for name, rows in self._views.items()},
                 ImageTable.of(self._taken),
@@ -150,6 +155,7 @@ class Committer:
 
     def _clear(self) -> None:
         self._images: list[ImageRow] = []
+        self._measured: dict[bytes, bytes] = {}
         self._features: dict[str, list[np.ndarray]] = {}
         self._views: dict[str, list[np.ndarray]] = {}
         self._taken: list[ImageRow] = []

@@ -174,7 +174,8 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
                 )
             new_rows.append(index)
         row_of.append(np.array(new_rows, np.int64))
-    return ImageTable.of([row for _, row in rows.values()]), row_of
+    measured = {digest: line for file in files for digest, line in file.images.measured().items()}
+    return ImageTable.of([row for _, row in rows.values()], measured), row_of
 
 
 def _join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.ndarray]) -> SampleTable:

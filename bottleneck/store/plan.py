@@ -35,7 +35,7 @@ class Work:
     Parameters
     ----------
     nodes : tuple of str
-        Node names, in the order of the cache state's.
+        Node names, in the order of the cache state's; none where only the pixels are measured.
     images : (B,) int64
         Indices into the keys given to `plan_run`, ascending.
     """
@@ -87,6 +87,7 @@ def plan_run(
     stats: Sequence[FileStat],
     given_up: Collection[str] = (),
     reread: bool = False,
+    measure: bool = False,
 ) -> Plan:
     """Return what is missing in a cache.
 
@@ -96,6 +97,7 @@ def plan_run(
     stats : of each image; one that does not vouch for the content (`trusted`) has the image read
     given_up : keys that are known to give no row
     reread : read every image, also those whose file has not changed
+    measure : read images whose pixels have not been measured
 
     Raises
     ------
@@ -119,9 +121,10 @@ def plan_run(
             continue
         lacking = every if record is None else state.missing(record[0])
         unchanged = record is not None and trust[index] and record[1] == stat
-        if unchanged and not lacking:
+        if record is not None and unchanged and not lacking:
             reused += 1
-            continue
+            if not measure or record[0] in state.catalog.measured:
+                continue
         groups.setdefault(lacking if unchanged else every, []).append(index)
         same_size = record is not None and record[1].size == stat.size  # it has probably not changed
         counts[lacking if same_size else every] += 1

@@ -210,6 +210,7 @@ class Catalog:
     pool : FilePool
         Closes every file that was added.
     records : dict of key to (digest, stat)
+    measured : dict of digest to the measures of its pixels, as of `ImageTable.of`
     failures : dict of key to Failure; no key is in both
     """
 
@@ -217,6 +218,7 @@ class Catalog:
         self.pool = FilePool()
         self.records: dict[str, Record] = {}
         self.failures: dict[str, Failure] = {}
+        self.measured: dict[bytes, bytes] = {}
         self._paths: list[Path] = []
         self._columns: list[_Column] = []
         self._rows: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}  # by datasets: see `_lookup`
@@ -234,6 +236,7 @@ class Catalog:
 
     def add_keys(self, file: CacheFile) -> None:
         """Enter the file's images, those that use rows of other images, and its failures."""
+        self.measured |= file.images.measured()
         for table in (file.images, file.image_group("taken")):
             for key, digest, stat in table.rows():
                 self.add_record(key, (digest, stat))

@@ -13,13 +13,14 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.files import UNKNOWN_STAT, FileStat
-from bottleneck.names import SPLITS, TARGET_KINDS
+from bottleneck.names import MEASURES, SPLITS, TARGET_KINDS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
 DIGEST_BYTES = 32
 DECODED = 1 << 16  # strings at a time
 IMAGE_COLUMNS = ("key", "digest", *FileStat._fields)
+MEASURED = "measures"  # column of /images that files may lack
 UNKNOWN_BEFORE_2 = ("ctime_ns", "inode", "kind")  # columns that files of format version 1 lack
 FAILURE_COLUMNS = (*IMAGE_COLUMNS, "reason", "kind")
 CONTENT, PASSING = "content", "passing"  # kinds of failures
@@ -28,6 +29,8 @@ LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the la
     "multilabel": (np.dtype(np.uint8), 2),
     "regression": (np.dtype(float), 1),
 }
+
+UNMEASURED = np.full(len(MEASURES), np.nan, np.float32).tobytes()
 
 Record = tuple[bytes, FileStat]  # digest and file of an image
 ImageRow = tuple[str, bytes, FileStat]  # key, then the record
@@ -44,40 +47,60 @@ class ImageTable:
         sha256 of the image file's bytes.
     stat : (I, 4) int64
         The fields of each image's `FileStat`.
+    measures : (I, 7) float32 or None
+        `names.MEASURES` of each image's pixels, NaN where they are unknown; None where all are.
     """
 
     key: np.ndarray
     digest: np.ndarray
     stat: np.ndarray
+    measures: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.key)
 
     def take(self, rows: np.ndarray) -> ImageTable:
         """Return the table of the images `rows` (indices or a mask), in that order."""
-        return ImageTable(self.key[rows], self.digest[rows], self.stat[rows])
+        measures = None if self.measures is None else self.measures[rows]
+        return ImageTable(self.key[rows], self.digest[rows], self.stat[rows], measures)
 
     def columns(self, group: str = "images") -> dict[str, Column]:
         """Return the table's datasets by path, below `group`."""
         values = (encode(self.key), self.digest, *self.stat.T)
-        return {f"{group}/{name}": Column(v) for name, v in zip(IMAGE_COLUMNS, values, strict=True)}
+        columns = {f"{group}/{name}": Column(v) for name, v in zip(IMAGE_COLUMNS, values, strict=True)}
+        if self.measures is not None:
+            columns[f"{group}/{MEASURED}"] = Column(self.measures, {"names": _names(MEASURES)})
+        return columns
 
     @staticmethod
-    def of(rows: Sequence[ImageRow]) -> ImageTable:
-        """Return the table of (key, digest, stat) rows."""
+    def of(rows: Sequence[ImageRow], measured: Mapping[bytes, bytes] | None = None) -> ImageTable:
+        """Return the table of (key, digest, stat) rows. measured : measures as float32 bytes, by digest."""
         keys, digests, stats = zip(*rows, strict=True) if rows else ((), (), ())
+        found = [(measured or {}).get(digest, UNMEASURED) for digest in digests]
+        measures = None
+        if any(each is not UNMEASURED for each in found):
+            measures = np.frombuffer(b"".join(found), np.float32).reshape(-1, len(MEASURES))
         return ImageTable(
             objects(keys),
             np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
             np.array(stats, np.int64).reshape(-1, len(FileStat._fields)),
+            measures,
         )
+
+    def measured(self) -> dict[bytes, bytes]:
+        """Return the measures that are known, as float32 bytes by digest."""
+        if self.measures is None:
+            return {}
+        known = np.isfinite(self.measures).all(axis=1)
+        rows = self.measures[known].astype(np.float32)
+        return {digest: row.tobytes() for digest, row in zip(as_bytes(self.digest[known]), rows, strict=True)}
 
     @staticmethod
     def of_columns(columns: Mapping[str, np.ndarray]) -> ImageTable:
         """Return the table of stored columns, by name; those that format version 1 lacks are unknown."""
         unknown = np.full(len(columns["key"]), -1, np.int64)
         stat = np.stack([columns.get(name, unknown) for name in FileStat._fields], axis=1)
-        return ImageTable(decode(columns["key"]), columns["digest"], stat)
+        return ImageTable(decode(columns["key"]), columns["digest"], stat, columns.get(MEASURED))
 
     def rows(self) -> Iterator[ImageRow]:
         """Yield (key, digest, stat) of each image."""

@@ -41,6 +41,7 @@ KNOWN = {  # axes and kind of each column of the tables that readers use
     "image": (2, "i"),
     "split": (1, "S"),
     "group": (1, "S"),
+    "measures": (2, "f"),
 }
 TABLES = ("images", "taken", "failures", "samples")
 GROUPS = (*TABLES, "features", "views", "labels")

@@ -132,7 +132,9 @@ class CacheWriter:
         self._computed: set[str] = set()
         self._failed: set[str] = set()  # keys that failed in this run
 
-    def plan(self, keys: Sequence[str], stats: Sequence[FileStat], reread: bool = False) -> Plan:
+    def plan(
+        self, keys: Sequence[str], stats: Sequence[FileStat], reread: bool = False, measure: bool = False
+    ) -> Plan:
         """Return what is missing, as `plan_run` does. Keys for which `fail` was called count as failed.
 
         Raises
@@ -140,7 +142,7 @@ class CacheWriter:
         CacheError
             As `plan_run`, or the disk has too little room for the work.
         """
-        plan = plan_run(self._state, keys, stats, given_up=self._failed, reread=reread)
+        plan = plan_run(self._state, keys, stats, given_up=self._failed, reread=reread, measure=measure)
         self._keys = tuple(keys)
         for work in plan.work:
             for index in work.images:
@@ -162,14 +164,16 @@ class CacheWriter:
         images: Sequence[ImageRow],
         features: Mapping[str, np.ndarray],
         views: Mapping[str, np.ndarray] | None = None,
+        measures: np.ndarray | None = None,
     ) -> None:
         """Add computed rows; the arrays belong to the writer from now on.
 
         Parameters
         ----------
         images : (key, digest, stat) of B images
-        features : (B, …) float32 for each of a work's nodes
+        features : (B, …) float32 for each of a work's nodes; none where only measures are added
         views : (B, V, …) float32 for those of the nodes that have a views recipe
+        measures : (B, 7) float32, `names.MEASURES` of the images' pixels
 
         Raises
         ------
@@ -183,11 +187,17 @@ class CacheWriter:
             _require_shape(name, array, (len(rows), *node.shape))
             if node.views is not None:
                 _require_shape(f"{name}, views", views.get(name), (len(rows), *node.views_shape))
-        self._committer.put(Batch(rows, features, views))
+        measured: dict[bytes, bytes] = {}
+        if measures is not None:
+            lines = np.ascontiguousarray(measures, np.float32)
+            measured = {digest: line.tobytes() for (_, digest, _), line in zip(rows, lines, strict=True)}
+        self._state.catalog.measured |= measured
+        self._committer.put(Batch(rows, features, views, measured))
         self._state.add_rows(tuple(features), [digest for _, digest, _ in rows])
         for key, digest, stat in rows:
             self._state.catalog.add_record(key, (digest, stat))
-            self._computed.add(key)
+            if features:
+                self._computed.add(key)
 
     def take_over(self, key: str, digest: bytes, stat: FileStat) -> None:
         """Record an image whose digest has rows, or will have by the end of this run: a copy, a rename."""
@@ -271,7 +281,7 @@ class CacheWriter:
                 state.catalog.add_failure(replace(failed[record[0]], key=key, stat=record[1]))
             else:
                 state.catalog.add_failure(Failure(key, CHANGED, passing=True))
-        return ImageTable.of(rows), row_of
+        return ImageTable.of(rows, state.catalog.measured), row_of
 
     @property
     def notes(self) -> list[Note]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,21 +116,40 @@ class TrainConfig:
             raise BottleneckError(f"cv is {self.cv}; expected 2 folds or more.")
 
 
+ODD = {  # kinds of odd images, and the scores below which an image is one (`audit.odd_images`)
+    "dark": 0.32,
+    "light": 0.05,
+    "low_information": 0.3,
+    "blurry": 0.01,
+    "odd_aspect_ratio": 0.35,
+    "odd_size": 0.2,
+}
+
+
 @dataclass(frozen=True)
 class AuditConfig:
     """Settings of `audit`."""
 
     target: str | None = None  # the first one by default
     node: str = BOTTLENECK  # whose features are compared, and fitted where no head is given
+    doubt: float = 0.25  # least probability with which a flagged label is wrong
     cosine: float = 0.8  # of features less their mean: the least of two images that are nearly the same
     ratio: float = 0.4  # of the distance to the tenth neighbour: the most of two such images
     fence: float = 3.0  # interquartile ranges above the third quartile from which an image is an outlier
     confusion: float = 0.2  # share of two classes' samples held for the other one, its interval's low end
     thin: int = 10  # samples in train that a class should have
+    odd: Mapping[str, float] = field(default_factory=dict)  # thresholds in place of those of ODD, by kind
     cv: int = 5  # folds of the head that is fitted
     seed: int = 0  # of the folds
 
     def __post_init__(self) -> None:
+        unknown = sorted(set(self.odd) - set(ODD))
+        if unknown:
+            raise BottleneckError(f"There is no odd image of kind {unknown[0]!r}; kinds: {', '.join(ODD)}.")
+        object.__setattr__(self, "odd", ODD | dict(self.odd))
+        for name, value in (("doubt", self.doubt), *self.odd.items()):
+            if not 0 <= value <= 1:
+                raise BottleneckError(f"{name} is {value}; expected a number from 0 to 1.")
         for name in ("cosine", "ratio", "confusion"):
             if not 0 < getattr(self, name) <= 1:
                 raise BottleneckError(f"{name} is {getattr(self, name)}; expected a number in (0, 1].")

@@ -140,7 +140,7 @@ def said(item):
     """A parameter on the command line, with a value of its type."""
     if getattr(item, "is_flag", False):
         return item.opts[:1]
-    for value in ("1", "0.5", "8", "999", __file__, *getattr(item.type, "choices", ())):
+    for value in ("1", "0.5", "8", "999", "dark=0.5", __file__, *getattr(item.type, "choices", ())):
         try:
             item.type.convert(value, item, None)
         except click.BadParameter:

@@ -6,6 +6,7 @@ import os
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -390,3 +391,29 @@ def test_a_dry_run_knows_the_broken_images_of_the_cache(folder, tmp_path):
     after = survey(folder / "train.csv", path)
     assert (after.samples, after.data) == (9, result.data)
     assert sum(result.data["failures"].values()) == 1
+
+
+def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_path, monkeypatch):
+    """Of a copy, a grey, a wide and a broken image too; without the network, and kept by later runs."""
+    Image.effect_noise((120, 30), 80).save(folder / "images" / "wide.png")
+    for name, content in (("copy", (folder / "images" / "03.png").read_bytes()), ("bad", b"no image")):
+        (folder / "images" / f"{name}.png").write_bytes(content)
+    new, old = tmp_path / "new.h5", tmp_path / "old.h5"
+    assert extract(folder / "images", new, **SMALL).failed == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("bottleneck.extraction.extract._measures", lambda images, preprocess: None)
+        extract(folder / "images", old, **SMALL)
+    with FeatureCache(new) as cache, FeatureCache(old) as unmeasured:
+        found = dict(zip(cache.images.key, cache.images.measures, strict=True))
+        assert unmeasured.images.measures is None
+    assert found["wide.png"][:2].tolist() == [120, 30]
+    assert found["00.png"].tolist() == [40, 40, 1, 1, 0, 0, 0]
+    assert (found["copy.png"] == found["03.png"]).all()
+    again = extract(folder / "images", old, measure=True)
+    assert (again.computed, again.reused, again.engine) == (0, 14, None)
+    (folder / "images" / "other.png").write_bytes((folder / "images" / "wide.png").read_bytes())
+    extract(folder / "images", old)
+    with FeatureCache(old) as cache:
+        expected = [found.get(key, found["wide.png"]) for key in cache.images.key]
+        np.testing.assert_array_equal(cache.images.measures, expected)
+    assert verify(old).ok

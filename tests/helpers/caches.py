@@ -13,7 +13,9 @@ D = 10
 PIXELS = Preprocess(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_json()
 
 
-def write_cache(path, X, targets, split=None, group=None, more=None, views=None, dtype="float32"):
+def write_cache(
+    path, X, targets, split=None, group=None, more=None, views=None, dtype="float32", measures=None
+):
     """Write rows X (S, D) of the node "bottleneck", rows `more` of further nodes, and views (S, V, D)."""
     S = len(X)
     rows = {"bottleneck": X} | (more or {})
@@ -40,7 +42,8 @@ def write_cache(path, X, targets, split=None, group=None, more=None, views=None,
     with CacheWriter(path, spec, nodes, str(path.parent)) as writer:
         writer.plan(keys, [(1, 1)] * S)
         extra = dict.fromkeys(rows, views) if views is not None else {}
-        writer.add([(key, digest, (1, 1)) for key, digest in zip(keys, digests, strict=True)], rows, extra)
+        images = [(key, digest, (1, 1)) for key, digest in zip(keys, digests, strict=True)]
+        writer.add(images, rows, extra, measures)
         writer.finish(table)
     return path
 

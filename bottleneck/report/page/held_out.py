@@ -28,7 +28,7 @@ from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.audit.label_errors import from_head
+from bottleneck.studies.audit.judged import from_head
 from bottleneck.studies.study_config import TrainConfig
 from bottleneck.trials.heads import KIND, fit_on, held_out
 from bottleneck.trials.task import task_of

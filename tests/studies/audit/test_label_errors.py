@@ -82,3 +82,21 @@ def test_every_label_of_a_multilabel_target_is_judged_by_itself():
     assert np.flatnonzero(quality.flag[:, 1]).tolist() == list(range(20))
     assert not quality.flag[:, [0, 2]].any()
     np.testing.assert_array_equal(quality.suggested[:20, 1], truth[:20, 1])
+
+
+def test_a_hesitant_head_s_hard_samples_are_not_wrong_labels():
+    """Labels drawn from the probabilities themselves: none is wrong, a fifth are not the likeliest class."""
+    draw = np.random.default_rng(0)
+    p = draw.dirichlet(np.full(3, 0.4), size=600)
+    labels = (p.cumsum(axis=1) > draw.random((600, 1))).argmax(axis=1)
+    assert (p.argmax(axis=1) != labels).mean() > 0.15
+    assert label_quality(labels, p).flag.sum() > 6
+    assert label_quality(labels, p, doubt=0.25).flag.mean() <= 0.01
+
+
+def test_the_probability_of_being_wrong_and_the_share_are_calibrated():
+    labels, p, wrong = drawn(n=2000, flipped=0.1, spread=2.0)
+    quality = label_quality(labels, p, doubt=0.25)
+    assert quality.share == pytest.approx(wrong.mean(), abs=0.02)
+    assert quality.wrong[quality.flag].mean() == pytest.approx(wrong[quality.flag].mean(), abs=0.06)
+    assert quality.wrong.sum() == pytest.approx(wrong.sum(), rel=0.2)

@@ -1,0 +1,103 @@
+"""Images that are the same or nearly, and what is on both sides of a split.
+
+Shapes: n images or samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bottleneck.progress import Reporter
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.tables import as_bytes
+from bottleneck.studies.audit.images import NEIGHBOURS, centred, near_pairs, neighbourhood
+from bottleneck.studies.audit.judged import Judged
+from bottleneck.studies.study_config import AuditConfig
+from bottleneck.trials.heads import measured, outputs_of
+
+Issue = dict[str, Any]  # {flag, …, items: [{…, score, flag}]} of one kind
+
+
+def find_copies(
+    cache: FeatureCache, node: str, config: AuditConfig, reporter: Reporter
+) -> list[dict[str, Any]]:
+    """Return pairs of images that have the same bytes, or nearly the same features."""
+    keys, digests = cache.images.key, as_bytes(cache.images.digest)
+    first_of: dict[bytes, int] = {}
+    items = []
+    for row, digest in enumerate(digests):
+        first = first_of.setdefault(digest, row)
+        if first != row:
+            items.append(_copy([keys[first], keys[row]], True, 1.0))
+    distinct = np.array(sorted(first_of.values()))
+    if len(distinct) > NEIGHBOURS:
+        features = centred(cache.features(cache.vectors(node)[0].name), distinct)
+        near = neighbourhood(features, reporter=reporter)
+        for a, b in near_pairs(near, config.cosine, config.ratio):
+            distance = near.distance[a][near.index[a] == b]
+            distance = distance if len(distance) else near.distance[b][near.index[b] == a]
+            items.append(_copy([keys[distinct[a]], keys[distinct[b]]], False, float(1 - distance[0])))
+    return items
+
+
+def _copy(images: list[str], exact: bool, cosine: float) -> dict[str, Any]:
+    return {"images": images, "exact": exact, "cosine": cosine, "score": cosine, "flag": True}
+
+
+def splits_of_images(cache: FeatureCache) -> dict[str, set[str]]:
+    """Return the splits in which each image is, by key."""
+    splits: dict[str, set[str]] = {}
+    keys, samples = cache.images.key, cache.samples
+    for images, split in zip(samples.image, samples.split, strict=True):
+        for image in images:
+            splits.setdefault(keys[image], set()).add(split)
+    return splits
+
+
+def duplicates_of(cache: FeatureCache, copies: list[dict[str, Any]]) -> Issue:
+    """Return the copies as an issue; the score of all is pairs per image."""
+    return {"flag": len(copies), "score": len(copies) / len(cache.images), "items": copies}
+
+
+def leaking_copies(copies: list[dict[str, Any]], split_of: dict[str, set[str]]) -> list[dict[str, Any]]:
+    """Return the copies of which the images are in more than one split."""
+    found = []
+    for copy in copies:
+        splits = set().union(*(split_of.get(image, set()) for image in copy["images"]))
+        if len(splits) > 1:
+            found.append(copy | {"splits": sorted(splits)})
+    return found
+
+
+def leaks_of(judged: Judged, copies: list[dict[str, Any]], split_of: dict[str, set[str]]) -> Issue:
+    """Return `leaking_copies` and groups that are in two splits, and the accuracy on test without them."""
+    task, items = judged.task, list(copies)
+    leaked = {image for item in items for image in item["images"]}
+    groups: set[str] = set()
+    if task.samples.group is not None:
+        splits_of_group: dict[str, set[str]] = {}
+        for group, split in zip(task.samples.group, task.samples.split, strict=True):
+            splits_of_group.setdefault(str(group), set()).add(split)
+        groups = {group for group, splits in splits_of_group.items() if len(splits) > 1}
+        items += [
+            {"group": group, "splits": sorted(splits_of_group[group]), "score": 1.0, "flag": True}
+            for group in sorted(groups)
+        ]
+    result: Issue = {"flag": len(items), "score": len(leaked) / max(1, len(split_of)), "items": items}
+    if "test" in task.rows:
+        rows = task.rows["test"]
+        keys = task.cache.images.key[task.samples.image[rows]]
+        out = np.array([any(key in leaked for key in each) for each in keys], bool)
+        if groups and task.samples.group is not None:
+            out |= np.isin(task.samples.group[rows].astype(str), sorted(groups))
+        outputs = outputs_of(task, judged.head, rows)
+        for name, chosen in (("test_accuracy", np.full(len(rows), True)), ("test_accuracy_without", ~out)):
+            if chosen.any():
+                link, temperature = judged.head.link, judged.head.temperature
+                figures = measured(task, rows[chosen], outputs[chosen], link, temperature)
+                result[name] = figures["accuracy"]
+                result[f"{name}_ci95"] = figures["accuracy_ci95"]
+        result["test_samples_leaked"] = int(out.sum())
+    return result

@@ -1,0 +1,97 @@
+"""Samples with probabilities from heads that were fitted without them: by a new head, or by one's own.
+
+Shapes: n judged samples, K classes, L labels of a multi-label target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+
+from bottleneck.errors import ArtifactError, FitError
+from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.progress import Reporter
+from bottleneck.samples import Target
+from bottleneck.studies.audit.label_errors import LabelQuality, label_quality, multilabel_quality
+from bottleneck.trials.heads import artifact_of, fit_on, held_out, outputs_of
+from bottleneck.trials.task import Task
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Samples with probabilities from heads that were fitted without them.
+
+    rows : (n,) samples of the table. probabilities : (n, K), or (n, L). head : measures test.
+    """
+
+    task: Task
+    node: str
+    rows: np.ndarray
+    probabilities: np.ndarray
+    head: HeadArtifact
+
+    @property
+    def answers(self) -> Target:
+        return self.task.target.take(self.rows)
+
+    def quality(self, doubt: float) -> LabelQuality:
+        """Judge the labels; a flagged one is wrong with a probability of `doubt` or more."""
+        judge = label_quality if self.answers.kind == "class" else multilabel_quality
+        return judge(self.answers.values, self.probabilities, doubt)
+
+
+def fitted(task: Task, node: str, reporter: Reporter) -> Judged:
+    """Fit a head with cross-validation and return all labelled samples, judged."""
+    problem = task.problem()
+    fit = fit_on(task, node, task.rows["train"], problem, reporter=reporter)
+    held = held_out(fit)
+    if not len(held):
+        raise FitError(
+            f"Target {task.target.name!r} has too few samples of a class for folds to judge its labels.",
+            "Bring more samples, or fewer folds with --cv.",
+        )
+    assert fit.out_of_fold is not None
+    train = task.rows["train"]
+    head = artifact_of(task, node, train, fit, problem)
+    return _with_other_splits(task, node, train[held], fit.out_of_fold[held], head)
+
+
+def from_head(task: Task, head: HeadArtifact, path: Path) -> Judged:
+    """Read the out-of-fold logits beside a head file, and return all labelled samples, judged."""
+    if task.cache.vector_fingerprint(head.node) != head.node_fingerprint:
+        raise ArtifactError(
+            f"The head {path} was fitted on other features than {task.cache.path} holds.",
+            f"Fit one on this cache: bottleneck fit-head {quote(str(task.cache.path))}",
+        )
+    beside = path.with_name(f"{path.stem}--out-of-fold.npz")
+    again = f"Fit it again: bottleneck fit-head {quote(str(task.cache.path))}; or leave --head out."
+    try:
+        with np.load(beside, allow_pickle=False) as stored:
+            sample, logits, names = (stored[name] for name in ("sample", "logits", "class_names"))
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"The head {path} has no out-of-fold file {beside.name} beside it.", again
+        ) from None
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ArtifactError(f"{beside} cannot be read: {error}.", again) from error
+    if names.tolist() != list(task.target.class_names) or logits.shape != (len(sample), len(names)):
+        raise ArtifactError(f"{beside} is of other classes than target {task.target.name!r} has.", again)
+    row_of = {key: row for row, key in enumerate(task.samples.key)}
+    rows = np.array([row_of.get(str(key), -1) for key in sample], np.int64)
+    train = np.isin(rows, task.rows["train"]) & np.isfinite(logits).all(axis=1)
+    if not train.any():
+        raise ArtifactError(f"{beside} has no sample of {task.cache.path}.", again)
+    return _with_other_splits(task, head.node, rows[train], logits[train], head)
+
+
+def _with_other_splits(
+    task: Task, node: str, rows: np.ndarray, logits: np.ndarray, head: HeadArtifact
+) -> Judged:
+    """Return the samples of train with out-of-fold logits, and those of val and test with the head's."""
+    others = [task.rows[split] for split in ("val", "test") if split in task.rows]
+    outputs = [logits, *(outputs_of(task, head, indices) for indices in others)]
+    probabilities = apply_link(np.concatenate(outputs), head.link, head.temperature)
+    return Judged(task, node, np.concatenate([rows, *others]), probabilities, head)

@@ -1,0 +1,88 @@
+"""The judged labels as `audit` lists them, the flagged ones with their nearest samples of train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bottleneck.progress import Reporter
+from bottleneck.samples import Target
+from bottleneck.studies.audit.copies import Issue
+from bottleneck.studies.audit.images import centred, neighbourhood
+from bottleneck.studies.audit.judged import Judged
+from bottleneck.studies.audit.label_errors import LabelQuality
+
+SHOWN_NEIGHBOURS = 3
+
+
+def label_issues_of(judged: Judged, quality: LabelQuality, reporter: Reporter) -> Issue:
+    """Return the judged labels, the most suspicious first; the flagged ones with their nearest samples."""
+    answers, samples = judged.answers, judged.task.samples
+    keys, splits, names = samples.key[judged.rows], samples.split[judged.rows], answers.class_names
+    items: list[dict[str, Any]] = []
+    if answers.kind == "class":
+        for i in np.argsort(quality.score, kind="stable"):
+            items.append(
+                {
+                    "sample": keys[i],
+                    "split": splits[i],
+                    "given": names[answers.values[i]],
+                    "suggested": names[quality.suggested[i]],
+                    "score": float(quality.score[i]),
+                    "wrong": float(quality.wrong[i]),
+                    "flag": bool(quality.flag[i]),
+                }
+            )
+    else:
+        order = np.argsort(quality.score, axis=None, kind="stable")
+        for i, k in zip(*np.unravel_index(order, quality.score.shape), strict=True):
+            given, suggested = (
+                ("not " if not bit else "") + names[k]
+                for bit in (answers.values[i, k], quality.suggested[i, k])
+            )
+            items.append(
+                {
+                    "sample": keys[i],
+                    "split": splits[i],
+                    "label": names[k],
+                    "given": given,
+                    "suggested": suggested,
+                    "score": float(quality.score[i, k]),
+                    "wrong": float(quality.wrong[i, k]),
+                    "flag": bool(quality.flag[i, k]),
+                }
+            )
+    flagged = [item for item in items if item["flag"]]
+    _add_neighbours(judged, flagged, reporter)
+    return {
+        "flag": len(flagged),
+        "score": float(quality.score.mean()),
+        "share": float(quality.share.mean()),
+        "expected_wrong": sum(item["wrong"] for item in flagged),
+        "items": items,
+    }
+
+
+def _add_neighbours(judged: Judged, flagged: list[dict[str, Any]], reporter: Reporter) -> None:
+    """Add to each flagged item the samples of train that are nearest to it, with their labels."""
+    if not flagged:
+        return
+    task, train = judged.task, judged.task.rows["train"]
+    row_of = {key: row for row, key in enumerate(task.samples.key)}
+    rows = np.array([row_of[item["sample"]] for item in flagged])
+    both, place = np.unique(np.concatenate([rows, train]), return_inverse=True)
+    features = centred(task.cache.sample_rows(judged.node, both))
+    near = neighbourhood(features, place[len(rows) :], reporter)
+    for item, at in zip(flagged, place, strict=False):
+        nearest = [both[i] for i in near.index[at, :SHOWN_NEIGHBOURS] if i >= 0]
+        item["neighbours"] = [
+            {"sample": task.samples.key[row], "given": _label(task.target, row)} for row in nearest
+        ]
+
+
+def _label(target: Target, row: int) -> str:
+    """Return the label of a sample, several of them joined by |."""
+    if target.kind == "class":
+        return target.class_names[target.values[row]]
+    return "|".join(target.class_names[k] for k in np.flatnonzero(target.values[row] == 1))

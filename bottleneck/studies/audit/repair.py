@@ -1,0 +1,75 @@
+"""Write suggested labels, and measure on test what other labels bring."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.data.table_file import csv_lines
+from bottleneck.errors import FitError
+from bottleneck.files import write_whole
+from bottleneck.fitting.labels import relabelled
+from bottleneck.progress import Reporter
+from bottleneck.studies.audit.judged import Judged
+from bottleneck.studies.audit.label_errors import LabelQuality
+from bottleneck.trials.evidence import difference
+from bottleneck.trials.heads import artifact_of, evidence_of, fit_on, outputs_of
+from bottleneck.trials.task import Task
+
+
+def write_fix(judged: Judged, quality: LabelQuality, path: Path) -> str:
+    """Write every labelled sample with its label, or the suggested one where it is flagged; flagged first."""
+    answers, samples = judged.answers, judged.task.samples
+    if answers.kind != "class":
+        raise FitError("--fix writes one class a sample; a multi-label target has several labels.")
+    labels = np.where(quality.flag, quality.suggested, answers.values)
+    order = np.lexsort((quality.score, ~quality.flag))
+    rows = [(samples.key[judged.rows[i]], answers.class_names[labels[i]]) for i in order]
+    lines = csv_lines([("sample", answers.name), *rows], raw=True)
+    write_whole(path, "".join(lines).encode())
+    return str(path)
+
+
+def repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: Reporter) -> dict[str, Any]:
+    """Fit heads with the old and with the new labels, and compare them on test by the new labels."""
+    name = task.target.name
+    samples, notes = relabelled(task.samples, task.cache.images.key, labels, targets=(name,))
+    new = samples.targets[name]
+    if new.kind != task.target.kind:
+        raise FitError(
+            f"{labels} makes {name!r} a {new.kind} target; the cache has a {task.target.kind} one."
+        )
+    unknown = sorted(set(new.class_names) - set(task.target.class_names))
+    if unknown:
+        raise FitError(f"{labels} has classes that train of the cache lacks: {', '.join(unknown[:5])}.")
+    if "test" not in task.rows:
+        raise FitError(
+            "There is no test split, on which a repair could be measured.",
+            "Extract with --test-fraction 0.2 to set one aside.",
+        )
+    code_of = {each: code for code, each in enumerate(task.target.class_names)}
+    codes = np.array([*(code_of[each] for each in new.class_names), -1])[new.values]
+    values = np.where(codes >= 0, codes, task.target.values)
+    repaired = replace(task, target=replace(task.target, values=values))
+    rows = task.rows["test"]
+    judged = []
+    for each in (task, repaired):
+        problem, train = each.problem(), each.rows["train"]
+        head = artifact_of(each, node, train, fit_on(each, node, train, problem, reporter=reporter), problem)
+        judged.append(evidence_of(repaired, rows, outputs_of(repaired, head, rows)))
+    gain = difference(judged[1], judged[0])
+    return {
+        "labels": str(labels),
+        "changed": int((values != task.target.values).sum()),
+        "changed_in_test": int((values[rows] != task.target.values[rows]).sum()),
+        "test_accuracy_before": judged[0].mean,
+        "test_accuracy_after": judged[1].mean,
+        "gain": gain.gain,
+        "gain_ci95": [gain.gain - 1.96 * gain.error, gain.gain + 1.96 * gain.error],
+        "n": gain.n,
+        "notes": [note.to_json() for note in notes],
+    }

@@ -1,0 +1,50 @@
+"""What is measured of the pixels of an image, on images whose answers are known."""
+
+import numpy as np
+import pytest
+
+from bottleneck.data.measures import measure
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.names import MEASURES
+
+PLAIN = Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
+
+
+def measured(pixels, size=(64, 64)):
+    return dict(zip(MEASURES, measure(np.asarray(pixels, np.uint8), size, PLAIN).tolist(), strict=True))
+
+
+def test_a_blank_image_has_no_information_and_no_contrast():
+    found = measured(np.full((64, 64, 3), 40), size=(640, 480))
+    assert (found["width"], found["height"]) == (640, 480)
+    assert found["low"] == found["high"] == 40
+    assert found["entropy"] == found["contrast"] == found["sharpness"] == 0
+
+
+def test_percentiles_and_entropy_are_counted_by_hand():
+    pixels = np.zeros((64, 64, 1))
+    pixels[:, ::2] = 200  # half of all
+    found = measured(pixels)
+    assert (found["low"], found["high"], found["entropy"]) == (0, 200, 1)
+    assert found["contrast"] == 100**2
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_noise_is_sharp_and_waves_are_not(channels):
+    draw = np.random.default_rng(0)
+    noise = np.repeat(draw.integers(0, 256, (64, 64, 1)), channels, axis=2)
+    waves = np.repeat(128 + 100 * np.sin(np.arange(64) / 8)[:, None, None] * np.ones((1, 64, 1)), channels, 2)
+    assert measured(noise)["sharpness"] == pytest.approx(6, rel=0.2)  # 1 + 4 + 1 variances
+    assert measured(waves)["sharpness"] < 0.01
+
+
+def test_an_enlarged_image_is_as_sharp_as_it_was():
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 1))
+    enlarged = noise.repeat(4, axis=0).repeat(4, axis=1)
+    assert measured(enlarged, size=(16, 16))["sharpness"] == pytest.approx(6, rel=0.5)
+    assert measured(enlarged)["sharpness"] < 3
+
+
+@pytest.mark.parametrize("side", [1, 2, 3])
+def test_the_smallest_images_are_measured(side):
+    assert np.isfinite(measure(np.zeros((side, side, 3), np.uint8), (side, side), PLAIN)).all()
