@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bottleneck.heads.mlp import MLPHead as MLPHead
     from bottleneck.heads.ridge import RidgeHead as RidgeHead
     from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
+    from bottleneck.installation import doctor as doctor
     from bottleneck.models.classifier import load_model as load_model
     from bottleneck.models.evaluate import evaluate as evaluate
     from bottleneck.models.export import export as export
@@ -54,6 +55,7 @@ _MODULE_OF = {
     "advise": "bottleneck.studies.advise.advise",
     "audit": "bottleneck.studies.audit.audit",
     "compare": "bottleneck.studies.compare.compare",
+    "doctor": "bottleneck.installation",
     "evaluate": "bottleneck.models.evaluate",
     "explain": "bottleneck.report.explain",
     "export": "bottleneck.models.export",

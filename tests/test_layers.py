@@ -13,7 +13,7 @@ ROOT = Path(bottleneck.__file__).parent
 FLOORS = (
     ("__main__",),
     ("cli",),
-    ("demo",),
+    ("demo", "installation"),
     ("report",),
     ("studies",),
     ("trials",),

@@ -53,6 +53,7 @@ COMMANDS = {
     "inspect": ("bottleneck.cli.inspect", "Show the blocks of a backbone: shapes, parameters, costs."),
     "backbones": ("bottleneck.cli.backbones", "List the available backbones."),
     "cache": ("bottleneck.cli.cache", "Show, verify, export and merge feature caches."),
+    "doctor": ("bottleneck.cli.doctor", "Show what a bug report needs: versions, engines, folders."),
 }
 
 

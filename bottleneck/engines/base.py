@@ -29,7 +29,7 @@ _log = logging.getLogger("bottleneck")
 # Device → engine → precisions that it can compute in.
 _TORCH: dict[str, tuple[str, ...]] = dict.fromkeys(("torch", "torch-compiled"), ("fp32", "fp16", "bf16"))
 _GRAPHS = {ONNXRUNTIME: ("fp32", "int8"), OPENVINO: ("fp32", "bf16", "int8")}
-_SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
+SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
     "cpu": {**_GRAPHS, **_TORCH},
     "cuda": _TORCH,
     "mps": _TORCH,
@@ -175,7 +175,7 @@ def _candidates(engine: str, precision: str, device: str, calibration: dict | No
         if engine == "auto" and not slower:
             others = ["torch"]
         for names in (graphs, others):
-            group = [(name, one) for name in names if one in _SUPPORTED[kind].get(name, ())]
+            group = [(name, one) for name in names if one in SUPPORTED[kind].get(name, ())]
             groups += [group] if group else []
     if not groups:
         raise EngineError(f"No engine for --engine {engine} --precision {precision} on {device}.", _HINT)

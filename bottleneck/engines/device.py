@@ -22,7 +22,7 @@ def resolve_device(device: str = "auto") -> str:
     EngineError
         The name is unknown, or the device is not present.
     """
-    if device == "cpu" or (device == "auto" and not _accelerator_possible()):
+    if device == "cpu" or (device == "auto" and not accelerator_possible()):
         return "cpu"
     kind = device.partition(":")[0]
     if kind not in ("auto", "cuda", "mps"):
@@ -41,8 +41,8 @@ def resolve_device(device: str = "auto") -> str:
     return device
 
 
-def _accelerator_possible() -> bool:
-    """False if torch could not find an accelerator; checked without importing it."""
+def accelerator_possible() -> bool:
+    """Return False if torch could not find an accelerator; it is not imported."""
     if platform.system() == "Darwin":
         return platform.machine() == "arm64"
     if platform.system() == "Windows":

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.engines.onnx_graph import INPUT
+from bottleneck.engines.processor import vector_units
 
 # Kernels that are faster in int8. Others (sigmoids, scalings) lose accuracy, and conversions cost their gain.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip"]
@@ -104,10 +105,7 @@ def _products_saturate() -> bool:
     """True on x86 without VNNI, where two 8-bit products are added in 16 bits: weights then get 7 bits."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
-    try:
-        return "vnni" not in Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return True
+    return not any("vnni" in unit for unit in vector_units() or ())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from bottleneck.engines.processor import processor_name
 from bottleneck.engines.runtimes import describe, is_installed
 from bottleneck.errors import WriteError
 from bottleneck.files import user_cache, write_whole
@@ -92,13 +92,5 @@ def remembered_winner(key: str, group: Sequence[Candidate], threads: int) -> Can
 def _record(key: str, group: Sequence[Candidate], threads: int) -> Path:
     """The file of a race: another processor, number of threads or version is another race."""
     versions = [describe(name) for name, _ in group if is_installed(name)]
-    text = json.dumps([key, group, threads, _processor(), versions])
+    text = json.dumps([key, group, threads, processor_name(), versions])
     return user_cache() / "races" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-
-
-def _processor() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

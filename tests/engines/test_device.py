@@ -11,7 +11,7 @@ def test_the_cpu_is_always_there():
 
 
 def test_auto_takes_what_torch_finds(monkeypatch):
-    monkeypatch.setattr(device, "_accelerator_possible", lambda: True)
+    monkeypatch.setattr(device, "accelerator_possible", lambda: True)
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
@@ -19,7 +19,7 @@ def test_auto_takes_what_torch_finds(monkeypatch):
 
 
 def test_auto_does_not_ask_torch_where_there_is_no_driver(monkeypatch):
-    monkeypatch.setattr(device, "_accelerator_possible", lambda: False)
+    monkeypatch.setattr(device, "accelerator_possible", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked"))
     assert resolve_device("auto") == "cpu"
 
