@@ -1,12 +1,12 @@
 """Decode the bytes of an image file to upright 8-bit pixels in mode L, RGB or RGBA, and cut them to size.
 
 Any bytes are safe: size and scans are checked from the header, and a bad image raises ImageError. Pillow
-decodes every format and mode. Photographs take two shorter ways; torch is imported only for them:
+decodes every format and mode. Photographs take two shorter ways:
 
-    JPEG in its own mode   torchvision's decoder, libjpeg-turbo as Pillow's: the same pixels, without Pillow's
+    JPEG in its own mode   simplejpeg, which is libjpeg-turbo as in Pillow: the same pixels, without Pillow's
                            detour over four bytes per pixel
     resize of L and RGB    torch's antialiased uint8 kernel, Pillow's algorithm vectorised: pixels differ by
-                           one grey level here and there
+                           one grey level here and there; torch is imported only for this
 
 Shapes: H, W height and width, C channels.
 """
@@ -18,12 +18,13 @@ import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from functools import cache
+from contextlib import suppress
 from importlib.util import find_spec
 from math import ceil, sqrt
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import simplejpeg  # type: ignore[import-untyped]
 from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a format whose own is not loaded)
     BmpImagePlugin,
     GifImagePlugin,
@@ -39,12 +40,9 @@ from PIL import (  # noqa: F401  (Pillow would load all of its plugins for a for
 )
 
 from bottleneck.data.preprocess import ELONGATED, Preprocess
-from bottleneck.data.untrusted import parsing, printed
+from bottleneck.data.untrusted import parsing
 from bottleneck.errors import ImageError
 from bottleneck.threads import one_torch_thread
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 if features.check("avif"):
@@ -99,7 +97,8 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # the same for arra
     7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
-_READ_MODES = {"L": 1, "RGB": 3}  # torchvision.io.ImageReadMode
+_COLOUR_SPACES = {"L": "GRAY", "RGB": "RGB"}  # simplejpeg's name of a mode
+_CUT_SHORT = "Premature end of JPEG file"  # libjpeg's warning
 
 
 def decode_image(data: bytes, mode: str = "RGB", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -165,7 +164,7 @@ class EncodedImage:
         resizing = 4 * max(width, height) * 2 * preprocess.resize  # resized in one direction
         if pixels <= self._whole(preprocess.mode):
             each = (
-                9 if self._has_own_decoder(preprocess.mode) else 24
+                9 if _is_own_jpeg(self._header, preprocess.mode) else 24
             )  # as stored, converted, upright, as array
             return each * pixels + self._decoder_memory(whole=True) + resizing
         stored = pixels // _draft_scale(factor) ** 2 if self._header.format == "JPEG" else pixels
@@ -205,12 +204,12 @@ class EncodedImage:
 
     def array(self, mode: str) -> np.ndarray:
         """Return the pixels of `decode` as (H, W, C) uint8."""
-        with printed() as lines:
-            pixels = jpeg_array(self._data, self._header, mode)
+        pixels = jpeg_array(self._data, self._header, mode)
         if pixels is None:
-            return as_array(self.decode(mode))
-        if lines:
-            self.notes.append("image-scan-damaged")
+            image = self.decode(mode)  # which refuses what is cut short
+            if is_damaged_jpeg(self._data, self._header, mode):
+                self.notes.append("image-scan-damaged")
+            return as_array(image)
         orientation = self._orientation()
         return _UPRIGHT[orientation](pixels) if orientation in _UPRIGHT else pixels
 
@@ -237,12 +236,9 @@ class EncodedImage:
             self.notes.append("image-first-frame")
         return image.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else image
 
-    def _has_own_decoder(self, mode: str) -> bool:
-        return _is_own_jpeg(self._header, mode) and _decoder() is not None
-
     def _whole(self, mode: str) -> int:
         """Return up to how many pixels the image is decoded in one piece."""
-        return WHOLE_JPEG if self._has_own_decoder(mode) else WHOLE
+        return WHOLE_JPEG if _is_own_jpeg(self._header, mode) else WHOLE
 
     def _factor(self, preprocess: Preprocess) -> int:
         """Return by how much a large image is reduced: to `REDUCED` pixels, or twice the wanted size."""
@@ -362,7 +358,7 @@ def _too_large(size: str, allowed: int) -> ImageError:
 
 
 def jpeg_array(data: bytes, header: Image.Image, mode: str) -> np.ndarray | None:
-    """Return the (H, W, C) uint8 pixels of a JPEG file as stored, or None where Pillow has to decode it.
+    """Return the (H, W, C) uint8 pixels of a sound JPEG file, or None where Pillow has to decode it.
 
     Parameters
     ----------
@@ -371,32 +367,33 @@ def jpeg_array(data: bytes, header: Image.Image, mode: str) -> np.ndarray | None
     mode : {"RGB", "L", "RGBA"}
         None is returned unless this is the mode of the file itself.
     """
-    decode = _decoder() if _is_own_jpeg(header, mode) else None
-    if decode is None:
+    if not _is_own_jpeg(header, mode):
         return None
-    import torch
-
     try:
-        pixels = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), _READ_MODES[mode], False)
-    except RuntimeError:
+        pixels = simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode])
+    except ValueError:
         return None
-    return pixels.permute(1, 2, 0).numpy() if pixels.shape[1:] == header.size[::-1] else None
+    return pixels if pixels.shape[1::-1] == header.size else None
+
+
+def is_damaged_jpeg(data: bytes, header: Image.Image, mode: str) -> bool:
+    """Return whether libjpeg reads a JPEG file of this mode with warnings, other than of its missing end."""
+    if not _is_own_jpeg(header, mode):
+        return False
+    try:
+        simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode])
+    except ValueError as warning:
+        if _CUT_SHORT in str(warning):
+            return False
+        with suppress(ValueError):
+            return bool(simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], strict=False).size)
+    return False
 
 
 def _is_own_jpeg(header: Image.Image, mode: str) -> bool:
-    return isinstance(header, JpegImagePlugin.JpegImageFile) and mode == header.mode and mode in _READ_MODES
-
-
-@cache
-def _decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
-    """Return torchvision's operator (its public name is deprecated since 0.29), or None where it is gone."""
-    try:
-        import torch
-        import torchvision  # noqa: F401  (registers it)
-
-        return torch.ops.image.decode_jpeg
-    except (ImportError, AttributeError):
-        return None
+    return (
+        isinstance(header, JpegImagePlugin.JpegImageFile) and mode == header.mode and mode in _COLOUR_SPACES
+    )
 
 
 class _Rendering(NamedTuple):

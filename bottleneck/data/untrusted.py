@@ -1,7 +1,6 @@
 """What strangers' files may do: bytes that a library parses, and what a list or cache may name.
 
-Exceptions of a parser become ImageError, its warnings are dropped, and what a C library prints is collected
-(`printed`).
+Exceptions of a parser become ImageError, and its warnings are dropped.
 
 A list that lies on this machine is the user's own and may name anything. A list from the web, or a cache, may
 come from a stranger: it names files of its own host, or below its own folder; the user must allow the rest.
@@ -9,18 +8,14 @@ come from a stranger: it names files of its own host, or below its own folder; t
 
 from __future__ import annotations
 
-import atexit
-import ctypes
 import hashlib
 import os
-import platform
 import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -90,70 +85,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         _Parsing.here.inside = False
-
-
-@contextmanager
-def printed() -> Iterator[list[str]]:
-    """Collect the lines that C libraries print on stderr in this thread within the block.
-
-    libjpeg tells of a damaged scan only so. Where the C library is not glibc they are printed, not collected.
-    """
-    _redirect_stderr()
-    lines: list[str] = []
-    _Printing.here.lines = lines
-    try:
-        yield lines
-    finally:
-        _Printing.here.lines = None
-
-
-class _Printing:
-    here = threading.local()
-
-
-class _CookieFunctions(ctypes.Structure):
-    """`cookie_io_functions_t` of glibc."""
-
-    _fields_ = (
-        ("read", ctypes.c_void_p),
-        (
-            "write",
-            _WRITE := ctypes.CFUNCTYPE(
-                ctypes.c_ssize_t, ctypes.c_void_p, ctypes.POINTER(ctypes.c_char), ctypes.c_size_t
-            ),
-        ),
-        ("seek", ctypes.c_void_p),
-        ("close", ctypes.c_void_p),
-    )
-
-
-@cache
-def _redirect_stderr() -> None:
-    """Let C's `stderr`, not Python's and not descriptor 2, call `_print` in the thread that prints."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.fopencookie.restype = ctypes.c_void_p
-    libc.fopencookie.argtypes = [ctypes.c_void_p, ctypes.c_char_p, _CookieFunctions]
-    libc.setvbuf.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    functions = _CookieFunctions(write=_print)
-    stream = libc.fopencookie(None, b"w", functions)
-    if not stream:
-        return
-    libc.setvbuf(stream, None, 1, 1024)  # by lines
-    stderr = ctypes.c_void_p.in_dll(libc, "stderr")
-    before, stderr.value = stderr.value, stream
-    atexit.register(setattr, stderr, "value", before)
-
-
-@_CookieFunctions._WRITE  # type: ignore[untyped-decorator]  # made by ctypes
-def _print(cookie: int | None, text: Any, size: int) -> int:
-    lines = getattr(_Printing.here, "lines", None)
-    if lines is None:
-        os.write(2, text[:size])
-    else:
-        lines += text[:size].decode("utf-8", "replace").splitlines()
-    return size
 
 
 @contextmanager

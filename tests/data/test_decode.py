@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import platform
 import struct
 import subprocess
 import sys
@@ -195,8 +194,7 @@ def test_exif_in_a_pngs_text_still_turns_it():
     np.testing.assert_array_equal(np.asarray(turned), np.asarray(expected))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what C prints is collected with glibc alone")
-def test_what_libjpeg_prints_of_a_damaged_scan_is_a_note_and_reaches_no_terminal(capfd):
+def test_a_damaged_scan_is_a_note_and_libjpeg_prints_nothing(capfd):
     data = bytearray(encoded(smooth(64, 64), "JPEG"))
     start = data.rindex(b"\xff\xda") + 60
     data[start : start + 8] = b"\x55" * 8
@@ -512,8 +510,3 @@ def test_damage_is_judged_alike():
             assert fast is None or np.array_equal(fast, slow)
             accepted += fast is not None
     assert min(accepted, refused) > 50
-
-
-def test_without_torchvisions_decoder_pillow_does_it(monkeypatch):
-    monkeypatch.setattr(decode, "_decoder", lambda: None)
-    np.testing.assert_array_equal(EncodedImage(jpeg()).array("RGB"), as_array(decode_image(jpeg())))

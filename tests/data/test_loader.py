@@ -140,8 +140,7 @@ STAGES = [  # every step from file to array
 
 JPEG_STAGES = [  # those that a JPEG passes in place of PNG's; views take a path of their own
     "bottleneck.data.decode.jpeg_array",
-    "bottleneck.data.decode._decoder",
-    "torch.frombuffer",
+    "simplejpeg.decode_jpeg",
     "bottleneck.data.loader.fast_pixels",
     "bottleneck.data.preprocess.ViewRecipe.apply",
 ]
