@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
+from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import flags_of, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import ODD, AuditConfig
@@ -47,7 +48,7 @@ class Limit(click.ParamType):
     help="Head file with its out-of-fold file beside it, whose probabilities judge the labels.",
 )
 @flag("--target", show_default="the first one", help="Target (column of labels) that is judged.")
-@flag("--node", help="Node whose features are compared.")
+@flag("--node", shell_complete=complete_node, help="Node whose features are compared.")
 @flag(
     "--doubt",
     type=click.FloatRange(0, 1),

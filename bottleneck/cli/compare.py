@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import (
     classes_option,
     flags_of,
@@ -79,7 +80,7 @@ flag = flags_of(CompareConfig)
 @labels_options
 @classes_option
 @regression_option
-@flag("--node", help="Node whose cached features the heads take.")
+@flag("--node", shell_complete=complete_node, help="Node whose cached features the heads take.")
 @loading_options
 @training_options(CompareConfig)
 @strict_option

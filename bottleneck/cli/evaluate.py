@@ -37,7 +37,7 @@ FEW = 5  # classes, of which the true one is always among the top 5
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path())
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "--split",
     type=click.Choice(SPLITS),

@@ -17,7 +17,7 @@ flag = flags_of(ExplainConfig)
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path())
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", type=click.Path(), nargs=-1, required=True)
 @flag(
     "-o",
     "--output",

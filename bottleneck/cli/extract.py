@@ -29,7 +29,7 @@ flag = flags_of(ExtractConfig)
 
 
 @click.command(cls=Command)
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o",
     "--output",

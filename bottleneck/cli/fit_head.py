@@ -9,6 +9,7 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
+from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import (
     DEVICES,
     Memory,
@@ -78,6 +79,7 @@ flag = flags_of(FitConfig)
 @click.option(
     "--node",
     "nodes",
+    shell_complete=complete_node,
     multiple=True,
     show_default="all vectors in the cache",
     help="Node whose cached features heads are fitted on, or A+B for several side by side; may be repeated.",

@@ -16,7 +16,7 @@ ROWS_SHOWN = 20
 
 @click.command(cls=Command)
 @click.argument("model", type=click.Path())
-@click.argument("sources", nargs=-1, required=True)
+@click.argument("sources", type=click.Path(), nargs=-1, required=True)
 @click.option(
     "-o", "--output", type=click.Path(), help="Write the predictions to this .csv, .jsonl or .parquet file."
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import flags_of, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import MEASURES, RankConfig
@@ -16,7 +17,7 @@ flag = flags_of(RankConfig)
 
 @click.command(cls=Command)
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
-@flag("--node", help="Node whose cached features are scored.")
+@flag("--node", shell_complete=complete_node, help="Node whose cached features are scored.")
 @flag(
     "--target",
     show_default="the first with classes",

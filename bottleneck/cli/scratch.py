@@ -24,7 +24,7 @@ flag = flags_of(ScratchConfig)
 
 
 @click.command(cls=Command)
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o",
     "--output",

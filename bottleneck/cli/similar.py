@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import RenderableType
 
+from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import engine_options, flags_of, loading_options
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.studies.study_config import SimilarConfig
@@ -23,10 +24,11 @@ flag = flags_of(SimilarConfig)
 
 @click.command(cls=Command)
 @click.argument("cache", type=click.Path())
-@click.argument("images", nargs=-1, metavar="[IMAGE]...")
+@click.argument("images", type=click.Path(), nargs=-1, metavar="[IMAGE]...")
 @flag("--all", "all_images", is_flag=True, help="Find the neighbours of every image of the cache.")
 @flag(
     "--node",
+    shell_complete=complete_node,
     show_default="bottleneck, else the first vector node",
     help="Node whose cached vectors are compared.",
 )

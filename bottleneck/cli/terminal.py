@@ -3,7 +3,7 @@
 Every command is written as
 
     @click.command(cls=Command)
-    @click.argument("source")
+    @click.argument("source", type=click.Path())
     @shows_results
     def command(terminal: Terminal, source: str) -> None:
         result = library_call(source, reporter=terminal)

@@ -38,7 +38,7 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
 
 
 @click.command(cls=Command)
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o",
     "--output",

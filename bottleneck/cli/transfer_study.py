@@ -36,7 +36,7 @@ flag = flags_of(StudyConfig)
 
 
 @click.command(cls=Command)
-@click.argument("source")
+@click.argument("source", type=click.Path())
 @click.option(
     "-o",
     "--output",
