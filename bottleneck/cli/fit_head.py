@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from shlex import quote
 from typing import Any
 
@@ -20,6 +21,7 @@ from bottleneck.cli.options import (
     strict_option,
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import FitError
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
 from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SCALES, SPLITS
@@ -74,6 +76,16 @@ flag = flags_of(FitConfig)
     help="Target (column of labels) to fit heads for; may be repeated.",
 )
 @labels_options
+@click.option(
+    "--without",
+    type=click.Path(allow_dash=True),
+    help="List of images, samples or groups to leave out: a name a line, a table, or - for stdin.",
+)
+@click.option(
+    "--check",
+    type=click.Path(),
+    help="Fit nothing; say whether this head has seen an image of --without, by the digests in its file.",
+)
 @classes_option
 @regression_option
 @click.option(
@@ -131,12 +143,24 @@ flag = flags_of(FitConfig)
 @flag("--seed", type=int, help="Seed of the folds, of the draws of shots and of networks.")
 @strict_option
 @shows_results
-def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) -> None:
+def command(
+    terminal: Terminal,
+    cache: str,
+    labels: str | None,
+    without: str | None,
+    check: str | None,
+    **options: Any,
+) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting.fit_heads import fit_heads
     from bottleneck.report.curves import head_curves
 
-    result = fit_heads(cache, labels=labels, reporter=terminal, **options)
+    listed = sys.stdin.read().splitlines() if without == "-" else without
+    if check is not None:
+        if listed is None:
+            raise click.UsageError("--check needs the list: --without LIST.")
+        return _checked(terminal, check, cache, listed)
+    result = fit_heads(cache, labels=labels, without=listed, reporter=terminal, **options)
     files = result.files | head_curves(result)
     splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
@@ -171,6 +195,22 @@ def command(terminal: Terminal, cache: str, labels: str | None, **options: Any) 
     if labels is not None:
         again += f" --labels {quote(labels)}"
     terminal.result(values, *shown, f"Next: bottleneck evaluate {again}")
+
+
+def _checked(terminal: Terminal, head: str, cache: str, listed: str | list[str]) -> None:
+    """Print whether a head has seen an image of the list; FitError unless it is proven that it has not."""
+    from bottleneck.fitting.left_out import seen_images
+
+    found = seen_images(head, cache, listed)
+    seen, images = len(found["seen"]), found["images"]
+    line = f"{head} was fitted on {found['trained_on']:,} images; none is among the {images:,} listed."
+    if not found["proven"]:
+        line = f"{head} has seen {seen:,} of the {images:,} images of the list"
+        line += f", such as {found['seen'][0]}" if seen else ""
+        line += f"; of {found['undecided']:,} its file cannot tell." if found["undecided"] else "."
+    terminal.result(found, *([line] if found["proven"] else []))
+    if not found["proven"]:
+        raise FitError(line, f"Fit it again: bottleneck fit-head {quote(cache)} --without LIST")
 
 
 def _score(accuracy: float | None, head: dict[str, Any], split: str) -> float | str | None:

@@ -21,6 +21,7 @@ from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, shot_record
 from bottleneck.fitting.labels import relabelled
+from bottleneck.fitting.left_out import Listed, left_out, without_rows
 from bottleneck.fitting.training_set import (
     folds_of,
     require_classes,
@@ -68,6 +69,7 @@ def fit_heads(
     targets: Sequence[str] | None = None,
     labels: str | os.PathLike[str] | None = None,
     group: str | None = None,
+    without: Listed | None = None,
     classes: Sequence[str] = (),
     regression: Sequence[str] = (),
     label_separator: str | None = None,
@@ -100,6 +102,8 @@ def fit_heads(
     targets : names; None takes all targets of the cache or of `labels`.
     labels : .csv, .jsonl or .parquet file whose columns replace the cache's targets (`labels.join_labels`).
     group : column of `labels` that names groups, which folds keep together; None takes the cache's groups.
+    without : list of images, samples or groups that take no part, in the fit or in its figures
+        (`left_out.left_out`); the heads' files keep its digest, and `left_out.seen_images` proves it.
     classes : targets whose numbers are names of classes (codes, versions), not quantities.
     label_separator : character between several labels in one cell of `labels`.
     regression : targets whose whole numbers are quantities (ages, counts), not names of classes.
@@ -144,7 +148,11 @@ def fit_heads(
             config=LabelConfig(tuple(classes), tuple(regression), label_separator),
         )
         require_classes(samples, classes)
-        complete = with_numbers(samples, regression)
+        complete, left = with_numbers(samples, regression), None
+        if without is not None:
+            found = left_out(opened, without)
+            complete, left = without_rows(complete, found.rows), found.record(opened)
+            notes += found.notes(opened)
         samples, unseen = with_training_classes(complete, targets)
         train, requested = training_samples(samples, targets, Path(cache))
         notes += [*unseen, *_left_out(config, requested)]
@@ -161,7 +169,7 @@ def fit_heads(
         notes += renamed
         refuse_strict(notes, strict)
         unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
-        files = HeadFiles(opened, samples, Path(output), unseen_of)
+        files = HeadFiles(opened, samples, Path(output), unseen_of, left)
         run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []

@@ -49,11 +49,16 @@ LONGEST_NAME = 150  # bytes of a file name before its suffix; file systems take 
 
 
 def describe_head(
-    cache: FeatureCache, samples: SampleTable, target: Target, node: str, rows: np.ndarray | None = None
+    cache: FeatureCache,
+    samples: SampleTable,
+    target: Target,
+    node: str,
+    rows: np.ndarray | None = None,
+    without: Mapping[str, Any] | None = None,
 ) -> HeadDescription:
     """Return the description of a head for `target` of `samples` on one node of a cache.
 
-    rows : samples that the head is fitted on, if they are known.
+    rows : samples that the head is fitted on, if they are known. without : what was left out by a list.
     """
     return HeadDescription(
         target=target.name,
@@ -68,6 +73,7 @@ def describe_head(
         node_fingerprint=cache.vector_fingerprint(node),
         columns=dict(samples.columns),
         trained_on={} if rows is None else seen_before({}, cache.images.digest, samples, rows),
+        without=dict(without or {}),
     )
 
 
@@ -75,7 +81,7 @@ class HeadFiles:
     """Write the heads of one cache into one folder.
 
     samples : the targets have the classes of the train split. unseen : for each target that lost classes by
-        that, the number of samples of each.
+        that, the number of samples of each. without : what was left out by a list.
     notes : on the heads that were written.
     """
 
@@ -85,9 +91,11 @@ class HeadFiles:
         samples: SampleTable,
         folder: Path,
         unseen: Mapping[str, Mapping[str, int]],
+        without: Mapping[str, Any] | None = None,
     ) -> None:
         self.cache, self.samples, self.folder, self.unseen = cache, samples, folder, unseen
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
+        self._without = without
         self._written: set[str] = set()
         self.notes: list[Note] = []
 
@@ -103,7 +111,7 @@ class HeadFiles:
             temperature = fit_temperature(*held_out, fit.link)
             trim_memory()
         fitted_on = train[target.labelled]
-        description = describe_head(self.cache, self.samples, target, node, fitted_on)
+        description = describe_head(self.cache, self.samples, target, node, fitted_on, self._without)
         head = fit.artifact(description, temperature=temperature, n_train=len(fitted_on))
         metrics = {}
         if held_out is not None:

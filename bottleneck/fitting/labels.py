@@ -118,7 +118,7 @@ def join_labels(
     for name in wanted:
         cells = table[_found(table, name, path.name)]
         target, told = target_from_column(name, cells, config, alone=len(wanted) == 1)
-        joined[name] = _in_order_of(target, row_of)
+        joined[name] = in_order_of(target, row_of)
         notes += told
     groups = samples.group
     if group is not None:
@@ -156,8 +156,8 @@ def _column_notes(table: Table, key: str, names: Sequence[str], file: str) -> li
     return [spelling_note(column, name, file) for column, name in pairs if column != name]
 
 
-def _in_order_of(target: Target, row_of: np.ndarray) -> Target:
-    """Return the target of the samples that the rows name; its classes are those of the whole file."""
+def in_order_of(target: Target, row_of: np.ndarray) -> Target:
+    """Return the target of the rows that samples name, row_of (S,), −1 for none; the classes stay."""
     has_row = row_of >= 0
     unlabelled = {"class": -1, "multilabel": 255, "regression": np.nan}[target.kind]
     values = np.full((len(row_of), *target.values.shape[1:]), unlabelled, target.values.dtype)
@@ -171,15 +171,15 @@ def _rows_by_sample(
     """Return (S,) the row of the file that names each sample, −1 where none does."""
     samples_of: dict[str, list[int]] = {}
     for sample, name in enumerate(samples.key):
-        samples_of.setdefault(_plain(name), []).append(sample)
+        samples_of.setdefault(plain_key(name), []).append(sample)
     if samples.image.shape[1] == 1:
         for sample, image in enumerate(samples.image[:, 0]):
-            named = samples_of.setdefault(_plain(image_keys[image]), [])
+            named = samples_of.setdefault(plain_key(image_keys[image]), [])
             if sample not in named:
                 named.append(sample)
     row_of = np.full(len(samples), -1, np.int64)
     for row, cell in enumerate(cells):
-        for sample in () if repeated[row] else samples_of.get(_plain(str(cell)), ()):
+        for sample in () if repeated[row] else samples_of.get(plain_key(str(cell)), ()):
             if row_of[sample] >= 0:
                 raise FitError(
                     f"The {column} names {cell!r} twice, in {rows_named([int(row_of[sample]) + 1, row + 1])}."
@@ -193,6 +193,6 @@ def _rows_by_sample(
     return row_of
 
 
-def _plain(key: str) -> str:
+def plain_key(key: str) -> str:
     """Return a key as it is compared: composed letters, forward slashes, no leading "./"."""
     return unicodedata.normalize("NFC", str(key)).replace("\\", "/").removeprefix("./")

@@ -59,6 +59,7 @@ class HeadDescription:
     node_fingerprint : of the node's rows.
     columns : of the manifest that the samples came from, by role (`SampleTable.columns`); {} without one.
     trained_on : the images that it was fitted on, as `TrainedOn.to_json`; {} where they are not known.
+    without : what was left out of the fit by a list, as `fitting.left_out.LeftOut.record`; {} for nothing.
     """
 
     target: str = "label"
@@ -73,6 +74,7 @@ class HeadDescription:
     node_fingerprint: str = ""
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict, repr=False)
+    without: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ FIELDS = {  # of the description, in the order of the file
 OPTIONAL = {  # fields that files of earlier releases lack
     "columns": lambda value: _is_object(value) and all(map(_are_texts, value.values())),
     "trained_on": _is_object,
+    "without": _is_object,
 }
 BACKBONE = {  # fields of a recipe that are used before it is compared with the network
     "name": is_text,
@@ -91,6 +92,7 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
     "depth": lambda value: value is None or _is_count(value),
     "calibrated": is_flag,
 }
+WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}
 METRICS = {
     "accuracy": _is_finite_or_null,
     "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
@@ -155,6 +157,7 @@ def check_fields(head: Any) -> None:
         raise ArtifactError(f"A head has the class {twice!r} twice; expected different names.")
     if head.trained_on:
         TrainedOn.from_json(head.trained_on)
+    _check_some(head.without, WITHOUT, "What was left out of a head")
     _check_some(head.backbone, BACKBONE, "A head's backbone")
     _check_some(head.settings, SETTINGS, "The settings of a head")
     if head.form == "knn" and "k" not in head.settings:

@@ -55,6 +55,13 @@ class TrainedOn:
         compared = int((others <= self.starts[-1]).sum())
         return max(found, round(found / compared * len(others))), len(others), False
 
+    def has(self, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return for each of some images, digests (I, 32) uint8, whether it is one of these, and whether that
+        can be told: (I,) bool each."""
+        starts = _starts(digests)
+        decided = (starts <= self.starts[-1]) | (self.images == len(self.starts))
+        return np.isin(starts, self.starts), decided
+
     def joined_with(self, other: TrainedOn) -> TrainedOn:
         """Return the images of both."""
         starts = np.union1d(self.starts, other.starts)

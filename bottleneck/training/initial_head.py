@@ -23,7 +23,7 @@ from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
-from bottleneck.heads.trained_on import seen_before
+from bottleneck.heads.trained_on import TrainedOn, seen_before
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
@@ -66,6 +66,15 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
             fit_one,
             fields=tuple(fields),
         )
+    if head.without:
+        in_train = np.unique(samples.image[samples.split == "train"])
+        seen, _ = TrainedOn.from_json(head.trained_on).has(cache.images.digest[in_train])
+        if not seen.all():
+            raise ArtifactError(
+                f"The head was fitted without {head.without['images']:,} images that were left out by "
+                f"a list; training would use images of {cache.path} that it has not seen.",
+                "Extract a cache without those images, and fit a head on it.",
+            )
     nodes = cache.vectors(head.node)  # CacheError if the cache lacks a node
     if len(nodes) > 1:
         raise ArtifactError(
