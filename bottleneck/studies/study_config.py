@@ -132,7 +132,7 @@ class AuditConfig:
 
     target: str | None = None  # the first one by default
     node: str = BOTTLENECK  # whose features are compared, and fitted where no head is given
-    doubt: float = 0.25  # least probability with which a flagged label is wrong
+    doubt: float = 0.2  # least probability with which a flagged label is wrong
     cosine: float = 0.8  # of features less their mean: the least of two images that are nearly the same
     ratio: float = 0.4  # of the distance to the tenth neighbour: the most of two such images
     fence: float = 3.0  # interquartile ranges above the third quartile from which an image is an outlier

@@ -91,12 +91,12 @@ def test_a_hesitant_head_s_hard_samples_are_not_wrong_labels():
     labels = (p.cumsum(axis=1) > draw.random((600, 1))).argmax(axis=1)
     assert (p.argmax(axis=1) != labels).mean() > 0.15
     assert label_quality(labels, p).flag.sum() > 6
-    assert label_quality(labels, p, doubt=0.25).flag.mean() <= 0.01
+    assert label_quality(labels, p, doubt=0.2).flag.mean() <= 0.01
 
 
 def test_the_probability_of_being_wrong_and_the_share_are_calibrated():
     labels, p, wrong = drawn(n=2000, flipped=0.1, spread=2.0)
-    quality = label_quality(labels, p, doubt=0.25)
+    quality = label_quality(labels, p, doubt=0.2)
     assert quality.share == pytest.approx(wrong.mean(), abs=0.02)
     assert quality.wrong[quality.flag].mean() == pytest.approx(wrong[quality.flag].mean(), abs=0.06)
     assert quality.wrong.sum() == pytest.approx(wrong.sum(), rel=0.2)
