@@ -8,9 +8,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+JOINERS = "\u200c\u200d"  # format characters that words of some scripts, and emojis, need
+HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format, surrogates, line separators
 
 
 class Reporter:
@@ -25,7 +29,10 @@ class Reporter:
     def step(
         self, name: str, total: int | None = None, unit: str = "images"
     ) -> Iterator[Callable[[int], None]]:
-        """Open one long step; call the yielded function with the number of units just done."""
+        """Open one long step; call the yielded function with the number of units just done.
+
+        unit : in the plural, of the rate that is shown; none is shown without it.
+        """
         yield lambda done: None
 
     def tell(self, text: str) -> None:
@@ -50,3 +57,16 @@ def probability(value: float) -> str:
     if value > 0.9999:
         return "> 0.9999"
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def printable(text: str) -> str:
+    r"""Return `text` as one line; characters that steer a terminal or reverse its text are escaped.
+
+    The character of code 27 is shown as \x1b, as Python writes it.
+    """
+    return "".join(
+        character.encode("unicode_escape").decode("ascii")
+        if unicodedata.category(character) in HIDDEN and character not in JOINERS
+        else character
+        for character in text
+    )

@@ -86,15 +86,20 @@ def patches_of_source(
         If no image can be read.
     """
     preprocess = preprocess or backbone.preprocess
-    nodes = nodes or [
-        b.node for b in backbone.blocks if _layout(backbone, b.node, preprocess) not in ("", "NC")
-    ]
+    nodes = nodes or map_nodes(backbone, preprocess)
     opened = read_source(source)
     keys = opened.images[:limit]
     with reporter.step("Reading", total=len(keys), unit="images") as advance:
         workers = thread_budget().decode
         pixels = readable_pixels(opened, keys, preprocess, workers=workers, advance=advance)
     return strongest_patches(backbone, pixels, nodes, preprocess=preprocess, reporter=reporter)
+
+
+def map_nodes(backbone: Backbone, preprocess: Preprocess) -> list[str]:
+    """Return the nodes of all blocks that are maps, from the stem upwards."""
+    return [
+        block.node for block in backbone.blocks if _layout(backbone, block.node, preprocess) not in ("", "NC")
+    ]
 
 
 def strongest_patches(

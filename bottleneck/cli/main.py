@@ -20,8 +20,9 @@ from contextlib import suppress
 import click
 
 from bottleneck import __version__
-from bottleneck.cli.streams import printable, protect_streams
+from bottleneck.cli.streams import protect_streams
 from bottleneck.errors import BottleneckError, first_line
+from bottleneck.progress import printable
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 AGAIN = 0.02  # seconds

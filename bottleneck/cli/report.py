@@ -40,7 +40,10 @@ def command(terminal: Terminal, paths: tuple[str, ...], **options: Any) -> None:
 
     called = shlex.join(["bottleneck", *sys.argv[1:]])
     result = write_report(paths, command=called, reporter=terminal, **options)
-    shown = f"{result.thumbnails:,} of {result.images:,} images shown"
+    shown = f"{result.thumbnails:,} of {result.images:,} thumbnails" if result.images else "no image"
+    if result.overlays:
+        images = result.images - result.overlays
+        shown += f": {images:,} images, {result.overlays:,} overlays of where the model looked"
     lines = [f"Report: {result.path} ({readable(result.bytes)}, {shown})."]
     if result.figures:
         lines.append(f"Figures: {len(result.figures)} files in {options['figures']}")

@@ -5,25 +5,8 @@ from __future__ import annotations
 import io
 import os
 import sys
-import unicodedata
 from contextlib import suppress
 from typing import Any
-
-JOINERS = "\u200c\u200d"  # format characters that words of some scripts, and emojis, need
-HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # Unicode categories: control, format, surrogates, line separators
-
-
-def printable(text: str) -> str:
-    r"""Return `text` as one line; characters that steer a terminal or reverse its text are escaped.
-
-    The character of code 27 is shown as \x1b, as Python writes it.
-    """
-    return "".join(
-        character.encode("unicode_escape").decode("ascii")
-        if unicodedata.category(character) in HIDDEN and character not in JOINERS
-        else character
-        for character in text
-    )
 
 
 class SafeStream(io.TextIOBase):

@@ -34,11 +34,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.cli.streams import printable
 from bottleneck.data.untrusted import allow
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
-from bottleneck.progress import Reporter, probability
+from bottleneck.progress import Reporter, printable, probability
 
 if TYPE_CHECKING:
     from bottleneck.training.results import TrainingResult
@@ -63,7 +62,7 @@ class Terminal(Reporter):
 
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
-        """Show on a terminal what command `name` does while it reports nothing: first it loads what it needs."""
+        """Show on a terminal what command `name` does while it reports nothing: at first it loads."""
         self._name = name
         self._wait("loading libraries, files and the network")
         try:
@@ -144,7 +143,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        if not speed:
+        if not speed or not self.unit:
             return Text("")
         if speed < 0.1:
             return Text(f"{1 / speed:.0f} s each")

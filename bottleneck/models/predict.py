@@ -133,7 +133,7 @@ def predict(
         "flip": flip or classifier.flips,
         "output": None if output is None else str(output),
         "seconds": seconds,
-        "images_per_second": images / seconds,
+        "images_per_second": (images - len(failed)) / seconds,
         "notes": [*classifier.head.notes, *flip_notes, *notes, *classifier.trunk.notes],
     }
 

@@ -6,10 +6,14 @@ Shapes: I images, S samples.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from bottleneck.data.decode import EncodedImage
+from bottleneck.errors import BottleneckError, ImageError
+from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import readable
 from bottleneck.names import SPLITS
@@ -22,6 +26,7 @@ from bottleneck.studies.study_config import AuditConfig
 
 MOST_PAIRS = 24
 MOST_REASONS = 20
+MOST_MEASURED = 256  # images whose pixels are counted
 
 
 def data_section(
@@ -33,7 +38,7 @@ def data_section(
         missing = "No cache is among the paths, so the data are not shown. Name the cache as well."
         return Section("data", title, missing=missing), []
     sheet = data_sheet(cache.samples, cache.failures)
-    extracted = _of(inputs.results.get("extract", ()), cache)
+    extraction = extracted(inputs.results.get("extract", ()), cache)
     blocks: list[Block] = []
     problems: list[Problem] = []
     for name, target in sheet["targets"].items():
@@ -53,7 +58,7 @@ def data_section(
     if cache.failures:
         blocks.append(_failures(cache, sheet))
         problems.append(_failed(cache))
-    if ignored := extracted.get("data", {}).get("ignored"):
+    if ignored := extraction.get("data", {}).get("ignored"):
         rows = [[suffix, count] for suffix, count in ignored.items()]
         blocks.append(Table("ignored", "Ignored files", columns=("suffix", "files"), rows=rows))
     pairs = look_alikes(cache, inputs.results.get("audit", ()))
@@ -69,8 +74,8 @@ def data_section(
     return Section("data", title, blocks), problems
 
 
-def _of(results: Any, cache: FeatureCache) -> dict[str, Any]:
-    """Return the result of the extraction of this cache."""
+def extracted(results: Any, cache: FeatureCache) -> dict[str, Any]:
+    """Return the result of the extraction of this cache, of several the last one; {} for none."""
     found: dict[str, Any] = {}
     for result in results:
         if str(result.get("cache")) == str(cache.path) and isinstance(result.get("data"), dict):
@@ -136,11 +141,35 @@ def _files(cache: FeatureCache) -> Table:
         rows.append(
             ["a file", f"{readable(int(middle))} (from {readable(int(low))} to {readable(int(high))})"]
         )
+    if pixels := _pixel_sizes(cache):
+        rows.append(["pixels of an image", pixels])
     if samples.group is not None:
         rows.append(["groups", f"{len(np.unique(samples.group.astype(str))):,}"])
     if samples.covariate_names:
         rows.append(["covariates", ", ".join(samples.covariate_names)])
     return Table("files", "Files", columns=("what", "value"), rows=rows, sortable=False)
+
+
+def _pixel_sizes(cache: FeatureCache) -> str:
+    """Return width × height of at most `MOST_MEASURED` images, evenly drawn; "" if none can be read."""
+    keys, sizes = cache.images.key, []
+    try:
+        source = source_of(cache)
+        for row in np.unique(np.linspace(0, len(keys) - 1, min(len(keys), MOST_MEASURED)).astype(int)):
+            with suppress(ImageError, OSError, BottleneckError):
+                image = EncodedImage(source.read(keys[row]))
+                sizes.append(image.size)
+                image.close()
+    except BottleneckError:
+        return ""
+    if not sizes:
+        return ""
+    ranked = sorted(sizes, key=lambda size: size[0] * size[1])
+    small, middle, large = (
+        f"{width:,} × {height:,}" for width, height in (ranked[0], ranked[len(ranked) // 2], ranked[-1])
+    )
+    of = "" if len(sizes) == len(keys) else f"; of {len(sizes):,} images that were read"
+    return (small if small == large else f"{middle} (from {small} to {large})") + of
 
 
 def _failures(cache: FeatureCache, sheet: Mapping[str, Any]) -> Table:

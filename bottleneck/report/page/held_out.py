@@ -23,15 +23,16 @@ from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import open_model
-from bottleneck.models.scoring import require_fitted_on, score_cache, select, with_target_of
+from bottleneck.models.scoring import has_mirrors, require_fitted_on, score_cache, select, with_target_of
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.judged import from_head
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.trials.heads import KIND, fit_on, held_out
-from bottleneck.trials.task import task_of
+from bottleneck.trials.heads import KIND, fit_on, head_on, held_out
+from bottleneck.trials.mirrors import mirrored_outputs
+from bottleneck.trials.task import Task, task_of
 
 FOLDS = "folds"  # in place of a split: each sample judged by a head that was fitted without it
 LEARNT_SHARE = 0.5  # of a split's images in the head's training: then it was fitted on that split
@@ -142,6 +143,8 @@ def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Rep
         task = task_of(cache, head.target, cv=TrainConfig.cv, seed=TrainConfig.seed)
         if head.class_names != task.target.class_names:
             return None
+        if head.settings.get("flip"):
+            return _of_mirrored_folds(task, head, reporter)
         try:
             stored = from_head(task, head, path)
             train = np.isin(stored.rows, task.rows["train"])
@@ -163,6 +166,27 @@ def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Rep
     return _folds(
         head, task.target, rows[held], apply_link(fit.out_of_fold[held], head.link, head.temperature)
     )
+
+
+def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Judged | None:
+    """Return the samples of train, each judged on the mean of image and mirror image by a head without it."""
+    if (
+        head.C is None
+        or len(task.judged) * head.n_features > MOST_WORK
+        or not has_mirrors(task.cache, head.node)
+    ):
+        return None
+    train, scales = task.rows["train"], head.settings.get("scales") or {}
+    rows, outputs = [], []
+    for fold in range(int(task.fold.max()) + 1):
+        held = task.fold == fold
+        if held.any():
+            fitted = head_on(task, head.node, train[~held], head.C, scales, reporter)
+            alone = replace(fitted, temperature=head.temperature)
+            rows.append(train[held])
+            outputs.append(mirrored_outputs(task, alone, train[held]))
+    found = np.concatenate(rows)
+    return _folds(head, task.target, found, apply_link(np.concatenate(outputs), head.link, 1.0))
 
 
 def _folds(head: HeadArtifact, target: Target, rows: np.ndarray, probabilities: np.ndarray) -> Judged:

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
+from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.patches import first_kernels, map_nodes, strongest_patches
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.decode import decode_image
+from bottleneck.data.loader import readable_pixels
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BottleneckError, Note
-from bottleneck.report.image_sheets import draw_filters
+from bottleneck.extraction.cached_source import source_of
+from bottleneck.progress import Reporter
+from bottleneck.report.image_sheets import draw_filters, draw_patches
 from bottleneck.report.page.blocks import Block, Chart, Picture, Section, Series
 from bottleneck.report.page.inputs import Inputs, study_curves
 from bottleneck.store.reader import FeatureCache
+from bottleneck.threads import thread_budget
+from bottleneck.training.inputs import backbone_of
 
 WIDEST = 1200  # pixels of a picture
 MOST_KERNELS = 128
+MOST_EXCITED, CHANNELS, PATCHES = 64, 5, 8  # images that are searched; rows and columns of a sheet
+SHARE = 0.1  # of the page's size that sheets of patches may take
 LINES = {"BnB": "line", "BnB+": "line", "AnB": "line", "AnB+": "line", "random": "dashes"}
 
 
 def network_section(
-    inputs: Inputs, cache: FeatureCache | None, options: LoadOptions
+    inputs: Inputs, cache: FeatureCache | None, options: LoadOptions, max_size: int, reporter: Reporter
 ) -> tuple[Section, list[Note]]:
-    """Return the section, and notes."""
+    """Return the section, and notes. max_size : of the page, of which sheets of patches take a part only."""
     blocks: list[Block] = []
     notes: list[Note] = []
     if cache is not None:
         try:
-            blocks.append(_kernels(cache, options))
-        except BottleneckError as error:
-            notes.append(Note("kernels-not-shown", f"The first layer is not shown: {error.message}"))
+            backbone = backbone_of(cache, options)
+            blocks.append(_kernels(backbone))
+            blocks += _excitation(backbone, cache, int(max_size * SHARE), reporter)
+        except (BottleneckError, OSError) as error:
+            first = "Patches are" if blocks else "The first layer is"
+            notes.append(Note("network-not-shown", f"{first} not shown: {error}"))
     for path in inputs.pictures:
         try:
             blocks.append(_picture(path))
@@ -45,12 +59,9 @@ def network_section(
     return Section("network", "Network", blocks, missing), notes
 
 
-def _kernels(cache: FeatureCache, options: LoadOptions) -> Picture:
+def _kernels(backbone: Backbone) -> Picture:
     """Return the kernels of the first convolution as colours, each scaled to the full range."""
-    from bottleneck.backbones.patches import first_kernels
-    from bottleneck.training.inputs import backbone_of
-
-    kernels = first_kernels(backbone_of(cache, options))
+    kernels = first_kernels(backbone)
     with TemporaryDirectory() as folder:
         path = draw_filters(kernels[:MOST_KERNELS], Path(folder) / "kernels.png")
         sheet = Image.open(path).convert("RGB")
@@ -58,6 +69,35 @@ def _kernels(cache: FeatureCache, options: LoadOptions) -> Picture:
     shown = "" if len(kernels) <= MOST_KERNELS else f", the first {MOST_KERNELS}"
     text = f"{len(kernels)} kernels of {size} pixels{shown}. Middle grey is zero; each has its own scale."
     return _as_block("kernels", "First layer", text, sheet, lossless=True)
+
+
+def _excitation(
+    backbone: Backbone, cache: FeatureCache, budget: int, reporter: Reporter
+) -> Iterator[Picture]:
+    """Yield a sheet for an early, a middle and a late block: patches of the images that excite channels most.
+
+    budget : bytes of all sheets; those that do not fit are left out.
+    """
+    preprocess = Preprocess.from_json(cache.spec.preprocess)
+    blocks = map_nodes(backbone, preprocess)
+    nodes = list(dict.fromkeys(blocks[round(at * (len(blocks) - 1))] for at in (0.25, 0.6, 1) if blocks))
+    source = source_of(cache)
+    keys = cache.images.key
+    drawn = np.unique(np.linspace(0, len(keys) - 1, min(len(keys), MOST_EXCITED)).astype(int))
+    pixels = readable_pixels(
+        source, [str(keys[row]) for row in drawn], preprocess, workers=thread_budget().decode
+    )
+    found = strongest_patches(
+        backbone, pixels, nodes, preprocess=preprocess, channels=CHANNELS, patches=PATCHES, reporter=reporter
+    )
+    for patches in found:
+        with TemporaryDirectory() as folder:
+            sheet = Image.open(draw_patches([patches], Path(folder) / "patches.png")).convert("RGB")
+        text = f"Of {len(pixels):,} images evenly drawn, the patches that excite {CHANNELS} channels of "
+        text += f"{patches.node} most, the strongest first."
+        block = _as_block(f"patches-{patches.node}", f"What excites {patches.node}", text, sheet)
+        if (budget := budget - len(block.data) * 4 // 3) >= 0:
+            yield block
 
 
 def _picture(path: Path) -> Picture:

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
+from bottleneck.progress import printable
 from bottleneck.report.page.blocks import Block, Confusion, Interval, Map, Picture, Section, Share
 from bottleneck.report.page.pictures import SIDE, Pictures, Sprite
 from bottleneck.report.page.svg import bar_svg, chart_svg, interval_svg, legend_svg
@@ -29,7 +30,7 @@ TEMPLATES = "report/page/templates"
 CELL = 13  # units of a cell of a large confusion matrix
 NAME = 150  # units of the names beside it
 LONGEST = 22  # characters of a name beside it
-UNSAFE = re.compile("[<>&\u2028\u2029\x7f-\x9f]")
+UNSAFE = re.compile("[<>&]")
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,22 @@ class Page:
 
 
 def embedded_json(value: Any) -> Markup:
-    """Return JSON that can stand in a script element: no character of it ends the element or the script."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain)
+    """Return JSON that can stand in a script element: no character of it ends the element or the script, and
+    its texts are as the page shows them (`progress.printable`).
+    """
+    text = json.dumps(
+        _shown(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
+    )
     return Markup(UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def _shown(value: Any) -> Any:
+    """Return a value with its texts as the page shows them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_shown(key): _shown(each) for key, each in value.items()}
+    return [_shown(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: Any) -> Any:
@@ -102,8 +116,8 @@ def _plain(value: Any) -> Any:
 
 
 def _printable(text: str) -> str:
-    """Return text that UTF-8 and HTML can hold: bytes of no encoding become escapes, a NUL its picture."""
-    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\u2400")
+    """Return text without characters that a page cannot hold or that reverse it: they become escapes."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _asset(name: str) -> str:

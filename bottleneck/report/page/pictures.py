@@ -80,7 +80,7 @@ class Pictures:
             text = f"No image is shown: {error.message} {error.hint}".strip()
             return pixels, [Note("images-not-shown", text, details={"images": len(wanted)})]
         preprocess = Preprocess.from_json(cache.spec.preprocess).override(image_size=SIDE)
-        with reporter.step("Reading images", total=len(wanted)) as advance:
+        with reporter.step("Reading images", total=len(wanted), unit="") as advance:
             read = thumbnails(source, list(wanted), preprocess)
             advance(len(wanted))
         unreadable = {name: picture for name, picture in read.items() if isinstance(picture, str)}
@@ -92,7 +92,7 @@ class Pictures:
         if shown >= len(self.names):
             return []
         text = (
-            f"{shown:,} of {len(self.names):,} images have a thumbnail, to keep to the size of the page; "
+            f"{shown:,} of {len(self.names):,} thumbnails are in the page, to keep to the size of the page; "
             "--max-size allows more."
         )
         return [Note("thumbnails-left-out", text, details={"shown": shown, "images": len(self.names)})]

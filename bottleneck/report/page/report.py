@@ -36,7 +36,8 @@ from bottleneck.store.reader import FeatureCache
 class Report:
     """The written page.
 
-    path, bytes : of the page. thumbnails : images that have one, of `images` that the page names.
+    path, bytes : of the page. thumbnails : pictures that have one, of `images` that the page names, of which
+    `overlays` show where the model looked.
     sections : the numbers of each section by block. figures : paths of the figures that were written.
     """
 
@@ -45,6 +46,7 @@ class Report:
     thumbnails: int
     images: int
     sections: dict[str, Any]
+    overlays: int = 0
     figures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
@@ -110,6 +112,7 @@ def write_report(
         thumbnails=shown,
         images=len(page.pictures.names),
         sections=page.numbers(),
+        overlays=len(page.pictures.made),
         figures=drawn,
         seconds=time.perf_counter() - started,
         notes=distinct([*page.notes, *notes]),
@@ -131,11 +134,11 @@ def _page(
     notes += told
     plane, told = map_section(cache, found, pictures, config.seed, reporter)
     notes += told
-    network, told = network_section(inputs, cache, options)
+    network, told = network_section(inputs, cache, options, config.max_size, reporter)
     notes += told
     sections: list[Section] = [
         verdict_section(inputs, main, found, cache, [*of_data, *of_model]),
-        provenance_section(inputs, main, cache, command),
+        provenance_section(inputs, main, cache, command, config.seed),
         data,
         choice_section(inputs, main),
         model,

@@ -22,6 +22,7 @@ from bottleneck.report.page.blocks import (
     Section,
     Table,
 )
+from bottleneck.report.page.data_section import extracted
 from bottleneck.report.page.held_out import FOLDS, Judged
 from bottleneck.report.page.inputs import Fitted, Inputs
 from bottleneck.report.page.model_section import stored
@@ -178,22 +179,27 @@ def _next(main: Fitted, worst: Sequence[Problem], cache: FeatureCache | None) ->
 
 
 def provenance_section(
-    inputs: Inputs, main: Fitted | None, cache: FeatureCache | None, command: str
+    inputs: Inputs, main: Fitted | None, cache: FeatureCache | None, command: str, seed: int
 ) -> Section:
-    """Return what the page was made from, and by what."""
+    """Return what the page was made from, and by what. seed : of the map."""
     rows: list[list[Any]] = [
         ["made with", f"bottleneck {__version__}"],
         ["date", f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"],
     ]
     if command:
         rows.append(["command", command])
-    rows.append(["paths", ", ".join(inputs.given)])
+    rows += [["paths", ", ".join(inputs.given)], ["seed of the map", seed]]
     blocks: list[Block] = [Table("page", "This page", columns=("what", "value"), rows=rows, sortable=False)]
     if main is not None:
         blocks.append(_model(main))
     for number, each in enumerate(inputs.caches):
         blocks.append(
-            _cache(each, "" if number == 0 else f"-{number + 1}", each is cache and len(inputs.caches) > 1)
+            _cache(
+                each,
+                "" if number == 0 else f"-{number + 1}",
+                each is cache and len(inputs.caches) > 1,
+                extracted(inputs.results.get("extract", ()), each),
+            )
         )
     return Section("provenance", "Provenance", blocks)
 
@@ -223,12 +229,17 @@ def _model(main: Fitted) -> Table:
     return Table("model-file", "Model", columns=("what", "value"), rows=rows, sortable=False, shown=9)
 
 
-def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
+def _cache(cache: FeatureCache, suffix: str, shown: bool, extraction: Mapping[str, Any]) -> Table:
+    """Return what a cache was made with. extraction : the result of `extract` that made it, or {}."""
+    engine = (
+        extraction.get("engine") or "not recorded in a cache; engines agree within their precision's bound"
+    )
     rows: list[list[Any]] = [
         ["file", str(cache.path)],
         ["source", cache.source],
         ["made with", cache.created_with],
         ["fingerprint", cache.fingerprint],
+        ["engine", engine],
         *([f"network {name}", _text(value)] for name, value in cache.spec.backbone.items()),
         *([f"images {name}", _text(value)] for name, value in cache.spec.preprocess.items()),
         *(

@@ -20,9 +20,9 @@ import numpy as np
 
 from bottleneck.errors import CacheError, Note
 from bottleneck.files import replacing, require_file_name
-from bottleneck.fitting.head_files import blockwise
-from bottleneck.heads.artifact import load_head
-from bottleneck.models.scoring import require_fitted_on
+from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.models.classifier import mean_scores
+from bottleneck.models.scoring import cached_inputs, has_mirrors, require_fitted_on
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, Target
@@ -102,7 +102,7 @@ def export_map(
         for name, target in samples.targets.items():
             columns[f"label_{name}" if name in TAKEN else name] = pyarrow.array(_labels(target))
         if artifact is not None:
-            columns |= {key: pyarrow.array(value) for key, value in _predicted(artifact, rows).items()}
+            columns |= {key: pyarrow.array(value) for key, value in _predicted(artifact, opened).items()}
     table = pyarrow.table(columns)
     with replacing(path) as fresh:
         parquet.write_table(table, fresh)
@@ -145,9 +145,13 @@ def _labels(target: Target) -> list[Any]:
     ]
 
 
-def _predicted(head: Any, rows: Any) -> dict[str, list[Any]]:
-    """Return what the head predicts for all samples, those that it learnt from too."""
-    scores = blockwise(rows, head.probabilities)
+def _predicted(head: HeadArtifact, cache: FeatureCache) -> dict[str, list[Any]]:
+    """Return what the head predicts for all samples, those that it learnt from too. A head that averages an
+    image and its mirror image does so where the cache has mirrored views.
+    """
+    flip = bool(head.settings.get("flip")) and has_mirrors(cache, head.node)
+    blocks = cached_inputs(cache, head.node, np.arange(len(cache.samples)), flip)
+    scores = np.concatenate([mean_scores(head, block) for block in blocks])
     if head.target_kind == "regression":
         return {"predicted": scores.astype(float).tolist()}
     names = _texts(np.array(head.class_names, object))

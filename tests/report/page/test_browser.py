@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.progress import printable
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import SampleTable
 from bottleneck.store.spec import CacheSpec, NodeSpec
@@ -176,21 +177,26 @@ def test_axe_finds_no_serious_violation(chrome, page):
 
 
 def test_hostile_names_are_text(chrome, tmp_path):
-    """As class names and as file names: shown literally, none executed, nothing requested."""
+    """As class names and as file names: shown literally, or as escapes where they steer or reverse text; none
+    executed, nothing requested.
+    """
+    shown = [printable(name) for name in HOSTILE]
     keys = [f"{name}/{number}.png" for number in range(8) for name in HOSTILE]
     cache = cache_of(tmp_path / "c.h5", HOSTILE, keys, separation=1.0)
     head = fit_heads(cache, output=tmp_path / "heads", C=0.01, cv=2).heads[0]["path"]
     write_report([head, cache], output=tmp_path / "r.html")
     assert len(HOSTILE) == 50
+    lines = (tmp_path / "r.html").read_text(encoding="utf-8").split("\n")
+    assert [line for line in lines if printable(line) != line] == []
     with visit(chrome, tmp_path / "r.html") as (tab, heard):
         rows = tab.locator("#classes-table tbody th").all_text_contents()
-        assert sorted(rows) == sorted(HOSTILE)
+        assert sorted(rows) == sorted(shown)
         tab.locator("button.open").first.click()
         named = tab.locator("#cell-images .file").all_text_contents()
         assert named
-        assert set(named) <= set(keys)
+        assert set(named) <= {printable(key) for key in keys}
         options = tab.locator("#map-class option").evaluate_all("all => all.map(each => each.textContent)")
-        assert options[1:] == HOSTILE
+        assert options[1:] == shown
         assert tab.evaluate("window.pwned") is None
         assert tab.locator("main script, main iframe, main link, main base, main meta").count() == 0
     assert heard == []
