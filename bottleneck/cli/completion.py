@@ -17,7 +17,8 @@ def complete_node(context: click.Context, parameter: click.Parameter, typed: str
     """
     from bottleneck.store.reader import FeatureCache
 
-    given = context.params.get("cache") or next(iter(context.params.get("caches") or ()), None)
+    # Before an option without its value, click has not yet given the arguments their names.
+    given = context.params.get("cache") or next(iter(context.params.get("caches") or context.args), None)
     before, plus, part = typed.rpartition(SIDE_BY_SIDE)
     with suppress(BottleneckError, OSError, TypeError), FeatureCache(given) as cache:
         return [f"{before}{plus}{name}" for name in sorted(cache.nodes) if name.startswith(part)]

@@ -49,7 +49,7 @@ def test_nodes_of_the_cache_are_completed(tmp_path):
     cache = str(tmp_path / "개미.h5")
     assert completed("bash", ["fit-head", cache, "--node"], "b") == "plain,blocks.4\nplain,bottleneck\n"
     assert completed("bash", ["fit-head", cache, "--node"], "blocks.4+bot") == "plain,blocks.4+bottleneck\n"
-    assert completed("bash", ["similar", str(tmp_path / "absent.h5"), "--node"], "b") == ""
+    assert completed("bash", ["similar", str(tmp_path / "absent.h5"), "--node"], "b").strip() == ""
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
