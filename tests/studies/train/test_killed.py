@@ -1,59 +1,43 @@
-"""A run that is stopped in one stage after the other ends with the choice of a run that was not."""
+"""A run that is killed in every stage, and at random moments, ends as a whole one: choice and model."""
+
+import json
+import os
+import subprocess
+import sys
 
 import numpy as np
-import pytest
+from safetensors.numpy import load_file
 
-from bottleneck import train
-from bottleneck.extraction.pipeline import Trunk
-from bottleneck.studies.train import route
-from bottleneck.trials import finetuning, heads
-from tests.studies.train.conftest import TINY
+from bottleneck.heads.artifact import load_head
 
 
-class Stopped(BaseException):
-    """As SIGKILL does, it passes through everything."""
+def test_a_run_that_is_killed_again_and_again_ends_as_a_whole_one(source, tmp_path, long):
+    rounds, seed = (40, int.from_bytes(os.urandom(4))) if long else (1, 0)
+    words = ["-m", "tests.helpers.killed_train", str(source), str(tmp_path), str(rounds), str(seed)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, *words], env=one_thread, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, f"seed {seed}: {ran.stderr}"
+    killed = json.loads(ran.stdout.splitlines()[-1])["killed"]
+    assert killed[0] >= 6, "once in every stage"
+    assert not long or sum(killed[1:]) > rounds
+    expected, model = outcome(tmp_path / "whole")
+    assert [each["kind"] for each in expected["candidates"]][-2:] == ["flipped", "finetuned"]
+    assert expected["candidates"][-1]["chosen"]
+    for number in range(rounds):
+        found, other = outcome(tmp_path / str(number))
+        assert found == expected, f"seed {seed}, round {number}"
+        assert model.keys() == other.keys()
+        for name, array in model.items():
+            np.testing.assert_array_equal(other[name], array, err_msg=f"seed {seed}, round {number}, {name}")
 
 
-def test_a_run_that_is_stopped_in_every_stage(source, tmp_path, monkeypatch):
-    """Extraction, a head, a combination, a fold of tuning, before the final fit, and after test was read."""
-    monkeypatch.setattr(finetuning, "EPOCHS", 1)
-    held_out = finetuning.OpenTuning.held_out_logits
-
-    def promising(tune, rows, held):  # better than the heads, so that folds follow
-        logits = held_out(tune, rows, held)
-        return logits + 9.0 * np.eye(logits.shape[1], dtype=np.float32)[tune.task.target.values[held]]
-
-    monkeypatch.setattr(finetuning.OpenTuning, "held_out_logits", promising)
-    settings = {"finetune": "always", "cv": 2, "batch_size": 16, **TINY}
-    expected = train(source, tmp_path / "whole" / "m.safetensors", **settings)
-    assert expected.chosen["kind"] == "finetuned"
-    stages = [
-        (Trunk, "stream", 0),
-        (heads, "_judged", 1),
-        (heads, "_judged", 3),
-        (finetuning.OpenTuning, "held_out_logits", 1),
-        (route, "write_model", 0),
-        (route, "write_tables", 0),
-    ]
-    for owner, name, after in stages:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(owner, name, stopping(getattr(owner, name), after))
-            with pytest.raises(Stopped):
-                train(source, tmp_path / "cut" / "m.safetensors", **settings)
-    found = train(source, tmp_path / "cut" / "m.safetensors", **settings)
-    for each, other in zip(found.candidates, expected.candidates, strict=True):
-        assert {**each, "seconds": 0} == {**other, "seconds": 0}
-    assert (found.accuracy, found.rule) == (expected.accuracy, expected.rule)
-
-
-def stopping(function, after):
-    """The function, which is not called again after so many calls."""
-    calls = []
-
-    def stopped(*arguments, **options):
-        if len(calls) == after:
-            raise Stopped
-        calls.append(1)
-        return function(*arguments, **options)
-
-    return stopped
+def outcome(folder):
+    """The choice and the figures of a run without times and paths, and the arrays of its model."""
+    values = json.loads((folder / "result.json").read_text())
+    tried = [{**each, "seconds": 0} for each in values["candidates"]]
+    temperature = load_head(folder / "m.safetensors").temperature
+    same = {name: values[name] for name in ("rule", "accuracy", "accuracy_ci95", "samples")}
+    arrays = load_file(folder / "m.safetensors")
+    return {"candidates": tried, "temperature": temperature, **same}, arrays
