@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.errors import Note
 from bottleneck.extraction.config import ExtractConfig
@@ -126,7 +127,7 @@ def command(terminal: Terminal, source: str, plan: bool, report: bool, **options
     tried = [
         (
             "→" if each["chosen"] else "",
-            each["what"],
+            each["what"] + (" (earlier run)" if each.get("earlier") else ""),
             *([each["backbone"]] if several else []),
             each[f"cv_{metric}"],
             each[f"val_{metric}"],
@@ -135,12 +136,14 @@ def command(terminal: Terminal, source: str, plan: bool, report: bool, **options
         )
         for each in result.candidates
     ]
-    measured: list[tuple[object, ...]] = [("cross-validation", None, result.chosen[f"cv_{metric}"], "", "")]
-    for split, values in result.metrics.items():
+    measured: list[tuple[object, ...]] = []
+    for name, values in {"cross-validation": result.cross_validation, **result.metrics}.items():
         # The interval is of new samples, which those that the model was fitted on are not.
-        interval = "" if split == "train" else _interval(values.get("accuracy_ci95"))
-        measured.append((split, values["n"], values[metric], interval, LEARNT.get(split, "")))
+        interval = "" if name == "train" else _interval(values.get("accuracy_ci95"))
+        if values:
+            measured.append((name, values["n"], values[metric], interval, MEANS.get(name, "")))
     shown: list[RenderableType] = [
+        *data_sheet_lines(result.data),
         table(f"Tried ({metric})", columns, tried),
         table(f"Model: {result.chosen['what']}", ("", "samples", metric, "95 % interval", ""), measured),
         f"{result.images['computed']:,} images computed, {result.images['reused']:,} reused; "
@@ -176,22 +179,36 @@ def _report(
         )
     except Exception as error:  # the model is written; it must not seem to have failed
         return None, 0.0, [Note("report-not-written", f"There is no report: {error}").to_json()]
-    return page.path, page.seconds, [note.to_json() for note in page.notes]
+    told = [replace(note, message=f"In the report: {note.message}") for note in page.notes]
+    return page.path, page.seconds, [note.to_json() for note in told]
 
 
-LEARNT = {"train": "learnt from, says nothing of new images"}
+MEANS = {
+    "cross-validation": "each sample by a fit without it",
+    "train": "learnt from, says nothing of new images",
+    "val": "by a fit on train alone",
+}
 
 
 def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
     """Return the plan for people."""
     from bottleneck.studies.train.plan import DEGRADED
 
-    rows = [(f"extract {cost}", duration(cost.seconds), readable(cost.bytes)) for cost in plan.extraction]
+    rows: list[tuple[object, ...]] = [
+        (f"extract {cost}", duration(cost.seconds), readable(cost.bytes), cost.known_by)
+        for cost in plan.extraction
+    ]
     fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"
-    rows.append((fits, duration(plan.head_seconds), ""))
-    rows.append(("all", duration(plan.seconds), readable(plan.bytes)))
-    lines: list[RenderableType] = [table("Would do", ("what", "about", "disk"), rows)]
+    rows.append((fits, duration(plan.head_seconds), "", plan.known_by["heads"]))
+    rows.append(("all of that", duration(plan.seconds), readable(plan.bytes), ""))
+    if plan.finetuning:
+        what = "tune a block, where the best head leaves errors: at most"
+        size = readable(plan.tuning_bytes)
+        rows.append((what, duration(plan.tuning_seconds), size, plan.known_by["tuning"]))
+    lines: list[RenderableType] = [table("Would do", ("what", "about", "disk", "known by"), rows)]
     lines.append(f"Samples: {plan.samples:,} of {plan.samples_of:,}. Model: {plan.model}")
+    if plan.not_finetuned:
+        lines.append(f"Nothing is fine-tuned: {plan.not_finetuned}.")
     if plan.minutes is not None:
         lines.append(
             f"To keep to {duration(60 * plan.minutes)}, these are saved first: {', '.join(DEGRADED)}."

@@ -250,10 +250,24 @@ class Pace:
 
 def pace(job: TrainingJob[Any]) -> Pace:
     """Time a step of a job's network on zeros, with all parameters trained; they do not change."""
-    network, rows, samples = job.network, job.inputs.plain, job.samples["train"]
-    B, M, P = job.config.batch_size, samples.image.shape[1], samples.covariates.shape[1]
-    batch = torch.from_numpy(np.zeros((B, M, *rows.shape[1:]), rows.dtype)).to(job.device)
-    covariates = torch.zeros(B, P, device=job.device)
+    rows, samples = job.inputs.plain, job.samples["train"]
+    shape = (samples.image.shape[1], *rows.shape[1:])
+    return pace_of(
+        job.network, shape, rows.dtype, samples.covariates.shape[1], job.config.batch_size, job.device
+    )
+
+
+def pace_of(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    P: int,
+    B: int,
+    device: torch.device = CPU,
+) -> Pace:
+    """Time a step of a network on B samples of zeros. shape : (M, …) of a sample's rows."""
+    batch = torch.from_numpy(np.zeros((B, *shape), dtype)).to(device)
+    covariates = torch.zeros(B, P, device=device)
     network.train().requires_grad_(True)
 
     def step() -> None:

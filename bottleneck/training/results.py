@@ -316,7 +316,9 @@ def _metrics_table(head: HeadArtifact) -> str:
         low, high = values["accuracy_ci95"]
         rows.append(
             (
-                f"{split} (chose the model)" if split in head.settings.get("chosen_on", ()) else split,
+                f"{split} (chose the model)"
+                if split in head.settings.get("chosen_on", ())
+                else {"cv": "cross-validation"}.get(split, split),
                 values["n"],
                 f"{values['accuracy']:.4f}",
                 f"{low:.4f} … {high:.4f}",

@@ -33,7 +33,7 @@ from bottleneck.store.spec import fingerprint
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.finetune_plan import FinetunePlan, build_job, cache_identity, ensure_map
 from bottleneck.training.inputs import backbone_of, inputs_of
-from bottleneck.training.job import Inputs, TrainingJob, pace
+from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
 from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.results import PIXELS
@@ -202,6 +202,22 @@ def try_finetuning(
     if not done:
         return "there is no time for it"
     return _tried(task, done)
+
+
+def seconds_at_most(pace: Pace, train: int, val: int, test: int, cv: int) -> float:
+    """Return the seconds of every part, where each is promising, and of the final network.
+
+    pace : of the network. train, val, test : samples.
+    """
+    parts, held = ([(train, val)] if val else []), val
+    for _ in range(cv):
+        if held >= ENOUGH:
+            break
+        parts.append((train - train // cv, train // cv))
+        held += train // cv
+    epochs = epochs_for(train + val)
+    final = pace.seconds(epochs, train + val, MONITORED, test)
+    return final + sum(pace.seconds(epochs, learnt, judged) for learnt, judged in parts)
 
 
 def epochs_for(n: int) -> int:

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import Note
 from bottleneck.fitting.head_files import file_name
-from bottleneck.studies.study_config import TrainConfig
 from bottleneck.studies.train.budget import Clock
 from bottleneck.studies.train.candidates import FINETUNED, HEAD, NODE, Candidate
 from bottleneck.studies.train.request import Request
 from bottleneck.trials.evidence import Evidence, choose
 from bottleneck.trials.finetuning import Allows, Tuning, epochs_for, try_finetuning
 
-# Limits of cost, guessed: see docs/DECISIONS.md.
-TUNE_FROM = 50  # train samples a class
-TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on
+TUNE_ABOVE = 0.03  # share of samples that the best head is wrong on; guessed, see docs/DECISIONS.md
 
 
 def try_tuning(
@@ -29,7 +26,7 @@ def try_tuning(
     -------
     The candidate, or none and a note that says why.
     """
-    reason = _not_tuned(request.config, best)
+    reason = _not_tuned(request, best)
     if reason is not None:
         return [], [_note(reason)]
     heads = [each for each in candidates if each.backbone == best.backbone and each.kind in (HEAD, NODE)]
@@ -62,27 +59,13 @@ def tuned_candidate(
     return replace(head, kind=FINETUNED, tried=tried, what=what, tuning=tuning)
 
 
-def _not_tuned(config: TrainConfig, best: Candidate) -> str | None:
-    """Return why fine-tuning is not tried; None where it may pay.
-
-    In "auto" it may pay where the best head leaves errors, and there are enough samples to learn blocks from.
-    """
-    task = best.task
-    if config.finetune == "never":
-        return "--finetune never"
-    if task.target.kind != "class":
-        text = f"target {task.target.name!r} is a {task.target.kind} one, and blocks are tuned for classes"
-        if config.finetune == "always":
-            raise FitError(f"--finetune always: {text}.", "Leave --finetune out.")
-        return text
-    if config.finetune == "always":
-        return None
-    per_class = len(task.rows["train"]) / len(task.target.class_names)
-    if per_class < TUNE_FROM:
-        return f"{per_class:.0f} train samples a class are fewer than {TUNE_FROM}"
-    if 1 - best.tried.evidence.mean < TUNE_ABOVE:
+def _not_tuned(request: Request, best: Candidate) -> str | None:
+    """Return why no block is tuned: `Request.not_tuned`, or in "auto" that the best head makes few errors."""
+    reason = request.not_tuned(best.task.target, len(best.task.rows["train"]))
+    auto = request.config.finetune == "auto"
+    if reason is None and auto and 1 - best.tried.evidence.mean < TUNE_ABOVE:
         return f"the best head is wrong on less than {TUNE_ABOVE:.0%} of the samples"
-    return None
+    return reason
 
 
 def _note(reason: str) -> Note:

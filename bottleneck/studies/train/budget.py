@@ -26,12 +26,13 @@ from bottleneck.data.splits import strata
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
-from bottleneck.extraction.pipeline import Batch
 from bottleneck.extraction.prepare import prepare
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import duration
+from bottleneck.samples import Target
 
 TRIED = 48  # images on which the speed of extraction is measured
+FIRST = 2  # of them, with which the engine is built
 LEAST_OF_EACH = 2  # samples of a class, without which nothing is learnt
 EXTRACTION_SHARE = 0.7  # of the minutes: fewer samples where extraction and the least of fits take longer
 # Of one head with folds, by its time on 100 to 1,000 samples of 1,280 and 5,000 features, 2 and 10 classes.
@@ -43,7 +44,10 @@ FINAL = 1.5  # the final fit, with reading and writing, in fits of the chosen ca
 
 @dataclass(frozen=True)
 class ExtractionCost:
-    """Extraction by one backbone. images : to be read. seconds, bytes : that it takes."""
+    """Extraction by one backbone. images : to be read. seconds, bytes : that it takes.
+
+    per_image : seconds of one image; 0 where it was not needed. known_by : how the seconds are known.
+    """
 
     backbone: str
     cache: str
@@ -51,32 +55,51 @@ class ExtractionCost:
     images: int
     seconds: float
     bytes: int
+    per_image: float = 0.0
+    known_by: str = ""
 
     def __str__(self) -> str:
         return f"{self.images:,} images through {self.backbone}, {len(self.nodes)} nodes"
 
 
 def extraction_cost(
-    source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str]
+    source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str], per_image: float = 0.0
 ) -> ExtractionCost:
-    """Measure what extracting `nodes` of `source` into the cache `path` takes. Errors as from `extract`."""
-    wanted = replace(config, nodes=tuple(nodes))
-    would = survey(source, path, wanted)
-    seconds = 0.0
-    if would.to_read:
-        extraction, views = prepare(wanted, source, path), MIRROR if config.flip else None
-        keys = [
-            source.images[i] for i in np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
-        ]
-        stream = extraction.trunk.stream(source, keys, nodes, views=views)
-        any(isinstance(item, Batch) for item in stream)  # the first one builds the engine
-        del stream
-        started = time.perf_counter()
-        for _ in extraction.trunk.stream(source, keys, nodes, views=views):
-            pass
-        seconds = (time.perf_counter() - started) / len(keys) * would.to_read
+    """Return what extracting `nodes` of `source` into the cache `path` takes. Errors as from `extract`.
+
+    per_image : seconds of one image in an earlier run; without them they are measured.
+    """
+    would = survey(source, path, replace(config, nodes=tuple(nodes)))
+    known_by = "an earlier run"
+    if not would.to_read:
+        known_by = "nothing is new"
+    elif not per_image:
+        per_image, count = seconds_an_image(source, path, config, nodes)
+        known_by = f"measured on {count} images"
+    seconds = per_image * would.to_read
     name = config.backbone or ""
-    return ExtractionCost(name, str(path), would.nodes, would.to_read, seconds, would.bytes_to_write)
+    return ExtractionCost(
+        name, str(path), would.nodes, would.to_read, seconds, would.bytes_to_write, per_image, known_by
+    )
+
+
+def seconds_an_image(
+    source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str]
+) -> tuple[float, int]:
+    """Measure the seconds of one image on up to `TRIED`, through the engine that will run.
+
+    Returns them and the number of images.
+    """
+    extraction = prepare(replace(config, nodes=tuple(nodes)), source, path)
+    views = MIRROR if config.flip else None
+    indices = np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
+    keys = [source.images[i] for i in indices]
+    for _ in extraction.trunk.stream(source, keys[:FIRST], nodes, views=views):
+        pass  # the engine is built
+    started = time.perf_counter()
+    for _ in extraction.trunk.stream(source, keys, nodes, views=views):
+        pass
+    return (time.perf_counter() - started) / len(keys), len(keys)
 
 
 def fit_seconds(n: int, D: int, K: int) -> float:
@@ -91,11 +114,16 @@ def fit_seconds(n: int, D: int, K: int) -> float:
     return FIT_LEAST + (FIT_WORK + FIT_WORK_OF_CLASS * columns) * n * D / speed
 
 
+def target_of(source: Source, name: str | None) -> Target:
+    """Return the target `name` of a source that has it, or its first one."""
+    targets = source.samples.targets
+    return targets[name] if name else next(iter(targets.values()))
+
+
 def fits_seconds(source: Source, target: str | None, widths: Sequence[int]) -> list[float]:
     """Return an estimate of the seconds of a head on each node. widths : features of one image, by node."""
     samples = source.samples
-    chosen = samples.targets.get(target) if target else next(iter(samples.targets.values()), None)
-    K = 1 if chosen is None else len(chosen.class_names)
+    K = len(target_of(source, target).class_names)
     n, M = int((samples.split != "test").sum()), samples.image.shape[1]
     return [fit_seconds(n, M * width, K) for width in widths]
 

@@ -10,9 +10,13 @@ import numpy as np
 from bottleneck.data.source import Source, evenly
 from bottleneck.errors import Note, refuse_strict
 from bottleneck.extraction.extract import ExtractResult, run_extraction
+from bottleneck.fitting.head_files import file_name
 from bottleneck.store.spec import fingerprint
 from bottleneck.studies.train.budget import Clock, ExtractionCost, extraction_cost, within_time
 from bottleneck.studies.train.request import Request
+from bottleneck.threads import available_cores
+
+ENOUGH = 32  # images of a run, whose seconds tell those of later images
 
 
 def extract_all(request: Request, clock: Clock) -> tuple[dict[str, ExtractResult], list[Note]]:
@@ -24,18 +28,41 @@ def extract_all(request: Request, clock: Clock) -> tuple[dict[str, ExtractResult
         for note in notes:
             request.reporter.tell(f"Note: {note}")
     extracted = {name: _extract(request, source, name) for name in request.backbones}
-    for result in extracted.values():
+    for name, result in extracted.items():
         result.require_rows()
         notes += result.notes
-        if result.computed:
-            clock.per_image = max(clock.per_image, result.seconds / result.computed)
+        if result.computed >= ENOUGH:
+            values = {"seconds": result.seconds / result.computed}
+            request.records.write(_pace_name(name), _pace_fingerprint(request, name), values, {})
+        clock.per_image = max(clock.per_image, stored_pace(request, name))
     return extracted, notes
+
+
+def stored_pace(request: Request, backbone: str) -> float:
+    """Return the seconds that one image took in an earlier run with these settings; 0 without one."""
+    stored = request.records.read(_pace_name(backbone), _pace_fingerprint(request, backbone))
+    return stored[0]["seconds"] if stored else 0.0
+
+
+def _pace_name(backbone: str) -> str:
+    return file_name("pace", backbone)
+
+
+def _pace_fingerprint(request: Request, backbone: str) -> str:
+    settings = asdict(replace(request.extraction_by(backbone), seed=None))
+    return fingerprint({"extraction": settings, "cores": available_cores()})
 
 
 def costs(request: Request) -> list[ExtractionCost]:
     """Return what extraction costs, by backbone in their order."""
     return [
-        extraction_cost(request.source, request.paths[name], request.extraction_by(name), request.nodes[name])
+        extraction_cost(
+            request.source,
+            request.paths[name],
+            request.extraction_by(name),
+            request.nodes[name],
+            stored_pace(request, name),
+        )
         for name in request.backbones
     ]
 

@@ -9,7 +9,14 @@ from bottleneck.fitting.head_files import file_name
 from bottleneck.models.scoring import has_mirrors
 from bottleneck.names import nodes_in
 from bottleneck.studies.train.budget import FINAL, Clock
-from bottleneck.studies.train.candidates import FLIPPED, Candidate, combinations, kind_of, width
+from bottleneck.studies.train.candidates import (
+    FLIPPED,
+    MOST_COMBINED,
+    Candidate,
+    combinations,
+    kind_of,
+    width,
+)
 from bottleneck.studies.train.request import Request
 from bottleneck.trials.heads import try_head
 from bottleneck.trials.mirrors import try_mirrored
@@ -22,14 +29,20 @@ def try_heads(request: Request, tasks: dict[str, Task], clock: Clock) -> tuple[l
     tasks : by backbone. The bottleneck comes first, then the nodes from the top down.
     """
     found, skipped = list[Candidate](), list[str]()
-    for backbone, task in tasks.items():
-        nodes, single = request.nodes[backbone], list[Candidate]()
-        for node in [nodes[0], *reversed(nodes[1:])]:
-            _within(request, clock, task, node, backbone, single, skipped)
-        single.sort(key=lambda each: nodes.index(each.node))
-        found += single
-        for node in combinations(single):
-            _within(request, clock, task, node, backbone, found, skipped)
+    total = sum(len(request.nodes[backbone]) + len(MOST_COMBINED) + 1 for backbone in tasks)
+    with request.reporter.step("Trying heads", total=total, unit="heads") as advance:
+        for backbone, task in tasks.items():
+            nodes, single = request.nodes[backbone], list[Candidate]()
+            for node in [nodes[0], *reversed(nodes[1:])]:
+                _within(request, clock, task, node, backbone, single, skipped)
+                advance(1)
+            single.sort(key=lambda each: nodes.index(each.node))
+            found += single
+            sets = combinations(single)
+            for node in sets:
+                _within(request, clock, task, node, backbone, found, skipped)
+                advance(1)
+            advance(len(MOST_COMBINED) + 1 - len(sets))
     if not skipped:
         return found, []
     text = f"{len(skipped)} candidates were left out to keep to the minutes: {'; '.join(skipped[:6])}."
@@ -56,7 +69,7 @@ def _within(
 def head_candidate(request: Request, task: Task, backbone: str, node: str, clock: Clock) -> Candidate:
     """Try the head on `node`, or read its finished trial."""
     record = file_name(backbone, task.target.name, node)
-    tried = try_head(task, node, request.records, record, request.reporter)
+    tried = try_head(task, node, request.records, record)  # one bar counts the heads
     clock.learn(width(task, node), tried.seconds)
     order, count = request.backbones.index(backbone), len(nodes_in(node))
     all_of_them = count > 1 and count == sum(not each.is_map for each in task.cache.nodes.values())

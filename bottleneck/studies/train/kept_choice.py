@@ -6,6 +6,9 @@ Shapes: n judged samples.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -28,21 +31,24 @@ ANEW = {  # by kind, what the kept candidate costs
 KEEP = 0.25  # share of samples that may change before the choice is made anew
 
 
-def kept_candidate(request: Request, tasks: dict[str, Task], clock: Clock) -> tuple[Candidate, Note] | None:
-    """Return the candidate that an earlier run chose, tried on the samples of now, and a note on it.
+def kept_candidate(
+    request: Request, tasks: dict[str, Task], clock: Clock
+) -> tuple[Candidate, list[dict[str, Any]], Note] | None:
+    """Return the candidate that an earlier run chose, tried on the samples of now; its table; and a note.
 
-    None where there was no choice, or the samples are the same, or more than `KEEP` of them have changed.
+    The table is of all that the earlier run tried, without the chosen one. None where there was no choice, or
+    the samples are the same, or more than `KEEP` of them have changed; and where the user refuses decisions.
     """
     stored = request.records.read(CHOICE, request.fingerprint)
-    if stored is None:
+    if stored is None or request.strict:
         return None
     values, arrays = stored
     backbone, node, kind = values["backbone"], values["node"], values["kind"]
     if backbone not in tasks or any(part not in tasks[backbone].cache.nodes for part in nodes_in(node)):
         return None
-    before, now = arrays["samples"], _sample_digests(tasks[backbone])
-    changed = len(np.setxor1d(before, now))
-    if not 0 < changed <= KEEP * len(before):
+    change = _changes(arrays, _sample_digests(tasks[backbone]))
+    changed, of = sum(change.values()), len(arrays["samples"])
+    if not 0 < changed <= KEEP * of:
         return None
     candidate = head_candidate(request, tasks[backbone], backbone, node, clock)
     if kind == FLIPPED:
@@ -54,29 +60,44 @@ def kept_candidate(request: Request, tasks: dict[str, Task], clock: Clock) -> tu
         if isinstance(tuned, str):  # there is no time for it
             return None
         candidate = tuned
+    told = ", ".join(f"{count:,} {what}" for what, count in change.items() if count)
     text = (
-        f"The choice of an earlier run is kept, {candidate.what}: {changed:,} samples are new, gone or "
-        f"changed, at most {KEEP:.0%} of {len(before):,}. {ANEW[kind]} anew; the other candidates are not "
-        f"tried again. Delete {request.records.folder} to choose anew."
+        f"The choice of an earlier run is kept, {candidate.what}: of its {of:,} samples at most {KEEP:.0%} "
+        f"changed ({told}). {ANEW[kind]} anew; the other candidates are not tried again, and the table has "
+        f"their figures of then. Delete {request.records.folder} to choose anew."
     )
-    return candidate, Note("choice-kept", text, details={"changed": changed, "of": len(before)})
+    earlier = [{**row, "chosen": False, "earlier": True} for row in values["table"] if not row["chosen"]]
+    return candidate, earlier, Note("choice-kept", text, True, {"changed": changed, "of": of, **change})
 
 
-def keep_choice(request: Request, chosen: Candidate) -> None:
-    """Store the choice, with the samples that it was made on."""
-    values = {"backbone": chosen.backbone, "node": chosen.node, "kind": chosen.kind}
-    request.records.write(CHOICE, request.fingerprint, values, {"samples": _sample_digests(chosen.task)})
+def keep_choice(request: Request, chosen: Candidate, table: list[dict[str, Any]]) -> None:
+    """Store the choice, with the samples that it was made on and the table of all that was tried."""
+    values = {"backbone": chosen.backbone, "node": chosen.node, "kind": chosen.kind, "table": table}
+    request.records.write(CHOICE, request.fingerprint, values, _sample_digests(chosen.task))
 
 
-def _sample_digests(task: Task) -> np.ndarray:
-    """Return (n,) uint64, sorted: a digest of each judged sample's images, answer, split and group."""
+def _changes(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Return how many samples are new, gone or relabelled; one with another answer or split is one change."""
+    pairs = [Counter(zip(of["images"].tolist(), of["samples"].tolist(), strict=True)) for of in (before, now)]
+    gone, new = pairs[0] - pairs[1], pairs[1] - pairs[0]
+    images = [Counter[int](), Counter[int]()]
+    for counts, found in zip(images, (gone, new), strict=True):
+        for (image, _), count in found.items():
+            counts[image] += count
+    relabelled = (images[0] & images[1]).total()
+    return {"new": new.total() - relabelled, "gone": gone.total() - relabelled, "relabelled": relabelled}
+
+
+def _sample_digests(task: Task) -> dict[str, np.ndarray]:
+    """Return of each judged sample (n,) uint64 digests: of its images, and of these with answer and split."""
     samples, names = task.samples, task.target.class_names
     images = task.cache.images.digest
-    found = np.empty(len(task.judged), np.uint64)
+    found = {name: np.empty(len(task.judged), np.uint64) for name in ("images", "samples")}
     for number, row in enumerate(task.judged):
         value = task.target.values[row]
         answer = names[value] if task.target.kind == "class" else np.asarray(value).tobytes().hex()
         digest = hashlib.sha256(images[samples.image[row]].tobytes())
+        found["images"][number] = int.from_bytes(digest.digest()[:8], "little")
         digest.update(f"{answer}\0{samples.split[row]}".encode(errors="surrogatepass"))
-        found[number] = int.from_bytes(digest.digest()[:8], "little")
-    return np.sort(found)
+        found["samples"][number] = int.from_bytes(digest.digest()[:8], "little")
+    return found

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from bottleneck.backbones.registry import outline
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError, refuse_strict
+from bottleneck.errors import BottleneckError, FitError, refuse_strict
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.prepare import read_model_file
 from bottleneck.extraction.settings import default_cache, source_name
 from bottleneck.files import require_file_name
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import Reporter
+from bottleneck.samples import Target
 from bottleneck.store.spec import fingerprint
 from bottleneck.studies.study_config import TrainConfig
+from bottleneck.studies.train.budget import target_of
 from bottleneck.trials.task import Records, require_learnable, stage_nodes
 
 MODELS_FOLDER = "models"
+TUNE_FROM = 50  # train samples a class; guessed, see docs/DECISIONS.md
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,27 @@ class Request:
         """Raise FitError where the labels cannot be learnt, and StrictError for notes on the source."""
         refuse_strict(self.source.notes, self.strict, self.reporter.tell)
         require_learnable(self.source.samples, self.config.target, self.source.location)
+        target = target_of(self.source, self.config.target)
+        self.not_tuned(target, int(target.labelled.sum()))
+
+    def not_tuned(self, target: Target, train: int) -> str | None:
+        """Return why no block is tuned, by what is known before anything is computed; None where one may be.
+
+        train : samples of train with a label.
+
+        Raises FitError where it is always to be tuned, and the target cannot be.
+        """
+        if self.config.finetune == "never":
+            return "--finetune never"
+        if target.kind != "class":
+            text = f"target {target.name!r} is a {target.kind} one, and blocks are tuned for classes"
+            if self.config.finetune == "always":
+                raise FitError(f"--finetune always: {text}.", "Leave --finetune out.")
+            return text
+        per_class = train / max(1, len(target.class_names))
+        if self.config.finetune == "auto" and per_class < TUNE_FROM:
+            return f"{per_class:.0f} train samples a class are fewer than {TUNE_FROM}"
+        return None
 
     def extraction_by(self, backbone: str) -> ExtractConfig:
         """Return the settings of extraction by one backbone."""
@@ -110,6 +134,6 @@ class Request:
     @cached_property
     def fingerprint(self) -> str:
         """Of what the user asked for."""
-        asked = {**asdict(self.config), "backbones": self.backbones, "weights": self.extraction.weights}
-        asked["flip"] = self.extraction.flip
-        return fingerprint({"choice": 1, **asked})
+        names = ("weights", "flip", "image_size", "crop", "in_channels", "depth", "dtype")
+        features = {name: getattr(self.extraction, name) for name in names}
+        return fingerprint({"choice": 2, **asdict(self.config), "backbones": self.backbones, **features})

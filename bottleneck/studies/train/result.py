@@ -9,7 +9,9 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from bottleneck.data.source import Source
@@ -36,13 +38,16 @@ class TrainResult:
     chosen : the candidate that was chosen, as in `candidates`.
     candidates : one dict per candidate: what kind backbone node cv_accuracy val_accuracy pooled seconds
         chosen. `pooled` is the mean score over the held-out samples of train and those of val. For a
-        regression the keys are cv_r2 and val_r2.
+        regression the keys are cv_r2 and val_r2. Where an earlier choice is kept, the others are those of the
+        run that made it, and have "earlier": true.
     metric : "accuracy", or "r2" of a regression.
     accuracy, accuracy_ci95 : of the model by split; empty for a regression. It has learnt from train and
         val, so `val` is that of the same candidate fitted on train alone.
     metrics : of the model by split, as `evaluate` reports them.
+    cross_validation : of the model's own fit, which is on train and val: each sample judged by a fold's fit
+        that had not seen it. The figure `cv_accuracy` of a candidate is of its trial, which had train alone.
     rule : the comparisons that led to the choice, in their order.
-    files : paths of what was written, by name.
+    files : paths of what was written, by name. data : the data sheet, as of `extract`.
     seconds : wall time. notes : what was decided.
     """
 
@@ -60,6 +65,8 @@ class TrainResult:
     files: dict[str, str]
     seconds: float
     notes: list[Note] = field(default_factory=list)
+    cross_validation: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def classifier(self) -> Classifier:
@@ -124,6 +131,8 @@ def result_of(
         files={"card": str(request.model.with_suffix(".md")), **files, **paths},
         seconds=time.perf_counter() - started,
         notes=[*notes, *_failures(extracted)],
+        cross_validation=head.metrics.get("cv", {}),
+        data=extracted[chosen.backbone].data,
     )
 
 
@@ -156,6 +165,24 @@ def split_notes(task: Task) -> list[Note]:
         )
         notes.append(Note("no-test", text))
     return notes
+
+
+def copies_notes(task: Task) -> list[Note]:
+    """Return a note on images of one split that are, byte by byte, images of another one."""
+    digests, samples = task.cache.images.digest, task.samples
+    images = {
+        split: set(map(bytes, digests[samples.image[rows].ravel()])) for split, rows in task.rows.items()
+    }
+    shared = {f"{a} and {b}": len(images[a] & images[b]) for a, b in combinations(images, 2)}
+    shared = {pair: count for pair, count in shared.items() if count}
+    if not shared:
+        return []
+    told = ", ".join(f"{count:,} in {pair}" for pair, count in shared.items())
+    text = (
+        f"The same images are in two splits, byte by byte: {told}. What is measured on them is too good. "
+        f"`bottleneck audit {quote(str(task.cache.path))}` names them, and those that are nearly the same."
+    )
+    return [Note("copies-across-splits", text, details={"copies": shared})]
 
 
 def choice_note(chosen: Candidate, steps: Sequence[Step]) -> Note:

@@ -1,12 +1,18 @@
 """A choice that is kept on a grown folder: the mean of two images, and a tuned block."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 
 from bottleneck import train
+from bottleneck.extraction.config import ExtractConfig
 from bottleneck.heads.artifact import load_head
+from bottleneck.progress import SILENT
+from bottleneck.studies.study_config import TrainConfig
+from bottleneck.studies.train.kept_choice import _changes
+from bottleneck.studies.train.request import Request
 from bottleneck.trials import finetuning, mirrors
 from tests.helpers.stripes import write_stripes
 from tests.studies.train.conftest import TINY
@@ -32,8 +38,29 @@ def grow(folder):
 
 def note_of(result):
     (note,) = [note for note in result.notes if note.code == "choice-kept"]
-    assert note.details == {"changed": 8, "of": 40}
+    assert note.details == {"changed": 8, "of": 40, "new": 8, "gone": 0, "relabelled": 0}
+    assert note.changes_result
     return note
+
+
+def test_an_image_with_another_label_is_one_change():
+    def digests(images, samples):
+        return {"images": np.array(images, np.uint64), "samples": np.array(samples, np.uint64)}
+
+    before = digests([1, 1, 2, 3, 4], [10, 10, 20, 30, 40])
+    now = digests([1, 1, 2, 3, 5], [10, 11, 20, 31, 50])  # two relabelled, one gone, one new
+    assert _changes(before, now) == {"new": 1, "gone": 1, "relabelled": 2}
+    assert sum(_changes(before, before).values()) == 0
+
+
+def test_another_recipe_of_the_features_is_another_choice(source):
+    def asked(**given):
+        extraction = ExtractConfig(**given)
+        return Request(source, "m.safetensors", ("net",), TrainConfig(), extraction, None, False, SILENT)
+
+    plain = asked().fingerprint
+    for given in ({"image_size": 64}, {"crop": 1.0}, {"in_channels": 1}, {"depth": 2}, {"dtype": "float32"}):
+        assert asked(**given).fingerprint != plain
 
 
 def test_a_tuned_block_is_tuned_again_and_nothing_else_is_tried(folder, monkeypatch):
@@ -52,7 +79,11 @@ def test_a_tuned_block_is_tuned_again_and_nothing_else_is_tried(folder, monkeypa
     trained.clear()
     grow(folder)
     found = train(folder, folder.parent / "m.safetensors", **settings)
-    assert [each["kind"] for each in found.candidates] == ["finetuned"]
+    assert found.candidates[0]["kind"] == "finetuned"
+    others = [each for each in first.candidates if not each["chosen"]]
+    assert found.candidates[1:] == [{**each, "earlier": True} for each in others], "the table is kept"
+    with open(found.files["table_json"], encoding="utf-8") as file:
+        assert len(json.load(file)) == len(first.candidates)
     assert found.chosen["node"] == first.chosen["node"]
     assert trained == [24]  # one fold, which measures it
     assert found.images == {"computed": 8, "reused": 40, "failed": 0}
@@ -71,7 +102,8 @@ def test_the_mean_of_two_images_is_measured_again(folder, monkeypatch):
     first = train(folder, folder.parent / "m.safetensors", flip=True, **TINY)
     grow(folder)
     found = train(folder, folder.parent / "m.safetensors", flip=True, **TINY)
-    assert [each["kind"] for each in found.candidates] == [first.chosen["kind"]] == ["flipped"]
+    assert found.candidates[0]["kind"] == first.chosen["kind"] == "flipped"
+    assert all(each["earlier"] for each in found.candidates[1:])
     assert found.images["computed"] == 8
     assert load_head(found.model).settings["flip"] is True
     assert "mean of each image and its mirror image" in note_of(found).message

@@ -2,21 +2,29 @@
 
 import csv
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bottleneck import evaluate, train
+from bottleneck import FeatureCache, evaluate, train
 from bottleneck.cli.main import group
-from bottleneck.errors import BottleneckError, FitError, StrictError
+from bottleneck.errors import BottleneckError, FingerprintError, FitError, StrictError
+from bottleneck.extraction.config import ExtractConfig
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
+from bottleneck.records import config_from
+from bottleneck.studies.study_config import TrainConfig
+from bottleneck.studies.train import budget, features, plan
 from bottleneck.studies.train.budget import Clock
+from bottleneck.studies.train.result import copies_notes
+from bottleneck.studies.train.train import plan_training
 from bottleneck.trials import finetuning, heads
 from tests.helpers.stripes import write_stripes
 from tests.studies.train.conftest import TINY
@@ -161,11 +169,12 @@ def test_a_choice_is_kept_while_few_samples_are_new_and_made_again_when_many_are
     )  # 12 of 64 new samples
     found = train(grown, tmp_path / "m.safetensors", **TINY)
     assert tried == [first.chosen["node"]]
-    assert [each["node"] for each in found.candidates] == tried
+    assert [each["node"] for each in found.candidates if "earlier" not in each] == tried
+    assert len(found.candidates) == len(first.candidates)
     assert found.images["computed"] == 12
     assert load_head(found.model).class_names == tuple(f"class{k}" for k in range(5))
     (note,) = [note for note in found.notes if note.code == "choice-kept"]
-    assert note.details == {"changed": 12, "of": 64}
+    assert note.details == {"changed": 12, "of": 64, "new": 12, "gone": 0, "relabelled": 0}
     shutil.copytree(tmp_path / "more" / "train" / "class3", grown / "train" / "class5")  # now 24
     again = train(grown, tmp_path / "m.safetensors", **TINY)
     assert len(again.candidates) == 5
@@ -192,7 +201,45 @@ def test_a_plan_writes_nothing_and_names_what_would_be_done(source, tmp_path, mo
     assert (cost["images"], planned["samples"], planned["heads"]) == (72, 72, 3)
     assert cost["bytes"] >= 72 * 2 * sum(int(np.prod(shape)) for shape in cost["nodes"].values())
     assert planned["seconds"] > cost["seconds"] > 0
+    assert cost["known_by"] == "measured on 48 images"
+    assert (planned["finetuning"], planned["tuning_seconds"]) == (False, 0)
+    assert "10 train samples a class" in planned["not_finetuned"]
     assert planned["saved_first"][0] == "fine-tuning"
+
+
+def test_a_plan_after_a_run_knows_the_time_of_an_image_from_it_and_times_a_step_of_tuning(
+    source, trained, monkeypatch
+):
+    for module in (budget, plan):
+        monkeypatch.setattr(module, "seconds_an_image", None)  # nothing is measured again
+    options = {name: value for name, value in TINY.items() if name != "backbone"}
+    extraction, config = config_from(ExtractConfig, options), TrainConfig(finetune="always")
+    planned = plan_training(source, trained.model, backbone="small_cnn", extraction=extraction, config=config)
+    (cost,) = planned.extraction
+    assert (cost.images, cost.seconds, cost.known_by) == (0, 0, "nothing is new")
+    assert planned.tuning_seconds > 72 * cost.per_image > 0
+    with FeatureCache(trained.files["cache small_cnn"]) as cache:
+        map_shape = (8, 15, 15)  # of the block below the last one
+        assert planned.tuning_bytes == len(cache.images) * 2 * int(np.prod(map_shape))
+
+
+def test_images_of_one_split_that_are_in_another_are_told():
+    digest = np.arange(6, dtype=np.uint8)[:, None] % 4  # images 4 and 5 are copies of 0 and 1
+    cache = SimpleNamespace(images=SimpleNamespace(digest=digest), path="c.h5")
+    samples = SimpleNamespace(image=np.arange(6)[:, None])
+    rows = {"train": np.array([0, 1, 2]), "val": np.array([3]), "test": np.array([4, 5])}
+    (note,) = copies_notes(SimpleNamespace(cache=cache, samples=samples, rows=rows))
+    assert note.details == {"copies": {"train and test": 2}}
+    assert "bottleneck audit c.h5" in note.message
+    assert copies_notes(SimpleNamespace(cache=cache, samples=samples, rows={"train": np.arange(4)})) == []
+
+
+def test_another_folder_with_the_same_model_is_refused_with_the_flags_of_train(trained, tmp_path):
+    other = write_stripes(tmp_path / "줄무늬", images=4, val=0)
+    with pytest.raises(FingerprintError) as refused:
+        train(other, trained.model, **TINY)
+    assert "Give the model another name with -o; or delete " in refused.value.hint
+    assert "source-moved" not in str(refused.value)
 
 
 def write_table(folder, rows, columns):
@@ -291,6 +338,11 @@ def test_the_command_prints_what_was_tried_and_what_comes_next(source, trained):
     page = Path(trained.model).with_suffix(".html")
     assert f"Report: {page}" in shown.output
     assert trained.chosen["what"] in page.read_text("utf-8")
+    shares = re.search(r"cross-validation .*?(0\.\d+) ", shown.output)
+    card = Path(trained.model).with_suffix(".md").read_text("utf-8")
+    assert float(shares[1]) == pytest.approx(trained.cross_validation["accuracy"], abs=1e-4)
+    assert f"| cross-validation | 64 | {trained.cross_validation['accuracy']:.4f} |" in card
+    assert re.search(r"class3 +│ +10 │ +6 │ +2 ", shown.output), "classes by split"
     page.unlink()
     words += ["--no-report", "--json"]
     values = json.loads(CliRunner().invoke(group, words, catch_exceptions=False).stdout)
@@ -385,7 +437,8 @@ def test_few_samples_are_not_tuned_by_themselves_and_it_says_why(trained):
     assert "10 train samples a class" in note.message
 
 
-def test_a_regression_cannot_be_tuned(greys, tmp_path):
+def test_a_regression_cannot_be_tuned_which_is_said_before_an_image_is_computed(greys, tmp_path, monkeypatch):
     table = write_table(tmp_path, [(name, level / 3) for name, level in greys], ("image", "label"))
+    monkeypatch.setattr(features, "run_extraction", None)
     with pytest.raises(FitError, match="regression"):
         train(table, tmp_path / "m.safetensors", finetune="always", **TINY)
