@@ -10,10 +10,10 @@ CODES = """
 batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-source-changed
 candidates-left-out choice-kept chosen chosen-without-val class-for-most-samples class-in-one-group
 class-named-like-split classes-merged classes-without-training-samples
-column-found-by-other-spelling column-passed-over columns-renamed dependencies-missing
-disk-nearly-full engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds
-fewer-shots file-kept-aside files-ignored fitted-on-val flip-computed flip-left-out
-flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
+column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
+dependencies-missing disk-nearly-full engine-forced epochs-extended explained-approximately
+fast-is-fp32 fewer-folds fewer-shots file-kept-aside files-ignored fitted-on-val flip-computed
+flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
 foreign-files-left head-kept head-without-checksum heads-left-out images-failed images-not-measured
 images-not-shown images-outside-classes images-unread images-unreadable images-without-prediction
 input-scales joined-as-json joined-by-other-separator label-rows-without-sample
