@@ -220,7 +220,10 @@ class Explainer:
                 f"None of the images of {name} can be read.", "Name other reference images."
             )
         self._mean_maps = [sums / used for sums in total]
-        message = f"Contributions are differences from the mean of {used:,} of {count:,} samples of {name}."
+        message = (
+            f"Contributions of places are differences from the mean of {used:,} of {count:,} samples of "
+        )
+        message += f"{name}."
         self._notes.append(Note("reference-images", message, details={"samples": used, "of": count}))
 
     def _between(self) -> str:

@@ -1,7 +1,7 @@
 """Pictures as PNG files, drawn without a display, with text in any script.
 
 matplotlib draws a box for a character that none of its fonts has. `drawable` replaces such characters by
-their code points (`U+1F41C`), so that two names never look alike.
+their code points (`U+1F41C`), so that two names never look alike, and a line below the figure says so.
 
 Shapes: K classes.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from textwrap import fill
@@ -25,6 +25,9 @@ from bottleneck.files import whole_file
 
 BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
 MOST_CLASSES_NAMED = 40
+LACK = (
+    "U+…: no font here has this character. Install one of its script, such as Noto Sans CJK or NanumGothic."
+)
 TITLE_CHARACTERS = 10  # per inch of a line's width
 
 # Families that carry scripts beyond Latin, Greek and Cyrillic, as the common systems ship them.
@@ -45,9 +48,19 @@ WIDE_FAMILIES = (
 )
 
 
+_lacking: set[str] = set()  # characters without a glyph, of the figure that is drawn
+
+
 @cache
 def families() -> tuple[str, ...]:
-    """Return matplotlib's default font family, then the wide ones that are installed."""
+    """Return matplotlib's default font family, then the wide ones that are installed.
+
+    matplotlib keeps a list of fonts from its first use; those that were installed later are added.
+    """
+    known = {font.fname for font in font_manager.fontManager.ttflist}
+    for path in sorted(set(font_manager.findSystemFonts()) - known):
+        with suppress(RuntimeError, OSError, ValueError):  # a file that is no font for it
+            font_manager.fontManager.addfont(path)
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ("DejaVu Sans", *(name for name in WIDE_FAMILIES if name in installed))
 
@@ -65,6 +78,7 @@ def drawable(text: str, longest: int = 40) -> str:
     Dollar signs are escaped, since matplotlib would typeset the text between two of them as mathematics.
     """
     text = unicodedata.normalize("NFC", text)
+    _lacking.update(character for character in text if ord(character) not in _characters())
     shown = "".join(
         character if ord(character) in _characters() else f"U+{ord(character):04X}" for character in text
     )
@@ -83,6 +97,12 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
     with mpl.rc_context({"font.family": family, "font.size": font_size, "axes.titlesize": font_size + 1}):
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
+        if _lacking:
+            engine = figure.get_layout_engine()
+            if engine is not None:
+                engine.set(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))  # type: ignore[call-arg]
+            figure.text(0.01, 0.04 / height, LACK, fontsize=7, color=RED, backgroundcolor="white")
+            _lacking.clear()
         with whole_file(Path(path)) as file:
             figure.savefig(file, dpi=dpi, format="svg" if Path(path).suffix == ".svg" else "png")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from bottleneck.report.figures import BLUE, GREY, RED, drawable, error_bars, picture
 from bottleneck.studies.advise.image_similarity import DIFFERENT, SIMILAR, Similarity
@@ -20,7 +21,8 @@ from bottleneck.studies.transfer_study.effects import Curves, Effect, Estimate
 from bottleneck.studies.transfer_study.protocol import LEGEND, PUBLISHED, PUBLISHED_BASE, PUBLISHED_SOURCE
 from bottleneck.studies.transfer_study.study import TransferStudy
 
-LINE = 150  # characters of a line of the text
+WIDTH = 10.0  # inches of two columns, so that a page is read at a width of 800 pixels
+LINE = 125  # characters of a line of the text
 BLACK, LIGHT_BLUE, LIGHT_RED = "#222222", "#79a7e8", "#f08a7e"
 STYLES = {  # colour, marker; frozen dark, fine-tuned light, as in the paper
     "BnB": (BLUE, "o"),
@@ -30,7 +32,12 @@ STYLES = {  # colour, marker; frozen dark, fine-tuned light, as in the paper
     "random": ("#7a7a7a", "x"),
 }
 COPIES = ("BnB", "BnB+", "AnB", "AnB+")
-DIFFERENCES = {"base-BnB": BLUE, "BnB-AnB": RED, "BnB+-BnB": LIGHT_BLUE, "AnB+-base": LIGHT_RED}
+DIFFERENCES = {  # colour, marker
+    "base-BnB": (BLUE, "o"),
+    "BnB-AnB": (RED, "D"),
+    "BnB+-BnB": (LIGHT_BLUE, "s"),
+    "AnB+-base": (LIGHT_RED, "^"),
+}
 NOTES = {  # the paper's five interpretations: what to write, which curve it belongs to
     "co-adaptation": ("lost co-adaptation", "BnB"),
     "recovery": ("less to relearn", "BnB"),
@@ -43,7 +50,7 @@ AXIS = "layer n at which the network is chopped and retrained"
 
 def advice_page(advice: Advice, path: str | Path) -> Path:
     """Draw the advice as one page."""
-    with picture(path, 13, 13, columns=2, rows=3) as axes:
+    with picture(path, WIDTH, 12.5, columns=2, rows=3) as axes:
         shots, near, probes, tried, text, rest = axes
         _shots(shots, advice)
         _similarity(near, advice.similarity)
@@ -64,13 +71,15 @@ def _shots(axes: Axes, advice: Advice) -> None:
     shots = [point.shots for point in curve.points]
     axes.semilogx(shots, [point.mean for point in curve.points], color=BLUE, marker="o")
     for point in curve.points:
-        axes.scatter([point.shots] * len(point.values), point.values, color=GREY, s=10)
+        label = "single draws" if point is curve.points[0] else None
+        axes.scatter([point.shots] * len(point.values), point.values, color=GREY, s=10, label=label)
     if curve.exponent is not None:
         last = curve.points[-1]
         ahead = last.shots * np.array([1.0, 2.0, 4.0])
         error = (1 - last.mean) * (ahead / last.shots) ** -curve.exponent
         axes.semilogx(ahead, 1 - error, color=BLUE, linestyle=":", label="if the law goes on")
-        axes.legend(fontsize=8)
+    axes.legend(fontsize=9, loc="lower right")
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.set(title="Images per class", xlabel="train images per class", ylabel="val accuracy, linear")
 
 
@@ -88,7 +97,10 @@ def _similarity(axes: Axes, near: Similarity | None) -> None:
         axes.plot(distances[name], row, "o", color=colours.get(name, GREY))
     axes.set_yticks(range(len(names)), names)
     axes.grid(axis="y", color="#eeeeee")
-    axes.set(xscale="log", xlabel=f"{near.measure}; similar with probability {near.probability:.2f}")
+    axes.set(xscale="log", xlabel=f"{near.measure}\nsimilar with probability {near.probability:.2f}")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _probes(axes: Axes, advice: Advice) -> None:
@@ -98,7 +110,7 @@ def _probes(axes: Axes, advice: Advice) -> None:
     axes.plot(nodes, [head["accuracy"]["val"] for head in advice.heads], color=RED, marker="D", label="val")
     axes.set(title="Linear heads along the network", ylabel="accuracy")
     axes.tick_params(axis="x", rotation=45)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
 
 
 def _tried(axes: Axes, advice: Advice) -> None:
@@ -111,9 +123,9 @@ def _tried(axes: Axes, advice: Advice) -> None:
         colour = BLUE if attempt is advice.chosen else GREY
         axes.errorbar(accuracy, [row], xerr=bars, fmt="o", color=colour, capsize=3)
     names = ["\n".join(textwrap.wrap(drawable(attempt.what, 120), 34)) for attempt in attempts]
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
 
 
 def transfer_figure(study: TransferStudy, path: str | Path) -> Path:
@@ -121,9 +133,9 @@ def transfer_figure(study: TransferStudy, path: str | Path) -> Path:
     with random layers, and the gain by the size of A.
     """
     curves = study.curves
-    with picture(path, 16, 9.5, columns=3, rows=2) as axes:
+    with picture(path, WIDTH, 13.5, columns=2, rows=3) as axes:
         points, means, published, differences, control, size = axes
-        points.figure.suptitle(LEGEND, fontsize=9)
+        points.figure.suptitle(textwrap.fill(LEGEND, LINE), fontsize=9)
         _points(points, curves)
         _means(means, curves, study.effects)
         _published(published)
@@ -150,7 +162,7 @@ def _points(axes: Axes, curves: Curves) -> None:
             label = kind if n == curves.depths[0] else None
             axes.scatter(x, values, color=colour, marker=marker, s=22, label=label)
     axes.set(title=f"Every run ({len(base)} seed{'s' * (len(base) != 1)})", xlabel=AXIS)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=9, ncols=2)
 
 
 def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
@@ -169,16 +181,16 @@ def _means(axes: Axes, curves: Curves, effects: Sequence[Effect]) -> None:
             y = float(np.mean(curves.accuracies(kind, n)))
             ring = {"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": STYLES[kind][0]}
             offset = (-3, 9 if kind.endswith("+") else -16)
-            axes.annotate(str(number), (n, y), offset, textcoords="offset points", fontsize=8, bbox=ring)
+            axes.annotate(str(number), (n, y), offset, textcoords="offset points", fontsize=9, bbox=ring)
         else:
             text += f": {'the opposite' if effect.shown else 'not beyond the noise'}"
         if effect.key == "gain" and shows and by_key["gain over selffer"].shown <= 0:
             text += ", but no more than BnB+ does"
         height = 0.03 + 0.055 * (len(tested) - number)
         colour = "black" if shows else GREY
-        axes.text(0.02, height, f"{number}  {text}", transform=axes.transAxes, fontsize=8, color=colour)
+        axes.text(0.02, height, f"{number}  {text}", transform=axes.transAxes, fontsize=9, color=colour)
     axes.set(title="Means, and which of the paper's effects they show", xlabel=AXIS)
-    axes.legend(fontsize=8, ncols=2)
+    axes.legend(fontsize=9, ncols=2)
 
 
 def _annotated_depth(curves: Curves, effect: Effect, base: float) -> int:
@@ -205,19 +217,20 @@ def _published(axes: Axes) -> None:
     for kind, values in PUBLISHED.items():
         colour, marker = STYLES[kind]
         axes.plot((PUBLISHED_BASE, *values), color=colour, marker=marker, markersize=4)
-    axes.set(title="Published, for comparison (% top-1)", xlabel=AXIS)
-    axes.text(0.02, 0.02, PUBLISHED_SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=7)
+    axes.set(title="Published, for comparison", xlabel=AXIS, ylabel="top-1 accuracy, %")
+    axes.text(0.02, 0.02, PUBLISHED_SOURCE.replace(": ", ":\n", 1), transform=axes.transAxes, fontsize=8)
 
 
 def _differences(axes: Axes, curves: Curves) -> None:
     """Paired differences with their 95 % intervals."""
     axes.axhline(0, color=BLACK, linewidth=0.8)
-    for number, (name, colour) in enumerate(DIFFERENCES.items()):
+    for number, (name, (colour, marker)) in enumerate(DIFFERENCES.items()):
         estimates = {n + 0.12 * (number - 1.5): each for n, each in curves.estimates(name).items()}
-        style = {"marker": "o", "markersize": 4, "linewidth": 1, "capsize": 2}
+        style = {"marker": marker, "markersize": 5, "linewidth": 1, "capsize": 2}
+        style["linestyle"] = "-" if number < 2 else "--"
         _estimates(axes, estimates, color=colour, label=name.replace("-", " − "), **style)
     axes.set(title="Paired differences, 95 % intervals over seeds", xlabel=AXIS, ylabel="points of accuracy")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
 
 
 def _control(axes: Axes, curves: Curves) -> None:
@@ -225,7 +238,7 @@ def _control(axes: Axes, curves: Curves) -> None:
     for kind in ("BnB", "AnB", "random"):
         _line(axes, curves, kind)
     axes.set(title="Control: frozen layers that never learnt", xlabel=AXIS, ylabel="val accuracy of B")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=9)
 
 
 def _gain_by_size(axes: Axes, curves: Curves) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bottleneck.report import figures
 from bottleneck.report.figures import confusion_matrix, drawable, picture
 
 
@@ -50,3 +51,14 @@ def test_a_long_title_stays_within_the_picture(tmp_path):
     pixels = np.asarray(Image.open(tmp_path / "long.png").convert("L"))
     edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     assert all((edge == 255).all() for edge in edges)
+
+
+def test_a_figure_says_where_a_font_is_lacking(tmp_path, monkeypatch):
+    """And only that figure: the next one has all its characters."""
+    monkeypatch.setattr(figures, "_characters", lambda: frozenset(range(128)))
+    written = []
+    for names in (("개미", "bee"), ("ant", "bee")):
+        path = confusion_matrix(np.eye(2, dtype=int), names, tmp_path / f"{names[0]}.svg")
+        written.append(path.read_text(encoding="utf-8"))
+    assert [figures.LACK[4:40] in text for text in written] == [True, False]
+    assert "U+AC1C" in written[0]

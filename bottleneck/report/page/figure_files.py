@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 
 from bottleneck.report.figures import confusion_matrix, drawable, picture
 from bottleneck.report.page.blocks import Chart, Confusion, Map, Section
@@ -62,22 +64,24 @@ def _chart(chart: Chart, path: Path) -> None:
 
 
 def _map(block: Map, path: Path) -> None:
+    """Draw the positions by each method below each other; classes differ by marker and by brightness."""
     code, predicted = np.asarray(block.colour), np.asarray(block.predicted)
     wrong = (predicted >= 0) & (code >= 0) & (predicted != code)
-    size = float(np.clip(3000 / max(1, len(code)), 2, 24))
-    with picture(path, 6.6 * len(block.positions), 6.4, columns=len(block.positions)) as every:
+    size = float(np.clip(9000 / max(1, len(code)), 5, 36))
+    colours = colormaps["cividis"](np.linspace(0, 0.9, max(1, len(block.classes))))
+    rows = len(block.positions)
+    with picture(path, 6.6, 6.2 * rows, rows=rows) as every:
         for axes, (name, positions) in zip(every, block.positions.items(), strict=True):
             x, y = np.asarray(positions).T
             for k in np.unique(code):
                 here = code == k
                 label = drawable(block.classes[k], 24) if k >= 0 else "no label"
-                axes.scatter(
-                    x[here], y[here], s=size, marker=MARKERS[k % len(MARKERS)], label=label, linewidths=0
-                )
-            axes.scatter(
-                x[wrong], y[wrong], s=4 * size, facecolors="none", edgecolors="black", linewidths=0.8
-            )
-            axes.set(title=name, xticks=[], yticks=[])
+                colour = colours[k] if k >= 0 else "silver"
+                marker = MARKERS[k % len(MARKERS)]
+                axes.scatter(x[here], y[here], s=size, marker=marker, color=colour, label=label, linewidths=0)
+            ring: dict[str, Any] = {"facecolors": "none", "edgecolors": "black", "linewidths": 0.8}
+            axes.scatter(x[wrong], y[wrong], s=4 * size, label="mistake" if wrong.any() else None, **ring)
+            axes.set(title=name, xticks=[], yticks=[], xlabel="no unit; near points are alike")
             axes.set_aspect("equal")
         if len(block.classes) <= MOST_IN_LEGEND:
-            every[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+            every[0].legend(fontsize=9, markerscale=1.5, loc="best", framealpha=0.8)

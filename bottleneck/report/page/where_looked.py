@@ -18,7 +18,7 @@ from bottleneck.report.explain import overlay, training_images
 from bottleneck.report.page.pictures import SIDE, Pictures
 from bottleneck.store.reader import FeatureCache
 
-LEGEND = "The second picture is where it looked: yellow speaks for the predicted class, blue against it."
+LEGEND = "A second picture is where it looked: yellow speaks for the predicted class, blue against it."
 
 
 def overlays(
