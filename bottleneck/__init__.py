@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from bottleneck.studies.advise.advise import advise as advise
     from bottleneck.studies.audit.audit import audit as audit
     from bottleneck.studies.compare.compare import compare as compare
+    from bottleneck.studies.drift.drift import drift as drift
     from bottleneck.studies.rank.rank import rank as rank
     from bottleneck.studies.similar.similar import similar as similar
+    from bottleneck.studies.suggest.suggest import suggest as suggest
     from bottleneck.studies.train.train import train as train
     from bottleneck.studies.transfer_study.study import transfer_study as transfer_study
     from bottleneck.training.finetune import finetune as finetune
@@ -56,6 +58,7 @@ _MODULE_OF = {
     "audit": "bottleneck.studies.audit.audit",
     "compare": "bottleneck.studies.compare.compare",
     "doctor": "bottleneck.installation",
+    "drift": "bottleneck.studies.drift.drift",
     "evaluate": "bottleneck.models.evaluate",
     "explain": "bottleneck.report.explain",
     "export": "bottleneck.models.export",
@@ -68,6 +71,7 @@ _MODULE_OF = {
     "rank": "bottleneck.studies.rank.rank",
     "scratch": "bottleneck.training.scratch",
     "similar": "bottleneck.studies.similar.similar",
+    "suggest": "bottleneck.studies.suggest.suggest",
     "train": "bottleneck.studies.train.train",
     "transfer_study": "bottleneck.studies.transfer_study.study",
 }

@@ -47,6 +47,8 @@ COMMANDS = {
     "export": ("bottleneck.cli.export", "Write a model as ONNX or torch.export program, a cache as a map."),
     "similar": ("bottleneck.cli.similar", "Find the images nearest to an image by cached features."),
     "audit": ("bottleneck.cli.audit", "Find wrong labels, copies, leaks and outliers in a cache."),
+    "suggest": ("bottleneck.cli.suggest", "Say which images to label next, and whether choosing helps."),
+    "drift": ("bottleneck.cli.drift", "Say whether new images are like those of a cache."),
     "advise": ("bottleneck.cli.advise", "Recommend a way of transfer for your data, with reasons."),
     "rank": ("bottleneck.cli.rank", "Rank backbones for your data by scores that need no training."),
     "transfer-study": ("bottleneck.cli.transfer_study", "Measure how transferable each layer is."),

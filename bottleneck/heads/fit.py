@@ -8,7 +8,7 @@ that any draw has, B rows of a block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -190,12 +190,12 @@ def shot_scores(
         blocks = getattr(rows, "inputs", ())
         weight = _weight(blocks, _factors(blocks, scales or {}))
         standard = replace(standardisation(rows, pool, None, config.dtype), weight=weight)
-        measure = _Measure(rows, target, standard, pool, config)
+        heads = DrawnHeads(rows, target, standard, pool, config)
         with reporter.step("Drawing shots", total=len(shots), unit="sizes") as advance:
             for k in shots:
                 draws = draw_shots(target, k, repeats, np.random.default_rng([seed, k]))
                 draw_C = min(max(MAX_C, C), C * int(target.labelled.sum()) / int(draws[0].sum()))
-                scores.append(measure.accuracy(draws, draw_C))
+                scores.append(heads.accuracy(draws, draw_C))
                 advance(1)
     return np.array(scores)
 
@@ -211,17 +211,23 @@ def draw_shots(target: Target, k: int, repeats: int, generator: np.random.Genera
 
 
 @dataclass(frozen=True)
-class _Measure:
-    """Fits one head per draw and measures it on the labelled samples that the draw leaves out."""
+class DrawnHeads:
+    """Fits one head per draw of samples, all side by side, and applies each to all samples.
+
+    rows : (n, D). target : class target of the n rows. standard : of the features, over all rows.
+    """
 
     rows: RowReader
     target: Target
     standard: Standardisation
     pool: WorkerPool
-    config: SweepConfig
+    config: SweepConfig = DEFAULT
 
-    def accuracy(self, draws: np.ndarray, C: float) -> np.ndarray:
-        """Return the accuracy (R,) of the heads fitted on `draws` (R, n) at C."""
+    def logits(self, draws: np.ndarray, C: float) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """Yield (start, stop, logits (R, K, B)) of heads fitted on `draws` (R, n) bool at C, block by block.
+
+        Two classes have one column, the logit of the second.
+        """
         drawn = np.flatnonzero(draws.any(axis=0))
         config = self.config
         design, order = build_design(
@@ -239,10 +245,15 @@ class _Measure:
         unlabelled = [Task(zeros, zeros, task.columns, zeros + NO_FOLD) for task in tasks]
         groups, _ = group_tasks(unlabelled, 0, everything.dtype, everything.device)
         fits = list(zip(groups, solution.coef, strict=True))
-        correct, measured = np.zeros(len(draws)), np.zeros(len(draws))
         for start, stop, logits in Passes(everything, self.pool).held_out(fits):
+            yield start, stop, logits[0]
+
+    def accuracy(self, draws: np.ndarray, C: float) -> np.ndarray:
+        """Return the accuracy (R,) of the heads on the labelled samples that their draws leave out."""
+        correct, measured = np.zeros(len(draws)), np.zeros(len(draws))
+        for start, stop, logits in self.logits(draws, C):
             left = ~draws[:, start:stop] & self.target.labelled[start:stop]
-            correct += ((_codes(logits[0]) == self.target.values[start:stop]) & left).sum(axis=1)
+            correct += ((_codes(logits) == self.target.values[start:stop]) & left).sum(axis=1)
             measured += left.sum(axis=1)
         return correct / measured
 

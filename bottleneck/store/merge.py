@@ -75,7 +75,7 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
         hint = "Only caches made with the same settings can be merged."
         require_equal(first.spec.to_json(), file.spec.to_json(), where, hint)
         require_equal(_nodes(first), _nodes(file), where, hint)
-    root, prefixes = _common_root([file.origin.source_root for file in files])
+    root, prefixes = common_root([file.origin.source_root for file in files])
     origin = Origin(first.spec, root)
     images, row_of = _join_images(files, prefixes)
     samples = _join_samples(files, prefixes, row_of)
@@ -143,7 +143,7 @@ def _merge_maps(
     return nodes
 
 
-def _common_root(roots: list[str]) -> tuple[str, list[str]]:
+def common_root(roots: list[str]) -> tuple[str, list[str]]:
     """Return the folder that contains all roots, and the prefix of the keys of each."""
     if len(set(roots)) == 1:
         return roots[0], [""] * len(roots)

@@ -46,6 +46,24 @@ def class_target(cache: FeatureCache, name: str | None) -> Target:
     return targets[name]
 
 
+def sole_target(cache: FeatureCache, name: str | None) -> str | None:
+    """Return the target `name`, or the only one of `cache`; None where it has none.
+
+    Raises
+    ------
+    FitError
+        There is no such target, or there are several and none is named.
+    """
+    known = list(cache.samples.targets)
+    if name is None and len(known) > 1:
+        raise FitError(
+            f"{cache.path} has {len(known)} targets: {', '.join(known)}.", "Name one of them with --target."
+        )
+    if name is not None and name not in known:
+        raise FitError(f"{cache.path} has no target {name!r}; it has: {', '.join(known) or 'none'}.")
+    return name if name is not None else next(iter(known), None)
+
+
 def target_notes(cache: FeatureCache, chosen: str, requested: str | None) -> list[Note]:
     """Return a note where `chosen` was taken as the first of several targets with classes."""
     names = [name for name, target in cache.samples.targets.items() if target.kind == "class"]

@@ -156,3 +156,38 @@ class AuditConfig:
         for name, least in (("fence", 0), ("thin", 0), ("cv", 2)):
             if getattr(self, name) < least:
                 raise BottleneckError(f"{name} is {getattr(self, name)}; expected {least} or more.")
+
+
+@dataclass(frozen=True)
+class SuggestConfig:
+    """Settings of `suggest`."""
+
+    target: str | None = None  # the only one by default
+    node: str = BOTTLENECK  # whose features are used
+    n: int = 50  # images to suggest
+    cv: int = 5  # folds of the head that is fitted
+    seed: int = 0  # of folds, of the backtest's draws and of the curve's
+    output: str | Path | None = None  # .csv file for the images to label
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 1), ("cv", 2)):
+            if getattr(self, name) < least:
+                raise BottleneckError(f"{name} is {getattr(self, name)}; expected {least} or more.")
+        if self.output is not None and Path(self.output).suffix.lower() != ".csv":
+            raise BottleneckError(f"The output {self.output} has another suffix than .csv.")
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """Settings of `drift`."""
+
+    target: str | None = None  # whose predicted shares are compared; the only one by default
+    node: str = BOTTLENECK  # whose features are compared
+    n: int = 20  # foreign images to list
+    permutations: int = 200  # of old and new, for the null distribution
+    seed: int = 0  # of folds, draws and permutations
+
+    def __post_init__(self) -> None:
+        for name, least in (("n", 0), ("permutations", 19)):
+            if getattr(self, name) < least:
+                raise BottleneckError(f"{name} is {getattr(self, name)}; expected {least} or more.")

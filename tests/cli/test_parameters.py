@@ -36,10 +36,12 @@ from bottleneck.store.verify import verify
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.audit.audit import audit
 from bottleneck.studies.compare.compare import compare
+from bottleneck.studies.drift.drift import drift
 from bottleneck.studies.embedding.map_file import export_map
 from bottleneck.studies.rank.rank import rank
 from bottleneck.studies.similar.similar import similar
 from bottleneck.studies.study_config import StudyConfig
+from bottleneck.studies.suggest.suggest import suggest
 from bottleneck.studies.train.train import train
 from bottleneck.studies.transfer_study.study import transfer_study
 from bottleneck.training.config import CompareConfig, FinetuneConfig, ScratchConfig
@@ -60,6 +62,8 @@ FUNCTIONS = {
     "explain": [explain],
     "export": [export, export_map],
     "similar": [similar],
+    "suggest": [suggest],
+    "drift": [drift],
     "advise": [advise],
     "audit": [audit],
     "report": [write_report],

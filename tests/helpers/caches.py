@@ -14,12 +14,24 @@ PIXELS = Preprocess(8, 8, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).to_json(
 
 
 def write_cache(
-    path, X, targets, split=None, group=None, more=None, views=None, dtype="float32", measures=None
+    path,
+    X,
+    targets,
+    split=None,
+    group=None,
+    more=None,
+    views=None,
+    dtype="float32",
+    measures=None,
+    folder="그림",
 ):
-    """Write rows X (S, D) of the node "bottleneck", rows `more` of further nodes, and views (S, V, D)."""
+    """Write rows X (S, D) of the node "bottleneck", rows `more` of further nodes, and views (S, V, D).
+
+    folder : of the images, whose content is their key
+    """
     S = len(X)
     rows = {"bottleneck": X} | (more or {})
-    keys = [f"그림/{i:03d}.png" for i in range(S)]
+    keys = [f"{folder}/{i:03d}.png" for i in range(S)]
     nodes = [
         NodeSpec(
             name,

@@ -24,11 +24,11 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise.image_similarity import Similarity, similarity
 from bottleneck.studies.advise.recommendation import Advice, Size
-from bottleneck.studies.advise.shot_curve import ShotCurve, shot_curve
 from bottleneck.studies.advise.strategies import try_strategies
 from bottleneck.studies.advise.trial import Trial, make_trial
 from bottleneck.studies.class_task import source_outputs
 from bottleneck.studies.rank.scores import Scores, score
+from bottleneck.studies.shot_curve import ShotCurve, shot_curve
 from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.threads import thread_budget
 

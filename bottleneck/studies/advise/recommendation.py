@@ -14,8 +14,8 @@ import numpy as np
 
 from bottleneck.errors import Note
 from bottleneck.studies.advise.image_similarity import Similarity
-from bottleneck.studies.advise.shot_curve import ShotCurve
 from bottleneck.studies.rank.scores import Scores
+from bottleneck.studies.shot_curve import ShotCurve
 from bottleneck.trials.evidence import Contender, Evidence, choose
 
 SIZES = ("small", "large")

@@ -28,6 +28,7 @@ from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.class_task import class_target, target_notes, train_samples
+from bottleneck.studies.new_images import network_of
 from bottleneck.studies.study_config import AdviseConfig
 from bottleneck.training.inputs import backbone_of
 from bottleneck.trials.task import stage_nodes
@@ -160,19 +161,5 @@ def _extract(
     reporter: Reporter,
 ) -> Path:
     """Extract `nodes` of `source` into the cache `path`, with the network and preprocessing of `cache`."""
-    recipe, preprocess = cache.spec.backbone, Preprocess.from_json(cache.spec.preprocess)
-    recorded = recipe.get("weights")
-    extract(
-        source,
-        path,
-        backbone=recipe["name"],
-        weights=load.weights if recorded == "file" else recorded,
-        seed=recipe.get("seed"),
-        in_channels=recipe.get("in_channels"),
-        nodes=tuple(nodes),
-        image_size=preprocess.size,
-        crop="squash" if preprocess.squash else preprocess.size / preprocess.resize,
-        trust_code=load.trust_code,
-        reporter=reporter,
-    )
+    extract(source, path, nodes=tuple(nodes), reporter=reporter, **network_of(cache, load))
     return path

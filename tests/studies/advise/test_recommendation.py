@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.preprocessing import StandardScaler
 
 from bottleneck.report.studies import advice_page
 from bottleneck.studies.advise.image_similarity import Reading, Similarity
@@ -25,8 +27,8 @@ from bottleneck.studies.advise.recommendation import (
     judge,
     scenario,
 )
-from bottleneck.studies.advise.shot_curve import ShotCurve, ShotPoint, shot_curve
 from bottleneck.studies.rank.scores import Scores
+from bottleneck.studies.shot_curve import PENALTIES, ShotCurve, ShotPoint, outlook, shot_curve
 from bottleneck.trials.evidence import Evidence
 
 
@@ -174,3 +176,31 @@ def test_advice_tells_scenario_rules_evidence_and_what_to_run(tmp_path, similari
 def test_advice_says_when_nothing_beats_guessing(tmp_path):
     assert "commonest class" not in advice(True, tmp_path).text[-1]
     assert "commonest class (0.960)" in advice(True, tmp_path, guess=0.96).text[-1]
+
+
+def test_the_curve_fits_as_scikit_learn_does():
+    x, codes = gaussians(60)
+    held_x, held = gaussians(80, seed=1)
+    for wide in (np.eye(x.shape[1]), np.random.default_rng(0).normal(size=(x.shape[1], 200))):
+        a, b = x @ wide, held_x @ wide
+        scaler = StandardScaler().fit(a)
+        model = RidgeClassifierCV(PENALTIES).fit(scaler.transform(a), codes)
+        expected = (model.predict(scaler.transform(b)) == held).mean()
+        assert shot_curve(a, codes, b, held).points[-1].mean == pytest.approx(expected, abs=0.02)
+
+
+def test_the_outlook_finds_the_power_law_and_what_it_missed():
+    def point(labels, error):
+        right = np.tile(np.arange(1000) >= round(1000 * error), (3, 1))
+        return ShotPoint(labels, 1 - error, (1 - error,) * 3, labels, right)
+
+    law = [point(labels, 0.8 * labels**-0.5) for labels in (16, 64, 100, 400)]
+    ahead = outlook(ShotCurve(tuple(law), None, None), 400)
+    assert [each["labels"] for each in ahead.expected] == [800, 2000]
+    assert ahead.expected[0]["accuracy"] == pytest.approx(1 - 0.8 * 800**-0.5, abs=2e-3)
+    assert ahead.miss == pytest.approx(0, abs=2e-3)
+    level = outlook(ShotCurve((*law[:3], point(400, 0.08)), None, None), 400)
+    assert level.miss == pytest.approx(-0.04, abs=2e-3)
+    widths = [each["interval"][1] - each["interval"][0] for each in (ahead.expected[1], level.expected[1])]
+    assert widths[1] > 1.5 * widths[0]
+    assert outlook(ShotCurve(tuple(law[:3]), None, None), 100) is None

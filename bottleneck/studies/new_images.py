@@ -1,0 +1,142 @@
+"""Images beside those of a cache, as rows that compare with the cache's: a folder is extracted as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.preprocess import MIRROR, Preprocess
+from bottleneck.data.source import Source, read_source
+from bottleneck.errors import BackboneError, CacheError, FingerprintError, Note
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.extract import run_extraction
+from bottleneck.extraction.settings import default_cache
+from bottleneck.models.evaluate import CACHE_SUFFIXES
+from bottleneck.progress import Reporter
+from bottleneck.store.reader import FeatureCache
+
+
+@dataclass(frozen=True)
+class NewImages:
+    """An open cache whose rows of one node were computed as those of another cache.
+
+    startup_seconds, extract_seconds : for a folder: of loading the network, and of computing its features.
+    """
+
+    cache: FeatureCache
+    notes: tuple[Note, ...] = ()
+    startup_seconds: float = 0.0
+    extract_seconds: float = 0.0
+
+
+def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
+    """Return the fields of `ExtractConfig` that give the network and the preprocessing of a cache."""
+    recipe, preprocess = cache.spec.backbone, Preprocess.from_json(cache.spec.preprocess)
+    recorded = recipe.get("weights")
+    return {
+        "backbone": recipe["name"],
+        "weights": load.weights if recorded == "file" else recorded,
+        "seed": recipe.get("seed"),
+        "in_channels": recipe.get("in_channels"),
+        "image_size": preprocess.size,
+        "crop": "squash" if preprocess.squash else preprocess.size / preprocess.resize,
+        "trust_code": load.trust_code,
+    }
+
+
+@contextmanager
+def new_images(
+    cache: FeatureCache,
+    new: str | Path,
+    node: str,
+    load: LoadOptions,
+    engine: EngineConfig,
+    reporter: Reporter,
+) -> Iterator[NewImages]:
+    """Open a cache, or extract any other source that `extract` takes, with the network of `cache`.
+
+    The features of a source are kept in `cache/SOURCE--BACKBONE.h5` below the current folder, where another
+    call finds them: all vector nodes of `cache`, so that `cache merge` takes both.
+
+    Raises
+    ------
+    FingerprintError
+        The features at `node` were not computed as those of `cache` were.
+    CacheError
+        It has no rows, or is `cache` itself.
+    SourceError, BackboneError, EngineError
+    """
+    is_cache = str(new).lower().endswith(CACHE_SUFFIXES)
+    found = NewImages(FeatureCache(new)) if is_cache else _extracted(cache, new, load, engine, reporter)
+    with found.cache:
+        if found.cache.path.resolve() == cache.path.resolve():
+            raise CacheError(f"{new} is {cache.path} itself; expected other images.")
+        _require_alike(cache, found.cache, node)
+        found.cache.require_rows()
+        yield found
+
+
+def _extracted(
+    cache: FeatureCache, new: str | Path, load: LoadOptions, engine: EngineConfig, reporter: Reporter
+) -> NewImages:
+    nodes = [cache.nodes[name] for name in cache.vector_names]
+    extract = f"bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))}"
+    if cache.spec.backbone.get("calibrated") or any(each.calibration for each in nodes):
+        raise BackboneError(
+            f"The network of {cache.path} was calibrated on its own images; other images cannot be computed "
+            "alike in a cache of their own.",
+            f"Put them below {cache.source} and add them: {extract}",
+        )
+    source: Source = read_source(new, ReadConfig())
+    config = ExtractConfig(
+        nodes=tuple(node.name for node in nodes),
+        dtype=nodes[0].dtype,
+        flip=any(node.views == MIRROR.to_json() for node in nodes),
+        engine=replace(
+            engine, precision=nodes[0].precision if engine.precision == "auto" else engine.precision
+        ),
+        **network_of(cache, load),
+    )
+    path = default_cache(source, config)
+    if path.resolve() == cache.path.resolve():
+        raise CacheError(
+            f"{cache.path} was made from {new}; its features would be written over it.",
+            "Name a folder of other images, or give that folder another name.",
+        )
+    try:
+        done = run_extraction(source, path, config, reporter)
+    except FingerprintError as error:
+        raise FingerprintError(
+            error.message, f"Rename {path}, whose features are of other settings.", error.fields
+        ) from error
+    notes = tuple(note for note in done.notes if note.code != "files-ignored")
+    return NewImages(FeatureCache(path), notes, done.startup_seconds, done.seconds)
+
+
+def _require_alike(cache: FeatureCache, new: FeatureCache, node: str) -> None:
+    """Raise FingerprintError, which names the first difference, unless the rows of `node` compare."""
+    if cache.vector_fingerprint(node) == new.vector_fingerprint(node):
+        return
+    ours, theirs = cache.spec.to_json(), new.spec.to_json()
+    differing = tuple(name for name in ours if ours[name] != theirs[name])
+    if differing:
+        what = " and ".join(differing)
+    else:
+        pairs = zip(cache.vectors(node), new.vectors(node), strict=True)
+        first, second = next(
+            (a, b) for a, b in pairs if a.fingerprint(cache.spec) != b.fingerprint(cache.spec)
+        )
+        fields = ("dtype", "precision", "layout", "calibration", "pool")
+        differing = tuple(name for name in fields if getattr(first, name) != getattr(second, name))
+        what = " and ".join(f"{name} of node {first.name!r}" for name in differing)
+    raise FingerprintError(
+        f"{new.path} has features of another {what} than {cache.path}; they do not compare.",
+        "Give the folder of images instead of its cache: its features are then computed alike.",
+        differing,
+    )

@@ -1,0 +1,137 @@
+"""`drift` between sets that are alike, that differ, and that share images; its AUC against scikit-learn's."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.metrics import roc_auc_score
+
+from bottleneck import drift
+from bottleneck.cli.main import group
+from bottleneck.errors import BottleneckError, CacheError, FingerprintError, FitError
+from bottleneck.samples import Target
+from bottleneck.studies.drift.domain import area, interval, tell_apart
+from tests.helpers.caches import class_target, write_cache
+
+N, WIDTH = 150, 12
+
+
+def rows(n, seed, shift=0.0):
+    """Rows (n, 12) around three centres, moved along one feature, and their codes."""
+    draw = np.random.default_rng(seed)
+    codes = np.arange(n) % 3
+    x = draw.normal(size=(n, WIDTH)) + 4 * np.eye(3, WIDTH)[codes]
+    x[:, 5] += shift
+    return x.astype(np.float32), codes
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("drift")
+
+
+@pytest.fixture(scope="module")
+def old(folder):
+    x, codes = rows(N, 0)
+    return write_cache(folder / "old.h5", x, [class_target(codes, names=("개", "b", "c"))])
+
+
+def write_new(folder, x, name, **options):
+    return write_cache(folder / f"{name}.h5", x, options.pop("targets", []), folder=name, **options)
+
+
+def test_images_of_one_kind_are_not_told_apart(old, folder):
+    found = drift(old, write_new(folder, rows(120, 1)[0], "alike"))
+    assert found.p_value > 0.05
+    assert found.auc < 0.6
+    assert found.verdict.startswith("No difference is shown")
+    assert not any(each["flag"] for each in found.classes)
+    assert found.foreign_share < 0.05
+    assert (found.old, found.new, found.copies) == (N, 120, 0)
+
+
+def test_moved_images_are_told_and_the_farthest_named(old, folder):
+    x, _ = rows(100, 2, shift=2.0)
+    x[7] = 30 * np.eye(WIDTH)[11]  # like none
+    x = np.delete(x, np.arange(2, 100, 3), axis=0)  # the third class, "c"
+    found = drift(old, write_new(folder, x, "새"), n=3)
+    assert found.p_value == pytest.approx(1 / 201)
+    assert found.auc > 0.8
+    assert found.auc_ci95[0] > 0.75
+    assert found.foreign[0]["image"] == "새/005.png"
+    assert found.foreign[0]["beyond"] == 1.0
+    assert len(found.foreign) == 3
+    shares = {each["class"]: each for each in found.classes}
+    assert shares["c"]["flag"]
+    assert shares["c"]["difference"] < -0.2
+    low, high = shares["c"]["interval"]
+    assert low < shares["c"]["difference"] < high < 0
+
+
+def test_copies_are_told_and_left_out(old, folder):
+    x, _ = rows(N + 40, 0)
+    more = write_cache(folder / "more.h5", x, [])
+    found = drift(old, more)
+    assert (found.new, found.copies) == (40, N)
+    assert "copies-left-out" in {note.code for note in found.notes}
+    with pytest.raises(CacheError, match="none is new"):
+        drift(old, write_cache(folder / "same.h5", x[:N], []))
+
+
+def test_few_images_of_other_numbers_and_caches_without_labels(old, folder):
+    found = drift(old, write_new(folder, rows(9, 3)[0], "few"))
+    assert found.auc is found.p_value is None
+    assert "Too few images" in found.verdict
+    assert len(found.foreign) == 9
+    plain = write_new(folder, rows(N, 4)[0], "plain")
+    found = drift(plain, write_new(folder, rows(25, 5)[0], "fewer"))
+    assert {"class-shares-left-out", "sizes-differ"} <= {note.code for note in found.notes}
+    assert found.classes == []
+    assert found.target is None
+
+
+def test_other_features_and_unnamed_targets_are_refused(old, folder):
+    with pytest.raises(FingerprintError, match="dtype"):
+        drift(old, write_new(folder, rows(30, 6)[0], "half", dtype="float16"))
+    x, codes = rows(30, 6)
+    two = [class_target(codes), Target("age", "regression", x[:, 0].astype(float))]
+    several = write_new(folder, x, "two", targets=two)
+    with pytest.raises(FitError, match="2 targets"):
+        drift(several, old)
+    assert {note.code for note in drift(several, old, target="age").notes} >= {"class-shares-left-out"}
+    with pytest.raises(BottleneckError, match="permutations is 5"):
+        drift(old, old, permutations=5)
+
+
+def test_the_area_is_scikit_learns_and_its_interval_covers():
+    draw = np.random.default_rng(0)
+    new = np.arange(60) % 3 == 0
+    scores = np.round(draw.normal(size=60) + new, 1)
+    assert area(scores, new) == pytest.approx(roc_auc_score(new, scores))
+    truth, inside = 0.7602, 0  # of normal scores that are moved by 1
+    for _ in range(300):
+        low, high = interval(draw.normal(size=60) + new, new)
+        inside += low <= truth <= high
+    assert 0.9 <= inside / 300 <= 0.99
+    low, high = interval(new * 1.0, new)
+    assert low < 0.9
+    assert high == 1
+
+
+def test_p_values_of_equal_sets_are_spread_evenly():
+    draw = np.random.default_rng(0)
+    new = np.arange(60) % 2 == 0
+    p = [tell_apart(draw.normal(size=(60, 5)), new, permutations=39, seed=i).p for i in range(60)]
+    assert 0.35 < np.mean(p) < 0.65
+    assert np.mean(np.array(p) <= 0.1) < 0.25
+
+
+def test_the_command_prints_the_verdict_and_one_object(old, folder):
+    new = write_new(folder, rows(40, 7, shift=3.0)[0], "command")
+    shown = CliRunner().invoke(group, ["drift", str(old), str(new)])
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.startswith("The new images")
+    printed = json.loads(CliRunner().invoke(group, ["drift", str(old), str(new), "--json"]).stdout)
+    assert printed["auc"] > 0.9
+    assert printed["foreign"][0].keys() == {"image", "score", "beyond"}
