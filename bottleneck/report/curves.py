@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from bottleneck.training.finetune import FoundRate
     from bottleneck.training.loop import EpochRecord
 
-COLOURS = {"head": "tab:blue", "random": "tab:orange"}
+COLOURS, MARKERS = {"head": "C0", "random": "C1"}, {"head": "o", "random": "s"}
+MOST_OF_NAME = 300  # characters of a node's name
 SHIFT = 0.12  # between the bars of two starts, so that they do not overlap
 LABELS = {"head": "from the head", "random": "random last layer"}
-TRAIN, VAL = "tab:blue", "tab:orange"
+TRAIN, VAL = ("C1", "s--"), ("C0", "o-")  # colour; marker and line
 
 
 def head_curves(result: FitResult) -> dict[str, str]:
@@ -44,17 +46,17 @@ def head_curves(result: FitResult) -> dict[str, str]:
 def _probe_curve(curves: dict[str, Any], path: Path, stem: str) -> None:
     """A line for each series of N scores, of which some are None; with 95 % intervals if there are any."""
     nodes, series, intervals = (curves["probe"][name] for name in ("nodes", "series", "intervals"))
-    with picture(path, max(5.0, 0.7 * len(nodes) + 2), 4.2) as (axes,):
+    with picture(path, 6.6, 0.36 * len(nodes) + 1.8) as (axes,):
         for name, values in series.items():
             known = [i for i, value in enumerate(values) if value is not None]
             y = [values[i] for i in known]
             bars = error_bars(y, [intervals[name][i] for i in known]) if name in intervals else None
-            axes.errorbar(known, y, bars, marker="o", capsize=3, label=drawable(name))
-        names = [drawable(node, 32) for node in nodes]
-        axes.set_xticks(range(len(nodes)), names, rotation=35, ha="right", rotation_mode="anchor")
-        axes.set(ylabel="accuracy", title=drawable(f"{stem}: one head per node", 80))
-        axes.grid(axis="y", alpha=0.3)
-        axes.legend(frameon=False)
+            axes.errorbar(y, known, xerr=bars, marker="o", capsize=3, label=drawable(name))
+        names = ["\n".join(wrap(drawable(node, MOST_OF_NAME).replace("+", "+ "), 32)) for node in nodes]
+        axes.set_yticks(range(len(nodes)), names, fontsize=9)
+        axes.set(xlabel="accuracy", title=drawable(f"{stem}: one head per node", 80))
+        axes.grid(axis="x", alpha=0.3)
+        axes.legend(framealpha=0.8, fontsize=9)
 
 
 def _shot_curve(curves: dict[str, Any], path: Path, stem: str) -> None:
@@ -87,13 +89,13 @@ def training_curves(
     trained = [record for record in epochs if record.train_loss is not None]
     with picture(path, 10, 4.4, columns=2) as (loss, accuracy):
         for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-            for split, records, colour, label in (
+            for split, records, (colour, line), label in (
                 ("train", trained, TRAIN, "train, while learning"),
                 ("val", epochs, VAL, "val"),
             ):
                 x = [record.epoch for record in records]
                 y = [getattr(record, f"{split}_{name}") for record in records]
-                axes.plot(x, y, "o-", color=colour, markersize=3, label=label)
+                axes.plot(x, y, line, color=colour, markersize=3, label=label)
             axes.axvline(best, color="grey", linewidth=1, linestyle=":", label=f"kept: epoch {best}")
             axes.set(xlabel="epoch", ylabel=name, xlim=(-0.5, numbers[-1] + 0.5))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -104,7 +106,7 @@ def training_curves(
         accuracy.set_title("Accuracy")
         # Below the axes, since within them it would hide the first or the last epochs.
         loss.figure.legend(
-            *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+            *accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9
         )
         loss.figure.suptitle(drawable(title, 80))
     return Path(path)
@@ -113,8 +115,8 @@ def training_curves(
 def rate_curve(trial: FoundRate, path: str | Path) -> Path:
     """Draw the smoothed loss by learning rate, and the suggested rate, to a PNG."""
     with picture(path, 6, 4) as (axes,):
-        axes.semilogx(trial.rates, trial.losses, color=TRAIN)
-        axes.axvline(trial.lr, color=VAL, linestyle="--", label=f"suggested: {trial.lr:.2g}")
+        axes.semilogx(trial.rates, trial.losses, color=TRAIN[0])
+        axes.axvline(trial.lr, color=VAL[0], linestyle="--", label=f"suggested: {trial.lr:.2g}")
         axes.set(xlabel="learning rate of the head", ylabel="loss, smoothed", title="Loss by learning rate")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
@@ -177,7 +179,7 @@ def _by_depth(axes: Axes, result: Comparison) -> None:
     for init in COLOURS:
         same_start = [row for row in rows if not row.depth and row.init == init]
         at = [x[row.unfreeze, init] for row in same_start]
-        _line(axes, at, same_start, color=COLOURS[init], label=LABELS[init])
+        _line(axes, at, same_start, color=COLOURS[init], marker=MARKERS[init], label=LABELS[init])
     for run in result.runs:
         if run.shots == result.chosen.shots and not run.depth:
             shifted = x[run.unfreeze, run.init] + SHIFT / 3
@@ -198,7 +200,7 @@ def _by_depth(axes: Axes, result: Comparison) -> None:
         xlabel="unfrozen blocks", ylabel=f"accuracy on {result.measured_on}", title="How deep to unfreeze"
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, markerscale=0.7)
+    axes.legend(fontsize=9, markerscale=0.7)
 
 
 def _by_shots(axes: Axes, result: Comparison) -> None:
@@ -221,7 +223,7 @@ def _by_shots(axes: Axes, result: Comparison) -> None:
         title="By number of images",
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, markerscale=0.7, loc="upper left", bbox_to_anchor=(1.01, 1))
+    axes.legend(fontsize=9, markerscale=0.7, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _line(axes: Axes, x: Sequence[float], rows: Sequence[Row], **style: Any) -> None:
@@ -231,4 +233,4 @@ def _line(axes: Axes, x: Sequence[float], rows: Sequence[Row], **style: Any) -> 
     split = "test" if "test" in rows[0].accuracy else "val"
     means = [row.accuracy[split] for row in rows]
     bars = error_bars(means, [row.interval for row in rows])
-    axes.errorbar(x, means, yerr=bars, marker="o", capsize=3, **style)
+    axes.errorbar(x, means, yerr=bars, capsize=3, **{"marker": "o", **style})

@@ -17,6 +17,7 @@ from textwrap import fill
 
 import matplotlib as mpl
 import numpy as np
+from cycler import cycler
 from matplotlib import font_manager, ft2font
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,6 +29,9 @@ MOST_CLASSES_NAMED = 40
 LACK = (
     "U+…: no font here has this character. Install one of its script, such as Noto Sans CJK or NanumGothic."
 )
+# Lines that differ in brightness and dashes too, so that they are told apart in grey.
+COLOURS = ("#1f3f99", "#f0982e", "#2b7a4b", "#b3201f", "#9c6fc9", "#8a6d00", "#49a9b3", "#222222")
+CYCLE = cycler(color=COLOURS, linestyle=("-", "--", ":", "-.") * 2)
 TITLE_CHARACTERS = 10  # per inch of a line's width
 
 # Families that carry scripts beyond Latin, Greek and Cyrillic, as the common systems ship them.
@@ -94,7 +98,8 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
     Figures are made without pyplot: there is no global state and no display, and threads can draw.
     """
     family = list(families())
-    with mpl.rc_context({"font.family": family, "font.size": font_size, "axes.titlesize": font_size + 1}):
+    settings = {"font.family": family, "font.size": font_size, "axes.titlesize": font_size + 1}
+    with mpl.rc_context({**settings, "axes.prop_cycle": CYCLE}):
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
         if _lacking:

@@ -105,7 +105,7 @@ def _similarity(axes: Axes, near: Similarity | None) -> None:
 
 def _probes(axes: Axes, advice: Advice) -> None:
     """Linear heads along the network."""
-    nodes = [drawable(head["node"], 24) for head in advice.heads]
+    nodes = [drawable(head["node"], 60) for head in advice.heads]
     axes.plot(nodes, [head["cv_accuracy"] for head in advice.heads], color=BLUE, marker="o", label="cv")
     axes.plot(nodes, [head["accuracy"]["val"] for head in advice.heads], color=RED, marker="D", label="val")
     axes.set(title="Linear heads along the network", ylabel="accuracy")
