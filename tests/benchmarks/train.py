@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Does `train` choose as well as one who knew test, and what does it cost beside the usual fine-tuning?
 
-    python tests/benchmarks/train.py [FOLDER] [--peer PATH] [--sets NAME …] [--size 128] [--keep DIR]
+    python tests/benchmarks/train.py [FOLDER] [--short] [--peer PATH] [--sets NAME …] [--keep DIR]
+    python tests/benchmarks/train.py --minutes 1 2      only whether --minutes is kept, by a real clock
 
-Takes 15 processor minutes. Six sets, each with a test split that is read only here: digits of scikit-learn at
-two sizes of train, parts of one of its photographs, 40 places in both, generated textures, generated shapes.
-FOLDER, in the ImageFolder layout, is a seventh, whose val is its test. On each, `train` with its defaults is
-held against
+Takes 15 processor minutes; --short takes 5, with three of the sets and fewer pictures beside the peer. Six
+sets, each with a test split that is read only here: digits of scikit-learn at two sizes of train, parts of
+one of its photographs, 40 places in both, generated textures, generated shapes. FOLDER, in the ImageFolder
+layout, is a seventh, whose val is its test. On each, `train` with its defaults is held against
 
     the head on the bottleneck        the best single node, chosen by test (no one could know it)
     one block tuned, two blocks tuned (`finetune`, 10 epochs, from the head on the bottleneck)
@@ -30,6 +31,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -46,6 +48,10 @@ NOISES = (0.0, 0.5, 1.0, 1.5, 2.0)
 EPOCHS = (2, 20)  # of the usual fine-tuning: a few, and as many as tutorials have
 WITHIN, MEAN, TIMES = 1.0, 0.4, 20.0  # wanted: the largest regret, the mean regret, and how much faster
 HEADS = ("head", "node", "combined")  # kinds of candidates without flips and without tuning
+SHORT = ("digits, 10 a class", "3 parts of a photograph, 150 a class", "shapes, 64 a class")
+CROPS, SHORT_CROPS = 900, 300  # pictures that are learnt from beside the peer
+LARGE = 12_000  # pictures, of which a minute or two allow a part
+KEPT = 0.2  # share of the minutes by which a run may be longer
 TRAINED = ("head on the bottleneck", "best single node", "one block tuned", "two blocks tuned")
 
 
@@ -214,6 +220,27 @@ def child(script: str, *arguments: str) -> tuple[dict, float]:
 # ---- the comparison
 
 
+def keeps_minutes(scratch: Path, minutes: list[float]) -> None:
+    """Run the command on more pictures than the time allows, and hold its wall time against `--minutes`."""
+    folder = recipe.write_set(scratch / "large", recipe.photographs(np.random.default_rng(8)), LARGE, TEST)
+    for given in minutes:
+        model = scratch / f"{given:g}.safetensors"
+        words = ["train", str(folder), "-o", str(model), "--minutes", str(given), "--json"]
+        started = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "bottleneck", *words], stdout=subprocess.PIPE, text=True, check=True
+        )
+        seconds = time.perf_counter() - started
+        found = json.loads(done.stdout)
+        missed = "   missed" if seconds > 60 * given * (1 + KEPT) else ""
+        used, heads = sum(found["samples"].values()), len(found["candidates"])
+        print(
+            f"--minutes {given:g}: {seconds:.0f} s, {seconds / 60 / given:.2f} of them (wanted ≤ {1 + KEPT})"
+            f"{missed}; {used:,} of {LARGE + TEST:,} samples, {heads} candidates",
+            flush=True,
+        )
+
+
 def processor_seconds() -> float:
     """Of this process and its children."""
     return sum(os.times()[:4])
@@ -274,15 +301,20 @@ def main() -> None:
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--peer", help="script to fine-tune with, or 'none'")
     parser.add_argument("--sets", nargs="*")
+    parser.add_argument("--short", action="store_true", help="three sets, and fewer pictures beside the peer")
+    parser.add_argument("--minutes", nargs="+", type=float, help="only check that these are kept")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--keep", type=Path, help="folder for everything that is written, and the figures")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bottleneck-train-") as temporary:
         scratch = args.keep or Path(temporary)
         scratch.mkdir(exist_ok=True)
-        results = []
+        if args.minutes:
+            keeps_minutes(scratch, args.minutes)
+            return
+        chosen, results = args.sets or (SHORT if args.short else None), []
         for number, (name, write) in enumerate(sets(scratch, args.folder).items()):
-            if args.sets and name not in args.sets:
+            if chosen and name not in chosen:
                 continue
             found = compare(name, write(), scratch / f"work-{number}", args.size)
             show(found)
@@ -298,7 +330,7 @@ def main() -> None:
                 print(f"  NOISE {noise:g}: mean accuracy of the chosen head {np.mean(values):.2f}")
         if args.peer != "none":
             folder = args.folder or recipe.write_set(
-                scratch / "crops", crops(np.random.default_rng(7)), 900, 100
+                scratch / "crops", crops(np.random.default_rng(7)), SHORT_CROPS if args.short else CROPS, 100
             )
             beside_peer(folder, scratch / "crops.safetensors", args.peer)
 

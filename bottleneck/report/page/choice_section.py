@@ -181,7 +181,8 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], name: str) -> Table:
     for each in candidates:
         backbone = [each.get("backbone")] if several else []
         cells = [each.get(f"cv_{metric}"), each.get(f"val_{metric}"), each.get("pooled"), each.get("seconds")]
-        rows.append([each.get("what"), *backbone, *cells, "chosen" if each.get("chosen") else ""])
+        state = "chosen" if each.get("chosen") else "earlier run" if each.get("earlier") else ""
+        rows.append([each.get("what"), *backbone, *cells, state])
     columns = ("tried", *(["network"] if several else []), "cross-validation", "val", "pooled", "seconds", "")
     seconds = sum(each["seconds"] for each in candidates if is_number(each.get("seconds")))
     note = (

@@ -46,7 +46,8 @@ FINAL = 1.5  # the final fit, with reading and writing, in fits of the chosen ca
 class ExtractionCost:
     """Extraction by one backbone. images : to be read. seconds, bytes : that it takes.
 
-    per_image : seconds of one image; 0 where it was not needed. known_by : how the seconds are known.
+    per_image : seconds of one image; 0 where it was not needed. startup : seconds of loading the network and
+    building its engine, beside those of the images. known_by : how the seconds are known.
     """
 
     backbone: str
@@ -57,39 +58,52 @@ class ExtractionCost:
     bytes: int
     per_image: float = 0.0
     known_by: str = ""
+    startup: float = 0.0
 
     def __str__(self) -> str:
         return f"{self.images:,} images through {self.backbone}, {len(self.nodes)} nodes"
 
 
 def extraction_cost(
-    source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str], per_image: float = 0.0
+    source: Source,
+    path: Path,
+    config: ExtractConfig,
+    nodes: Sequence[str],
+    per_image: float = 0.0,
+    startup: float = 0.0,
 ) -> ExtractionCost:
     """Return what extracting `nodes` of `source` into the cache `path` takes. Errors as from `extract`.
 
-    per_image : seconds of one image in an earlier run; without them they are measured.
+    per_image, startup : seconds of one image, and before the first, in an earlier run; else measured.
     """
     would = survey(source, path, replace(config, nodes=tuple(nodes)))
     known_by = "an earlier run"
     if not would.to_read:
         known_by = "nothing is new"
     elif not per_image:
-        per_image, count = seconds_an_image(source, path, config, nodes)
+        per_image, startup, count = seconds_an_image(source, path, config, nodes)
         known_by = f"measured on {count} images"
-    seconds = per_image * would.to_read
-    name = config.backbone or ""
     return ExtractionCost(
-        name, str(path), would.nodes, would.to_read, seconds, would.bytes_to_write, per_image, known_by
+        backbone=config.backbone or "",
+        cache=str(path),
+        nodes=would.nodes,
+        images=would.to_read,
+        seconds=per_image * would.to_read,
+        bytes=would.bytes_to_write,
+        per_image=per_image,
+        known_by=known_by,
+        startup=startup if would.to_read else 0.0,
     )
 
 
 def seconds_an_image(
     source: Source, path: Path, config: ExtractConfig, nodes: Sequence[str]
-) -> tuple[float, int]:
+) -> tuple[float, float, int]:
     """Measure the seconds of one image on up to `TRIED`, through the engine that will run.
 
-    Returns them and the number of images.
+    Returns them, the seconds before the first image, and the number of images.
     """
+    began = time.perf_counter()
     extraction = prepare(replace(config, nodes=tuple(nodes)), source, path)
     views = MIRROR if config.flip else None
     indices = np.unique(np.linspace(0, len(source.images) - 1, TRIED).astype(int))
@@ -99,7 +113,7 @@ def seconds_an_image(
     started = time.perf_counter()
     for _ in extraction.trunk.stream(source, keys, nodes, views=views):
         pass
-    return (time.perf_counter() - started) / len(keys), len(keys)
+    return (time.perf_counter() - started) / len(keys), started - began, len(keys)
 
 
 def fit_seconds(n: int, D: int, K: int) -> float:
@@ -137,10 +151,13 @@ def within_time(
     """
     fits = fits_seconds(source, target, [prod(cost.nodes[BOTTLENECK]) for cost in costs])
     seconds = sum(cost.seconds for cost in costs) + sum(fits) + FINAL * max(fits, default=0.0)
-    if minutes is None or seconds <= EXTRACTION_SHARE * 60 * minutes:
+    if minutes is None:
+        return source, []
+    allowed = EXTRACTION_SHARE * 60 * minutes - sum(cost.startup for cost in costs)
+    if seconds <= allowed:
         return source, []
     S, groups = len(source.samples), len(np.unique(strata(source.samples)))
-    kept = min(S, int(S * EXTRACTION_SHARE * 60 * max(minutes, 0) / seconds))
+    kept = min(S, int(S * max(allowed, 0) / seconds))
     if kept < LEAST_OF_EACH * groups:
         raise BottleneckError(
             f"The time is too short: extraction of all {S:,} samples and a head would take about "

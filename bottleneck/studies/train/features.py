@@ -32,16 +32,16 @@ def extract_all(request: Request, clock: Clock) -> tuple[dict[str, ExtractResult
         result.require_rows()
         notes += result.notes
         if result.computed >= ENOUGH:
-            values = {"seconds": result.seconds / result.computed}
+            values = {"seconds": result.seconds / result.computed, "startup": result.startup_seconds}
             request.records.write(_pace_name(name), _pace_fingerprint(request, name), values, {})
-        clock.per_image = max(clock.per_image, stored_pace(request, name))
+        clock.per_image = max(clock.per_image, stored_pace(request, name)[0])
     return extracted, notes
 
 
-def stored_pace(request: Request, backbone: str) -> float:
-    """Return the seconds that one image took in an earlier run with these settings; 0 without one."""
+def stored_pace(request: Request, backbone: str) -> tuple[float, float]:
+    """Return the seconds of one image, and before the first, in an earlier run with these settings, or 0."""
     stored = request.records.read(_pace_name(backbone), _pace_fingerprint(request, backbone))
-    return stored[0]["seconds"] if stored else 0.0
+    return (stored[0]["seconds"], stored[0]["startup"]) if stored else (0.0, 0.0)
 
 
 def _pace_name(backbone: str) -> str:
@@ -61,7 +61,7 @@ def costs(request: Request) -> list[ExtractionCost]:
             request.paths[name],
             request.extraction_by(name),
             request.nodes[name],
-            stored_pace(request, name),
+            *stored_pace(request, name),
         )
         for name in request.backbones
     ]

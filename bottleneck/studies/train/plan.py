@@ -13,7 +13,7 @@ from bottleneck.studies.train.features import costs, stored_pace
 from bottleneck.studies.train.request import Request
 from bottleneck.studies.train.tuning_cost import TuningCost, tuning_cost
 
-STARTUP = 6.0  # seconds that are kept free for loading networks and writing the model
+STARTUP = 4.0  # seconds for loading libraries and writing the model
 DEGRADED = ("fine-tuning", "combinations of nodes", "heads on the lowest stages", "samples")
 
 
@@ -47,7 +47,8 @@ class TrainPlan:
     @property
     def seconds(self) -> float:
         """Of the whole run without fine-tuning."""
-        return STARTUP + self.head_seconds + sum(cost.seconds for cost in self.extraction)
+        extraction = sum(cost.seconds + cost.startup for cost in self.extraction)
+        return STARTUP + self.head_seconds + extraction
 
     @property
     def bytes(self) -> int:
@@ -103,13 +104,13 @@ def _tuning(request: Request, source: Source, extraction: list[ExtractionCost]) 
     found = []
     for cost in extraction:
         name = cost.backbone
-        per_image = cost.per_image or stored_pace(request, name)
+        per_image = cost.per_image or stored_pace(request, name)[0]
         tuning = tuning_cost(request, source, name, per_image)
         if isinstance(tuning, str):
             return tuning
         if not per_image:  # all features are cached
             config, path = request.extraction_by(name), request.paths[name]
-            per_image, _ = seconds_an_image(source, path, config, request.nodes[name])
+            per_image, *_ = seconds_an_image(source, path, config, request.nodes[name])
             tuning = replace(tuning, seconds=tuning.seconds + per_image * len(source.images))
         found.append(tuning)
     return max(found, key=lambda tuning: tuning.seconds)

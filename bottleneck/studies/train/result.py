@@ -27,7 +27,7 @@ from bottleneck.trials.evidence import Step
 from bottleneck.trials.task import Task
 
 SHOWN_FAILURES = 100  # named in a note
-COLUMNS = ("what", "kind", "backbone", "node", "cv", "val", "pooled", "seconds", "chosen")
+COLUMNS = ("what", "kind", "backbone", "node", "cv", "val", "pooled", "seconds", "chosen", "earlier")
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def write_tables(model: Path, candidates: list[dict[str, Any]], metric: str) -> 
     writer = csv.writer(buffer)
     writer.writerow(COLUMNS)
     for each in candidates:
-        values = {**each, "cv": each[f"cv_{metric}"], "val": each[f"val_{metric}"]}
+        values = {"earlier": False, **each, "cv": each[f"cv_{metric}"], "val": each[f"val_{metric}"]}
         writer.writerow("" if values[name] is None else values[name] for name in COLUMNS)
     table, data = model.with_suffix(".candidates.csv"), model.with_suffix(".candidates.json")
     write_whole(table, buffer.getvalue().encode())

@@ -1,5 +1,7 @@
 """How `train` keeps to its minutes: by numbers, without a clock."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,6 +47,14 @@ def test_fewer_samples_are_used_evenly_where_extraction_and_a_head_take_too_long
         counts = np.bincount(codes[limited.samples.split == split], minlength=4)
         assert abs(counts.sum() - count) <= 1
         assert counts.max() - counts.min() <= 1
+
+
+def test_the_time_before_the_first_image_is_left_free(source, monkeypatch):
+    """40 s are left for 60 s of extraction and fits: two thirds of the samples."""
+    monkeypatch.setattr(budget, "fits_seconds", lambda *_: [0.0])
+    minutes = (40 + 9) / 60 / EXTRACTION_SHARE
+    limited, _ = within_time(source, [replace(cost(60), startup=9)], None, minutes + 1e-6)
+    assert len(limited.samples) == 40
 
 
 def test_a_clock_without_minutes_allows_everything():
