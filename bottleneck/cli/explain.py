@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import RenderableType
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.cli.options import column_options, flags_of, loading_options, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.models.config import ExplainConfig
+from bottleneck.records import config_from
+
+if TYPE_CHECKING:
+    from bottleneck.models.because import Because
 
 ROWS_SHOWN = 20
 flag = flags_of(ExplainConfig)
@@ -42,11 +47,18 @@ flag = flags_of(ExplainConfig)
     help="Cache (its train split) or folder of images. What their mean has at a place contributes nothing "
     "there. By default only the mean over all places is known, from the file of the model.",
 )
+@click.option(
+    "--because",
+    type=click.Path(),
+    help="Cache that the head was fitted on: also name the training images that pull each prediction most.",
+)
 @strict_option
 @loading_options
 @column_options
 @shows_results
-def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options: Any) -> None:
+def command(
+    terminal: Terminal, model: str, sources: tuple[str, ...], because: str | None, **options: Any
+) -> None:
     """Show which places of the images of SOURCES speak for the class that MODEL predicts.
 
     MODEL is a head or a model file. SOURCES are images, folders, manifests, shards or URLs.
@@ -77,4 +89,32 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
     if result.sheet:
         folder = result.paths[0][0].rpartition("/")[0]
         parts.append(f"Sheet: {result.sheet}. Overlays at the images' own size: {folder}/")
-    terminal.result(result.to_json() if terminal.as_json else {"notes": result.notes}, *parts)
+    values = result.to_json() if terminal.as_json else {"notes": result.notes}
+    if because is not None:
+        from bottleneck.data.config import ReadConfig
+        from bottleneck.models.because import because as training_pulls
+
+        found = training_pulls(
+            model,
+            *sources,
+            cache=because,
+            class_names=options["class_names"],
+            reading=config_from(ReadConfig, options),
+            options=config_from(LoadOptions, options),
+            reporter=terminal,
+        )
+        values |= {"because": found.to_json()} if terminal.as_json else {}
+        parts += _pulls(found)
+    terminal.result(values, *parts)
+
+
+def _pulls(found: Because) -> list[RenderableType]:
+    """Return a table for each prediction, the strongest training images first."""
+    parts: list[RenderableType] = []
+    for one in found.pulls[:ROWS_SHOWN]:
+        over = "" if one["against"] is None else f" over {one['against']}"
+        title = f"Because of: {one['image']}, {one['class']}{over} by {one['margin']:.3f}"
+        rows = [(each["image"], each["given"], round(each["pull"], 4)) for each in one["training"]]
+        parts.append(table(title, ("training image", "given", "pull"), rows))
+    how = "exactly, at the same C and standardisation" if found.exact else "by one step of Newton's method"
+    return [*parts, f"Without a training image the margin would be lower by its pull ({how})."]

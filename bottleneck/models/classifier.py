@@ -175,6 +175,21 @@ class Classifier:
         digests = np.frombuffer(b"".join(read.digests), np.uint8).reshape(-1, 32)
         return Outputs(row[order], score, read.failed, digests)
 
+    def inputs(
+        self, source: Source, reporter: Reporter = SILENT
+    ) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+        """Return the samples (n,) that could be read, their inputs (n, M·D + P), and the reason of each
+        failed image by key. Errors as from `outputs`.
+        """
+        self.require_form(source.samples)
+        read = _Read(dict(source.absent))
+        parts = [part for part in self._inputs(source, read, reporter) if len(part[0])]
+        rows = np.concatenate([np.zeros(0, np.int64), *(ready for ready, _ in parts)])
+        none = np.zeros((0, self.head.n_features), np.float32)
+        found = np.concatenate([none, *(inputs[:, 0] for _, inputs in parts)])
+        order = np.argsort(rows)
+        return rows[order], found[order], read.failed
+
     def _inputs(
         self, source: Source, read: _Read, reporter: Reporter
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

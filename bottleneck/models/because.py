@@ -1,0 +1,195 @@
+"""The training images that pull the predictions for other images most, by the rows of the cache.
+
+Shapes: n training samples, Q explained samples, K outputs.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.source import Source, read_sources
+from bottleneck.errors import ArtifactError, BottleneckError, Note
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.fitting.training_set import with_training_classes
+from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.influence import Influence, require_linear
+from bottleneck.heads.trained_on import TrainedOn
+from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.progress import SILENT, Reporter
+from bottleneck.samples import SampleTable, Target
+from bottleneck.store.reader import FeatureCache
+
+MOST = 10  # training samples that are named of each prediction
+
+
+@dataclass(frozen=True)
+class Because:
+    """Result of `because`.
+
+    pulls : one dict for each explained sample and class: image, sample, class, against (the strongest other
+        class, None of a label or a number), margin (the logit of the class less that of `against`) and
+        training: [{sample, image, given, pull}], the strongest first. Without the sample, the margin would be
+        lower by `pull`. failed : reason by image.
+    """
+
+    cache: str
+    exact: bool
+    pulls: list[dict[str, Any]]
+    failed: dict[str, str]
+    seconds: float
+    notes: list[Note] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return vars(self)
+
+
+def because(
+    model: str | Path | Classifier,
+    *sources: str | Path | Source,
+    cache: str | os.PathLike[str],
+    class_names: Sequence[str] = (),
+    reading: ReadConfig | None = None,
+    options: LoadOptions | None = None,
+    reporter: Reporter = SILENT,
+) -> Because:
+    """Name the training images that pull the predictions for images most (`heads.influence`).
+
+    Parameters
+    ----------
+    model : path of a head, or an open Classifier; logistic or ridge, on cached features.
+    sources : as for `explain`. cache : the one that the head was fitted on.
+    class_names : classes or labels beside the predicted one.
+
+    Raises
+    ------
+    ArtifactError
+        The head is of another kind, has no such class, or was fitted on other samples than the cache holds.
+    BottleneckError
+        None of the images could be read.
+    """
+    started = time.perf_counter()
+    classifier = open_model(model, options or LoadOptions(), EngineConfig())
+    head = classifier.head
+    require_linear(head)
+    unknown = sorted(set(class_names) - set(head.class_names))
+    if unknown:
+        raise ArtifactError(
+            f"The head has no class {unknown[0]!r}; it has {', '.join(head.class_names[:8])}."
+        )
+    if not head.node_fingerprint or classifier.flips:
+        raise ArtifactError(
+            "The model reads a network of its own, or averages mirror images: what its training samples pull "
+            "cannot be computed from cached rows.",
+            "Give a head that `bottleneck fit-head` wrote.",
+        )
+    with FeatureCache(cache) as opened:
+        rows, target, samples = training_rows(head, opened)
+        features = opened.sample_rows(head.node, rows)
+        with reporter.step("Weighing training samples", unit="samples") as advance:
+            influence = Influence(head, features.read(0, len(rows)), target)
+            advance(len(rows))
+        images = opened.images.key[samples.image[rows, 0]]
+        pulls: list[dict[str, Any]] = []
+        failed: dict[str, str] = {}
+        for source in read_sources(sources, classifier.reading(reading or ReadConfig(), inputs_only=True)):
+            found, inputs, bad = classifier.inputs(source, reporter)
+            failed |= bad
+            wanted = _wanted(head, inputs, class_names)
+            for index, of, label, against in wanted:
+                pull = influence.pulls(inputs[index : index + 1], of[None])[0]
+                strongest = np.argsort(-np.abs(pull), kind="stable")[:MOST]
+                sample = found[index]
+                pulls.append(
+                    {
+                        "image": source.images[source.samples.image[sample, 0]],
+                        "sample": source.samples.key[sample],
+                        "class": label,
+                        "against": against,
+                        "margin": float(head.decision(inputs[index : index + 1])[0] @ of),
+                        "training": [
+                            {
+                                "sample": samples.key[rows[i]],
+                                "image": images[i],
+                                "given": _given(target, i),
+                                "pull": float(pull[i]),
+                            }
+                            for i in strongest
+                        ],
+                    }
+                )
+    if not pulls:
+        first = "".join(f"; the first: {key} {why}" for key, why in [*failed.items()][:1])
+        raise BottleneckError(f"None of the images could be explained{first}.")
+    seconds = time.perf_counter() - started
+    return Because(str(cache), head.kind == "ridge", pulls, failed, seconds, list(classifier.trunk.notes))
+
+
+def training_rows(head: HeadArtifact, cache: FeatureCache) -> tuple[np.ndarray, Target, SampleTable]:
+    """Return the samples (n,) that a head was fitted on, its target on them, and all samples.
+
+    Raises ArtifactError where the cache has other features, classes or images than the head was fitted on.
+    """
+    again = "Give the cache that it was fitted on, or fit it again with `bottleneck fit-head`."
+    if cache.vector_fingerprint(head.node) != head.node_fingerprint:
+        raise ArtifactError(f"The head was fitted on other features than {cache.path} holds.", again)
+    if not head.trained_on:
+        raise ArtifactError("The head does not say which images it was fitted on.", again)
+    samples, _ = with_training_classes(cache.samples, (head.target,))
+    target = samples.targets.get(head.target)
+    if target is None or target.kind != head.target_kind or target.class_names != head.class_names:
+        raise ArtifactError(
+            f"{cache.path} has no target {head.target!r} with its classes: the head was fitted to "
+            "other labels.",
+            "Extract with the labels that it was fitted to, and fit it again.",
+        )
+    trained = TrainedOn.from_json(head.trained_on)
+    seen = trained.has(cache.images.digest)[0][samples.image].all(axis=1) & target.labelled
+    if trained.images > len(trained.starts):  # a part is kept: it names the split, not each image
+        seen = target.labelled
+    for splits in (("train",), ("train", "val"), ("train", "val", "test")):
+        rows = np.flatnonzero(seen & np.isin(samples.split, splits))
+        found = TrainedOn.of(cache.images.digest[np.unique(samples.image[rows])]) if len(rows) else None
+        if found and found.images == trained.images and np.array_equal(found.starts, trained.starts):
+            return rows, target.take(rows), samples
+    raise ArtifactError(f"The head was fitted on other images than {cache.path} holds.", again)
+
+
+def _wanted(
+    head: HeadArtifact, inputs: np.ndarray, class_names: Sequence[str]
+) -> list[tuple[int, np.ndarray, str, str | None]]:
+    """Return (index, combination (K,), class, other class) of each explained sample and class."""
+    wanted: list[tuple[int, np.ndarray, str, str | None]] = []
+    K = head.outputs
+    for index, each in enumerate(head.decision(inputs)):
+        if head.target_kind == "regression":
+            wanted.append((index, np.ones(1), head.target, None))
+            continue
+        order = np.argsort(-each, kind="stable")
+        codes = [int(order[0]), *(head.class_names.index(name) for name in class_names)]
+        for code in dict.fromkeys(codes):
+            other = next(int(k) for k in order if k != code) if head.target_kind == "class" else None
+            of = np.eye(K)[code] - (0 if other is None else np.eye(K)[other])
+            wanted.append(
+                (index, of, head.class_names[code], None if other is None else head.class_names[other])
+            )
+    return wanted
+
+
+def _given(target: Target, row: int) -> str | float:
+    """Return the answer of a training sample; several labels joined by |."""
+    value = target.values[row]
+    if target.kind == "class":
+        return target.class_names[value]
+    if target.kind == "regression":
+        return float(value)
+    return "|".join(target.class_names[k] for k in np.flatnonzero(value == 1))

@@ -1,0 +1,76 @@
+"""Training images that pull a prediction, for each kind of target, and what is refused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy.stats import spearmanr
+
+from bottleneck import fit_heads
+from bottleneck.cli.main import group
+from bottleneck.errors import ArtifactError
+from bottleneck.heads.artifact import load_head
+from bottleneck.models.because import because, training_rows
+from bottleneck.store.reader import FeatureCache
+from tests.models.conftest import write_rows
+
+
+@pytest.fixture(scope="module")
+def few(listed, tmp_path_factory):
+    """A manifest of three of the images."""
+    return write_rows(tmp_path_factory.mktemp("few") / "few.csv", listed.rows[::30])
+
+
+@pytest.mark.parametrize("target", ["species", "tags", "weight"])
+def test_each_target_s_predictions_have_training_samples(listed, few, target):
+    found = because(listed.heads[target], few, cache=listed.cache)
+    with FeatureCache(listed.cache) as cache:
+        train = set(cache.samples.key[cache.samples.split == "train"])
+    assert len(found.pulls) == 3
+    for one in found.pulls:
+        assert (one["against"] is None) == (target != "species")
+        sizes = [abs(each["pull"]) for each in one["training"]]
+        assert sizes == sorted(sizes, reverse=True)
+        assert {each["sample"] for each in one["training"]} <= train
+    assert found.exact == (target == "weight")
+
+
+def test_pulls_rank_as_heads_without_the_samples(listed, few, tmp_path):
+    """Heads fitted by --without, which standardise anew, of the ten strongest samples of a prediction."""
+    options = {"targets": ["species"], "C": 0.01, "scales": "equal", "cache": listed.cache}
+    (whole,) = fit_heads(**options, output=tmp_path / "whole").heads
+    one = because(whole["path"], few, cache=listed.cache).pulls[0]
+    with FeatureCache(listed.cache) as cache:
+        row = cache.sample_rows("bottleneck").take(np.flatnonzero(cache.samples.key == one["sample"]))
+
+    def margin(head):
+        logits = dict(zip(head.class_names, head.decision(row)[0], strict=True))
+        return logits[one["class"]] - logits[one["against"]]
+
+    assert margin(load_head(whole["path"])) == pytest.approx(one["margin"], abs=1e-3)
+    differences = []
+    for number, each in enumerate(one["training"]):
+        (less,) = fit_heads(**options, without=[each["sample"]], output=tmp_path / str(number)).heads
+        differences.append(margin(load_head(whole["path"])) - margin(load_head(less["path"])))
+    assert spearmanr(differences, [each["pull"] for each in one["training"]])[0] >= 0.9
+
+
+def test_other_caches_and_other_heads_are_refused(listed, few, made_cache, made_head, images, tmp_path):
+    with pytest.raises(ArtifactError, match="fitted to other labels"):
+        because(listed.heads["weight"], few, cache=made_cache)
+    (knn,) = fit_heads(made_cache, head="knn", output=tmp_path).heads
+    with pytest.raises(ArtifactError, match="on a knn head"):
+        because(knn["path"], images, cache=made_cache)
+    with FeatureCache(made_cache) as cache, pytest.raises(ArtifactError, match="does not say which images"):
+        training_rows(replace(load_head(made_head), trained_on={}), cache)
+
+
+def test_the_command_names_them(listed, few, tmp_path):
+    arguments = ["explain", listed.heads["species"], str(few), "-o", str(tmp_path / "e.png")]
+    shown = CliRunner().invoke(group, [*arguments, "--because", str(listed.cache), "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert len(json.loads(shown.stdout)["because"]["pulls"]) == 3
+    shown = CliRunner().invoke(group, [*arguments, "--because", str(listed.cache)])
+    assert "one step of Newton" in shown.output.replace("\n", " ")
