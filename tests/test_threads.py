@@ -66,3 +66,12 @@ def test_shares_cover_all_and_none_is_empty(cores, count, monkeypatch):
     assert [i for part in parts for i in part] == list(range(count))
     assert len(parts) == min(cores, count)
     assert all(parts)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    threads.wait_without_spinning()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    threads.wait_without_spinning()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -23,6 +23,7 @@ from bottleneck import __version__
 from bottleneck.cli.streams import protect_streams
 from bottleneck.errors import BottleneckError, first_line
 from bottleneck.progress import printable
+from bottleneck.threads import wait_without_spinning
 
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 AGAIN = 0.02  # seconds
@@ -140,6 +141,7 @@ def main() -> None:
     and is 1 where the result could not be written.
     """
     out, _ = protect_streams()
+    wait_without_spinning()
     # scikit-learn imports pandas where it is installed, and pandas mistakes us for PyData's bottleneck.
     warnings.filterwarnings("ignore", message="Pandas requires version", category=UserWarning)
     handler = logging.StreamHandler(sys.stderr)

@@ -16,7 +16,13 @@ import click
 from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.names import DEFAULT_CHANNELS, ENGINES, PRECISIONS, SMALL_CNN, SMALL_CNN_DEPTH
-from bottleneck.training.config import LEAST_STEPS, OPTIMIZERS, OptimConfig, TrainingConfig
+from bottleneck.training.config import (
+    LEAST_STEPS,
+    OPTIMIZERS,
+    TRAINING_PRECISIONS,
+    OptimConfig,
+    TrainingConfig,
+)
 
 Command = Callable[..., Any]
 Decorator = Callable[[Command], Command]
@@ -311,6 +317,11 @@ def training_options(config: type[TrainingConfig]) -> Decorator:
             help="Memory for feature maps or pixels, such as 512MiB; more is read in chunks.",
         ),
         flag("--device", help=f"Device to train on: {DEVICES}"),
+        flag(
+            "--precision",
+            type=click.Choice(TRAINING_PRECISIONS),
+            help="bf16 computes the steps in bfloat16, on a CPU (AMX, AVX512-BF16) or GPU with units for it.",
+        ),
     )
 
 

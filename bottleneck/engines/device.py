@@ -6,6 +6,7 @@ import ctypes
 import platform
 from pathlib import Path
 
+from bottleneck.engines.processor import vector_units
 from bottleneck.errors import EngineError
 
 
@@ -39,6 +40,18 @@ def resolve_device(device: str = "auto") -> str:
     if not present[kind] or (kind == "cuda" and index >= torch.cuda.device_count()):
         raise EngineError(f"Device {device} is not present on this machine.", "Use --device cpu or auto.")
     return device
+
+
+def trains_in_bf16(device: str) -> bool:
+    """Return whether a device has units for bfloat16 that training uses.
+
+    device : as `resolve_device` returns it.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device == "cpu" and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(vector_units() or ())
 
 
 def accelerator_possible() -> bool:

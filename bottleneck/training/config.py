@@ -26,6 +26,7 @@ OPTIMIZERS = ("adamw", "sgd")
 INITS = ("head", "random")
 AUGMENTS = ("none", "live")
 BATCHNORMS = ("fixed", "train")
+TRAINING_PRECISIONS = ("fp32", "bf16")
 ALL = "all"  # of the blocks, or of the train samples
 
 # Few samples make short epochs. A new network needs some steps however few samples there are: the statistics
@@ -91,6 +92,7 @@ class TrainingConfig(OptimConfig):
     memory : bytes that maps or pixels may take; what does not fit is read in shuffled chunks.
     device : "auto", "cpu", "cuda", "mps" …
     extend : train for more epochs where `epochs` would make fewer than LEAST_STEPS steps.
+    precision : "bf16" computes the steps in bfloat16; parameters, and what is measured, stay float32.
     """
 
     epochs: int = 20
@@ -102,9 +104,11 @@ class TrainingConfig(OptimConfig):
     memory: int = 1 << 30
     device: str = "auto"
     extend: bool = False
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _require_choice(self, "precision", TRAINING_PRECISIONS)
         for name, low in (("epochs", 1), ("patience", 0), ("batch_size", 1), ("memory", 1)):
             if getattr(self, name) < low:
                 raise FitError(f"{name} is {getattr(self, name)}; expected {low} or more.")
@@ -134,6 +138,8 @@ class TrainingConfig(OptimConfig):
         run = _values(self, TrainingConfig, OptimConfig)
         own = _values(self, type(self), TrainingConfig)
         run.pop("extend")
+        if self.precision == "fp32":  # as in the fingerprints of before there was a choice
+            run.pop("precision")
         return {**own, "run": {**run, "optim": optim}}
 
     def shown(self) -> dict[str, Any]:

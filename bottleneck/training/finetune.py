@@ -84,6 +84,7 @@ def finetune(
     seed: int = FinetuneConfig.seed,
     memory: int = FinetuneConfig.memory,
     device: str = FinetuneConfig.device,
+    precision: str = FinetuneConfig.precision,
     weights: str | None = FinetuneConfig.weights,
     trust_code: bool = FinetuneConfig.trust_code,
     labels: str | Path | None = FinetuneConfig.labels,

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bottleneck.engines.device import resolve_device
+from bottleneck.engines.device import resolve_device, trains_in_bf16
 from bottleneck.errors import FitError, Note
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
@@ -27,7 +27,7 @@ from bottleneck.threads import available_cores, use_torch_threads
 from bottleneck.training.batches import Batches, EpochRows, SampleSet, batch_count
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
-from bottleneck.training.loop import CPU, Training
+from bottleneck.training.loop import CPU, Training, step_precision
 from bottleneck.training.loss import Objective, logits_of, metrics_of, two_logits
 from bottleneck.training.optim import LayerGroup, Schedule, build_optimizer
 
@@ -121,6 +121,7 @@ class TrainingJob(Generic[Network]):
             clip=config.clip,
             device=device,
             choose_best=choose_best,
+            precision=config.precision,
         )
 
     def train(self, checkpoint: Checkpoint | None = None, reporter: Reporter = SILENT) -> None:
@@ -231,9 +232,23 @@ def _needs_two(network: nn.Module, rows: RowReader, samples: SampleSet, device: 
 
 
 def training_device(config: TrainingConfig) -> torch.device:
-    """The device to train on; a CPU is used with all its cores."""
+    """The device to train on; a CPU is used with all its cores.
+
+    Raises
+    ------
+    EngineError
+        It is not present.
+    FitError
+        It has no units for the precision.
+    """
     use_torch_threads(available_cores())
-    return torch.device(resolve_device(config.device))
+    device = resolve_device(config.device)
+    if config.precision == "bf16" and not trains_in_bf16(device):
+        raise FitError(
+            f"precision is bf16, but this machine's {device} has no units for bfloat16, and would be slower.",
+            "Leave --precision at fp32.",
+        )
+    return torch.device(device)
 
 
 @dataclass(frozen=True)
@@ -271,7 +286,9 @@ def pace_of(
     network.train().requires_grad_(True)
 
     def step() -> None:
-        network(batch, covariates).sum().backward()
+        with step_precision(job.config.precision, job.device):
+            logits = network(batch, covariates)
+        logits.float().sum().backward()
         network.zero_grad(set_to_none=True)
 
     training = _timed(step)

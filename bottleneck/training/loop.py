@@ -103,6 +103,8 @@ class Training:
     device : torch.device
     choose_best : bool
         False leaves the parameters of the last epoch in the module.
+    precision : {"fp32", "bf16"}
+        Of the forward and backward passes of a step; val is measured in float32.
     checkpoint : Checkpoint, optional
     checkpoint_seconds : float
         Least time between two checkpoints.
@@ -125,6 +127,7 @@ class Training:
     clip: float = 0.0
     device: torch.device = CPU
     choose_best: bool = True
+    precision: str = "fp32"
     checkpoint: Checkpoint | None = None
     checkpoint_seconds: float = 15.0
     state: State = field(default_factory=State, init=False)
@@ -184,7 +187,8 @@ class Training:
     def update(self, batch: Batch) -> tuple[float, int]:
         """Do one step; return the batch's loss and how many of its samples were classified correctly."""
         batch = batch.to(self.device)
-        logits = self.module(batch.rows, batch.covariates)
+        with step_precision(self.precision, self.device):
+            logits = self.module(batch.rows, batch.covariates).float()
         loss = self.objective.loss(logits, batch.labels)
         self.optimizer.zero_grad()
         loss.backward()
@@ -265,6 +269,11 @@ class Training:
         if last.train_loss is not None:
             shown = f"loss {last.train_loss:.4f}, {shown}"
         return f"Epoch {self.state.epoch}/{self.epochs} ({shown})"
+
+
+def step_precision(precision: str, device: torch.device) -> torch.autocast:
+    """Return the context in which the forward pass of a step is computed."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:

@@ -71,6 +71,7 @@ def scratch(
     seed: int = ScratchConfig.seed,
     memory: int = ScratchConfig.memory,
     device: str = ScratchConfig.device,
+    precision: str = ScratchConfig.precision,
     trust_code: bool = ScratchConfig.trust_code,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,

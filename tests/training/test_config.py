@@ -18,6 +18,7 @@ def test_the_defaults_need_no_torch():
     ("kind", "bad"),
     [
         (TrainingConfig, {"epochs": 0}),
+        (TrainingConfig, {"precision": "fp16"}),
         (TrainingConfig, {"label_smoothing": 1.0}),
         (FinetuneConfig, {"init": "zeros"}),
         (FinetuneConfig, {"batchnorm": "frozen"}),
@@ -41,6 +42,7 @@ def test_the_runs_of_a_comparison_share_its_settings():
 
 def test_what_fingerprints_are_computed_from_keeps_its_form():
     nested = FinetuneConfig().nested()
+    assert FinetuneConfig(precision="bf16").nested()["run"].pop("precision") == "bf16"
     assert list(nested) == [
         *("unfreeze", "init", "views", "augment", "batchnorm", "weights", "trust_code", "labels", "group"),
         "label_separator",

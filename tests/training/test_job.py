@@ -14,7 +14,7 @@ from bottleneck.samples import ArrayRows
 from bottleneck.training.batches import READ_AHEAD, Batches, SampleSet, batch_count
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.finetune import find_rate
-from bottleneck.training.job import Inputs, TrainingJob, fewest_samples
+from bottleneck.training.job import Inputs, TrainingJob, fewest_samples, training_device
 from bottleneck.training.optim import LayerGroup
 
 
@@ -62,6 +62,28 @@ def job_of(network, n, size, M=1, **options):
 def sizes(job):
     """The lengths of the batches of an epoch."""
     return [len(batch) for batch in job.training.train.epoch(1)]
+
+
+def test_bfloat16_is_for_steps_alone_and_repeats_to_the_bit():
+    """It works on processors without the units too, so that the form of the loop is tested on each."""
+    jobs = [job_of(Normed(positions=2), 8, 4, precision=precision) for precision in ("fp32", "bf16", "bf16")]
+    for job in jobs:
+        job.train()
+    exact, *rounded = [job.training.state.history for job in jobs]
+    assert rounded[0][0] == exact[0]  # the start is measured in float32
+    assert 0 < abs(rounded[0][1].train_loss - exact[1].train_loss) < 1e-2
+    assert [record.val_loss for record in rounded[0]] == [record.val_loss for record in rounded[1]]
+    assert {parameter.dtype for parameter in jobs[1].network.parameters()} == {torch.float32}
+
+
+def test_bfloat16_is_refused_where_there_are_no_units(monkeypatch):
+    config = TrainingConfig(precision="bf16", device="cpu")
+    monkeypatch.setattr("bottleneck.engines.device.vector_units", lambda: ["avx2", "avx512_bf16"])
+    assert training_device(config).type == "cpu"
+    for units in (["avx2", "fma"], None):
+        monkeypatch.setattr("bottleneck.engines.device.vector_units", lambda units=units: units)
+        with pytest.raises(FitError, match="cpu has no units for bfloat16"):
+            training_device(config)
 
 
 @pytest.mark.parametrize("kind", [Normed, FunctionalNorm])

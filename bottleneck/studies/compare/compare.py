@@ -126,6 +126,7 @@ def compare(
     seed: int = CompareConfig.seed,
     memory: int = CompareConfig.memory,
     device: str = CompareConfig.device,
+    precision: str = CompareConfig.precision,
     weights: str | None = CompareConfig.weights,
     trust_code: bool = CompareConfig.trust_code,
     labels: str | Path | None = CompareConfig.labels,
