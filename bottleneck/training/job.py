@@ -268,7 +268,13 @@ def pace(job: TrainingJob[Any]) -> Pace:
     rows, samples = job.inputs.plain, job.samples["train"]
     shape = (samples.image.shape[1], *rows.shape[1:])
     return pace_of(
-        job.network, shape, rows.dtype, samples.covariates.shape[1], job.config.batch_size, job.device
+        job.network,
+        shape,
+        rows.dtype,
+        samples.covariates.shape[1],
+        job.config.batch_size,
+        job.device,
+        job.config.precision,
     )
 
 
@@ -279,6 +285,7 @@ def pace_of(
     P: int,
     B: int,
     device: torch.device = CPU,
+    precision: str = "fp32",
 ) -> Pace:
     """Time a step of a network on B samples of zeros. shape : (M, …) of a sample's rows."""
     batch = torch.from_numpy(np.zeros((B, *shape), dtype)).to(device)
@@ -286,7 +293,7 @@ def pace_of(
     network.train().requires_grad_(True)
 
     def step() -> None:
-        with step_precision(job.config.precision, job.device):
+        with step_precision(precision, device):
             logits = network(batch, covariates)
         logits.float().sum().backward()
         network.zero_grad(set_to_none=True)
