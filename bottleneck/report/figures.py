@@ -98,8 +98,14 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
     Figures are made without pyplot: there is no global state and no display, and threads can draw.
     """
     family = list(families())
-    settings = {"font.family": family, "font.size": font_size, "axes.titlesize": font_size + 1}
-    with mpl.rc_context({**settings, "axes.prop_cycle": CYCLE}):
+    with mpl.rc_context(
+        {
+            "font.family": family,
+            "font.size": font_size,
+            "axes.titlesize": font_size + 1,
+            "axes.prop_cycle": CYCLE,
+        }
+    ):
         figure = Figure(figsize=(width, height), dpi=dpi)
         yield figure
         if _lacking:

@@ -38,7 +38,7 @@ MOST_LINES, MOST_TILES = 10, 12  # of tiles on a sheet, of tiles after the first
 ACROSS = 4  # tiles in a line, so that a sheet is read at a width of 800 pixels
 SIDE, GAP, TITLE, CAPTION = 180, 12, 24, 52  # pixels
 DPI = 100
-COLUMNS = 26  # characters that are as wide as a tile
+COLUMNS, BOLD_COLUMNS = 26, 21  # characters that are as wide as a tile, of names and of titles
 CELL, CELL_GAP = 64, 4  # pixels a side of a kernel or patch, and between two
 CELL_PITCH = CELL + CELL_GAP
 LABEL, ROW_NAME = 18, 100  # pixels: height of a kernel's number, width of a row's name
@@ -130,7 +130,9 @@ def contact_sheet(
         axes.set_axis_off()
         top = GAP
         for strip in strips:
-            axes.text(GAP, top, _cut(strip.title, COLUMNS * columns), va="top", fontsize=9, weight="bold")
+            axes.text(
+                GAP, top, _cut(strip.title, BOLD_COLUMNS * columns), va="top", fontsize=9, weight="bold"
+            )
             for number, tile in enumerate(strip.tiles):
                 line, column = divmod(number, ACROSS)
                 at = GAP + column * (SIDE + GAP), top + TITLE + line * (SIDE + CAPTION + GAP)
