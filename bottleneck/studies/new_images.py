@@ -126,7 +126,7 @@ def _require_alike(cache: FeatureCache, new: FeatureCache, node: str) -> None:
     ours, theirs = cache.spec.to_json(), new.spec.to_json()
     differing = tuple(name for name in ours if ours[name] != theirs[name])
     if differing:
-        what = " and ".join(differing)
+        what = " and ".join({"preprocess": "preprocessing"}.get(name, name) for name in differing)
     else:
         pairs = zip(cache.vectors(node), new.vectors(node), strict=True)
         first, second = next(

@@ -11,6 +11,7 @@ Shapes: n images, d components, P permutations.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -20,6 +21,7 @@ from bottleneck.heads.metrics import wilson_interval
 from bottleneck.samples import Target
 
 FOLDS = 5
+FIGURES = ("auc", "auc_ci95", "p_value", "chance")  # in JSON
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Domain:
     p: float
     chance: float
     scores: np.ndarray
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the figures by their names in JSON."""
+        return dict(zip(FIGURES, (self.auc, self.interval, self.p, self.chance), strict=True))
 
 
 def tell_apart(x: np.ndarray, new: np.ndarray, *, permutations: int, seed: int = 0) -> Domain:

@@ -34,7 +34,7 @@ from bottleneck.store.rows import SideBySide
 from bottleneck.store.tables import as_bytes
 from bottleneck.studies.audit.images import neighbourhood, outlier_scores
 from bottleneck.studies.class_task import sole_target
-from bottleneck.studies.drift.domain import Domain, tell_apart
+from bottleneck.studies.drift.domain import FIGURES, Domain, tell_apart
 from bottleneck.studies.new_images import new_images
 from bottleneck.studies.study_config import DriftConfig
 from bottleneck.studies.suggest.selector import Space
@@ -153,10 +153,7 @@ def drift(
                 node=node,
                 target=name if classes else None,
                 verdict=_verdict(domain, len(x), len(y)),
-                auc=None if domain is None else domain.auc,
-                auc_ci95=None if domain is None else domain.interval,
-                p_value=None if domain is None else domain.p,
-                chance=None if domain is None else domain.chance,
+                **(dict.fromkeys(FIGURES) if domain is None else domain.to_json()),
                 classes=classes,
                 foreign=[
                     {"image": keys[i], "score": float(scores[i]), "beyond": float(beyond[i])} for i in worst

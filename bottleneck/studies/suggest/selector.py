@@ -21,7 +21,9 @@ from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.samples import RowReader
 
 COMPONENTS = 128
-MOST_ROWS = 4000  # that the components are found on
+MOST_ROWS, LEAST_ROWS = 4000, 4 * COMPONENTS  # that the components are found on
+MOST_CELLS = 1 << 23  # of these rows
+RANK = 1e-10  # eigenvalues below this share of the largest one are 0
 ROUNDING = 1e-6  # score that a copy may have
 
 
@@ -34,15 +36,19 @@ class Space:
 
     @classmethod
     def of(cls, *parts: RowReader) -> Space:
-        """Return the space of rows (n, D) of several readers, at most `MOST_ROWS` of them, evenly spread."""
+        """Return the space of rows (n, D) of several readers, of many some that are evenly spread."""
         total = sum(rows.shape[0] for rows in parts)
-        share = min(1.0, MOST_ROWS / total)
+        most = min(MOST_ROWS, max(LEAST_ROWS, MOST_CELLS // parts[0].shape[1]))
+        share = min(1.0, most / total)
         x = np.concatenate([rows.take(_spread(rows.shape[0], share)).astype(np.float64) for rows in parts])
         mean, scale = x.mean(axis=0), x.std(axis=0)
         scale = np.where(scale > 0, scale, 1)
         x = (x - mean) / scale
-        _, vectors = np.linalg.eigh(x.T @ x)
-        return cls(mean, vectors[:, : -COMPONENTS - 1 : -1] / scale[:, None])
+        wide = x.shape[1] > len(x)
+        values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
+        kept = np.flatnonzero(values > values[-1] * RANK)[: -COMPONENTS - 1 : -1]
+        axes = x.T @ vectors[:, kept] / np.sqrt(values[kept]) if wide else vectors[:, kept]
+        return cls(mean, axes / scale[:, None])
 
     def project(self, rows: RowReader) -> np.ndarray:
         """Return (n, d) float32 of rows (n, D)."""

@@ -162,7 +162,6 @@ def suggest(
         suggestions, space = _suggestions(task, candidates, head, config)
         tested, curve, ahead, drawn = worth(task, space, head, config, reporter)
         written = {} if output is None else {"output": _write(Path(output), task, candidates, suggestions)}
-        failed = [{"image": key, "error": why} for key, why in new.cache.failures.items()]
         notes = [*task.notes, *new.notes, *candidates.notes, *drawn, *_short(suggestions, candidates, config)]
         return SuggestResult(
             cache=str(cache),
@@ -175,7 +174,7 @@ def suggest(
             backtest=tested.to_json(),
             curve=curve.to_json(),
             outlook=None if ahead is None else vars(ahead),
-            failed=failed,
+            failed=[{"image": key, "error": why} for key, why in new.cache.failures.items()],
             seed=seed,
             files=written,
             seconds=time.perf_counter() - started - new.startup_seconds - new.extract_seconds,

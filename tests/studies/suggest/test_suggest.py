@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.cells import cell_len
 
 from bottleneck import fit_heads, suggest
 from bottleneck.cli.main import group
@@ -157,7 +158,8 @@ def test_the_command_says_the_verdict_and_prints_one_object(labelled, new, resul
     assert shown.exit_code == 0, shown.output
     assert result.backtest["verdict"].split(":")[0] in shown.stdout
     assert "새/" in shown.stdout
-    assert max(map(len, shown.stdout.splitlines()[1:])) <= 200
+    framed = [line for line in shown.stdout.splitlines() if line and line[0] in "┏┃┡│└"]
+    assert max(map(cell_len, framed)) <= 80
     printed = json.loads(
         CliRunner().invoke(group, ["suggest", str(labelled), str(new), "--n", "12", "--json"]).stdout
     )
