@@ -12,6 +12,7 @@ from bottleneck.cli.options import (
     loading_options,
     reading_options,
     strict_option,
+    trust_options,
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.errors import BottleneckError
@@ -55,8 +56,14 @@ FEW = 5  # classes, of which the true one is always among the top 5
     is_flag=True,
     help="Write texts to CSV as they are, also those that a spreadsheet would execute.",
 )
+@click.option(
+    "--unknown",
+    metavar="SOURCE",
+    help="Cache or images of none of MODEL's classes: how well they are told from the measured ones.",
+)
 @click.option("--confusion", type=click.Path(), help="Draw the confusion matrix to this PNG file.")
 @flip_option
+@trust_options
 @strict_option
 @loading_options
 @engine_options
@@ -79,6 +86,8 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
             )
         confusion_matrix(result["confusion"], result["classes"], confusion, title=_measured(result))
     shown = [table(f"On {_measured(result)}", ("measure", "value"), _measures(result).items())]
+    if doubts := _doubts(result):
+        shown.append(table("What it does not know", ("measure", "value", "95 % interval"), doubts))
     if "per_class" in result:
         classes = [
             (row["name"], row["n"], row["precision"], row["recall"], row["f1"]) for row in result["per_class"]
@@ -88,6 +97,30 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
         failed = [(row["image"], row["error"]) for row in result["failed"]]
         shown.append(table("Images that were not measured", ("image", "reason"), failed))
     terminal.result(result, *shown)
+
+
+# Of `--reject`, `--coverage` and `--unknown`, with their names for people.
+DOUBTS = {
+    "rejected": "known images that are rejected",
+    "unknown_rejected": "unknown images that are rejected",
+    "auroc": "AUROC of novelty",
+    "auroc_of_largest_probability": "AUROC of the largest probability",
+    "fpr_at_95_tpr": "known rejected where 95 % of unknown are",
+    "measured_coverage": "sets that contain the true class",
+    "mean_set_size": "classes in a set, mean",
+}
+
+
+def _doubts(result: dict[str, Any]) -> list[tuple[object, ...]]:
+    """Return name, value and interval of the measures of `DOUBTS` that the result has, and what was asked."""
+    asked = {"rejected": result.get("reject"), "measured_coverage": result.get("coverage")}
+    rows: list[tuple[object, ...]] = []
+    for key, name in DOUBTS.items():
+        if key in result:
+            low, high = result.get(f"{key}_ci95", (None, None))
+            more = "" if asked.get(key) is None else f", asked {asked[key]:.4g}"
+            rows.append((f"{name}{more}", result[key], "–" if low is None else f"{low:.4f} … {high:.4f}"))
+    return rows
 
 
 def _measured(result: dict[str, Any]) -> str:

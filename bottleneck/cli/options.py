@@ -106,6 +106,21 @@ flip_option = click.option(
     "--flip", is_flag=True, help="Average the probabilities of each image and of its mirror image."
 )
 
+trust_options = together(
+    click.option(
+        "--reject",
+        type=float,
+        metavar="SHARE",
+        help="Call samples unknown that are unlike those of training, and of known ones SHARE, such as 0.05.",
+    ),
+    click.option(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="Give sets of classes, of which SHARE, such as 0.9, contain the true class.",
+    ),
+)
+
 # For commands on a head, a model or a cache, which name the backbone that they were made with.
 loading_options = together(
     click.option(

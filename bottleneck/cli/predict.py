@@ -7,7 +7,14 @@ from typing import Any
 import click
 from rich.console import RenderableType
 
-from bottleneck.cli.options import column_options, engine_options, flip_option, loading_options, strict_option
+from bottleneck.cli.options import (
+    column_options,
+    engine_options,
+    flip_option,
+    loading_options,
+    strict_option,
+    trust_options,
+)
 from bottleneck.cli.terminal import Command, Terminal, shown_prediction, shows_results, table
 from bottleneck.names import TOP_CLASSES
 
@@ -38,6 +45,7 @@ ROWS_SHOWN = 20
     help="Add the probabilities of all classes, in the output file as columns p_CLASS.",
 )
 @flip_option
+@trust_options
 @strict_option
 @loading_options
 @engine_options
@@ -51,10 +59,24 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
     from bottleneck.models.predict import predict
 
     result = predict(model, *sources, reporter=terminal, **options)
-    rows = [shown_prediction(row) for row in result["predictions"][:ROWS_SHOWN]]
-    parts: list[RenderableType] = [table("Predictions", ("image", "label", "confidence"), rows)]
+    shown = result["predictions"][:ROWS_SHOWN]
+    columns, rows = ["image", "label", "confidence"], [[*shown_prediction(row)] for row in shown]
+    if "reject" in result:
+        columns.append("novelty")
+        rows = [[*cells, row["novelty"]] for cells, row in zip(rows, shown, strict=True)]
+    if "coverage" in result:
+        columns.append(f"set, {result['coverage']:.4g}")
+        rows = [[*cells, ", ".join(row["set"])] for cells, row in zip(rows, shown, strict=True)]
+    parts: list[RenderableType] = [table("Predictions", columns, rows)]
     if len(result["predictions"]) > ROWS_SHOWN:
         parts.append(f"… and {len(result['predictions']) - ROWS_SHOWN:,} more.")
+    if "reject" in result:
+        count, n = sum(row["rejected"] for row in result["predictions"]), len(result["predictions"])
+        limit, rate = result["novelty_threshold"], result["reject"]
+        parts.append(
+            f"Unknown: {count:,} of {n:,}, with a novelty above {limit:.4g}; of images like those of "
+            f"training a share of {rate:.4g} is expected there."
+        )
     if result["failed"]:
         failed = [(row["image"], row["error"]) for row in result["failed"]]
         parts.append(table("Images without a prediction", ("image", "reason"), failed))

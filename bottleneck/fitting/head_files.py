@@ -18,10 +18,12 @@ import numpy as np
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import Note
 from bottleneck.files import whole_file, write_whole
+from bottleneck.fitting.calibrated import conformal_of, novelty_on
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription, apply_link
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.kept_aside import kept_aside
 from bottleneck.heads.metrics import fit_temperature, measure, one_answer_notes
+from bottleneck.heads.novelty import Novelty
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.heads.trained_on import seen_before
@@ -97,6 +99,7 @@ class HeadFiles:
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
         self._without = without
         self._written: set[str] = set()
+        self._novelty: tuple[str, np.ndarray, Novelty | None] = ("", np.zeros(0, np.int64), None)
         self.notes: list[Note] = []
 
     def write(self, node: str, problem: TargetProblem, fit: HeadFit, train: np.ndarray) -> dict[str, Any]:
@@ -113,8 +116,10 @@ class HeadFiles:
         fitted_on = train[target.labelled]
         description = describe_head(self.cache, self.samples, target, node, fitted_on, self._without)
         head = fit.artifact(description, temperature=temperature, n_train=len(fitted_on))
+        head = replace(head, novelty=self._novelty_of(node, fitted_on))
         metrics = {}
         if held_out is not None:
+            head = replace(head, conformal=conformal_of(target.kind, fit.link, temperature, *held_out))
             metrics["cv"] = _measured_on_logits(head, target, *held_out)
             trim_memory()
         head = replace(head, metrics=metrics | self._metrics(head))
@@ -138,6 +143,14 @@ class HeadFiles:
                 class_names=np.array(target.class_names, str),
             )
         return self._record(head, path, beside)
+
+    def _novelty_of(self, node: str, rows: np.ndarray) -> Novelty | None:
+        """Return the novelty measured from the samples `rows` (n,); on the last rows again, the last one."""
+        last, fitted_on, novelty = self._novelty
+        if last != node or not np.array_equal(fitted_on, rows):
+            novelty = novelty_on(self.cache, self.samples, node, rows)
+            self._novelty = (node, rows, novelty)
+        return novelty
 
     def _record(self, head: HeadArtifact, path: Path, beside: Path | None) -> dict[str, Any]:
         record = head_record(head, path, beside)

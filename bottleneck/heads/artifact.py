@@ -10,6 +10,10 @@ All forms have mean (D,) and scale (D,): the standardisation that is already fol
 features), so that training can continue in standardised coordinates. Prediction needs numpy alone. A file may
 come from a stranger: names, types and sizes are checked before any array is read.
 
+A head may keep what it needs to say that a sample is unlike those of training (`novelty`, arrays
+novelty.rows (r, D') float16 and novelty.scores (m,)), and for sets of classes (`prediction_sets`, array
+conformal.scores (m,)).
+
 Shapes: n samples, D features (M images side by side, then P covariates), H hidden units, K classes or labels.
 """
 
@@ -30,6 +34,7 @@ from bottleneck import __version__
 from bottleneck.errors import ArtifactError, Note
 from bottleneck.files import other_than_file, write_whole
 from bottleneck.heads.head_format import (
+    BESIDE,
     FIELDS,
     FORMAT,
     FORMAT_VERSION,
@@ -38,8 +43,11 @@ from bottleneck.heads.head_format import (
     check_description,
     check_fields,
     check_shapes,
+    check_types,
     outputs_of,
 )
+from bottleneck.heads.novelty import Novelty
+from bottleneck.heads.prediction_sets import Conformal
 from bottleneck.heads.tensor_file import AGAIN, fault_of, has_checksum, sealed
 from bottleneck.names import BOTTLENECK, STATE_PREFIX
 
@@ -91,6 +99,8 @@ class HeadArtifact(HeadDescription):
     C : inverse strength of the penalty; None for heads without one. settings : other choices by name.
     cv : scores of cross-validation, n_train : samples fitted on, metrics : {split: {…}} as of `metrics`.
     version : of this package when the head was made.
+    novelty : of samples, compared with those of training. conformal : for sets of classes. None where the
+        head was made without.
     notes : on how the file was read; they are not written.
     """
 
@@ -105,6 +115,8 @@ class HeadArtifact(HeadDescription):
     n_train: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     version: str = __version__
+    novelty: Novelty | None = field(default=None, compare=False, repr=False)
+    conformal: Conformal | None = field(default=None, compare=False, repr=False)
     notes: tuple[Note, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -115,6 +127,10 @@ class HeadArtifact(HeadDescription):
         shapes = {name: array.shape for name, array in self.arrays.items()}
         check_shapes(self.form, shapes, self.outputs)
         check_arrays(self.form, self.target_kind, self.arrays)
+        if self.novelty and self.novelty.width > self.n_features:
+            raise ArtifactError(
+                f"A head of {self.n_features} features has stored rows of {self.novelty.width} features."
+            )
 
     @property
     def outputs(self) -> int:
@@ -215,8 +231,15 @@ class HeadArtifact(HeadDescription):
         path = Path(path)
         described = {name: getattr(self, name) for name in FIELDS}
         described |= {name: getattr(self, name) for name in OPTIONAL if getattr(self, name)}
-        text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
+        if self.novelty:
+            described["novelty"] = self.novelty.to_json()
+            arrays["novelty.rows"] = np.ascontiguousarray(self.novelty.rows, np.float16)
+            arrays["novelty.scores"] = np.ascontiguousarray(self.novelty.scores, np.float32)
+        if self.conformal:
+            described["conformal"] = self.conformal.to_json()
+            arrays["conformal.scores"] = np.ascontiguousarray(self.conformal.scores, np.float32)
+        text = json.dumps(described, ensure_ascii=False, default=_plain, allow_nan=False)
         for name, tensor in (network or {}).items():
             arrays[f"{STATE_PREFIX}{name}"] = np.array(tensor, order="C")
         meta = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "head": text}
@@ -258,12 +281,14 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
                 raise ArtifactError("It has no checksum, which files of its version have: it was damaged.")
             names = [name for name in file.keys() if not name.startswith(STATE_PREFIX)]  # noqa: SIM118
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            types = {file.get_slice(name).get_dtype() for name in shapes}
+            check_types({name: file.get_slice(name).get_dtype() for name in shapes})
             outputs = outputs_of(described["target_kind"], described["class_names"])
-            check_shapes(described["form"], shapes, outputs)
-            if types != {"F32"}:
-                raise ArtifactError(f"Arrays have types {', '.join(sorted(types))}; expected F32.")
+            own = {name: shape for name, shape in shapes.items() if name not in BESIDE}
+            check_shapes(described["form"], own, outputs)
             arrays = {name: file.get_tensor(name) for name in shapes}
+            described |= _read_beside(
+                described, {name: arrays.pop(name) for name in BESIDE if name in arrays}
+            )
             return HeadArtifact(arrays=arrays, notes=() if with_sum else (_note_old(path),), **described)
     except ArtifactError as error:
         raise ArtifactError(f"{path} is not a usable head. {error.message}", error.hint) from None
@@ -271,6 +296,18 @@ def load_head(path: str | os.PathLike[str]) -> HeadArtifact:
         raise ArtifactError(
             f"{path} {fault_of(path, error)}; expected a head or model file.", AGAIN
         ) from None
+
+
+def _read_beside(described: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the fields novelty and conformal of a head, from its description and the arrays of `BESIDE`."""
+    fields: dict[str, Any] = {"novelty": None, "conformal": None}
+    if described.get("novelty"):
+        fields["novelty"] = Novelty.from_json(
+            described["novelty"], arrays["novelty.rows"], arrays["novelty.scores"]
+        )
+    if described.get("conformal"):
+        fields["conformal"] = Conformal.from_json(described["conformal"], arrays["conformal.scores"])
+    return fields
 
 
 def require_file(path: Path) -> None:

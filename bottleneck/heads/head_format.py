@@ -5,6 +5,7 @@ may come from a stranger or from a failing disk.
 
     metadata        format, format_version, head (the description as JSON), sha256
     sha256          of the whole file, with 64 zeros in place of the sum itself; files of version 1 have none
+    arrays          of the form (`AXES`) in float32; from version 3 on, those of `BESIDE` too
 
 Shapes: n samples, D features, H hidden units, K classes or labels.
 """
@@ -22,8 +23,8 @@ from bottleneck.errors import ArtifactError
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
 
-FORMAT, FORMAT_VERSION = "bottleneck-head", 2
-READ_VERSIONS = ("1", "2")
+FORMAT, FORMAT_VERSION = "bottleneck-head", 3
+READ_VERSIONS = ("1", "2", "3")
 MAX_DESCRIPTION = 64 << 20  # bytes of JSON
 LINKS = {"class": ("softmax", "ovr"), "multilabel": ("sigmoid",), "regression": ("identity",)}
 AXES = {  # of the arrays of each form
@@ -32,6 +33,7 @@ AXES = {  # of the arrays of each form
     "knn": {"features": "nD", "answers": "nK"},
 }
 STANDARDISATION = {"mean": "D", "scale": "D"}
+BESIDE = {"novelty.rows": "F16", "novelty.scores": "F32", "conformal.scores": "F32"}  # arrays, their types
 LARGEST = 1e24  # of an array's numbers: a product with a feature and a sum of many stay far below 3e38
 TEMPERATURES = (1e-30, 1e30)
 MAX_IMAGES = 10_000  # per sample
@@ -84,6 +86,7 @@ OPTIONAL = {  # fields that files of earlier releases lack
     "trained_on": _is_object,
     "without": _is_object,
 }
+RECORDS = {"novelty": _is_object, "conformal": _is_object}  # that belong to arrays of `BESIDE`
 BACKBONE = {  # fields of a recipe that are used before it is compared with the network
     "name": is_text,
     "weights": is_text,
@@ -117,7 +120,7 @@ def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     if metadata.get("format_version") not in READ_VERSIONS:
         raise ArtifactError(
             f"Its format version is {metadata.get('format_version')!r}; this release reads "
-            f"{' and '.join(READ_VERSIONS)}.",
+            f"{', '.join(READ_VERSIONS)}.",
             "Install a newer release.",
         )
     text = metadata.get("head", "")
@@ -130,7 +133,8 @@ def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ArtifactError("Its description is not JSON.") from None
     require_fields(described, FIELDS, "Its description", others=True)
-    present = {name: accepts for name, accepts in OPTIONAL.items() if name in described}
+    optional = OPTIONAL | RECORDS
+    present = {name: accepts for name, accepts in optional.items() if name in described}
     require_fields(described, present, "Its description", others=True)
     return {name: described[name] for name in (*FIELDS, *present)}
 
@@ -189,6 +193,13 @@ def check_arrays(form: str, target_kind: str, arrays: Mapping[str, np.ndarray]) 
         answers = arrays["answers"]
         if answers.min() < 0 or answers.max() > 1:
             raise ArtifactError("A knn head's answers are not from 0 to 1.")
+
+
+def check_types(types: Mapping[str, str]) -> None:
+    """Raise ArtifactError unless the arrays of a file have their types (of safetensors, by name)."""
+    for name, kind in types.items():
+        if kind != (expected := BESIDE.get(name, "F32")):
+            raise ArtifactError(f"Array {name!r} has type {kind}; expected {expected}.")
 
 
 def outputs_of(target_kind: str, class_names: Sequence[str]) -> int:

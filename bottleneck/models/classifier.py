@@ -27,6 +27,8 @@ from bottleneck.errors import ArtifactError, Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, load_head
+from bottleneck.models.config import TrustConfig
+from bottleneck.models.trust import Trust
 from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -48,12 +50,14 @@ class Outputs:
     scores : probabilities (B, K) or (B, L) after temperature scaling, or values (B,) of a regression.
     failed : reason by image key.
     digests : (I, 32) uint8, sha256 of the images that were read.
+    novelty : (B,), where it is wanted.
     """
 
     rows: np.ndarray
     scores: np.ndarray
     failed: dict[str, str]
     digests: np.ndarray
+    novelty: np.ndarray | None = None
 
 
 class Classifier:
@@ -89,6 +93,8 @@ class Classifier:
         top: int = TOP_CLASSES,
         probabilities: bool = False,
         flip: bool = False,
+        reject: float | None = TrustConfig.reject,
+        coverage: float | None = TrustConfig.coverage,
         image_columns: Sequence[str] = ReadConfig.image_columns,
         label_columns: Sequence[str] = ReadConfig.label_columns,
         split_column: str | None = ReadConfig.split_column,
@@ -102,13 +108,14 @@ class Classifier:
         """Return the predictions for images, folders, manifests or URLs, one record per sample.
 
         top : classes listed per sample. probabilities : add those of all classes. flip : average an image
-        and its mirror image. The columns are those of `ReadConfig`. A record is described at
-        `bottleneck.models.predict.predict`, which also returns the images that failed and the notes.
+        and its mirror image. reject, coverage : see `TrustConfig`. The columns are those of `ReadConfig`.
+        `bottleneck.models.predict.predict` describes records, and also returns failed images and notes.
         """
         reading = config_from(ReadConfig, locals())
         self.require_probabilities(probabilities)
+        trust = Trust.of(self.head, TrustConfig(reject, coverage))
         opened = read_sources(sources, self.reading(reading, inputs_only=True))
-        return [record for one in opened for record in self.classify(one, top, probabilities, flip)[0]]
+        return [record for one in opened for record in self.classify(one, top, probabilities, flip, trust)[0]]
 
     def reading(self, config: ReadConfig, inputs_only: bool = False) -> ReadConfig:
         """Return `config` with the columns that the head was made with, for what no flag names."""
@@ -134,10 +141,11 @@ class Classifier:
         top: int = TOP_CLASSES,
         probabilities: bool = False,
         flip: bool = False,
+        trust: Trust | None = None,
         reporter: Reporter = SILENT,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
         """Return one record per classified sample, in order, and the reason of each failed image by key."""
-        outputs = self.outputs(source, flip, reporter)
+        outputs = self.outputs(source, flip, trust, reporter)
         records = []
         for row, score in zip(outputs.rows.tolist(), outputs.scores, strict=True):
             images = [source.images[image] for image in source.samples.image[row]]
@@ -148,32 +156,34 @@ class Classifier:
             if source.cells:
                 record["columns"] = {name: cells[row] for name, cells in source.cells.items()}
             records.append(record)
+        if trust is not None:
+            trust.add_to(records, outputs.scores, outputs.novelty)
         return records, outputs.failed
 
-    def outputs(self, source: Source, flip: bool = False, reporter: Reporter = SILENT) -> Outputs:
+    def outputs(
+        self, source: Source, flip: bool = False, trust: Trust | None = None, reporter: Reporter = SILENT
+    ) -> Outputs:
         """Run all images of `source` through the network and the head.
 
         flip : average the probabilities, or the values of a regression, of each sample and of the same sample
             with all its images mirrored.
+        trust : says whether novelty is wanted.
 
-        Raises
-        ------
-        ArtifactError
-            The samples have other images per sample or other covariates than the head was fitted on.
+        Raises ArtifactError as `require_form` does.
         """
         self.require_form(source.samples)
-        rows: list[np.ndarray] = []
-        scores: list[np.ndarray] = []
+        parts: list[tuple[np.ndarray, ...]] = []
         read = _Read(dict(source.absent), MIRROR if flip or self.flips else None)
         for ready, inputs in self._inputs(source, read, reporter):
             if len(ready):
-                rows.append(ready)
-                scores.append(mean_scores(self.head, inputs))
-        row = np.concatenate([np.zeros(0, np.int64), *rows])
-        order = np.argsort(row)
-        score = np.concatenate(scores)[order] if scores else np.zeros((0, 0))
+                new = None if trust is None else trust.novelty(inputs)
+                parts.append((ready, mean_scores(self.head, inputs), *([] if new is None else [new])))
+        empty = (np.zeros(0, np.int64), np.zeros((0, 0)))
+        columns = [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else empty
+        order = np.argsort(columns[0])
+        row, score, *novelty = (column[order] for column in columns)
         digests = np.frombuffer(b"".join(read.digests), np.uint8).reshape(-1, 32)
-        return Outputs(row[order], score, read.failed, digests)
+        return Outputs(row, score, read.failed, digests, *novelty)
 
     def inputs(
         self, source: Source, reporter: Reporter = SILENT

@@ -7,6 +7,28 @@ from pathlib import Path
 
 from bottleneck.errors import BottleneckError
 
+REJECT = 0.05  # of known samples, where `evaluate --unknown` is given without a rate
+
+
+@dataclass(frozen=True)
+class TrustConfig:
+    """When a model says that it does not know.
+
+    reject : share of samples like those of training that may be called unknown; None calls none so.
+    coverage : probability with which a set of classes contains the true one; None makes no sets.
+    """
+
+    reject: float | None = None
+    coverage: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not 0 < value < 1:
+                example = {"reject": 0.05, "coverage": 0.9}[name]
+                raise BottleneckError(
+                    f"--{name} is {value}; expected a share between 0 and 1, such as {example}."
+                )
+
 
 @dataclass(frozen=True)
 class ExplainConfig:

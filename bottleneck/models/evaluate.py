@@ -28,6 +28,7 @@ from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import measure, one_answer_notes
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.config import REJECT, TrustConfig
 from bottleneck.models.scoring import (
     Scored,
     Selection,
@@ -38,6 +39,8 @@ from bottleneck.models.scoring import (
     where_of,
     with_target_of,
 )
+from bottleneck.models.trust import Trust
+from bottleneck.models.unknown import measure_unknown
 from bottleneck.names import ALL_SAMPLES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -68,6 +71,9 @@ def evaluate(
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
     flip: bool = False,
+    reject: float | None = TrustConfig.reject,
+    coverage: float | None = TrustConfig.coverage,
+    unknown: str | Path | Source | None = None,
     strict: bool = False,
     weights: str | None = None,
     trust_code: bool = False,
@@ -94,6 +100,10 @@ def evaluate(
         are not named are those that the head was made with.
     flip : average the probabilities of each image and of its mirror image (of a regression the values), from
         the mirrored views of a cache where it has them
+    reject, coverage : measure how many samples of known classes would be called unknown, and how many sets
+        of classes contain the true one; see `TrustConfig`
+    unknown : a cache or images of none of the head's classes, of which labels are not read: how well they are
+        told from the measured samples. `reject` is then 0.05 unless it is given.
     strict : refuse decisions that change what is measured (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own
@@ -105,6 +115,10 @@ def evaluate(
         images the head was not fitted), `failed` [{image, error}], `notes`, `unknown_classes` {name:
         samples}: classes that the head does not know, which no metric includes, and `trained_on`: the number
         of measured images that the head was fitted on, None where its file does not say. `flip` as given.
+        With `reject` also `reject`, `novelty_threshold`, `rejected` (share of the measured samples) with
+        `rejected_ci95`; with `coverage` also `coverage`, `measured_coverage` with `measured_coverage_ci95`,
+        `mean_set_size` and `set_sizes` {size: samples}; with `unknown` also what
+        `unknown.measure_unknown` returns.
 
     Raises
     ------
@@ -120,7 +134,10 @@ def evaluate(
     reading = config_from(ReadConfig, locals())
     running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
-    head, flip_notes = classifier.head, classifier.flip_notes(flip)
+    if unknown is not None and reject is None:
+        reject = REJECT
+    trust = Trust.of(classifier.head, TrustConfig(reject, coverage))
+    head, flip_notes = classifier.head, [*classifier.flip_notes(flip), *trust.notes(flip)]
     flip = flip or classifier.flips
     if errors is not None and head.target_kind != "class":
         raise BottleneckError(
@@ -141,9 +158,9 @@ def evaluate(
         notes += renamed
         refuse_strict(notes, strict)
         if isinstance(opened, FeatureCache):
-            scored = score_cache(classifier, opened, selection.rows, flip, reporter)
+            scored = score_cache(classifier, opened, selection.rows, flip, reporter, trust)
         else:
-            scored = score_images(classifier, opened, selection.rows, flip, reporter)
+            scored = score_images(classifier, opened, selection.rows, flip, reporter, trust)
     answers = selection.answers[scored.index]
     if not len(answers):
         raise BottleneckError(f"No image of {where_of(samples, selection.split, split)} could be read.")
@@ -157,8 +174,19 @@ def evaluate(
         write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
     metrics = measure(head.target_kind, answers, scored.scores, head.class_names)
     notes += one_answer_notes("The head", selection.split, metrics)
+    where = where_of(samples, selection.split, split)
+    doubts, told = trust.measured(scored.scores, answers, scored.novelty, where)
+    notes += told
+    if unknown is not None:
+        with _opened(unknown, replace(reading, inputs_only=True)) as others:
+            figures, failed, told = measure_unknown(classifier, others, scored, flip, trust, reporter)
+        notes += told
+        refuse_strict(notes, strict)
+        doubts |= figures
+        scored.failed.update(failed)
     return {
         **metrics,
+        **doubts,
         "split": selection.split,
         "unknown_classes": selection.unknown,
         "trained_on": seen.images,

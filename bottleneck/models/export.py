@@ -26,7 +26,7 @@ from bottleneck.backbones.model_file import backbone_of
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.engines.onnx_graph import silence
-from bottleneck.errors import ArtifactError, EngineError, first_line
+from bottleneck.errors import ArtifactError, EngineError, Note, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.classifier import mean_scores
@@ -58,10 +58,11 @@ class Exported:
     inputs: dict[str, list[int | str]]
     classes: tuple[str, ...]
     allowed: float = BOUND
+    notes: tuple[Note, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object of `bottleneck export --json`."""
-        return dict(vars(self))
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 class Deployed(nn.Module):
@@ -176,7 +177,13 @@ def export(
         )
     write_whole(path, data)
     shapes: dict[str, list[int | str]] = {name: ["B", *array.shape[1:]] for name, array in example.items()}
-    return Exported(str(path), format, difference, shapes, head.class_names, allowed)
+    notes = []
+    if head.novelty or head.conformal:
+        text = (
+            "The exported file gives probabilities alone: --reject and --coverage stay with the head's file."
+        )
+        notes.append(Note("trust-not-exported", text))
+    return Exported(str(path), format, difference, shapes, head.class_names, allowed, tuple(notes))
 
 
 def _noise(head: HeadArtifact, samples: int) -> Arrays:

@@ -1,6 +1,7 @@
 """Predict the labels of images: one record per sample, as a table (.csv, .jsonl, .parquet) too if wanted.
 
-    image, [images], [sample], label, confidence, [p_CLASS …], then the columns of the manifest
+    image, [images], [sample], label, confidence, [novelty, rejected, predicted], [set], [p_CLASS …], then the
+    columns of the manifest
 
 In .jsonl each line is a record as `predict` returns it. In the others a column of the manifest that has the
 name of one of ours is called NAME_given.
@@ -25,6 +26,8 @@ from bottleneck.errors import BottleneckError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.config import TrustConfig
+from bottleneck.models.trust import Trust
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -44,6 +47,8 @@ def predict(
     top: int = TOP_CLASSES,
     probabilities: bool = False,
     flip: bool = False,
+    reject: float | None = TrustConfig.reject,
+    coverage: float | None = TrustConfig.coverage,
     image_columns: Sequence[str] = ReadConfig.image_columns,
     label_columns: Sequence[str] = ReadConfig.label_columns,
     split_column: str | None = ReadConfig.split_column,
@@ -75,6 +80,7 @@ def predict(
     top : classes listed per sample, the likeliest first
     probabilities : add the probabilities of all classes or labels
     flip : average the probabilities of each image and of its mirror image, of a regression the values
+    reject, coverage : call samples unknown, and add sets of classes; see `TrustConfig`
     image_columns … label_separator : columns of a manifest, see `ReadConfig`. Columns of images, covariates
         and sample names that are not given are those that the head was made with; labels, splits and groups
         are not needed.
@@ -87,12 +93,15 @@ def predict(
     dict
         `predictions`: per sample `image` (its first), `images` (all, if there are several), `sample` (its
         name), `label`, `confidence` (probability after temperature scaling) and `top` [{label, confidence}].
-        The label of a regression is its value, that of a multi-label head a list. Where wanted
-        `probabilities` {class: probability}; of a manifest `columns` {name: cell}, all columns beside those
-        of images, one record for each row in the order of the rows. `failed`: [{image, error}]. `flip`,
-        `output`, `seconds`, `images_per_second`, `notes` on how the sources were read and on images. Image
-        files keep the names they were given by; images of a folder or manifest have the path below it, or the
-        whole path if there are several sources.
+        The label of a regression is its value, that of a multi-label head a list. With `reject` also
+        `novelty`, how far it is from the training samples, `rejected`, and `predicted`, the label without
+        rejection: `label` is "unknown" for a rejected sample, and its confidence and `top` stay. With
+        `coverage` also `set`, the classes of the set, the likeliest first. Where wanted `probabilities`
+        {class: probability}; of a manifest `columns` {name: cell}, all columns beside those of images, one
+        record for each row in the order of the rows. `failed`: [{image, error}]. `flip`, where given `reject`
+        with `novelty_threshold`, and `coverage`; `output`, `seconds`, `images_per_second`, `notes` on how the
+        sources were read and on images. Image files keep the names they were given by; images of a folder or
+        manifest have the path below it, or the whole path if there are several sources.
 
     Raises
     ------
@@ -106,15 +115,16 @@ def predict(
     running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
     classifier.require_probabilities(probabilities)
+    trust = Trust.of(classifier.head, TrustConfig(reject, coverage))
     classifier.trunk.clear_image_notes()
-    flip_notes = classifier.flip_notes(flip)
+    flip_notes = [*classifier.flip_notes(flip), *trust.notes(flip)]
     started = time.perf_counter()
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
     notes = [note for source in opened for note in source.notes]
     refuse_strict(notes, strict)
     images = sum(len(source.images) for source in opened)
     predictions, failed = _classified(
-        opened, lambda source: classifier.classify(source, top, probabilities, flip, reporter)
+        opened, lambda source: classifier.classify(source, top, probabilities, flip, trust, reporter)
     )
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
@@ -131,6 +141,7 @@ def predict(
         "predictions": predictions,
         "failed": failed,
         "flip": flip or classifier.flips,
+        **trust.to_json(),
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": (images - len(failed)) / seconds,
@@ -211,12 +222,13 @@ def _columns(predictions: Records) -> tuple[Columns, list[Note]]:
         columns["images"] = _joined(several, "images", notes)
     if any(record["sample"] != record["image"] for record in predictions):
         columns["sample"] = [record["sample"] for record in predictions]
-    labels = [record["label"] for record in predictions]
-    several_labels = any(isinstance(label, list) for label in labels)
-    columns["label"] = (
-        _joined(labels, "labels", notes) if several_labels else [_text(label) for label in labels]
-    )
+    columns["label"] = _labels([record["label"] for record in predictions], notes)
     columns["confidence"] = [record["confidence"] for record in predictions]
+    if "predicted" in predictions[0]:
+        columns |= {name: [record[name] for record in predictions] for name in ("novelty", "rejected")}
+        columns["predicted"] = _labels([record["predicted"] for record in predictions], notes)
+    if "set" in predictions[0]:
+        columns["set"] = _joined([record["set"] for record in predictions], "classes", notes)
     for name in predictions[0].get("probabilities", {}):
         columns[f"p_{name}"] = [record["probabilities"][name] for record in predictions]
     given = dict.fromkeys(name for record in predictions for name in record.get("columns", {}))
@@ -233,6 +245,12 @@ def _columns(predictions: Records) -> tuple[Columns, list[Note]]:
         message = f"Columns of the manifest whose names are taken by predictions: {shown}."
         notes.append(Note("columns-renamed", message, details={"columns": renamed}))
     return columns, notes
+
+
+def _labels(labels: list[Any], notes: list[Note]) -> list[str]:
+    """Return labels as texts, several of a sample as one."""
+    several = any(isinstance(label, list) for label in labels)
+    return _joined(labels, "labels", notes) if several else [_text(label) for label in labels]
 
 
 def _joined(cells: Iterable[list[str]], what: str, notes: list[Note]) -> list[str]:

@@ -22,6 +22,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, 
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.classifier import Classifier, mean_scores
+from bottleneck.models.trust import Trust
 from bottleneck.names import nodes_in
 from bottleneck.progress import Reporter
 from bottleneck.samples import UNLABELLED, RowReader, SampleTable, Target
@@ -182,6 +183,7 @@ class Scored:
     scores : probabilities (n, K) or (n, L), or values (n,) of a regression.
     failed : reason by image key.
     digests : (I, 32) uint8, sha256 of their images.
+    novelty : (n,), where it is wanted.
     notes : what was decided.
     """
 
@@ -190,21 +192,32 @@ class Scored:
     scores: np.ndarray
     failed: dict[str, str]
     digests: np.ndarray
+    novelty: np.ndarray | None = None
     notes: list[Note] = field(default_factory=list)
 
 
 def score_images(
-    classifier: Classifier, source: Source, rows: np.ndarray, flip: bool, reporter: Reporter
+    classifier: Classifier,
+    source: Source,
+    rows: np.ndarray,
+    flip: bool,
+    reporter: Reporter,
+    trust: Trust | None = None,
 ) -> Scored:
     """Score the samples `rows` by running the whole network on their images."""
     chosen = source.take(rows)
-    outputs = classifier.outputs(chosen, flip, reporter)
+    outputs = classifier.outputs(chosen, flip, trust, reporter)
     images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    return Scored(outputs.rows, images, outputs.scores, outputs.failed, outputs.digests)
+    return Scored(outputs.rows, images, outputs.scores, outputs.failed, outputs.digests, outputs.novelty)
 
 
 def score_cache(
-    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, flip: bool, reporter: Reporter
+    classifier: Classifier,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    flip: bool,
+    reporter: Reporter,
+    trust: Trust | None = None,
 ) -> Scored:
     """Score the samples `rows` of a cache from its features, from a map, or else from the images."""
     head = classifier.head
@@ -212,7 +225,7 @@ def score_cache(
         require_fitted_on(head, cache)
         if flip and not has_mirrors(cache, head.node):
             why = "A flip needs the images, since the cache has no mirrored views"
-            scored = _score_images_of(classifier, cache, rows, flip, why, reporter)
+            scored = _score_images_of(classifier, cache, rows, flip, why, reporter, trust)
             message = f"{cache.path} has no mirrored views, so its images were run through the network. "
             message += "`bottleneck extract --flip` stores them."
             return replace(scored, notes=[Note("flip-computed", message)])
@@ -222,25 +235,35 @@ def score_cache(
         other = recipe_differences(head, cache)
         if other or node not in cache.nodes or (flip and not has_mirrors(cache, node)):
             why = "A trained network is measured on images"
-            return _score_images_of(classifier, cache, rows, flip, why, reporter)
+            return _score_images_of(classifier, cache, rows, flip, why, reporter, trust)
         blocks = _inputs_from_map(classifier, cache, node, rows, flip)
-    scores = []
+    scores: list[np.ndarray] = []
+    novelty: list[np.ndarray] = []
     with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
         for block in blocks:
             scores.append(mean_scores(head, block))
+            if trust is not None and (values := trust.novelty(block)) is not None:
+                novelty.append(values)
             advance(len(block))
     image = cache.samples.image[rows]
     digests = cache.images.digest[np.unique(image)]
-    return Scored(np.arange(len(rows)), cache.images.key[image[:, 0]], np.concatenate(scores), {}, digests)
+    keys, new = cache.images.key[image[:, 0]], np.concatenate(novelty) if novelty else None
+    return Scored(np.arange(len(rows)), keys, np.concatenate(scores), {}, digests, new)
 
 
 def _score_images_of(
-    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, flip: bool, why: str, reporter: Reporter
+    classifier: Classifier,
+    cache: FeatureCache,
+    rows: np.ndarray,
+    flip: bool,
+    why: str,
+    reporter: Reporter,
+    trust: Trust | None,
 ) -> Scored:
     """Score the samples `rows` of a cache on its images. why : they are needed, for an error's message."""
     source = source_of(cache)
     require_images(source, rows, why, cache.path)
-    return score_images(classifier, source, rows, flip, reporter)
+    return score_images(classifier, source, rows, flip, reporter, trust)
 
 
 def has_mirrors(cache: FeatureCache, name: str) -> bool:

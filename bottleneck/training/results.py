@@ -214,6 +214,8 @@ def _trained_head(
     """The trained classifier as a head on the trained network's features. Val chose it."""
     return replace(
         draft.head,
+        novelty=None,  # features and logits of the trained network are others
+        conformal=None,
         arrays=folded(job.network, draft.head.scale),
         link="softmax",
         temperature=job.training.best.temperature,

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.fitting.calibrated import novelty_on
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.trials.heads import Tried, artifact_of, fit_on, head_as_tried, held_out, measured, outputs_of
@@ -37,7 +38,8 @@ def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT)
         metrics[split] = _measured(task, alone if split == "val" else head, indices, flip)
     fitted_on = [split for split in ("train", "val") if split in task.rows]
     settings = {**head.settings, "fitted_on": fitted_on, **({"flip": True} if flip else {})}
-    return replace(head, metrics=metrics, settings=settings)
+    novelty = novelty_on(task.cache, task.samples, node, np.sort(task.judged))
+    return replace(head, metrics=metrics, settings=settings, novelty=novelty, conformal=tried.conformal)
 
 
 def _measured(task: Task, head: HeadArtifact, rows: np.ndarray, flip: bool) -> dict[str, Any]:

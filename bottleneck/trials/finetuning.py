@@ -25,6 +25,7 @@ import torch
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Cut, find_cut
+from bottleneck.fitting.calibrated import conformal_of
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.progress import Reporter
@@ -243,7 +244,8 @@ def _tried(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Trie
         if among.any():
             metrics[split] = summary(measured(task, rows[among], logits[among], "softmax", temperature))
     seconds = sum(seconds for _, _, seconds in done)
-    return Tried(_evidence(task, done), metrics, seconds, {"temperature": temperature})
+    conformal = conformal_of("class", "softmax", temperature, task.target.values[rows], logits)
+    return Tried(_evidence(task, done), metrics, seconds, {"temperature": temperature}, conformal)
 
 
 def final_network(
@@ -289,6 +291,7 @@ def final_network(
             cv={},
             n_train=len(rows),
             metrics=metrics,
+            conformal=tried.conformal,
         )
     return trained, state
 

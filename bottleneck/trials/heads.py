@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.fitting.calibrated import conformal_of
 from bottleneck.fitting.head_files import blockwise, describe_head
 from bottleneck.fitting.training_set import folds_of
 from bottleneck.heads.artifact import HeadArtifact, apply_link
@@ -20,6 +21,7 @@ from bottleneck.heads.cross_validation import judge_of
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.metrics import fit_temperature, measure
+from bottleneck.heads.prediction_sets import Conformal
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.spec import fingerprint
@@ -38,12 +40,14 @@ class Tried:
     metrics : {"cv": {…}, "val": {…}} of those that exist, the figures of `SUMMARY`.
     seconds : of fitting and judging, also where the result was read from disk.
     settings : what it takes to do it again, such as C.
+    conformal : of sets of classes, from the samples of `metrics`; None for other targets.
     """
 
     evidence: Evidence
     metrics: dict[str, dict[str, Any]]
     seconds: float
     settings: dict[str, Any]
+    conformal: Conformal | None = None
 
 
 def try_head(task: Task, node: str, records: Records, name: str, reporter: Reporter = SILENT) -> Tried:
@@ -56,9 +60,9 @@ def try_head(task: Task, node: str, records: Records, name: str, reporter: Repor
         return stored
     started = time.perf_counter()
     fit = fit_on(task, node, task.rows["train"], task.problem(), reporter=reporter)
-    index, evidence, metrics, temperature = _judged(task, node, fit)
+    index, evidence, metrics, conformal, temperature = _judged(task, node, fit)
     settings = {"C": fit.C, "temperature": temperature, "scales": fit.settings.get("scales", {})}
-    tried = Tried(evidence, metrics, time.perf_counter() - started, settings)
+    tried = Tried(evidence, metrics, time.perf_counter() - started, settings, conformal)
     store_trial(records, name, inputs, tried, index)
     return tried
 
@@ -69,13 +73,19 @@ def stored_trial(task: Task, records: Records, name: str, inputs: str) -> Tried 
     if stored is None:
         return None
     values, arrays = stored
-    return Tried(Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"]), **values)
+    if task.target.kind == "class" and "conformal" not in arrays:  # of an earlier release
+        return None
+    evidence = Evidence(task.samples.key[arrays["index"]], arrays["score"], arrays["loss"])
+    conformal = Conformal(arrays["conformal"]) if "conformal" in arrays else None
+    return Tried(evidence, **values, conformal=conformal)
 
 
 def store_trial(records: Records, name: str, inputs: str, tried: Tried, index: np.ndarray) -> None:
     """Store a finished trial. index : (n,) rows of the samples that its evidence is on."""
     values = {"metrics": tried.metrics, "seconds": tried.seconds, "settings": tried.settings}
     scores = {"index": index, "score": tried.evidence.score, "loss": tried.evidence.loss}
+    if tried.conformal:
+        scores["conformal"] = tried.conformal.scores
     records.write(name, inputs, values, scores)
 
 
@@ -182,8 +192,8 @@ def head_as_tried(
 
 def _judged(
     task: Task, node: str, fit: HeadFit
-) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], float]:
-    """Return the judged samples as indices of the table, evidence on them, metrics, and the temperature."""
+) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], Conformal | None, float]:
+    """Return what `judged` does of the head on its held-out samples and on val, and the temperature."""
     head = artifact_of(task, node, task.rows["train"], fit, task.problem())
     parts: list[tuple[str, np.ndarray, np.ndarray]] = []
     held = held_out(fit)
@@ -197,8 +207,8 @@ def _judged(
 
 def judged(
     task: Task, parts: Sequence[tuple[str, np.ndarray, np.ndarray]], link: str, temperature: float
-) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]]]:
-    """Return the judged samples as indices of the table, evidence on them, and metrics by name.
+) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], Conformal | None]:
+    """Return the judged samples as indices of the table, evidence on them, metrics by name, and `Conformal`.
 
     parts : (name, rows (m,), outputs (m, K)), none of which the model was fitted on; those of one name belong
         together.
@@ -210,7 +220,9 @@ def judged(
         )
         metrics[name] = summary(measured(task, rows, outputs, link, temperature))
     index = np.concatenate([rows for _, rows, _ in parts])
-    return index, evidence_of(task, index, np.concatenate([part[2] for part in parts])), metrics
+    logits = np.concatenate([part[2] for part in parts])
+    conformal = conformal_of(task.target.kind, link, temperature, task.target.values[index], logits)
+    return index, evidence_of(task, index, logits), metrics, conformal
 
 
 def summary(metrics: dict[str, Any]) -> dict[str, Any]:

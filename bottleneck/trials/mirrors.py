@@ -43,8 +43,9 @@ def try_mirrored(
     if "val" in task.rows:
         head = head_as_tried(task, node, plain, train, reporter)
         parts.append(("val", task.rows["val"], mirrored_outputs(task, head, task.rows["val"])))
-    index, evidence, metrics = judged(task, parts, head.link, 1.0)
-    tried = Tried(evidence, metrics, time.perf_counter() - started, {**plain.settings, "flip": True})
+    index, evidence, metrics, conformal = judged(task, parts, head.link, 1.0)
+    settings = {**plain.settings, "flip": True}
+    tried = Tried(evidence, metrics, time.perf_counter() - started, settings, conformal)
     store_trial(records, name, inputs, tried, index)
     return tried
 

@@ -114,7 +114,8 @@ def written(tmp_path, arrays=None, description=None, **metadata):
 
 
 def fields_of(head):
-    return {name: value for name, value in vars(head).items() if name != "arrays"}
+    others = ("arrays", "novelty", "conformal")
+    return {name: value for name, value in vars(head).items() if name not in others}
 
 
 def test_the_untouched_file_is_fine(tmp_path):
@@ -131,7 +132,7 @@ HOSTILE = {
     "type": {"arrays": {"coef": np.zeros((C, D), np.float64)}},
     "extra": {"arrays": {"payload": np.zeros(3, np.float32)}},
     "format": {"format": "pickle"},
-    "version": {"format_version": "3"},
+    "version": {"format_version": "4"},
     "no description": {"head": ""},
     "not json": {"head": "{"},
     "deep json": {"head": "[" * 100_000},

@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""Which score tells unknown classes from known ones, and do sets of classes cover what they promise?
+
+    python tests/benchmarks/trust.py [FOLDER …] [--draws 6] [--splits 20]
+
+Five sets: digits of scikit-learn at two sizes, parts of its two photographs, generated textures and shapes;
+and every FOLDER of three classes or more. All pass EfficientNet-Lite0 once. Of each set a third of the
+classes is left out, another third in each draw, and a logistic head is fitted on the train images of the
+others: AUROC of scores on the test images. Then all classes are fitted again on random halves: the share of
+images of the other half whose set at 0.9 contains the true class. Takes about 8 minutes on 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from sklearn.covariance import ledoit_wolf
+from sklearn.metrics import roc_auc_score
+
+from bottleneck import extract
+from bottleneck.fitting.calibrated import conformal_of
+from bottleneck.heads.artifact import HeadDescription
+from bottleneck.heads.config import SweepConfig
+from bottleneck.heads.cross_validation import assign_folds
+from bottleneck.heads.fit import fit_kind
+from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.metrics import fit_temperature
+from bottleneck.heads.novelty import fit_novelty
+from bottleneck.heads.solver.problem import TargetProblem
+from bottleneck.names import BOTTLENECK
+from bottleneck.samples import ArrayRows, Target
+from bottleneck.store.reader import FeatureCache
+from tests.benchmarks.recipe import digits, photographs, shapes, textures, write_set
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-9)
+
+
+def root(x: np.ndarray) -> np.ndarray:
+    return np.sign(x) * np.sqrt(np.abs(x))
+
+
+def nearest(known: np.ndarray, new: np.ndarray, k: int) -> np.ndarray:
+    """Distance to the k-th of the known rows."""
+    return 1 - np.sort(unit(new) @ unit(known).T, axis=1)[:, -k]
+
+
+def mahalanobis(known: np.ndarray, codes: np.ndarray, new: np.ndarray, relative: bool = False) -> np.ndarray:
+    means = np.stack([known[codes == k].mean(0) for k in np.unique(codes)])
+    inverse = np.linalg.inv(ledoit_wolf(known - means[codes])[0])
+    distance = np.min([np.einsum("nd,de,ne->n", new - m, inverse, new - m) for m in means], axis=0)
+    if relative:
+        centred = new - known.mean(0)
+        inverse = np.linalg.inv(ledoit_wolf(known - known.mean(0))[0])
+        distance = distance - np.einsum("nd,de,ne->n", centred, inverse, centred)
+    return distance
+
+
+def fitted(x: np.ndarray, codes: np.ndarray, K: int) -> tuple[HeadFit, float]:
+    """A logistic head with cross-validation, and its temperature."""
+    target = Target("label", "class", codes, tuple(map(str, range(K))))
+    problem = TargetProblem(target, assign_folds(target, 5))
+    (fit,) = fit_kind("logistic", ArrayRows(x), [problem], "auto", config=SweepConfig())
+    return fit, fit_temperature(codes, fit.out_of_fold, "softmax")
+
+
+def left_out(x: np.ndarray, codes: np.ndarray, train: np.ndarray, K: int, draws: int) -> dict[str, float]:
+    """Mean AUROC of each score over draws of the classes that are left out."""
+    ways = list(combinations(range(K), max(2, K // 3) if K > 3 else 1))
+    found: dict[str, list[float]] = {}
+    for number in np.random.default_rng(0).permutation(len(ways))[:draws]:
+        kept = np.setdiff1d(np.arange(K), ways[number])
+        known = np.isin(codes, kept)
+        y = np.searchsorted(kept, codes[train & known])
+        bank, new = x[train & known], x[~train]
+        fit, temperature = fitted(bank, y, len(kept))
+        head = fit.artifact(HeadDescription(class_names=tuple(map(str, kept))), temperature=temperature)
+        z, znew = (bank - head.mean) / head.scale, (new - head.mean) / head.scale
+        logits = head.decision(new).astype(np.float64)
+        novelty = fit_novelty(ArrayRows(bank), [(0, x.shape[1])], np.arange(len(bank)))
+        scores: dict[str, np.ndarray] = {
+            "largest probability": -head.probabilities(new).max(1),
+            "largest logit": -logits.max(1),
+            "energy": -np.logaddexp.reduce(logits, axis=1),
+            "Mahalanobis": mahalanobis(z, y, znew),
+            "relative Mahalanobis": mahalanobis(z, y, znew, True),
+            "kNN, standardised, k = 5": nearest(z, znew, 5),
+            "kNN, k = 1": nearest(bank, new, 1),
+            "kNN, k = 5": nearest(bank, new, 5),
+            "kNN, roots, k = 1": nearest(root(bank), root(new), 1),
+            "kNN, roots, k = 5": nearest(root(bank), root(new), 5),
+            "kNN, roots, mean of 3 (chosen)": novelty.of(new),
+        }
+        for name, values in scores.items():
+            found.setdefault(name, []).append(roc_auc_score(~known[~train], values))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def promises(x: np.ndarray, codes: np.ndarray, K: int, splits: int) -> dict[str, np.ndarray]:
+    """Accuracy, coverage at 0.9, mean size and rejected share at 0.05 on the other half, of each split."""
+    rows = []
+    for seed in range(splits):
+        order = np.random.default_rng(seed).permutation(len(x))
+        a, b = order[: len(x) // 2], order[len(x) // 2 :]
+        fit, temperature = fitted(x[a], codes[a], K)
+        names = HeadDescription(class_names=tuple(map(str, range(K))))
+        head = fit.artifact(names, temperature=temperature)
+        conformal = conformal_of("class", "softmax", temperature, codes[a], fit.out_of_fold)
+        p = head.probabilities(x[b])
+        sets = conformal.members(p, 0.9)
+        novelty = fit_novelty(ArrayRows(x[a]), [(0, x.shape[1])], np.arange(len(a)))
+        rejected = novelty.of(x[b]) > novelty.threshold(0.05)
+        inside = sets[np.arange(len(b)), codes[b]]
+        rows.append((np.mean(p.argmax(1) == codes[b]), inside.mean(), sets.sum(1).mean(), rejected.mean()))
+    return dict(zip(("accuracy", "coverage", "classes in a set", "rejected"), np.array(rows).T, strict=True))
+
+
+def sets(folder: Path, others: list[Path]) -> dict[str, Callable[[], Path]]:
+    random = np.random.default_rng(0)
+    drawn = {
+        "digits 8 px": (digits(8, random), 1100, 697),
+        "digits 32 px": (digits(32, random), 1100, 697),
+        "parts of photographs": (photographs(random), 600, 600),
+        "textures": (textures(random), 600, 600),
+        "shapes": (shapes(random), 600, 600),
+    }
+    made: dict[str, Callable[[], Path]] = {}
+    for name, (pictures, pool, test) in drawn.items():
+        made[name] = lambda name=name, of=(pictures, pool, test): write_set(folder / name, *of)
+    return made | {other.name: lambda other=other: other for other in others}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("--draws", type=int, default=6)
+    parser.add_argument("--splits", type=int, default=20)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        for name, make in sets(Path(work), options.folders).items():
+            cache = Path(work) / f"{name}.h5"
+            extract(make(), cache, image_size=128)
+            with FeatureCache(cache) as opened:
+                x = opened.sample_rows(BOTTLENECK).read(0, len(opened.samples.split)).astype(np.float32)
+                target, train = opened.samples.targets["label"], opened.samples.split == "train"
+            K = len(target.class_names)
+            print(f"\n{name}: {len(x):,} images, {K} classes")
+            for score, area in left_out(x, target.values, train, K, options.draws).items():
+                print(f"  {score:32} AUROC {area:.3f}")
+            for what, values in promises(x, target.values, K, options.splits).items():
+                low, high = values.min(), values.max()
+                print(f"  {what:32} mean {values.mean():.3f}, {low:.3f} to {high:.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
