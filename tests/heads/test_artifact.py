@@ -11,6 +11,8 @@ from safetensors.numpy import save
 
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.artifact import HeadArtifact, apply_link, load_head
+from bottleneck.heads.novelty import Novelty
+from bottleneck.heads.prediction_sets import Conformal
 
 D, C = 4, 3
 
@@ -49,6 +51,29 @@ def mlp():
     }
     arrays = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     return linear(kind="mlp", form="mlp", arrays=arrays, C=None)
+
+
+def with_trust():
+    """A head with what --reject and --coverage need."""
+    rows = np.eye(3, D, dtype=np.float16)
+    novelty = Novelty(rows, np.arange(5, dtype=np.float32), ((0, D),))
+    return linear(novelty=novelty, conformal=Conformal(np.arange(4, dtype=np.float32)))
+
+
+def test_what_it_keeps_of_its_samples_is_read(tmp_path):
+    head = with_trust()
+    path = head.save(tmp_path / "h.safetensors")
+    read = load_head(path)
+    assert set(read.arrays) == set(head.arrays)
+    for name in ("novelty", "conformal"):
+        one, two = getattr(head, name), getattr(read, name)
+        assert one.to_json() == two.to_json()
+        assert (one.scores == two.scores).all()
+    assert (read.novelty.rows == head.novelty.rows).all()
+    assert read.novelty.rows.dtype == np.float16
+    wide = Novelty(np.zeros((1, 9), np.float16), np.zeros(1, np.float32), ((0, 9),))
+    with pytest.raises(ArtifactError, match="stored rows of 9 features"):
+        linear(novelty=wide)
 
 
 @pytest.mark.parametrize("make", [linear, mlp])
@@ -131,6 +156,14 @@ HOSTILE = {
     "empty": {"arrays": {"mean": np.zeros(0, np.float32)}},
     "type": {"arrays": {"coef": np.zeros((C, D), np.float64)}},
     "extra": {"arrays": {"payload": np.zeros(3, np.float32)}},
+    "rows of another type": {"arrays": {"novelty.rows": np.zeros((3, D), np.float32)}},
+    "novelty without rows": {"description": {"novelty": {"k": 3, "blocks": [[0, D]]}}},
+    "novelty of text": {"description": {"novelty": "k"}},
+    "sets without scores": {"description": {"conformal": {"rank": 5, "penalty": 0.01}}},
+    "scores that are no list": {
+        "arrays": {"conformal.scores": np.zeros((2, 2), np.float32)},
+        "description": {"conformal": {"rank": 5, "penalty": 0.01}},
+    },
     "format": {"format": "pickle"},
     "version": {"format_version": "4"},
     "no description": {"head": ""},

@@ -57,6 +57,7 @@ def test_the_model_has_learnt_from_train_and_val(trained):
     head = load_head(trained.model)
     assert head.n_train == 64
     assert head.settings["fitted_on"] == ["train", "val"]
+    assert len(head.novelty.scores) == len(head.conformal.scores) == 64
     assert set(trained.accuracy) == {"train", "val", "test"}
 
 
@@ -377,6 +378,8 @@ def test_the_tuned_model_has_learnt_from_train_and_val_and_predicts(source, tune
     head = load_head(tuned.model)
     assert head.n_train == 64
     assert head.settings["finetuned"]["unfrozen"]
+    assert head.novelty is None, "features of the trained network are no longer those of new images"
+    assert 24 <= len(head.conformal.scores) <= 64
     paths = sorted((source / "test").glob("*/*.png"))
     predicted = tuned.predict(*paths)
     right = [record["label"] == path.parent.name for record, path in zip(predicted, paths, strict=True)]
