@@ -54,11 +54,11 @@ def nearest(known: np.ndarray, new: np.ndarray, k: int) -> np.ndarray:
 def mahalanobis(known: np.ndarray, codes: np.ndarray, new: np.ndarray, relative: bool = False) -> np.ndarray:
     means = np.stack([known[codes == k].mean(0) for k in np.unique(codes)])
     inverse = np.linalg.inv(ledoit_wolf(known - means[codes])[0])
-    distance = np.min([np.einsum("nd,de,ne->n", new - m, inverse, new - m) for m in means], axis=0)
+    distance = np.min([((new - mean) @ inverse * (new - mean)).sum(1) for mean in means], axis=0)
     if relative:
         centred = new - known.mean(0)
         inverse = np.linalg.inv(ledoit_wolf(known - known.mean(0))[0])
-        distance = distance - np.einsum("nd,de,ne->n", centred, inverse, centred)
+        distance = distance - (centred @ inverse * centred).sum(1)
     return distance
 
 
