@@ -17,7 +17,7 @@ fewer-shots fewer-suggestions file-kept-aside files-ignored fitted-on-val flip-c
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
 foreign-files-left head-kept head-without-checksum heads-left-out images-failed images-not-measured
 images-not-shown images-outside-classes images-unread images-unreadable images-without-prediction
-input-scales joined-as-json joined-by-other-separator kernels-not-shown label-rows-without-sample
+input-scales joined-as-json joined-by-other-separator label-rows-without-sample
 label-separator-unused labels-look-like-several labels-not-used labels-of-all-samples
 last-batch-joined last-layer-ignored last-layer-of-other-classes layout-class-split
 leep-not-computed left-out-in-features loss-diverged map-in-float32 map-sampled measured-on-train
