@@ -19,6 +19,11 @@ LOADED = re.compile(
 )
 
 
+def boosted(documents: list[dict]) -> list[tuple[dict, dict]]:
+    """Return the sections with the weights of their pages, as lunr takes them."""
+    return [(each, {"boost": each.get("boost", 1)}) for each in documents if each["location"]]
+
+
 def pages_found(search, question: str) -> list[str]:
     """Return the pages of the first hits, each once, in order."""
     words = " ".join(re.findall(r"[^\W_]+", question))
@@ -30,7 +35,7 @@ def main(site: Path) -> list[str]:
     """Return a line for each thing that is wrong."""
     documents = json.loads((site / "search" / "search_index.json").read_text("utf-8"))["docs"]
     fields = [{"field_name": "title", "boost": TITLE_WEIGHT}, "text"]
-    search = lunr(ref="location", fields=fields, documents=[d for d in documents if d["location"]])
+    search = lunr(ref="location", fields=fields, documents=boosted(documents))
     wrong = []
     questions = (Path(__file__).parent / "questions.txt").read_text("utf-8").splitlines()
     asked = [line.split(" | ") for line in questions if " | " in line and not line.startswith("#")]

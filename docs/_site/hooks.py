@@ -10,9 +10,13 @@ from pathlib import Path
 import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+# Weight of pages in the search: those that explain come before those that list.
+BOOST = {"index.md": 2.5, "concepts.md": 4, "tasks.md": 2, "versions.md": 6}
+BOOST |= {"python.md": 0.6, "MEASURED.md": 0.25, "DECISIONS.md": 0.1, "comparison.md": 0.5}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -25,6 +29,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> None:
+    """Give the page its weight in the search."""
+    page.meta["search"] = {"boost": BOOST.get(page.file.src_uri, 1)}
 
 
 def python_page() -> str:
