@@ -10,6 +10,7 @@ of each, S pixels a side.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,10 +97,16 @@ def patches_of_source(
 
 
 def map_nodes(backbone: Backbone, preprocess: Preprocess) -> list[str]:
-    """Return the nodes of all blocks that are maps, from the stem upwards."""
-    return [
-        block.node for block in backbone.blocks if _layout(backbone, block.node, preprocess) not in ("", "NC")
-    ]
+    """Return the nodes of all blocks that are maps, from the stem upwards.
+
+    Blocks that take no images of this size, such as a classifier of another one, are left out.
+    """
+    found = []
+    for block in backbone.blocks:
+        with suppress(BackboneError):
+            if _layout(backbone, block.node, preprocess) not in ("", "NC"):
+                found.append(block.node)
+    return found
 
 
 def strongest_patches(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
+from bottleneck.studies.embedding.map_file import export_map
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.fitted_cache import COUNTS, write_images
 
@@ -294,3 +296,53 @@ def test_the_command_prints_where_and_how_large(made_cache, made_head, tmp_path)
     values = json.loads(result.stdout)
     assert values["bytes"] == os.path.getsize(tmp_path / "r.html")
     assert values["sections"]["verdict"]
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory):
+    """Cache with mirrored views of 24 images, the result of `extract`, and a head that averages both."""
+    folder, random = tmp_path_factory.mktemp("flipped"), np.random.default_rng(0)
+    for number in range(24):
+        pixels = random.integers(0, 120, (40, 60, 3), dtype=np.uint8)
+        pixels[:20, :, number % 2] += 40
+        path = folder / "images" / ("ant", "bee")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    options = {"backbone": "small_cnn", "engine": "torch", "image_size": 48, "nodes": ["features.block2"]}
+    extracted = extract(folder / "images", folder / "c.h5", flip=True, **options)
+    (folder / "extract.json").write_text(json.dumps(extracted.to_json(), default=str))
+    (fitted,) = fit_heads(folder / "c.h5", output=folder / "heads", cv=3).heads
+    head = load_head(fitted["path"])
+    head = replace(head, settings={**head.settings, "flip": True})
+    return folder, head.save(folder / "flipping.safetensors")
+
+
+def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
+    """Patches of blocks, pixel sizes, engine and seed; a flipped model is judged by mirrored folds."""
+    folder, head = flipped
+    result = write_report(
+        [folder / "c.h5", head, folder / "extract.json"], output=tmp_path / "r.html", seed=3
+    )
+    assert any(name.startswith("patches-") for name in result.sections["network"]), result.notes
+    files = {row["what"]: row["value"] for row in result.sections["data"]["files"]}
+    assert files["pixels of an image"] == "60 × 40"
+    made = {row["what"]: row["value"] for row in result.sections["provenance"]["cache"]}
+    assert made["engine"] == "torch"
+    here = {row["what"]: row["value"] for row in result.sections["provenance"]["page"]}
+    assert here["seed of the map"] == 3
+    assert result.overlays > 0 or "mistakes" not in result.sections["model"]
+    assert "held-out folds" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_the_map_file_averages_mirror_images_where_the_head_does(flipped, tmp_path):
+    folder, path = flipped
+    parquet = pytest.importorskip("pyarrow.parquet")
+    export_map(folder / "c.h5", output=tmp_path / "m.parquet", head=path)
+    given = parquet.read_table(tmp_path / "m.parquet")["confidence"].to_pylist()
+    head = load_head(path)
+    with FeatureCache(folder / "c.h5") as cache:
+        both = [
+            cache.sample_rows(head.node, views=views).read(0, 24).reshape(24, -1) for views in (False, True)
+        ]
+    expected = np.mean([head.probabilities(rows) for rows in both], axis=0).max(axis=1)
+    np.testing.assert_allclose(given, expected, atol=1e-6)
