@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 from PIL import Image, ImageEnhance, ImageOps
 
 from bottleneck import audit, extract
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--features", type=int, default=1280)
     options = parser.parse_args()
+    print_machine()
     with tempfile.TemporaryDirectory() as work:
         digits = write_digits(Path(work) / "digits")
         for folder in (digits, *options.folders):

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 from PIL import Image, ImageEnhance
 
 CASES = [("efficientnet_lite0", "fp32"), ("efficientnet_lite0", "int8"), ("resnet50", "fp32")]
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=10_000, help="images of second run and peak memory")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
+    print_machine()
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as scratch:
         os.environ["BOTTLENECK_CACHE"] = f"{scratch}/user"
         folder = args.folder or write_photographs(Path(scratch, "photographs"), args.images)

@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 from extraction import child, show, write_photographs
+from machine import print_machine
 
 TARGETS = {"efficientnet_lite0": 10.0, "resnet50": 4.0}
 BATCH = 32
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--backbone", action="append", choices=list(TARGETS))
     args = parser.parse_args()
+    print_machine()
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as scratch:
         folder = args.folder or write_photographs(Path(scratch, "photographs"), args.images)
         print(f"{'':58}  measured   target")

@@ -26,6 +26,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from machine import print_machine
 
 CASES = ("sweep", "large", "targets", "classes", "small", "memory")
 GRID = np.logspace(-6, 0, 13)
@@ -46,6 +47,7 @@ def main() -> None:
     if args.child:
         print(json.dumps(CHILDREN[args.child[0]](args.child[1])))
         return
+    print_machine()
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as scratch:
         folder = Path(scratch)
         for case in args.case or [name for name in CASES if name not in ("large", "memory")]:

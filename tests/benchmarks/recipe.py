@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import print_machine
 from PIL import Image, ImageDraw, ImageEnhance
 from sklearn.datasets import load_digits, load_sample_images
 from torch import Tensor
@@ -282,6 +283,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="*")
     parser.add_argument("--output", type=Path, help="JSON file for the gains")
     args = parser.parse_args()
+    print_machine()
     gains: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="bottleneck-recipe-") as temporary:
         for name, write in sets(Path(temporary), args.folder).items():

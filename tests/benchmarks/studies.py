@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from machine import print_machine
 from torch import nn
 
 from bottleneck.samples import ArrayRows
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=1280)
     parser.add_argument("--classes", type=int, default=100)
     options = parser.parse_args()
+    print_machine()
     measure_scores(options.rows, options.features, options.classes)
     measure_frozen_runs()
 

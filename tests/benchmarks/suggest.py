@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import recipe
+from machine import print_machine
 from PIL import Image, ImageEnhance
 
 from bottleneck import drift, extract
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
+    print_machine()
     with tempfile.TemporaryDirectory() as work:
         for name, folder in sets(Path(work), options.folders):
             cache = Path(work) / f"{name}.h5"

@@ -38,6 +38,7 @@ from pathlib import Path
 
 import numpy as np
 import recipe
+from machine import print_machine
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
@@ -306,6 +307,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--keep", type=Path, help="folder for everything that is written, and the figures")
     args = parser.parse_args()
+    print_machine()
     with tempfile.TemporaryDirectory(prefix="bottleneck-train-") as temporary:
         scratch = args.keep or Path(temporary)
         scratch.mkdir(exist_ok=True)
