@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bottleneck.extraction.extract import extract as extract
     from bottleneck.extraction.feature_extractor import FeatureExtractor as FeatureExtractor
     from bottleneck.fitting.fit_heads import fit_heads as fit_heads
+    from bottleneck.fitting.left_out import seen_images as seen_images
     from bottleneck.heads.baselines import KNNHead as KNNHead
     from bottleneck.heads.baselines import NearestMeanHead as NearestMeanHead
     from bottleneck.heads.logistic import LogisticHead as LogisticHead
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bottleneck.heads.ridge import RidgeHead as RidgeHead
     from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
     from bottleneck.installation import doctor as doctor
+    from bottleneck.models.because import because as because
     from bottleneck.models.classifier import load_model as load_model
     from bottleneck.models.evaluate import evaluate as evaluate
     from bottleneck.models.export import export as export
@@ -56,6 +58,7 @@ _MODULE_OF = {
     "RidgeRegressionHead": "bottleneck.heads.ridge",
     "advise": "bottleneck.studies.advise.advise",
     "audit": "bottleneck.studies.audit.audit",
+    "because": "bottleneck.models.because",
     "compare": "bottleneck.studies.compare.compare",
     "doctor": "bottleneck.installation",
     "drift": "bottleneck.studies.drift.drift",
@@ -70,6 +73,7 @@ _MODULE_OF = {
     "predict": "bottleneck.models.predict",
     "rank": "bottleneck.studies.rank.rank",
     "scratch": "bottleneck.training.scratch",
+    "seen_images": "bottleneck.fitting.left_out",
     "similar": "bottleneck.studies.similar.similar",
     "suggest": "bottleneck.studies.suggest.suggest",
     "train": "bottleneck.studies.train.train",

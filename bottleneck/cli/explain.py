@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -103,8 +104,14 @@ def command(
             options=config_from(LoadOptions, options),
             reporter=terminal,
         )
-        values |= {"because": found.to_json()} if terminal.as_json else {}
-        parts += _pulls(found)
+        sheet = None
+        if result.sheet:
+            from bottleneck.report.because_sheet import because_sheet
+
+            path = Path(result.sheet)
+            sheet = str(because_sheet(found, path.with_stem(f"{path.stem}-because")))
+        values |= {"because": found.to_json() | {"sheet": sheet}} if terminal.as_json else {}
+        parts += [*_pulls(found), *([f"Sheet of them: {sheet}"] if sheet else [])]
     terminal.result(values, *parts)
 
 

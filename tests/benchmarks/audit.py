@@ -82,7 +82,7 @@ def measure_labels(folder: Path, cache: Path) -> None:
             values[flipped] = (values[flipped] + draw.integers(1, classes, len(flipped))) % classes
             noisy = replace(task, target=replace(task.target, values=values))
             judged = fitted(noisy, AuditConfig.node, SILENT)
-            flag = judged.quality().flag
+            flag = judged.quality(AuditConfig.doubt).flag
             hits = (flag & np.isin(judged.rows, flipped)).sum()
             print(
                 f"{folder.name}: {len(flipped)} of {len(every)} labels flipped, {flag.sum()} flagged "

@@ -71,6 +71,9 @@ def test_the_command_names_them(listed, few, tmp_path):
     arguments = ["explain", listed.heads["species"], str(few), "-o", str(tmp_path / "e.png")]
     shown = CliRunner().invoke(group, [*arguments, "--because", str(listed.cache), "--json"])
     assert shown.exit_code == 0, shown.output
-    assert len(json.loads(shown.stdout)["because"]["pulls"]) == 3
+    found = json.loads(shown.stdout)["because"]
+    assert len(found["pulls"]) == 3
+    assert found["sheet"] == str(tmp_path / "e-because.png")
+    assert (tmp_path / "e-because.png").stat().st_size > 10_000
     shown = CliRunner().invoke(group, [*arguments, "--because", str(listed.cache)])
     assert "one step of Newton" in shown.output.replace("\n", " ")
