@@ -28,8 +28,7 @@ from bottleneck.report.page.blocks import (
 )
 from bottleneck.report.page.held_out import Judged
 from bottleneck.report.page.inputs import Fitted
-from bottleneck.report.page.pictures import CELL, HIT, MISTAKE, Pictures
-from bottleneck.report.page.where_looked import LEGEND, overlays
+from bottleneck.report.page.pictures import CELL, HIT, LEGEND, MISTAKE, Pictures, overlays
 from bottleneck.samples import ArrayRows
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.similar.neighbours import NONE, nearest

@@ -1,4 +1,4 @@
-"""The images of a page as one sprite of WebP thumbnails, as many as its budget allows.
+"""The images of a page, and overlays of where the model looked, as one sprite of WebP thumbnails.
 
 Whoever shows an image asks for it with a weight; where the budget is short, those of the least weight are
 left out, and the page shows their names alone. Images are read only where `extraction.cached_source` trusts
@@ -11,14 +11,21 @@ import io
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.cached_source import source_of
+from bottleneck.extraction.config import EngineConfig
+from bottleneck.models.attribution import Explainer
+from bottleneck.models.classifier import open_model
+from bottleneck.models.config import ExplainConfig
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.report.explain import overlay, training_images
 from bottleneck.report.image_sheets import thumbnails
 from bottleneck.store.reader import FeatureCache
 
@@ -27,6 +34,7 @@ QUALITY = 60
 TYPICAL_BYTES = 1500  # of a thumbnail, before any is encoded
 WIDEST = 160  # thumbnails of a row of the sprite; WebP allows 16,383 pixels
 MOST = WIDEST * WIDEST
+LEGEND = "A second picture is where it looked: yellow speaks for the predicted class, blue against it."
 PAIR, MISTAKE, CELL, POINT, HIT = 5, 4, 3, 2, 1  # weights
 
 
@@ -130,3 +138,30 @@ def _encoded(tiles: list[np.ndarray]) -> tuple[bytes, int, int]:
     file = io.BytesIO()
     Image.fromarray(sheet).save(file, "WEBP", quality=QUALITY, method=2)
     return file.getvalue(), columns, rows
+
+
+def overlays(
+    path: Path, cache: FeatureCache, rows: np.ndarray, options: LoadOptions, pictures: Pictures
+) -> tuple[dict[int, int], list[Note]]:
+    """Return by sample of the cache the number of its overlay for the predicted class, and notes.
+
+    Samples whose image cannot be read have none; where the head has no places, or the network cannot be
+    loaded, there is none at all, which is noted.
+    """
+    found: dict[int, int] = {}
+    try:
+        source = source_of(cache).take(rows)
+        classifier = open_model(path, options, EngineConfig())
+        explainer = Explainer(classifier, ExplainConfig(output=None))
+        if explainer.exact:
+            explainer.compare_with(training_images(cache), cache.path.name)
+        row_of = dict(zip(source.samples.key, rows.tolist(), strict=True))
+        for one in explainer.explain(source):
+            row = row_of[one.sample]
+            if one.predicted and row not in found:
+                drawn = overlay(one, source, classifier.trunk.preprocess, side=4 * SIDE)
+                square = np.asarray(ImageOps.fit(drawn, (SIDE, SIDE)))
+                found[row] = pictures.add(f"where it looked: {one.images[0]}", square)
+        return found, list(explainer.notes)
+    except (BottleneckError, OSError) as error:
+        return found, [Note("mistakes-not-explained", f"Where the model looked is not shown: {error}")]
