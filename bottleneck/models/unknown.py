@@ -92,12 +92,16 @@ def separation(
     known, unknown : (n,) and (u,) novelty.
     known_scores, unknown_scores : probabilities (n, K) and (u, K) of classes, or others.
     """
-    found = {"auroc": _auroc(known, unknown), "fpr_at_95_tpr": _fpr(known, unknown)}
+    found: dict[str, Any] = {"auroc": _auroc(known, unknown), "fpr_at_95_tpr": _fpr(known, unknown)}
     random = np.random.default_rng(SEED)
     draws = [(random.choice(known, len(known)), random.choice(unknown, len(unknown))) for _ in range(DRAWS)]
     measures: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"auroc": _auroc, "fpr_at_95_tpr": _fpr}
     for name, measure in measures.items():
         found[f"{name}_ci95"] = np.quantile([measure(*draw) for draw in draws], (0.025, 0.975)).tolist()
+    # Draws of known samples of which none is rejected have no spread: Wilson's interval has.
+    low, high = wilson_interval(found["fpr_at_95_tpr"] * len(known), len(known))
+    drawn = found["fpr_at_95_tpr_ci95"]
+    found["fpr_at_95_tpr_ci95"] = [min(low, drawn[0]), max(high, drawn[1])]
     if known_scores.ndim == 2:
         found["auroc_of_largest_probability"] = _auroc(-known_scores.max(axis=1), -unknown_scores.max(axis=1))
     return found

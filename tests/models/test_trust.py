@@ -100,6 +100,9 @@ def test_the_figures_are_those_of_their_definitions():
     for name in ("auroc", "fpr_at_95_tpr"):
         low, high = found[f"{name}_ci95"]
         assert low < found[name] < high
+    apart = separation(known, unknown + 10, p, q)
+    assert (apart["auroc"], apart["fpr_at_95_tpr"]) == (1, 0)
+    assert apart["fpr_at_95_tpr_ci95"][1] > 0.03, "90 samples do not show that none is ever rejected"
 
 
 def test_known_images_that_are_given_as_unknown_are_told(fitted, made_cache, images):
