@@ -71,7 +71,7 @@ def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options:
     if len(result["predictions"]) > ROWS_SHOWN:
         parts.append(f"… and {len(result['predictions']) - ROWS_SHOWN:,} more.")
     if "reject" in result:
-        count, n = sum(row["rejected"] for row in result["predictions"]), len(result["predictions"])
+        count, n = sum(not row["known"] for row in result["predictions"]), len(result["predictions"])
         limit, rate = result["novelty_threshold"], result["reject"]
         parts.append(
             f"Unknown: {count:,} of {n:,}, with a novelty above {limit:.4g}; of images like those of "

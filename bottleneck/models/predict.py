@@ -1,6 +1,6 @@
 """Predict the labels of images: one record per sample, as a table (.csv, .jsonl, .parquet) too if wanted.
 
-    image, [images], [sample], label, confidence, [novelty, rejected, predicted], [set], [p_CLASS …], then the
+    image, [images], [sample], label, confidence, [novelty, known, predicted], [set], [p_CLASS …], then the
     columns of the manifest
 
 In .jsonl each line is a record as `predict` returns it. In the others a column of the manifest that has the
@@ -94,14 +94,14 @@ def predict(
         `predictions`: per sample `image` (its first), `images` (all, if there are several), `sample` (its
         name), `label`, `confidence` (probability after temperature scaling) and `top` [{label, confidence}].
         The label of a regression is its value, that of a multi-label head a list. With `reject` also
-        `novelty`, how far it is from the training samples, `rejected`, and `predicted`, the label without
-        rejection: `label` is "unknown" for a rejected sample, and its confidence and `top` stay. With
-        `coverage` also `set`, the classes of the set, the likeliest first. Where wanted `probabilities`
-        {class: probability}; of a manifest `columns` {name: cell}, all columns beside those of images, one
-        record for each row in the order of the rows. `failed`: [{image, error}]. `flip`, where given `reject`
-        with `novelty_threshold`, and `coverage`; `output`, `seconds`, `images_per_second`, `notes` on how the
-        sources were read and on images. Image files keep the names they were given by; images of a folder or
-        manifest have the path below it, or the whole path if there are several sources.
+        `novelty`, how far it is from the training samples, `known`, whether that is near enough, and
+        `predicted`, the label in any case. `label` is "unknown" where `known` is false; confidence and `top`
+        stay. With `coverage` also `set`, the classes of the set, the likeliest first. Where wanted
+        `probabilities` {class: probability}; of a manifest `columns` {name: cell}, all columns beside those
+        of images, one record for each row in the order of the rows. `failed`: [{image, error}]. `flip`, where
+        given `reject` with `novelty_threshold`, and `coverage`; `output`, `seconds`, `images_per_second`,
+        `notes` on how the sources were read and on images. Image files keep the names they were given by;
+        images of a folder or manifest have the path below it, or the whole path if there are several sources.
 
     Raises
     ------
@@ -225,7 +225,7 @@ def _columns(predictions: Records) -> tuple[Columns, list[Note]]:
     columns["label"] = _labels([record["label"] for record in predictions], notes)
     columns["confidence"] = [record["confidence"] for record in predictions]
     if "predicted" in predictions[0]:
-        columns |= {name: [record[name] for record in predictions] for name in ("novelty", "rejected")}
+        columns |= {name: [record[name] for record in predictions] for name in ("novelty", "known")}
         columns["predicted"] = _labels([record["predicted"] for record in predictions], notes)
     if "set" in predictions[0]:
         columns["set"] = _joined([record["set"] for record in predictions], "classes", notes)

@@ -66,11 +66,11 @@ class Trust:
         return self.head.conformal.members(scores, self.config.coverage)
 
     def add_to(self, records: list[dict[str, Any]], scores: np.ndarray, novelty: np.ndarray | None) -> None:
-        """Add novelty, rejected, predicted and set to the records of n predictions; see `predict`."""
+        """Add novelty, known, predicted and set to the records of n predictions; see `predict`."""
         if self.limit is not None and novelty is not None:
             several = self.head.target_kind == "multilabel"
             for record, value, out in zip(records, novelty, self.rejected(novelty), strict=True):
-                record |= {"novelty": float(value), "rejected": bool(out), "predicted": record["label"]}
+                record |= {"novelty": float(value), "known": not out, "predicted": record["label"]}
                 if out:
                     record["label"] = [UNKNOWN] if several else UNKNOWN
         if self.config.coverage is not None and records:
@@ -89,7 +89,7 @@ class Trust:
         """Return notes on what the user should know. flip : the user asked for mirror images."""
         notes = []
         if self.limit is not None and UNKNOWN in self.head.class_names:
-            text = f"A class is named {UNKNOWN!r}: the key `rejected` tells it from samples that are unknown."
+            text = f"A class is named {UNKNOWN!r}: the key `known` tells it from samples that are unknown."
             notes.append(Note("class-named-unknown", text))
         if self.config.coverage is not None and flip and not self.head.settings.get("flip", False):
             text = (

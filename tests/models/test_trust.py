@@ -55,15 +55,15 @@ def test_rejected_samples_are_unknown_and_keep_what_was_predicted(fitted, images
     found = predict(head, images / "test", others, reject=0.1, coverage=0.8, **RUN)
     limit, novelty = found["novelty_threshold"], load_head(head).novelty
     assert (found["reject"], found["coverage"], limit) == (0.1, 0.8, novelty.threshold(0.1))
-    assert {record["rejected"] for record in found["predictions"]} == {True, False}
+    assert {record["known"] for record in found["predictions"]} == {True, False}
     for record, before in zip(found["predictions"], plain, strict=True):
         assert record["predicted"] == before["label"]
         assert record["label"] == ("unknown" if record["novelty"] > limit else before["label"])
-        assert record["rejected"] == (record["novelty"] > limit)
+        assert record["known"] == (record["novelty"] <= limit)
         assert (record["top"], record["confidence"]) == (before["top"], before["confidence"])
         ranked = [each["label"] for each in before["top"]]
         assert record["set"] == ranked[: len(record["set"])] != []
-    assert all(record["rejected"] for record in found["predictions"][15:])
+    assert not any(record["known"] for record in found["predictions"][15:])
     assert load_model(head, **RUN).predict(images / "test", reject=0.1, coverage=0.8)[0]["set"]
 
 
@@ -130,13 +130,13 @@ def test_labels_and_quantities_can_be_rejected_but_have_no_sets(listed, tmp_path
         classifier.head = replace(classifier.head, novelty=replace(novelty, scores=np.array([half] * 9)))
         output = tmp_path / f"{target}.csv"
         found = predict(classifier, listed.manifest, reject=0.5, output=output)["predictions"]
-        rejected = [record for record in found if record["rejected"]]
+        rejected = [record for record in found if not record["known"]]
         assert 0 < len(rejected) < len(found)
         assert {str(record["label"]) for record in rejected} == {"['unknown']" if kind is list else "unknown"}
         assert all(isinstance(record["predicted"], kind) for record in found)
         with open(output, newline="", encoding="utf-8") as file:
             lines = list(csv.DictReader(file))
-        assert [line["rejected"] == "true" for line in lines] == [record["rejected"] for record in found]
+        assert [line["known"] == "true" for line in lines] == [record["known"] for record in found]
         with pytest.raises(ArtifactError, match=r"--coverage makes sets of classes; .* Leave --coverage out"):
             predict(classifier, listed.manifest, coverage=0.9)
 
