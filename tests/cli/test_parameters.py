@@ -22,6 +22,7 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import extract, survey
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.installation import doctor
 from bottleneck.models.classifier import load_model
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.evaluate import evaluate
@@ -71,6 +72,7 @@ FUNCTIONS = {
     "transfer-study": [transfer_study],
     "inspect": [load_backbone, outline, inspect_backbone, patches_of_source, Preprocess.override],
     "backbones": [available],
+    "doctor": [doctor],
     "cache info": [describe],
     "cache verify": [verify],
     "cache export": [export_cache],
