@@ -19,7 +19,9 @@ def complete_node(context: click.Context, parameter: click.Parameter, typed: str
 
     # Before an option without its value, click has not yet given the arguments their names.
     given = context.params.get("cache") or next(iter(context.params.get("caches") or context.args), None)
+    if given is None:
+        return []
     before, plus, part = typed.rpartition(SIDE_BY_SIDE)
-    with suppress(BottleneckError, OSError, TypeError), FeatureCache(given) as cache:
+    with suppress(BottleneckError, OSError), FeatureCache(given) as cache:
         return [f"{before}{plus}{name}" for name in sorted(cache.nodes) if name.startswith(part)]
     return []
