@@ -2,9 +2,6 @@
 
     source ──► Explainer ──► contributions of places ──► overlay, upright and at the image's own size
 
-An overlay is the image in grey, brighter and yellow where it speaks for the class, darker and blue where it
-speaks against it, so that it reads without colours too. A frame shows what the network sees of the image.
-
 Shapes: H × W pixels of an image.
 """
 
@@ -13,36 +10,33 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.decode import EncodedImage
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import BottleneckError, Note, distinct, refuse_strict
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, whole_file
-from bottleneck.models.attribution import Explainer, Explanation
+from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.evaluate import CACHE_SUFFIXES
+from bottleneck.models.explanation import Explanation
 from bottleneck.progress import SILENT, Reporter, probability
 from bottleneck.records import config_from
 from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet
+from bottleneck.report.overlays import laid_over, upright
 from bottleneck.store.reader import FeatureCache
 
-FOR, AGAINST = (255, 226, 40), (16, 24, 120)
-DARKEST, LIGHTEST = 70, 175  # greys of the image below the colours
-OPACITY = 0.85  # of the strongest place
 LONGEST_NAME = 40  # characters of an image's or a class's name in a file's name
-FRAME = (255, 255, 255)
 LEGEND = "Yellow, bright: speaks for the class. Blue, dark: speaks against it. Frame: what the network sees."
 
 
@@ -203,58 +197,6 @@ def training_images(cache: FeatureCache) -> Source:
     return source.take(train) if len(train) else source
 
 
-def overlay(
-    explanation: Explanation, source: Source, preprocess: Preprocess, image: int = 0, side: int | None = None
-) -> Image.Image:
-    """Return one image of a sample with its contributions over it, RGB, upright and at its own size.
-
-    explanation : as `Explainer.explain` yields it. source, preprocess : that it was made of.
-    image : number of the image among those of the sample.
-    side : longest side in pixels to which the result is scaled down; its own by default.
-
-    Raises ImageError or OSError where the image cannot be read.
-    """
-    picture, _ = _upright(source, explanation.images[image], preprocess)
-    return laid_over(explanation.smooth(image), picture, preprocess, side)
-
-
-def laid_over(
-    contributions: np.ndarray, picture: Image.Image, preprocess: Preprocess, side: int | None = None
-) -> Image.Image:
-    """Return a picture with contributions (size, size) over it, RGB (see `overlay`)."""
-    width, height = picture.size
-    to = preprocess.geometry(height, width)
-    if side and max(width, height) > side:
-        shrink = side / max(width, height)
-        width, height = (max(1, round(length * shrink)) for length in (width, height))
-        picture = picture.resize((width, height), reducing_gap=3)
-    across, down = width / to.width, height / to.height
-    left, top = round(to.left * across), round(to.top * down)
-    right = max(left + 1, round((to.left + preprocess.size) * across))
-    bottom = max(top + 1, round((to.top + preprocess.size) * down))
-    grey = picture.convert("L").point([DARKEST + (LIGHTEST - DARKEST) * value // 255 for value in range(256)])
-    shown = grey.convert("RGB")
-    peak = float(np.abs(contributions).max()) or 1.0
-    for sign, colour in ((1, FOR), (-1, AGAINST)):
-        strength = np.clip(sign * contributions / peak, 0, 1) * 255 * OPACITY
-        mask = Image.fromarray(strength.astype(np.uint8)).resize(
-            (right - left, bottom - top), Image.Resampling.BILINEAR
-        )
-        shown.paste(colour, (left, top, right, bottom), mask)
-    if (left, top, right, bottom) != (0, 0, *shown.size):
-        line = max(1, max(shown.size) // 300)
-        ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=line)
-    return shown
-
-
-def _upright(source: Source, key: str, preprocess: Preprocess) -> tuple[Image.Image, bool]:
-    """Return an image in RGB as a viewer shows it, and whether it is reduced, being a very large one."""
-    encoded = EncodedImage(source.read(key))
-    grey = replace(preprocess, mode="RGB", mean=(0.5,) * 3, std=(0.5,) * 3)
-    picture = encoded.image(grey)
-    return picture, sorted(picture.size) != sorted(encoded.size)
-
-
 class _Sheet:
     """Writes overlays as they come, and then the sheet that shows the first of them."""
 
@@ -270,7 +212,7 @@ class _Sheet:
         paths = []
         for number, key in enumerate(one.images):
             self._count += 1
-            picture, reduced = _upright(source, key, preprocess)
+            picture, reduced = upright(source, key, preprocess)
             if reduced:
                 size = f"{picture.width} × {picture.height}"
                 text = f"{key} is very large; its overlay has {size} pixels."

@@ -17,7 +17,7 @@ from bottleneck.errors import BackboneError, BottleneckError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import load_model
-from bottleneck.report.explain import laid_over, overlay
+from bottleneck.report.overlays import laid_over, overlay
 
 ORIENTATION = 0x0112
 SQUARE = Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)

@@ -25,8 +25,9 @@ from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import open_model
 from bottleneck.models.config import ExplainConfig
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.report.explain import overlay, training_images
+from bottleneck.report.explain import training_images
 from bottleneck.report.image_sheets import thumbnails
+from bottleneck.report.overlays import overlay
 from bottleneck.store.reader import FeatureCache
 
 SIDE = 72  # pixels of a thumbnail
