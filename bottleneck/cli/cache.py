@@ -42,6 +42,7 @@ def info(terminal: Terminal, cache: str) -> None:
             "×".join(map(str, node["shape"])),
             node["dtype"],
             node["precision"],
+            ", ".join(engine or "not recorded" for engine in node["engines"]),
             node["pool"],
             views_text(node["recipe"]),
         )
@@ -50,7 +51,7 @@ def info(terminal: Terminal, cache: str) -> None:
     terminal.result(
         values,
         table(str(cache), ("what", "value"), shown.items()),
-        table("Nodes", ("node", "row", "dtype", "precision", "pool", "views"), nodes),
+        table("Nodes", ("node", "row", "dtype", "precision", "engine", "pool", "views"), nodes),
         *data_sheet_lines(values["data"]),
     )
 

@@ -30,7 +30,7 @@ from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
-from bottleneck.extraction.pipeline import Batch, without_unstorable
+from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import default_cache, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
@@ -258,8 +258,8 @@ def _mended_note(notes: Sequence[Note], computed: int, engine: str | None) -> It
     """Yield a note where damaged rows were computed again, perhaps by another engine than the others."""
     if computed and any(note.code in ("rows-damaged", "part-damaged") for note in notes):
         text = (
-            f"The damaged rows were computed again with {engine}. A cache does not record the engine of its "
-            "other rows; engines agree within the bound of their precision."
+            f"The damaged rows were computed again with {engine}, perhaps not the engine of the other rows; "
+            "engines agree within the bound of their precision."
         )
         yield Note("rows-mended", text, details={"engine": engine, "computed": computed})
 
@@ -349,7 +349,7 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
         stream = extraction.trunk.stream(source, keys, names, known=known, views=recipe)
         for item in without_unstorable(stream, [writer.nodes[name] for name in names]):
             if isinstance(item, Batch):
-                _commit(item, names, writer, extraction.trunk.preprocess)
+                _commit(item, names, writer, extraction.trunk)
                 advance(len(item.images))
                 continue
             if item.error is None:
@@ -379,12 +379,13 @@ def _kept_note(kept: Sequence[str]) -> list[Note]:
     ]
 
 
-def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter, preprocess: Preprocess) -> None:
+def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter, trunk: Trunk) -> None:
     writer.add(
         [(image.key, image.digest, image.stat) for image in batch.images if image.digest is not None],
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
-        _measures(batch.images, preprocess),
+        _measures(batch.images, trunk.preprocess),
+        trunk.engines_of(names),
     )
 
 

@@ -157,6 +157,11 @@ class Trunk:
         """Name of the engine that ran; None where none was needed."""
         return next((engine.name for engine in self._engines.values()), None)
 
+    def engines_of(self, nodes: Sequence[str]) -> dict[str, str]:
+        """Return by node the name of the engine that computes it, of nodes that have one by now."""
+        groups = [group for group in self._groups(tuple(nodes)) if group in self._engines]
+        return {name: self._engines[group].name for group in groups for name in group}
+
     def engine(self, nodes: Iterable[str], example: np.ndarray) -> Engine:
         """Return the engine that computes `nodes` in one pass, checked against eager float32 on `example`.
 

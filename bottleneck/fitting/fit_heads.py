@@ -169,7 +169,7 @@ def fit_heads(
         notes += renamed
         refuse_strict(notes, strict)
         unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
-        files = HeadFiles(opened, samples, Path(output), unseen_of, left)
+        files = HeadFiles(opened, samples, Path(output), unseen_of, left, seed)
         run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []

@@ -57,10 +57,12 @@ def describe_head(
     node: str,
     rows: np.ndarray | None = None,
     without: Mapping[str, Any] | None = None,
+    seed: int | None = None,
 ) -> HeadDescription:
     """Return the description of a head for `target` of `samples` on one node of a cache.
 
     rows : samples that the head is fitted on, if they are known. without : what was left out by a list.
+    seed : of the folds.
     """
     return HeadDescription(
         target=target.name,
@@ -76,6 +78,7 @@ def describe_head(
         columns=dict(samples.columns),
         trained_on={} if rows is None else seen_before({}, cache.images.digest, samples, rows),
         without=dict(without or {}),
+        seed=seed,
     )
 
 
@@ -83,7 +86,7 @@ class HeadFiles:
     """Write the heads of one cache into one folder.
 
     samples : the targets have the classes of the train split. unseen : for each target that lost classes by
-        that, the number of samples of each. without : what was left out by a list.
+        that, the number of samples of each. without : what was left out by a list. seed : of the folds.
     notes : on the heads that were written.
     """
 
@@ -94,10 +97,11 @@ class HeadFiles:
         folder: Path,
         unseen: Mapping[str, Mapping[str, int]],
         without: Mapping[str, Any] | None = None,
+        seed: int | None = None,
     ) -> None:
         self.cache, self.samples, self.folder, self.unseen = cache, samples, folder, unseen
         self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
-        self._without = without
+        self._without, self._seed = without, seed
         self._written: set[str] = set()
         self._novelty: tuple[str, np.ndarray, Novelty | None] = ("", np.zeros(0, np.int64), None)
         self.notes: list[Note] = []
@@ -114,7 +118,9 @@ class HeadFiles:
             temperature = fit_temperature(*held_out, fit.link)
             trim_memory()
         fitted_on = train[target.labelled]
-        description = describe_head(self.cache, self.samples, target, node, fitted_on, self._without)
+        description = describe_head(
+            self.cache, self.samples, target, node, fitted_on, self._without, self._seed
+        )
         head = fit.artifact(description, temperature=temperature, n_train=len(fitted_on))
         head = replace(head, novelty=self._novelty_of(node, fitted_on))
         metrics = {}

@@ -68,6 +68,7 @@ class HeadDescription:
     columns : of the manifest that the samples came from, by role (`SampleTable.columns`); {} without one.
     trained_on : the images that it was fitted on, as `TrainedOn.to_json`; {} where they are not known.
     without : what was left out of the fit by a list, as `fitting.left_out.LeftOut.record`; {} for nothing.
+    seed : of the folds and of what else of the fit is drawn; None where it is not known.
     """
 
     target: str = "label"
@@ -83,6 +84,7 @@ class HeadDescription:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict, repr=False)
     without: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class HeadArtifact(HeadDescription):
         """
         path = Path(path)
         described = {name: getattr(self, name) for name in FIELDS}
-        described |= {name: getattr(self, name) for name in OPTIONAL if getattr(self, name)}
+        described |= {name: getattr(self, name) for name in OPTIONAL if getattr(self, name) not in (None, {})}
         arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in self.arrays.items()}
         if self.novelty:
             described["novelty"] = self.novelty.to_json()

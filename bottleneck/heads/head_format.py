@@ -85,6 +85,7 @@ OPTIONAL = {  # fields that files of earlier releases lack
     "columns": lambda value: _is_object(value) and all(map(_are_texts, value.values())),
     "trained_on": _is_object,
     "without": _is_object,
+    "seed": lambda value: value is None or _is_count(value),
 }
 RECORDS = {"novelty": _is_object, "conformal": _is_object}  # that belong to arrays of `BESIDE`
 BACKBONE = {  # fields of a recipe that are used before it is compared with the network

@@ -80,6 +80,7 @@ class CacheFile:
                 raise self.damaged("its attributes, names or shapes do not match the root's checksum")
             self.spec = CacheSpec(json.loads(attributes["backbone"]), json.loads(attributes["preprocess"]))
             self.nodes = {node.name: node for node in self._read_nodes()}
+            self.engines = {name: self._read_engines(node) for name, node in self.nodes.items()}
         except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
             raise self.damaged(f"a recipe cannot be read ({error})") from None
         if self.spec.fingerprint != attributes["fingerprint"]:
@@ -112,6 +113,13 @@ class CacheFile:
                     raise ValueError(f"/views/{link} is not what its attributes say")
             nodes.append(node)
         return nodes
+
+    def _read_engines(self, node: NodeSpec) -> frozenset[str]:
+        """Return the engines that computed a node's rows; "" stands for rows of a file that does not tell."""
+        names = json.loads(self.file[node.dataset()].attrs.get("engines", '[""]'))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"/{node.dataset()} has engines that are no list of names")
+        return frozenset(names)
 
     @cached_property
     def images(self) -> ImageTable:

@@ -30,12 +30,14 @@ class Batch:
     """Computed rows: (key, digest, stat) of each image, float32 arrays (B, …) by node name, and measures.
 
     measured : measures of the images' pixels by digest, as of `ImageTable.of`.
+    engines : by node, the engine that computed the rows.
     """
 
     images: list[ImageRow]
     features: Mapping[str, np.ndarray]
     views: Mapping[str, np.ndarray]
     measured: Mapping[bytes, bytes]
+    engines: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class Committer:
                 self._commit()
             self._images += item.images
             self._measured |= item.measured
+            self._engines |= item.engines
             for name, (features, views) in zip(item.features, batch, strict=True):
                 self._features.setdefault(name, []).append(features)
                 if views is not None:
@@ -148,6 +151,7 @@ class Committer:
                 {name: np.concatenate(rows) for name, rows in self._views.items()},
                 ImageTable.of(self._taken),
                 self._failures,
+                self._engines,
             )
             self._parts.commit(content)
             self.seconds += time.perf_counter() - started
@@ -156,6 +160,7 @@ class Committer:
     def _clear(self) -> None:
         self._images: list[ImageRow] = []
         self._measured: dict[bytes, bytes] = {}
+        self._engines: dict[str, str] = {}
         self._features: dict[str, list[np.ndarray]] = {}
         self._views: dict[str, list[np.ndarray]] = {}
         self._taken: list[ImageRow] = []

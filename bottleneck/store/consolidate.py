@@ -141,7 +141,9 @@ def _write_nodes(
             rows = catalog.rows(node, images.digest, views)
             if len(rows.absent):
                 raise CacheError(f"Node {node.name!r} lacks {len(rows.absent)} rows that were promised.")
-            layout.write_rows(file, origin.spec, node, rows.blocks(), views)
+            layout.write_rows(
+                file, origin.spec, node, rows.blocks(), views, catalog.engines.get(node.name, ())
+            )
 
 
 def _replace(path: Path, fill: Callable[[h5py.File], None]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -72,11 +72,16 @@ def write_columns(file: h5py.File, columns: Mapping[str, Column]) -> None:
 
 
 def write_rows(
-    file: h5py.File, spec: CacheSpec, node: NodeSpec, blocks: Iterable[np.ndarray], views: bool = False
+    file: h5py.File,
+    spec: CacheSpec,
+    node: NodeSpec,
+    blocks: Iterable[np.ndarray],
+    views: bool = False,
+    engines: Collection[str] = (),
 ) -> None:
     """Write the features of a node, or its views, from blocks (B, …) that are together a row per image.
 
-    The images must be in the file already.
+    engines : that computed them; "" for rows of a file that does not tell. The images must be in the file.
     """
     path, shape = node.dataset(views), node.views_shape if views else node.shape
     count = len(file["images/key"])
@@ -95,6 +100,8 @@ def write_rows(
         dataset.attrs[name] = getattr(node, name)
     if node.aliases and not views:
         dataset.attrs["aliases"] = canonical_json(node.aliases)
+    if any(engines) and not views:
+        dataset.attrs["engines"] = canonical_json(sorted(set(engines)))
     if node.calibration is not None:
         dataset.attrs["calibration"] = canonical_json(node.calibration)
     if views:

@@ -61,6 +61,7 @@ class PartContent:
     features, views : dict of node name to (B, …) array of the node's dtype
     taken : ImageTable of images that use the row of another image with the same digest
     failures : list of Failure
+    engines : by node, the engine that computed the rows
     """
 
     images: ImageTable
@@ -68,6 +69,7 @@ class PartContent:
     views: Mapping[str, np.ndarray] = field(default_factory=dict)
     taken: ImageTable = field(default_factory=lambda: ImageTable.of([]))
     failures: Sequence[Failure] = ()
+    engines: Mapping[str, str] = field(default_factory=dict)
 
 
 class PartsFolder:
@@ -117,7 +119,8 @@ class PartsFolder:
             layout.write_columns(file, content.images.columns())
             for views, arrays in ((False, content.features), (True, content.views)):
                 for name, rows in arrays.items():
-                    layout.write_rows(file, self._origin.spec, self.nodes[name], [rows], views)
+                    engine = content.engines.get(name, "")
+                    layout.write_rows(file, self._origin.spec, self.nodes[name], [rows], views, [engine])
             layout.write_columns(file, content.taken.columns("taken"))
             layout.write_columns(file, failure_columns(content.failures))
 

@@ -148,6 +148,11 @@ class FeatureCache:
             raise self._samples
         return self._samples
 
+    @property
+    def engines(self) -> dict[str, tuple[str, ...]]:
+        """By node the engines that computed rows of it, sorted; "" stands for rows of an unknown one."""
+        return {name: tuple(sorted(self._catalog.engines.get(name, {""}))) for name in self.nodes}
+
     def require_rows(self) -> None:
         """Raise CacheError, with a reason, if no image has given a row."""
         if not len(self.images):
@@ -410,6 +415,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                     "shape": list(node.shape),
                     "dtype": node.dtype,
                     "precision": node.precision,
+                    "engines": cache.engines[name],
                     "pool": node.pool,
                     "layout": node.layout,
                     "map": node.is_map,

@@ -212,6 +212,7 @@ class Catalog:
     records : dict of key to (digest, stat)
     measured : dict of digest to the measures of its pixels, as of `ImageTable.of`
     failures : dict of key to Failure; no key is in both
+    engines : by node, the engines that computed rows of it; "" stands for those of a file that does not tell
     """
 
     def __init__(self) -> None:
@@ -219,6 +220,7 @@ class Catalog:
         self.records: dict[str, Record] = {}
         self.failures: dict[str, Failure] = {}
         self.measured: dict[bytes, bytes] = {}
+        self.engines: dict[str, frozenset[str]] = {}
         self._paths: list[Path] = []
         self._columns: list[_Column] = []
         self._rows: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}  # by datasets: see `_lookup`
@@ -229,6 +231,9 @@ class Catalog:
         damage = damage or {}
         number, digest = len(self._paths), file.images.digest
         datasets = frozenset(path for node in file.nodes.values() for path in node.datasets)
+        if len(digest):
+            for name, engines in file.engines.items():
+                self.engines[name] = self.engines.get(name, frozenset()) | engines
         self._paths.append(file.path)
         self._columns.append(_Column(number, datasets.difference(damage), digest))
         for dataset, rows in damage.items():

@@ -165,6 +165,7 @@ class CacheWriter:
         features: Mapping[str, np.ndarray],
         views: Mapping[str, np.ndarray] | None = None,
         measures: np.ndarray | None = None,
+        engines: Mapping[str, str] | None = None,
     ) -> None:
         """Add computed rows; the arrays belong to the writer from now on.
 
@@ -174,6 +175,7 @@ class CacheWriter:
         features : (B, …) float32 for each of a work's nodes; none where only measures are added
         views : (B, V, …) float32 for those of the nodes that have a views recipe
         measures : (B, 7) float32, `names.MEASURES` of the images' pixels
+        engines : by node, the name of the engine that computed its rows; the same in all of a run
 
         Raises
         ------
@@ -192,7 +194,7 @@ class CacheWriter:
             lines = np.ascontiguousarray(measures, np.float32)
             measured = {digest: line.tobytes() for (_, digest, _), line in zip(rows, lines, strict=True)}
         self._state.catalog.measured |= measured
-        self._committer.put(Batch(rows, features, views, measured))
+        self._committer.put(Batch(rows, features, views, measured, engines or {}))
         self._state.add_rows(tuple(features), [digest for _, digest, _ in rows])
         for key, digest, stat in rows:
             self._state.catalog.add_record(key, (digest, stat))

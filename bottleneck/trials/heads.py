@@ -154,7 +154,7 @@ def artifact_of(
     if len(held) and fit.link != "identity":
         assert fit.out_of_fold is not None
         temperature = fit_temperature(problem.target.values[held], fit.out_of_fold[held], fit.link)
-    description = describe_head(task.cache, task.samples, task.target, node, np.sort(rows))
+    description = describe_head(task.cache, task.samples, task.target, node, np.sort(rows), seed=task.seed)
     return fit.artifact(description, temperature=temperature, n_train=int(problem.target.labelled.sum()))
 
 

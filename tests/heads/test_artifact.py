@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -79,11 +80,14 @@ def test_what_it_keeps_of_its_samples_is_read(tmp_path):
 @pytest.mark.parametrize("make", [linear, mlp])
 def test_what_is_written_is_read(make, tmp_path):
     head = make()
+    assert load_head(head.save(tmp_path / "unknown.safetensors")).seed is None
+    head = replace(head, seed=0)
     path = head.save(tmp_path / "머리" / "h.safetensors")
     read = load_head(path)
     x = np.random.default_rng(1).standard_normal((7, D)).astype(np.float32)
     assert (read.decision(x) == head.decision(x)).all()
     assert read.class_names == head.class_names
+    assert read.seed == 0
     assert (read.target, read.temperature, read.C) == ("종", 1.7, head.C)
     assert read.metrics == {"val": {"accuracy": 0.9, "accuracy_ci95": [0.8, 0.95]}}
     assert list(tmp_path.joinpath("머리").iterdir()) == [path]

@@ -45,6 +45,7 @@ class World:
 
     files: dict[str, tuple[bytes, int]] = field(default_factory=dict)
     computed: list[tuple[str, bytes]] = field(default_factory=list)
+    engine: str = ""  # that computes rows; "" for one that is not told
 
     def put(self, key: str, content: bytes, mtime: int = 1) -> None:
         """Write a file."""
@@ -112,6 +113,7 @@ class World:
                 for node in nodes
                 if node.views
             },
+            engines=dict.fromkeys(names, self.engine) if self.engine else None,
         )
 
     def extract(self, path: Path, nodes: Sequence[NodeSpec] = (A,), label: int = 0, **finish) -> Summary:

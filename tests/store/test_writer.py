@@ -8,12 +8,12 @@ import pytest
 from bottleneck.errors import CacheError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Target
-from bottleneck.store.reader import FeatureCache
+from bottleneck.store.reader import FeatureCache, describe
 from bottleneck.store.spec import NodeSpec
 from bottleneck.store.tables import objects
 from bottleneck.store.verify import Check
 from bottleneck.store.writer import CacheWriter
-from tests.helpers.world import CTIME, MAP, SPEC, VIEWED, A, B, World, content, digest_of
+from tests.helpers.world import CTIME, MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of
 
 
 def stamp(path):
@@ -37,6 +37,31 @@ def test_a_second_run_computes_nothing_and_leaves_the_files_alone(path, world):
     assert (summary.images, summary.computed, summary.reused, summary.failed) == (11, 0, 11, 1)
     assert world.computed == []
     assert [stamp(file) for file in sorted(path.parent.glob("*.h5"))] == before
+
+
+def test_the_engines_of_all_rows_are_told_in_parts_and_files_and_unknown_ones_as_unknown(path, world):
+    told = []
+    for number, engine in enumerate(("", "onnx", "torch", "")):
+        world.engine = engine
+        world.put(f"new/{number}.jpg", f"new {number}".encode(), number)
+        nodes = [A, B, MAP] if engine else [A]
+        with CacheWriter(path, SPEC, nodes, ROOT) as writer:
+            world.feed(writer)
+            if number == 1:
+                continue  # its rows stay in parts
+            writer.finish(world.samples(0))
+        with FeatureCache(path) as cache:
+            told.append(cache.engines)
+            assert describe(path)["nodes"][A.name]["engines"] == cache.engines[A.name]
+    assert told[0] == {A.name: ("",)}
+    assert told[1] == {A.name: ("", "onnx", "torch"), B.name: ("onnx", "torch"), MAP.name: ("onnx", "torch")}
+    assert told[2] == told[1] | {B.name: ("", "onnx", "torch")}
+    with CacheWriter(path.with_name("p.h5"), SPEC, [A], ROOT) as writer:
+        world.engine = "openvino"
+        world.feed(writer)
+    with FeatureCache(path.with_name("p.h5")) as unfinished:
+        assert not unfinished.finished
+        assert unfinished.engines == {A.name: ("openvino",)}
 
 
 @pytest.mark.parametrize("change", ["rename", "copy", "touch", "remove"])

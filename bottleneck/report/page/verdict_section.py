@@ -22,7 +22,6 @@ from bottleneck.report.page.blocks import (
     Section,
     Table,
 )
-from bottleneck.report.page.data_section import extracted
 from bottleneck.report.page.held_out import FOLDS, Judged
 from bottleneck.report.page.inputs import Fitted, Inputs
 from bottleneck.report.page.model_section import stored
@@ -198,7 +197,6 @@ def provenance_section(
                 each,
                 "" if number == 0 else f"-{number + 1}",
                 each is cache and len(inputs.caches) > 1,
-                extracted(inputs.results.get("extract", ()), each),
             )
         )
     return Section("provenance", "Provenance", blocks)
@@ -215,6 +213,7 @@ def _model(main: Fitted) -> Table:
         ["features of a sample", f"{head.n_features:,}"],
         ["training samples", f"{head.n_train:,}"],
         ["C", "–" if head.C is None else f"{head.C:.4g}"],
+        ["seed of the folds", "not recorded" if head.seed is None else head.seed],
         ["temperature", f"{head.temperature:.4g}"],
         ["fingerprint of the cache", head.fingerprint],
         ["fingerprint of the node", head.node_fingerprint or "of its own network"],
@@ -229,21 +228,22 @@ def _model(main: Fitted) -> Table:
     return Table("model-file", "Model", columns=("what", "value"), rows=rows, sortable=False, shown=9)
 
 
-def _cache(cache: FeatureCache, suffix: str, shown: bool, extraction: Mapping[str, Any]) -> Table:
-    """Return what a cache was made with. extraction : the result of `extract` that made it, or {}."""
-    engine = (
-        extraction.get("engine") or "not recorded in a cache; engines agree within their precision's bound"
-    )
+def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
+    """Return what a cache was made with."""
+    engines = cache.engines
     rows: list[list[Any]] = [
         ["file", str(cache.path)],
         ["source", cache.source],
         ["made with", cache.created_with],
         ["fingerprint", cache.fingerprint],
-        ["engine", engine],
         *([f"network {name}", _text(value)] for name, value in cache.spec.backbone.items()),
         *([f"images {name}", _text(value)] for name, value in cache.spec.preprocess.items()),
         *(
-            [f"node {name}", f"{' × '.join(map(str, node.shape))} {node.dtype}, computed in {node.precision}"]
+            [
+                f"node {name}",
+                f"{' × '.join(map(str, node.shape))} {node.dtype}, computed in {node.precision} by engine "
+                + ", ".join(engine or "not recorded" for engine in engines[name]),
+            ]
             for name, node in cache.nodes.items()
         ),
     ]
