@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from bottleneck.cli.streams import printable
 from bottleneck.cli.terminal import Terminal, table
+from bottleneck.progress import printable
 
 HOSTILE = "a\x1b[2J\x07\r\n\x9b31m\u202egpj\u2066\u2028\x7f\x85\ud800z"
 
