@@ -38,6 +38,7 @@ from bottleneck.data.untrusted import allow
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter, printable, probability
+from bottleneck.report.glyphs import take_note
 
 if TYPE_CHECKING:
     from bottleneck.training.results import TrainingResult
@@ -99,8 +100,13 @@ class Terminal(Reporter):
         self.log_epoch(record)
 
     def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
-        """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`."""
+        """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`.
+
+        A note on characters that the figures drawn so far lack is added to them.
+        """
         self._loading.stop()
+        if lacking := take_note():
+            values = {**values, "notes": [*values.get("notes", ()), lacking]}
         if self.as_json:
             line = json.dumps(plain(values), allow_nan=False).replace("\x7f", r"\u007f")
             print(line, flush=True)  # ASCII without control characters, for any stream

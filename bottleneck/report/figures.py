@@ -1,7 +1,7 @@
 """Pictures as PNG files, drawn without a display, with text in any script.
 
 matplotlib draws a box for a character that none of its fonts has. `drawable` replaces such characters by
-their code points (`U+1F41C`), so that two names never look alike, and a line below the figure says so.
+their code points (`U+1F41C`), so that two names never look alike; a line below the figure and a note say so.
 
 Shapes: K classes.
 """
@@ -23,12 +23,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bottleneck.files import whole_file
+from bottleneck.report.glyphs import ADVICE, add_lacking
 
 BLUE, RED, GREY = "#1f3f99", "#b3201f", "#8a8a8a"
 MOST_CLASSES_NAMED = 40
-LACK = (
-    "U+…: no font here has this character. Install one of its script, such as Noto Sans CJK or NanumGothic."
-)
+LACK = f"U+…: {ADVICE}"
 # Lines that differ in brightness and dashes too, so that they are told apart in grey.
 COLOURS = ("#1f3f99", "#f0982e", "#2b7a4b", "#b3201f", "#9c6fc9", "#8a6d00", "#49a9b3", "#222222")
 CYCLE = cycler(color=COLOURS, linestyle=("-", "--", ":", "-.") * 2)
@@ -113,6 +112,7 @@ def drawing(path: str | Path, width: float, height: float, dpi: int, font_size: 
             if engine is not None:
                 engine.set(rect=(0, 0.2 / height, 1, 1 - 0.2 / height))  # type: ignore[call-arg]
             figure.text(0.01, 0.04 / height, LACK, fontsize=7, color=RED, backgroundcolor="white")
+            add_lacking(_lacking)
             _lacking.clear()
         with whole_file(Path(path)) as file:
             figure.savefig(file, dpi=dpi, format="svg" if Path(path).suffix == ".svg" else "png")

@@ -2,6 +2,8 @@
 
 import ast
 import unicodedata
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,14 @@ from rich.console import Console
 import bottleneck
 from bottleneck.cli.main import group
 from bottleneck.cli.terminal import FILE_WIDTH, Terminal, table
+from bottleneck.report import figures
+from bottleneck.studies.drift.drift import DriftResult
+from bottleneck.studies.study_config import StudyConfig
+from bottleneck.studies.suggest.suggest import SuggestResult
+from bottleneck.studies.train.result import TrainResult
+from bottleneck.studies.transfer_study.study import TransferStudy
+from tests.studies.advise.test_recommendation import advice
+from tests.studies.transfer_study.test_effects import results
 
 PACKAGE = Path(bottleneck.__file__).parent
 FRAMES = "┃┏┡┗│└├━─"
@@ -94,6 +104,11 @@ def test_a_file_gets_80_columns():
     assert Terminal(as_json=False).out.width == FILE_WIDTH == 80
 
 
+def framed_lines(text):
+    """The lines of tables; sentences and paths are left to the terminal, so that they can be copied."""
+    return [line for line in text.splitlines() if line[:1] in FRAMES]
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A cache and a head of images whose folders have long names in Hangul."""
@@ -109,7 +124,6 @@ def project(tmp_path_factory):
 
 
 def test_commands_fit_80_columns(project, monkeypatch):
-    """All lines of tables; sentences and paths are left to the terminal, so that they can be copied."""
     monkeypatch.chdir(project)
     head = "heads/c--label--features.block1@avg2_features.block2--logistic.safetensors"
     nodes = ["--node", "features.block1@avg2", "--node", "features.block2", "--node", "bottleneck"]
@@ -121,6 +135,11 @@ def test_commands_fit_80_columns(project, monkeypatch):
         ["evaluate", head, "c.h5"],
         ["predict", head, "사진/val"],
         ["explain", head, "사진/val"],
+        ["explain", head, "사진/val", "--because", "c.h5"],
+        ["predict", head, "사진/val", "--reject", "0.1", "--coverage", "0.9"],
+        ["evaluate", head, "c.h5", "--reject", "0.1", "--coverage", "0.9", "--unknown", "사진/val"],
+        ["train", "사진", "--plan", *small[:4]],
+        ["doctor"],
         ["similar", "c.h5", "--all", "--node", "features.block2", "--threshold", "0.5"],
         ["audit", "c.h5", "--node", "features.block2", "--cv", "2"],
         ["fit-head", "c.h5", "--node", "bottleneck", "--cv", "2"],
@@ -140,11 +159,138 @@ def test_commands_fit_80_columns(project, monkeypatch):
     for arguments in commands:
         result = CliRunner().invoke(group, arguments, catch_exceptions=False)
         assert result.exit_code == 0, result.output
-        framed = [line for line in result.stdout.splitlines() if line[:1] in FRAMES]
-        sentences = arguments[0] in ("compare", "export", "report") or arguments[1] in (
-            "verify",
-            "export",
-            "merge",
-        )
+        framed = framed_lines(result.stdout)
+        sentences = not {"compare", "export", "merge", "report", "verify"}.isdisjoint(arguments[:2])
         assert framed or "none." in result.stdout or sentences, arguments
         assert all(columns_of(line) <= 80 for line in framed), arguments
+
+
+NAMES = ("대한민국에서 찍은 아주 긴 이름의 개미 사진들", "a-class-whose-name-has-no-blank-and-goes-on-" * 2)
+IMAGE = f"사진/{NAMES[0]}/아주 긴 이름의 사진 파일 1.png"
+NODE = "features.denseblock3.denselayer24.conv2@avg2"
+
+
+def trained(folder):
+    """A result of `train` with two networks, a candidate of several nodes and one of an earlier run."""
+    figures = {"cv_accuracy": 0.97551, "val_accuracy": None, "pooled": 0.97551, "seconds": 12345.6}
+    what = f"linear head on {NODE}+bottleneck"
+    rows = [
+        {"chosen": first, "what": what, "backbone": f"timm/tf_efficientnetv2_{number}", **figures}
+        | {"earlier": not first}
+        for number, first in enumerate((True, False))
+    ]
+    split = {"n": 123456, "accuracy": 0.97551, "accuracy_ci95": (0.9744, 0.9766)}
+    counts = {name: {"train": 12345, "val": 1234} for name in NAMES}
+    data = {"splits": {"train": 1, "val": 1}, "columns": {}, "ignored": {}, "failures": {}}
+    data |= {"targets": {"label": {"kind": "class", "unlabelled": 0}}, "classes": {"label": counts}}
+    return TrainResult(
+        model=str(folder / "사진.safetensors"),
+        target="label",
+        metric="accuracy",
+        chosen=rows[0],
+        candidates=rows,
+        accuracy={},
+        accuracy_ci95={},
+        metrics={"train": split, "val": split, "test": split},
+        rule=[],
+        samples={},
+        images={"computed": 1, "reused": 2},
+        files={"card": "card.md"},
+        seconds=1.0,
+        cross_validation=split,
+        data=data,
+    )
+
+
+def demonstrated(folder):
+    head = {"node": NODE, "C": 1e-6, "cv_accuracy": 0.97551, "path": "a", "accuracy": {"test": 0.97551}}
+    head |= {"accuracy_ci95": {"test": (0.9744, 0.9766)}}
+    row = {"sample": IMAGE, "image": IMAGE, "label": NAMES[1], "confidence": 0.99, "top": [], "error": None}
+    return {
+        "heads": [head, head | {"path": "b"}],
+        "chosen": head,
+        "predictions": [row],
+        "files": {"confusion": str(folder / NAMES[0] / "confusion.png")},
+        "seconds": 1.0,
+    }
+
+
+def suggested(folder):
+    rounds = [{"labels": number, "random": 0.81234, "selector": 0.9} for number in (100, 200000)]
+    expected = [{"factor": 5, "accuracy": 0.91234, "interval": (0.9, 0.95)}]
+    listed = {"image": IMAGE, "predicted": NAMES[1], "score": 0.12345}
+    return SuggestResult(
+        cache="c.h5",
+        features="c.h5",
+        target="label",
+        node=NODE,
+        labelled=100,
+        candidates=123456,
+        suggestions=[listed | {"reason": f"between {NAMES[0]} and {NAMES[1]}"}],
+        backtest={"done": True, "verdict": "Choosing helps.", "rounds": rounds},
+        curve={},
+        outlook={"labels": 123456, "miss": 0.01, "expected": expected},
+        failed=[{"image": IMAGE, "error": f"{IMAGE} is no image: its first bytes are those of a text."}],
+        seed=0,
+    )
+
+
+def drifted(folder):
+    shares = {"old": 0.51234, "new": 0.1, "difference": -0.4, "interval": (-0.43210, -0.38), "flag": True}
+    return DriftResult(
+        cache="c.h5",
+        features="d.h5",
+        node=NODE,
+        target="label",
+        verdict="The images differ.",
+        auc=0.9,
+        auc_ci95=(0.8, 0.95),
+        p_value=0.001,
+        chance=0.5,
+        classes=[{"class": name, **shares} for name in NAMES],
+        foreign=[{"image": IMAGE, "score": 0.912345, "beyond": 0.00012}],
+        foreign_share=0.1,
+        old=123456,
+        new=1000,
+        copies=1,
+        failed=[{"image": IMAGE, "error": "It is no image."}],
+        permutations=200,
+        seed=0,
+    )
+
+
+def studied(folder):
+    parts = tuple("abcdefgh"), (*NAMES, *"cdefgh"), results(2, 0.2), folder
+    return TransferStudy(StudyConfig(seeds=2), *parts, trained=0, failed=0, seconds=1.0)
+
+
+def advised(folder):
+    found = advice(similarity=True, tmp_path=folder)
+    attempts = [replace(each, what=f"linear head on {NODE}") for each in found.attempts]
+    heads = [{**head, "node": NODE} for head in found.heads]
+    return replace(found, attempts=attempts, heads=heads, scores={NODE: found.scores["bottleneck"]})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "where", "made"),
+    [
+        (["train", "사진", "--no-report"], "train.train.train", trained),
+        (["advise", "c.h5"], "advise.advise.advise", advised),
+        (["transfer-study", "사진"], "transfer_study.study.transfer_study", studied),
+        (["suggest", "c.h5"], "suggest.suggest.suggest", suggested),
+        (["drift", "c.h5", "d.h5"], "drift.drift.drift", drifted),
+        (["demo"], "demo", demonstrated),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_the_tables_of_long_runs_fit_80_columns(arguments, where, made, tmp_path, monkeypatch):
+    module, _, name = where.rpartition(".")
+    module = f"bottleneck.studies.{module}" if module else "bottleneck.demo"
+    monkeypatch.setattr(import_module(module), name, lambda *_, **__: made(tmp_path))
+    monkeypatch.setattr(figures, "_characters", lambda: frozenset(range(0x2100)))
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    framed = framed_lines(result.stdout)
+    assert len(framed) > 4
+    assert all(columns_of(line) <= 80 for line in framed), result.stdout
+    assert ("Note: Figures show U+" in result.stdout) == (arguments[0] == "advise")

@@ -6,6 +6,7 @@ from PIL import Image
 
 from bottleneck.report import figures
 from bottleneck.report.figures import confusion_matrix, drawable, picture
+from bottleneck.report.glyphs import take_note
 
 
 def test_what_no_font_has_is_shown_by_its_code_point():
@@ -56,9 +57,14 @@ def test_a_long_title_stays_within_the_picture(tmp_path):
 def test_a_figure_says_where_a_font_is_lacking(tmp_path, monkeypatch):
     """And only that figure: the next one has all its characters."""
     monkeypatch.setattr(figures, "_characters", lambda: frozenset(range(128)))
+    take_note()  # of the tests before
     written = []
     for names in (("개미", "bee"), ("ant", "bee")):
         path = confusion_matrix(np.eye(2, dtype=int), names, tmp_path / f"{names[0]}.svg")
         written.append(path.read_text(encoding="utf-8"))
     assert [figures.LACK[4:40] in text for text in written] == [True, False]
     assert "U+AC1C" in written[0]
+    note = take_note()
+    assert note.to_json()["characters"] == ["U+AC1C", "U+BBF8"]
+    assert "U+AC1C, U+BBF8 as code points" in note.message
+    assert take_note() is None

@@ -1,0 +1,31 @@
+"""Characters that no font here has, of the figures that were drawn: collected here, and told once as a note.
+
+matplotlib is not imported, so that a command can ask whether or not it has drawn anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from bottleneck.errors import Note
+
+ADVICE = "no font here has this character. Install one of its script, such as Noto Sans CJK or NanumGothic."
+SHOWN = 8  # characters that the note names
+
+_lacking: set[str] = set()
+
+
+def add_lacking(characters: Iterable[str]) -> None:
+    """Remember characters that a written figure shows as code points."""
+    _lacking.update(characters)
+
+
+def take_note() -> Note | None:
+    """Return a note on all characters that were added since the last call; None if there were none."""
+    codes = [f"U+{ord(character):04X}" for character in sorted(_lacking)]
+    _lacking.clear()
+    if not codes:
+        return None
+    more = f" and {len(codes) - SHOWN:,} more" if len(codes) > SHOWN else ""
+    text = f"Figures show {', '.join(codes[:SHOWN])}{more} as code points: {ADVICE}"
+    return Note("characters-not-drawn", text, details={"characters": codes})
