@@ -20,7 +20,7 @@ from typing import Any
 
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
-from bottleneck.data.table_file import folded, printable
+from bottleneck.data.table_file import folded, encodable
 from bottleneck.data.targets import target_from_column
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
@@ -67,12 +67,12 @@ class Listing:
         folder = self.folders[key.rpartition("/")[0]]
         hidden = key.startswith(".") or "/." in key  # macOS leaves ._x.jpg beside x.jpg
         if hidden or not is_image(key):
-            suffix = "hidden" if hidden else printable(PurePosixPath(key).suffix.lower()) or "no suffix"
+            suffix = "hidden" if hidden else encodable(PurePosixPath(key).suffix.lower()) or "no suffix"
             self.others[suffix] += 1
             folder[suffix] += 1
             if suffix == ".tar":
                 self.shards.append(key)
-        elif (shown := printable(key)) != key:
+        elif (shown := encodable(key)) != key:
             self.absent[shown] = _NOT_UTF8
             folder["unreadable"] += 1
         elif reason:
@@ -103,7 +103,7 @@ def list_folder(root: str) -> Listing:
         except OSError as error:
             if not prefix:
                 raise SourceError(f"The folder {root} cannot be listed: {error.strerror}.") from error
-            listing.absent[printable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
+            listing.absent[encodable(prefix)] = f"is a folder that cannot be listed: {error.strerror}"
     listing.keys.sort()
     listing.absent = dict(sorted(listing.absent.items()))
     return listing
@@ -262,7 +262,7 @@ def _label_text(tar: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
     if base_of(member.name)[1] not in LABEL_SUFFIXES or not member.isreg() or member.size > LARGEST_LABEL:
         return None
     file = tar.extractfile(member)
-    return None if file is None else printable(file.read().decode("utf-8-sig", "backslashreplace"))
+    return None if file is None else encodable(file.read().decode("utf-8-sig", "backslashreplace"))
 
 
 def base_of(key: str) -> tuple[str, str]:

@@ -31,7 +31,7 @@ from bottleneck.data.listing import (
 from bottleneck.data.manifest import read_manifest
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
-from bottleneck.data.table_file import TABLE_SUFFIXES, printable, read_table
+from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
 from bottleneck.data.untrusted import one_line, refusal, split_chain
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
@@ -176,9 +176,9 @@ def image_files(paths: Sequence[str]) -> Source:
     """
     for path in paths:
         if not path.lower().endswith(SUFFIXES):
-            raise SourceError(f"{printable(path)} is no image by its name; expected {' '.join(SUFFIXES)}.")
-        if printable(path) != path:
-            raise SourceError(f"The image {printable(path)} has a name that is not valid UTF-8; rename it.")
+            raise SourceError(f"{encodable(path)} is no image by its name; expected {' '.join(SUFFIXES)}.")
+        if encodable(path) != path:
+            raise SourceError(f"The image {encodable(path)} has a name that is not valid UTF-8; rename it.")
     images = {path: index for index, path in enumerate(dict.fromkeys(paths))}
     samples = SampleTable(
         key=np.array(paths, object),
@@ -196,8 +196,8 @@ def _locate(source: str, config: ReadConfig) -> Source:
     if ("://" in source or "::" in source) and not os.path.exists(source):
         return _locate_url(source, config)
     path = os.path.abspath(os.path.expanduser(source))
-    if printable(path) != path:
-        raise SourceError(f"The source {printable(path)} has a name that is not valid UTF-8; rename it.")
+    if encodable(path) != path:
+        raise SourceError(f"The source {encodable(path)} has a name that is not valid UTF-8; rename it.")
     if path.lower().endswith(".zip") and os.path.isfile(path):
         return _locate_url(f"zip://::{path}", config)
     if os.path.isdir(path):

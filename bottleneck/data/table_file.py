@@ -237,7 +237,7 @@ def _read_parquet(name: str, data: bytes) -> Table:
         raise SourceError(f"The table {name} cannot be read as Parquet: {one_line(error)}.") from error
 
 
-def printable(text: str) -> str:
+def encodable(text: str) -> str:
     """Return the text with escapes for what UTF-8 cannot encode: undecodable bytes, lone surrogates."""
     if text.isascii():
         return text
@@ -255,7 +255,7 @@ def _from_bytes(text: str) -> bool:
 
 def storable(text: str) -> bool:
     """Return True for text that a cache can store: valid UTF-8 without NUL."""
-    return printable(text) == text and "\0" not in text
+    return encodable(text) == text and "\0" not in text
 
 
 def csv_lines(rows: Iterable[Iterable[object]], raw: bool = False) -> Iterator[str]:
