@@ -20,7 +20,7 @@ from typing import Any
 
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
-from bottleneck.data.table_file import folded, encodable
+from bottleneck.data.table_file import encodable, folded
 from bottleneck.data.targets import target_from_column
 from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError

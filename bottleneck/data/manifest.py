@@ -23,9 +23,9 @@ from bottleneck.data.remembered import ROLES, recalled
 from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import (
     Table,
+    encodable,
     find_column,
     folded,
-    printable,
     repeated_note,
     repeated_rows,
     rows_named,
@@ -128,7 +128,7 @@ def read_manifest(
     notes += repeated_note(repeated, name)
     samples, complete = samples.take(whole), samples
     notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
-    shown = {printable(key): reason for key, reason in absent.items()}
+    shown = {encodable(key): reason for key, reason in absent.items()}
     kept = {
         column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
         for column, values in cells.items()
