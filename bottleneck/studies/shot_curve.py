@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from sklearn.preprocessing import StandardScaler
 
+from bottleneck.threads import one_thread
+
 SHOTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PENALTIES = tuple(np.logspace(0, 6, 7))
 DRAWS = 3
@@ -106,7 +108,8 @@ def shot_curve(
         right: dict[bytes, np.ndarray] = {}  # draws of all images are one
         for rows in map(np.sort, draws):
             if rows.tobytes() not in right:
-                right[rows.tobytes()] = _right(x[rows], codes[rows], held_x, held_codes, standardise)
+                with one_thread():
+                    right[rows.tobytes()] = _right(x[rows], codes[rows], held_x, held_codes, standardise)
         each = np.stack([right[np.sort(rows).tobytes()] for rows in draws])
         values = each.mean(axis=1).tolist()
         points.append(ShotPoint(k, float(np.mean(values)), tuple(values), len(draws[0]), each))

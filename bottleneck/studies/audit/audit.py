@@ -25,14 +25,16 @@ from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.classes import confusable_classes, thin_classes
 from bottleneck.studies.audit.copies import (
+    Compared,
     Issue,
+    compared,
     duplicates_of,
     find_copies,
     leaking_copies,
     leaks_of,
     splits_of_images,
 )
-from bottleneck.studies.audit.images import NEIGHBOURS, beyond_fence, centred, neighbourhood, outlier_scores
+from bottleneck.studies.audit.images import NEIGHBOURS, beyond_fence, outlier_scores
 from bottleneck.studies.audit.judged import Judged, fitted, from_head
 from bottleneck.studies.audit.label_issues import label_issues_of
 from bottleneck.studies.audit.odd_images import odd_images
@@ -175,14 +177,16 @@ def _audited(
 ) -> AuditResult:
     """Return everything that needs no other labels; of a cache without labels, `judged` is None."""
     node = config.node if judged is None or config.node in cache.nodes else judged.node
-    copies, split_of = find_copies(cache, node, config, reporter), splits_of_images(cache)
+    split_of = splits_of_images(cache)
+    images = compared(cache, node, split_of, reporter)
+    copies = find_copies(cache, images, config)
     odd, notes = odd_images(cache, split_of, config.odd)
     nothing: Issue = {"flag": 0, "score": 0.0, "items": []}
     leaks = leaking_copies(copies, split_of)
     common: dict[str, Any] = {
         "cache": str(cache.path),
         "duplicates": duplicates_of(cache, copies),
-        "outliers": _outliers(cache, node, split_of, config, reporter),
+        "outliers": _outliers(cache, images, split_of, config),
         "odd": odd,
         "failures": dict(cache.failures),
         "thresholds": {name: getattr(config, name) for name in THRESHOLDS} | dict(config.odd),
@@ -216,15 +220,13 @@ def _audited(
 
 
 def _outliers(
-    cache: FeatureCache, node: str, split_of: dict[str, set[str]], config: AuditConfig, reporter: Reporter
+    cache: FeatureCache, images: Compared, split_of: dict[str, set[str]], config: AuditConfig
 ) -> Issue:
     """Return the images by their distance to those of train, the farthest first."""
     keys = cache.images.key
-    train = np.flatnonzero(["train" in split_of.get(key, ()) for key in keys])
-    if len(train) <= NEIGHBOURS:
+    if sum("train" in split_of.get(key, ()) for key in keys) <= NEIGHBOURS:
         return {"flag": 0, "score": 0.0, "items": []}
-    features = centred(cache.features(cache.vectors(node)[0].name))
-    scores = outlier_scores(neighbourhood(features, train, reporter))
+    scores = outlier_scores(images.near_train)[images.content]
     flag = beyond_fence(scores, config.fence)
     items = [
         {

@@ -1,10 +1,11 @@
 """Images that are the same or nearly, and what is on both sides of a split.
 
-Shapes: n images or samples.
+Shapes: n images or samples, I images of a cache.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ import numpy as np
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.tables import as_bytes
-from bottleneck.studies.audit.images import NEIGHBOURS, centred, near_pairs, neighbourhood
+from bottleneck.studies.audit.images import (
+    NEIGHBOURS,
+    Neighbourhood,
+    centred,
+    joined,
+    near_pairs,
+    neighbourhood,
+)
 from bottleneck.studies.audit.judged import Judged
 from bottleneck.studies.study_config import AuditConfig
 from bottleneck.trials.heads import measured, outputs_of
@@ -20,21 +28,44 @@ from bottleneck.trials.heads import measured, outputs_of
 Issue = dict[str, Any]  # {flag, …, items: [{…, score, flag}]} of one kind
 
 
-def find_copies(
-    cache: FeatureCache, node: str, config: AuditConfig, reporter: Reporter
-) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Compared:
+    """The images of a cache, each content once, and their nearest others.
+
+    distinct : (n,) first image of each content. content : (I,) of each image, as an index of `distinct`.
+    near, near_train : neighbours of the n among all of them, and among those in train; a copy of the same
+        content is none.
+    """
+
+    distinct: np.ndarray
+    content: np.ndarray
+    near: Neighbourhood
+    near_train: Neighbourhood
+
+
+def compared(cache: FeatureCache, node: str, split_of: dict[str, set[str]], reporter: Reporter) -> Compared:
+    """Compare all images of a cache; each pair once, for copies and for outliers."""
+    digests = np.array([digest.hex() for digest in as_bytes(cache.images.digest)])
+    _, first, content = np.unique(digests, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    distinct, content = first[order], np.argsort(order)[content]
+    inside = np.array(["train" in split_of.get(key, ()) for key in cache.images.key], bool)
+    train = np.zeros(len(distinct), bool)
+    train[content[inside]] = True
+    features = centred(cache.features(cache.vectors(node)[0].name), distinct)
+    near_train, others = (neighbourhood(features, np.flatnonzero(each), reporter) for each in (train, ~train))
+    return Compared(distinct, content, joined(near_train, others), near_train)
+
+
+def find_copies(cache: FeatureCache, images: Compared, config: AuditConfig) -> list[dict[str, Any]]:
     """Return pairs of images that have the same bytes, or nearly the same features."""
-    keys, digests = cache.images.key, as_bytes(cache.images.digest)
-    first_of: dict[bytes, int] = {}
-    items = []
-    for row, digest in enumerate(digests):
-        first = first_of.setdefault(digest, row)
-        if first != row:
-            items.append(_copy([keys[first], keys[row]], True, 1.0))
-    distinct = np.array(sorted(first_of.values()))
+    keys, distinct, near = cache.images.key, images.distinct, images.near
+    items = [
+        _copy([keys[first], keys[row]], True, 1.0)
+        for row, first in enumerate(distinct[images.content])
+        if first != row
+    ]
     if len(distinct) > NEIGHBOURS:
-        features = centred(cache.features(cache.vectors(node)[0].name), distinct)
-        near = neighbourhood(features, reporter=reporter)
         for a, b in near_pairs(near, config.cosine, config.ratio):
             distance = near.distance[a][near.index[a] == b]
             distance = distance if len(distance) else near.distance[b][near.index[b] == a]

@@ -13,6 +13,7 @@ import numpy as np
 
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, RowReader
+from bottleneck.studies.components import leading
 from bottleneck.studies.similar.neighbours import nearest
 
 NEIGHBOURS = 10
@@ -42,8 +43,7 @@ def centred(rows: RowReader, order: np.ndarray | None = None) -> ArrayRows:
     sample = rows.take(spread).astype(np.float32)
     mean = sample.mean(axis=0)
     sample -= mean
-    _, vectors = np.linalg.eigh(sample.T @ sample)
-    axes = vectors[:, -COMPONENTS:].astype(np.float32)
+    axes = leading(sample.T @ sample, COMPONENTS)[1].astype(np.float32)
     projected = np.empty((len(chosen), axes.shape[1]), np.float32)
     for start in range(0, len(chosen), BLOCK):
         block = rows.take(chosen[start : start + BLOCK]).astype(np.float32)
@@ -52,21 +52,34 @@ def centred(rows: RowReader, order: np.ndarray | None = None) -> ArrayRows:
 
 
 def neighbourhood(
-    rows: RowReader, among: np.ndarray | None = None, reporter: Reporter = SILENT
+    rows: RowReader,
+    among: np.ndarray | None = None,
+    reporter: Reporter = SILENT,
+    *,
+    of: np.ndarray | None = None,
 ) -> Neighbourhood:
     """Find the `NEIGHBOURS` nearest rows of each row (n, d), other than itself.
 
     among : (m,) indices of the rows that may be neighbours, all by default
+    of : indices of the rows whose neighbours are sought, all by default; they are the n of the result
     """
-    n = rows.shape[0]
-    allowed = np.arange(n) if among is None else among
-    position = np.full(n, -1)
+    allowed = np.arange(rows.shape[0]) if among is None else among
+    position = np.full(rows.shape[0], -1)
     position[allowed] = np.arange(len(allowed))
     candidates = rows if among is None else ArrayRows(rows.take(allowed))
-    with reporter.step("Comparing", total=n * len(allowed), unit="pairs") as advance:
-        index, cosine = nearest(candidates, rows, NEIGHBOURS, position, advance)
+    queries, itself = (rows, position) if of is None else (ArrayRows(rows.take(of)), position[of])
+    with reporter.step("Comparing", total=len(itself) * len(allowed), unit="pairs") as advance:
+        index, cosine = nearest(candidates, queries, NEIGHBOURS, itself, advance)
     index = np.where(index >= 0, allowed[index], -1)
     return Neighbourhood(index, np.where(index >= 0, 1 - cosine, np.inf))
+
+
+def joined(a: Neighbourhood, b: Neighbourhood) -> Neighbourhood:
+    """Return the nearest ones of two neighbourhoods of the same images, among others each."""
+    index = np.concatenate([a.index, b.index], axis=1)
+    distance = np.concatenate([a.distance, b.distance], axis=1)
+    best = np.argsort(distance, axis=1, kind="stable")[:, :NEIGHBOURS]
+    return Neighbourhood(*(np.take_along_axis(each, best, 1) for each in (index, distance)))
 
 
 def near_pairs(near: Neighbourhood, cosine: float, ratio: float) -> np.ndarray:

@@ -73,9 +73,9 @@ def _add_neighbours(judged: Judged, flagged: list[dict[str, Any]], reporter: Rep
     rows = np.array([row_of[item["sample"]] for item in flagged])
     both, place = np.unique(np.concatenate([rows, train]), return_inverse=True)
     features = centred(task.cache.sample_rows(judged.node, both))
-    near = neighbourhood(features, place[len(rows) :], reporter)
-    for item, at in zip(flagged, place, strict=False):
-        nearest = [both[i] for i in near.index[at, :SHOWN_NEIGHBOURS] if i >= 0]
+    near = neighbourhood(features, place[len(rows) :], reporter, of=place[: len(rows)])
+    for item, found in zip(flagged, near.index, strict=True):
+        nearest = [both[i] for i in found[:SHOWN_NEIGHBOURS] if i >= 0]
         item["neighbours"] = [
             {"sample": task.samples.key[row], "given": _label(task.target, row)} for row in nearest
         ]

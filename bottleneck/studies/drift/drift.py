@@ -38,6 +38,7 @@ from bottleneck.studies.drift.domain import FIGURES, Domain, tell_apart
 from bottleneck.studies.new_images import new_images
 from bottleneck.studies.study_config import DriftConfig
 from bottleneck.studies.suggest.selector import Space
+from bottleneck.threads import one_thread
 from bottleneck.trials.heads import artifact_of, fit_on, held_out
 from bottleneck.trials.task import task_of
 
@@ -140,7 +141,7 @@ def drift(
             fresh = SelectedRows(_features(other.cache, node), new_rows)
             space = Space.of(old, fresh)  # of both alike, so that chance treats them alike
             x, y = space.project(old), space.project(fresh)
-            with reporter.step("Telling new from old"):
+            with reporter.step("Telling new from old"), one_thread():
                 domain = _domain(x, y, config, notes)
             scores, ordinary = _distances(x, y, reporter)
             classes = _shares(opened, fresh, name, config, notes, reporter)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,6 +30,7 @@ from bottleneck.extraction.settings import resolve
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
+from bottleneck.threads import available_cores, one_thread
 
 QUERY_BYTES = 64 << 20  # of queries that are compared together; the rows are read once for each such block
 CELLS = 1 << 22  # cosines of a block
@@ -69,13 +71,26 @@ def nearest(
     k = min(count, rows.shape[0])
     index = np.full((queries.shape[0], k), NONE, np.int64)
     cosine = np.full(index.shape, -np.inf, np.float32)
-    for start, first, block in _cosines(queries, rows):
-        here = slice(start, start + len(block))
+
+    def compare(here: slice, left: np.ndarray, right: np.ndarray, first: int) -> None:
+        block = left @ right.T
         inside = exclude[here] - first
-        itself = np.flatnonzero((exclude[here] != NONE) & (inside >= 0) & (inside < block.shape[1]))
+        itself = np.flatnonzero((exclude[here] != NONE) & (inside >= 0) & (inside < len(right)))
         block[itself, inside[itself]] = -np.inf
         _keep_best(index[here], cosine[here], block, first)
-        advance(block.size)
+
+    cores = available_cores()
+    with one_thread(), ThreadPoolExecutor(cores) as pool:
+        for start, first, left, right in _pairs(queries, rows):
+            step = -(-len(left) // cores)
+            shares = [slice(at, min(at + step, len(left))) for at in range(0, len(left), step)]
+            parts = [
+                pool.submit(compare, slice(start + at.start, start + at.stop), left[at], right, first)
+                for at in shares
+            ]
+            for part in parts:
+                part.result()
+            advance(len(left) * len(right))
     index[np.isneginf(cosine)] = NONE
     order = np.lexsort((index, -cosine), axis=1)
     return np.take_along_axis(index, order, 1), np.take_along_axis(cosine, order, 1).clip(max=1)
@@ -97,7 +112,8 @@ def look_alikes(
         A feature is NaN or infinite.
     """
     groups, pairs = Groups(rows.shape[0]), 0
-    for start, first, block in _cosines(rows, rows, above=True):
+    for start, first, left, right in _pairs(rows, rows, above=True):
+        block = left @ right.T
         b = np.arange(first, first + block.shape[1])
         step = max(1, JOINED // len(b))
         for at in range(0, len(block), step):
@@ -138,10 +154,13 @@ class Groups:
         self._parent[roots] = roots[least[component]]
 
 
-def _cosines(
+def _pairs(
     queries: RowReader, rows: RowReader, above: bool = False
-) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (first query, first row, cosines (B, R)). `above` leaves out rows before the queries."""
+) -> Iterator[tuple[int, int, np.ndarray, np.ndarray]]:
+    """Yield (first query, first row, queries (B, D), rows (R, D)) of length 1, whose products are cosines.
+
+    above : leave out rows before the queries
+    """
     width = rows.shape[1]
     for start, stop in blocks(queries, block_size(width, QUERY_BYTES)):
         left = _unit(read_checked(queries, start, stop))
@@ -151,7 +170,7 @@ def _cosines(
                 continue
             right = _unit(read_checked(rows, first, last))
             for at in range(0, len(right), step):
-                yield start, first + at, left @ right[at : at + step].T
+                yield start, first + at, left, right[at : at + step]
 
 
 def _unit(block: np.ndarray) -> np.ndarray:
@@ -162,13 +181,17 @@ def _unit(block: np.ndarray) -> np.ndarray:
 
 
 def _keep_best(index: np.ndarray, cosine: np.ndarray, block: np.ndarray, first: int) -> None:
-    """Merge the cosines (B, R) of the rows from `first` on into the k best so far, in place."""
+    """Merge the cosines (B, R) of the rows from `first` on into the k best so far, in place.
+
+    After some blocks few queries find a nearer row, and only those are sorted.
+    """
     k = index.shape[1]
-    both = np.concatenate([cosine, block], axis=1)
+    hit = np.flatnonzero(block.max(axis=1) > cosine.min(axis=1))
+    both = np.concatenate([cosine[hit], block[hit]], axis=1)
     best = np.argpartition(both, -k, axis=1)[:, -k:]
-    old = np.take_along_axis(index, np.minimum(best, k - 1), 1)
-    index[:] = np.where(best < k, old, best - k + first)
-    cosine[:] = np.take_along_axis(both, best, 1)
+    old = np.take_along_axis(index[hit], np.minimum(best, k - 1), 1)
+    index[hit] = np.where(best < k, old, best - k + first)
+    cosine[hit] = np.take_along_axis(both, best, 1)
 
 
 @dataclass(frozen=True)

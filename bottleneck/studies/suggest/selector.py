@@ -19,6 +19,7 @@ import numpy as np
 
 from bottleneck.heads.row_blocks import block_size, blocks, read_checked
 from bottleneck.samples import RowReader
+from bottleneck.studies.components import leading
 
 COMPONENTS = 128
 MOST_ROWS, LEAST_ROWS = 4000, 4 * COMPONENTS  # that the components are found on
@@ -45,8 +46,8 @@ class Space:
         scale = np.where(scale > 0, scale, 1)
         x = (x - mean) / scale
         wide = x.shape[1] > len(x)
-        values, vectors = np.linalg.eigh(x @ x.T if wide else x.T @ x)
-        kept = np.flatnonzero(values > values[-1] * RANK)[: -COMPONENTS - 1 : -1]
+        values, vectors = leading(x @ x.T if wide else x.T @ x, COMPONENTS)
+        kept = np.flatnonzero(values > values[-1] * RANK)[::-1]
         axes = x.T @ vectors[:, kept] / np.sqrt(values[kept]) if wide else vectors[:, kept]
         return cls(mean, axes / scale[:, None])
 
