@@ -200,6 +200,8 @@ def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
     ]
     fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"
     rows.append((fits, duration(plan.head_seconds), "", plan.known_by["heads"]))
+    start = "load libraries and networks, build engines, write the model"
+    rows.append((start, duration(plan.startup_seconds), "", plan.known_by["start"]))
     rows.append(("all of that", duration(plan.seconds), readable(plan.bytes), ""))
     if plan.finetuning:
         what = "tune a block, where the best head leaves errors: at most"

@@ -294,7 +294,10 @@ def _ignored_notes(listing: Listing) -> list[Note]:
     others = Counter({suffix: count for suffix, count in listing.others.items() if suffix != "hidden"})
     if not others:
         return []
-    message = f"{others.total()} files are not read, being no images by their names: {by_suffix(others)}."
+    count = others.total()
+    message = f"{count} files are not read, being no images by their names: {by_suffix(others)}."
+    if count == 1:
+        message = f"1 file is not read, being no image by its name: {by_suffix(others)}."
     if listing.shards:
         message += " Shards are read where they have no images beside them."
     elif any(suffix in TABLE_SUFFIXES for suffix in others):

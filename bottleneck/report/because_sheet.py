@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,8 +43,3 @@ def because_sheet(found: Because, path: str | Path) -> Path:
     left_out = len(found.pulls) - len(strips)
     more = f" {left_out:,} more predictions are in --json." if left_out else ""
     return contact_sheet(strips, pictures, path, footer=LEGEND + more)
-
-
-def _lines(training: dict[str, Any]) -> tuple[str, str, str]:
-    """Return the lines below a training image."""
-    return Path(training["image"]).name, str(training["given"]), f"{training['pull']:+.3f}"

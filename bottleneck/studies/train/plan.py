@@ -45,10 +45,14 @@ class TrainPlan:
     known_by: dict[str, str] = field(default_factory=dict)
 
     @property
+    def startup_seconds(self) -> float:
+        """Of loading libraries and networks, building engines, and writing the model."""
+        return STARTUP + sum(cost.startup for cost in self.extraction)
+
+    @property
     def seconds(self) -> float:
         """Of the whole run without fine-tuning."""
-        extraction = sum(cost.seconds + cost.startup for cost in self.extraction)
-        return STARTUP + self.head_seconds + extraction
+        return self.startup_seconds + self.head_seconds + sum(cost.seconds for cost in self.extraction)
 
     @property
     def bytes(self) -> int:
@@ -59,7 +63,12 @@ class TrainPlan:
         """Return the JSON object of `bottleneck train --plan --json`."""
         extraction = [vars(cost) for cost in self.extraction]
         notes = [note.to_json() for note in self.notes]
-        more = {"seconds": self.seconds, "bytes": self.bytes, "saved_first": list(DEGRADED)}
+        more = {
+            "seconds": self.seconds,
+            "startup_seconds": self.startup_seconds,
+            "bytes": self.bytes,
+            "saved_first": list(DEGRADED),
+        }
         return {**vars(self), **more, "extraction": extraction, "notes": notes}
 
 
@@ -94,6 +103,7 @@ def plan(request: Request) -> TrainPlan:
         known_by={
             **{f"extraction by {each.backbone}": each.known_by for each in extraction},
             "heads": "estimated from their size",
+            "start": "partly guessed",
             "tuning": "" if isinstance(tuning, str) else "one step measured, times samples and epochs",
         },
     )

@@ -201,7 +201,9 @@ def test_a_plan_writes_nothing_and_names_what_would_be_done(source, tmp_path, mo
     (cost,) = planned["extraction"]
     assert (cost["images"], planned["samples"], planned["heads"]) == (72, 72, 3)
     assert cost["bytes"] >= 72 * 2 * sum(int(np.prod(shape)) for shape in cost["nodes"].values())
-    assert planned["seconds"] > cost["seconds"] > 0
+    parts = planned["startup_seconds"] + planned["head_seconds"] + cost["seconds"]
+    assert planned["seconds"] == pytest.approx(parts)
+    assert planned["startup_seconds"] > cost["startup"] > 0
     assert cost["known_by"] == "measured on 48 images"
     assert (planned["finetuning"], planned["tuning_seconds"]) == (False, 0)
     assert "10 train samples a class" in planned["not_finetuned"]
