@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any
 
 from bottleneck import __version__
+from bottleneck.names import SPLITS
 from bottleneck.records import is_number
 from bottleneck.report.page.blocks import (
     Block,
@@ -47,7 +48,7 @@ def verdict_section(
         split, metrics = found.of, found.metrics
     all_problems = [*problems, *_of_measurement(main, found, split, metrics, cache)]
     worst = sorted(all_problems, key=lambda each: -each.weight)[:SHOWN]
-    worst = [_with_command(each, cache) for each in worst]
+    worst = [_with_command(each, inputs, cache) for each in worst]
     blocks: list[Block] = [
         Figures("figures", text=f"Measured on {split}." if split else "", figures=_figures(metrics))
     ]
@@ -71,7 +72,8 @@ def _of_data(inputs: Inputs, cache: FeatureCache | None, problems: Sequence[Prob
             Figures("figures", text="No head is among the paths: nothing is measured yet.", figures=figures)
         )
         worst = [
-            _with_command(each, cache) for each in sorted(problems, key=lambda each: -each.weight)[:SHOWN]
+            _with_command(each, inputs, cache)
+            for each in sorted(problems, key=lambda each: -each.weight)[:SHOWN]
         ]
         if worst:
             blocks.append(Problems("problems", "What to look at first", problems=worst))
@@ -162,11 +164,14 @@ def _of_measurement(
     return problems
 
 
-def _with_command(problem: Problem, cache: FeatureCache | None) -> Problem:
-    """Fill in the command of a problem that names only which one it is."""
+def _with_command(problem: Problem, inputs: Inputs, cache: FeatureCache | None) -> Problem:
+    """Fill in the command of a problem that names only which one it is; none where it was run already."""
     if problem.command != "audit":
         return problem
-    command = f"bottleneck audit {quote(str(cache.path))}" if cache is not None else ""
+    run = cache is not None and any(
+        str(each.get("cache")) == str(cache.path) for each in inputs.results.get("audit", ())
+    )
+    command = f"bottleneck audit {quote(str(cache.path))}" if cache is not None and not run else ""
     return Problem(problem.weight, problem.headline, problem.detail, command)
 
 
@@ -230,12 +235,17 @@ def _model(main: Fitted) -> Table:
 
 def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
     """Return what a cache was made with."""
-    engines = cache.engines
+    engines, nodes, split = cache.engines, cache.nodes.values(), cache.samples.split
+    names = sorted({engine or "not recorded" for each in engines.values() for engine in each})
+    counts = {name: int((split == name).sum()) for name in SPLITS}
     rows: list[list[Any]] = [
         ["file", str(cache.path)],
         ["source", cache.source],
         ["made with", cache.created_with],
         ["fingerprint", cache.fingerprint],
+        ["splits", ", ".join(f"{count:,} {name}" for name, count in counts.items() if count) or "–"],
+        ["engine", ", ".join(names)],
+        ["precision", ", ".join(sorted({node.precision for node in nodes}))],
         *([f"network {name}", _text(value)] for name, value in cache.spec.backbone.items()),
         *([f"images {name}", _text(value)] for name, value in cache.spec.preprocess.items()),
         *(
@@ -250,7 +260,7 @@ def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
     if not cache.finished:
         rows.append(["state", "unfinished: the rows that were committed so far"])
     caption = f"Cache {Path(cache.path).name}" + (", shown here" if shown else "")
-    return Table(f"cache{suffix}", caption, columns=("what", "value"), rows=rows, sortable=False, shown=9)
+    return Table(f"cache{suffix}", caption, columns=("what", "value"), rows=rows, sortable=False, shown=11)
 
 
 def _text(value: Any) -> str:

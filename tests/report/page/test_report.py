@@ -327,6 +327,7 @@ def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
     files = {row["what"]: row["value"] for row in result.sections["data"]["files"]}
     assert files["pixels of an image"] == "60 × 40"
     made = {row["what"]: row["value"] for row in result.sections["provenance"]["cache"]}
+    assert (made["engine"], made["precision"]) == ("torch", "fp32")
     assert made["node features.block2"].endswith("computed in fp32 by engine torch")
     model = {row["what"]: row["value"] for row in result.sections["provenance"]["model-file"]}
     assert model["seed of the folds"] == 0
