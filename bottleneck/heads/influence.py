@@ -8,7 +8,8 @@ from its optimum changes the output z of a row x by
 
 The pull of sample i on z is minus that. F of ridge is quadratic, so there the step is exact. Of a logistic
 head it is the first step to the optimum without i (Pregibon 1981, "Logistic regression diagnostics"; Koh and
-Liang 2017). Outputs that share no weights (ridge, sigmoids) have one Cholesky factor each, and the inverse by
+Liang 2017). On small training sets a second one follows, with the H of the first and the gradient there.
+Outputs that share no weights (ridge, sigmoids) have one Cholesky factor each, and the inverse by
 Sherman and Morrison. The K outputs of a softmax share one H: up to 2,048 coefficients it is factorised whole,
 and the step is exact; beyond, its product with x is found by conjugate gradients, and the part of sample i in
 it is taken from its blocks of single outputs. C, the standardisation and the scales of blocks stay those of
@@ -39,6 +40,7 @@ TOLERANCE = 1e-6  # relative, of conjugate gradients
 MOST_STEPS = 500
 MOST_COUPLED = 2048  # coefficients of a softmax whose H is factorised whole
 OPTIMAL = 1e-2  # of F: a head that a Newton step would improve by more was fitted to other samples
+MOST_CELLS = 1 << 23  # of samples × samples × outputs for which a second step is made
 SMALLEST = 1e-6  # of 1 − leverage
 
 
@@ -115,8 +117,35 @@ class Influence:
             leverage = self._leverage(factor, self.curvature[:, j])
             near = self.x @ cho_solve(factor, x.T)  # (n, Q)
             step = self.C * self.residual[:, j] / np.maximum(1 - leverage, SMALLEST)
-            total -= of[:, j, None] * (near * step[:, None]).T
+            pull = -(near * step[:, None]).T  # (Q, n)
+            if self._twice:
+                between = self.x @ cho_solve(factor, self.x.T)  # (n, n), symmetric
+                rest = self._remainder((between * step)[:, None], [int(j)])[:, 0]
+                again = self.C * self.curvature[:, j] / np.maximum(1 - leverage, SMALLEST)
+                pull += self.C * (near.T @ rest + near.T * (again * (between * rest).sum(axis=0)))
+            total += of[:, j, None] * pull
         return total
+
+    @property
+    def _twice(self) -> bool:
+        """Whether a second step is made: of a logistic head on a small training set."""
+        n, J = self.p.shape
+        return self.head.kind != "ridge" and n * n * J <= MOST_CELLS
+
+    def _remainder(self, moved: np.ndarray, of: list[int]) -> np.ndarray:
+        """Return (n, J, n) of the columns `of`: the derivative at row m after the step without sample i,
+        less that which the step expected; 0 for i itself. moved : (n, J, n), the change of z by the step.
+        """
+        p, weights = self.p[:, of, None], self.columns.weights[:, of, None]
+        z = (self.x @ self.columns.w[of].T)[:, :, None] + moved
+        if self.columns.softmax:
+            e = np.exp(z - z.max(axis=1, keepdims=True))
+            new, expected = e / e.sum(axis=1, keepdims=True), p * (moved - (p * moved).sum(1, keepdims=True))
+        else:
+            new, expected = 0.5 * (1 + np.tanh(0.5 * z)), p * (1 - p) * moved
+        rest: np.ndarray = weights * (new - p - expected)
+        rest[np.arange(len(rest)), :, np.arange(len(rest))] = 0
+        return rest
 
     def _standardised(self, rows: np.ndarray) -> np.ndarray:
         """Return (n, P) float64, the constant 1 last."""
@@ -159,7 +188,30 @@ class Influence:
             solved, _ = cg(times, wanted, rtol=TOLERANCE, maxiter=MOST_STEPS, M=before)
         along = self.x @ solved.reshape(K, P).T  # (n, K)
         pulls: np.ndarray = -self.C * (along * self._steps).sum(axis=1)
+        if self._second is not None:
+            pulls += self._second @ wanted
         return pulls
+
+    @cached_property
+    def _second(self) -> np.ndarray | None:
+        """Second step of each sample in a softmax's weights, (n, K · P), H kept; None without one."""
+        factor = self._whole
+        if factor is None or not self._twice:
+            return None
+        (n, K), P = self.p.shape, self.x.shape[1]
+
+        def solved(each: np.ndarray) -> np.ndarray:
+            answer: np.ndarray = cho_solve(factor, each.reshape(n, K * P).T).T.reshape(n, K, P)
+            return answer
+
+        first = self.C * solved(self._steps[:, :, None] * self.x[:, None])
+        rest = self._remainder(np.einsum("mp,ikp->mki", self.x, first), list(range(K)))
+        step = self.C * solved(np.einsum("mki,mp->ikp", rest, self.x))
+        along = np.einsum("ikp,ip->ik", step, self.x)  # of sample i's own row
+        A = self._curvatures
+        back = np.linalg.solve(np.eye(K) - self.C * A @ self._own, A @ along[..., None])[..., 0]
+        step += self.C * solved(back[:, :, None] * self.x[:, None])
+        return step.reshape(n, K * P)
 
     def _times(self, v: np.ndarray) -> np.ndarray:
         """Return H v of a softmax for v (K · P,)."""
@@ -193,7 +245,21 @@ class Influence:
 
     @cached_property
     def _steps(self) -> np.ndarray:
-        """(I − C A_i M_i)⁻¹ g_i (n, K) of a softmax, M_i (K, K) = (I ⊗ x_i)ᵀ H⁻¹ (I ⊗ x_i)."""
+        """(I − C A_i M_i)⁻¹ g_i (n, K) of a softmax."""
+        left = np.eye(self.p.shape[1]) - self.C * self._curvatures @ self._own
+        solved: np.ndarray = np.linalg.solve(left, self.residual[..., None])[..., 0]
+        return solved
+
+    @property
+    def _curvatures(self) -> np.ndarray:
+        """A_i (n, K, K) of a softmax, weights included."""
+        K = self.p.shape[1]
+        A: np.ndarray = self.p[:, :, None] * (np.eye(K) - self.p[:, None])
+        return A * self.columns.weights[:, :1, None]
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        """M_i (n, K, K) = (I ⊗ x_i)ᵀ H⁻¹ (I ⊗ x_i) of a softmax."""
         n, K = self.p.shape
         P = self.x.shape[1]
         M = np.zeros((n, K, K))
@@ -205,9 +271,7 @@ class Influence:
         else:
             for k, factor in enumerate(self._parts):
                 M[:, k, k] = np.einsum("np,pn->n", self.x, cho_solve(factor, self.x.T))
-        A = self.p[:, :, None] * (np.eye(K) - self.p[:, None]) * self.columns.weights[:, :1, None]
-        solved: np.ndarray = np.linalg.solve(np.eye(K) - self.C * A @ M, self.residual[..., None])[..., 0]
-        return solved
+        return M
 
     def _require_optimum(self, z: np.ndarray) -> None:
         """Raise ArtifactError where a Newton step would lower F by more than a hundredth."""

@@ -91,6 +91,8 @@ def test_the_pull_on_a_ridge_head_is_the_difference_of_a_refit(head, kind, K, op
     [
         ("class", 2, {}),
         ("class", 3, {}),
+        ("class", 2, {"C": 3}),
+        ("class", 3, {"C": 3}),
         ("class", 3, {"multi_class": "ovr"}),
         ("class", 3, {"class_weight": {0: 2.0, 2: 0.5}}),
         ("multilabel", 3, {}),
