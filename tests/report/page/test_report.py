@@ -337,6 +337,26 @@ def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
     assert "held-out folds" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_an_audit_that_is_given_is_not_asked_for(flipped, tmp_path):
+    folder, head = flipped
+    with FeatureCache(folder / "c.h5") as cache:
+        leak = {
+            "images": list(cache.images.key[:2]),
+            "splits": ["train", "val"],
+            "cosine": 0.99,
+            "exact": False,
+        }
+    commands = []
+    for audited in (str(folder / "c.h5"), "another.h5"):
+        audit = {"cache": audited, "label_issues": {}, "duplicates": {}, "leaks": {"items": [leak]}}
+        (tmp_path / "audit.json").write_text(json.dumps(audit))
+        result = write_report([folder / "c.h5", head, tmp_path / "audit.json"], output=tmp_path / "r.html")
+        assert result.sections["verdict"]["problems"][0]["headline"] == "1 pair of images is in two splits"
+        commands.append(result.sections["verdict"]["next"])
+    assert "bottleneck audit" not in str(commands[0])
+    assert "bottleneck audit" in str(commands[1])
+
+
 def test_the_map_file_averages_mirror_images_where_the_head_does(flipped, tmp_path):
     folder, path = flipped
     parquet = pytest.importorskip("pyarrow.parquet")
