@@ -19,7 +19,7 @@ folders-within-classes folders-without-images foreign-files-left head-kept head-
 heads-left-out images-failed images-not-measured images-not-shown images-outside-classes
 images-unread images-unreadable images-without-prediction input-scales joined-as-json
 joined-by-other-separator label-rows-without-sample label-separator-unused labels-look-like-several
-labels-not-used labels-of-all-samples last-batch-joined last-layer-ignored
+labels-not-judged labels-not-used labels-of-all-samples last-batch-joined last-layer-ignored
 last-layer-of-other-classes layout-class-split leep-not-computed left-out-in-features loss-diverged
 map-in-float32 map-sampled measured-on-train mistakes-not-explained model-not-measured
 names-not-found namesake-installed nan-labels neighbours-sampled network-converted-to-float32

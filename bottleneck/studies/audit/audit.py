@@ -214,7 +214,7 @@ def _audited(
         leaks=leaks_of(judged, leaks, split_of),
         confusable=confusable_classes(judged, config),
         thin=thin_classes(judged.task, config),
-        notes=[*judged.task.notes, *notes],
+        notes=[*judged.task.notes, *judged.notes, *notes],
         **common,
     )
 

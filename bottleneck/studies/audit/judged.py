@@ -11,7 +11,7 @@ from shlex import quote
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError, FitError
+from bottleneck.errors import ArtifactError, FitError, Note
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.progress import Reporter
 from bottleneck.samples import Target
@@ -25,6 +25,7 @@ class Judged:
     """Samples with probabilities from heads that were fitted without them.
 
     rows : (n,) samples of the table. probabilities : (n, K), or (n, L). head : measures test.
+    notes : on the samples that are not judged.
     """
 
     task: Task
@@ -32,6 +33,7 @@ class Judged:
     rows: np.ndarray
     probabilities: np.ndarray
     head: HeadArtifact
+    notes: tuple[Note, ...] = ()
 
     @property
     def answers(self) -> Target:
@@ -90,8 +92,39 @@ def from_head(task: Task, head: HeadArtifact, path: Path) -> Judged:
 def _with_other_splits(
     task: Task, node: str, rows: np.ndarray, logits: np.ndarray, head: HeadArtifact
 ) -> Judged:
-    """Return the samples of train with out-of-fold logits, and those of val and test with the head's."""
+    """Return the samples of train with out-of-fold logits, and those of val and test with the head's.
+
+    Raises FitError where no label can be judged.
+    """
+    known, notes = _known_elsewhere(task, rows)
+    rows, logits = rows[known], logits[known]
     others = [task.rows[split] for split in ("val", "test") if split in task.rows]
+    if not len(rows) and not others:
+        raise FitError(
+            f"No label of {task.target.name!r} can be judged: the samples of each class are in one fold.",
+            "Bring samples of each class from several groups, or set some aside: --val-fraction 0.2.",
+        )
     outputs = [logits, *(outputs_of(task, head, indices) for indices in others)]
     probabilities = apply_link(np.concatenate(outputs), head.link, head.temperature)
-    return Judged(task, node, np.concatenate([rows, *others]), probabilities, head)
+    return Judged(task, node, np.concatenate([rows, *others]), probabilities, head, notes)
+
+
+def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[Note, ...]]:
+    """Return (n,) bool, whether samples `rows` of train have a class that is in two folds, and a note.
+
+    The head without the only fold of a class does not know it: it would hold each label for wrong.
+    """
+    target, train = task.target, task.rows["train"]
+    if target.kind != "class":
+        return np.full(len(rows), True), ()
+    codes = target.values[train]
+    folds = [len(np.unique(task.fold[codes == code])) for code in range(len(target.class_names))]
+    known = np.array(folds)[target.values[rows]] > 1
+    if known.all():
+        return known, ()
+    names = [target.class_names[code] for code in np.unique(target.values[rows[~known]])]
+    text = (
+        f"{int((~known).sum()):,} labels are not judged: all samples of {', '.join(map(repr, names[:5]))}"
+        f"{' …' if len(names) > 5 else ''} are in one fold, and the head without them does not know the class."
+    )
+    return known, (Note("labels-not-judged", text, details={"classes": names}),)

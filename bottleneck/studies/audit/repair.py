@@ -22,13 +22,19 @@ from bottleneck.trials.task import Task
 
 
 def write_fix(judged: Judged, quality: LabelQuality, path: Path) -> str:
-    """Write every labelled sample with its label, or the suggested one where it is flagged; flagged first."""
+    """Write every labelled sample with its label, or the suggested one where it is flagged; flagged first.
+
+    Samples that are not judged come last.
+    """
     answers, samples = judged.answers, judged.task.samples
     if answers.kind != "class":
         raise FitError("--fix writes one class a sample; a multi-label target has several labels.")
     labels = np.where(quality.flag, quality.suggested, answers.values)
     order = np.lexsort((quality.score, ~quality.flag))
     rows = [(samples.key[judged.rows[i]], answers.class_names[labels[i]]) for i in order]
+    given = judged.task.cache.samples.targets[answers.name]  # with the classes that train lacks
+    unjudged = np.setdiff1d(np.flatnonzero(given.labelled), judged.rows)
+    rows += [(samples.key[row], given.class_names[given.values[row]]) for row in unjudged]
     lines = csv_lines([("sample", answers.name), *rows], raw=True)
     write_whole(path, "".join(lines).encode())
     return str(path)

@@ -170,6 +170,20 @@ def test_a_fix_repairs_the_labels_and_the_gain_is_measured(cache, truth, tmp_pat
     assert repaired["n"] == (SPLIT == "test").sum()
 
 
+def test_a_class_that_no_other_fold_has_is_not_judged_and_keeps_its_labels(features, truth, tmp_path):
+    labels = truth.copy()
+    labels[0], labels[3] = CLASSES, CLASSES + 1  # one sample in train; one in val, of a class that train lacks
+    names = (*NAMES, "alone", "unseen")
+    path = write_cache(tmp_path / "c.h5", features, [class_target(labels, names=names)], split=SPLIT)
+    found = audit(path, fix=tmp_path / "fix.csv")
+    assert not {key(0), key(3)} & {item["sample"] for item in found.label_issues["items"]}
+    note = next(note for note in found.notes if note.code == "labels-not-judged")
+    assert note.details["classes"] == ["alone"]
+    with open(tmp_path / "fix.csv", encoding="utf-8", newline="") as file:
+        fixed = {row["sample"]: row["label"] for row in csv.DictReader(file)}
+    assert (len(fixed), fixed[key(0)], fixed[key(3)]) == (N, "alone", "unseen")
+
+
 def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path):
     bits = np.eye(CLASSES, dtype=np.uint8)[truth]
     for copy, image in COPIES.items():
