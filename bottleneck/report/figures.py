@@ -8,6 +8,7 @@ Shapes: K classes.
 
 from __future__ import annotations
 
+import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -50,6 +51,8 @@ WIDE_FAMILIES = (
     "Noto Emoji",
 )
 
+# It warns of each family that has no bold weight; what no family has at all is told as a note.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 _lacking: set[str] = set()  # characters without a glyph, of the figure that is drawn
 

@@ -62,8 +62,8 @@ def kept_candidate(
         candidate = tuned
     told = ", ".join(f"{count:,} {what}" for what, count in change.items() if count)
     text = (
-        f"The choice of an earlier run is kept, {candidate.what}: of its {of:,} samples at most {KEEP:.0%} "
-        f"changed ({told}). {ANEW[kind]} anew; the other candidates are not tried again, and the table has "
+        f"The choice of an earlier run is kept, {candidate.what}: {told} since then, at most {KEEP:.0%} of "
+        f"its {of:,} samples. {ANEW[kind]} anew; the other candidates are not tried again, and the table has "
         f"their figures of then. Delete {request.records.folder} to choose anew."
     )
     earlier = [{**row, "chosen": False, "earlier": True} for row in values["table"] if not row["chosen"]]
