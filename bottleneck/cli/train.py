@@ -160,18 +160,19 @@ def _report(
     terminal: Terminal, result: TrainResult, options: dict[str, Any]
 ) -> tuple[str | None, float, list[dict[str, Any]]]:
     """Write the page of the model beside it. Return its path, the seconds that took, and notes."""
+    output = Path(result.model).with_suffix(".html")
+    paths = [result.model, *(path for name, path in result.files.items() if name.startswith("cache "))]
     if options["minutes"] is not None and result.seconds + REPORT_SECONDS > 60 * options["minutes"]:
-        again = f"bottleneck report {quote(result.model)}"
+        again = shlex.join(["bottleneck", "report", *paths, "-o", str(output)])
         text = f"The report was left out to keep to the minutes: {again} makes it."
         return None, 0.0, [Note("report-left-out", text).to_json()]
     from bottleneck.report.page.report import write_report
 
-    caches = [path for name, path in result.files.items() if name.startswith("cache ")]
     called = shlex.join(["bottleneck", *sys.argv[1:]])
     try:
         page = write_report(
-            [result.model, *caches],
-            output=Path(result.model).with_suffix(".html"),
+            paths,
+            output=output,
             weights=options["weights"],
             trust_code=options["trust_code"],
             command=called,

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bottleneck import FeatureCache, evaluate, train
+from bottleneck.cli import train as cli_train
 from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, FingerprintError, FitError, StrictError
 from bottleneck.extraction.config import ExtractConfig
@@ -190,6 +192,15 @@ def test_what_the_minutes_do_not_allow_is_left_out_and_told(source, tmp_path, mo
     assert note.details["left_out"][:2] == ["head on features@avg2", "head on features.block1@avg2"]
     with pytest.raises(StrictError):
         train(source, tmp_path / "m.safetensors", minutes=60, strict=True, **TINY)
+
+
+def test_the_command_for_a_report_that_was_left_out_names_the_caches_and_the_page(trained):
+    page, _, (note,) = cli_train._report(None, trained, {"minutes": 0.01})
+    assert page is None
+    assert note["code"] == "report-left-out"
+    cache, written = trained.files["cache small_cnn"], Path(trained.model).with_suffix(".html")
+    command = shlex.join(["bottleneck", "report", trained.model, cache, "-o", str(written)])
+    assert f": {command} makes it." in note["message"]
 
 
 def test_a_plan_writes_nothing_and_names_what_would_be_done(source, tmp_path, monkeypatch):
