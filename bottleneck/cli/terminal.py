@@ -214,6 +214,8 @@ class FittedTable:
         """Yield the lines of a row but its first cell; a cell stays beside its name where a line has both."""
         lines = [""]
         for name, cell in zip(self.columns[1:], row[1:], strict=True):
+            if not cell:
+                continue
             part = f"{name} {cell}".strip()
             if lines[-1] and cell_len(f"{lines[-1]}; {part}") > width:
                 lines.append("")

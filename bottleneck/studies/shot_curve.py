@@ -60,6 +60,8 @@ class ShotCurve:
         if self.doubling is None:
             return "too few images for a curve over the number of images"
         last = self.points[-1]
+        if last.mean == 1:
+            return f"no error at {last.shots} images per class, so what more of them would add does not show"
         return (
             f"{last.mean:.3f} at {last.shots} images per class; twice as many would add about "
             f"{100 * self.doubling:.1f} points (error falls as images^−{self.exponent:.2f})"
@@ -155,7 +157,7 @@ def _power_law(points: list[ShotPoint], held: int) -> tuple[float | None, float 
     errors = np.maximum([1 - point.mean for point in upper], 0.5 / held)  # 0 errors of few samples
     slope, _ = np.polyfit(np.log([point.shots for point in upper]), np.log(errors), 1)
     exponent = max(0.0, -float(slope))
-    return exponent, float(errors[-1] * (1 - 2.0**-exponent))
+    return exponent, float(min(errors[-1] * (1 - 2.0**-exponent), 1 - points[-1].mean))
 
 
 @dataclass(frozen=True)

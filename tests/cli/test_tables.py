@@ -59,8 +59,10 @@ def test_no_line_is_wider_than_the_terminal(rows):
 
 
 def test_nothing_is_lost_where_rows_become_paragraphs():
-    names = [f"measure {number}" for number in range(12)]
-    shown = printed(table("Wide", names, [[f"value{number}" for number in range(12)]]))
+    names = [*(f"measure {number}" for number in range(12)), "mark"]
+    shown = printed(table("Wide", names, [[*(f"value{number}" for number in range(12)), ""]]))
+    assert "mark" not in shown
+    assert not shown.rstrip().endswith(";")
     assert not set(shown) & set(FRAMES)
     for number in range(1, 12):
         assert f"measure {number} value{number}" in shown

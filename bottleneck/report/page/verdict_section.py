@@ -161,7 +161,18 @@ def _of_measurement(
             problems.append(Problem(1.5, "The model is no better than the commonest class", text))
     elif counts and len(counts) == 1:
         problems.append(Problem(1.5, "There is one class only", "Nothing can be told apart."))
-    return problems
+    return [*problems, *_unmeasured(main.head.class_names, counts or (), split)]
+
+
+def _unmeasured(names: Sequence[str], counts: Sequence[Sequence[int]], split: str) -> list[Problem]:
+    """Return a problem that names the classes without a sample. counts : (K, K), confusions by true class."""
+    absent = [name for name, row in zip(names, counts, strict=False) if not sum(row)]
+    if not absent:
+        return []
+    more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
+    text = f"{split[:1].upper()}{split[1:]} has no sample of {', '.join(absent[:SHOWN])}{more}. "
+    headline = f"{len(absent):,} of {len(names):,} classes {'is' if len(absent) == 1 else 'are'} not measured"
+    return [Problem(len(absent) / len(names), headline, text + "The figures say nothing of them.")]
 
 
 def _with_command(problem: Problem, inputs: Inputs, cache: FeatureCache | None) -> Problem:

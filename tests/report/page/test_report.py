@@ -19,6 +19,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, WriteError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
+from bottleneck.report.page import verdict_section
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
@@ -251,6 +252,13 @@ def test_one_class_is_told(tmp_path):
     cache = blobs(tmp_path / "c.h5", classes=1, n=12)
     result = write_report([cache], output=tmp_path / "r.html")
     assert "one class" in result.sections["verdict"]["one-class"]
+
+
+def test_classes_without_a_sample_in_what_is_measured_are_a_problem():
+    (problem,) = verdict_section._unmeasured(["ant", "bee"], [[3, 1], [0, 0]], "the test split")
+    assert problem.headline == "1 of 2 classes is not measured"
+    assert problem.detail.startswith("The test split has no sample of bee.")
+    assert verdict_section._unmeasured(["ant", "bee"], [[3, 1], [0, 1]], "the test split") == []
 
 
 @pytest.mark.parametrize(

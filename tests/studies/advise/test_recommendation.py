@@ -130,6 +130,13 @@ def test_too_few_images_for_a_law_say_so():
     assert "too few" in curve.text
 
 
+def test_a_curve_that_ends_without_an_error_promises_nothing_above_it():
+    curve = shot_curve(*gaussians(80, apart=3), *gaussians(40, seed=1, apart=3))
+    assert curve.points[-1].mean == 1
+    assert curve.doubling == 0
+    assert curve.text.startswith("no error at 20 images per class")
+
+
 def advice(similarity, tmp_path, guess=0.25):
     reading = {"n": 9, "entropy": 0.5, "classes": 4.0}
     names = ("photographs", "inverted photographs", "grey photographs", "texture of photographs")
