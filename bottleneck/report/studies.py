@@ -115,7 +115,7 @@ def _probes(axes: Axes, advice: Advice) -> None:
 
 def _tried(axes: Axes, advice: Advice) -> None:
     """Attempts with 95 % intervals on val; the recommended one in blue, guessing dotted."""
-    axes.axvline(advice.guess, color=GREY, linestyle=":", label="always the commonest class")
+    axes.axvline(advice.guess, color=GREY, linestyle=":")
     attempts = advice.attempts[::-1]  # the first one on top
     for row, attempt in enumerate(attempts):
         accuracy = [attempt.accuracy["val"]]
@@ -124,8 +124,8 @@ def _tried(axes: Axes, advice: Advice) -> None:
         axes.errorbar(accuracy, [row], xerr=bars, fmt="o", color=colour, capsize=3)
     names = ["\n".join(textwrap.wrap(drawable(attempt.what, 120), 34)) for attempt in attempts]
     axes.set_yticks(range(len(names)), names, fontsize=9)
-    axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel="val accuracy, 95 % interval")
-    axes.legend(fontsize=9)
+    what = "val accuracy, 95 % interval\ndotted: always the commonest class"
+    axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel=what)
 
 
 def transfer_figure(study: TransferStudy, path: str | Path) -> Path:

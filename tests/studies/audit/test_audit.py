@@ -172,7 +172,7 @@ def test_a_fix_repairs_the_labels_and_the_gain_is_measured(cache, truth, tmp_pat
 
 def test_a_class_that_no_other_fold_has_is_not_judged_and_keeps_its_labels(features, truth, tmp_path):
     labels = truth.copy()
-    labels[0], labels[3] = CLASSES, CLASSES + 1  # one sample in train; one in val, of a class that train lacks
+    labels[0], labels[3] = CLASSES, CLASSES + 1  # one sample in train; one in val, unknown in train
     names = (*NAMES, "alone", "unseen")
     path = write_cache(tmp_path / "c.h5", features, [class_target(labels, names=names)], split=SPLIT)
     found = audit(path, fix=tmp_path / "fix.csv")
