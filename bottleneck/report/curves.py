@@ -200,7 +200,7 @@ def _by_depth(axes: Axes, result: Comparison) -> None:
         xlabel="unfrozen blocks", ylabel=f"accuracy on {result.measured_on}", title="How deep to unfreeze"
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9, markerscale=0.7)
+    axes.legend(fontsize=9, markerscale=0.7, loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _by_shots(axes: Axes, result: Comparison) -> None:
