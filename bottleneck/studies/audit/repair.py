@@ -57,9 +57,13 @@ def repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: Re
             "There is no test split, on which a repair could be measured.",
             "Extract with --test-fraction 0.2 to set one aside.",
         )
-    code_of = {each: code for code, each in enumerate(task.target.class_names)}
-    codes = np.array([*(code_of[each] for each in new.class_names), -1])[new.values]
-    values = np.where(codes >= 0, codes, task.target.values)
+    codes, named = [task.target.class_names.index(each) for each in new.class_names], new.labelled
+    values = task.target.values.copy()
+    if new.kind == "class":
+        values[named] = np.array(codes)[new.values[named]]
+    else:
+        values[named] = 0
+        values[np.ix_(named, codes)] = new.values[named]
     repaired = replace(task, target=replace(task.target, values=values))
     rows = task.rows["test"]
     judged = []

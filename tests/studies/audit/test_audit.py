@@ -193,6 +193,13 @@ def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path)
     found = audit(write_cache(tmp_path / "m.h5", features, [target], split=SPLIT))
     wrong = {(item["sample"], item["given"]) for item in flagged(found.label_issues)}
     assert wrong == {(key(60), f"not {'abc'[truth[60]]}")}
+    lines = [
+        {"sample": key(i), "marks": ["abc"[k] for k in np.flatnonzero(bits[i, 1:]) + 1]} for i in range(N)
+    ]
+    labels = tmp_path / "without_a.jsonl"  # nothing is a any more, which the file can only say by its absence
+    labels.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    repair = audit(tmp_path / "m.h5", repair=labels).repair
+    assert repair["changed"] == bits[:, 0].sum()
 
 
 @pytest.mark.parametrize(
