@@ -56,7 +56,8 @@ def require_labels(samples: SampleTable, cache: Path) -> None:
     """Raise FitError if the samples have no target."""
     if not samples.targets:
         raise FitError(
-            f"{cache} holds no labels.", "Give them with --labels FILE, or extract from a folder of classes."
+            f"{cache} holds no labels.",
+            "Extract from a folder of classes or with --label-column, or give --labels FILE to fit-head.",
         )
 
 

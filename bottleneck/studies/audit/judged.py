@@ -78,7 +78,9 @@ def from_head(task: Task, head: HeadArtifact, path: Path) -> Judged:
             f"The head {path} has no out-of-fold file {beside.name} beside it.", again
         ) from None
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ArtifactError(f"{beside} cannot be read: {error}.", again) from error
+        raise ArtifactError(
+            f"{beside} cannot be read: it is damaged, or no file of fit-head.", again
+        ) from error
     if names.tolist() != list(task.target.class_names) or logits.shape != (len(sample), len(names)):
         raise ArtifactError(f"{beside} is of other classes than target {task.target.name!r} has.", again)
     row_of = {key: row for row, key in enumerate(task.samples.key)}

@@ -57,10 +57,11 @@ def repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: Re
             "There is no test split, on which a repair could be measured.",
             "Extract with --test-fraction 0.2 to set one aside.",
         )
-    codes, named = [task.target.class_names.index(each) for each in new.class_names], new.labelled
+    codes = np.array([task.target.class_names.index(each) for each in new.class_names], np.int64)
+    named = new.labelled
     values = task.target.values.copy()
     if new.kind == "class":
-        values[named] = np.array(codes)[new.values[named]]
+        values[named] = codes[new.values[named]]
     else:
         values[named] = 0
         values[np.ix_(named, codes)] = new.values[named]
