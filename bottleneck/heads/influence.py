@@ -42,6 +42,7 @@ MOST_COUPLED = 2048  # coefficients of a softmax whose H is factorised whole
 OPTIMAL = 1e-2  # of F: a head that a Newton step would improve by more was fitted to other samples
 MOST_CELLS = 1 << 23  # of samples × samples × outputs for which a second step is made
 SMALLEST = 1e-6  # of 1 − leverage
+MEMORY = 4 << 30  # bytes that the numbers of all samples and outputs may take
 
 
 def require_linear(head: HeadArtifact) -> None:
@@ -51,6 +52,20 @@ def require_linear(head: HeadArtifact) -> None:
             f"The pull of training samples on a {head.kind} head cannot be computed; on logistic and ridge "
             "heads it can.",
             "Fit one with `bottleneck fit-head --head logistic`.",
+        )
+
+
+def require_memory(head: HeadArtifact, n: int) -> None:
+    """Raise ArtifactError if the pulls of n training samples take more than `MEMORY`."""
+    K, D = head.coef.shape
+    P = min(D, n) + 1
+    each = K * K if head.link == "softmax" and K > 2 else K  # curvatures of a sample
+    needed = 8 * (2 * n * D + 3 * n * each + K * P * P)
+    if needed > MEMORY:
+        raise ArtifactError(
+            f"The pulls of {n:,} training samples on {K:,} outputs of {D:,} features take "
+            f"{needed / 1e9:.1f} GB; at most {MEMORY / 1e9:.1f} GB are used.",
+            "Fit a head on fewer samples or classes with `bottleneck fit-head`, and explain that one.",
         )
 
 

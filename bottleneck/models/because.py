@@ -21,7 +21,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.training_set import with_training_classes
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.influence import Influence, require_linear
+from bottleneck.heads.influence import Influence, require_linear, require_memory
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
@@ -96,6 +96,7 @@ def because(
         rows, target, samples = training_rows(head, opened)
         features = opened.sample_rows(head.node, rows)
         with reporter.step("Weighing training samples", unit="samples") as advance:
+            require_memory(head, len(rows))
             influence = Influence(head, features.read(0, len(rows)), target)
             advance(len(rows))
         images = opened.images.key[samples.image[rows, 0]]

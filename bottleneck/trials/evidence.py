@@ -5,9 +5,9 @@ fold that held it out, and those of val. Two candidates are compared on the samp
 d is the mean difference of their scores, s the standard error of d.
 
 The rule. Candidates are ordered by tier, the simplest first. In each tier the best on its pooled evidence is
-compared with the one that is chosen so far, and replaces it if d > NOISE · s, that is, if it is better by
-more than the noise of n paired samples. (The rule of one standard error, Breiman et al. 1984, section 3.4.3,
-on paired differences.)
+compared with the one that is chosen so far, and replaces it if d > NOISE · s and d > 1 / n, that is, if it is
+better by more than the noise of n paired samples, and by more than one of them. (The rule of one standard
+error, Breiman et al. 1984, section 3.4.3, on paired differences, with half of it: see `docs/DECISIONS.md`.)
 
 Shapes: n samples.
 """
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NOISE = 1.0  # standard errors of the paired difference
+NOISE = 0.5  # standard errors of the paired difference
 ROUNDING = 1e-9  # one sample more has a gain and an error of 1 / n
 
 
@@ -62,8 +62,8 @@ class Difference:
 
     @property
     def beyond_noise(self) -> bool:
-        """Whether the gain is positive and above `NOISE` standard errors; a tie but for rounding is not."""
-        return self.gain > 0 and self.gain > NOISE * self.error * (1 + ROUNDING)
+        """Whether the gain is above `NOISE` standard errors, and above what one sample more gives."""
+        return self.n > 0 and self.gain > max(NOISE * self.error, 1 / self.n) * (1 + ROUNDING)
 
 
 def difference(new: Evidence, old: Evidence) -> Difference:

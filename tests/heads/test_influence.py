@@ -142,3 +142,14 @@ def test_other_answers_and_other_kinds_of_heads_are_refused():
     description = HeadDescription(class_names=target.class_names)
     with pytest.raises(ArtifactError, match="on a knn head"):
         Influence(knn.artifact(description), X, target)
+
+
+def test_pulls_that_need_too_much_memory_are_refused(monkeypatch):
+    X, target, _ = drawn("class")
+    head = fit("logistic", X, target)
+    influence.require_memory(head, N)
+    influence.require_memory(head, 100_000)
+    with pytest.raises(
+        ArtifactError, match=r"100,000,000 training samples on 3 .* take 31"
+    ):
+        influence.require_memory(head, 100_000_000)

@@ -36,7 +36,7 @@ def hits(right, n=400):
 @pytest.mark.parametrize(
     ("old", "new", "chosen"),
     [
-        (200, 201, 0),  # one discordant pair: the gain is one standard error, less than beyond it
+        (200, 201, 0),  # one sample more
         (200, 204, 1),  # four pairs, all for the new one: two standard errors
         (200, 200, 0),
         (200, 190, 0),
@@ -48,14 +48,14 @@ def test_a_candidate_replaces_a_simpler_one_only_beyond_the_noise(old, new, chos
 
 
 def test_noise_counts_the_pairs_that_disagree_not_the_gain_alone():
-    """Four more right of 400, but 60 samples changed sides: 60 pairs have a noise of 7.7."""
+    """Three more right of 400, but 59 samples changed sides: 59 pairs have a noise of 7.7."""
     old, new = np.zeros(400), np.zeros(400)
-    old[:28], new[28:60] = 1, 1
+    old[:28], new[28:59] = 1, 1
     index, (step,) = choose([Contender("old", 0, evidence(old)), Contender("new", 1, evidence(new))])
     assert index == 0
-    assert step.difference.gain == pytest.approx(4 / 400)
-    assert step.difference.error == pytest.approx(np.sqrt(60) / 400, rel=0.01)
-    assert "+1.00 points ± 1.94" in str(step)
+    assert step.difference.gain == pytest.approx(3 / 400)
+    assert step.difference.error == pytest.approx(np.sqrt(59) / 400, rel=0.01)
+    assert "+0.75 points ± 1.92" in str(step)
 
 
 def test_within_a_tier_the_best_is_taken_and_ties_go_to_the_lower_loss():
