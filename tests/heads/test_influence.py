@@ -149,7 +149,5 @@ def test_pulls_that_need_too_much_memory_are_refused(monkeypatch):
     head = fit("logistic", X, target)
     influence.require_memory(head, N)
     influence.require_memory(head, 100_000)
-    with pytest.raises(
-        ArtifactError, match=r"100,000,000 training samples on 3 .* take 31"
-    ):
+    with pytest.raises(ArtifactError, match=r"100,000,000 training samples on 3 .* take 31"):
         influence.require_memory(head, 100_000_000)
