@@ -10,35 +10,35 @@ CODES = """
 batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-source-changed
 candidates-left-out characters-not-drawn choice-kept chosen chosen-without-val
 class-for-most-samples class-in-one-group class-named-like-split class-named-unknown
-class-shares-left-out classes-merged classes-without-training-samples column-found-by-other-spelling
-column-passed-over columns-renamed copies-across-splits copies-left-out coverage-off
-coverage-without-flip dependencies-missing disk-nearly-full engine-forced epochs-extended
-explained-approximately fast-is-fp32 fewer-folds fewer-shots fewer-suggestions file-kept-aside
-files-ignored fitted-on-val flip-computed flip-left-out flip-of-the-model fold-with-one-class
-folders-within-classes folders-without-images foreign-files-left head-kept head-without-checksum
-heads-left-out images-failed images-not-measured images-not-shown images-outside-classes
-images-unread images-unreadable images-without-prediction input-scales joined-as-json
-joined-by-other-separator label-rows-without-sample label-separator-unused labels-look-like-several
-labels-not-judged labels-not-used labels-of-all-samples last-batch-joined last-layer-ignored
-last-layer-of-other-classes layout-class-split leep-not-computed left-out-in-features loss-diverged
-map-in-float32 map-sampled measured-on-train mistakes-not-explained model-not-measured
-names-not-found namesake-installed nan-labels neighbours-sampled network-converted-to-float32
-network-not-shown no-cross-validation no-label-column no-labels no-neighbours no-test node-alias
-not-converged not-finetuned not-installed numbers-beside-text one-answer one-train-sample-left
-options-unused other-version-installed overlay-reduced overlays-of-before page-too-large
-part-damaged paths-found-by-other-spelling picture-not-shown precision-of-cache rare-classes
-reference-images reject-rate-off remembered-column-missing remembered-columns repeated-rows
-repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache rows-damaged
-rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused samples-damaged
-samples-drawn samples-left-out samples-limited samples-not-used samples-unlabelled
-samples-without-label-row shard-labels shard-splits-not-used sheet-numbered sheet-shortened
-sizes-differ source-moved split-chose-the-model split-column-unused split-folder-not-used
-splits-changed splits-from-shard-names splits-merged start-faint start-fitted-again start-rounded
-target-by-other-name target-chosen test-not-suggested thumbnails-left-out trained-on
-training-images-unknown trust-not-exported unfreeze-every-not-used unknown-classes
-unknown-images-known unknown-images-of-known-classes val-chose-the-epoch val-taken-from-train
-views-left-out views-not-used views-unread weights-converted-to-float32 weights-entries-ignored
-weights-entry-chosen weights-prefix-removed wrapping-folder
+class-shares-left-out classes-merged classes-not-measured classes-without-training-samples
+column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
+copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nearly-full
+engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
+fewer-suggestions file-kept-aside files-ignored fitted-on-val flip-computed flip-left-out
+flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
+foreign-files-left head-kept head-without-checksum heads-left-out images-failed images-not-measured
+images-not-shown images-outside-classes images-unread images-unreadable images-without-prediction
+input-scales joined-as-json joined-by-other-separator label-rows-without-sample
+label-separator-unused labels-look-like-several labels-not-judged labels-not-used
+labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
+layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-sampled
+measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
+nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
+no-label-column no-labels no-neighbours no-test node-alias not-converged not-finetuned not-installed
+numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
+overlay-reduced overlays-of-before page-too-large part-damaged paths-found-by-other-spelling
+picture-not-shown precision-of-cache rare-classes reference-images reject-rate-off
+remembered-column-missing remembered-columns repeated-rows repeats-left-out report-left-out
+report-not-written report-of-best report-of-one-cache rows-damaged rows-kept-unread rows-mended
+rows-of-nan rows-removed run-resumed runs-reused samples-damaged samples-drawn samples-left-out
+samples-limited samples-not-used samples-unlabelled samples-without-label-row shard-labels
+shard-splits-not-used sheet-numbered sheet-shortened sizes-differ source-moved split-chose-the-model
+split-column-unused split-folder-not-used splits-changed splits-from-shard-names splits-merged
+start-faint start-fitted-again start-rounded target-by-other-name target-chosen test-not-suggested
+thumbnails-left-out trained-on training-images-unknown trust-not-exported unfreeze-every-not-used
+unknown-classes unknown-images-known unknown-images-of-known-classes val-chose-the-epoch
+val-taken-from-train views-left-out views-not-used views-unread weights-converted-to-float32
+weights-entries-ignored weights-entry-chosen weights-prefix-removed wrapping-folder
 """
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+import numpy as np
+
 from bottleneck.data.source import Source
 from bottleneck.errors import Note
 from bottleneck.extraction.extract import ExtractResult
@@ -27,6 +29,7 @@ from bottleneck.trials.evidence import Step
 from bottleneck.trials.task import Task
 
 SHOWN_FAILURES = 100  # named in a note
+SHOWN_CLASSES = 10  # named in the text of a note
 COLUMNS = ("what", "kind", "backbone", "node", "cv", "val", "pooled", "seconds", "chosen", "earlier")
 
 
@@ -164,7 +167,22 @@ def split_notes(task: Task) -> list[Note]:
             "--test-fraction 0.2."
         )
         notes.append(Note("no-test", text))
+    for split in ("val", "test"):
+        names = _absent_classes(task, split)
+        if names:
+            shown = ", ".join(names[:SHOWN_CLASSES]) + (" …" if len(names) > SHOWN_CLASSES else "")
+            text = f"{split} has no sample of {shown}: its accuracy says nothing of them."
+            notes.append(Note("classes-not-measured", text, details={"split": split, "classes": names}))
     return notes
+
+
+def _absent_classes(task: Task, split: str) -> list[str]:
+    """Return the classes without a labelled sample in a split that exists."""
+    if split not in task.rows or task.target.kind != "class":
+        return []
+    codes = task.target.values[task.rows[split]]
+    there = np.isin(np.arange(len(task.target.class_names)), codes)
+    return [name for name, found in zip(task.target.class_names, there, strict=True) if not found]
 
 
 def copies_notes(task: Task) -> list[Note]:
