@@ -22,8 +22,8 @@ from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.suggest.suggest import SuggestResult
 from bottleneck.studies.train.result import TrainResult
 from bottleneck.studies.transfer_study.study import TransferStudy
-from tests.studies.advise.test_recommendation import advice
-from tests.studies.transfer_study.test_effects import results
+from tests.helpers.advice import advice
+from tests.helpers.study_runs import results
 
 PACKAGE = Path(bottleneck.__file__).parent
 FRAMES = "┃┏┡┗│└├━─"

@@ -9,25 +9,9 @@ from PIL import Image
 from bottleneck.report.studies import transfer_figure
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.effects import Curves, Estimate, find_effects
-from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE, plan_runs
+from bottleneck.studies.transfer_study.protocol import PUBLISHED, PUBLISHED_BASE
 from bottleneck.studies.transfer_study.study import TransferStudy
-from tests.helpers.study_runs import run_result
-
-VAL = 4000  # val images
-
-
-def results(seeds, noise, curves=PUBLISHED, base=PUBLISHED_BASE):
-    """Runs whose accuracies are `curves` plus a level of the seed and noise; all are right on easy images."""
-    rng = np.random.default_rng(3)
-
-    def result_of(run):
-        gain = 1 if run.share == 1 else run.share
-        shift = (
-            0 if run.n == 0 else -5 * run.n if run.kind == "random" else curves[run.kind][run.n - 1] - base
-        )
-        return run_result(run, (base + gain * shift + 1.5 * run.seed + noise * rng.normal()) / 100, VAL)
-
-    return [result_of(run) for run in plan_runs(StudyConfig(seeds=seeds), 8)]
+from tests.helpers.study_runs import results
 
 
 def by_key(runs):
