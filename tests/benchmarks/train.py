@@ -169,11 +169,11 @@ def heads_tried(work: Path) -> tuple[dict[str, np.ndarray], dict]:
             outputs = outputs_of(task, final_head(task, node, found), task.rows["test"])
             codes = outputs.argmax(1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
             right[node] = codes == task.target.values[task.rows["test"]]
-    chosen = {}
+    chosen, used = {}, evidence.NOISE
     for noise in NOISES:
         evidence.NOISE = noise
         chosen[noise] = contenders[evidence.choose(contenders)[0]].what
-    evidence.NOISE = 1.0
+    evidence.NOISE = used
     scores = {each.what: [int(score) for score in each.evidence.score] for each in contenders}
     return right, {"by_noise": chosen, "scores": scores}
 
