@@ -14,8 +14,8 @@ class-shares-left-out classes-merged classes-not-measured classes-without-traini
 column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
 copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nearly-full
 engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
-fewer-suggestions file-kept-aside files-ignored fitted-on-val flip-computed flip-left-out
-flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
+fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
+flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
 foreign-files-left head-kept head-without-checksum heads-left-out images-failed images-not-measured
 images-not-shown images-outside-classes images-unread images-unreadable images-without-prediction
 input-scales joined-as-json joined-by-other-separator label-rows-without-sample
@@ -36,9 +36,10 @@ shard-splits-not-used sheet-numbered sheet-shortened sizes-differ source-moved s
 split-column-unused split-folder-not-used splits-changed splits-from-shard-names splits-merged
 start-faint start-fitted-again start-rounded target-by-other-name target-chosen test-not-suggested
 thumbnails-left-out trained-on training-images-unknown trust-not-exported unfreeze-every-not-used
-unknown-classes unknown-images-known unknown-images-of-known-classes val-chose-the-epoch
-val-taken-from-train views-left-out views-not-used views-unread weights-converted-to-float32
-weights-entries-ignored weights-entry-chosen weights-prefix-removed wrapping-folder
+unknown-classes unknown-images-known unknown-images-of-known-classes unknown-nearer-than-known
+val-chose-the-epoch val-taken-from-train views-left-out views-not-used views-unread
+weights-converted-to-float32 weights-entries-ignored weights-entry-chosen weights-prefix-removed
+wrapping-folder
 """
 
 

@@ -23,6 +23,7 @@ from bottleneck.store.reader import FeatureCache
 
 TPR = 0.95  # of the unknown samples, at which the share of rejected known ones is measured
 DRAWS, SEED = 200, 0  # of the bootstrap
+CHANCE = 0.5  # AUROC of a score that tells nothing
 
 
 def measure_unknown(
@@ -68,6 +69,12 @@ def measure_unknown(
         "unknown_rejected_ci95": list(wilson_interval(int(out.sum()), len(out))),
         "unknown_n": len(out),
     }
+    if figures["auroc_ci95"][1] < CHANCE:
+        text = (
+            f"The unknown images are nearer to those of training than the known ones are (AUROC "
+            f"{figures['auroc']:.3f}): novelty does not tell them."
+        )
+        notes.append(Note("unknown-nearer-than-known", text))
     return figures, scored.failed, notes
 
 

@@ -32,6 +32,7 @@ from bottleneck.studies.audit.copies import (
     find_copies,
     leaking_copies,
     leaks_of,
+    node_notes,
     splits_of_images,
 )
 from bottleneck.studies.audit.images import NEIGHBOURS, beyond_fence, outlier_scores
@@ -181,6 +182,7 @@ def _audited(
     images = compared(cache, node, split_of, reporter)
     copies = find_copies(cache, images, config)
     odd, notes = odd_images(cache, split_of, config.odd)
+    notes += node_notes(cache, node)
     nothing: Issue = {"flag": 0, "score": 0.0, "items": []}
     leaks = leaking_copies(copies, split_of)
     common: dict[str, Any] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.errors import Note
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.tables import as_bytes
@@ -55,6 +56,15 @@ def compared(cache: FeatureCache, node: str, split_of: dict[str, set[str]], repo
     features = centred(cache.features(cache.vectors(node)[0].name), distinct)
     near_train, others = (neighbourhood(features, np.flatnonzero(each), reporter) for each in (train, ~train))
     return Compared(distinct, content, joined(near_train, others), near_train)
+
+
+def node_notes(cache: FeatureCache, node: str) -> list[Note]:
+    """Return a note where `compared` takes one of several nodes."""
+    names = [each.name for each in cache.vectors(node)]
+    if len(names) == 1:
+        return []
+    text = f"Copies and outliers are sought by the features of {names[0]} alone, the first of the nodes."
+    return [Note("first-node-alone", text, details={"node": names[0], "nodes": names})]
 
 
 def find_copies(cache: FeatureCache, images: Compared, config: AuditConfig) -> list[dict[str, Any]]:

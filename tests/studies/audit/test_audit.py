@@ -3,6 +3,7 @@
 import csv
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FitErr
 from bottleneck.heads.artifact import load_head
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
+from bottleneck.studies.audit.copies import node_notes
 from tests.helpers.caches import class_target, write_cache
 
 N, CLASSES, WIDTH = 240, 3, 64
@@ -239,3 +241,10 @@ def test_the_command_prints_tables_and_json(cache, tmp_path):
     keys = {"label_issues", "duplicates", "leaks", "outliers", "confusable", "thin", "odd", "failures"}
     assert keys <= found.keys()
     assert all("flag" in found[name] and "score" in found[name] for name in keys - {"failures"})
+
+
+def test_of_several_nodes_the_first_is_compared_and_it_is_told():
+    cache = SimpleNamespace(vectors=lambda node: [SimpleNamespace(name=name) for name in node.split("+")])
+    assert node_notes(cache, "bottleneck") == []
+    (note,) = node_notes(cache, "blocks.4@avg2+bottleneck")
+    assert note.details == {"node": "blocks.4@avg2", "nodes": ["blocks.4@avg2", "bottleneck"]}
