@@ -141,7 +141,7 @@ class Command(click.Command):
 
 
 class _Rate(ProgressColumn):
-    """Shows units per second over the recent past."""
+    """Shows units per second over the recent past; none of a step below a second."""
 
     def __init__(self, unit: str) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        if not speed or not self.unit:
+        if not speed or not self.unit or (task.elapsed or 0) < 1:
             return Text("")
         if speed < 0.1:
             return Text(f"{1 / speed:.0f} s each")

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import click
 import numpy as np
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from bottleneck.cli.main import COMMANDS, group
 from bottleneck.cli.options import Crop
-from bottleneck.cli.terminal import Terminal, plain, shows_results, table
+from bottleneck.cli.terminal import Terminal, _Rate, plain, shows_results, table
 
 
 def test_plain_makes_numpy_and_what_is_not_finite_json():
@@ -96,3 +97,9 @@ def test_what_is_being_done_is_shown_on_a_terminal_alone(on_a_terminal, monkeypa
     shown = ("report: loading libraries", "report: working", "report: after “Drawing”, working on")
     assert [text in stream.getvalue() for text in shown] == [on_a_terminal] * 3
     assert "One line." in stream.getvalue()
+
+
+@pytest.mark.parametrize(("elapsed", "shown"), [(0.2, ""), (2.0, "50 images/s")])
+def test_a_step_below_a_second_has_no_rate(elapsed, shown):
+    task = SimpleNamespace(finished_speed=50.0, speed=None, elapsed=elapsed)
+    assert str(_Rate("images").render(task)) == shown
