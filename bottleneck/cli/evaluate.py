@@ -14,7 +14,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_options,
 )
-from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table, told_apart
 from bottleneck.errors import BottleneckError
 from bottleneck.names import ALL_SAMPLES, SPLITS
 
@@ -89,8 +89,10 @@ def command(terminal: Terminal, model: str, source: str, confusion: str | None, 
     if doubts := _doubts(result):
         shown.append(table("What it does not know", ("measure", "value", "95 % interval"), doubts))
     if "per_class" in result:
+        names = told_apart([row["name"] for row in result["per_class"]])
         classes = [
-            (row["name"], row["n"], row["precision"], row["recall"], row["f1"]) for row in result["per_class"]
+            (name, row["n"], row["precision"], row["recall"], row["f1"])
+            for name, row in zip(names, result["per_class"], strict=True)
         ]
         shown.append(table("By class", ("class", "n", "precision", "recall", "f1"), classes))
     if result["failed"]:

@@ -18,7 +18,8 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shlex import quote
@@ -269,6 +270,13 @@ def _cell(value: object) -> str:
     return printable(str(value))
 
 
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return names for a table: in quotes those that differ from another one only in white space."""
+    bare = ["".join(name.split()) for name in names]
+    counts = Counter(bare)
+    return [f'"{name}"' if counts[key] > 1 else name for name, key in zip(names, bare, strict=True)]
+
+
 def shown_prediction(record: dict[str, Any]) -> tuple[Any, ...]:
     """Return image, label or labels, and confidence of a record of `predict`, as cells of a table."""
     label, confidence = record["label"], record["confidence"]
@@ -368,5 +376,7 @@ def _class_table(
         half = MOST_CLASSES // 2
         title += f"; the largest {half} and the smallest {half}"
         ranked = ranked[:half] + ranked[-half:]
-    rows = [(label, *(counts[split] for split in splits)) for label, counts in ranked]
+    names = told_apart([label for label, _ in ranked])
+    counted = [[counts[split] for split in splits] for _, counts in ranked]
+    rows = [(name, *counts) for name, counts in zip(names, counted, strict=True)]
     return table(title, ("class", *splits), rows)

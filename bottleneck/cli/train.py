@@ -22,7 +22,7 @@ from bottleneck.cli.options import (
 )
 from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
 from bottleneck.data.config import ReadConfig
-from bottleneck.errors import Note
+from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.files import readable
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES
@@ -178,7 +178,7 @@ def _report(
             command=called,
             reporter=terminal,
         )
-    except Exception as error:  # the model is written; it must not seem to have failed
+    except (BottleneckError, OSError) as error:  # the model is written; it must not seem to have failed
         return None, 0.0, [Note("report-not-written", f"There is no report: {error}").to_json()]
     told = [replace(note, message=f"In the report: {note.message}") for note in page.notes]
     return page.path, page.seconds, [note.to_json() for note in told]

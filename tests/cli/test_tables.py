@@ -15,7 +15,7 @@ from rich.console import Console
 
 import bottleneck
 from bottleneck.cli.main import group
-from bottleneck.cli.terminal import FILE_WIDTH, Terminal, table
+from bottleneck.cli.terminal import FILE_WIDTH, Terminal, table, told_apart
 from bottleneck.report import figures
 from bottleneck.studies.drift.drift import DriftResult
 from bottleneck.studies.study_config import StudyConfig
@@ -74,6 +74,10 @@ def test_a_long_text_is_broken_beside_whole_numbers():
     shown = printed(table("Heads", ("node", "C", "accuracy"), [(name, 1e-6, 0.9755)]))
     assert any("1e-06" in line and "0.9755" in line for line in shown.splitlines())
     assert "".join(line.split("│")[1].strip() for line in shown.splitlines() if "│" in line) == name
+
+
+def test_names_that_differ_only_in_white_space_are_in_quotes():
+    assert told_apart(["ant", "bee", "ant ", "벌 ", "a nt"]) == ['"ant"', "bee", '"ant "', "벌 ", '"a nt"']
 
 
 def test_a_table_without_rows_is_a_sentence():

@@ -47,15 +47,13 @@ def try_strategies(trial: Trial, folder: Path, reporter: Reporter) -> tuple[list
     -------
     The attempts in their order, and the linear heads of all nodes (the probe curve) in the network's order.
     """
-    fitted = fit_heads(
-        trial.path,
-        targets=[trial.user.target],
-        nodes=trial.nodes,
-        output=folder / "heads",
-        reporter=reporter,
-    )
-    heads = sorted(fitted.heads, key=lambda head: trial.nodes.index(head["node"]))
-    seconds = fitted.seconds / len(heads)
+    heads, seconds = list[Head](), 0.0  # of one head
+    with reporter.step("Fitting heads", total=len(trial.nodes), unit="heads") as advance:
+        for node in trial.nodes:
+            fitted = fit_heads(trial.path, targets=[trial.user.target], nodes=[node], output=folder / "heads")
+            heads += fitted.heads
+            seconds += fitted.seconds / len(trial.nodes)
+            advance(1)
     judged = _judged_heads(trial, heads)
     top, pooled, early = _candidates(trial, heads, judged)
     attempts = [_head_attempt(HEAD, trial, top, judged[top["node"]], seconds)]

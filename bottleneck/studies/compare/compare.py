@@ -229,6 +229,8 @@ def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row
             split: float(np.mean([run.accuracy[split] for run in members])) for split in members[0].accuracy
         }
         shown = [run.accuracy[measured_on] for run in members]
+        judged = [len(run.evidence[measured_on].keys) for run in members if measured_on in run.evidence]
+        least = min(judged, default=n)  # runs that are fed with images lack those that cannot be read
         rows.append(
             Row(
                 name=_name(unfreeze, init, depth),
@@ -238,7 +240,7 @@ def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row
                 shots=shots,
                 seeds=len(members),
                 accuracy=means,
-                interval=wilson_interval(means[measured_on] * n, n),
+                interval=wilson_interval(means[measured_on] * least, least),
                 spread=float(np.std(shown)),
                 seconds=float(np.mean([run.seconds for run in members])),
                 blocks=members[0].blocks,

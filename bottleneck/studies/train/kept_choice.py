@@ -37,7 +37,8 @@ def kept_candidate(
     """Return the candidate that an earlier run chose, tried on the samples of now; its table; and a note.
 
     The table is of all that the earlier run tried, without the chosen one. None where there was no choice, or
-    the samples are the same, or more than `KEEP` of them have changed; and where the user refuses decisions.
+    the samples are the same, or more than `KEEP` of them have changed; where samples that chose are in test
+    now, which would no longer be new to the choice; and where the user refuses decisions.
     """
     stored = request.records.read(CHOICE, request.fingerprint)
     if stored is None or request.strict:
@@ -46,7 +47,13 @@ def kept_candidate(
     backbone, node, kind = values["backbone"], values["node"], values["kind"]
     if backbone not in tasks or any(part not in tasks[backbone].cache.nodes for part in nodes_in(node)):
         return None
-    change = _changes(arrays, _sample_digests(tasks[backbone]))
+    task = tasks[backbone]
+    now, test = (
+        _sample_digests(task, rows) for rows in (task.judged, task.rows.get("test", np.zeros(0, np.int64)))
+    )
+    if _moved(arrays["images"], now["images"], test["images"]):
+        return None
+    change = _changes(arrays, now)
     changed, of = sum(change.values()), len(arrays["samples"])
     if not 0 < changed <= KEEP * of:
         return None
@@ -64,7 +71,7 @@ def kept_candidate(
     text = (
         f"The choice of an earlier run is kept, {candidate.what}: {told} since then, at most {KEEP:.0%} of "
         f"its {of:,} samples. {ANEW[kind]} anew; the other candidates are not tried again, and the table has "
-        f"their figures of then. Delete {request.records.folder} to choose anew."
+        f"their figures of then{_classes_then(values, task)}. Delete {request.records.folder} to choose anew."
     )
     earlier = [{**row, "chosen": False, "earlier": True} for row in values["table"] if not row["chosen"]]
     return candidate, earlier, Note("choice-kept", text, True, {"changed": changed, "of": of, **change})
@@ -72,8 +79,26 @@ def kept_candidate(
 
 def keep_choice(request: Request, chosen: Candidate, table: list[dict[str, Any]]) -> None:
     """Store the choice, with the samples that it was made on and the table of all that was tried."""
+    task = chosen.task
     values = {"backbone": chosen.backbone, "node": chosen.node, "kind": chosen.kind, "table": table}
-    request.records.write(CHOICE, request.fingerprint, values, _sample_digests(chosen.task))
+    values |= {"classes": list(task.target.class_names)}
+    request.records.write(CHOICE, request.fingerprint, values, _sample_digests(task, task.judged))
+
+
+def _classes_then(values: Mapping[str, Any], task: Task) -> str:
+    """Return what the table's figures lack where its classes were others; nothing of an older record."""
+    then, now = values.get("classes"), task.target.class_names
+    if then is None or set(then) == set(now):
+        return ""
+    return f", of {len(then):,} classes, while those of the model are of {len(now):,}"
+
+
+def _moved(before: np.ndarray, now: np.ndarray, test: np.ndarray) -> bool:
+    """Return whether a sample that chose is now in test and no longer among those that choose.
+
+    before, now, test : digests of the images of samples that chose then, that choose now, and of test now.
+    """
+    return bool((np.isin(test, before) & ~np.isin(test, now)).any())
 
 
 def _changes(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -88,12 +113,12 @@ def _changes(before: Mapping[str, np.ndarray], now: Mapping[str, np.ndarray]) ->
     return {"new": new.total() - relabelled, "gone": gone.total() - relabelled, "relabelled": relabelled}
 
 
-def _sample_digests(task: Task) -> dict[str, np.ndarray]:
-    """Return of each judged sample (n,) uint64 digests: of its images, and of these with answer and split."""
+def _sample_digests(task: Task, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return of each of the samples `rows` (n,) uint64 digests: of its images; of these, answer and split."""
     samples, names = task.samples, task.target.class_names
     images = task.cache.images.digest
-    found = {name: np.empty(len(task.judged), np.uint64) for name in ("images", "samples")}
-    for number, row in enumerate(task.judged):
+    found = {name: np.empty(len(rows), np.uint64) for name in ("images", "samples")}
+    for number, row in enumerate(rows):
         value = task.target.values[row]
         answer = names[value] if task.target.kind == "class" else np.asarray(value).tobytes().hex()
         digest = hashlib.sha256(images[samples.image[row]].tobytes())

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from bottleneck.errors import FitError, StrictError
 from bottleneck.extraction.extract import extract
+from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.compare.compare import answers, choose_row, compare, summarise
@@ -149,6 +151,14 @@ def test_means_and_intervals_over_seeds():
     assert rows[0].accuracy["test"] == pytest.approx(0.85)
     assert rows[0].spread == pytest.approx(0.05)
     assert rows[0].interval[0] < 0.85 < rows[0].interval[1]
+
+
+def test_the_interval_is_of_the_samples_that_a_run_could_read():
+    few = run(1, test=0.8)
+    judged = few.evidence["test"]
+    part = Evidence(judged.keys[:50], judged.score[:50], judged.loss[:50])
+    rows = summarise([replace(few, evidence={**few.evidence, "test": part})], "test", 200)
+    assert rows[0].interval == wilson_interval(40, 50)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.heads.artifact import load_head
 from bottleneck.progress import SILENT
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.studies.train.kept_choice import _changes
+from bottleneck.studies.train.kept_choice import _changes, _moved
 from bottleneck.studies.train.request import Request
 from bottleneck.trials import finetuning, mirrors
 from tests.helpers.stripes import write_stripes
@@ -53,6 +53,14 @@ def test_an_image_with_another_label_is_one_change():
     assert sum(_changes(before, before).values()) == 0
 
 
+def test_a_sample_that_chose_must_not_be_in_test_but_a_copy_of_one_may():
+    before, digests = np.array([1, 2, 3], np.uint64), lambda *of: np.array(of, np.uint64)
+    assert _moved(before, digests(1, 2), digests(3, 9))
+    assert not _moved(before, digests(1, 2, 3), digests(3, 9))
+    assert not _moved(before, digests(1, 2), digests(9))
+    assert not _moved(before, digests(1, 2), digests())
+
+
 def test_another_recipe_of_the_features_is_another_choice(source):
     def asked(**given):
         extraction = ExtractConfig(**given)
@@ -90,6 +98,7 @@ def test_a_tuned_block_is_tuned_again_and_nothing_else_is_tried(folder, monkeypa
     assert load_head(found.model).n_train == 48
     assert load_head(found.model).class_names[-1] == "class4"
     assert "Its map is extracted for new images" in note_of(found).message
+    assert ", of 4 classes, while those of the model are of 5." in note_of(found).message
 
 
 def test_the_mean_of_two_images_is_measured_again(folder, monkeypatch):

@@ -22,6 +22,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.export import export
 from bottleneck.records import config_from
+from bottleneck.report.page import report
 from bottleneck.studies.study_config import TrainConfig
 from bottleneck.studies.train import budget, features, plan
 from bottleneck.studies.train.budget import Clock
@@ -201,6 +202,21 @@ def test_the_command_for_a_report_that_was_left_out_names_the_caches_and_the_pag
     cache, written = trained.files["cache small_cnn"], Path(trained.model).with_suffix(".html")
     command = shlex.join(["bottleneck", "report", trained.model, cache, "-o", str(written)])
     assert f": {command} makes it." in note["message"]
+
+
+def test_a_report_that_fails_is_a_note_and_a_defect_of_ours_is_not(trained, monkeypatch):
+    def raises(error):
+        def write(*_, **__):
+            raise error
+
+        monkeypatch.setattr(report, "write_report", write)
+        options = {"minutes": None, "weights": None, "trust_code": False}
+        return cli_train._report(None, trained, options)
+
+    page, _, (note,) = raises(OSError("No space left on device"))
+    assert (page, note["code"]) == (None, "report-not-written")
+    with pytest.raises(TypeError):
+        raises(TypeError("a defect"))
 
 
 def test_a_plan_writes_nothing_and_names_what_would_be_done(source, tmp_path, monkeypatch):
