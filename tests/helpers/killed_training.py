@@ -1,4 +1,4 @@
-"""A run that is killed at a given step: `python -m tests.helpers.killed_training FOLDER EPOCH STEP`."""
+"""A run that is killed at a step: `python -m tests.helpers.killed_training FOLDER EPOCH STEP PRECISION`."""
 
 import os
 import signal
@@ -11,11 +11,13 @@ from bottleneck.training.checkpoint import Checkpoint
 from tests.helpers.tiny_training import training
 
 
-def run(folder, kill_at=None):
+def run(folder, kill_at=None, precision="fp32"):
     """Train with a checkpoint after every step; SIGKILL before step `kill_at`, (epoch, step)."""
     torch.manual_seed(1)
     job = training(
-        checkpoint=Checkpoint(Path(folder) / "run.safetensors", "fingerprint"), checkpoint_seconds=0.0
+        checkpoint=Checkpoint(Path(folder) / "run.safetensors", "fingerprint"),
+        checkpoint_seconds=0.0,
+        precision=precision,
     )
     update = job.update
 
@@ -30,4 +32,4 @@ def run(folder, kill_at=None):
 
 
 if __name__ == "__main__":
-    run(sys.argv[1], (int(sys.argv[2]), int(sys.argv[3])))
+    run(sys.argv[1], (int(sys.argv[2]), int(sys.argv[3])), sys.argv[4])

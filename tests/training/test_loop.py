@@ -91,14 +91,14 @@ def test_a_learning_rate_that_works_is_not_called_divergence():
     assert job.state.stopped == "done"
 
 
-@pytest.mark.parametrize("kill_at", [(1, 0), (3, 2)])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at):
-    whole, records = run(tmp_path / "whole")
+@pytest.mark.parametrize(("kill_at", "precision"), [((1, 0), "fp32"), ((3, 2), "fp32"), ((3, 2), "bf16")])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at, precision):
+    whole, records = run(tmp_path / "whole", precision=precision)
     script = "tests.helpers.killed_training"
-    command = [sys.executable, "-m", script, str(tmp_path / "cut"), *map(str, kill_at)]
+    command = [sys.executable, "-m", script, str(tmp_path / "cut"), *map(str, kill_at), precision]
     killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert killed.returncode == -9
-    resumed, resumed_records = run(tmp_path / "cut")
+    resumed, resumed_records = run(tmp_path / "cut", precision=precision)
     assert resumed.resumed
     assert not whole.resumed
     assert equal(whole.module, resumed.module)
