@@ -15,10 +15,11 @@ from typing import Protocol
 
 import numpy as np
 
-from bottleneck.errors import SourceError
+from bottleneck.errors import Note, SourceError
 from bottleneck.names import TARGET_KINDS
 
 UNLABELLED = -1
+MOST_SHARDS = 1_000_000
 
 
 class RowReader(Protocol):
@@ -130,6 +131,35 @@ class Target:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which shards of a whole source a table holds.
+
+    of : number of shards of the source. numbers : those that are here, from 1, in order.
+    plan : sha256 of what all shards have in common (`data.shards.plan_of`).
+    """
+
+    of: int
+    numbers: tuple[int, ...]
+    plan: str
+
+    @property
+    def missing(self) -> tuple[int, ...]:
+        """Return the numbers of the shards that are not here."""
+        return tuple(sorted(set(range(1, self.of + 1)) - set(self.numbers)))
+
+    def notes(self) -> list[Note]:
+        """Return a note that names the missing shards, if there are any."""
+        if not self.missing:
+            return []
+        shown = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
+        text = (
+            f"Of the {self.of} shards of the source {len(self.missing)} are missing: {shown}. "
+            "Add them with `bottleneck cache merge`."
+        )
+        return [Note("shards-missing", text, True, {"missing": list(self.missing), "of": self.of})]
+
+
+@dataclass(frozen=True)
 class SampleTable:
     """Samples that point at images by their row in the image table.
 
@@ -149,6 +179,8 @@ class SampleTable:
     columns : dict of str to tuple of str
         Where the table was read from a manifest: its columns by role ("image", "label", "split", "group",
         "sample", "covariate"), and the "separator" between labels of a cell.
+    shard : Shard, or None
+        Where the table holds some shards of a source; None where it holds all of it.
     """
 
     key: np.ndarray
@@ -159,6 +191,7 @@ class SampleTable:
     covariate_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    shard: Shard | None = None
 
     def __post_init__(self) -> None:
         if self.covariates is None:

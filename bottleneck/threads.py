@@ -42,7 +42,10 @@ class ThreadBudget:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use: its affinity mask, limited by a cgroup v2 CPU quota."""
+    """Return the cores that this process may use: its affinity mask, limited by a cgroup v2 CPU quota.
+
+    Processes that torchrun starts on one host (LOCAL_WORLD_SIZE) share them.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -50,7 +53,8 @@ def available_cores() -> int:
             cores = min(cores, max(1, round(int(quota) / int(period))))
     except (OSError, ValueError):
         pass
-    return cores
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return max(1, cores // int(beside)) if beside.isdecimal() and int(beside) > 1 else cores
 
 
 def thread_budget(workers: int | None = None, device: str = "cpu") -> ThreadBudget:

@@ -13,6 +13,7 @@ from bottleneck.cli.options import (
     flags_of,
     input_options,
     reading_options,
+    shard_option,
     strict_option,
     trust_code_option,
 )
@@ -99,6 +100,7 @@ flag = flags_of(ExtractConfig)
 @click.option("--dry-run", is_flag=True, help="Show what would be computed and written, and do nothing.")
 @engine_options
 @reading_options
+@shard_option
 @shows_results
 def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, **options: Any) -> None:
     """Run the frozen backbone once over the images of SOURCE and keep its features.

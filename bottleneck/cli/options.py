@@ -266,6 +266,12 @@ limit_option = _reading(
     help="Use only this many samples, spread evenly over splits and classes.",
 )
 
+shard_option = _reading(
+    "--shard",
+    metavar="I/N|auto",
+    help="Extract shard I of N, to a file of its own; auto takes both from a Slurm array or torchrun.",
+)
+
 reading_options = together(
     column_options,
     _reading(

@@ -50,6 +50,8 @@ class ReadConfig:
     val_fraction, test_fraction : fractions of the train samples to set aside (`splits.set_aside`).
     seed : decides which samples are set aside.
     limit : keep this many samples, spread evenly over splits and classes, without changing a sample's split.
+    shard : "I/N" takes the samples of shard I of N, "auto" those that a Slurm array or torchrun assigns
+        (`data.shards`).
     remembered : columns by role that a model was made with (`SampleTable.columns`), read where no flag names
         others.
     inputs_only : read images and covariates alone, a sample for each row; no labels, splits or groups unless
@@ -70,6 +72,7 @@ class ReadConfig:
     test_fraction: float = 0.0
     seed: int = 0
     limit: int | None = None
+    shard: str | None = None
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs_only: bool = False
 

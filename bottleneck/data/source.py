@@ -29,13 +29,14 @@ from bottleneck.data.listing import (
     shard_target,
 )
 from bottleneck.data.manifest import read_manifest
+from bottleneck.data.shards import plan_of, shard_number, shard_of
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
 from bottleneck.data.untrusted import one_line, refusal, split_chain
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
-from bottleneck.samples import SampleTable
+from bottleneck.samples import SampleTable, Shard
 
 PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
@@ -135,7 +136,8 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     lost = (*classes_set_aside(whole.samples, samples), *classes_thinned(whole.samples, samples))
     notes = (*whole.notes, *lost)
     whole = replace(whole, samples=samples, notes=notes)
-    return whole if config.limit is None else evenly(whole, config.limit)
+    whole = whole if config.limit is None else evenly(whole, config.limit)
+    return whole if config.shard is None else _shard(whole, config.shard)
 
 
 def read_sources(
@@ -378,3 +380,28 @@ def evenly(source: Source, limit: int) -> Source:
     rank = np.argsort(np.argsort(samples.key))
     order = np.lexsort((rank, strata(samples), samples.split.astype(str)))
     return replace(source.take(np.sort(order[np.arange(limit) * S // limit])), limit=limit)
+
+
+def _shard(source: Source, text: str) -> Source:
+    """Return the samples and images of one shard, with a note that says which. text : "I/N" or "auto"."""
+    number, of, where = shard_number(text)
+    samples = source.samples
+    names = samples.key if samples.group is None else samples.group
+    rows = np.flatnonzero([shard_of(name, of) == number for name in names])
+    S = len(samples)
+    if not len(rows):
+        raise SourceError(
+            f"Shard {number} of {of} of {source.location} has no sample; the source has {S:,}.",
+            "Use fewer shards.",
+        )
+    taken = source.take(rows)
+    message = (
+        f"Shard {number} of {of}, by {where}: {len(rows):,} of {S:,} samples. Splits and classes are those "
+        "of the whole source."
+    )
+    return replace(
+        taken,
+        samples=replace(taken.samples, shard=Shard(of, (number,), plan_of(samples))),
+        absent={key: why for key, why in source.absent.items() if shard_of(key, of) == number},
+        notes=(*source.notes, Note("shard-taken", message, details={"shard": number, "of": of})),
+    )

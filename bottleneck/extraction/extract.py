@@ -32,7 +32,7 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
 from bottleneck.extraction.prepare import Extraction, prepare
-from bottleneck.extraction.settings import default_cache, shared_views
+from bottleneck.extraction.settings import cache_path, refuse_calibrated_shard, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -152,6 +152,7 @@ def extract(
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    shard: str | None = ReadConfig.shard,
     strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> ExtractResult:
@@ -169,8 +170,8 @@ on_error, reread, measure, source_moved, keep_parts, trust_code
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
     image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, \
-val_fraction, test_fraction, limit
-        As in `ReadConfig`.
+val_fraction, test_fraction, limit, shard
+        As in `ReadConfig`. A shard is written to a file of its own, `NAME--shard-I-of-N.h5`.
     strict
         Refuse a decision on the source or on rows of the cache that changes what is learnt or measured.
 
@@ -196,8 +197,9 @@ def run_extraction(
     strict: bool = False,
 ) -> ExtractResult:
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
-    path = Path(cache) if cache is not None else default_cache(source, config)
+    path = cache_path(source, cache, config)
     extraction = prepare(config, source, path)
+    refuse_calibrated_shard(source, config, bool(extraction.statistics))
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
     with CacheWriter(
@@ -278,8 +280,9 @@ def survey(
     config = config or ExtractConfig()
     source = read_source(source, reading)
     refuse_strict(source.notes, strict)
-    path = Path(cache) if cache is not None else default_cache(source, config)
+    path = cache_path(source, cache, config)
     extraction = prepare(config, source, path)
+    refuse_calibrated_shard(source, config, bool(extraction.statistics))
     origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
         plan = plan_run(

@@ -15,6 +15,7 @@ from typing import Any
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.preprocess import MIRROR, Preprocess, ViewRecipe
 from bottleneck.data.source import Source
+from bottleneck.errors import SourceError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, FAST
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
@@ -159,6 +160,29 @@ def default_cache(source: Source, config: ExtractConfig) -> Path:
     """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
     backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
     return Path("cache") / f"{source_name(source)}--{backbone}.h5"
+
+
+def cache_path(source: Source, cache: str | Path | None, config: ExtractConfig) -> Path:
+    """Return the file to write: `cache`, or the default one; each shard has a file of its own."""
+    path = Path(cache) if cache is not None else default_cache(source, config)
+    shard = source.samples.shard
+    if shard is None:
+        return path
+    return path.with_name(f"{path.stem}--shard-{shard.numbers[0]}-of-{shard.of}{path.suffix}")
+
+
+def refuse_calibrated_shard(source: Source, config: ExtractConfig, random: bool) -> None:
+    """Raise SourceError where rows depend on the images of a shard, so that shards could not be merged.
+
+    random : the network is a new one with random weights, whose BatchNorm statistics are of these images.
+    """
+    if source.samples.shard is None or not (random or config.engine.precision == "int8"):
+        return
+    what = "BatchNorm statistics of a random network" if random else "An int8 network's calibration"
+    raise SourceError(
+        f"{what} would be of the images of one shard, and shards of different ones cannot be merged.",
+        "Leave --shard out, or give trained --weights and another --precision.",
+    )
 
 
 def source_name(source: Source) -> str:

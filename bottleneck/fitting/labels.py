@@ -43,19 +43,23 @@ def relabelled(
 ) -> tuple[SampleTable, list[Note]]:
     """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged.
 
+    A note names the shards that the samples lack, where they are some shards of a source.
+
     Raises
     ------
     FitError
         As from `join_labels`; or a column of groups is named without a file.
     """
+    lacking = samples.shard.notes() if samples.shard else []
     if labels is not None:
-        return join_labels(samples, image_keys, labels, targets=targets, group=group, config=config)
+        joined, notes = join_labels(samples, image_keys, labels, targets=targets, group=group, config=config)
+        return joined, [*lacking, *notes]
     if group is not None:
         raise FitError(
             "--group names a column of a labels file.",
             "Give the file with --labels, or name the groups when extracting: `extract --group`.",
         )
-    return samples, []
+    return samples, lacking
 
 
 def join_labels(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.samples import UNLABELLED, SampleTable, Target
+from bottleneck.samples import UNLABELLED, SampleTable, Shard, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import companion_path
@@ -28,7 +28,9 @@ from bottleneck.store.tables import CacheTables, ImageRow, ImageTable, objects
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write the union of finished caches to the new file `out`.
 
-    Images and samples keep their order, those of the first cache first. If the caches have different source
+    Images and samples keep their order, those of the first cache first; those of shards are in order of their
+    keys, as in the cache of a whole folder. Shards that are missing are named in a note, and may be merged
+    later: the merged cache remembers which it has. If the caches have different source
     folders, the merged cache has their common parent, and each key is prefixed by the path from the parent to
     its folder. An image or a sample that occurs in several caches must be the same in each.
 
@@ -39,14 +41,14 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
 
     Returns
     -------
-    dict with cache (the path written), images, samples, failed and nodes {name: shape of one row}
+    dict with cache (the path written), images, samples, failed, nodes {name: shape of one row} and notes
 
     Raises
     ------
     FingerprintError
         The caches were made with different settings; `fields` names them.
     CacheError
-        Keys clash, the sources have no folder in common, or `out` exists.
+        Keys clash, the sources have no folder in common, `out` exists, or shards are not of one source.
     """
     out = Path(out)
     if len(paths) < 2:
@@ -77,8 +79,11 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
         require_equal(_nodes(first), _nodes(file), where, hint)
     root, prefixes = common_root([file.origin.source_root for file in files])
     origin = Origin(first.spec, root)
-    images, row_of = _join_images(files, prefixes)
+    shard = _join_shards(files)
+    images, row_of = _join_images(files, prefixes, by_key=shard is not None)
     samples = _join_samples(files, prefixes, row_of)
+    if shard is not None:
+        samples = replace(samples.take(np.argsort(samples.key)), shard=shard if shard.missing else None)
     keys = set(images.key)
     failures = {
         prefix + failure.key: replace(failure, key=prefix + failure.key)
@@ -103,6 +108,7 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
         "samples": len(samples),
         "failed": len(tables.failures),
         "nodes": {node.name: list(node.shape) for node in [*first.nodes.values(), *maps]},
+        "notes": [note.to_json() for note in (shard.notes() if shard else [])],
     }
 
 
@@ -158,8 +164,36 @@ def common_root(roots: list[str]) -> tuple[str, list[str]]:
     return str(common), ["" if part == "." else f"{part}/" for part in between]
 
 
-def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTable, list[np.ndarray]]:
-    """Return the union of the image tables and, for each file, the new rows of its images."""
+def _join_shards(files: list[CacheFile]) -> Shard | None:
+    """Return the shards that all files hold together; None where they are no shards."""
+    shards = {file.path: file.samples.shard for file in files}
+    if not any(shards.values()):
+        return None
+    first_path, first = next((path, shard) for path, shard in shards.items() if shard)
+    for path, shard in shards.items():
+        if shard is None:
+            raise CacheError(
+                f"{first_path} holds shards of a source, {path} does not.",
+                "Merge all shards of the source first, then that cache with the other.",
+            )
+        if (shard.of, shard.plan) != (first.of, first.plan):
+            others = shard.of != first.of
+            what = f"{first.of} and one of {shard.of}" if others else "different lists of samples"
+            raise CacheError(
+                f"{first_path} and {path} are shards of {what}.",
+                "Extract all shards again, of one source and with the same options.",
+            )
+    numbers = sorted({number for shard in shards.values() if shard for number in shard.numbers})
+    return replace(first, numbers=tuple(numbers))
+
+
+def _join_images(
+    files: list[CacheFile], prefixes: list[str], by_key: bool
+) -> tuple[ImageTable, list[np.ndarray]]:
+    """Return the union of the image tables and, for each file, the new rows of its images.
+
+    by_key : in the order of the keys, else in that of the files.
+    """
     rows: dict[str, tuple[int, ImageRow]] = {}
     row_of = []
     for file, prefix in zip(files, prefixes, strict=True):
@@ -175,7 +209,12 @@ def _join_images(files: list[CacheFile], prefixes: list[str]) -> tuple[ImageTabl
             new_rows.append(index)
         row_of.append(np.array(new_rows, np.int64))
     measured = {digest: line for file in files for digest, line in file.images.measured().items()}
-    return ImageTable.of([row for _, row in rows.values()], measured), row_of
+    images = ImageTable.of([row for _, row in rows.values()], measured)
+    if by_key:
+        order = np.argsort(images.key)
+        rank = np.argsort(order)
+        return images.take(order), [rank[new_rows] for new_rows in row_of]
+    return images, row_of
 
 
 def _join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.ndarray]) -> SampleTable:

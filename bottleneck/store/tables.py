@@ -14,7 +14,7 @@ import numpy as np
 from bottleneck.errors import CacheError
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.names import MEASURES, SPLITS, TARGET_KINDS
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import MOST_SHARDS, SampleTable, Shard, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
 DIGEST_BYTES = 32
@@ -173,8 +173,9 @@ def failures_of(columns: Mapping[str, np.ndarray]) -> list[Failure]:
 
 def sample_columns(samples: SampleTable) -> dict[str, Column]:
     """Return the datasets of a sample table by path."""
+    shard = {} if samples.shard is None else {"shard": canonical_json(vars(samples.shard))}
     columns = {
-        "samples/key": Column(encode(samples.key), _columns_attribute(samples.columns)),
+        "samples/key": Column(encode(samples.key), _columns_attribute(samples.columns) | shard),
         "samples/image": Column(samples.image.astype(np.int64)),
         "samples/split": Column(encode(samples.split)),
     }
@@ -210,6 +211,7 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
         columns=_columns_of(columns["samples/key"].attributes.get("columns", "{}")),
+        shard=_shard_of(columns["samples/key"].attributes.get("shard")),
     )
 
 
@@ -225,6 +227,25 @@ def _columns_of(text: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(record, dict):
         raise CacheError("the columns of the samples are not an object")
     return {role: _names_of(json.dumps(names)) for role, names in record.items()}
+
+
+def _shard_of(text: str | None) -> Shard | None:
+    if text is None:
+        return None
+    record = json.loads(text)
+    fields = record if isinstance(record, dict) else {}
+    of, numbers, plan = fields.get("of"), fields.get("numbers"), fields.get("plan")
+    if not (
+        isinstance(of, int)
+        and isinstance(numbers, list)
+        and isinstance(plan, str)
+        and all(isinstance(number, int) and 1 <= number <= of for number in numbers)
+        and numbers == sorted(set(numbers))
+        and len(numbers) >= 1
+        and of <= MOST_SHARDS
+    ):
+        raise CacheError(f"the shard of the samples is {text[:80]}; expected of, numbers and plan")
+    return Shard(of, tuple(numbers), plan)
 
 
 def _target_of(name: str, column: Column) -> Target:

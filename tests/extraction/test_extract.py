@@ -3,6 +3,8 @@
 import hashlib
 import io
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,9 +19,11 @@ from bottleneck.cli.extract import command
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
-from bottleneck.errors import CacheError, FingerprintError, StrictError
+from bottleneck.errors import CacheError, FingerprintError, SourceError, StrictError
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import default_cache, survey
+from bottleneck.extraction.extract import survey
+from bottleneck.extraction.settings import default_cache
+from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
 from tests.helpers.recorder import Recorder
@@ -417,3 +421,39 @@ def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_
         expected = [found.get(key, found["wide.png"]) for key in cache.images.key]
         np.testing.assert_array_equal(cache.images.measures, expected)
     assert verify(old).ok
+
+
+def test_the_merged_shards_of_a_folder_are_the_cache_of_one_process(folder, tmp_path, monkeypatch):
+    options = {"image_size": 32, "engine": "torch", "val_fraction": 0.3}
+    images = folder / "images"
+    one = extract(images, tmp_path / "one.h5", **options)
+    parts = [extract(images, tmp_path / "x.h5", shard=f"{number}/2", **options) for number in (1, 2)]
+    assert [Path(part.cache).name for part in parts] == [f"x--shard-{number}-of-2.h5" for number in (1, 2)]
+    assert [names_of(part.notes) for part in parts] == [["shard-taken"]] * 2
+    merge([part.cache for part in parts], tmp_path / "x.h5")
+    with FeatureCache(one.cache) as single, FeatureCache(tmp_path / "x.h5") as merged:
+        assert list(single.samples.key) == list(merged.samples.key) == list(merged.images.key)
+        assert list(single.samples.split) == list(merged.samples.split)
+    alone, together = rows_of(one.cache), rows_of(tmp_path / "x.h5")
+    for key, row in alone.items():
+        np.testing.assert_allclose(together[key], row, rtol=2e-3, atol=1e-4)
+    again = extract(images, tmp_path / "x.h5", **options)
+    assert (again.computed, again.images) == (0, 12)
+
+
+def test_rows_that_depend_on_the_images_of_a_shard_are_refused(folder, tmp_path):
+    random = (SMALL, "BatchNorm statistics of a random network")
+    for options, said in (random, ({"precision": "int8"}, "An int8 network's calibration")):
+        with pytest.raises(SourceError, match=said):
+            extract(folder / "images", tmp_path / "x.h5", shard="1/2", **options)
+    assert not list(tmp_path.glob("x*.h5"))
+
+
+@pytest.mark.long
+def test_torchrun_gives_each_process_its_shard(folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
+    extract_words = ["extract", str(folder / "images"), "-o", str(tmp_path / "x.h5"), "--image-size", "32"]
+    ours = [sys.executable, "-m", "bottleneck", *extract_words, "--engine", "torch", "--shard", "auto"]
+    subprocess.run([*command, *ours], check=True, capture_output=True)
+    merge([tmp_path / f"x--shard-{number}-of-2.h5" for number in (1, 2)], tmp_path / "x.h5")
+    assert sorted(rows_of(tmp_path / "x.h5")) == [f"{number:02}.png" for number in range(12)]

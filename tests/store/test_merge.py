@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError, FingerprintError
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import SampleTable, Shard, Target
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
@@ -191,4 +191,52 @@ def test_a_map_that_is_there_already_is_not_overwritten(tmp_path):
     with pytest.raises(CacheError, match=r"out--blocks\.3\.h5 exists already"):
         merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")
     assert (tmp_path / "out--blocks.3.h5").read_bytes() == b"mine"
+    assert not (tmp_path / "out.h5").exists()
+
+
+def shards(tmp_path, of=3, plan="p"):
+    """A cache for each shard of a source; the keys of later ones come first."""
+    return [
+        write(
+            tmp_path / f"{number}.h5",
+            table(f"{9 - number}.jpg", shard=Shard(of, (number,), plan)),
+            files=[(f"{9 - number}.jpg", b"%d" % number)],
+        )
+        for number in range(1, of + 1)
+    ]
+
+
+def test_merged_shards_are_in_the_order_of_the_whole_folder(tmp_path):
+    result = merge(shards(tmp_path), tmp_path / "out.h5")
+    assert result["notes"] == []
+    assert verify(tmp_path / "out.h5").ok
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        assert cache.samples.shard is None
+        assert list(cache.images.key) == list(cache.samples.key) == ["6.jpg", "7.jpg", "8.jpg"]
+        assert cache.samples.image.tolist() == [[0], [1], [2]]
+        rows = cache.features(A.name).read(0, 3)
+    np.testing.assert_array_equal(rows, [row_of(digest_of(b"%d" % n), A) for n in (3, 2, 1)])
+
+
+def test_missing_shards_are_named_and_may_be_added_later(tmp_path):
+    first, second, third = shards(tmp_path)
+    note = merge([third, first], tmp_path / "part.h5")["notes"][0]
+    assert (note["code"], note["missing"], note["of"]) == ("shards-missing", [2], 3)
+    with FeatureCache(tmp_path / "part.h5") as cache:
+        assert cache.samples.shard.numbers == (1, 3)
+    assert merge([tmp_path / "part.h5", second], tmp_path / "out.h5")["notes"] == []
+    merge([first, second, third], tmp_path / "once.h5")
+    assert content(tmp_path / "out.h5") == content(tmp_path / "once.h5")
+
+
+def test_shards_of_different_sources_are_refused(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "c").mkdir()
+    mine, other, more = shards(tmp_path), shards(tmp_path / "b", plan="q"), shards(tmp_path / "c", of=2)
+    for path, said in ((other[1], "different lists of samples"), (more[1], "shards of 3 and one of 2")):
+        with pytest.raises(CacheError, match=said):
+            merge([mine[0], path], tmp_path / "out.h5")
+    whole = write(tmp_path / "whole.h5", table("x.jpg"), files=[("x.jpg", b"x")])
+    with pytest.raises(CacheError, match="does not"):
+        merge([mine[0], whole], tmp_path / "out.h5")
     assert not (tmp_path / "out.h5").exists()

@@ -1,0 +1,95 @@
+"""Which shard of a source a process takes, and which one a sample belongs to.
+
+The shards of a source are disjoint and complete. A hash of a sample's group, or of its key where it has none,
+decides its shard: samples of one group are never divided, and the order of the samples makes no difference.
+Splits and classes are those of the whole source, so that the merged shards are what one process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+
+from bottleneck.errors import SourceError
+from bottleneck.samples import MOST_SHARDS, SampleTable
+
+AUTO = "auto"
+SLURM = ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
+TORCHRUN = ("RANK", "WORLD_SIZE")
+FORM = "expected I/N with I from 1 to N, such as 2/8, or auto"
+
+
+def shard_number(text: str, environment: Mapping[str, str] = os.environ) -> tuple[int, int, str]:
+    """Return (I, N, where both were found) of "I/N", or of the environment where `text` is "auto".
+
+    environment : variables of a Slurm array (`sbatch --array=1-N`) or of torchrun, whose RANK counts from 0.
+
+    Raises
+    ------
+    SourceError
+        `text` has another form, I is outside 1 to N, or the environment names no shard, or two.
+    """
+    if text != AUTO:
+        found = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
+        if found is None:
+            raise SourceError(f"--shard is {text!r}; {FORM}.")
+        return _checked(int(found[1]), int(found[2]), f"--shard {text}", "--shard")
+    named = [pair for pair in (SLURM, TORCHRUN) if all(environment.get(name) for name in pair)]
+    if len(named) != 1:
+        why = "both are set" if named else "neither is set"
+        raise SourceError(
+            f"--shard auto takes the shard from {' and '.join(SLURM)}, or {' and '.join(TORCHRUN)}; {why}.",
+            "Give it as --shard I/N.",
+        )
+    names = named[0]
+    index, N = (_number(environment, name) for name in names)
+    if names == SLURM:
+        first = _number(environment, "SLURM_ARRAY_TASK_MIN", "1")
+        step = max(1, _number(environment, "SLURM_ARRAY_TASK_STEP", "1"))
+        if (index - first) % step or (index - first) // step >= N:
+            raise SourceError(
+                f"The numbers of the Slurm array are not evenly spaced: {index} is none of {N} from {first} "
+                f"in steps of {step}.",
+                "Use sbatch --array=1-N, or give --shard I/N.",
+            )
+        index = (index - first) // step
+    where = f"{names[0]}={environment[names[0]]} and {names[1]}={environment[names[1]]}"
+    return _checked(index + 1, N, where, where)
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environment.get(name, default)
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise SourceError(
+            f"The environment variable {name} is {text!r}; expected a whole number.", "Give --shard I/N."
+        )
+    return int(text)
+
+
+def _checked(number: int, of: int, where: str, told: str) -> tuple[int, int, str]:
+    if not 1 <= number <= of:
+        raise SourceError(f"{told} asks for shard {number} of {of}; {FORM}.")
+    if of > MOST_SHARDS:
+        raise SourceError(f"{told} asks for {of:,} shards; expected at most {MOST_SHARDS:,}.")
+    return number, of, where
+
+
+def shard_of(name: str, of: int) -> int:
+    """Return the shard, 1 to `of`, of a group or of a sample's key."""
+    return int.from_bytes(hashlib.sha256(_bytes(name)).digest()[:8], "big") % of + 1
+
+
+def plan_of(samples: SampleTable) -> str:
+    """Return a sha256 of what all shards of a source have in common: keys, splits, targets, classes."""
+    total = hashlib.sha256()
+    for name, target in sorted(samples.targets.items()):
+        total.update(repr((name, target.kind, target.class_names)).encode("utf-8", "backslashreplace"))
+    for key, split in zip(samples.key, samples.split, strict=True):
+        total.update(hashlib.sha256(_bytes(key)).digest() + split.encode())
+    return total.hexdigest()
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
