@@ -153,8 +153,7 @@ class Shard:
             return []
         shown = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
         text = (
-            f"Of the {self.of} shards of the source {len(self.missing)} are missing: {shown}. "
-            "Add them with `bottleneck cache merge`."
+            f"Missing of the {self.of} shards of the source: {shown}. Add them with `bottleneck cache merge`."
         )
         return [Note("shards-missing", text, True, {"missing": list(self.missing), "of": self.of})]
 

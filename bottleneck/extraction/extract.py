@@ -32,7 +32,7 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
 from bottleneck.extraction.prepare import Extraction, prepare
-from bottleneck.extraction.settings import cache_path, refuse_calibrated_shard, shared_views
+from bottleneck.extraction.settings import cache_path, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
@@ -199,7 +199,6 @@ def run_extraction(
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
     path = cache_path(source, cache, config)
     extraction = prepare(config, source, path)
-    refuse_calibrated_shard(source, config, bool(extraction.statistics))
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
     with CacheWriter(
@@ -282,7 +281,6 @@ def survey(
     refuse_strict(source.notes, strict)
     path = cache_path(source, cache, config)
     extraction = prepare(config, source, path)
-    refuse_calibrated_shard(source, config, bool(extraction.statistics))
     origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
         plan = plan_run(

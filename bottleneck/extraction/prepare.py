@@ -29,7 +29,7 @@ from bottleneck.engines.device import resolve_device
 from bottleneck.errors import BackboneError, CacheError, ImageError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
-from bottleneck.extraction.settings import Settings, resolve
+from bottleneck.extraction.settings import Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
 from bottleneck.store.layout import parts_folder
@@ -86,11 +86,14 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
             settings = resolve(config, path, cache.spec, dict(cache.nodes))
             moved = moved_note(cache, source, config.source_moved)
             notes += [*_resplit_notes(cache, source), *_statistics_notes(cache, source)]
+    if settings.engine.precision == "int8":
+        refuse_for_shard(source, "An int8 network's calibration")
     statistics: Mapping[str, np.ndarray] = {}
     trunk, spec = open_trunk(settings), settings.spec
     if spec is None:
         backbone = trunk.backbone
         if backbone.recipe["weights"] == "none":
+            refuse_for_shard(source, "BatchNorm statistics of a random network")
             from bottleneck.backbones.batchnorm import calibrate_batchnorm
             from bottleneck.backbones.batchnorm import statistics as statistics_of
 

@@ -171,18 +171,16 @@ def cache_path(source: Source, cache: str | Path | None, config: ExtractConfig) 
     return path.with_name(f"{path.stem}--shard-{shard.numbers[0]}-of-{shard.of}{path.suffix}")
 
 
-def refuse_calibrated_shard(source: Source, config: ExtractConfig, random: bool) -> None:
-    """Raise SourceError where rows depend on the images of a shard, so that shards could not be merged.
+def refuse_for_shard(source: Source, what: str) -> None:
+    """Raise SourceError where `source` is a shard: rows that depend on its images cannot be merged.
 
-    random : the network is a new one with random weights, whose BatchNorm statistics are of these images.
+    what : is made of the images, such as the calibration of an int8 network.
     """
-    if source.samples.shard is None or not (random or config.engine.precision == "int8"):
-        return
-    what = "BatchNorm statistics of a random network" if random else "An int8 network's calibration"
-    raise SourceError(
-        f"{what} would be of the images of one shard, and shards of different ones cannot be merged.",
-        "Leave --shard out, or give trained --weights and another --precision.",
-    )
+    if source.samples.shard is not None:
+        raise SourceError(
+            f"{what} would be of the images of one shard, and shards of different ones cannot be merged.",
+            "Leave --shard out, or give trained --weights and another --precision.",
+        )
 
 
 def source_name(source: Source) -> str:

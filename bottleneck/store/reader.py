@@ -390,8 +390,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict with cache, finished, backbone, preprocess, fingerprint, source_root, source, created_with, images,
-    samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None, nodes {name: {shape,
-    dtype, precision, pool, layout, map, views, recipe}}, targets {name: {kind, classes, class_names, labelled}}, covariates,
+    samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None,
+    nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe}},
+    targets {name: {kind, classes, class_names, labelled}}, covariates,
     failures {key: reason}
     """
     with FeatureCache(path) as cache:
