@@ -40,6 +40,15 @@ def test_import_is_light():
     assert int(loaded) == 1
 
 
+@pytest.mark.parametrize(
+    "module", ["bottleneck.models.predict", "bottleneck.models.evaluate", "bottleneck.extraction.extract"]
+)
+def test_what_runs_a_head_imports_no_large_library_before_it_is_needed(module):
+    heavy = ("torch", "sklearn", "scipy", "matplotlib", "pandas", "onnxruntime", "openvino")
+    printed = python(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])")
+    assert printed.strip() == "[]"
+
+
 def test_every_lazy_name_exists():
     for name in bottleneck.__all__:
         assert getattr(bottleneck, name) is not None

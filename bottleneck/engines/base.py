@@ -6,7 +6,7 @@ Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -17,7 +17,7 @@ from bottleneck.engines.onnx_graph import GraphCache
 from bottleneck.engines.race import RACE_IMAGES, Candidate, fastest, remembered_winner
 from bottleneck.engines.reference import Eager, complaint, measure, refusal
 from bottleneck.engines.runtimes import computes_bf16, is_installed
-from bottleneck.errors import EngineError
+from bottleneck.errors import EngineError, Note
 from bottleneck.names import ENGINES, FAST, ONNXRUNTIME, OPENVINO, PRECISIONS
 from bottleneck.threads import thread_budget
 
@@ -51,6 +51,7 @@ class Engine(Protocol):
     agreement : {node index: largest relative difference of a row from eager float32; with a calibration the
         mean cosine}.
     calibration : how int8, or bf16 in OpenVINO, was compared with float32 on the user's images; else None.
+    notes : what was decided while it ran.
     """
 
     @property
@@ -67,6 +68,8 @@ class Engine(Protocol):
     def agreement(self) -> dict[int, float]: ...
     @property
     def calibration(self) -> dict | None: ...
+    @property
+    def notes(self) -> Sequence[Note]: ...
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]: ...
 

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bottleneck.errors import EngineError, Note
 from bottleneck.threads import use_torch_threads
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,13 +56,48 @@ class TorchEngine:
         self._device = torch.device(device)
         # Images per pass: on a CPU as many as fit its caches, elsewhere as many as occupy the device.
         self._pass = 16 if self._device.type == "cpu" else 128
-        self.batch = 2 * self._pass
+        self._first_pass, self.batch = self._pass, 2 * self._pass
         self._upload = _PinnedUpload(self._device) if self._device.type == "cuda" else self._plain_upload
         extractor = extractor.eval().to(self._device).to(memory_format=torch.channels_last)
         self._forward = torch.compile(extractor, dynamic=False) if compiled else extractor
 
     def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rows of every node for uint8 pixels (B, H, W, C): float32 arrays (B, …)."""
+        """Rows of every node for uint8 pixels (B, H, W, C): float32 arrays (B, …).
+
+        Where the device has too little memory, passes are halved and the call is made again. Rows do not
+        depend on their pass. EngineError where one image is too much.
+        """
+        while True:
+            try:
+                return self._rows(pixels)
+            except torch.OutOfMemoryError as error:
+                if self._pass == 1:
+                    raise EngineError(
+                        f"The memory of {self.device} is too small for one image of "
+                        f"{pixels.shape[2]} × {pixels.shape[1]} pixels in this network.",
+                        "Use --device cpu, a smaller --image-size or a smaller network.",
+                    ) from error
+            # Outside the handler, whose traceback would keep the tensors of the failed pass.
+            self._halve()
+
+    @property
+    def notes(self) -> tuple[Note, ...]:
+        """A note where passes were halved."""
+        if self._pass == self._first_pass:
+            return ()
+        text = (
+            f"The memory of {self.device} was too small for {self._first_pass} images at once: "
+            f"{self._pass} are computed at once. Rows do not depend on it."
+        )
+        return (Note("passes-halved", text, details={"images": self._pass, "of": self._first_pass}),)
+
+    def _halve(self) -> None:
+        self._pass //= 2
+        if self._device.type == "cuda":
+            self._upload = _PinnedUpload(self._device)
+            torch.cuda.empty_cache()
+
+    def _rows(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
         with torch.inference_mode(), self._autocast(), _exact_float32():
             passes = [[rows[:n].float() for rows in self._forward(x)] for x, n in self._passes(pixels)]
             return tuple(torch.cat(node).cpu().numpy() for node in zip(*passes, strict=True))

@@ -135,7 +135,8 @@ class Trunk:
         slow = self.config.precision == FAST and any(
             engine.precision == "fp32" for engine in self._engines.values()
         )
-        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._forced(), *self._noted.notes())
+        engines = [note for engine in self._engines.values() for note in engine.notes]
+        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._forced(), *engines, *self._noted.notes())
 
     def _forced(self) -> Iterator[Note]:
         """Yield a note on each engine that is out of its bound and was used all the same, by --force."""

@@ -1,5 +1,8 @@
 """Metrics of predictions with their uncertainty, and the temperature that calibrates probabilities.
 
+scikit-learn and scipy take half a second to import, and a prediction needs neither: they are imported where
+they are used.
+
 Shapes: n samples, K classes, or K labels of a multi-label target.
 """
 
@@ -10,8 +13,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from sklearn import metrics as sk
 
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.heads.artifact import apply_link
@@ -76,6 +77,8 @@ def classification_metrics(
         ece, roc_auc (one against the rest, mean over classes that can be ranked; None where none can),
         per_class (`_by_class`), predicted (K counts), confusion (true × predicted), classes, n.
     """
+    from sklearn import metrics as sk
+
     codes = _checked(codes, probabilities)
     K = len(class_names)
     predicted = probabilities.argmax(axis=1)
@@ -121,6 +124,8 @@ def multilabel_metrics(
         those of one sample are dependent), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
         per_class (`_by_class`), predicted (K counts), classes, n.
     """
+    from sklearn import metrics as sk
+
     labels = np.asarray(labels).astype(bool)
     if len(labels) == 0:
         raise BottleneckError("No labelled sample is left to measure on.")
@@ -193,6 +198,8 @@ def one_answer_notes(
 
 def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Return r2 (None if the values do not vary), mae, rmse and n. values, predicted : (n,) float; n ≥ 1."""
+    from sklearn import metrics as sk
+
     values, predicted = np.asarray(values, float), np.asarray(predicted, float).reshape(len(values))
     if len(values) == 0:
         raise BottleneckError("No labelled sample is left to measure on.")
@@ -300,6 +307,8 @@ def _best_temperature(values: np.ndarray, logits: np.ndarray, link: str, smoothi
     The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds the minimum.
     The range of the search is relative to the logits' mean size, which is small at a small C.
     """
+    from scipy.optimize import minimize_scalar
+
     middle = float(np.log(np.abs(logits).mean()))
     found = minimize_scalar(
         lambda log_temperature: link_loss(values, logits, link, float(np.exp(log_temperature)), smoothing),

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_auc_score, roc_curve
 
 from bottleneck.data.source import Source
 from bottleneck.errors import BottleneckError, Note
@@ -119,9 +118,13 @@ def _answers(known: np.ndarray, unknown: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _auroc(known: np.ndarray, unknown: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(*_answers(known, unknown)))
 
 
 def _fpr(known: np.ndarray, unknown: np.ndarray) -> float:
+    from sklearn.metrics import roc_curve
+
     fpr, tpr, _ = roc_curve(*_answers(known, unknown), drop_intermediate=False)
     return float(fpr[np.argmax(tpr >= TPR)])
