@@ -18,7 +18,7 @@ from bottleneck.engines.int8 import describe_calibration, pixels_sha256, quantis
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.engines.runtimes import describe, open_graph
-from bottleneck.errors import EngineError
+from bottleneck.errors import EngineError, Note
 from bottleneck.names import ONNXRUNTIME
 from bottleneck.threads import passes_side_by_side
 
@@ -44,6 +44,7 @@ class GraphEngine:
 
     device = "cpu"
     calls = 2  # the passes of the second begin while the last of the first still run
+    notes: tuple[Note, ...] = ()
 
     def __init__(
         self, graph: bytes, precision: str = "fp32", threads: int = 1, runtime: str = ONNXRUNTIME

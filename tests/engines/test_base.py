@@ -227,6 +227,33 @@ def test_int8_is_refused_where_it_disagrees_unless_forced(graphs):
     assert forced.calibration["cosine"][0] < 0.98
 
 
+class Limited(TinyExtractor):
+    """Has memory for `limit` images at once, as far as a CPU can tell."""
+
+    limit = 16
+
+    def forward(self, pixels):
+        if len(pixels) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return super().forward(pixels)
+
+
+def test_passes_are_halved_where_memory_is_too_small_and_it_is_told():
+    module = Limited()
+    engine = build_engine(lambda: module, photos(4), key="k", engine="torch", device="cpu")
+    assert engine.notes == ()
+    module.limit = 5
+    pixels = photos(23, seed=4)
+    for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
+        np.testing.assert_allclose(rows, reference, rtol=1e-4, atol=1e-6)
+    assert [(note.code, note.details) for note in engine.notes] == [
+        ("passes-halved", {"images": 4, "of": 16})
+    ]
+    module.limit = 0
+    with pytest.raises(EngineError, match="too small for one image of"):
+        engine(pixels)
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
 def test_cuda_rows_equal_eager_in_any_batch(precision):

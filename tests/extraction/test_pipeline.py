@@ -22,6 +22,7 @@ class SlowEngine:
     """Gives an image's mean; later calls are faster, so that they would overtake earlier ones."""
 
     name, precision, device = "slow", "fp32", "cpu"
+    notes = ()
     refused, error = -1, None  # raised for a batch with an image of this grey level
 
     def __init__(self, calls, fails_at=None):
