@@ -33,7 +33,7 @@ from bottleneck.data.shards import plan_of, shard_number, shard_of
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
 from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
-from bottleneck.data.untrusted import one_line, refusal, split_chain
+from bottleneck.data.untrusted import one_line, refusal, split_chain, without_secrets
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Shard
@@ -224,7 +224,8 @@ def _locate_url(url: str, config: ReadConfig) -> Source:
         is_folder = not path.strip("/") or filesystem.isdir(path)
         exists = is_folder or filesystem.exists(path)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"The source {url} cannot be reached: {one_line(error)}.") from error
+        reason = without_secrets(one_line(error))
+        raise SourceError(f"The source {without_secrets(url)} cannot be reached: {reason}.") from error
     if is_folder:
         _refuse_columns(config, url)
         files = RemoteFiles(filesystem, path, url)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import features
 
-from bottleneck.data.untrusted import one_line, split_chain
+from bottleneck.data.untrusted import one_line, split_chain, without_secrets
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import FileStat, stat_of
 
@@ -109,7 +109,7 @@ class RemoteFiles:
         self.filesystem = filesystem
         self.folder = folder.rstrip("/")
         url = url if url.endswith("://") else url.rstrip("/")
-        self.root = re.sub(r"//[^/@]*@", "//", url)  # no credentials in caches and messages
+        self.root = without_secrets(url)  # no credentials in caches and messages
         self.listing = listing or {}
         # All members of an archive are read through one file with one position
         self.turn = Lock() if isinstance(filesystem, AbstractArchiveFileSystem) else nullcontext()
@@ -185,6 +185,11 @@ class TarFiles:
         return {key: "is not in its shard" for key in keys if key not in self.members}
 
 
+# The extra that installs what a scheme needs.
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
+_SCHEME = re.compile("([a-z0-9]+)://", re.IGNORECASE)
+
+
 def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
     """Return the fsspec filesystem of a URL, and the path in it. given : the user named the URL.
 
@@ -202,7 +207,12 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
     try:
         return url_to_fs(url)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
+        url, scheme = without_secrets(url), _SCHEME.match(url.rpartition("::")[2])
+        extra = _EXTRAS.get(scheme[1].lower()) if scheme else None
+        if isinstance(error, ImportError) and extra:
+            help_ = f"pip install 'bottleneck-features[{extra}]'"
+            raise SourceError(f"The URL {url} needs a package that is not installed; run: {help_}") from error
+        raise SourceError(f"The URL {url} cannot be opened: {without_secrets(one_line(error))}.") from error
 
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

@@ -50,6 +50,19 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:200] + "…"
 
 
+_USER = re.compile(r"//[^/@\s]*@")
+_SECRET = re.compile(
+    r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|signature"
+    r"|sig|token|access_token|api_?key|password)=)[^&#\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """Return a URL, or a message with URLs in it, without user, password and what signs or permits a request."""
+    return _SECRET.sub(r"\1REMOVED", _USER.sub("//", text))
+
+
 class _Parsing:
     """Message pattern of a warning filter that matches only in threads that are inside `parsing`.
 

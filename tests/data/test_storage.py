@@ -112,9 +112,40 @@ def test_a_file_url_is_a_path(tmp_path):
     assert (source.root, source.images) == (str(tmp_path), ("a/1.png",))
 
 
-def test_credentials_do_not_reach_the_root():
-    files = RemoteFiles(None, "host/data", "https://user:secret@host/data/")
-    assert files.root == "https://host/data"
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("https://user:secret@host/data/", "https://host/data"),
+        ("https://h/a?X-Amz-Signature=secret&v=1", "https://h/a?X-Amz-Signature=REMOVED&v=1"),
+        ("https://h/a?v=1&sig=secret", "https://h/a?v=1&sig=REMOVED"),
+        ("https://h/a?design=1", "https://h/a?design=1"),
+    ],
+)
+def test_credentials_do_not_reach_the_root(url, root):
+    assert RemoteFiles(None, "host/data", url).root == root
+
+
+@pytest.mark.parametrize(
+    ("scheme", "extra"), [("s3", "s3"), ("gcs", "gs"), ("hf", "hf"), ("simplecache::s3", "s3")]
+)
+def test_a_missing_package_of_a_store_is_named_without_credentials(monkeypatch, scheme, extra):
+    def absent(url):
+        raise ImportError(f"cannot load {url}")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", absent)
+    with pytest.raises(SourceError, match=rf"pip install 'bottleneck-features\[{extra}\]'") as caught:
+        read_source(f"{scheme}://user:secret@bucket/photos")
+    assert "secret" not in str(caught.value)
+
+
+def test_an_error_of_a_store_shows_no_credentials(monkeypatch):
+    def refused(url):
+        raise PermissionError(f"no access to {url}")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refused)
+    with pytest.raises(SourceError, match="no access to") as caught:
+        read_source("s3://user:secret@bucket/photos?token=secret")
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("form", ["{}", "zip://::{}", "zip://::file://{}"])
