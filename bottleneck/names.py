@@ -33,6 +33,7 @@ STATE_PREFIX = "backbone."  # of a network's tensors in a model file, beside the
 
 EXPORT_FORMATS = ("onnx", "torch")
 MAP_FORMAT = "map"  # of a cache: a table for viewers of embeddings
+CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
 HEADS_FOLDER = "heads"  # where heads are written by default
 TOP_CLASSES = 5  # listed per prediction
 DEMO_FOLDER = "bottleneck-demo"

@@ -157,8 +157,8 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
     if result.label_issues["flag"]:
         share, expected = result.label_issues["share"], result.label_issues["expected_wrong"]
         lines.append(
-            f"By the model of wrong labels, {share:.1%} of all are wrong, and {expected:.0f} of the "
-            f"{result.label_issues['flag']:,} flagged ones."
+            f"By the model of wrong labels, {share:.1%} of all are wrong, and {expected:.0f} of "
+            f"{_labels(result.label_issues['flag'])}."
         )
     if result.failures:
         rows = [f"{key}: {reason}" for key, reason in [*result.failures.items()][:SHOWN]]
@@ -178,12 +178,16 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
             f"(gain {repair['gain']:+.4f}, 95 % interval {low:+.4f} … {high:+.4f})."
         )
     if fix := result.files.get("fix"):
-        lines.append(f"{fix} has {result.label_issues['flag']:,} flagged labels first: look at them.")
+        lines.append(f"{fix} has {_labels(result.label_issues['flag'])} first: look before you use it.")
         if "test_accuracy" in result.leaks:
             lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
     elif result.label_issues["flag"]:
         lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
     return lines
+
+
+def _labels(flagged: int) -> str:
+    return "1 flagged label" if flagged == 1 else f"{flagged:,} flagged labels"
 
 
 def _with_interval(figures: dict[str, Any], name: str) -> str:

@@ -210,8 +210,10 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
         url, scheme = without_secrets(url), _SCHEME.match(url.rpartition("::")[2])
         extra = _EXTRAS.get(scheme[1].lower()) if scheme else None
         if isinstance(error, ImportError) and extra:
-            help_ = f"pip install 'bottleneck-features[{extra}]'"
-            raise SourceError(f"The URL {url} needs a package that is not installed; run: {help_}") from error
+            raise SourceError(
+                f"The URL {url} needs a package that is not installed.",
+                f"Run: pip install 'bottleneck-features[{extra}]'",
+            ) from error
         raise SourceError(f"The URL {url} cannot be opened: {without_secrets(one_line(error))}.") from error
 
 

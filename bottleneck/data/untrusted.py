@@ -59,7 +59,7 @@ _SECRET = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """Return a URL, or a message with URLs in it, without user, password and what signs or permits a request."""
+    """Return a URL, or a message with URLs, without user, password and what signs or permits a request."""
     return _SECRET.sub(r"\1REMOVED", _USER.sub("//", text))
 
 

@@ -41,12 +41,10 @@ from bottleneck.models.scoring import (
 )
 from bottleneck.models.trust import Trust
 from bottleneck.models.unknown import measure_unknown
-from bottleneck.names import ALL_SAMPLES
+from bottleneck.names import ALL_SAMPLES, CACHE_SUFFIXES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
-
-CACHE_SUFFIXES = (".h5", ".hdf5", ".parts")
 
 
 def evaluate(

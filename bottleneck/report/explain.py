@@ -28,8 +28,8 @@ from bottleneck.files import require_file_name, whole_file
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.config import ExplainConfig
-from bottleneck.models.evaluate import CACHE_SUFFIXES
 from bottleneck.models.explanation import Explanation
+from bottleneck.names import CACHE_SUFFIXES
 from bottleneck.progress import SILENT, Reporter, probability
 from bottleneck.records import config_from
 from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet

@@ -6,16 +6,19 @@ Shapes: n samples, D features, Z classes of the source classifier.
 from __future__ import annotations
 
 from shlex import quote
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from bottleneck.backbones.backbone import Backbone
 from bottleneck.errors import BackboneError, FitError, Note
 from bottleneck.heads.row_blocks import as_rows, blocks
 from bottleneck.names import BOTTLENECK
 from bottleneck.samples import RowReader, Target
 from bottleneck.store.reader import FeatureCache
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
 
 BATCH = 4096
 

@@ -15,9 +15,7 @@ from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.errors import BackboneError, CacheError, FingerprintError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.extraction.extract import run_extraction
-from bottleneck.extraction.settings import default_cache
-from bottleneck.models.evaluate import CACHE_SUFFIXES
+from bottleneck.names import CACHE_SUFFIXES
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 
@@ -85,6 +83,10 @@ def new_images(
 def _extracted(
     cache: FeatureCache, new: str | Path, load: LoadOptions, engine: EngineConfig, reporter: Reporter
 ) -> NewImages:
+    # Networks take seconds to import, and a cache needs none.
+    from bottleneck.extraction.extract import run_extraction
+    from bottleneck.extraction.settings import default_cache
+
     nodes = [cache.nodes[name] for name in cache.vector_names]
     extract = f"bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))}"
     if cache.spec.backbone.get("calibrated") or any(each.calibration for each in nodes):

@@ -16,14 +16,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bottleneck.backbones.backbone import Backbone
-from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, FitError, Note
 from bottleneck.files import write_whole
 from bottleneck.fitting.training_set import folds_of, require_labels, training_samples, with_training_classes
@@ -31,6 +29,10 @@ from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.names import BOTTLENECK, SPLITS
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
+
+if TYPE_CHECKING:
+    from bottleneck.backbones.backbone import Backbone
+    from bottleneck.data.preprocess import Preprocess
 
 GRID_POOL = "avg2"  # maps are averaged over a grid of 2 × 2
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.models.evaluate import CACHE_SUFFIXES
-from bottleneck.names import HEADS_FOLDER
+from bottleneck.names import CACHE_SUFFIXES, HEADS_FOLDER
 from bottleneck.records import is_number
 from bottleneck.store.reader import FeatureCache
 

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import FitError, Note, refuse_strict
-from bottleneck.heads.artifact import load_head
+from bottleneck.files import require_file_name
+from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.classes import confusable_classes, thin_classes
@@ -39,9 +40,9 @@ from bottleneck.studies.audit.images import NEIGHBOURS, beyond_fence, outlier_sc
 from bottleneck.studies.audit.judged import Judged, fitted, from_head
 from bottleneck.studies.audit.label_issues import label_issues_of
 from bottleneck.studies.audit.odd_images import odd_images
-from bottleneck.studies.audit.repair import repaired, write_fix
+from bottleneck.studies.audit.repair import relabelled_task, repaired, require_classes, write_fix
 from bottleneck.studies.study_config import AuditConfig
-from bottleneck.trials.task import task_of
+from bottleneck.trials.task import Task, task_of
 
 THRESHOLDS = ("doubt", "cosine", "ratio", "fence", "confusion", "thin")
 
@@ -136,31 +137,34 @@ def audit(
     with FeatureCache(cache) as opened:
         if head is None and not opened.samples.targets:
             opened.require_rows()
+            if fix is not None or repair is not None:
+                raise FitError(f"{cache} has no labels to fix or to repair.", "Give labels when extracting.")
             judged = None
         else:
-            judged = _judged(opened, head, config, strict, reporter)
+            judge = None if head is None else load_head(head)
+            task = _task(opened, judge, config, strict)
+            if fix is not None:
+                require_classes(task.target)
+                require_file_name(Path(fix))
+            labels = None if repair is None else relabelled_task(task, repair)
+            judged = (
+                fitted(task, config.node, reporter)
+                if judge is None
+                else from_head(task, judge, Path(os.fspath(head or "")))
+            )
         result = _audited(opened, judged, config, reporter)
         if judged is not None:
             done: dict[str, Any] = {}
-            if repair is not None:
-                done["repair"] = repaired(judged.task, judged.node, repair, reporter)
+            if labels is not None:
+                done["repair"] = repaired(labels, judged.node, reporter)
             if fix is not None:
                 done["files"] = {"fix": write_fix(judged, judged.quality(config.doubt), Path(fix))}
             result = replace(result, **done)
-        elif fix is not None or repair is not None:
-            raise FitError(f"{cache} has no labels to fix or to repair.", "Give labels when extracting.")
     return replace(result, seconds=time.perf_counter() - started)
 
 
-def _judged(
-    cache: FeatureCache,
-    head: str | os.PathLike[str] | None,
-    config: AuditConfig,
-    strict: bool,
-    reporter: Reporter,
-) -> Judged:
-    """Return the labelled samples of a cache, judged by a head file or by a new head."""
-    judge = None if head is None else load_head(head)
+def _task(cache: FeatureCache, judge: HeadArtifact | None, config: AuditConfig, strict: bool) -> Task:
+    """Return the labels of a cache that are judged. judge : a head that was fitted before."""
     task = task_of(cache, config.target if judge is None else judge.target, cv=config.cv, seed=config.seed)
     if task.target.kind == "regression":
         raise FitError(
@@ -168,9 +172,7 @@ def _judged(
             "Name another target with --target.",
         )
     refuse_strict(task.notes, strict)
-    if judge is None:
-        return fitted(task, config.node, reporter)
-    return from_head(task, judge, Path(os.fspath(head or "")))
+    return task
 
 
 def _audited(

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, Note
 from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.progress import Reporter
+from bottleneck.samples import Target
 from bottleneck.studies.audit.judged import Judged
 from bottleneck.studies.audit.label_errors import LabelQuality
 from bottleneck.trials.evidence import difference
 from bottleneck.trials.heads import artifact_of, evidence_of, fit_on, outputs_of
 from bottleneck.trials.task import Task
+
+
+def require_classes(target: Target) -> None:
+    """Raise FitError unless `write_fix` can write the labels of a target."""
+    if target.kind != "class":
+        raise FitError("--fix writes one class a sample; a multi-label target has several labels.")
 
 
 def write_fix(judged: Judged, quality: LabelQuality, path: Path) -> str:
@@ -27,8 +34,7 @@ def write_fix(judged: Judged, quality: LabelQuality, path: Path) -> str:
     Samples that are not judged come last.
     """
     answers, samples = judged.answers, judged.task.samples
-    if answers.kind != "class":
-        raise FitError("--fix writes one class a sample; a multi-label target has several labels.")
+    require_classes(answers)
     labels = np.where(quality.flag, quality.suggested, answers.values)
     order = np.lexsort((quality.score, ~quality.flag))
     rows = [(samples.key[judged.rows[i]], answers.class_names[labels[i]]) for i in order]
@@ -40,8 +46,18 @@ def write_fix(judged: Judged, quality: LabelQuality, path: Path) -> str:
     return str(path)
 
 
-def repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: Reporter) -> dict[str, Any]:
-    """Fit heads with the old and with the new labels, and compare them on test by the new labels."""
+@dataclass(frozen=True)
+class Relabelled:
+    """A task with the labels of a file: as the cache has them (`old`), and as the file does (`new`)."""
+
+    file: str
+    old: Task
+    new: Task
+    notes: tuple[Note, ...]
+
+
+def relabelled_task(task: Task, labels: str | os.PathLike[str]) -> Relabelled:
+    """Read a labels file for a task. Raises FitError where a head on its labels could not be compared."""
     name = task.target.name
     samples, notes = relabelled(task.samples, task.cache.images.key, labels, targets=(name,))
     new = samples.targets[name]
@@ -65,22 +81,28 @@ def repaired(task: Task, node: str, labels: str | os.PathLike[str], reporter: Re
     else:
         values[named] = 0
         values[np.ix_(named, codes)] = new.values[named]
-    repaired = replace(task, target=replace(task.target, values=values))
-    rows = task.rows["test"]
+    new_task = replace(task, target=replace(task.target, values=values))
+    return Relabelled(str(labels), task, new_task, tuple(notes))
+
+
+def repaired(labels: Relabelled, node: str, reporter: Reporter) -> dict[str, Any]:
+    """Fit heads with the old and with the new labels, and compare them on test by the new labels."""
+    old, new = labels.old, labels.new
+    rows, changed = old.rows["test"], new.target.values != old.target.values
     judged = []
-    for each in (task, repaired):
+    for each in (old, new):
         problem, train = each.problem(), each.rows["train"]
         head = artifact_of(each, node, train, fit_on(each, node, train, problem, reporter=reporter), problem)
-        judged.append(evidence_of(repaired, rows, outputs_of(repaired, head, rows)))
+        judged.append(evidence_of(new, rows, outputs_of(new, head, rows)))
     gain = difference(judged[1], judged[0])
     return {
-        "labels": str(labels),
-        "changed": int((values != task.target.values).sum()),
-        "changed_in_test": int((values[rows] != task.target.values[rows]).sum()),
+        "labels": labels.file,
+        "changed": int(changed.sum()),
+        "changed_in_test": int(changed[rows].sum()),
         "test_accuracy_before": judged[0].mean,
         "test_accuracy_after": judged[1].mean,
         "gain": gain.gain,
         "gain_ci95": [gain.gain - 1.96 * gain.error, gain.gain + 1.96 * gain.error],
         "n": gain.n,
-        "notes": [note.to_json() for note in notes],
+        "notes": [note.to_json() for note in labels.notes],
     }

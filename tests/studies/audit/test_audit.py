@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +17,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FitErr
 from bottleneck.heads.artifact import load_head
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
+from bottleneck.studies.audit import judged
 from bottleneck.studies.audit.copies import node_notes
 from tests.helpers.caches import class_target, write_cache
 
@@ -219,6 +222,24 @@ def test_what_cannot_be_audited_is_named(features, truth, tmp_path, make, option
     path = write_cache(tmp_path / "c.h5", features, make(truth), split=SPLIT)
     with pytest.raises(error, match=text):
         audit(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"), [({"repair": "absent.csv"}, "absent.csv"), ({"fix": "."}, "is a folder")]
+)
+def test_a_file_that_cannot_be_used_is_refused_before_any_head_is_fitted(cache, monkeypatch, options, text):
+    monkeypatch.setattr(judged, "fit_on", lambda *_, **__: pytest.fail("a head was fitted"))
+    with pytest.raises(BottleneckError, match=text):
+        audit(cache, **options)
+
+
+def test_audit_of_a_cache_imports_no_network_library():
+    """They take seconds and 200 MB, and a cache needs none."""
+    modules = ", ".join(f"bottleneck.studies.{name}.{name}" for name in ("audit", "drift", "suggest"))
+    networks = ("timm", "torchvision", "onnxruntime")
+    code = f"import sys, {modules}; print([name for name in {networks} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_a_cache_without_labels_is_searched_for_copies_and_outliers(features, tmp_path, result):
