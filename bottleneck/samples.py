@@ -135,27 +135,17 @@ class Shard:
     """Which shards of a whole source a table holds.
 
     of : number of shards of the source. numbers : those that are here, from 1, in order.
-    plan : sha256 of what all shards have in common (`data.shards.plan_of`).
+    plan : sha256 of each part of the whole source, equal in all its shards (`data.shards.plan_of`).
     """
 
     of: int
     numbers: tuple[int, ...]
-    plan: str
+    plan: Mapping[str, str]
 
     @property
     def missing(self) -> tuple[int, ...]:
         """Return the numbers of the shards that are not here."""
         return tuple(sorted(set(range(1, self.of + 1)) - set(self.numbers)))
-
-    def notes(self) -> list[Note]:
-        """Return a note that names the missing shards, if there are any."""
-        if not self.missing:
-            return []
-        shown = ", ".join(map(str, self.missing[:8])) + (" …" if len(self.missing) > 8 else "")
-        text = (
-            f"Missing of the {self.of} shards of the source: {shown}. Add them with `bottleneck cache merge`."
-        )
-        return [Note("shards-missing", text, True, {"missing": list(self.missing), "of": self.of})]
 
 
 @dataclass(frozen=True)
@@ -180,6 +170,8 @@ class SampleTable:
         "sample", "covariate"), and the "separator" between labels of a cell.
     shard : Shard, or None
         Where the table holds some shards of a source; None where it holds all of it.
+    position : (S,) int64, or None
+        Place of each sample in the whole source, where `shard` is given.
     """
 
     key: np.ndarray
@@ -191,6 +183,7 @@ class SampleTable:
     group: np.ndarray | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shard: Shard | None = None
+    position: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.covariates is None:
@@ -200,6 +193,8 @@ class SampleTable:
         columns |= {f"target {name!r}": target.values for name, target in self.targets.items()}
         if self.group is not None:
             columns["group"] = self.group
+        if self.position is not None:
+            columns["position"] = self.position
         for name, values in columns.items():
             if len(values) != S:
                 raise SourceError(f"The sample table has {S} keys but {len(values)} rows of {name}.")
@@ -223,4 +218,14 @@ class SampleTable:
             targets={name: target.take(rows) for name, target in self.targets.items()},
             covariates=self.covariates[rows],
             group=None if self.group is None else self.group[rows],
+            position=None if self.position is None else self.position[rows],
         )
+
+    def shard_notes(self) -> list[Note]:
+        """Return a note that names the shards that the table lacks, if there are any."""
+        if self.shard is None or not self.shard.missing:
+            return []
+        missing, of = self.shard.missing, self.shard.of
+        shown = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
+        text = f"Missing of the {of} shards of the source: {shown}. Add them with `bottleneck cache merge`."
+        return [Note("shards-missing", text, True, {"missing": list(missing), "of": of})]

@@ -75,3 +75,11 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     threads.wait_without_spinning()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.parametrize(("beside", "cores"), [("1", 8), ("3", 2), ("99", 1), ("0", 8), ("many", 8), ("", 8)])
+def test_processes_of_torchrun_share_the_cores_of_a_host(beside, cores, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    monkeypatch.setattr(threads.Path, "read_text", lambda *_: "max 100000")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    assert threads.available_cores() == cores

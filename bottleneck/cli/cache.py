@@ -25,8 +25,7 @@ def info(terminal: Terminal, cache: str) -> None:
 
     values = describe(cache)
     with FeatureCache(cache) as opened:
-        shard = opened.samples.shard
-        values["notes"] = [note.to_json() for note in (shard.notes() if shard else [])]
+        values["notes"] = [note.to_json() for note in opened.samples.shard_notes()]
         values["data"] = data_sheet(opened.samples, opened.failures, opened.samples.columns)
     shown = {
         "backbone": values["backbone"]["name"],

@@ -22,7 +22,7 @@ import numpy as np
 
 from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
 from bottleneck.data.preprocess import Mirror, Preprocess, Views
-from bottleneck.data.untrusted import one_line
+from bottleneck.data.untrusted import one_line, without_secrets
 from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import UNKNOWN_STAT, FileStat
@@ -376,7 +376,7 @@ def _failed(image: LoadedImage, error: BaseException) -> LoadedImage:
     if isinstance(error, MemoryError):
         return replace(image, error="needs more memory than there is", passing=True)
     if isinstance(error, OSError):
-        reason = f"cannot be read: {error.strerror or one_line(error)}"
+        reason = f"cannot be read: {without_secrets(error.strerror or one_line(error))}"
         return replace(image, error=reason, passing=not isinstance(error, FileNotFoundError))
     what = "cannot be read" if image.digest is None else "cannot be decoded"
     reason = f"{what}: {type(error).__name__}: {one_line(error)}"

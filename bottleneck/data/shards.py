@@ -8,9 +8,13 @@ Splits and classes are those of the whole source, so that the merged shards are 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from bottleneck.errors import SourceError
 from bottleneck.samples import MOST_SHARDS, SampleTable
@@ -35,7 +39,7 @@ def shard_number(text: str, environment: Mapping[str, str] = os.environ) -> tupl
         found = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
         if found is None:
             raise SourceError(f"--shard is {text!r}; {FORM}.")
-        return _checked(int(found[1]), int(found[2]), f"--shard {text}", "--shard")
+        return _checked(int(found[1]), int(found[2]), f"--shard {text}")
     named = [pair for pair in (SLURM, TORCHRUN) if all(environment.get(name) for name in pair)]
     if len(named) != 1:
         why = "both are set" if named else "neither is set"
@@ -56,7 +60,7 @@ def shard_number(text: str, environment: Mapping[str, str] = os.environ) -> tupl
             )
         index = (index - first) // step
     where = f"{names[0]}={environment[names[0]]} and {names[1]}={environment[names[1]]}"
-    return _checked(index + 1, N, where, where)
+    return _checked(index + 1, N, where)
 
 
 def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:
@@ -68,28 +72,42 @@ def _number(environment: Mapping[str, str], name: str, default: str = "") -> int
     return int(text)
 
 
-def _checked(number: int, of: int, where: str, told: str) -> tuple[int, int, str]:
+def _checked(number: int, of: int, where: str) -> tuple[int, int, str]:
     if not 1 <= number <= of:
-        raise SourceError(f"{told} asks for shard {number} of {of}; {FORM}.")
+        raise SourceError(f"{where} asks for shard {number} of {of}; {FORM}.")
     if of > MOST_SHARDS:
-        raise SourceError(f"{told} asks for {of:,} shards; expected at most {MOST_SHARDS:,}.")
+        raise SourceError(f"{where} asks for {of:,} shards; expected at most {MOST_SHARDS:,}.")
     return number, of, where
 
 
 def shard_of(name: str, of: int) -> int:
     """Return the shard, 1 to `of`, of a group or of a sample's key."""
-    return int.from_bytes(hashlib.sha256(_bytes(name)).digest()[:8], "big") % of + 1
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") % of + 1
 
 
-def plan_of(samples: SampleTable) -> str:
-    """Return a sha256 of what all shards of a source have in common: keys, splits, targets, classes."""
-    total = hashlib.sha256()
-    for name, target in sorted(samples.targets.items()):
-        total.update(repr((name, target.kind, target.class_names)).encode("utf-8", "backslashreplace"))
-    for key, split in zip(samples.key, samples.split, strict=True):
-        total.update(hashlib.sha256(_bytes(key)).digest() + split.encode())
+def plan_of(images: Sequence[str], samples: SampleTable) -> dict[str, str]:
+    """Return a sha256 of each part of a whole source, by name. Shards of one source have equal ones.
+
+    images : the keys to which `samples.image` points.
+    """
+    targets = [samples.targets[name] for name in sorted(samples.targets)]
+    parts: dict[str, tuple[Any, list[np.ndarray]]] = {
+        "images": (list(images), []),
+        "samples": (samples.key.tolist(), [samples.image]),
+        "splits": (samples.split.tolist(), []),
+        "groups": (None if samples.group is None else samples.group.tolist(), []),
+        "labels": (
+            [(target.name, target.kind, target.class_names) for target in targets],
+            [target.values for target in targets],
+        ),
+        "covariates": (samples.covariate_names, [samples.covariates]),
+    }
+    return {name: _sha256(values, arrays) for name, (values, arrays) in parts.items()}
+
+
+def _sha256(values: Any, arrays: Sequence[np.ndarray]) -> str:
+    total = hashlib.sha256(json.dumps(values).encode())
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).tobytes())
     return total.hexdigest()
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -220,18 +220,18 @@ def _locate(source: str, config: ReadConfig) -> Source:
 def _locate_url(url: str, config: ReadConfig) -> Source:
     """Open a folder or a file with fsspec."""
     filesystem, path = open_url(url, given=True)
+    shown = without_secrets(url)
     try:
         is_folder = not path.strip("/") or filesystem.isdir(path)
         exists = is_folder or filesystem.exists(path)
     except Exception as error:  # each backend has error classes of its own
-        reason = without_secrets(one_line(error))
-        raise SourceError(f"The source {without_secrets(url)} cannot be reached: {reason}.") from error
+        raise SourceError(f"The source {shown} cannot be reached: {one_line(error)}.") from error
     if is_folder:
-        _refuse_columns(config, url)
+        _refuse_columns(config, shown)
         files = RemoteFiles(filesystem, path, url)
         return _folder(files, list_remote(files), config)
     if not exists:
-        raise SourceError(f"The source {url} does not exist.")
+        raise SourceError(f"The source {shown} does not exist.")
     folder, _, name = path.rpartition("/")
     head, chain, archive = split_chain(url)
     protocol, _, inside = head.partition("://")
@@ -320,7 +320,8 @@ def _nothing(root: str, listing: Listing) -> str:
 
 def _one_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     """Return the source of a manifest, a shard or a single image."""
-    return replace(_opened_file(files, name, config), location=f"{files.root.rstrip('/')}/{name}")
+    location = without_secrets(f"{files.root.rstrip('/')}/{name}")
+    return replace(_opened_file(files, name, config), location=location)
 
 
 def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
@@ -331,7 +332,7 @@ def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig)
         return _listed(*list_shards(files, [name]), config)
     if not is_image(name):
         raise SourceError(
-            f"The source {name} is none of these: an image ({' '.join(SUFFIXES)}), "
+            f"The source {without_secrets(name)} is none of these: an image ({' '.join(SUFFIXES)}), "
             f"a manifest ({' '.join(TABLE_SUFFIXES)}), an uncompressed .tar, a .zip, a folder.",
             "Unpack it and give the folder." if name.lower().endswith(PACKED) else "",
         )
@@ -344,7 +345,8 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
     try:
         data = files.read(name)
     except OSError as error:
-        raise SourceError(f"The manifest {name} cannot be read: {error.strerror or error}.") from error
+        reason = error.strerror or one_line(error)
+        raise SourceError(f"The manifest {name} cannot be read: {reason}.") from error
 
     def missing(keys: Sequence[str]) -> dict[str, str]:
         refused = {} if isinstance(files, LocalFiles) else {key: refusal(key, files.root) for key in keys}
@@ -366,10 +368,22 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
         0,
         manifest.absent,
         files,
-        notes=manifest.notes,
+        notes=(*manifest.notes, *_secret_notes(manifest.images)),
         columns=manifest.columns,
         cells=manifest.cells,
     )
+
+
+def _secret_notes(keys: Iterable[str]) -> list[Note]:
+    """Return a note on URLs that hold a secret: they are the keys by which images are found."""
+    secret = sum(1 for key in keys if "://" in key and without_secrets(key) != key)
+    if not secret:
+        return []
+    text = (
+        f"{secret:,} images are named by URLs with a password, signature or token. These URLs are keys of "
+        "the images, in caches and in results. Do not share them, or list images by URLs without secrets."
+    )
+    return [Note("secrets-in-keys", text, details={"images": secret})]
 
 
 def evenly(source: Source, limit: int) -> Source:
@@ -402,7 +416,9 @@ def _shard(source: Source, text: str) -> Source:
     )
     return replace(
         taken,
-        samples=replace(taken.samples, shard=Shard(of, (number,), plan_of(samples))),
+        samples=replace(
+            taken.samples, shard=Shard(of, (number,), plan_of(source.images, samples)), position=rows
+        ),
         absent={key: why for key, why in source.absent.items() if shard_of(key, of) == number},
         notes=(*source.notes, Note("shard-taken", message, details={"shard": number, "of": of})),
     )

@@ -214,7 +214,7 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
                 f"The URL {url} needs a package that is not installed.",
                 f"Run: pip install 'bottleneck-features[{extra}]'",
             ) from error
-        raise SourceError(f"The URL {url} cannot be opened: {without_secrets(one_line(error))}.") from error
+        raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
 
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

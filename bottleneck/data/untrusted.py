@@ -45,8 +45,8 @@ def parsing(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """Return an exception's message as one short line of printable text, for a list of failures."""
-    text = repr(str(error))[1:-1] or type(error).__name__
+    """Return an exception's message as one short line of printable text without secrets of URLs."""
+    text = without_secrets(repr(str(error))[1:-1] or type(error).__name__)
     return text if len(text) <= 200 else text[:200] + "…"
 
 
@@ -183,7 +183,7 @@ def require_trusted_keys(keys: Iterable[str], root: str, cache: str | os.PathLik
     for key in keys:
         if "://" in key or "::" in key:
             if not (local and remote) and (why := refusal(key, root)) is not None:
-                raise CacheError(f"{cache} names the image {key}, which {why}.")
+                raise CacheError(f"{cache} names the image {without_secrets(key)}, which {why}.")
             continue
         is_path_out = "://" not in root and "::" not in root and (key.startswith("/") or ".." in key)
         if is_path_out and not local and not _is_near(os.path.join(root, key), cache):

@@ -41,16 +41,16 @@ def relabelled(
     group: str | None = None,
     config: LabelConfig = AS_THEY_LOOK,
 ) -> tuple[SampleTable, list[Note]]:
-    """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged.
+    """Return the result of `join_labels` if a file `labels` is given, else the samples unchanged; and notes.
 
-    A note names the shards that the samples lack, where they are some shards of a source.
+    One names the shards that the samples lack, where they are some shards of a source.
 
     Raises
     ------
     FitError
         As from `join_labels`; or a column of groups is named without a file.
     """
-    lacking = samples.shard.notes() if samples.shard else []
+    lacking = samples.shard_notes()
     if labels is not None:
         joined, notes = join_labels(samples, image_keys, labels, targets=targets, group=group, config=config)
         return joined, [*lacking, *notes]

@@ -28,11 +28,11 @@ from bottleneck.store.tables import CacheTables, ImageRow, ImageTable, objects
 def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> dict[str, Any]:
     """Write the union of finished caches to the new file `out`.
 
-    Images and samples keep their order, those of the first cache first; those of shards are in order of their
-    keys, as in the cache of a whole folder. Shards that are missing are named in a note, and may be merged
-    later: the merged cache remembers which it has. If the caches have different source
-    folders, the merged cache has their common parent, and each key is prefixed by the path from the parent to
-    its folder. An image or a sample that occurs in several caches must be the same in each.
+    Images and samples keep their order, those of the first cache first. Shards of a source are put in the
+    order of the whole source. A note names those that are missing; they may be merged later, since the merged
+    cache remembers which it has. If the caches have different source folders, the merged cache has their
+    common parent, and each key is prefixed by the path from the parent to its folder. An image or a sample
+    that occurs in several caches must be the same in each.
 
     Parameters
     ----------
@@ -46,9 +46,10 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     Raises
     ------
     FingerprintError
-        The caches were made with different settings; `fields` names them.
+        The caches were made with different settings, or are shards of different sources; `fields` names
+        what differs.
     CacheError
-        Keys clash, the sources have no folder in common, `out` exists, or shards are not of one source.
+        Keys clash, the sources have no folder in common, or `out` exists.
     """
     out = Path(out)
     if len(paths) < 2:
@@ -83,7 +84,10 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
     images, row_of = _join_images(files, prefixes, by_key=shard is not None)
     samples = _join_samples(files, prefixes, row_of)
     if shard is not None:
-        samples = replace(samples.take(np.argsort(samples.key)), shard=shard if shard.missing else None)
+        assert samples.position is not None  # shards have it
+        samples = samples.take(np.argsort(samples.position))
+        left = {"shard": shard} if shard.missing else {"shard": None, "position": None}
+        samples = replace(samples, **left)
     keys = set(images.key)
     failures = {
         prefix + failure.key: replace(failure, key=prefix + failure.key)
@@ -108,7 +112,7 @@ def _merge(files: list[CacheFile], out: Path, catalog: Catalog) -> dict[str, Any
         "samples": len(samples),
         "failed": len(tables.failures),
         "nodes": {node.name: list(node.shape) for node in [*first.nodes.values(), *maps]},
-        "notes": [note.to_json() for note in (shard.notes() if shard else [])],
+        "notes": [note.to_json() for note in samples.shard_notes()],
     }
 
 
@@ -166,25 +170,26 @@ def common_root(roots: list[str]) -> tuple[str, list[str]]:
 
 def _join_shards(files: list[CacheFile]) -> Shard | None:
     """Return the shards that all files hold together; None where they are no shards."""
-    shards = {file.path: file.samples.shard for file in files}
-    if not any(shards.values()):
+    sharded = [(file, file.samples.shard) for file in files if file.samples.shard is not None]
+    if not sharded:
         return None
-    first_path, first = next((path, shard) for path, shard in shards.items() if shard)
-    for path, shard in shards.items():
-        if shard is None:
-            raise CacheError(
-                f"{first_path} holds shards of a source, {path} does not.",
-                "Merge all shards of the source first, then that cache with the other.",
-            )
-        if (shard.of, shard.plan) != (first.of, first.plan):
-            others = shard.of != first.of
-            what = f"{first.of} and one of {shard.of}" if others else "different lists of samples"
-            raise CacheError(
-                f"{first_path} and {path} are shards of {what}.",
-                "Extract all shards again, of one source and with the same options.",
-            )
-    numbers = sorted({number for shard in shards.values() if shard for number in shard.numbers})
-    return replace(first, numbers=tuple(numbers))
+    first, shard = sharded[0]
+    whole = next((file for file in files if file.samples.shard is None), None)
+    if whole is not None:
+        raise CacheError(
+            f"{first.path} holds shards of a source, {whole.path} does not.",
+            "Merge all shards of the source first, then that cache with the other.",
+        )
+    for file, other in sharded[1:]:
+        # One path for all: keys are relative to it, and a shard elsewhere would be another folder's images.
+        ours, theirs = (
+            {"shards": each.of, "source_root": one.origin.source_root, **each.plan}
+            for one, each in ((first, shard), (file, other))
+        )
+        hint = "Extract all shards again, from one path, of an unchanged source, with the same options."
+        require_equal(ours, theirs, f"{first.path}, beside {file.path},", hint)
+    numbers = sorted({number for _, each in sharded for number in each.numbers})
+    return replace(shard, numbers=tuple(numbers))
 
 
 def _join_images(
@@ -236,6 +241,7 @@ def _join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.n
         covariate_names=tables[0].covariate_names,
         group=np.concatenate([table.group for table in tables]),
         columns=tables[0].columns if all(t.columns == tables[0].columns for t in tables) else {},
+        position=_join_positions(tables),
     )
     if all(file.samples.group is None for file in files):
         joined = replace(joined, group=None)
@@ -249,6 +255,11 @@ def _require_alike(tables: list[SampleTable]) -> None:
     ):
         if len(values) > 1:
             raise CacheError(f"The caches' samples differ in their {what}: {sorted(values)}.")
+
+
+def _join_positions(tables: list[SampleTable]) -> np.ndarray | None:
+    positions = [table.position for table in tables if table.position is not None]
+    return np.concatenate(positions) if len(positions) == len(tables) else None
 
 
 def _join_target(name: str, tables: list[SampleTable]) -> Target:

@@ -181,6 +181,8 @@ def sample_columns(samples: SampleTable) -> dict[str, Column]:
     }
     if samples.group is not None:
         columns["samples/group"] = Column(encode(samples.group), {})
+    if samples.position is not None:
+        columns["samples/position"] = Column(samples.position.astype(np.int64))
     for name, target in samples.targets.items():
         attributes = {"kind": target.kind, "class_names": _names(target.class_names)}
         columns[f"labels/{link_name(name)}"] = Column(
@@ -200,6 +202,10 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
     unknown = sorted(set(split) - set(SPLITS))
     if unknown:
         raise CacheError(f"a split is {unknown[0]!r}; expected one of {', '.join(SPLITS)}")
+    shard = _shard_of(columns["samples/key"].attributes.get("shard"))
+    position = stored.get("samples/position")
+    if (shard is None) != (position is None) or (position is not None and position.dtype != np.int64):
+        raise CacheError("expected positions (int64) of the samples of a shard, and of no others")
     links = [path for path in columns if path.startswith("labels/")]
     targets = [_target_of(name_of_link(path.removeprefix("labels/")), columns[path]) for path in links]
     return SampleTable(
@@ -211,7 +217,8 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
         columns=_columns_of(columns["samples/key"].attributes.get("columns", "{}")),
-        shard=_shard_of(columns["samples/key"].attributes.get("shard")),
+        shard=shard,
+        position=position,
     )
 
 
@@ -237,12 +244,13 @@ def _shard_of(text: str | None) -> Shard | None:
     of, numbers, plan = fields.get("of"), fields.get("numbers"), fields.get("plan")
     if not (
         isinstance(of, int)
+        and of <= MOST_SHARDS
         and isinstance(numbers, list)
-        and isinstance(plan, str)
+        and numbers
         and all(isinstance(number, int) and 1 <= number <= of for number in numbers)
         and numbers == sorted(set(numbers))
-        and len(numbers) >= 1
-        and of <= MOST_SHARDS
+        and isinstance(plan, dict)
+        and all(isinstance(digest, str) for digest in plan.values())
     ):
         raise CacheError(f"the shard of the samples is {text[:80]}; expected of, numbers and plan")
     return Shard(of, tuple(numbers), plan)

@@ -14,13 +14,13 @@ from bottleneck.errors import SourceError
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """40 samples of 2 classes and 8 groups, one image of which is absent."""
+    """40 samples of 2 classes and 8 groups in no order, and one whose image is absent."""
     folder = tmp_path_factory.mktemp("사진")
-    lines = ["image,label,patient"]
-    for number in range(40):
-        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number:02}.png")
-        lines.append(f"{number:02}.png,{'ab'[number % 2]},p{number // 5}")
-    (folder / "list.csv").write_text("\n".join([*lines, "gone.png,a,p0"]))
+    lines = ["image,label,patient,age"]
+    for number in np.random.default_rng(0).permutation(40):
+        Image.new("RGB", (8, 8), (int(number), 0, 0)).save(folder / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{'ab'[number % 2]},p{number // 5},{number}.5")
+    (folder / "list.csv").write_text("\n".join([*lines, "gone.png,a,p0,1"]))
     return folder / "list.csv"
 
 
@@ -37,24 +37,34 @@ def test_the_shards_are_the_whole_source_once_each_with_its_splits(manifest, of,
         assert [split[key] for key in shard.samples.key] == list(shard.samples.split)
         assert shard.images == tuple(sorted(shard.samples.key))
         assert shard.samples.targets["label"].class_names == ("a", "b")
-    assert len({shard.samples.shard.plan for shard in shards}) == 1
+    assert [shard.samples.shard.plan for shard in shards] == [shards[0].samples.shard.plan] * of
+    place = dict(zip(whole.samples.key, range(40), strict=True))
+    for shard in shards:
+        assert [place[key] for key in shard.samples.key] == shard.samples.position.tolist()
     assert [list(shard.absent) for shard in shards].count(["gone.png"]) == 1
     if group:
         parts = [set(shard.samples.group) for shard in shards]
         assert sum(map(len, parts)) == len(set.union(*parts)) == 8
 
 
-def test_another_list_or_other_splits_are_another_plan(manifest):
-    plans = {
-        read_source(manifest, ReadConfig(shard="1/2", **options)).samples.shard.plan
-        for options in (
-            {},
-            {"val_fraction": 0.5},
-            {"limit": 30},
-            {"label_columns": ("patient",)},
-        )
-    }
-    assert len(plans) == 4
+@pytest.mark.parametrize(
+    ("options", "edit", "parts"),
+    [
+        ({}, ("", ""), set()),
+        ({"val_fraction": 0.5}, ("", ""), {"splits"}),
+        ({"group_column": "patient"}, ("", ""), {"groups"}),
+        ({"covariate_columns": ("age",)}, ("", ""), {"covariates"}),
+        ({"label_columns": ("patient",)}, ("", ""), {"labels"}),
+        ({}, ("00.png,a", "00.png,b"), {"labels"}),
+        ({}, ("07.png", "none.png"), {"images", "samples", "splits", "labels"}),
+    ],
+)
+def test_the_plan_names_what_another_run_has_otherwise(manifest, options, edit, parts):
+    other = manifest.parent / "other.csv"
+    other.write_text(manifest.read_text().replace(*edit))
+    mine = read_source(manifest, ReadConfig(shard="1/2")).samples.shard.plan
+    theirs = read_source(other, ReadConfig(shard="1/2", **options)).samples.shard.plan
+    assert {part for part in mine if mine[part] != theirs[part]} == parts
 
 
 SLURM = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}

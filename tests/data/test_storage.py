@@ -14,7 +14,10 @@ from contextlib import contextmanager
 import fsspec
 import pytest
 
-from bottleneck.data.source import read_source
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.loader import load_images
+from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.source import Source, image_files, read_source
 from bottleneck.data.storage import RemoteFiles
 from bottleneck.errors import ImageError, SourceError
 from tests.helpers.encoded import image, tar_of
@@ -138,14 +141,67 @@ def test_a_missing_package_of_a_store_is_named_without_credentials(monkeypatch, 
     assert "secret" not in str(caught.value)
 
 
-def test_an_error_of_a_store_shows_no_credentials(monkeypatch):
-    def refused(url):
-        raise PermissionError(f"no access to {url}")
+SECRET = "s3://user:SECRET@bucket/photos?X-Amz-Signature=SECRET"
 
-    monkeypatch.setattr("fsspec.core.url_to_fs", refused)
-    with pytest.raises(SourceError, match="no access to") as caught:
-        read_source("s3://user:secret@bucket/photos?token=secret")
-    assert "secret" not in str(caught.value)
+
+class Store:
+    """A filesystem whose answers tests choose. fails : the exception of every request."""
+
+    def __init__(self, fails=None, folder=False):
+        self.fails, self.folder = fails, folder
+
+    def isdir(self, path):
+        if self.fails:
+            raise self.fails
+        return self.folder
+
+    def exists(self, path):
+        return False
+
+    def cat_file(self, path, start=None, end=None):
+        raise self.fails
+
+    info = cat_file
+
+
+@pytest.mark.parametrize(
+    ("store", "options", "said"),
+    [
+        (PermissionError(f"no access to {SECRET}"), {}, "cannot be opened: no access to"),
+        (PermissionError("x" * 190 + SECRET), {}, "cannot be opened"),  # cut within the URL
+        (Store(RuntimeError(f"no answer from {SECRET}")), {}, "cannot be reached: no answer"),
+        (Store(), {}, "does not exist"),
+        (Store(folder=True), {"label_columns": ("label",)}, "Columns are named, but"),
+    ],
+)
+def test_no_error_of_a_source_shows_credentials(monkeypatch, store, options, said):
+    def opened(url):
+        if isinstance(store, Exception):
+            raise store
+        return store, "bucket/photos"
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", opened)
+    with pytest.raises(SourceError, match=said) as caught:
+        read_source(SECRET, ReadConfig(**options))
+    assert "SECRET" not in str(caught.value)
+    assert "user" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError(SECRET), OSError(5, SECRET), FileNotFoundError(SECRET)])
+def test_no_failure_of_an_image_shows_credentials(error):
+    files = RemoteFiles(Store(error), "bucket", "s3://bucket")
+    source = Source(files.root, ("a.png",), image_files(["a.png"]).samples, 0, {}, files)
+    preprocess = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
+    (image,) = load_images(source, ["a.png"], preprocess, workers=1)
+    assert "cannot be read" in image.error
+    assert "SECRET" not in image.error
+
+
+def test_keys_that_are_urls_with_secrets_are_told(tmp_path):
+    (tmp_path / "m.csv").write_text("image\nhttps://h/b.png?sig=SECRET\nhttps://h/c.png?v=2\n")
+    (note,) = [note for note in read_source(tmp_path / "m.csv").notes if note.code == "secrets-in-keys"]
+    assert note.details == {"images": 1}
+    assert "SECRET" not in note.message
 
 
 @pytest.mark.parametrize("form", ["{}", "zip://::{}", "zip://::file://{}"])

@@ -423,22 +423,43 @@ def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_
     assert verify(old).ok
 
 
-def test_the_merged_shards_of_a_folder_are_the_cache_of_one_process(folder, tmp_path, monkeypatch):
-    options = {"image_size": 32, "engine": "torch", "val_fraction": 0.3}
-    images = folder / "images"
-    one = extract(images, tmp_path / "one.h5", **options)
-    parts = [extract(images, tmp_path / "x.h5", shard=f"{number}/2", **options) for number in (1, 2)]
-    assert [Path(part.cache).name for part in parts] == [f"x--shard-{number}-of-2.h5" for number in (1, 2)]
-    assert [names_of(part.notes) for part in parts] == [["shard-taken"]] * 2
-    merge([part.cache for part in parts], tmp_path / "x.h5")
+def manifest_in_no_order(folder):
+    """A manifest of the folder's twelve images, of two classes and four groups."""
+    order = np.random.default_rng(0).permutation(12)
+    rows = "".join(f"images/{number:02}.png,{number % 2},g{number // 3}\n" for number in order)
+    (folder / "mixed.csv").write_text(f"image,label,group\n{rows}")
+    return folder / "mixed.csv"
+
+
+@pytest.mark.parametrize("of", [2, 3])
+def test_the_merged_shards_of_a_manifest_are_the_cache_of_one_process(folder, tmp_path, of):
+    source, numbers = manifest_in_no_order(folder), range(1, of + 1)
+    options = {"image_size": 32, "engine": "torch", "dtype": "float32", "val_fraction": 0.3}
+    one = extract(source, tmp_path / "one.h5", **options)
+    parts = [extract(source, tmp_path / "x.h5", shard=f"{number}/{of}", **options) for number in numbers]
+    assert [Path(part.cache).name for part in parts] == [f"x--shard-{n}-of-{of}.h5" for n in numbers]
+    assert all("shard-taken" in names_of(part.notes) for part in parts)
+    merge([part.cache for part in reversed(parts)], tmp_path / "x.h5")
     with FeatureCache(one.cache) as single, FeatureCache(tmp_path / "x.h5") as merged:
-        assert list(single.samples.key) == list(merged.samples.key) == list(merged.images.key)
-        assert list(single.samples.split) == list(merged.samples.split)
+        ours, theirs = merged.samples, single.samples
+        for name in ("key", "split", "image"):
+            assert getattr(ours, name).tolist() == getattr(theirs, name).tolist()
+        assert ours.targets["label"].values.tolist() == theirs.targets["label"].values.tolist()
+        assert list(single.images.key) == list(merged.images.key)
     alone, together = rows_of(one.cache), rows_of(tmp_path / "x.h5")
     for key, row in alone.items():
-        np.testing.assert_allclose(together[key], row, rtol=2e-3, atol=1e-4)
-    again = extract(images, tmp_path / "x.h5", **options)
+        np.testing.assert_allclose(together[key], row, rtol=1e-5, atol=1e-5 * row.std())
+    again = extract(source, tmp_path / "x.h5", **options)
     assert (again.computed, again.images) == (0, 12)
+
+
+def test_a_shard_by_groups_and_one_by_keys_are_not_merged(folder, tmp_path):
+    source, options = manifest_in_no_order(folder), {"image_size": 32, "engine": "torch"}
+    by_group = extract(source, tmp_path / "x.h5", shard="1/2", group_column="group", **options)
+    by_key = extract(source, tmp_path / "x.h5", shard="2/2", **options)
+    with pytest.raises(FingerprintError) as caught:
+        merge([by_group.cache, by_key.cache], tmp_path / "out.h5")
+    assert caught.value.fields == ("groups",)
 
 
 def test_rows_that_depend_on_the_images_of_a_shard_are_refused(folder, tmp_path):

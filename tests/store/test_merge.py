@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.fitting.labels import relabelled
 from bottleneck.samples import SampleTable, Shard, Target
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
-from bottleneck.store.tables import objects
+from bottleneck.store.tables import objects, sample_columns, samples_of
 from bottleneck.store.verify import verify
 from bottleneck.store.writer import CacheWriter
 from tests.helpers.world import MAP, ROOT, SPEC, VIEWED, A, B, World, content, digest_of, row_of, world_of
@@ -194,28 +195,42 @@ def test_a_map_that_is_there_already_is_not_overwritten(tmp_path):
     assert not (tmp_path / "out.h5").exists()
 
 
-def shards(tmp_path, of=3, plan="p"):
-    """A cache for each shard of a source; the keys of later ones come first."""
+def shards(tmp_path, of=3, root=ROOT, **plan):
+    """A cache for each shard of a manifest of 7.jpg, 8.jpg and 6.jpg; the shards have them backwards."""
+    tmp_path.mkdir(exist_ok=True)
     return [
         write(
             tmp_path / f"{number}.h5",
-            table(f"{9 - number}.jpg", shard=Shard(of, (number,), plan)),
-            files=[(f"{9 - number}.jpg", b"%d" % number)],
+            table(
+                f"{name}.jpg",
+                shard=Shard(of, (number,), {"samples": "s", "labels": "l", **plan}),
+                position=np.array([of - number]),
+            ),
+            root=root,
+            files=[(f"{name}.jpg", b"%d" % name)],
         )
-        for number in range(1, of + 1)
+        for number, name in zip(range(1, of + 1), (6, 8, 7), strict=False)
     ]
 
 
-def test_merged_shards_are_in_the_order_of_the_whole_folder(tmp_path):
+def everything(path):
+    with FeatureCache(path) as cache:
+        samples = cache.samples
+        rows = cache.features(A.name).read(0, len(cache.images)).tolist()
+        return list(cache.images.rows()), list(samples.key), samples.image.tolist(), rows
+
+
+def test_merged_shards_are_in_the_order_of_the_whole_source(tmp_path):
     result = merge(shards(tmp_path), tmp_path / "out.h5")
     assert result["notes"] == []
     assert verify(tmp_path / "out.h5").ok
     with FeatureCache(tmp_path / "out.h5") as cache:
-        assert cache.samples.shard is None
-        assert list(cache.images.key) == list(cache.samples.key) == ["6.jpg", "7.jpg", "8.jpg"]
-        assert cache.samples.image.tolist() == [[0], [1], [2]]
+        assert (cache.samples.shard, cache.samples.position) == (None, None)
+        assert list(cache.images.key) == ["6.jpg", "7.jpg", "8.jpg"]
+        assert list(cache.samples.key) == ["7.jpg", "8.jpg", "6.jpg"]
+        assert cache.samples.image.tolist() == [[1], [2], [0]]
         rows = cache.features(A.name).read(0, 3)
-    np.testing.assert_array_equal(rows, [row_of(digest_of(b"%d" % n), A) for n in (3, 2, 1)])
+    np.testing.assert_array_equal(rows, [row_of(digest_of(b"%d" % name), A) for name in (6, 7, 8)])
 
 
 def test_missing_shards_are_named_and_may_be_added_later(tmp_path):
@@ -224,19 +239,54 @@ def test_missing_shards_are_named_and_may_be_added_later(tmp_path):
     assert (note["code"], note["missing"], note["of"]) == ("shards-missing", [2], 3)
     with FeatureCache(tmp_path / "part.h5") as cache:
         assert cache.samples.shard.numbers == (1, 3)
+        told = relabelled(cache.samples, cache.images.key, None)[1]
+    assert [found.code for found in told] == ["shards-missing"]
     assert merge([tmp_path / "part.h5", second], tmp_path / "out.h5")["notes"] == []
     merge([first, second, third], tmp_path / "once.h5")
-    assert content(tmp_path / "out.h5") == content(tmp_path / "once.h5")
+    assert everything(tmp_path / "out.h5") == everything(tmp_path / "once.h5")
 
 
-def test_shards_of_different_sources_are_refused(tmp_path):
-    (tmp_path / "b").mkdir()
-    (tmp_path / "c").mkdir()
-    mine, other, more = shards(tmp_path), shards(tmp_path / "b", plan="q"), shards(tmp_path / "c", of=2)
-    for path, said in ((other[1], "different lists of samples"), (more[1], "shards of 3 and one of 2")):
-        with pytest.raises(CacheError, match=said):
-            merge([mine[0], path], tmp_path / "out.h5")
-    whole = write(tmp_path / "whole.h5", table("x.jpg"), files=[("x.jpg", b"x")])
-    with pytest.raises(CacheError, match="does not"):
-        merge([mine[0], whole], tmp_path / "out.h5")
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [({"labels": "k"}, "labels"), ({"of": 2}, "shards"), ({"root": "/elsewhere"}, "source_root")],
+)
+def test_shards_of_different_sources_are_refused_and_what_differs_is_named(tmp_path, other, field):
+    mine, theirs = shards(tmp_path), shards(tmp_path / "b", **other)
+    with pytest.raises(FingerprintError, match=f"{field} is") as caught:
+        merge([mine[0], theirs[1]], tmp_path / "out.h5")
+    assert caught.value.fields == (field,)
     assert not (tmp_path / "out.h5").exists()
+
+
+def test_a_shard_and_a_whole_source_are_not_merged(tmp_path):
+    whole = write(tmp_path / "whole.h5", table("x.jpg"), files=[("x.jpg", b"x")])
+    with pytest.raises(CacheError, match=r"holds shards of a source, .* does not"):
+        merge([shards(tmp_path)[0], whole], tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "7",
+        "[]",
+        "{}",
+        '{"of": 2, "numbers": [], "plan": {}}',
+        '{"of": 2, "numbers": [3], "plan": {}}',
+        '{"of": 2, "numbers": [1, 1], "plan": {}}',
+        '{"of": 2, "numbers": [1], "plan": {"a": 1}}',
+        '{"of": 10000000000, "numbers": [1], "plan": {}}',
+    ],
+)
+def test_a_shard_that_says_nothing_sensible_is_damage(record):
+    columns = sample_columns(table(shard=Shard(2, (1,), {}), position=np.array([0])))
+    key = columns["samples/key"]
+    columns["samples/key"] = replace(key, attributes={**key.attributes, "shard": record})
+    with pytest.raises(CacheError, match="the shard of the samples is"):
+        samples_of(columns)
+
+
+def test_a_shard_without_positions_is_damage():
+    columns = sample_columns(table(shard=Shard(2, (1,), {}), position=np.array([0])))
+    del columns["samples/position"]
+    with pytest.raises(CacheError, match="expected positions"):
+        samples_of(columns)

@@ -125,6 +125,8 @@ def _page(
     """Return the page without thumbnails, and the cache whose images it shows."""
     main, pictures = _main(inputs.fitted), Pictures()
     cache, notes = _cache_of(inputs, main)
+    if cache is not None:
+        notes += cache.samples.shard_notes()
     found: Judged | None = None
     if main is not None and cache is not None:
         found, told = judged(main.path, main.head, cache, options, reporter)
