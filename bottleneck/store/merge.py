@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.samples import UNLABELLED, SampleTable, Shard, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.rows import Catalog
-from bottleneck.store.spec import NodeSpec, Origin, require_equal
+from bottleneck.store.spec import NodeSpec, Origin, differences, require_equal
 from bottleneck.store.tables import CacheTables, ImageRow, ImageTable, objects
 
 
@@ -186,8 +186,13 @@ def _join_shards(files: list[CacheFile]) -> Shard | None:
             {"shards": each.of, "source_root": one.origin.source_root, **each.plan}
             for one, each in ((first, shard), (file, other))
         )
-        hint = "Extract all shards again, from one path, of an unchanged source, with the same options."
-        require_equal(ours, theirs, f"{first.path}, beside {file.path},", hint)
+        if fields := differences(ours, theirs):
+            raise FingerprintError(
+                f"{first.path} and {file.path} are shards of different sources; "
+                f"what differs: {', '.join(fields)}.",
+                "Extract all shards again, from one path, of an unchanged source, with the same options.",
+                fields=tuple(fields),
+            )
     numbers = sorted({number for _, each in sharded for number in each.numbers})
     return replace(shard, numbers=tuple(numbers))
 

@@ -252,7 +252,7 @@ def test_missing_shards_are_named_and_may_be_added_later(tmp_path):
 )
 def test_shards_of_different_sources_are_refused_and_what_differs_is_named(tmp_path, other, field):
     mine, theirs = shards(tmp_path), shards(tmp_path / "b", **other)
-    with pytest.raises(FingerprintError, match=f"{field} is") as caught:
+    with pytest.raises(FingerprintError, match=f"what differs: {field}.") as caught:
         merge([mine[0], theirs[1]], tmp_path / "out.h5")
     assert caught.value.fields == (field,)
     assert not (tmp_path / "out.h5").exists()
