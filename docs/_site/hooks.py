@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 # Weight of pages in the search: those that explain come before those that list.
 BOOST = {"index.md": 2.5, "concepts.md": 4, "tasks.md": 2, "versions.md": 6}
-BOOST |= {"python.md": 0.6, "MEASURED.md": 0.25, "DECISIONS.md": 0.1, "comparison.md": 0.5}
+BOOST |= {"python.md": 0.6, "measured.md": 0.25, "DECISIONS.md": 0.1, "comparison.md": 0.5}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
