@@ -153,6 +153,7 @@ def command(
 ) -> None:
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting.fit_heads import fit_heads
+    from bottleneck.fitting.head_files import score_of
     from bottleneck.report.curves import head_curves
 
     listed = sys.stdin.read().splitlines() if without == "-" else without
@@ -162,14 +163,15 @@ def command(
         return _checked(terminal, check, cache, listed)
     result = fit_heads(cache, labels=labels, without=listed, reporter=terminal, **options)
     files = result.files | head_curves(result)
-    splits = [split for split in SPLITS if any(split in head["accuracy"] for head in result.heads)]
+    splits = [split for split in SPLITS if any(score_of(head, split) is not None for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
+    bounded = [f"{measured} 95 %"] * any(measured in head["accuracy_ci95"] for head in result.heads)
     targets = sorted({head["target"] for head in result.heads})
     several = ("target",) if len(targets) > 1 else ()
     shown: list[RenderableType] = [
         table(
             "Heads" if several else f"Heads of target {targets[0]}",
-            (*several, "node", "head", "C", "n", "cv", *splits, f"{measured} 95 %"),
+            (*several, "node", "head", "C", "n", "cv", *splits, *bounded),
             [
                 (
                     *(head[name] for name in several),
@@ -177,9 +179,8 @@ def command(
                     head["head"] + ("" if head["converged"] else NOT_CONVERGED),
                     head["C"],
                     head["n"],
-                    _score(head["cv_accuracy"], head, "cv"),
-                    *(_score(head["accuracy"].get(split), head, split) for split in splits),
-                    _interval(head["accuracy_ci95"].get(measured)),
+                    *(_score(score_of(head, split), head) for split in ("cv", *splits)),
+                    *(_interval(head["accuracy_ci95"].get(measured)) for _ in bounded),
                 )
                 for head in result.heads
             ],
@@ -213,12 +214,9 @@ def _checked(terminal: Terminal, head: str, cache: str, listed: str | list[str])
         raise FitError(line, f"Fit it again: bottleneck fit-head {quote(cache)} --without LIST")
 
 
-def _score(accuracy: float | None, head: dict[str, Any], split: str) -> float | str | None:
-    """Return the accuracy, or R² if the target is a number."""
-    if accuracy is not None or "r2" not in head:
-        return accuracy
-    value = head["r2"].get(split)
-    return None if value is None else f"R² {value:.4g}"
+def _score(value: float | None, head: dict[str, Any]) -> float | str | None:
+    """Return an accuracy as it is, and R² as text that says so."""
+    return value if value is None or "r2" not in head else f"R² {value:.4g}"
 
 
 def _interval(bounds: list[float] | None) -> str:

@@ -298,26 +298,33 @@ def file_name(*parts: str) -> str:
     return name or "head"
 
 
+def score_of(record: dict[str, Any], split: str) -> float | None:
+    """Return the accuracy of a head on a split or in "cv", or R² of a regression; None if not measured."""
+    if "r2" in record:
+        return record["r2"].get(split)
+    return record["cv_accuracy"] if split == "cv" else record["accuracy"].get(split)
+
+
 def _probe_table(records: Sequence[dict[str, Any]]) -> list[tuple]:
     table = [("target", "head", "node", "C", "cv", *SPLITS)]
     for record in records:
-        start = (record[name] for name in ("target", "head", "node", "C", "cv_accuracy"))
-        table.append((*start, *(record["accuracy"].get(split) for split in SPLITS)))
+        start = (record[name] for name in ("target", "head", "node", "C"))
+        table.append((*start, *(score_of(record, split) for split in ("cv", *SPLITS))))
     return table
 
 
 def _probe_curve(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return nodes (N names), series (N scores or None, by line), intervals (N, of lines that have all)."""
+    """Return nodes (N names), series (N scores or None, by line), intervals (N, of lines that have all).
+
+    `measure` is the name of the scores.
+    """
     nodes = list(dict.fromkeys(record["node"] for record in records))
     series: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, tuple]] = {}
     for record in records:
         line = f"{record['target']}, {record['head']}"
-        for name, value in (
-            ("cross-validation", record["cv_accuracy"]),
-            ("test", record["accuracy"].get("test")),
-        ):
-            if value is not None:
+        for name, split in (("cross-validation", "cv"), ("test", "test")):
+            if (value := score_of(record, split)) is not None:
                 series.setdefault(f"{line}, {name}", {})[record["node"]] = value
         if "test" in record["accuracy_ci95"]:
             intervals.setdefault(f"{line}, test", {})[record["node"]] = record["accuracy_ci95"]["test"]
@@ -329,6 +336,9 @@ def _probe_curve(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             for line, bounds in intervals.items()
             if len(bounds) == len(nodes)
         },
+        "measure": " or ".join(
+            sorted({"R²" if "r2" in record else "accuracy" for record in records}, reverse=True)
+        ),
     }
 
 

@@ -54,7 +54,7 @@ def _probe_curve(curves: dict[str, Any], path: Path, stem: str) -> None:
             axes.errorbar(y, known, xerr=bars, marker="o", capsize=3, label=drawable(name))
         names = ["\n".join(wrap(drawable(node, MOST_OF_NAME).replace("+", "+ "), 32)) for node in nodes]
         axes.set_yticks(range(len(nodes)), names, fontsize=9)
-        axes.set(xlabel="accuracy", title=drawable(f"{stem}: one head per node", 80))
+        axes.set(xlabel=curves["probe"]["measure"], title=drawable(f"{stem}: one head per node", 80))
         axes.grid(axis="x", alpha=0.3)
         axes.legend(framealpha=0.8, fontsize=9)
 

@@ -124,6 +124,18 @@ def test_nodes_in_another_order_are_the_same_engine_and_come_as_asked(tmp_path, 
     assert keys[0] == keys[1]
 
 
+def test_loading_within_the_building_of_an_engine_is_counted_once(monkeypatch):
+    def load():
+        time.sleep(0.05)
+        return SimpleNamespace(recipe={"name": "fake"}, extractor=lambda nodes, preprocess: nodes)
+
+    monkeypatch.setattr("bottleneck.engines.base.build_engine", lambda make, *_, **__: make())
+    trunk = Trunk(load, GREY, EngineConfig(), recipe={"name": "fake"})
+    started = time.perf_counter()
+    trunk.engine(["node"], np.zeros((1, 8, 8, 3), np.uint8))
+    assert 0.05 <= trunk.startup_seconds <= time.perf_counter() - started
+
+
 def batch_of(*values, views=None):
     """A batch of images a, b … with these features (B, 2) of one node."""
     images = [

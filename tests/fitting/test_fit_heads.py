@@ -87,6 +87,21 @@ def test_several_nodes_give_the_probe_curve(world, tmp_path):
         assert file.read(4) == b"\x89PNG"
 
 
+def test_the_probe_curve_of_a_quantity_is_its_r2(tmp_path):
+    X, _ = features(60, D, 2)
+    target = Target("sum", "regression", X.sum(axis=1).astype(float))
+    split = np.repeat(["train", "test"], [40, 20])
+    cache = write_cache(tmp_path / "x.h5", X, [target], split, more={"blocks.0": X[:, :3]})
+    result = fit_heads(cache, output=tmp_path)
+    with open(result.files["probe_curve_table"], newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["test"]) for row in table] == [record["r2"]["test"] for record in result.heads]
+    probe = result.curves["probe"]
+    assert probe["series"]["sum, ridge, cross-validation"] == [record["r2"]["cv"] for record in result.heads]
+    assert probe["measure"] == "R²"
+    head_curves(result)  # draws without a warning
+
+
 @pytest.mark.parametrize("kind", ["ridge", "knn", "nearest-mean", "mlp"])
 def test_other_kinds(world, tmp_path, kind):
     cache, X, y = world
