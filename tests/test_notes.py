@@ -27,15 +27,15 @@ nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-
 no-label-column no-labels no-neighbours no-test node-alias not-converged not-finetuned not-installed
 numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
-paths-found-by-other-spelling picture-not-shown precision-of-cache rare-classes reference-images
-reject-rate-off remembered-column-missing remembered-columns repeated-rows repeats-left-out
-report-left-out report-not-written report-of-best report-of-one-cache rows-damaged rows-kept-unread
-rows-mended rows-of-nan rows-removed run-resumed runs-reused samples-damaged samples-drawn
-samples-left-out samples-limited samples-not-used samples-unlabelled samples-without-label-row
-secrets-in-keys shard-labels shard-splits-not-used shard-taken shards-missing sheet-numbered
-sheet-shortened sizes-differ source-moved split-chose-the-model split-column-unused
-split-folder-not-used splits-changed splits-from-shard-names splits-merged start-faint
-start-fitted-again start-rounded target-by-other-name target-chosen test-not-suggested
+paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
+rare-classes reference-images reject-rate-off remembered-column-missing remembered-columns
+repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache
+rows-damaged rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused
+samples-damaged samples-drawn samples-left-out samples-limited samples-not-used samples-unlabelled
+samples-without-label-row secrets-in-keys shard-labels shard-splits-not-used shard-taken
+shards-missing sheet-numbered sheet-shortened sizes-differ source-moved split-chose-the-model
+split-column-unused split-folder-not-used splits-changed splits-from-shard-names splits-merged
+start-faint start-fitted-again start-rounded target-by-other-name target-chosen test-not-suggested
 thumbnails-left-out trained-on training-images-unknown trust-not-exported unfreeze-every-not-used
 unknown-classes unknown-images-known unknown-images-of-known-classes unknown-nearer-than-known
 val-chose-the-epoch val-taken-from-train views-left-out views-not-used views-unread

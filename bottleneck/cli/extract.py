@@ -95,9 +95,14 @@ flag = flags_of(ExtractConfig)
     help="The images of the cache are now in SOURCE; keep their features, and the cache's file.",
 )
 @flag("--keep-parts", is_flag=True, help="Leave the cache as a folder of parts, not as one file.")
+@flag(
+    "--plan-file",
+    type=click.Path(),
+    help="Plan of all shards (network, precision, images, labels): made if it does not exist, else kept to.",
+)
 @trust_code_option
 @strict_option
-@click.option("--dry-run", is_flag=True, help="Show what would be computed and written, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be computed, and write no cache.")
 @engine_options
 @reading_options
 @shard_option

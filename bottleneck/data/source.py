@@ -38,6 +38,7 @@ from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import FileStat
 from bottleneck.samples import SampleTable, Shard
 
+EXAMPLES = 128  # images on which an engine is calibrated
 PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
 
 
@@ -73,6 +74,10 @@ class Source:
         beside those of images.
     limit : int or None
         The number of samples that were taken of more, by `ReadConfig.limit`.
+    whole : (int, int)
+        The numbers of images and samples of the whole source, of which this may be a shard.
+    examples : tuple of str
+        Keys of up to EXAMPLES images spread evenly over the whole source.
     """
 
     root: str
@@ -87,9 +92,14 @@ class Source:
     ignored_by_suffix: dict[str, int] = field(default_factory=dict)
     cells: dict[str, list[Any]] = field(default_factory=dict)
     limit: int | None = None
+    whole: tuple[int, int] = (0, 0)
+    examples: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
+        if self.samples.shard is None:
+            object.__setattr__(self, "whole", (len(self.images), len(self.samples)))
+            object.__setattr__(self, "examples", spread(self.images, EXAMPLES))
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an image. Raises ImageError or OSError."""
@@ -117,6 +127,11 @@ class Source:
             return RemoteFiles(filesystem, "", key)
         except SourceError as error:  # one address that cannot be opened is one failure
             raise ImageError(error.message.rstrip("."), passing=True) from error
+
+
+def spread(keys: Sequence[str], count: int) -> tuple[str, ...]:
+    """Return up to `count` of the keys, evenly spaced, the first and the last among them."""
+    return tuple(keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))) if keys else ()
 
 
 def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | None = None) -> Source:
@@ -420,5 +435,7 @@ def _shard(source: Source, text: str) -> Source:
             taken.samples, shard=Shard(of, (number,), plan_of(source.images, samples)), position=rows
         ),
         absent={key: why for key, why in source.absent.items() if shard_of(key, of) == number},
+        whole=source.whole,
+        examples=source.examples,
         notes=(*source.notes, Note("shard-taken", message, details={"shard": number, "of": of})),
     )

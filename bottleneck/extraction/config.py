@@ -57,6 +57,8 @@ class ExtractConfig:
     source_moved : the images of the cache are now in this source; their features are kept.
     keep_parts : leave the cache as a folder of parts, where one file would be too big.
     trust_code : allow a backbone named `package.module:function` to be imported.
+    plan_file : a file that fixes source, network, nodes and precision for all shards (`plan_file`). It is
+        written if it does not exist, and compared if it does.
     engine : how the network is run.
     """
 
@@ -78,6 +80,7 @@ class ExtractConfig:
     source_moved: bool = False
     keep_parts: bool = False
     trust_code: bool = False
+    plan_file: str | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:

@@ -134,6 +134,7 @@ def extract(
     source_moved: bool = ExtractConfig.source_moved,
     keep_parts: bool = ExtractConfig.keep_parts,
     trust_code: bool = ExtractConfig.trust_code,
+    plan_file: str | None = ExtractConfig.plan_file,
     engine: str = EngineConfig.engine,
     precision: str = EngineConfig.precision,
     device: str = EngineConfig.device,
@@ -165,7 +166,7 @@ def extract(
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, in_channels, depth, seed, \
-on_error, reread, measure, source_moved, keep_parts, trust_code
+on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
@@ -272,7 +273,9 @@ def survey(
     reading: ReadConfig | None = None,
     strict: bool = False,
 ) -> Survey:
-    """Return what `extract` with the same options would do, without writing a file or taking a lock.
+    """Return what `extract` with the same options would do, without writing a cache or taking its lock.
+
+    A plan file is written, if one is named that does not exist.
 
     Raises what `extract` would raise before its first image.
     """

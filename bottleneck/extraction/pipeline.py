@@ -105,6 +105,7 @@ class Trunk:
     config : how the network is run.
     recipe : of the network that `load` will build, where it is known; a stored graph then needs no loading.
     calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
+    example : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -114,6 +115,7 @@ class Trunk:
     config: EngineConfig
     recipe: Mapping[str, Any] | None = None
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
+    example: Callable[[], np.ndarray] | None = None
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
@@ -235,7 +237,8 @@ class Trunk:
         example = None
         for group in self._groups(nodes):
             if group not in self._engines:
-                example = _stacked(images) if example is None else example
+                if example is None:
+                    example = _stacked(images) if self.example is None else self.example()
                 self.engine(group, example)
         return min(self._engines[group].calls for group in self._groups(nodes))
 

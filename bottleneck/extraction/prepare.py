@@ -2,16 +2,12 @@
 
     flags ──► Settings ──► Trunk ──► descriptions of new nodes ──► Extraction
 
-A source at another place than the cache's is taken for the same if its images are.
-
 Shapes: B images of a batch, H × W pixels, C channels.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,23 +20,20 @@ from bottleneck.backbones.model_file import holds_network
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source
+from bottleneck.data.source import EXAMPLES, Source, spread
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, CacheError, ImageError, Note
+from bottleneck.errors import BackboneError, Note
 from bottleneck.extraction.config import ExtractConfig
+from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
+from bottleneck.extraction.plan_file import ExtractionPlan, kept_note, plan_for, write_plan
 from bottleneck.extraction.settings import Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
-from bottleneck.store.layout import parts_folder
-from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, alias_note, stored_name
+from bottleneck.store.spec import CacheSpec, NodeSpec, alias_note, stored_name
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
-
-COMPARED = 32  # images that are read
-CALIBRATION_IMAGES = 128
 
 
 @dataclass(frozen=True)
@@ -67,133 +60,104 @@ class Extraction:
 
 
 def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
-    """Resolve the settings, and describe the new nodes. Writes nothing.
+    """Resolve the settings, and describe the new nodes. Writes nothing but a plan file that does not exist.
 
     A new cache or a new node needs the network; an int8 network is calibrated here, before any row.
 
     Raises
     ------
     FingerprintError
-        A flag differs from what the cache was made with.
-    BackboneError, EngineError, SourceError, CacheError
+        A flag differs from what the cache was made with, or the source from that of the plan file.
+    BackboneError, EngineError, SourceError, CacheError, ArtifactError
     """
     config, preprocess = read_model_file(config)
-    cache, moved, notes = _open_existing(path), None, list[Note]()
-    if cache is None:
-        settings = resolve(config, path, preprocess=preprocess)
-    else:
-        with cache:
-            settings = resolve(config, path, cache.spec, dict(cache.nodes))
-            moved = moved_note(cache, source, config.source_moved)
-            notes += [*_resplit_notes(cache, source), *_statistics_notes(cache, source)]
-    if settings.engine.precision == "int8":
-        refuse_for_shard(source, "An int8 network's calibration")
-    statistics: Mapping[str, np.ndarray] = {}
-    trunk, spec = open_trunk(settings), settings.spec
-    if spec is None:
-        backbone = trunk.backbone
-        if backbone.recipe["weights"] == "none":
-            refuse_for_shard(source, "BatchNorm statistics of a random network")
-            from bottleneck.backbones.batchnorm import calibrate_batchnorm
-            from bottleneck.backbones.batchnorm import statistics as statistics_of
+    file = config.plan_file
+    if file is None:
+        return _prepare(config, preprocess, source, path)
+    with plan_for(file, source) as plan:
+        extraction = _prepare(config, preprocess, source, path, plan)
+        if plan is not None:
+            note = kept_note(file, plan)
+        else:
+            spec, statistics = extraction.spec, extraction.statistics
+            if spec.backbone.get("calibrated") and not statistics:  # of a cache that exists
+                from bottleneck.backbones.batchnorm import read_statistics
 
-            calibrate_batchnorm(backbone, _example(source, trunk.preprocess, BATCH_SIZE), trunk.preprocess)
-            statistics = statistics_of(backbone)
-        spec = CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json())
-    nodes = (*settings.nodes, *_describe(settings, trunk, source))
+                statistics = read_statistics(path)
+            note = write_plan(file, ExtractionPlan.of(source, spec, extraction.nodes, statistics))
+    return replace(extraction, notes=(note, *extraction.notes))
+
+
+def _prepare(
+    config: ExtractConfig,
+    preprocess: Preprocess | None,
+    source: Source,
+    path: Path,
+    plan: ExtractionPlan | None = None,
+) -> Extraction:
+    """Prepare an extraction as `prepare` does. plan : stands for a cache that does not exist yet."""
+    cache, moved, notes = open_existing(path), None, list[Note]()
+    spec, known = (None, {}) if plan is None else (plan.spec, {node.name: node for node in plan.nodes})
+    if cache is not None:
+        with cache:
+            spec, known = cache.spec, cache.nodes | known
+            moved = moved_note(cache, source, config.source_moved)
+            notes += resplit_notes(cache, source)
+            if plan is None:
+                notes += statistics_notes(cache, source)
+            elif config.plan_file is not None:
+                plan.require_cache(cache, config.plan_file)
+    settings = resolve(config, path, spec, known, preprocess)
+    if plan is not None and config.plan_file is not None:
+        plan.require_nodes([*(node.name for node in settings.nodes), *settings.added], config.plan_file)
+    if settings.engine.precision == "int8":
+        refuse_for_shard(source, config, "An int8 network's calibration")
+    statistics: Mapping[str, np.ndarray] = {} if plan is None or cache is not None else plan.statistics
+    trunk = open_trunk(settings, plan.statistics if plan is not None else None)
+    if settings.spec is None:
+        spec, statistics = _new_recipe(trunk, source, config)
+    else:
+        spec = settings.spec
+    described = _describe(settings, trunk, source)
+    if any(node.calibration for node in described):
+        refuse_for_shard(source, config, f"The measured agreement of {trunk.engine_name} with float32")
+    if plan is not None and any(trunk.calibrations.values()):
+        trunk.example = partial(_example, source, trunk.preprocess, EXAMPLES)
+    nodes = (*settings.nodes, *described)
     stored = {node.name: node for node in nodes}
     given = [(name, stored_name(stored, name)) for name in config.node_names]
     notes += [alias_note(name, found) for name, found in given if found not in (None, name)]
-    if cache is not None and config.engine.precision == FAST and settings.engine.precision == "fp32":
-        message = f"--precision fast is not used: the features in {path} are fp32, and its new ones are too."
+    if settings.spec is not None and config.engine.precision == FAST and settings.engine.precision == "fp32":
+        of = f"plan {config.plan_file}" if cache is None else f"cache {path}"
+        message = f"--precision fast is not used: the features of the {of} are fp32, and new ones are too."
         notes.append(Note("precision-of-cache", message))
     return Extraction(path, source, config, spec, nodes, trunk, statistics, moved, tuple(notes))
 
 
-def _open_existing(path: Path) -> FeatureCache | None:
-    """Open the finished cache at `path`, or the parts of an interrupted run if it committed any."""
-    if path.exists():
-        return FeatureCache(path)
-    if not parts_folder(path).exists():
-        return None
-    try:
-        return FeatureCache(path)
-    except CacheError:  # nothing was committed yet; damaged parts are reported by the writer
-        return None
+def _new_recipe(
+    trunk: Trunk, source: Source, config: ExtractConfig
+) -> tuple[CacheSpec, Mapping[str, np.ndarray]]:
+    """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets."""
+    backbone, statistics = trunk.backbone, dict[str, np.ndarray]()
+    if backbone.recipe["weights"] == "none":
+        refuse_for_shard(source, config, "BatchNorm statistics of a random network")
+        from bottleneck.backbones.batchnorm import calibrate_batchnorm
+        from bottleneck.backbones.batchnorm import statistics as statistics_of
+
+        calibrate_batchnorm(backbone, _example(source, trunk.preprocess, BATCH_SIZE), trunk.preprocess)
+        statistics = statistics_of(backbone)
+    return CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json()), statistics
 
 
-def moved_note(cache: FeatureCache, source: Source, stated: bool) -> Note | None:
-    """Return a note where the images of `cache` are now in `source`, whose root is another; else None.
+def open_trunk(settings: Settings, statistics: Mapping[str, np.ndarray] | None = None) -> Trunk:
+    """Return the trunk of an extraction. For a new cache the network is loaded at once.
 
-    That is so if the user states it (--source-moved), or if `source` has most of the cache's keys,
-    relative to their roots, and images spread over them have the digests of the cache.
+    statistics : BatchNorm's, of a recorded random network; those beside the cache by default.
     """
-    if Origin(cache.spec, source.root).source_root == cache.source_root:
-        return None
-    compared = 0 if stated else _equal_images(cache, source)
-    if not stated and not compared:
-        return None
-    why = f": all of {compared} images that were compared are the same" if compared else ", as stated"
-    return Note(
-        "source-moved",
-        f"The images of {cache.path} have moved from {cache.source} to {source.location}{why}.",
-        details={"before": cache.source, "source": source.location},
-    )
-
-
-def _equal_images(cache: FeatureCache, source: Source) -> int:
-    """Return the number of images compared; 0 if most keys are absent or a digest differs."""
-    present = set(source.images)
-    rows = np.flatnonzero([key in present for key in cache.images.key])
-    if 2 * len(rows) <= len(cache.images):
-        return 0
-    spread = rows[np.unique(np.linspace(0, len(rows) - 1, COMPARED).astype(int))]
-    try:
-        for key, digest in zip(cache.images.key[spread], cache.images.digest[spread], strict=True):
-            if hashlib.sha256(source.read(key)).digest() != bytes(digest):
-                return 0
-    except (ImageError, OSError):
-        return 0
-    return len(spread)
-
-
-def _resplit_notes(cache: FeatureCache, source: Source) -> list[Note]:
-    """Return a note on samples of `cache` that `source` has in another split."""
-    try:
-        before = dict(zip(cache.samples.key, cache.samples.split, strict=True))
-    except CacheError:  # damaged samples, which are written anew with a note of their own
-        return []
-    pairs = zip(source.samples.key, source.samples.split, strict=True)
-    moves = Counter((before[key], split) for key, split in pairs if before.get(key, split) != split)
-    if not moves:
-        return []
-    shown = ", ".join(f"{count:,} {old} → {new}" for (old, new), count in sorted(moves.items()))
-    text = (
-        f"{moves.total():,} samples of {cache.path} are now in another split: {shown}. Figures of heads and "
-        "models that were fitted before are of other samples; compare none of them with new ones."
-    )
-    details = {"moves": {f"{old} → {new}": count for (old, new), count in sorted(moves.items())}}
-    return [Note("splits-changed", text, True, details)]
-
-
-def _statistics_notes(cache: FeatureCache, source: Source) -> list[Note]:
-    """Return a note where a random network keeps the BatchNorm statistics of a first run on few images."""
-    few, now = len(cache.images), len(source.images)
-    if not cache.spec.backbone.get("calibrated") or few >= min(BATCH_SIZE, now):
-        return []
-    text = (
-        f"The random network keeps the BatchNorm statistics of its first run, which had {few} images; now "
-        f"there are {now:,}. Write another cache with -o to take them from up to {BATCH_SIZE}."
-    )
-    return [Note("batchnorm-statistics-kept", text, True, {"images": few})]
-
-
-def open_trunk(settings: Settings) -> Trunk:
-    """Return the trunk of an extraction. For a new cache the network is loaded at once."""
     calibrations = {name: node.calibration for name, node in settings.cached.items()}
     if settings.spec is not None:
         preprocess = Preprocess.from_json(settings.spec.preprocess)
-        load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config)
+        load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config, statistics)
         return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations)
     started = time.perf_counter()
     backbone, config = _load_new(settings.config), settings.config
@@ -216,12 +180,18 @@ def _load_new(config: ExtractConfig) -> Backbone:
     )
 
 
-def _load_recorded(recipe: dict[str, Any], path: Path, config: ExtractConfig) -> Backbone:
-    """Load the network that the cache at `path` was made with."""
+def _load_recorded(
+    recipe: dict[str, Any],
+    path: Path,
+    config: ExtractConfig,
+    statistics: Mapping[str, np.ndarray] | None = None,
+) -> Backbone:
+    """Load the network that the cache at `path` was made with. statistics : those beside it by default."""
     from bottleneck.backbones.batchnorm import read_statistics
     from bottleneck.backbones.registry import load_from_recipe
 
-    statistics = read_statistics(path) if recipe.get("calibrated") else None
+    if recipe.get("calibrated") and statistics is None:
+        statistics = read_statistics(path)
     return load_from_recipe(recipe, LoadOptions(config.weights, config.trust_code), statistics=statistics)
 
 
@@ -232,7 +202,7 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec
         return []
     calibration = None
     if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
-        engine = trunk.engine(names, _example(source, trunk.preprocess, CALIBRATION_IMAGES))
+        engine = trunk.engine(names, _example(source, trunk.preprocess, EXAMPLES))
         precision, calibration = engine.precision, engine.calibration
     specs = []
     for name in names:
@@ -256,10 +226,9 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec
 
 
 def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:
-    """Return pixels (B, H, W, C) of up to `count` readable images, spread evenly over the source."""
-    keys = source.images
-    spread = [keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))]
-    return readable_pixels(source, spread, preprocess, workers=1)
+    """Return pixels (B, H, W, C) of up to `count` readable images, spread evenly over the whole source."""
+    keys = spread(source.examples or source.images, count)
+    return readable_pixels(source, keys, preprocess, workers=1)
 
 
 def read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:

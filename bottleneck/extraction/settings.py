@@ -22,6 +22,7 @@ from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_nam
 
 LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
+HINT_OTHER_PLAN = "Leave the flag out to use the plan's setting, or make another plan."
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,12 @@ class Settings:
 
     path : of the cache.
     config : the flags.
-    spec : recipes of the existing cache; None for a new one, which gets them from the loaded network.
+    spec : recipes of the existing cache, or of the plan; None for a new one, which gets them from the loaded
+        network.
     preprocess : of a model file, for a new cache; None takes the network's own.
-    cached : all nodes of the existing cache by name.
-    nodes : the requested nodes that the cache has, with their views.
-    added : names of the requested nodes that it lacks.
+    cached : all nodes of the existing cache, or of the plan, by name.
+    nodes : those of them that are requested, with their views.
+    added : names of the requested nodes that are not among them.
     views : JSON recipe of the views of added nodes, or None.
     engine : how the network is run, in the precision of the existing cache.
     """
@@ -61,7 +63,7 @@ def resolve(
 
     Parameters
     ----------
-    spec, cached : recipes and nodes of the existing cache; None for a new one
+    spec, cached : recipes and nodes of the existing cache, or of the plan in `config`; None for a new one
     preprocess : of a model file that is given as backbone
 
     Raises
@@ -125,6 +127,9 @@ def _refuse_differences(
 
     A node that is new may be stored in another type than the existing ones.
     """
+    where, hint = f"The cache {path}", HINT_OTHER_CACHE
+    if config.plan_file is not None and not path.exists():
+        where, hint = f"The plan {config.plan_file}", HINT_OTHER_PLAN
     preprocess = Preprocess.from_json(spec.preprocess)
     existing: dict[str, Any] = {"preprocess": preprocess.to_json()}
     requested: dict[str, Any] = {"preprocess": preprocess.override(config.image_size, config.crop).to_json()}
@@ -153,7 +158,7 @@ def _refuse_differences(
     for dotted in request_differences(spec.backbone, **flags):
         name = dotted.removeprefix("backbone.")
         compare(dotted, spec.backbone.get(name), flags[name])
-    require_equal(existing, requested, f"The cache {path}", HINT_OTHER_CACHE)
+    require_equal(existing, requested, where, hint)
 
 
 def default_cache(source: Source, config: ExtractConfig) -> Path:
@@ -171,15 +176,16 @@ def cache_path(source: Source, cache: str | Path | None, config: ExtractConfig) 
     return path.with_name(f"{path.stem}--shard-{shard.numbers[0]}-of-{shard.of}{path.suffix}")
 
 
-def refuse_for_shard(source: Source, what: str) -> None:
-    """Raise SourceError where `source` is a shard: rows that depend on its images cannot be merged.
+def refuse_for_shard(source: Source, config: ExtractConfig, what: str) -> None:
+    """Raise SourceError where `source` is a shard without a plan: what each measures would differ.
 
-    what : is made of the images, such as the calibration of an int8 network.
+    what : is measured on images, such as the calibration of an int8 network; shards of different ones cannot
+        be merged.
     """
-    if source.samples.shard is not None:
+    if source.samples.shard is not None and config.plan_file is None:
         raise SourceError(
-            f"{what} would be of the images of one shard, and shards of different ones cannot be merged.",
-            "Leave --shard out, or give trained --weights and another --precision.",
+            f"{what} would be of one process, and shards of different ones cannot be merged.",
+            "Give all shards one --plan-file, which fixes it; or trained --weights and --precision fp32.",
         )
 
 
