@@ -1,11 +1,12 @@
 """Run the whole chain on data that a dependency ships: scikit-learn's digits, 1,797 images of 8 × 8 pixels.
 
 Digits are unlike the photographs of ImageNet, so the features at the network's end are not the best ones
-here. The demo extracts several nodes in one pass and lets cross-validation choose.
+here. The demo extracts several nodes in one pass, lets cross-validation choose, and reports on the choice.
 """
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
+from bottleneck.errors import distinct
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.models.evaluate import evaluate
@@ -22,10 +24,13 @@ from bottleneck.names import BOTTLENECK, DEMO_FOLDER
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.report.curves import head_curves
 from bottleneck.report.figures import confusion_matrix
+from bottleneck.report.page.report import write_report
+from bottleneck.store.reader import FeatureCache
 
 # Every stage, averaged over a 2 × 2 grid, which keeps the positions of the strokes, and the network's end.
-NODES = (*(f"blocks.{i}@avg2" for i in range(7)), BOTTLENECK)
+NODES = (*(f"blocks.{i}@avg2" for i in range(6)), "blocks@avg2", BOTTLENECK)
 TEST_FRACTION = 0.2
+SHOWN = 5  # images that are predicted
 
 
 def write_digits(folder: Path) -> Path:
@@ -43,13 +48,14 @@ def write_digits(folder: Path) -> Path:
 def demo(
     output: str | Path = DEMO_FOLDER, *, seed: int = ReadConfig.seed, reporter: Reporter = SILENT
 ) -> dict[str, Any]:
-    """Write digits to the folder `output`, extract features, fit heads, evaluate the best one and predict.
+    """Write digits to the folder `output`, extract features, fit heads, evaluate the best one, and report.
 
     Returns
     -------
     dict
         `heads` as of `fit_heads`, `chosen` (the head with the best cross-validation), its `evaluation` on the
-        test split, five `predictions`, the written `files`, and `seconds`.
+        test split, five `predictions` of images of that split, the page of `report`, the other written
+        `files`, `images`, `images_per_second`, `seconds`, and `notes`.
     """
     started = time.perf_counter()
     output = Path(output)
@@ -67,14 +73,30 @@ def demo(
         output / "confusion.png",
         title=f"Digits, {chosen['node']}",
     )
-    examples = [source / str(digit) / f"{digit:04d}.png" for digit in range(5)]  # the first ten are 0 … 9
-    predicted = predict(chosen["path"], *examples)
+    predicted = predict(chosen["path"], *(source / key for key in _test_images(cache)))
+    shown, page = [chosen["path"], str(cache)], str(output / "report.html")
+    again = shlex.join(["bottleneck", "report", *shown, "-o", page])
+    report = write_report(shown, output=page, seed=seed, command=again, reporter=reporter)
     return {
         "heads": fitted.heads,
         "chosen": chosen,
         "evaluation": evaluation,
         "predictions": predicted["predictions"],
+        "report": report.path,
         "files": {"cache": str(cache), "confusion": str(picture), **fitted.files, **head_curves(fitted)},
+        "images": extracted.images,
         "images_per_second": extracted.images_per_second,
         "seconds": time.perf_counter() - started,
+        "notes": distinct(
+            [*extracted.notes, *fitted.notes, *evaluation["notes"], *predicted["notes"], *report.notes]
+        ),
     }
+
+
+def _test_images(path: Path) -> list[str]:
+    """Return the keys of the first images of the test split, each of another class."""
+    with FeatureCache(path) as cache:
+        samples = cache.samples
+        test = np.flatnonzero(samples.split == "test")
+        _, first = np.unique(samples.targets["label"].values[test], return_index=True)
+        return [str(key) for key in cache.images.key[samples.image[test[first[:SHOWN]], 0]]]

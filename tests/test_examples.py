@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from PIL import Image
 
 from bottleneck.cli.extract import command as extract_command
 from bottleneck.cli.fit_head import command as fit_command
-from bottleneck.demo import write_digits
 from bottleneck.extraction.extract import extract
+from tests.helpers.digits import few_digits
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 README = EXAMPLES.with_name("README.md")
@@ -24,16 +23,6 @@ def load(name):
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
     return example
-
-
-def few_digits(folder):
-    """Fifteen images of each numeral."""
-    whole = write_digits(folder.with_name("all"))
-    for digit in sorted(whole.iterdir()):
-        (folder / digit.name).mkdir(parents=True)
-        for image in sorted(digit.iterdir())[:15]:
-            shutil.copy(image, folder / digit.name)
-    return folder
 
 
 def load_small(name, monkeypatch):

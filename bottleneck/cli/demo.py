@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from typing import Any
+
 import click
 
 from bottleneck.cli.options import setting
-from bottleneck.cli.terminal import Command, Terminal, shown_prediction, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, link_to, shown_prediction, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.names import DEMO_FOLDER
 
@@ -17,12 +20,12 @@ from bottleneck.names import DEMO_FOLDER
     type=click.Path(),
     default=DEMO_FOLDER,
     show_default=True,
-    help="Folder for the images, the cache, the heads and the pictures.",
+    help="Folder for the images, the cache, the heads, the pictures and the report.",
 )
 @setting(ReadConfig, "--seed", type=int, help="Seed of the test split and of the folds.")
 @shows_results
 def command(terminal: Terminal, output: str, seed: int) -> None:
-    """Run the whole chain on digits that scikit-learn ships, offline: extract to predict."""
+    """Run the whole chain on digits that scikit-learn ships, offline: extract to predict and report."""
     from bottleneck.demo import demo
 
     result = demo(output, seed=seed, reporter=terminal)
@@ -45,7 +48,18 @@ def command(terminal: Terminal, output: str, seed: int) -> None:
             ("node", "C", "cv accuracy", "test accuracy", "95 % interval", ""),
             rows,
         ),
-        table("Predictions", ("image", "label", "confidence"), predictions),
+        table("Predictions of test images", ("image", "label", "confidence"), predictions),
         table("Files", ("what", "where"), result["files"].items()),
-        f"Done in {result['seconds']:.0f} s. Next: bottleneck extract YOUR_FOLDER",
+        f"Done in {result['seconds']:.0f} s. Next: bottleneck train YOUR_FOLDER",
+        last=(_shown(result), link_to("Report", os.path.abspath(result["report"]))),
+    )
+
+
+def _shown(result: dict[str, Any]) -> str:
+    """Return what the demo has shown, in one sentence."""
+    evaluation = result["evaluation"]
+    return (
+        f"A network trained on photographs ran once over {result['images']:,} images of digits; of "
+        f"{len(result['heads'])} classifiers on what it computed, the one that cross-validation chose names "
+        f"{evaluation['accuracy']:.1%} of {evaluation['n']:,} test images correctly."
     )

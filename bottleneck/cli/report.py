@@ -7,9 +7,10 @@ import sys
 from typing import Any
 
 import click
+from rich.console import RenderableType
 
 from bottleneck.cli.options import Memory, flags_of, loading_options
-from bottleneck.cli.terminal import Command, Terminal, shows_results
+from bottleneck.cli.terminal import Command, Terminal, link_to, shows_results
 from bottleneck.files import readable
 from bottleneck.report.page.config import ReportConfig
 
@@ -44,7 +45,7 @@ def command(terminal: Terminal, paths: tuple[str, ...], **options: Any) -> None:
     if result.overlays:
         images = result.images - result.overlays
         shown += f": {images:,} images, {result.overlays:,} overlays of where the model looked"
-    lines = [f"Report: {result.path} ({readable(result.bytes)}, {shown})."]
+    lines: list[RenderableType] = [link_to("Report", result.path, f" ({readable(result.bytes)}, {shown}).")]
     if result.figures:
         lines.append(f"Figures: {len(result.figures)} files in {options['figures']}")
     terminal.result(result.to_json(), *lines)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -100,8 +101,10 @@ class Terminal(Reporter):
         """Pass the record of an epoch to `log_epoch`."""
         self.log_epoch(record)
 
-    def result(self, values: dict[str, Any], *shown: RenderableType) -> None:
-        """Print `values` as JSON, or `shown` for people with a line for each of the notes in `values`.
+    def result(
+        self, values: dict[str, Any], *shown: RenderableType, last: Sequence[RenderableType] = ()
+    ) -> None:
+        """Print `values` as JSON, or for people `shown`, a line for each note in `values`, and `last`.
 
         A note on characters that the figures drawn so far lack is added to them.
         """
@@ -117,6 +120,8 @@ class Terminal(Reporter):
             for note in values.get("notes", ()):
                 message = note["message"] if isinstance(note, dict) else note
                 self._show(f"Note: {message}")
+            for part in last:
+                self._show(part)
 
     def _show(self, part: RenderableType) -> None:
         line = printable(part) if isinstance(part, str) else part
@@ -268,6 +273,16 @@ def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return printable(str(value))
+
+
+def link_to(what: str, path: str, more: str = "") -> Text:
+    """Return a line `WHAT: PATH MORE` whose path a terminal opens by a click.
+
+    A path with characters that steer a terminal gets no link: what is opened is what is read.
+    """
+    shown = printable(path)
+    style = f"link {Path(os.path.abspath(path)).as_uri()}" if shown == path else ""
+    return Text.assemble(f"{what}: ", (shown, style), printable(more))
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

@@ -20,7 +20,7 @@ from bottleneck.cli.options import (
     strict_option,
     trust_code_option,
 )
-from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, link_to, shows_results, table
 from bottleneck.data.config import ReadConfig
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
@@ -148,7 +148,7 @@ def command(terminal: Terminal, source: str, plan: bool, report: bool, **options
         table(f"Model: {result.chosen['what']}", ("", "samples", metric, "95 % interval", ""), measured),
         f"{result.images['computed']:,} images computed, {result.images['reused']:,} reused; "
         f"{result.seconds + seconds:.1f} s in all. Card: {result.files['card']}",
-        *([f"Report: {page}"] if page else []),
+        *([link_to("Report", page)] if page else []),
         f"Next: bottleneck predict {quote(result.model)} IMAGES",
     ]
     values = result.to_json()

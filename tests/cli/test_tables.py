@@ -15,7 +15,8 @@ from rich.console import Console
 
 import bottleneck
 from bottleneck.cli.main import group
-from bottleneck.cli.terminal import FILE_WIDTH, Terminal, table, told_apart
+from bottleneck.cli.terminal import FILE_WIDTH, Terminal, link_to, table, told_apart
+from bottleneck.errors import Note
 from bottleneck.report import figures
 from bottleneck.studies.drift.drift import DriftResult
 from bottleneck.studies.study_config import StudyConfig
@@ -96,6 +97,30 @@ def test_a_table_without_rows_is_a_sentence():
 )
 def test_numbers_mean_what_they_show(value, shown):
     assert shown in printed(table("t", ("name", "value"), [("x", value)]))
+
+
+def test_a_demo_ends_with_a_sentence_and_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("bottleneck.demo"), "demo", lambda *_, **__: demonstrated(tmp_path))
+    result = CliRunner().invoke(group, ["demo"], catch_exceptions=False)
+    *_, note, sentence, page = result.stdout.splitlines()
+    assert note == "Note: The grid was extended."
+    assert "97.6% of 123,456 test images" in sentence
+    assert page == f"Report: {tmp_path / NAMES[0] / 'report.html'}"
+
+
+def test_a_page_has_a_link_on_a_terminal_where_its_path_is_what_it_shows(tmp_path):
+    def linked(path, **terminal):
+        console = Console(width=80, soft_wrap=True, **terminal)
+        with console.capture() as capture:
+            console.print(link_to("Report", path, " (1 MB)."))
+        return capture.get()
+
+    page = str(tmp_path / "보고서 [1].html")
+    assert linked(page) == f"Report: {page} (1 MB).\n"
+    assert Path(page).as_uri() in linked(page, force_terminal=True)
+    hidden = linked("a\x1b]8;;http://x\x1b\\b.html", force_terminal=True)
+    assert "\x1b" not in hidden
+    assert "\\x1b]8;;http://x" in hidden
 
 
 def test_all_tables_are_made_here():
@@ -215,9 +240,13 @@ def demonstrated(folder):
     return {
         "heads": [head, head | {"path": "b"}],
         "chosen": head,
+        "evaluation": {"accuracy": 0.97551, "n": 123456},
         "predictions": [row],
+        "report": str(folder / NAMES[0] / "report.html"),
         "files": {"confusion": str(folder / NAMES[0] / "confusion.png")},
+        "images": 123456,
         "seconds": 1.0,
+        "notes": [Note("c-grid-extended", "The grid was extended.")],
     }
 
 
