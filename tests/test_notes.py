@@ -21,11 +21,11 @@ images-not-shown images-outside-classes images-unread images-unreadable images-w
 input-scales joined-as-json joined-by-other-separator label-rows-without-sample
 label-separator-unused labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
-layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-sampled
-measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
+layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-precision
+map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
 nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
-no-label-column no-labels no-neighbours no-test node-alias not-converged not-finetuned not-installed
-numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
+no-label-column no-labels no-neighbours no-test node-alias node-in-fp32 not-converged not-finetuned
+not-installed numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
 rare-classes reference-images reject-rate-off remembered-column-missing remembered-columns

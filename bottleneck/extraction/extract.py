@@ -198,8 +198,12 @@ def run_extraction(
     strict: bool = False,
 ) -> ExtractResult:
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
-    path = cache_path(source, cache, config)
-    extraction = prepare(config, source, path)
+    return run_prepared(prepare(config, source, cache_path(source, cache, config)), reporter, strict)
+
+
+def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bool = False) -> ExtractResult:
+    """Extract what was prepared (`prepare.prepare`), as `extract` does."""
+    source, path, config = extraction.source, extraction.path, extraction.config
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
     with CacheWriter(

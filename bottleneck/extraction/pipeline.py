@@ -104,7 +104,8 @@ class Trunk:
     preprocess : how images become pixels.
     config : how the network is run.
     recipe : of the network that `load` will build, where it is known; a stored graph then needs no loading.
-    calibrations : by node, of the int8 engine that made its rows in the cache; no other may continue them.
+    calibrations : by node, of the engine that made its rows in the cache; no other may continue them.
+    precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     example : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
@@ -115,6 +116,7 @@ class Trunk:
     config: EngineConfig
     recipe: Mapping[str, Any] | None = None
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
+    precisions: dict[str, str] = field(default_factory=dict)
     example: Callable[[], np.ndarray] | None = None
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
@@ -178,14 +180,15 @@ class Trunk:
             key = fingerprint({"backbone": recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes})
             started, before = time.perf_counter(), self.startup_seconds
             calibration, engine = self.calibrations.get(nodes[0]), self.config.engine
-            if nodes[0] in self.calibrations and self.config.precision == "bf16" and not calibration:
+            precision = self.precisions.get(nodes[0], self.config.precision)
+            if nodes[0] in self.calibrations and precision == "bf16" and not calibration:
                 engine = "torch" if engine == "auto" else engine  # it computed the rows of the cache
             self._engines[nodes] = build_engine(
                 lambda: self.backbone.extractor(nodes, self.preprocess),
                 example,
                 key=key,
                 engine=engine,
-                precision=self.config.precision,
+                precision=precision,
                 device=self.config.device,
                 force=self.config.force,
                 calibration=calibration,
@@ -290,14 +293,15 @@ class Trunk:
         return tuple(rows[name] for name in nodes)
 
     def _groups(self, nodes: tuple[str, ...]) -> list[tuple[str, ...]]:
-        """Group the nodes by engine: all together, but int8 nodes only with those calibrated together.
+        """Group the nodes by engine: those of one precision, and of one calibration where there is one.
 
         In each group they are sorted: a new cache has them as they were asked for, an existing one by name,
         and both shall find the same stored graph.
         """
         groups: dict[str, list[str]] = {}
         for name in sorted(nodes):
-            groups.setdefault(canonical_json(self.calibrations.get(name)), []).append(name)
+            made_by = [self.precisions.get(name, self.config.precision), self.calibrations.get(name)]
+            groups.setdefault(canonical_json(made_by), []).append(name)
         return [tuple(group) for group in groups.values()]
 
 

@@ -8,7 +8,7 @@ Shapes: B images of a batch, H × W pixels, C channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,12 @@ from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import EXAMPLES, Source, spread
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import BackboneError, EngineError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.plan_file import ExtractionPlan, kept_note, plan_for, write_plan
-from bottleneck.extraction.settings import Settings, refuse_for_shard, resolve
+from bottleneck.extraction.settings import ADOPTS, Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
 from bottleneck.store.spec import CacheSpec, NodeSpec, alias_note, stored_name
@@ -62,7 +62,8 @@ class Extraction:
 def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     """Resolve the settings, and describe the new nodes. Writes nothing but a plan file that does not exist.
 
-    A new cache or a new node needs the network; an int8 network is calibrated here, before any row.
+    A new cache or a new node needs the network; an int8 network is calibrated here, before any row. A node
+    whose rows in the precision of the existing cache are out of its bound is computed in fp32, with a note.
 
     Raises
     ------
@@ -118,7 +119,8 @@ def _prepare(
         spec, statistics = _new_recipe(trunk, source, config)
     else:
         spec = settings.spec
-    described = _describe(settings, trunk, source)
+    described, found = _describe(settings, trunk, source)
+    notes += found
     if any(node.calibration for node in described):
         refuse_for_shard(source, config, f"The measured agreement of {trunk.engine_name} with float32")
     if plan is not None and any(trunk.calibrations.values()):
@@ -155,10 +157,11 @@ def open_trunk(settings: Settings, statistics: Mapping[str, np.ndarray] | None =
     statistics : BatchNorm's, of a recorded random network; those beside the cache by default.
     """
     calibrations = {name: node.calibration for name, node in settings.cached.items()}
+    precisions = {name: node.precision for name, node in settings.cached.items()}
     if settings.spec is not None:
         preprocess = Preprocess.from_json(settings.spec.preprocess)
         load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config, statistics)
-        return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations)
+        return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations, precisions)
     started = time.perf_counter()
     backbone, config = _load_new(settings.config), settings.config
     preprocess = (settings.preprocess or backbone.preprocess).override(config.image_size, config.crop)
@@ -195,14 +198,22 @@ def _load_recorded(
     return load_from_recipe(recipe, LoadOptions(config.weights, config.trust_code), statistics=statistics)
 
 
-def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec]:
-    """Return descriptions of the nodes that the cache lacks."""
+def _describe(settings: Settings, trunk: Trunk, source: Source) -> tuple[list[NodeSpec], list[Note]]:
+    """Return descriptions of the nodes that the cache lacks, and a note where they have another precision."""
     names, precision = settings.added, settings.engine.precision
     if not names:
-        return []
-    calibration = None
+        return [], []
+    calibration, notes = None, list[Note]()
     if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
-        engine = trunk.engine(names, _example(source, trunk.preprocess, EXAMPLES))
+        example = _example(source, trunk.preprocess, EXAMPLES)
+        try:
+            engine = trunk.engine(names, example)
+        except EngineError as error:
+            if settings.spec is None or precision == "fp32" or settings.config.engine.precision not in ADOPTS:
+                raise
+            notes.append(_in_fp32(names, precision, error))
+            trunk.precisions |= dict.fromkeys(names, "fp32")
+            engine = trunk.engine(names, example)
         precision, calibration = engine.precision, engine.calibration
     specs = []
     for name in names:
@@ -222,7 +233,16 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> list[NodeSpec
                 calibration=calibration,
             )
         )
-    return specs
+    return specs, notes
+
+
+def _in_fp32(names: Sequence[str], precision: str, error: EngineError) -> Note:
+    are = "are" if len(names) > 1 else "is"
+    text = (
+        f"{' and '.join(names)} {are} computed in fp32, the cache's other features in {precision}: "
+        f"{error.message}"
+    )
+    return Note("node-in-fp32", text, details={"nodes": list(names), "precision": precision})
 
 
 def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, FAST
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
 
 LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
+ADOPTS = ("auto", FAST)  # precisions of the user that take the existing cache's
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
 HINT_OTHER_PLAN = "Leave the flag out to use the plan's setting, or make another plan."
 
@@ -38,7 +39,7 @@ class Settings:
     nodes : those of them that are requested, with their views.
     added : names of the requested nodes that are not among them.
     views : JSON recipe of the views of added nodes, or None.
-    engine : how the network is run, in the precision of the existing cache.
+    engine : how the network is run for added nodes, in the precision of the existing cache.
     """
 
     path: Path
@@ -82,7 +83,6 @@ def resolve(
     requested_views = views if config.views or config.flip else None
     names = tuple(stored_name(cached, name) or name for name in config.node_names)
     names = tuple(dict.fromkeys(names)) or tuple(cached) or (BOTTLENECK,)
-    precisions = [node.precision for node in cached.values()] or [config.engine.precision]
     return Settings(
         path=path,
         config=config,
@@ -96,8 +96,17 @@ def resolve(
         ),
         added=tuple(name for name in names if name not in cached),
         views=requested_views,
-        engine=replace(config.engine, precision=precisions[0]),
+        engine=replace(config.engine, precision=_precision_of(cached) or config.engine.precision),
     )
+
+
+def _precision_of(cached: Mapping[str, NodeSpec]) -> str | None:
+    """Return the precision of a cache, which new nodes take: that of its first vector. None without nodes.
+
+    A map may have another one, see `prepare`.
+    """
+    nodes = sorted(cached.values(), key=lambda node: node.is_map)
+    return nodes[0].precision if nodes else None
 
 
 def shared_views(nodes: Iterable[NodeSpec], path: Path) -> dict[str, Any] | None:
@@ -141,8 +150,9 @@ def _refuse_differences(
     stored = [cached[name].dtype for name in names if name is not None]
     if config.dtype is not None and stored:
         compare("dtype", stored[0], config.dtype)
-    if config.engine.precision not in ("auto", FAST):
-        compare("precision", next(node.precision for node in cached.values()), config.engine.precision)
+    if config.engine.precision not in ADOPTS:
+        asked = {name: cached[name] for name in names if name is not None} if config.node_names else cached
+        compare("precision", _precision_of(asked or cached), config.engine.precision)
     if config.flip and views is not None:
         compare("views", views, MIRROR.to_json())
     if config.views and views is not None:

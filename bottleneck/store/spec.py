@@ -138,7 +138,7 @@ class NodeSpec:
     views : dict, optional
         JSON recipe of augmented views; "count" is their number V.
     calibration : dict, optional
-        JSON recipe of an int8 network's calibration.
+        JSON record of the engine in int8 or bf16: how it was calibrated, and its agreement with float32.
     aliases : tuple of str
         Other names of `node` in the network; they make no difference between two nodes.
     """
@@ -190,6 +190,11 @@ class NodeSpec:
     def is_map(self) -> bool:
         """True if a row has more than one axis; such a node has a file of its own."""
         return len(self.shape) > 1
+
+    @property
+    def computed_exactly(self) -> bool:
+        """Whether the rows were computed more finely than float16 stores them; not in bf16 and int8."""
+        return self.precision in ("fp32", "fp16")
 
     @property
     def views_shape(self) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def new_images(
     """Open a cache, or extract any other source that `extract` takes, with the network of `cache`.
 
     The features of a source are kept in `cache/SOURCE--BACKBONE.h5` below the current folder, where another
-    call finds them: all vector nodes of `cache`, so that `cache merge` takes both.
+    call finds them: all vector nodes of `cache` in the precision of `node`, so that `cache merge` takes both.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def new_images(
     SourceError, BackboneError, EngineError
     """
     is_cache = str(new).lower().endswith(CACHE_SUFFIXES)
-    found = NewImages(FeatureCache(new)) if is_cache else _extracted(cache, new, load, engine, reporter)
+    found = NewImages(FeatureCache(new)) if is_cache else _extracted(cache, node, new, load, engine, reporter)
     with found.cache:
         if found.cache.path.resolve() == cache.path.resolve():
             raise CacheError(f"{new} is {cache.path} itself; expected other images.")
@@ -81,13 +81,20 @@ def new_images(
 
 
 def _extracted(
-    cache: FeatureCache, new: str | Path, load: LoadOptions, engine: EngineConfig, reporter: Reporter
+    cache: FeatureCache,
+    node: str,
+    new: str | Path,
+    load: LoadOptions,
+    engine: EngineConfig,
+    reporter: Reporter,
 ) -> NewImages:
     # Networks take seconds to import, and a cache needs none.
     from bottleneck.extraction.extract import run_extraction
     from bottleneck.extraction.settings import default_cache
 
-    nodes = [cache.nodes[name] for name in cache.vector_names]
+    # Those that are computed as `node` is: others would not compare.
+    precision = cache.vectors(node)[0].precision
+    nodes = [each for each in map(cache.node, cache.vector_names) if each.precision == precision]
     extract = f"bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))}"
     if cache.spec.backbone.get("calibrated") or any(each.calibration for each in nodes):
         raise BackboneError(
@@ -100,9 +107,7 @@ def _extracted(
         nodes=tuple(node.name for node in nodes),
         dtype=nodes[0].dtype,
         flip=any(node.views == MIRROR.to_json() for node in nodes),
-        engine=replace(
-            engine, precision=nodes[0].precision if engine.precision == "auto" else engine.precision
-        ),
+        engine=replace(engine, precision=precision if engine.precision == "auto" else engine.precision),
         **network_of(cache, load),
     )
     path = default_cache(source, config)

@@ -31,7 +31,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import CacheError, FitError, Note
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import extract
+from bottleneck.extraction.extract import run_prepared
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.files import readable
 from bottleneck.fitting.labels import relabelled
@@ -43,6 +43,7 @@ from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import NodeSpec
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.initial_head import StartComparison, compare_start, require_same_cache, starting_head
 from bottleneck.training.inputs import backbone_of, inputs_of, unread_note
@@ -168,7 +169,7 @@ def open_job(
 
     Some features are nearly constant on train, and a head gives them large weights. The rounding of a map to
     float16 may then move the logits by more than training may start with; such a map is replaced by one in
-    float32.
+    float32. Not so where the features were computed in bf16 or int8: their own rounding is the larger one.
 
     folder : where decoded pixels are stored meanwhile.
 
@@ -191,8 +192,10 @@ def open_job(
                 plan = with_readable(plan, inputs, cache)
                 job = build_job(plan, cache, inputs, config)
                 start = compare_start(job, plan.start, cache, plan.splits.rows["val"])
-                if node is None or cache.node(node).dtype == "float32" or start.difference <= start.bound:
-                    yield FinetuneRun(plan, cache, job, start, map_seconds, notes)
+                exact = node is None or cache.node(node).dtype == "float32"
+                if exact or start.difference <= start.bound or not start.node.computed_exactly:
+                    precisions = () if node is None else _precision_notes(cache.node(node), start.node)
+                    yield FinetuneRun(plan, cache, job, start, map_seconds, (*notes, *precisions))
                     return
         text = (
             f"Rounded to float16, the map {node} moves the head's logits by {start.difference:.2g}, and "
@@ -200,6 +203,17 @@ def open_job(
         )
         notes = (Note("map-in-float32", text, details={"node": node}),)
         reporter.tell(text)
+
+
+def _precision_notes(of_map: NodeSpec, of_features: NodeSpec) -> tuple[Note, ...]:
+    """A note where the map is computed in another precision than the features."""
+    if of_map.precision == of_features.precision:
+        return ()
+    text = (
+        f"The map {of_map.name} is computed in {of_map.precision}, the head's features in "
+        f"{of_features.precision}: in that, the map would be out of its bound."
+    )
+    return (Note("map-precision", text, details={"node": of_map.name, "precision": of_map.precision}),)
 
 
 def with_readable(plan: FinetunePlan, inputs: Inputs, cache: FeatureCache) -> FinetunePlan:
@@ -313,18 +327,10 @@ def ensure_map(
     config = ExtractConfig(nodes=(node,), views=views, dtype=dtype, **asdict(options))
     replaced = existing if existing is not None and existing.dtype != dtype else None
     with nullcontext() if replaced is None else _set_aside(companion_path(cache, replaced)):
-        reporter.tell(str(_work(prepare(config, source, cache), node)))
+        extraction = prepare(config, source, cache)
+        reporter.tell(str(_work(extraction, node)))
         started = time.perf_counter()
-        extract(
-            source,
-            cache,
-            nodes=(node,),
-            views=views,
-            dtype=dtype,
-            weights=options.weights,
-            trust_code=options.trust_code,
-            reporter=reporter,
-        )
+        run_prepared(extraction, reporter)
         return time.perf_counter() - started
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bottleneck.engines.reference import COSINES, mean_cosine
 from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.config import SweepConfig
@@ -194,8 +195,9 @@ class StartComparison:
     def notes(self) -> tuple[Note, ...]:
         """What a reader must know of a difference beyond the bound.
 
-        It is accepted where rounding explains it: the features differ from the cached ones by the rounding of
-        their types only, and on its own features the network has the head's logits.
+        It is accepted where rounding explains it: the features differ from the cached ones by no more than
+        their types and the precision they were computed in, and on its own features the network has the
+        head's logits.
 
         Raises
         ------
@@ -204,14 +206,13 @@ class StartComparison:
         """
         if self.difference <= self.bound:
             return ()
-        features = _largest(self.computed - self.cached) / float(self.cached.abs().max())
-        allowed = max(STORED[self.node.dtype], COMPUTED.get(self.node.precision, 0.0))
+        same, features = self._features()
         layers = _largest(self.logits - logits_on(self.head, self.computed))
-        if not (features <= allowed and layers <= START_BOUND["float32"]):
+        if not (same and layers <= START_BOUND["float32"]):
             raise FitError(
                 "Before the first step the network's logits differ from the head's by "
-                f"{self.difference:.3g}, at most {self.bound:g} is allowed: features by {features:.1e} of "
-                f"the greatest, the layers by {layers:.1e}.",
+                f"{self.difference:.3g}, at most {self.bound:g} is allowed: features {features}, the layers "
+                f"by {layers:.1e}.",
                 "The features are not of this network, or too coarse: extract them again with "
                 "--precision fp32 --dtype float32, and fit the head on those.",
             )
@@ -220,7 +221,29 @@ class StartComparison:
             f"by rounding alone: the head has weights of up to {np.abs(self.head.coef).max():.0f} on nearly "
             "constant features. One with a smaller C is steadier."
         )
+        if not self.node.computed_exactly:
+            text = (
+                f"At the start logits differ from the head's by {self.difference:.2g}: the cached features "
+                f"were computed in {self.node.precision}, the network that is trained computes them in fp32, "
+                f"{features}."
+            )
         return (Note("start-rounded", text, details={"difference": self.difference}),)
+
+    def _features(self) -> tuple[bool, str]:
+        """Whether the network's features are the cached ones but for rounding, and by how much they differ.
+
+        An engine that was compared by cosine may be twice as far from float32 as its bound, or as it was on
+        the images that it was compared on: val is of others.
+        """
+        calibration = self.node.calibration
+        if calibration is None:
+            features = _largest(self.computed - self.cached) / float(self.cached.abs().max())
+            allowed = max(STORED[self.node.dtype], COMPUTED.get(self.node.precision, 0.0))
+            return features <= allowed, f"by {features:.1e} of the greatest"
+        inputs = self.cached.shape[1] - len(self.head.covariate_names)
+        cosine = mean_cosine(self.computed[:, :inputs].numpy(), self.cached[:, :inputs].numpy())
+        least = min(COSINES[self.node.precision], *calibration["cosine"])
+        return 1 - cosine <= 2 * (1 - least), f"with cosine {cosine:.4f}"
 
 
 def compare_start(

@@ -7,7 +7,7 @@ from PIL import Image
 from bottleneck import FeatureCache, extract
 from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
-from bottleneck.errors import EngineError
+from bottleneck.errors import EngineError, FingerprintError
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -69,3 +69,31 @@ def test_an_engine_out_of_its_bound_is_used_by_force_alone_and_told(folder, tmp_
     (note,) = [note for note in result.notes if note.code == "engine-forced"]
     assert note.changes_result
     assert "from onnxruntime in int8, cosine" in note.message
+
+
+def test_a_node_that_is_refused_in_the_precision_of_the_cache_is_computed_in_fp32(
+    folder, tmp_path, monkeypatch
+):
+    path, node = tmp_path / "c.h5", "features.block1@none"
+    exact = extract(folder, tmp_path / "exact.h5", nodes=("bottleneck", node), limit=8, **NETWORK)
+    extract(folder, exact.cache)
+    extract(folder, path, nodes=("bottleneck",), precision="int8", force=True, limit=8, **NETWORK)
+    monkeypatch.setitem(COSINES, "int8", 1.1)
+    with pytest.raises(EngineError, match=r"at least 1\.1 is needed"):  # it was asked for
+        extract(folder, path, nodes=(node,), precision="int8", limit=8)
+    result = extract(folder, path, nodes=(node,), limit=8)
+    (note,) = [note for note in result.notes if note.code == "node-in-fp32"]
+    assert f"{node} is computed in fp32, the cache's other features in int8: Engine" in note.message
+
+    added = extract(folder, path, force=True)  # each node goes on in its own precision
+    assert (added.computed, added.engine) == (4, "onnxruntime")
+    with FeatureCache(path) as cache, FeatureCache(exact.cache) as other:
+        assert {name: each.precision for name, each in cache.nodes.items()} == {
+            "bottleneck": "int8",
+            node: "fp32",
+        }
+        rows, truth = (each.features(node).read(0, 12) for each in (cache, other))
+        np.testing.assert_allclose(rows, truth, rtol=2e-3, atol=1e-3)
+    with pytest.raises(FingerprintError, match='precision is "fp32" there, "int8" here'):
+        extract(folder, path, nodes=(node,), precision="int8")
+    assert extract(folder, path, precision="int8").reused == 12  # the command that made the cache

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bottleneck.backbones.model_file import STATISTICS, read_network
+from bottleneck.engines.reference import COSINES
 from bottleneck.errors import BackboneError, CacheError, FingerprintError, FitError, ImageError, StrictError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
@@ -55,6 +56,26 @@ def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_
     history = json.loads((tmp_path / "m.history.json").read_text())
     assert history["kept"] == result.kept
     assert "`blue`, `green`, `red`" in (tmp_path / "m.md").read_text()
+
+
+def test_it_starts_from_features_in_int8_with_the_map_that_int8_cannot_give(images, tmp_path, monkeypatch):
+    path = tmp_path / "c.h5"
+    extract(images, path, backbone="small_cnn", precision="int8", force=True)
+    (head,) = fit_heads(path, output=tmp_path / "heads").heads
+    monkeypatch.setitem(COSINES, "int8", 1.1)  # no engine reaches it
+    result = finetune(path, head["path"], tmp_path / "m.safetensors", **QUICK)
+    codes = [note.code for note in result.notes]
+    assert codes.count("map-precision") == 1
+    assert "map-in-float32" not in codes, "its rounding is not what differs"
+    with FeatureCache(path) as cache:
+        (place,) = [node for node in cache.nodes.values() if node.is_map]
+        assert (place.precision, place.dtype, cache.node("bottleneck").precision) == (
+            "fp32",
+            "float16",
+            "int8",
+        )
+    assert result.max_logit_difference_at_start > 0
+    assert result.finetuned_accuracy["val"] >= result.head_accuracy["val"]
 
 
 def find_notes(cache, head):

@@ -61,7 +61,7 @@ def test_the_old_map_stays_where_the_new_one_is_not_finished(cache, monkeypatch,
     def stopped(*arguments, **options):
         raise stop
 
-    monkeypatch.setattr(finetune_plan, "extract", stopped)
+    monkeypatch.setattr(finetune_plan, "run_prepared", stopped)
     with pytest.raises(stop if isinstance(stop, type) else type(stop)):
         ensure_map(cache, NODE, dtype="float32")
     assert stored(cache) == ("float16", 81)
@@ -85,7 +85,7 @@ import os, signal, sys
 from pathlib import Path
 from bottleneck.data.untrusted import allow
 from bottleneck.training import finetune_plan
-finetune_plan.extract = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+finetune_plan.run_prepared = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
 with allow(local=True):
     finetune_plan.ensure_map(Path(sys.argv[1]), sys.argv[2], dtype="float32")
 """

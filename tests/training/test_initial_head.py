@@ -24,9 +24,9 @@ from tests.helpers.recorder import Recorder
 INPUTS = torch.from_numpy(np.random.default_rng(0).uniform(0, 4, (20, 4)).astype(np.float32))
 
 
-def start(found, weight=1.0, dtype="float16", logits=None):
+def start(found, weight=1.0, dtype="float16", logits=None, precision="fp32", calibration=None):
     """The comparison of a head on INPUTS with a network whose features are `found`."""
-    node = NodeSpec("bottleneck", "avg", (4,), dtype, "fp32", "NC")
+    node = NodeSpec("bottleneck", "avg", (4,), dtype, precision, "NC", calibration=calibration)
     steep = replace(head(), arrays={**head().arrays, "coef": weight * head().coef})
     logits = logits_on(steep, found) if logits is None else logits
     comparison = StartComparison(steep, node, INPUTS, found, logits, torch.zeros(len(INPUTS)))
@@ -55,6 +55,20 @@ def test_other_features_are_refused(dtype):
 def test_other_layers_are_refused():
     with pytest.raises(FitError, match=r"the layers by 1\.0e"):
         start(INPUTS, logits=logits_on(head(), INPUTS) + 1)
+
+
+INT8 = {"precision": "int8", "calibration": {"cosine": [0.9991]}}
+
+
+def test_features_computed_in_int8_are_compared_as_their_engine_was():
+    """The relative difference of this noise is 0.1; the bound of int8 is a cosine of 0.98, here of 0.96."""
+    noise = torch.from_numpy(np.random.default_rng(1).normal(0, 0.2, INPUTS.shape).astype(np.float32))
+    difference, notes = start(INPUTS + noise, **INT8)
+    assert difference > 2e-2
+    assert "the cached features were computed in int8" in notes[0].message
+    assert "with cosine 0.99" in notes[0].message
+    with pytest.raises(FitError, match=r"features with cosine -1\.0000"):
+        start(-INPUTS, **INT8)
 
 
 @pytest.fixture(scope="module")
