@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # More threads than these only wait for disks, memory or the interpreter.
 _MAX_DECODERS = 32
 _MAX_PASSES = 16
+# Reads over a network that are in flight at a time; they wait, and need no core.
+REMOTE_READS = 32
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def pytest_configure(config):
 @pytest.fixture(autouse=True, scope="session")
 def trusted():
     """Let caches name images of other temporary folders."""
-    from bottleneck.data.untrusted import allow
+    from bottleneck.remote.urls import allow
 
     with allow(local=True):
         yield
@@ -42,7 +42,7 @@ def trusted():
 @pytest.fixture(autouse=True)
 def strangers(request):
     """Take that trust away from the tests of trust itself, which are marked `strangers`."""
-    from bottleneck.data.untrusted import allow
+    from bottleneck.remote.urls import allow
 
     if request.node.get_closest_marker("strangers") is None:
         yield

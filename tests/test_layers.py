@@ -22,6 +22,7 @@ FLOORS = (
     ("fitting", "extraction"),
     ("backbones",),
     ("data", "store", "heads", "engines"),
+    ("remote",),
     ("samples",),
     ("files", "records"),
     ("threads", "progress", "names", "errors"),

@@ -16,9 +16,9 @@ copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nea
 engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
 fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
-foreign-files-left head-kept head-without-checksum heads-left-out images-failed images-not-measured
-images-not-shown images-outside-classes images-unread images-unreadable images-without-prediction
-input-scales joined-as-json joined-by-other-separator label-rows-without-sample
+foreign-files-left head-kept head-without-checksum heads-left-out host-given-up images-failed
+images-not-measured images-not-shown images-outside-classes images-unread images-unreadable
+images-without-prediction input-scales joined-as-json joined-by-other-separator label-rows-without-sample
 label-separator-unused labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-precision
@@ -30,7 +30,7 @@ overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
 rare-classes reference-images reject-rate-off remembered-column-missing remembered-columns
 repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache
-rows-damaged rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused
+requests-retried rows-damaged rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused
 samples-damaged samples-drawn samples-left-out samples-limited samples-not-used samples-unlabelled
 samples-without-label-row secrets-in-keys shard-labels shard-splits-not-used shard-taken
 shards-missing sheet-numbered sheet-shortened sizes-differ source-moved split-chose-the-model

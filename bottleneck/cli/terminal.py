@@ -36,10 +36,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.data.untrusted import allow
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter, printable, probability
+from bottleneck.remote.urls import allow
 from bottleneck.report.glyphs import take_note
 
 if TYPE_CHECKING:

@@ -22,8 +22,9 @@ from bottleneck.data.config import LabelConfig
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
 from bottleneck.data.table_file import encodable, folded
 from bottleneck.data.targets import target_from_column
-from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
+from bottleneck.remote.filesystem import access_hint
+from bottleneck.remote.urls import one_line
 from bottleneck.samples import Target
 
 Identity = tuple[int, int]  # device and inode of a folder
@@ -143,9 +144,11 @@ def list_remote(files: RemoteFiles) -> Listing:
         The store cannot be listed.
     """
     try:
-        entries = files.filesystem.find(files.folder, detail=True)
+        entries = files.store.find(files.folder)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"The source {files.root} cannot be listed: {one_line(error)}.") from error
+        raise SourceError(
+            f"The source {files.root} cannot be listed: {one_line(error)}.", access_hint(files.root)
+        ) from error
     files.listing |= entries
     listing = Listing()
     for path in entries:
@@ -238,10 +241,8 @@ def _require_pax_records(data: bytes) -> None:
 
 def _members(files: LocalFiles | RemoteFiles, shard: str) -> Iterator[tuple[tarfile.TarInfo, str | None]]:
     """Yield the files and links in an uncompressed tar, header by header, with the text of label files."""
-    path = files.path(shard)
-    opener = open if isinstance(files, LocalFiles) else files.filesystem.open
     try:
-        with opener(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as tar:
+        with files.open(shard) as stream, tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
                 if not member.isdir():

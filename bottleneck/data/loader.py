@@ -1,5 +1,8 @@
 """Read and decode images in threads, and return them in order, within fixed memory and time.
 
+Files of this machine are read by the threads that decode. Over a network reading is waiting: it has threads
+of its own, so that many reads are in flight whatever the number of cores.
+
 A file is read once; its sha256 and its pixels come from the same bytes. An image that cannot be read or
 decoded keeps its position and has an error. Copies of known bytes are not decoded. What is returned for an
 image depends on its bytes and on the images before it, never on which thread was first.
@@ -22,10 +25,11 @@ import numpy as np
 
 from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
 from bottleneck.data.preprocess import Mirror, Preprocess, Views
-from bottleneck.data.untrusted import one_line, without_secrets
-from bottleneck.data.workers import DecoderThreads, Job, MemoryBudget
+from bottleneck.data.workers import Job, MemoryBudget, WorkThreads
 from bottleneck.errors import ImageError, Note, SourceError
 from bottleneck.files import UNKNOWN_STAT, FileStat
+from bottleneck.remote.retries import seconds_with_retries
+from bottleneck.remote.urls import one_line, without_secrets
 from bottleneck.threads import thread_budget, trim_memory
 
 if TYPE_CHECKING:
@@ -33,10 +37,12 @@ if TYPE_CHECKING:
 
 MEMORY = 512 << 20  # bytes
 FILES_SHARE = 8  # of the memory, this part is for the files' bytes
+REMOTE_SHARE = 4  # and this one where reads over a network are in flight
 TRIMMED = 64 << 20  # bytes above which freed memory goes back to the system at once
 NAMED = 5  # images that a note names
 UNKNOWN_SIZE = 4 << 20  # bytes taken for a file whose size no one tells
-TIME_LIMIT = 30.0  # seconds for one image
+TIME_LIMIT = 30.0  # seconds for one image; those of requests over a network are in `remote.retries`
+SLACK = 5.0  # seconds beyond the limit of a request, which ends by itself
 
 
 class Readable(Protocol):
@@ -112,7 +118,8 @@ def load_images(
     memory : bytes that the images being decoded may take together, and that those waiting for the caller may
         An image or a file that needs more by itself is a failure. The size of the pixels wanted, the user's
         own choice, never makes one: where they need all of the memory, images are decoded one by one.
-    time_limit : seconds for one image, after which it is a failure and its thread is given up
+    time_limit : seconds for one image, after which it is a failure and its thread is given up. Reading it
+        over a network has a limit of its own, `retries.seconds_with_retries`.
 
     Yields
     ------
@@ -121,9 +128,12 @@ def load_images(
 
     Whatever reading or decoding an image raises, of our own code or of any library, is that image's failure.
     """
-    run = _Run(source, preprocess, known, views, memory)
-    ahead = _images_ahead(preprocess, views, max(1, workers), memory)
-    threads = DecoderThreads(run.load, max(1, workers))
+    workers, reads = max(1, workers), getattr(source, "reads_at_once", 0)
+    run = _Run(source, preprocess, known, views, memory, bool(reads))
+    ahead = max(_images_ahead(preprocess, views, workers, memory), reads)
+    threads = decoders = WorkThreads(run.decode if reads else run.load, workers, "bottleneck-decode")
+    if reads:
+        threads = WorkThreads(run.fetch, reads, "bottleneck-read", then=decoders)
     waiting: deque[Job] = deque()
     upcoming, tick = iter(enumerate(keys)), min(time_limit, 1.0)
     try:
@@ -137,11 +147,13 @@ def load_images(
             checked = time.monotonic()
             while not job.done.wait(tick):
                 now = time.monotonic()
-                run.abandon_late((job, *waiting), threads, time_limit, pause=now - checked - tick)
+                run.abandon_late((job, *waiting), decoders, time_limit, pause=now - checked - tick)
                 checked = now
             yield run.in_order(job.outcome())
     finally:
         threads.stop()
+        if decoders is not threads:
+            decoders.stop()
 
 
 class NotedImages:
@@ -239,14 +251,17 @@ class _Run:
         known: Container[bytes],
         views: Views | None,
         memory: int,
+        remote: bool,
     ) -> None:
         self.source = source
+        self.remote = remote
         self.preprocess = preprocess
         self.known = known
         self.views = views
         # An image holds a share of the first while it waits for its share of the second: never the reverse
-        self.files = MemoryBudget(memory // FILES_SHARE)
-        self.budget = MemoryBudget(memory - memory // FILES_SHARE)
+        share = memory // (REMOTE_SHARE if remote else FILES_SHARE)
+        self.files = MemoryBudget(share)
+        self.budget = MemoryBudget(memory - share)
         self.result_bytes = _result_bytes(preprocess, views)
         # digest -> lowest index that has it, among the images in work
         self.claimed: dict[bytes, int] = {}
@@ -256,25 +271,42 @@ class _Run:
 
     def load(self, job: Job) -> LoadedImage:
         """Read and decode one image, in a worker. Whatever it raises is this image's failure."""
+        return self.fetch(job) or self.decode(job)
+
+    def fetch(self, job: Job) -> LoadedImage | None:
+        """Read the file of one image into `job`; its memory is held until `decode`. Returns a failure."""
         started = time.perf_counter()
-        image = LoadedImage(job.index, job.key)
+        job.image = LoadedImage(job.index, job.key)
         try:
-            image = replace(image, stat=FileStat(*self.source.stat(job.key)))
-            size = image.stat.size
-            with self.files.reserve(job, size if size > 0 else UNKNOWN_SIZE):
-                data = self._read(job.key, size)
-                read = time.perf_counter()
-                image = replace(image, digest=hashlib.sha256(data).digest(), read_seconds=read - started)
-                return self._decoded(image, data, job)
+            job.image = replace(job.image, stat=FileStat(*self.source.stat(job.key)))
+            size = job.image.stat.size
+            self.files.take(job, size if size > 0 else UNKNOWN_SIZE)
+            job.data = self._read(job.key, size)
+            job.image = replace(job.image, read_seconds=time.perf_counter() - started)
+            if job.abandoned:  # meanwhile; what it held was released before it took this
+                self.files.release(job)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # libraries in Rust raise a BaseException where they panic
-            now = time.perf_counter()
-            return replace(
-                _failed(image, error),
-                read_seconds=image.read_seconds or now - started,
-                decode_seconds=now - started - image.read_seconds if image.digest else 0.0,
-            )
+            self.files.release(job)
+            return replace(_failed(job.image, error), read_seconds=time.perf_counter() - started)
+        return None
+
+    def decode(self, job: Job) -> LoadedImage:
+        """Decode the image of a file that was read."""
+        started, image, data = time.perf_counter(), job.image, job.data
+        try:
+            image = replace(image, digest=hashlib.sha256(data).digest())
+            done = self._decoded(image, data, job)
+            whole = not self.remote or image.stat.size > 0  # else no one told how many bytes there are
+            return done if whole or done.error is None else replace(done, passing=True)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            return replace(_failed(image, error), decode_seconds=time.perf_counter() - started)
+        finally:
+            job.data = b""
+            self.files.release(job)
 
     def _read(self, key: str, size: int) -> bytes:
         limit = self.budget.memory
@@ -332,7 +364,7 @@ class _Run:
             return first == index
 
     def abandon_late(
-        self, jobs: Iterable[Job], threads: DecoderThreads, time_limit: float, pause: float
+        self, jobs: Iterable[Job], decoders: WorkThreads, time_limit: float, pause: float
     ) -> None:
         """Abandon all jobs beyond the time limit, with an error for their images, and free their memory.
 
@@ -343,10 +375,15 @@ class _Run:
         for job in jobs:
             if pause > 1:
                 job.exclude(pause)
-            if job.elapsed() > time_limit:
+            threads = job.threads or decoders
+            what, limit = "read and decode", time_limit
+            if threads is not decoders:
+                size = job.image.stat.size if job.image else 0
+                what, limit = "read", SLACK + seconds_with_retries(size)
+            if job.elapsed() > limit:
                 self.files.release(job)
                 self.budget.release(job)
-                reason = f"took longer than {time_limit:g} seconds to read and decode"
+                reason = f"took longer than {limit:g} seconds to {what}"
                 threads.abandon(job, LoadedImage(job.index, job.key, error=reason, passing=True))
 
     def in_order(self, image: LoadedImage) -> LoadedImage:

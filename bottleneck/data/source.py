@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -31,12 +32,16 @@ from bottleneck.data.listing import (
 from bottleneck.data.manifest import read_manifest
 from bottleneck.data.shards import plan_of, shard_number, shard_of
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
-from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles, open_url
+from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles
 from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
-from bottleneck.data.untrusted import one_line, refusal, split_chain, without_secrets
+from bottleneck.data.untrusted import refusal
 from bottleneck.errors import ImageError, Note, SourceError
-from bottleneck.files import FileStat
+from bottleneck.files import UNKNOWN_STAT, FileStat
+from bottleneck.remote.filesystem import access_hint, is_remote, open_url
+from bottleneck.remote.retries import Retrier
+from bottleneck.remote.urls import one_line, split_chain, without_secrets
 from bottleneck.samples import SampleTable, Shard
+from bottleneck.threads import REMOTE_READS
 
 EXAMPLES = 128  # images on which an engine is calibrated
 PACKED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst", ".7z", ".rar")
@@ -78,6 +83,8 @@ class Source:
         The numbers of images and samples of the whole source, of which this may be a shard.
     examples : tuple of str
         Keys of up to EXAMPLES images spread evenly over the whole source.
+    retrier : Retrier
+        Of the requests to the network, which counts them.
     """
 
     root: str
@@ -94,6 +101,7 @@ class Source:
     limit: int | None = None
     whole: tuple[int, int] = (0, 0)
     examples: tuple[str, ...] = ()
+    retrier: Retrier = field(default_factory=Retrier, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
@@ -108,6 +116,33 @@ class Source:
     def stat(self, key: str) -> FileStat:
         """Return what tells whether an image has changed. Raises ImageError or OSError."""
         return self._files(key).stat(key)
+
+    def stats(self, keys: Sequence[str]) -> list[FileStat]:
+        """Return `stat` of many images, unknown where it cannot be had.
+
+        An image of unknown size is always read. If that fails too, the loader reports the reason.
+        """
+
+        def stat(key: str) -> FileStat:
+            try:
+                return self.stat(key)
+            except Exception:  # of any library
+                return UNKNOWN_STAT
+
+        if not self.reads_at_once:
+            return list(map(stat, keys))
+        with ThreadPoolExecutor(self.reads_at_once) as pool:
+            return list(pool.map(stat, keys))
+
+    @property
+    def reads_at_once(self) -> int:
+        """Reads to have in flight, so that a network's latency is hidden; 0 where all images are near."""
+        urls = (key for key in self.images if "://" in key)
+        return REMOTE_READS if is_remote(self.root) or any(map(is_remote, urls)) else 0
+
+    def reading_notes(self) -> list[Note]:
+        """Return notes on what happened while images were read."""
+        return self.retrier.notes()
 
     def take(self, rows: np.ndarray) -> Source:
         """Return the source of the samples `rows` (indices or a mask) and their images; `absent` stays."""
@@ -124,7 +159,7 @@ class Source:
             return self.files
         try:
             filesystem, _ = open_url(key)
-            return RemoteFiles(filesystem, "", key)
+            return RemoteFiles(filesystem, "", key, retrier=self.retrier)
         except SourceError as error:  # one address that cannot be opened is one failure
             raise ImageError(error.message.rstrip("."), passing=True) from error
 
@@ -235,23 +270,25 @@ def _locate(source: str, config: ReadConfig) -> Source:
 def _locate_url(url: str, config: ReadConfig) -> Source:
     """Open a folder or a file with fsspec."""
     filesystem, path = open_url(url, given=True)
-    shown = without_secrets(url)
+    shown, retrier = without_secrets(url), Retrier()
+    files = RemoteFiles(filesystem, path, url, retrier=retrier)
     try:
-        is_folder = not path.strip("/") or filesystem.isdir(path)
-        exists = is_folder or filesystem.exists(path)
+        is_folder = not path.strip("/") or files.store.ask("isdir", path)
+        exists = is_folder or files.store.ask("exists", path)
     except Exception as error:  # each backend has error classes of its own
-        raise SourceError(f"The source {shown} cannot be reached: {one_line(error)}.") from error
+        reason = f"The source {shown} cannot be reached: {one_line(error)}."
+        raise SourceError(reason, access_hint(url)) from error
     if is_folder:
         _refuse_columns(config, shown)
-        files = RemoteFiles(filesystem, path, url)
-        return _folder(files, list_remote(files), config)
+        return replace(_folder(files, list_remote(files), config), retrier=retrier)
     if not exists:
-        raise SourceError(f"The source {shown} does not exist.")
+        raise SourceError(f"The source {shown} does not exist.", "Check the names in it.")
     folder, _, name = path.rpartition("/")
     head, chain, archive = split_chain(url)
     protocol, _, inside = head.partition("://")
     above = f"{protocol}://{inside.rpartition('/')[0]}{chain}{archive}"
-    return _one_file(RemoteFiles(filesystem, folder, above), name, config)
+    files = RemoteFiles(filesystem, folder, above, retrier=retrier)
+    return replace(_one_file(files, name, config), retrier=retrier)
 
 
 def _refuse_columns(config: ReadConfig, source: str) -> None:
@@ -359,9 +396,9 @@ def _opened_file(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig)
 def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) -> Source:
     try:
         data = files.read(name)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise SourceError(f"The manifest {name} cannot be read: {reason}.") from error
+    except (OSError, ImageError) as error:
+        reason = without_secrets(getattr(error, "strerror", None) or one_line(error))
+        raise SourceError(f"The manifest {without_secrets(name)} cannot be read: {reason}.") from error
 
     def missing(keys: Sequence[str]) -> dict[str, str]:
         refused = {} if isinstance(files, LocalFiles) else {key: refusal(key, files.root) for key in keys}

@@ -10,21 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import posixpath
-import re
 import stat
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.util import find_spec
-from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from PIL import features
 
-from bottleneck.data.untrusted import one_line, split_chain, without_secrets
-from bottleneck.errors import ImageError, SourceError
+from bottleneck.errors import ImageError
 from bottleneck.files import FileStat, stat_of
+from bottleneck.remote.filesystem import RemoteStore
+from bottleneck.remote.retries import Retrier
+from bottleneck.remote.urls import one_line, without_secrets
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -40,6 +40,9 @@ SUFFIXES = (
     *(_AVIF if features.check("avif") else ()),
     *(_HEIF if find_spec("pillow_heif") else ()),
 )
+
+
+_BLOCK = 4 << 20  # bytes of a remote file that are read at once, from its beginning on
 
 
 class Files(Protocol):
@@ -70,6 +73,10 @@ class LocalFiles:
         """The file's path on this machine."""
         return os.path.join(self.root, key)
 
+    def open(self, key: str) -> BinaryIO:
+        """Open a file that is read from its beginning on, in parts."""
+        return open(self.path(key), "rb")
+
     def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
         with open(self.path(key), "rb") as file:
             file.seek(start)
@@ -95,6 +102,7 @@ class RemoteFiles:
     """Files behind an fsspec filesystem: object stores, archives, web servers, memory.
 
     `listing` holds the records of listed files by path, so that no request per file is needed for its size.
+    retrier : sends requests again; one for all files of a source.
     """
 
     def __init__(
@@ -103,16 +111,14 @@ class RemoteFiles:
         folder: str,
         url: str,
         listing: dict[str, dict[str, Any]] | None = None,
+        retrier: Retrier | None = None,
     ) -> None:
-        from fsspec.archive import AbstractArchiveFileSystem
-
         self.filesystem = filesystem
         self.folder = folder.rstrip("/")
         url = url if url.endswith("://") else url.rstrip("/")
         self.root = without_secrets(url)  # no credentials in caches and messages
         self.listing = listing or {}
-        # All members of an archive are read through one file with one position
-        self.turn = Lock() if isinstance(filesystem, AbstractArchiveFileSystem) else nullcontext()
+        self.store = RemoteStore(filesystem, url, retrier)
 
     def path(self, key: str) -> str:
         """The file's path within the filesystem."""
@@ -120,24 +126,19 @@ class RemoteFiles:
         return posixpath.normpath(path) if ".." in path and "://" not in path else path
 
     def read(self, key: str, start: int = 0, size: int | None = None) -> bytes:
-        end = None if size is None else start + size
-        try:
-            with self.turn:
-                return self.filesystem.cat_file(self.path(key), start=start or None, end=end)
-        except (OSError, ImageError):
-            raise
-        except Exception as error:  # each backend has error classes of its own
-            raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
+        path = self.path(key)
+        with _named():
+            return self.store.cat(path, start, size, (self.listing.get(path) or {}).get("size") or 0)
 
     def stat(self, key: str) -> FileStat:
         path = self.path(key)
-        try:
-            info = self.listing.get(path) or self.filesystem.info(path)
-        except (OSError, ImageError):
-            raise
-        except Exception as error:  # each backend has error classes of its own
-            raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
+        with _named():
+            info = self.listing.get(path) or self.store.ask("info", path)
         return FileStat(info.get("size") or 0, *_version(info))
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a file that is read from its beginning on, in parts."""
+        return self.store.open(self.path(key), block=_BLOCK)
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         """List each folder once instead of asking for each file; {} where the store cannot list folders."""
@@ -145,7 +146,7 @@ class RemoteFiles:
         unknown: set[str] = set()
         for folder in {path.rpartition("/")[0] for path in paths.values()}:
             try:
-                entries = self.filesystem.ls(folder, detail=True)
+                entries = self.store.ask("ls", folder, detail=True)
             except NotImplementedError:
                 return {}
             except FileNotFoundError:
@@ -159,6 +160,17 @@ class RemoteFiles:
             for key, path in paths.items()
             if path not in self.listing and path.rpartition("/")[0] not in unknown
         }
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Turn an error of a backend, which has classes of its own, into an ImageError that may pass."""
+    try:
+        yield
+    except (OSError, ImageError):
+        raise
+    except Exception as error:
+        raise ImageError(f"cannot be read: {one_line(error)}", passing=True) from error
 
 
 class TarFiles:
@@ -183,38 +195,6 @@ class TarFiles:
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: "is not in its shard" for key in keys if key not in self.members}
-
-
-# The extra that installs what a scheme needs.
-_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
-_SCHEME = re.compile("([a-z0-9]+)://", re.IGNORECASE)
-
-
-def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
-    """Return the fsspec filesystem of a URL, and the path in it. given : the user named the URL.
-
-    Raises
-    ------
-    SourceError
-        No such protocol, its package is not installed, or it cannot be reached.
-    """
-    from fsspec.core import url_to_fs
-
-    if url.lower().startswith(("http://", "https://")) and not split_chain(url)[1]:
-        from bottleneck.data.http import WebFileSystem
-
-        return WebFileSystem(given=url if given else ""), url
-    try:
-        return url_to_fs(url)
-    except Exception as error:  # each backend has error classes of its own
-        url, scheme = without_secrets(url), _SCHEME.match(url.rpartition("::")[2])
-        extra = _EXTRAS.get(scheme[1].lower()) if scheme else None
-        if isinstance(error, ImportError) and extra:
-            raise SourceError(
-                f"The URL {url} needs a package that is not installed.",
-                f"Run: pip install 'bottleneck-features[{extra}]'",
-            ) from error
-        raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
 
 
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.data.untrusted import one_line
 from bottleneck.errors import Note, SourceError
+from bottleneck.remote.urls import one_line
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
 

@@ -10,20 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bottleneck.errors import CacheError, ImageError
 from bottleneck.files import user_cache
+from bottleneck.remote.urls import allowed, host_of, one_line, without_secrets
 
-_allowed: ContextVar[tuple[bool, bool]] = ContextVar("allowed", default=(False, False))
 LOCAL_SCHEMES = ("file", "local", "memory", "dir")
 
 
@@ -42,25 +39,6 @@ def parsing(what: str) -> Iterator[None]:
             raise
         except Exception as error:
             raise ImageError(f"{what}: {one_line(error)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's message as one short line of printable text without secrets of URLs."""
-    text = without_secrets(repr(str(error))[1:-1] or type(error).__name__)
-    return text if len(text) <= 200 else text[:200] + "…"
-
-
-_USER = re.compile(r"//[^/@\s]*@")
-_SECRET = re.compile(
-    r"([?&](?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid|signature"
-    r"|sig|token|access_token|api_?key|password)=)[^&#\s'\"]+",
-    re.IGNORECASE,
-)
-
-
-def without_secrets(text: str) -> str:
-    """Return a URL, or a message with URLs, without user, password and what signs or permits a request."""
-    return _SECRET.sub(r"\1REMOVED", _USER.sub("//", text))
 
 
 class _Parsing:
@@ -100,37 +78,15 @@ def _quiet() -> Iterator[None]:
         _Parsing.here.inside = False
 
 
-@contextmanager
-def allow(local: bool = False, remote: bool = False) -> Iterator[None]:
-    """Allow lists and caches in this block to name files of this machine, or of other hosts."""
-    token = _allowed.set((local, remote))
-    try:
-        yield
-    finally:
-        _allowed.reset(token)
-
-
-def redirect_refusal(before: str, after: str) -> str | None:
-    """Return why a server's redirect from one URL to another must not be followed; None where it may be.
-
-    It may stay on its host, also from http to https; the user may allow others.
-    """
-    (scheme, host), onto = _host(before) or ("", ""), _host(after)
-    if onto is not None and onto[0] in ("http", "https"):
-        same = onto in ((scheme, host), ("https", host))
-        return None if same or _allowed.get()[1] else f"{onto[1]}, another host; --allow-remote allows it"
-    return f"{after[:100]}, which is no address on the web"
-
-
 def refusal(key: str, root: str) -> str | None:
     """Return why an image must not be opened that a list at the URL `root` names; None where it may be.
 
     Relative paths, and URLs of the list's own host, may be.
     """
-    local, remote = _allowed.get()
+    local, remote = allowed()
     if "://" not in key and "::" not in key:
         return None
-    if _host(key) is not None and _host(key) == _host(root):
+    if host_of(key) is not None and host_of(key) == host_of(root):
         return None
     if any(part.partition(":")[0].lower() in LOCAL_SCHEMES for part in key.split("::")):
         return (
@@ -145,7 +101,7 @@ def require_trusted_root(root: str, cache: str | os.PathLike[str]) -> None:
     They may below the current folder and below the cache's own, where the user allows it, and where a command
     of this user wrote the cache from that root (`remember_root`).
     """
-    local, remote = _allowed.get()
+    local, remote = allowed()
     if "://" in root or "::" in root:
         if (
             remote
@@ -179,7 +135,7 @@ def _record(root: str, cache: str | os.PathLike[str]) -> Path:
 
 def require_trusted_keys(keys: Iterable[str], root: str, cache: str | os.PathLike[str]) -> None:
     """Raise CacheError if a key of a cache leads out of its root to where `require_trusted_root` refuses."""
-    local, remote = _allowed.get()
+    local, remote = allowed()
     for key in keys:
         if "://" in key or "::" in key:
             if not (local and remote) and (why := refusal(key, root)) is not None:
@@ -202,22 +158,3 @@ def _is_near(root: str, cache: str | os.PathLike[str]) -> bool:
     path = os.path.realpath(root)
     folders = (os.path.realpath(os.curdir), os.path.dirname(os.path.realpath(cache)))
     return any(os.path.commonpath([folder, path]) == folder for folder in folders)
-
-
-def split_chain(url: str) -> tuple[str, str, str]:
-    """Split a chain of fsspec at its first "::", as `str.partition` does; an IPv6 address is not split."""
-    address = re.match(r"[a-z]+://(?:[^/@]*@)?\[[0-9a-f:.%]*", url, re.IGNORECASE)
-    start = address.end() if address else 0
-    head, chain, rest = url[start:].partition("::")
-    return url[:start] + head, chain, rest
-
-
-def _host(url: str) -> tuple[str, str] | None:
-    """Return scheme and host of a plain URL; None for a path, a chain and what is no URL."""
-    if split_chain(url)[1]:
-        return None
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return None
-    return (parts.scheme.lower(), parts.netloc.lower()) if parts.netloc else None

@@ -1,4 +1,4 @@
-"""Decoder threads: jobs in order, with a share of memory and a time limit for each.
+"""Threads that read and decode: jobs in order, with a share of memory and a time limit for each.
 
 Python threads cannot be stopped. A thread that is stuck in a job is abandoned and replaced; being a daemon,
 it does not keep the process alive.
@@ -20,6 +20,7 @@ STOP_SECONDS = 5.0  # that threads may take to end when they are stopped
 class Job:
     """One piece of work: what `key` names, `index`-th in order.
 
+    image, data : what the caller keeps between two kinds of threads.
     done : set when there is a result or an exception.
     started : when its clock started; None while it waits for a thread or for memory.
     """
@@ -27,9 +28,12 @@ class Job:
     def __init__(self, index: int, key: str) -> None:
         self.index = index
         self.key = key
+        self.image: Any = None
+        self.data = b""
         self.done = threading.Event()
         self.started: float | None = None
-        self.abandoned = False
+        self.abandoned: WorkThreads | None = None  # those that gave it up
+        self.threads: WorkThreads | None = None  # those that it is in work at
         self.thread: threading.Thread | None = None
         self.result: Any = None
         self.error: BaseException | None = None
@@ -61,17 +65,21 @@ class MemoryBudget:
 
     @contextmanager
     def reserve(self, job: Job, amount: int) -> Iterator[None]:
-        """Hold `amount` bytes, at most the whole budget. The job's clock stops while it waits."""
+        """Hold `amount` bytes in the block, as from `take`."""
+        self.take(job, amount)
+        try:
+            yield
+        finally:
+            self.release(job)
+
+    def take(self, job: Job, amount: int) -> None:
+        """Hold `amount` bytes, at most the whole budget, until `release`. The job's clock stops meanwhile."""
         amount = min(amount, self.memory)
         job.started = None
         with self.changed:
             self.changed.wait_for(lambda: sum(self.reserved.values()) + amount <= self.memory)
             self.reserved[job] = amount
         job.started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.release(job)
 
     def release(self, job: Job) -> None:
         """Return what the job holds, if anything."""
@@ -80,11 +88,16 @@ class MemoryBudget:
             self.changed.notify_all()
 
 
-class DecoderThreads:
-    """Daemon threads that run `work` on jobs in the order of `submit`."""
+class WorkThreads:
+    """Daemon threads that run `work` on jobs in the order of `submit`.
 
-    def __init__(self, work: Callable[[Job], Any], count: int) -> None:
-        self._work = work
+    then : where a job goes on for which `work` returns None.
+    """
+
+    def __init__(
+        self, work: Callable[[Job], Any], count: int, name: str, then: WorkThreads | None = None
+    ) -> None:
+        self._work, self._name, self._then = work, name, then
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()  # None: stop
         self._threads: set[threading.Thread] = set()
         for _ in range(count):
@@ -92,11 +105,12 @@ class DecoderThreads:
 
     def submit(self, job: Job) -> None:
         """Queue a job."""
+        job.started, job.threads = None, self
         self._jobs.put(job)
 
     def abandon(self, job: Job, result: Any) -> None:
         """Give `job` the result `result`, and start a thread in place of the one that is stuck in it."""
-        job.abandoned = True
+        job.abandoned = self
         job.result = result
         job.done.set()
         if job.thread is not None:
@@ -114,10 +128,8 @@ class DecoderThreads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _start_thread(self) -> None:
-        context = copy_context()  # what the user allows (`untrusted.allow`) holds in the thread as well
-        thread = threading.Thread(
-            target=context.run, args=(self._run,), name="bottleneck-decode", daemon=True
-        )
+        context = copy_context()  # what the user allows (`urls.allow`) holds in the thread as well
+        thread = threading.Thread(target=context.run, args=(self._run,), name=self._name, daemon=True)
         self._threads.add(thread)
         thread.start()
 
@@ -127,11 +139,15 @@ class DecoderThreads:
             job.started = time.monotonic()
             try:
                 result = self._work(job)
+                if result is None and self._then is not None and not job.abandoned:
+                    job.thread = None
+                    self._then.submit(job)
+                    continue
                 if not job.abandoned:
                     job.result = result
             except BaseException as error:
                 job.error = error
             job.done.set()
-            if job.abandoned:
+            if job.abandoned is self:
                 return
         self._jobs.put(None)  # for the next thread

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.data.source import Source, read_source
-from bottleneck.data.storage import Files, LocalFiles, RemoteFiles, open_url
+from bottleneck.data.storage import Files, LocalFiles, RemoteFiles
 from bottleneck.data.untrusted import require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError
+from bottleneck.remote.filesystem import open_url
+from bottleneck.remote.retries import Retrier
 from bottleneck.store.reader import FeatureCache
 
 
@@ -31,8 +33,11 @@ def source_of(cache: FeatureCache) -> Source:
     indices = np.array([index_of[key] for key in cached], dtype=np.int64)
     require_trusted_keys(keys, cache.source_root, cache.path)
     samples = replace(cache.samples, image=indices[cache.samples.image])
-    files = _files(cache.source_root, cached[0])
-    return Source(cache.source_root, tuple(keys), samples, 0, {}, files, location=cache.source)
+    retrier = Retrier()
+    files = _files(cache.source_root, cached[0], retrier)
+    return Source(
+        cache.source_root, tuple(keys), samples, 0, {}, files, location=cache.source, retrier=retrier
+    )
 
 
 def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Path) -> None:
@@ -51,11 +56,11 @@ def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Pa
         )
 
 
-def _files(root: str, key: str) -> Files:
+def _files(root: str, key: str, retrier: Retrier) -> Files:
     """Return where images are read; a source of shards, the only one without `key`, is listed again."""
     if "://" in root or "::" in root:
         filesystem, folder = open_url(root)
-        files: Files = RemoteFiles(filesystem, folder, root)
+        files: Files = RemoteFiles(filesystem, folder, root, retrier=retrier)
     else:
         files = LocalFiles(root)
     if "://" in key or not files.missing([key]):

@@ -217,7 +217,9 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
         _write_statistics(extraction)
         for key, reason in source.absent.items():
             writer.fail(key, reason, passing=True)
-        plan = writer.plan(*keys_and_stats(source), reread=config.reread, measure=config.measure)
+        plan = writer.plan(
+            *keys_and_stats(source, writer.is_new), reread=config.reread, measure=config.measure
+        )
         refuse_strict([*extraction.notes, *plan.notes], strict, reporter.tell)
         _refuse_limit(source, plan, path)
         kept: list[str] = []
@@ -256,6 +258,7 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
             *writer.notes,
             *lost,
             *_kept_note(kept),
+            *source.reading_notes(),
         ],
     )
 
@@ -290,9 +293,8 @@ def survey(
     extraction = prepare(config, source, path)
     origin, moved = Origin(extraction.spec, source.root, source.location), extraction.moved
     with CacheState(path, origin, extraction.nodes, moved=moved is not None) as state:
-        plan = plan_run(
-            state, *keys_and_stats(source), source.absent, reread=config.reread, measure=config.measure
-        )
+        keys = keys_and_stats(source, is_new=not (state.records or state.failures))
+        plan = plan_run(state, *keys, source.absent, reread=config.reread, measure=config.measure)
         _refuse_limit(source, plan, path)
         refuse_strict([*extraction.notes, *plan.notes], strict)
         plan.require_space(path.parent)
@@ -328,10 +330,13 @@ def _refuse_limit(source: Source, plan: Plan, path: Path) -> None:
             )
 
 
-def keys_and_stats(source: Source) -> tuple[tuple[str, ...], list[FileStat]]:
-    """Return the keys of all inputs, those known to be absent last, with the file of each."""
-    keys = (*source.images, *source.absent)
-    return keys, [_stat(source, key) for key in keys]
+def keys_and_stats(source: Source, is_new: bool) -> tuple[tuple[str, ...], list[FileStat]]:
+    """Return the keys of all inputs, those known to be absent last, with the file of each.
+
+    is_new : the cache knows no image, so that no file can be unchanged, and none is asked for.
+    """
+    stats = [UNKNOWN_STAT for _ in source.images] if is_new else source.stats(source.images)
+    return (*source.images, *source.absent), [*stats, *(UNKNOWN_STAT for _ in source.absent)]
 
 
 def _write_statistics(extraction: Extraction) -> None:
@@ -418,14 +423,3 @@ def _measured(work: Work, extraction: Extraction, writer: CacheWriter, reporter:
                 writer.add(rows, {}, measures=_measures([image], preprocess))
             advance(1)
     return kept
-
-
-def _stat(source: Source, key: str) -> FileStat:
-    """Return the file of an image, unknown where it cannot be had.
-
-    An image of unknown size is always read. If that fails too, the loader reports the system's own reason.
-    """
-    try:
-        return source.stat(key) if key not in source.absent else UNKNOWN_STAT
-    except Exception:  # of any library
-        return UNKNOWN_STAT

@@ -150,6 +150,11 @@ class CacheWriter:
         plan.require_space(self.path.parent)
         return plan
 
+    @property
+    def is_new(self) -> bool:
+        """Whether the cache has neither a record nor a failure of any image."""
+        return not (self._state.records or self._state.failures)
+
     def has_rows(self, key: str) -> bool:
         """Return whether the cache has all rows of the image `key`, of whatever bytes it was then."""
         record = self._state.records.get(key)

@@ -20,6 +20,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, image_files, read_source
 from bottleneck.data.storage import RemoteFiles
 from bottleneck.errors import ImageError, SourceError
+from bottleneck.remote import retries
 from tests.helpers.encoded import image, tar_of
 
 
@@ -132,7 +133,7 @@ def test_credentials_do_not_reach_the_root(url, root):
     ("scheme", "extra"), [("s3", "s3"), ("gcs", "gs"), ("hf", "hf"), ("simplecache::s3", "s3")]
 )
 def test_a_missing_package_of_a_store_is_named_without_credentials(monkeypatch, scheme, extra):
-    def absent(url):
+    def absent(url, **options):
         raise ImportError(f"cannot load {url}")
 
     monkeypatch.setattr("fsspec.core.url_to_fs", absent)
@@ -175,7 +176,7 @@ class Store:
     ],
 )
 def test_no_error_of_a_source_shows_credentials(monkeypatch, store, options, said):
-    def opened(url):
+    def opened(url, **options):
         if isinstance(store, Exception):
             raise store
         return store, "bucket/photos"
@@ -188,7 +189,8 @@ def test_no_error_of_a_source_shows_credentials(monkeypatch, store, options, sai
 
 
 @pytest.mark.parametrize("error", [RuntimeError(SECRET), OSError(5, SECRET), FileNotFoundError(SECRET)])
-def test_no_failure_of_an_image_shows_credentials(error):
+def test_no_failure_of_an_image_shows_credentials(error, monkeypatch):
+    monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
     files = RemoteFiles(Store(error), "bucket", "s3://bucket")
     source = Source(files.root, ("a.png",), image_files(["a.png"]).samples, 0, {}, files)
     preprocess = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)

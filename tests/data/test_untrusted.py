@@ -7,15 +7,9 @@ import numpy as np
 import pytest
 
 from bottleneck.data.decode import decode_image
-from bottleneck.data.untrusted import (
-    allow,
-    refusal,
-    remember_root,
-    require_trusted_keys,
-    require_trusted_root,
-    split_chain,
-)
+from bottleneck.data.untrusted import refusal, remember_root, require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError
+from bottleneck.remote.urls import allow, split_chain
 from tests.helpers.encoded import image
 
 pytestmark = pytest.mark.strangers

@@ -83,7 +83,7 @@ def test_a_kill_before_the_new_map_was_there_costs_nothing(cache):
     script = """
 import os, signal, sys
 from pathlib import Path
-from bottleneck.data.untrusted import allow
+from bottleneck.remote.urls import allow
 from bottleneck.training import finetune_plan
 finetune_plan.run_prepared = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
 with allow(local=True):

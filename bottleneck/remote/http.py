@@ -1,9 +1,9 @@
 """Files of web servers as an fsspec filesystem, with the standard library alone.
 
 fsspec's own HTTP filesystem needs two more packages. A web server lists no folders, so a source is an image,
-a manifest or a .tar. Requests are GET and HEAD. A request that the server has no time for (`PASSING`), or
-whose connection it resets, is sent again a few times. Each answer ends within a bounded time, however slowly
-it comes.
+a manifest or a .tar. Requests are GET and HEAD. Each ends within a bounded time, however slowly its answer
+comes. It is sent once: an answer that the server may not give again (`PASSING`), a reset or a silence raise
+what `retries` sends again.
 """
 
 from __future__ import annotations
@@ -20,22 +20,18 @@ from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
-from itertools import count
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
-from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
+from fsspec.spec import AbstractFileSystem
 
-from bottleneck.data.untrusted import redirect_refusal
 from bottleneck.errors import ImageError, first_line
+from bottleneck.remote import retries
+from bottleneck.remote.retries import Passing, Refused, may_pass, seconds_for
+from bottleneck.remote.urls import redirect_refusal
 
 SCHEMES = ("http", "https")
-TIMEOUT = 30.0  # seconds without an answer, or without another byte
-SLOWEST = 10_000  # bytes a second, on average, beyond the first TIMEOUT seconds
-RETRIES = 3
-FIRST_PAUSE = 0.5  # seconds before the first retry; doubled each time, or what the server asks for
-LONGEST_PAUSES = 10.0  # seconds of all pauses together; a server that asks for more is given up
-PASSING = (429, 502, 503, 504)
+PASSING = (408, 429, 500, 502, 503, 504)
 MOST_BYTES = 1 << 30  # of an answer; a server may send without end
 _SAFE = "/%:=&?~#+!$,;'@()*[]"  # not quoted in a URL; % keeps what is quoted already
 
@@ -48,6 +44,7 @@ class WebFileSystem(AbstractFileSystem):
     """
 
     protocol = SCHEMES
+    limits_itself = True  # in time, as `retries` says
 
     def __init__(self, given: str = "", **options: Any) -> None:
         super().__init__(**options)
@@ -61,7 +58,7 @@ class WebFileSystem(AbstractFileSystem):
         """Return size, time of last change and version tag, where the server sends them. Raises OSError."""
         try:
             headers = self._fetch(path, method="HEAD").headers
-        except _Refused as error:
+        except _RefusedBy as error:
             if error.code not in (403, 405, 501):
                 raise
             headers = self._fetch(path, read=False).headers  # this server has no HEAD
@@ -101,21 +98,8 @@ class WebFileSystem(AbstractFileSystem):
     ) -> _Answer:
         return _fetch(path, headers, method, read, anywhere=path == self.given)
 
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
-        size = self.info(path)["size"]
-        if size is None:
-            raise OSError("the server does not tell the size, so no part can be asked for")
-        return _WebFile(self, path, mode, size=size)
 
-
-class _WebFile(AbstractBufferedFile):
-    """A file that is read in blocks."""
-
-    def _fetch_range(self, start: int, end: int) -> bytes:
-        return self.fs.cat_file(self.path, start, end)
-
-
-class _Refused(OSError):
+class _RefusedBy(Refused):
     """The server's answer is an error. `code` : its status."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -129,64 +113,38 @@ class _Answer(NamedTuple):
     data: bytes
 
 
-class _TryAgain(Exception):
-    """A request failed so that it may succeed soon. `pause` : seconds that the server asks for."""
-
-    def __init__(self, error: OSError, pause: float | None = None) -> None:
-        self.error, self.pause = error, pause
-
-
-def _fetch(
-    url: str,
-    headers: dict[str, str] | None = None,
-    method: str = "GET",
-    read: bool = True,
-    anywhere: bool = False,
-) -> _Answer:
+def _fetch(url: str, headers: dict[str, str] | None, method: str, read: bool, anywhere: bool) -> _Answer:
     """Return the server's answer. anywhere : it may redirect to any host.
 
-    Raises OSError with the reason where there is none, or an error; ImageError where `url` is no address.
+    Raises Passing, or another OSError, with the reason where there is none, or an error; ImageError where
+    `url` is no address.
     """
-    left = LONGEST_PAUSES
-    for attempt in count():
-        try:
-            with _answer(_Request(url, headers or {}, method, anywhere)) as answer:
-                data = _body(answer) if read and method == "GET" else b""
-                return _Answer(answer.status, answer.headers, data)
-        except _TryAgain as passing:
-            pause = FIRST_PAUSE * 2**attempt if passing.pause is None else passing.pause
-            if attempt == RETRIES or pause > left:
-                raise passing.error from None
-        left -= pause
-        time.sleep(pause)
-    raise AssertionError
+    with _answer(_Request(url, headers or {}, method, anywhere)) as answer:
+        data = _body(answer) if read and method == "GET" else b""
+        return _Answer(answer.status, answer.headers, data)
 
 
 @contextmanager
 def _answer(wanted: _Request) -> Iterator[HTTPResponse]:
-    """Yield the server's answer. Raises _TryAgain, OSError or ImageError."""
+    """Yield the server's answer. Raises OSError or ImageError."""
     try:
         request = wanted.to_send()
-        with _deadline(), _OPENER.open(request, timeout=TIMEOUT) as answer:
+        with _deadline(), _OPENER.open(request, timeout=retries.TIMEOUT) as answer:
             _deadline_over()
             yield answer
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (404, 410):
             raise FileNotFoundError(f"the server answers {error.code} {error.reason}") from None
-        refused = _Refused(error.code, first_line(error.reason))
+        said = first_line(error.reason)
         if error.code in PASSING:
-            raise _TryAgain(refused, _retry_after(error.headers)) from None
-        raise refused from None
+            raise Passing(f"the server answers {error.code} {said}", _retry_after(error.headers)) from None
+        raise _RefusedBy(error.code, said) from None
     except urllib.error.URLError as error:
-        no_answer = OSError(f"the server does not answer: {error.reason}")
-        if isinstance(error.reason, ConnectionResetError | BrokenPipeError):
-            raise _TryAgain(no_answer) from None
-        raise no_answer from None
-    except TimeoutError as error:
-        raise OSError(f"the server breaks off: {error or type(error).__name__}") from None
-    except (HTTPException, ConnectionError) as error:
-        raise _TryAgain(OSError(f"the server breaks off: {error or type(error).__name__}")) from None
+        kind = Passing if isinstance(error.reason, OSError) and may_pass(error.reason) else Refused
+        raise kind(f"the server does not answer: {error.reason}") from None
+    except (HTTPException, ConnectionError, TimeoutError) as error:
+        raise Passing(f"the server breaks off: {error or type(error).__name__}") from None
     except ValueError as error:  # an address that is none, or a name that no host can have
         raise ImageError(f"is no address of a file on the web: {first_line(error)}") from None
 
@@ -201,8 +159,8 @@ def _body(answer: HTTPResponse) -> bytes:
         if size > MOST_BYTES:
             raise ImageError(f"is larger than {MOST_BYTES >> 30} GiB")
         seconds = time.monotonic() - started
-        if seconds > TIMEOUT + size / SLOWEST:
-            raise OSError(f"the server sends too slowly: {size:,} bytes in {seconds:.0f} seconds")
+        if seconds > seconds_for(size):
+            raise Passing(f"the server sends too slowly: {size:,} bytes in {seconds:.0f} seconds")
     if expected is not None and size < expected and not answer.chunked:
         raise ConnectionResetError(f"{size:,} of {expected:,} bytes were sent")
     return b"".join(parts)
@@ -261,7 +219,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         refused = redirect_refusal(url if wanted.anywhere else wanted.url, url)
         if refused is not None:
             file.close()
-            raise OSError(f"the server redirects to {refused}")
+            raise Refused(f"the server redirects to {refused}")
         super().redirect_request(request, file, code, message, headers, url)  # raises for other methods
         return wanted.to_send(url)
 
@@ -277,7 +235,7 @@ def _deadline() -> Iterator[None]:
     """
     sockets: list[socket.socket] = []
     _connecting.sockets = sockets
-    _connecting.timer = timer = threading.Timer(2 * TIMEOUT, _shut, [sockets])
+    _connecting.timer = timer = threading.Timer(2 * retries.TIMEOUT, _shut, [sockets])
     timer.daemon = True
     timer.start()
     try:

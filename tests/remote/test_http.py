@@ -2,98 +2,28 @@
 
 import contextlib
 import socket
-import struct
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from bottleneck.data import http
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
-from bottleneck.data.untrusted import allow
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import FileStat
+from bottleneck.remote import http, retries
+from bottleneck.remote.filesystem import RemoteStore
+from bottleneck.remote.urls import allow
 from tests.helpers.encoded import image, tar_of
-
-STAMP = "Sun, 06 Nov 1994 08:49:37 GMT"
-
-
-class Server(ThreadingHTTPServer):
-    """Serves `files` by path; `head`, `ranges` and `length`: whether it knows such things."""
-
-    daemon_threads = True
-    head = ranges = length = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files, self.asked, self.refusals, self.moved = {}, [], [], {}
-        self.url = f"http://127.0.0.1:{self.server_port}"
+from tests.helpers.web_server import Handler, Server, serving
 
 
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-    def do_HEAD(self):
-        if self.server.head:
-            self.answer(b"")
-        else:
-            self.send_error(405)
-
-    def do_GET(self):
-        self.answer(None)
-
-    def answer(self, body):
-        self.server.asked.append((self.command, self.path))
-        if self.path in self.server.moved:
-            code, url = self.server.moved[self.path]
-            self.send_response(code)
-            self.send_header("Location", url)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        if self.server.refusals and body is None:
-            status, headers = self.server.refusals.pop(0)
-            if status == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.connection.close()
-                return
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            return
-        data = self.server.files.get(self.path)
-        if data is None:
-            self.send_error(404)
-            return
-        wanted = self.headers.get("Range")
-        if wanted and self.server.ranges and body is None:
-            first, last = wanted.removeprefix("bytes=").split("-")
-            data = data[int(first) : int(last) + 1 if last else None]
-            self.send_response(206)
-        else:
-            self.send_response(200)
-        self.send_header("Last-Modified", STAMP)
-        if self.server.length:
-            self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data if body is None else body)
-
-
-@pytest.fixture
-def server():
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+def cat(url):
+    """The bytes at a URL, asked for again as `retries` says."""
+    return RemoteStore(http.WebFileSystem(), url).cat(url)
 
 
 def test_one_image(server):
@@ -162,9 +92,8 @@ def test_an_answer_without_end_is_cut(server, monkeypatch):
         read_source(f"{server.url}/1.png").read("1.png")
 
 
-@pytest.mark.parametrize("refusal", [429, 502, 503, 504, "reset"])
-def test_what_may_pass_is_tried_again(server, monkeypatch, refusal):
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
+@pytest.mark.parametrize("refusal", [408, 429, 500, 502, 503, 504, "reset"])
+def test_what_may_pass_is_tried_again(server, refusal):
     server.files["/1.png"] = image()
     source = read_source(f"{server.url}/1.png")
     server.refusals = [(refusal, {}), (refusal, {})]
@@ -172,44 +101,43 @@ def test_what_may_pass_is_tried_again(server, monkeypatch, refusal):
     assert server.asked.count(("GET", "/1.png")) == 3
 
 
-def test_retries_end(server, monkeypatch):
-    monkeypatch.setattr(http, "FIRST_PAUSE", 0.01)
+def test_retries_end(server):
     server.refusals = [(503, {})] * 10
     with pytest.raises(OSError, match="the server answers 503"):
-        http.WebFileSystem().cat_file(f"{server.url}/1.png")
-    assert len(server.asked) == 1 + http.RETRIES
+        cat(f"{server.url}/1.png")
+    assert len(server.asked) == 1 + retries.RETRIES
 
 
 @pytest.mark.parametrize("asks", ["2", "soon"])
 def test_a_server_is_asked_again_when_it_wants(server, monkeypatch, asks):
     pauses = []
-    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    monkeypatch.setattr(retries.time, "sleep", pauses.append)
     value = asks if asks == "2" else format_datetime(datetime.now(UTC) + timedelta(seconds=3), usegmt=True)
     server.files["/1.png"] = image()
     server.refusals = [(429, {"Retry-After": value})]
-    http.WebFileSystem().cat_file(f"{server.url}/1.png")
+    cat(f"{server.url}/1.png")
     assert pauses[0] == 2 if asks == "2" else 1 < pauses[0] <= 3
 
 
 def test_a_server_that_wants_a_long_pause_is_given_up(server):
     server.refusals = [(503, {"Retry-After": "3600"})]
     with pytest.raises(OSError, match="the server answers 503"):
-        http.WebFileSystem().cat_file(f"{server.url}/1.png")
+        cat(f"{server.url}/1.png")
 
 
 def test_what_does_not_pass_is_asked_once(server):
     server.refusals = [(403, {})]
     with pytest.raises(OSError, match="the server answers 403"):
-        http.WebFileSystem().cat_file(f"{server.url}/1.png")
+        cat(f"{server.url}/1.png")
     assert len(server.asked) == 1
 
 
 def test_an_answer_that_trickles_is_cut(server, monkeypatch):
-    monkeypatch.setattr(http, "TIMEOUT", 0.2)
+    monkeypatch.setattr(retries, "TIMEOUT", 0.2)
     monkeypatch.setattr(Handler, "answer", trickle)
     started = time.monotonic()
     with pytest.raises(OSError, match=r"sends too slowly: [0-9]+ bytes in 0 seconds"):
-        http.WebFileSystem().cat_file(f"{server.url}/list.csv")
+        cat(f"{server.url}/list.csv")
     assert time.monotonic() - started < 5
 
 
@@ -223,8 +151,8 @@ def trickle(self, body):
 
 
 def test_headers_that_trickle_are_cut(server, monkeypatch):
-    monkeypatch.setattr(http, "TIMEOUT", 0.2)
-    monkeypatch.setattr(http, "RETRIES", 0)
+    monkeypatch.setattr(retries, "TIMEOUT", 0.2)
+    monkeypatch.setattr(retries, "RETRIES", 0)
 
     def answer(self, body):
         with contextlib.suppress(OSError):
@@ -235,7 +163,7 @@ def test_headers_that_trickle_are_cut(server, monkeypatch):
     monkeypatch.setattr(Handler, "answer", answer)
     started = time.monotonic()
     with pytest.raises(OSError, match="server"):
-        http.WebFileSystem().cat_file(f"{server.url}/list.csv")
+        cat(f"{server.url}/list.csv")
     assert time.monotonic() - started < 4
 
 
@@ -313,13 +241,8 @@ def test_a_list_from_the_web_opens_no_file_of_this_machine(server, tmp_path):
 @pytest.fixture
 def two_servers():
     """Two hosts: on this machine, two ports."""
-    servers = [Server(), Server()]
-    for server in servers:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield servers
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving() as ours, serving() as other:
+        yield [ours, other]
 
 
 def decoded(source):

@@ -1,0 +1,1 @@
+"""Files behind URLs: how they are opened, asked for again, and given up."""
