@@ -1,48 +1,80 @@
-"""Check a built site: questions of newcomers find their page in three hits, and no page loads foreign files.
+"""Check a built site: questions of newcomers find their section in three hits, and no page loads foreign files.
 
     python docs/_site/check.py SITE
 
-The index is the site's own, searched by lunr's rules with the weight of titles that the theme uses.
+The index is the site's own. The rules are those of the search of MkDocs Material 9: words are cut at the site's
+separator and not stemmed; a word of the question matches all that begin with it; a section counts more the more of
+the words it has, and a whole page more than a section; hits are grouped by page.
 """
 
+import html
 import json
 import re
 import sys
 from pathlib import Path
 
-from lunr import lunr
+from lunr.builder import Builder
+from lunr.index import Index
+from lunr.query import Query
+from lunr.stop_word_filter import stop_word_filter
 
-TITLE_WEIGHT = 1000
-HITS = 3
+HITS = 3  # pages, and sections of a page
 LOADED = re.compile(
     r"""<(?:script|img|iframe|source|link)\b[^>]*\b(?:src|href)=["']?((?:https?:)?//[^"'\s>]+)"""
 )
 
 
-def boosted(documents: list[dict]) -> list[tuple[dict, dict]]:
-    """Return the sections with the weights of their pages, as lunr takes them."""
-    return [(each, {"boost": each.get("boost", 1)}) for each in documents if each["location"]]
+class Search:
+    """The search of a site, from its `search_index.json`."""
 
+    def __init__(self, site: dict) -> None:
+        self.separator = re.compile(site["config"]["separator"])
+        builder = Builder()
+        builder.ref("location")
+        builder.b(0)
+        builder.pipeline.add(stop_word_filter)
+        for name in ("title", "text"):
+            builder.field(name, site["config"]["fields"][name]["boost"])
+        for section in site["docs"]:
+            words = {name: self.words(re.sub("<[^>]+>", " ", section[name])) for name in ("title", "text")}
+            builder.add({"location": section["location"], **words}, {"boost": section.get("boost", 1)})
+        self.index: Index = builder.build()
 
-def pages_found(search, question: str) -> list[str]:
-    """Return the pages of the first hits, each once, in order."""
-    words = " ".join(re.findall(r"[^\W_]+", question))
-    pages = dict.fromkeys(hit["ref"].partition("#")[0] for hit in search.search(words))
-    return list(pages)[:HITS]
+    def words(self, text: str) -> list[str]:
+        """Return the words of a text, in lower case."""
+        return [word for word in self.separator.split(html.unescape(text).lower()) if word]
+
+    def pages(self, question: str) -> dict[str, list[str]]:
+        """Return pages, the best first, each with its sections that were hit, the best first."""
+        asked = set(self.words(question))
+        query = self.index.create_query()
+        for word in sorted(asked):
+            query.term(word, wildcard=Query.WILDCARD_TRAILING)
+        scores = {}
+        for hit in self.index.query(query):
+            met = {word for word in asked for found in hit["match_data"].metadata if found.startswith(word)}
+            counted = met | {word for word in asked if stop_word_filter(word)}
+            whole = "#" not in hit["ref"]
+            scores[hit["ref"]] = hit["score"] * (1 + (whole + len(met) / len(counted)) ** 2)
+        found: dict[str, list[str]] = {}
+        for location in sorted(scores, key=scores.__getitem__, reverse=True):
+            found.setdefault(location.partition("#")[0], []).append(location)
+        return found
 
 
 def main(site: Path) -> list[str]:
     """Return a line for each thing that is wrong."""
-    documents = json.loads((site / "search" / "search_index.json").read_text("utf-8"))["docs"]
-    fields = [{"field_name": "title", "boost": TITLE_WEIGHT}, "text"]
-    search = lunr(ref="location", fields=fields, documents=boosted(documents))
+    search = Search(json.loads((site / "search" / "search_index.json").read_text("utf-8")))
     wrong = []
     questions = (Path(__file__).parent / "questions.txt").read_text("utf-8").splitlines()
     asked = [line.split(" | ") for line in questions if " | " in line and not line.startswith("#")]
-    for page, question in asked:
-        found = pages_found(search, question)
-        if page.replace(".md", ".html") not in found:
-            wrong.append(f"{question!r} finds {found}, not {page}")
+    for answer, question in asked:
+        location = answer.replace(".md", ".html")
+        pages = dict(list(search.pages(question).items())[:HITS])
+        sections = pages.get(location.partition("#")[0], [])
+        if not sections or ("#" in location and location not in sections[:HITS]):
+            shown = [sections[:HITS] for sections in pages.values()]
+            wrong.append(f"{question!r} finds {shown}, not {location}")
     for path in site.rglob("*.html"):
         wrong += [f"{path.relative_to(site)} loads {url}" for url in LOADED.findall(path.read_text("utf-8"))]
     print(f"{len(asked)} questions, {len(wrong)} problems")
