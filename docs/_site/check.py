@@ -1,10 +1,10 @@
-"""Check a built site: questions of newcomers find their section in three hits, and no page loads foreign files.
+"""Check a built site: newcomers' questions find their section in three hits, no page loads foreign files.
 
     python docs/_site/check.py SITE
 
-The index is the site's own. The rules are those of the search of MkDocs Material 9: words are cut at the site's
-separator and not stemmed; a word of the question matches all that begin with it; a section counts more the more of
-the words it has, and a whole page more than a section; hits are grouped by page.
+The index is the site's own. The rules are those of the search of MkDocs Material 9: words are cut at the
+site's separator and not stemmed; a word of the question matches all that begin with it; a section counts more
+the more of the words it has, and a whole page more than a section; hits are grouped by page.
 """
 
 import html

@@ -42,8 +42,8 @@ def python_page() -> str:
 
     lines = [
         "# Python",
-        "Every public name. Each is imported as `from bottleneck import NAME`, such as `load_model`, `predict` or "
-        "`train`. Commands and functions have the same names and defaults.",
+        "Every public name. Each is imported as `from bottleneck import NAME`, such as `load_model`, "
+        "`predict` or `train`. Commands and functions have the same names and defaults.",
     ]
     lines += [f"::: {module}.{name}" for name, module in sorted(bottleneck._MODULE_OF.items())]
     return "\n\n".join(lines)
