@@ -128,7 +128,7 @@ class CacheFile:
 
     def image_group(self, group: str) -> ImageTable:
         """Return the table in /images, or in /taken of a part; it is empty if the group is absent."""
-        if group not in self.file:
+        if not self._has(group):
             return ImageTable.of([])
         columns = self._read_group(group, IMAGE_COLUMNS)
         path = f"{group}/{MEASURED}"
@@ -141,12 +141,12 @@ class CacheFile:
     @cached_property
     def failures(self) -> list[Failure]:
         """Inputs that gave no row."""
-        return failures_of(self._read_group("failures", FAILURE_COLUMNS)) if "failures" in self.file else []
+        return failures_of(self._read_group("failures", FAILURE_COLUMNS)) if self._has("failures") else []
 
     @cached_property
     def samples(self) -> SampleTable:
         """The sample table; empty if the file holds none."""
-        if "samples" not in self.file:
+        if not self._has("samples"):
             return no_samples()
         try:
             columns = self.read_tables(("samples", "labels", "covariates"))
@@ -174,6 +174,11 @@ class CacheFile:
                 attributes = {key: text for key, text in self.file[path].attrs.items() if key != "sha256"}
                 columns[path] = Column(values, attributes)
         return columns
+
+    def _has(self, path: str) -> bool:
+        if not self.file:  # h5py finds nothing in a closed file, which is no file without rows
+            raise ValueError(f"{self.path} is closed.")
+        return path in self.file
 
     def read_checked(self, path: str) -> np.ndarray:
         """Read a whole small dataset and compare it with its checksum."""

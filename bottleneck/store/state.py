@@ -145,12 +145,14 @@ class CacheState:
         folder = parts_folder(self.path)
         if self.log is None:
             return
-        files = {entry: self._open_part(folder, entry) for entry in self.log.files}
-        parts = {entry: part for entry, part in files.items() if part is not None and entry != self.log.table}
-        for part in parts.values():
-            self.catalog.add_rows(part)
-            self.catalog.add_keys(part)
-        table = None if self.log.table is None else files[self.log.table]
+        parts = []
+        for entry in self.log.parts:  # entered one by one, since the pool closes all but the latest
+            part = self._open_part(folder, entry)
+            if part is not None:
+                self.catalog.add_rows(part)
+                self.catalog.add_keys(part)
+                parts.append(entry)
+        table = None if self.log.table is None else self._open_part(folder, self.log.table)
         if table is not None:
             self.catalog.add_keys(table)
             self.keys = tuple(table.images.key)

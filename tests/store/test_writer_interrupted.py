@@ -6,6 +6,8 @@ import h5py
 import pytest
 
 from bottleneck.errors import CacheError
+from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.parts import read_log
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
 from tests.helpers.world import MAP, ROOT, SPEC, A, B, content, digest_of, row_of
@@ -21,6 +23,30 @@ def test_an_interrupted_run_goes_on_where_its_last_commit_was(path, world, monke
     assert done
     assert not done & set(world.computed)
     assert content(path) == world.expected([A, MAP])
+
+
+@pytest.mark.parametrize("consolidate", [True, False])
+def test_a_run_of_more_parts_than_are_open_at_once_loses_none(path, world, monkeypatch, consolidate):
+    monkeypatch.setattr("bottleneck.store.committer.PART_ROWS", 1)
+    monkeypatch.setattr("bottleneck.store.cachefile.MAX_OPEN", 2)
+    with CacheWriter(path, SPEC, [A, MAP], ROOT) as writer:
+        world.feed(writer, stop_after=7)
+    assert len(read_log(path.parent / "cache.h5.parts").parts) > 2
+    done = set(world.computed)
+    world.computed.clear()
+    world.extract(path, [A, MAP], consolidate=consolidate)
+    assert not done & set(world.computed)
+    assert content(path) == world.expected([A, MAP])
+    assert world.extract(path, [A, MAP], consolidate=consolidate).computed == 0
+
+
+def test_a_closed_file_is_no_file_without_rows(path, world):
+    world.extract(path, [A])
+    file = CacheFile(path)
+    file.close()
+    for read in (lambda: file.images, lambda: file.failures, lambda: file.samples):
+        with pytest.raises(ValueError, match="is closed"):
+            read()
 
 
 def test_rows_stay_in_parts_where_asked_and_are_consolidated_later(path, world):
