@@ -195,6 +195,8 @@ def command(
     again = f"{quote(result.heads[0]['path'])} {quote(cache)}"
     if labels is not None:
         again += f" --labels {quote(labels)}"
+        if separator := options["label_separator"]:
+            again += f" --label-separator {quote(separator)}"
     terminal.result(values, *shown, f"Next: bottleneck evaluate {again}")
 
 

@@ -11,12 +11,14 @@ import html
 import json
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from lunr.builder import Builder
 from lunr.index import Index
 from lunr.query import Query
 from lunr.stop_word_filter import stop_word_filter
+from lunr.token_set import TokenSet
 
 HITS = 3  # pages, and sections of a page
 LOADED = re.compile(
@@ -39,6 +41,7 @@ class Search:
             words = {name: self.words(re.sub("<[^>]+>", " ", section[name])) for name in ("title", "text")}
             builder.add({"location": section["location"], **words}, {"boost": section.get("boost", 1)})
         self.index: Index = builder.build()
+        self.index.token_set = trie(self.index.inverted_index)
 
     def words(self, text: str) -> list[str]:
         """Return the words of a text, in lower case."""
@@ -60,6 +63,17 @@ class Search:
         for location in sorted(scores, key=scores.__getitem__, reverse=True):
             found.setdefault(location.partition("#")[0], []).append(location)
         return found
+
+
+def trie(words: Iterable[str]) -> TokenSet:
+    """Return the words as a tree of characters. lunr's own shares nodes, and confuses those of digits."""
+    root = TokenSet()
+    for word in words:
+        node = root
+        for character in word:
+            node = node.edges.setdefault(character, TokenSet())
+        node.final = True
+    return root
 
 
 def main(site: Path) -> list[str]:

@@ -58,6 +58,9 @@ def test_the_next_command_takes_the_same_labels(cache, tmp_path):
     arguments = [str(cache), "--labels", str(labels), "--C", "0.1", "-o", str(tmp_path / "heads")]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
     assert f"{cache} --labels '{labels}'" in result.stdout
+    labels.write_text(f"image,letter\n{rows.replace('b', 'a|b')}", encoding="utf-8")
+    result = CliRunner().invoke(command, [*arguments, "--label-separator", "|"], catch_exceptions=False)
+    assert f"{cache} --labels '{labels}' --label-separator '|'" in result.stdout
 
 
 def test_a_head_that_did_not_converge_is_marked(cache, tmp_path, monkeypatch):
