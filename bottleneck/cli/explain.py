@@ -9,7 +9,13 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.cli.options import column_options, flags_of, loading_options, strict_option
+from bottleneck.cli.options import (
+    cache_images_option,
+    column_options,
+    flags_of,
+    loading_options,
+    strict_option,
+)
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.models.config import ExplainConfig
 from bottleneck.records import config_from
@@ -56,6 +62,7 @@ flag = flags_of(ExplainConfig)
 @strict_option
 @loading_options
 @column_options
+@cache_images_option
 @shows_results
 def command(
     terminal: Terminal, model: str, sources: tuple[str, ...], because: str | None, **options: Any

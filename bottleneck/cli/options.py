@@ -266,6 +266,13 @@ limit_option = _reading(
     help="Use only this many samples, spread evenly over splits and classes.",
 )
 
+cache_images_option = _reading(
+    "--cache-images",
+    type=click.Path(),
+    metavar="DIR",
+    help="Folder that keeps images read over a network, so that the next run reads none of them again.",
+)
+
 shard_option = _reading(
     "--shard",
     metavar="I/N|auto",
@@ -281,6 +288,7 @@ reading_options = together(
     ),
     test_fraction_option,
     limit_option,
+    cache_images_option,
 )
 
 # For commands on a cache that may learn other labels than the cache holds.

@@ -8,6 +8,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import (
+    cache_images_option,
     column_options,
     engine_options,
     flip_option,
@@ -50,6 +51,7 @@ ROWS_SHOWN = 20
 @loading_options
 @engine_options
 @column_options
+@cache_images_option
 @shows_results
 def command(terminal: Terminal, model: str, sources: tuple[str, ...], **options: Any) -> None:
     """Classify the images of SOURCES with MODEL, a head or a model file.

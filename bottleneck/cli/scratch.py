@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import (
+    cache_images_option,
     column_options,
     flags_of,
     input_options,
@@ -44,6 +45,7 @@ flag = flags_of(ScratchConfig)
 @limit_option
 @trust_code_option
 @column_options
+@cache_images_option
 @training_options(ScratchConfig)
 @single_run_options(ScratchConfig)
 @strict_option

@@ -52,6 +52,7 @@ class ReadConfig:
     limit : keep this many samples, spread evenly over splits and classes, without changing a sample's split.
     shard : "I/N" takes the samples of shard I of N, "auto" those that a Slurm array or torchrun assigns
         (`data.shards`).
+    cache_images : folder that keeps the files of images which are read over a network (`data.kept_images`).
     remembered : columns by role that a model was made with (`SampleTable.columns`), read where no flag names
         others.
     inputs_only : read images and covariates alone, a sample for each row; no labels, splits or groups unless
@@ -73,6 +74,7 @@ class ReadConfig:
     seed: int = 0
     limit: int | None = None
     shard: str | None = None
+    cache_images: str | None = None
     remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     inputs_only: bool = False
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.folder_layout import by_suffix, folder_samples
+from bottleneck.data.kept_images import KeptImages
 from bottleneck.data.listing import (
     Listing,
     base_of,
@@ -85,6 +86,8 @@ class Source:
         Keys of up to EXAMPLES images spread evenly over the whole source.
     retrier : Retrier
         Of the requests to the network, which counts them.
+    kept : KeptImages or None
+        The folder through which files are read over a network.
     """
 
     root: str
@@ -102,6 +105,7 @@ class Source:
     whole: tuple[int, int] = (0, 0)
     examples: tuple[str, ...] = ()
     retrier: Retrier = field(default_factory=Retrier, repr=False, compare=False)
+    kept: KeptImages | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
@@ -111,11 +115,13 @@ class Source:
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an image. Raises ImageError or OSError."""
-        return self._files(key).read(key)
+        files = self._files(key)
+        return self.kept.read(files, key) if self.kept and is_remote(files.root) else files.read(key)
 
     def stat(self, key: str) -> FileStat:
         """Return what tells whether an image has changed. Raises ImageError or OSError."""
-        return self._files(key).stat(key)
+        files = self._files(key)
+        return self.kept.stat(files, key) if self.kept and is_remote(files.root) else files.stat(key)
 
     def stats(self, keys: Sequence[str]) -> list[FileStat]:
         """Return `stat` of many images, unknown where it cannot be had.
@@ -125,7 +131,7 @@ class Source:
 
         def stat(key: str) -> FileStat:
             try:
-                return self.stat(key)
+                return self._files(key).stat(key)
             except Exception:  # of any library
                 return UNKNOWN_STAT
 
@@ -142,7 +148,7 @@ class Source:
 
     def reading_notes(self) -> list[Note]:
         """Return notes on what happened while images were read."""
-        return self.retrier.notes()
+        return [*self.retrier.notes(), *(self.kept.notes() if self.kept else ())]
 
     def take(self, rows: np.ndarray) -> Source:
         """Return the source of the samples `rows` (indices or a mask) and their images; `absent` stays."""
@@ -186,8 +192,18 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     lost = (*classes_set_aside(whole.samples, samples), *classes_thinned(whole.samples, samples))
     notes = (*whole.notes, *lost)
     whole = replace(whole, samples=samples, notes=notes)
+    if config.cache_images is not None:
+        whole = _kept_in(whole, config.cache_images)
     whole = whole if config.limit is None else evenly(whole, config.limit)
     return whole if config.shard is None else _shard(whole, config.shard)
+
+
+def _kept_in(source: Source, folder: str) -> Source:
+    """Return the source with a folder that keeps its files, or a note that it is not needed."""
+    if source.reads_at_once:
+        return replace(source, kept=KeptImages(folder))
+    text = f"The images are on this machine, so none are kept in {folder}."
+    return replace(source, notes=(*source.notes, Note("images-not-kept", text)))
 
 
 def read_sources(
@@ -200,7 +216,7 @@ def read_sources(
     Raises SourceError as `read_source` does.
     """
     opened: list[Source] = []
-    asked = config and replace(config, remembered={}, inputs_only=False, head_target=None)
+    asked = config and replace(config, remembered={}, inputs_only=False, head_target=None, cache_images=None)
     for are_images, group in groupby(sources, _is_image_file):
         if are_images and asked in (None, ReadConfig()):
             opened.append(image_files([os.fspath(path) for path in group if not isinstance(path, Source)]))

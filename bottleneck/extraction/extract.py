@@ -27,7 +27,7 @@ from bottleneck.data.measures import measure as measure_pixels
 from bottleneck.data.preprocess import Preprocess, views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.untrusted import remember_root
-from bottleneck.errors import CacheError, ImageError, Note, refuse_strict
+from bottleneck.errors import CacheError, ImageError, Note, distinct, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
@@ -153,6 +153,7 @@ def extract(
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    cache_images: str | None = ReadConfig.cache_images,
     shard: str | None = ReadConfig.shard,
     strict: bool = False,
     reporter: Reporter = SILENT,
@@ -171,7 +172,7 @@ on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
     image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, \
-val_fraction, test_fraction, limit, shard
+val_fraction, test_fraction, limit, cache_images, shard
         As in `ReadConfig`. A shard is written to a file of its own, `NAME--shard-I-of-N.h5`.
     strict
         Refuse a decision on the source or on rows of the cache that changes what is learnt or measured.
@@ -248,18 +249,20 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
         failures=summary.failures,
         views={name: node.views for name, node in summary.nodes.items()},
         data=source_sheet(source, summary.samples, summary.failures),
-        notes=[
-            *source.notes,
-            *trunk.notes,
-            *filter(None, [extraction.moved]),
-            *extraction.notes,
-            *plan.notes,
-            *_mended_note(plan.notes, summary.computed, trunk.engine_name),
-            *writer.notes,
-            *lost,
-            *_kept_note(kept),
-            *source.reading_notes(),
-        ],
+        notes=distinct(
+            [
+                *source.notes,
+                *trunk.notes,
+                *filter(None, [extraction.moved]),
+                *extraction.notes,
+                *plan.notes,
+                *_mended_note(plan.notes, summary.computed, trunk.engine_name),
+                *writer.notes,
+                *lost,
+                *_kept_note(kept),
+                *source.reading_notes(),
+            ]
+        ),
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from bottleneck.data.loader import LoadedImage, NotedImages, load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, Note, first_line
+from bottleneck.errors import BottleneckError, Note, distinct, first_line
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.names import FAST
 from bottleneck.store.spec import canonical_json, fingerprint
@@ -122,6 +122,7 @@ class Trunk:
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
     _noted: NotedImages = field(default_factory=NotedImages)
+    _read: list[Source] = field(default_factory=list)
     _works: bool = False  # the network has taken an image
 
     @cached_property
@@ -140,7 +141,9 @@ class Trunk:
             engine.precision == "fp32" for engine in self._engines.values()
         )
         engines = [note for engine in self._engines.values() for note in engine.notes]
-        return (*loading, *([NO_FAST_UNIT] if slow else []), *self._forced(), *engines, *self._noted.notes())
+        reading = distinct(note for source in self._read for note in source.reading_notes())
+        fast = [NO_FAST_UNIT] if slow else []
+        return (*loading, *fast, *self._forced(), *engines, *self._noted.notes(), *reading)
 
     def _forced(self) -> Iterator[Note]:
         """Yield a note on each engine that is out of its bound and was used all the same, by --force."""
@@ -155,7 +158,7 @@ class Trunk:
 
     def clear_image_notes(self) -> None:
         """Forget the notes on images so far: a new run begins."""
-        self._noted = NotedImages()
+        self._noted, self._read = NotedImages(), []
 
     @property
     def engine_name(self) -> str | None:
@@ -213,6 +216,8 @@ class Trunk:
         """
         budget = thread_budget(self.config.workers, self.config.device)
         size, nodes = self.config.batch_size or BATCH_SIZE, tuple(nodes)
+        if not any(source is other for other in self._read):
+            self._read.append(source)
         waiting: list[LoadedImage] = []
         with closing(_Calls(self._compute)) as calls:
             for image in load_images(

@@ -68,6 +68,7 @@ def evaluate(
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
+    cache_images: str | None = ReadConfig.cache_images,
     flip: bool = False,
     reject: float | None = TrustConfig.reject,
     coverage: float | None = TrustConfig.coverage,
@@ -94,8 +95,8 @@ def evaluate(
     labels : path of a table with labels that replace those of the source (`fitting.labels`), optional
     errors : path of a CSV file to write the misclassified samples to, optional
     raw : write texts to `errors` as they are, also those that a spreadsheet would execute (`data.table_file`)
-    image_columns … limit : how images are read, see `ReadConfig`; a cache needs none of them. Columns that
-        are not named are those that the head was made with.
+    image_columns … cache_images : how images are read, see `ReadConfig`; a cache needs none of them. Columns
+        that are not named are those that the head was made with.
     flip : average the probabilities of each image and of its mirror image (of a regression the values), from
         the mirrored views of a cache where it has them
     reject, coverage : measure how many samples of known classes would be called unknown, and how many sets

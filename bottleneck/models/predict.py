@@ -58,6 +58,7 @@ def predict(
     classes: Sequence[str] = ReadConfig.classes,
     regression: Sequence[str] = ReadConfig.regression,
     label_separator: str | None = ReadConfig.label_separator,
+    cache_images: str | None = ReadConfig.cache_images,
     strict: bool = False,
     weights: str | None = None,
     trust_code: bool = False,
@@ -84,6 +85,7 @@ def predict(
     image_columns … label_separator : columns of a manifest, see `ReadConfig`. Columns of images, covariates
         and sample names that are not given are those that the head was made with; labels, splits and groups
         are not needed.
+    cache_images : folder that keeps images read over a network, see `ReadConfig`
     strict : refuse decisions on the sources that change the result (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
     engine … force : how the network is run, see `EngineConfig`; an open Classifier keeps its own

@@ -86,6 +86,7 @@ def explain(
     classes: Sequence[str] = ReadConfig.classes,
     regression: Sequence[str] = ReadConfig.regression,
     label_separator: str | None = ReadConfig.label_separator,
+    cache_images: str | None = ReadConfig.cache_images,
     strict: bool = False,
     weights: str | None = None,
     trust_code: bool = False,
@@ -103,6 +104,7 @@ def explain(
     sources : images, folders, manifests, shards, URLs, or read `Source`s
     class_names, exact, flip, reference, output : see `ExplainConfig`
     image_columns … label_separator : columns of a manifest, as for `predict`
+    cache_images : folder that keeps images read over a network, see `ReadConfig`
     strict : refuse decisions on the sources that change the result (`errors.refuse_strict`)
     weights, trust_code : needed to load some backbones, see `load_model`
 

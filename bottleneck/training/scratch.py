@@ -84,6 +84,7 @@ def scratch(
     label_separator: str | None = ReadConfig.label_separator,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    cache_images: str | None = ReadConfig.cache_images,
     strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> TrainingResult:
@@ -142,7 +143,8 @@ def _train(
         n = len(splits.rows["train"])
         failures = {source.images[i]: reason for i, reason in pixels.failures.items()}
         unread = [unread_note(failures)] if failures else []
-        notes = [*source.notes, *unread, *splits.notes, *config.epoch_notes(n)]
+        read = [*source.notes, *source.reading_notes()]
+        notes = [*read, *unread, *splits.notes, *config.epoch_notes(n)]
         config = config.for_samples(n)
         train: RowReader = pixels
         if config.augment == "live":

@@ -55,6 +55,7 @@ def train(
     val_fraction: float = ReadConfig.val_fraction,
     test_fraction: float = ReadConfig.test_fraction,
     limit: int | None = ReadConfig.limit,
+    cache_images: str | None = ReadConfig.cache_images,
     seed: int = TrainConfig.seed,
     strict: bool = False,
     reporter: Reporter = SILENT,
@@ -87,7 +88,7 @@ def train(
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
     image_columns, label_columns, split_column, group_column, sample_column, covariate_columns, classes, \
-regression, label_separator, val_fraction, test_fraction, limit
+regression, label_separator, val_fraction, test_fraction, limit, cache_images
         As in `ReadConfig`.
     strict
         Refuse decisions that change what is learnt or measured.

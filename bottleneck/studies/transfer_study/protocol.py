@@ -239,7 +239,8 @@ def read_images(
         else:
             digest.update(image.digest + f"{names[codes[i]]}\0{splits[i]}\n".encode())
     failures = {image.key: image.error for image in images if image.error is not None}
-    notes = (*listed.notes, *_notes(listed, len(keys), failures, carved))
+    decided = _notes(listed, len(keys), failures, carved)
+    notes = (*listed.notes, *decided, *listed.reading_notes())
     return StudyImages(pixels, codes, splits == "val", names, digest.hexdigest(), notes)
 
 

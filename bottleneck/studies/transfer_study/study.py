@@ -132,6 +132,7 @@ def transfer_study(
     test_fraction: float = ReadConfig.test_fraction,
     seed: int = ReadConfig.seed,
     limit: int | None = ReadConfig.limit,
+    cache_images: str | None = ReadConfig.cache_images,
     strict: bool = False,
     reporter: Reporter = SILENT,
 ) -> TransferStudy:
