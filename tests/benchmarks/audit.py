@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What `audit` finds: labels that were flipped, copies that were planted; and its time on many rows.
 
-    python tests/benchmarks/audit.py [FOLDER …] [--rows 50000] [--features 1280]
+    python -m tests.benchmarks.audit [--short] [FOLDER …]
 
 Digits are judged, and every FOLDER of photographs by class. In each a part of the labels is flipped at
 random. In a FOLDER with train/ and val/, 20 changed copies of images of train are put into val: new files,
@@ -10,16 +9,14 @@ smaller, cut to 90 %, mirrored, brighter. Takes about three minutes on 2 cores.
 
 from __future__ import annotations
 
-import argparse
-import resource
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from machine import print_machine
 from PIL import Image, ImageEnhance, ImageOps
 
 from bottleneck import audit, extract
@@ -32,6 +29,8 @@ from bottleneck.studies.audit.images import centred, near_pairs, neighbourhood
 from bottleneck.studies.audit.judged import fitted
 from bottleneck.studies.study_config import AuditConfig
 from bottleneck.trials.task import task_of
+from tests.benchmarks.machine import peak_megabytes
+from tests.benchmarks.measurement import REPEATS, Row, main
 
 COPIES = 20
 
@@ -52,24 +51,19 @@ def brighter(image: Image.Image) -> Image.Image:
 CHANGES = (Image.Image.copy, smaller, cut, ImageOps.mirror, brighter)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--features", type=int, default=1280)
-    options = parser.parse_args()
-    print_machine()
+def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
+    """Flipped labels, planted copies, and the comparison of all rows."""
     with tempfile.TemporaryDirectory() as work:
         digits = write_digits(Path(work) / "digits")
-        for folder in (digits, *options.folders):
-            measure_labels(folder, Path(work) / "labels.h5")
+        for folder in (digits, *folders):
+            yield from labels(folder, Path(work) / "labels.h5")
             (Path(work) / "labels.h5").unlink()
-        for folder in options.folders:
-            measure_copies(folder, Path(work))
-    measure_scale(options.rows, options.features)
+        for folder in folders:
+            yield copies(folder, Path(work))
+    yield from scale(5000 if short else 50_000, 1280)
 
 
-def measure_labels(folder: Path, cache: Path) -> None:
+def labels(folder: Path, cache: Path) -> Iterator[Row]:
     """Flip labels of a folder's images, and count the flips among the flagged ones."""
     extract(folder, cache, test_fraction=0.2)
     with FeatureCache(cache) as opened:
@@ -84,13 +78,12 @@ def measure_labels(folder: Path, cache: Path) -> None:
             judged = fitted(noisy, AuditConfig.node, SILENT)
             flag = judged.quality(AuditConfig.doubt).flag
             hits = (flag & np.isin(judged.rows, flipped)).sum()
-            print(
-                f"{folder.name}: {len(flipped)} of {len(every)} labels flipped, {flag.sum()} flagged "
-                f"({flag.mean():.2%}), {hits} of them flipped"
-            )
+            conditions = f"{flag.sum()} flagged ({flag.mean():.2%}), {hits} of them flipped"
+            what = f"{folder.name}: flipped labels found, of {len(flipped)} among {len(every)}"
+            yield Row(what, "labels", (int(hits),), conditions=conditions)
 
 
-def measure_copies(folder: Path, work: Path) -> None:
+def copies(folder: Path, work: Path) -> Row:
     """Plant changed copies of train's images in val, and count the pairs that are found."""
     source = shutil.copytree(folder, work / "planted")
     images = sorted(path for path in (source / "train").rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -102,10 +95,11 @@ def measure_copies(folder: Path, work: Path) -> None:
     extract(source, work / "planted.h5")
     pairs = [item["images"] for item in audit(work / "planted.h5").leaks["items"]]
     found = sum(any("planted" in image for image in pair) for pair in pairs)
-    print(f"{folder.name}: {found} of {COPIES} planted copies found, {len(pairs) - found} other pairs")
+    conditions = f"{len(pairs) - found} other pairs"
+    return Row(f"{folder.name}: planted copies found, of {COPIES}", "copies", (found,), conditions=conditions)
 
 
-def measure_scale(n: int, features: int) -> None:
+def scale(n: int, features: int) -> Iterator[Row]:
     """Time and memory of the comparison of all rows."""
     draw = np.random.default_rng(0)
     rows = np.empty((n, features), np.float16)
@@ -113,17 +107,15 @@ def measure_scale(n: int, features: int) -> None:
     for start in range(0, n, 4096):
         part = rows[start : start + 4096]
         part[:] = kinds[draw.integers(0, 100, len(part))] + draw.standard_normal(part.shape, dtype=np.float32)
-    before, started = peak_megabytes(), time.perf_counter()
-    near_pairs(neighbourhood(centred(ArrayRows(rows))), AuditConfig.cosine, AuditConfig.ratio)
-    print(
-        f"Copies among {n:,} rows of {features:,} features: {time.perf_counter() - started:.0f} s, "
-        f"{peak_megabytes() - before:.0f} MB"
-    )
-
-
-def peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before, took = peak_megabytes(), []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        near_pairs(neighbourhood(centred(ArrayRows(rows))), AuditConfig.cosine, AuditConfig.ratio)
+        took.append(time.perf_counter() - started)
+    what = f"copies among {n:,} rows of {features:,} features"
+    yield Row(what, "s by the clock", tuple(took))
+    yield Row(f"{what}: added memory", "MB", (peak_megabytes() - before,))
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

@@ -1,151 +1,114 @@
-#!/usr/bin/env python3
 """How much faster than the usual fine-tuning of the last stage is `finetune`, and from which epoch on?
 
-    python tests/benchmarks/finetuning.py [FOLDER] [--peer PATH] [--images 400] [--epochs 3] [--rounds 2]
+    python -m tests.benchmarks.finetuning [--short]
 
-Takes 6 minutes on 2 idle cores. Without FOLDER, photographs of 500 × 375 pixels are made from the two that
-scikit-learn ships. The peer is a script that is called as `PEER FOLDER --backbone NAME --epochs E` and prints
-{"images_per_second": …}; by default what everyone writes, restated below: decode, the whole network forward,
-its last stage trained, every step of every epoch.
-
-Each measurement is a process of its own; contenders take turns, and the best round of each counts. Rates are
-images per second of training, reading them included; ResNet-50 has random weights. What is done once is not
-part of a rate: extraction of the map, which is printed with the epochs after which it has paid for itself.
+The peer decodes and runs the whole network in every step of every epoch, and trains its last stage. Each
+measurement is a process of its own, and contenders take turns. ResNet-50 has random weights; the short form
+leaves it out. What is done once is no part of a rate: extraction of the map, which is shown with the epochs
+after which it has paid for itself.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from extraction import child, show, write_photographs
-from machine import print_machine
+from tests.benchmarks.images import write_photographs
+from tests.benchmarks.machine import processor_seconds
+from tests.benchmarks.measurement import REPEATS, Row, main, speed
+from tests.benchmarks.peers import RESNET
+from tests.benchmarks.process import run_child
 
-TARGETS = {"efficientnet_lite0": 10.0, "resnet50": 4.0}
-BATCH = 32
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--peer", type=Path, help="script beside which fine-tuning is measured")
-    parser.add_argument("--images", type=int, default=400, help="photographs that are made")
-    parser.add_argument("--epochs", type=int, default=3, help="of both; the peer's ResNet-50 does one")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--backbone", action="append", choices=list(TARGETS))
-    args = parser.parse_args()
-    print_machine()
-    with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as scratch:
-        folder = args.folder or write_photographs(Path(scratch, "photographs"), args.images)
-        print(f"{'':58}  measured   target")
-        for backbone in args.backbone or TARGETS:
-            compare(folder, backbone, args, Path(scratch))
+LITE = "efficientnet_lite0"
+WANTED = {LITE: 10.0, RESNET: 6.0}
+BATCH, EPOCHS = 32, 4
+PRECISIONS = ("fp32", "bf16")
 
 
-def compare(folder: Path, backbone: str, args: argparse.Namespace, scratch: Path) -> None:
-    """Rates beside the peer, and what the map costs."""
-    peer = [str(args.peer)] if args.peer else [__file__, "peer"]
-    work = scratch / backbone
-    common = [str(folder), "--backbone", backbone]
-    child(__file__, "prepare", *common, "--work", str(work))
-    theirs, ours, map_seconds = 0.0, 0.0, 0.0
-    for _ in range(args.rounds):
-        epochs = 1 if backbone == "resnet50" else args.epochs
-        theirs = max(theirs, child(*peer, *common, "--epochs", str(epochs)).rate)
-        found = child(__file__, "finetune", *common, "--work", str(work), "--epochs", str(args.epochs))
-        ours, map_seconds = max(ours, found.rate), map_seconds or found.printed["map_seconds"]
-    images = found.printed["images"]
-    show(f"{backbone}: the usual fine-tuning, images/s", theirs)
-    show(f"{backbone}: finetune, images/s", ours)
-    show("   times the usual one", ours / theirs, TARGETS[backbone])
-    show(f"   the map of {images} images, done once, seconds", map_seconds)
-    show("   paid for after epochs", map_seconds / (images / theirs - images / ours))
+def rows(short: bool) -> Iterator[Row]:
+    """Rates of each network and precision beside the peer, and what the map costs."""
+    with tempfile.TemporaryDirectory(prefix="bottleneck-finetuning-") as scratch:
+        folder = write_photographs(Path(scratch, "photographs"), 160 if short else 400)
+        for backbone in (LITE,) if short else (LITE, RESNET):
+            yield from compare(folder, backbone, Path(scratch))
 
 
-def prepare(folder: Path, backbone: str, work: Path) -> dict:
+def compare(folder: Path, backbone: str, scratch: Path) -> Iterator[Row]:
+    """One network."""
+    from bottleneck.engines.device import trains_in_bf16
+
+    common = {"folder": folder, "backbone": backbone}
+    precisions = PRECISIONS if trains_in_bf16("cpu") else PRECISIONS[:1]
+    run_child("finetuning", "prepare", **common, work=scratch / backbone)
+    found: dict[str, list[dict]] = {}
+    for turn in range(REPEATS):
+        measured = {"usual": run_child("peers", "usual_finetune", **common, epochs=1)}
+        for precision in precisions:
+            flags = {"precision": precision, "work": scratch / backbone, "turn": turn}
+            measured[precision] = run_child("finetuning", "ours", **flags)
+        for name, child in measured.items():
+            found.setdefault(name, []).append(child.found)
+    for precision in precisions:
+        ours, images = found[precision], found[precision][0]["all_images"]
+        yield from speed(
+            f"{backbone}, {precision}: an epoch of the last stage",
+            ours,
+            found["usual"],
+            "the usual fine-tuning",
+            at_least=WANTED[backbone],
+            conditions=f"{images} photographs, batches of {BATCH}",
+        )
+    per_epoch = [
+        images * (usual["seconds"] / usual["images"] - own["seconds"] / own["images"])
+        for usual, own in zip(found["usual"], found["fp32"], strict=True)
+    ]
+    seconds = found["fp32"][0]["map_seconds"]
+    yield Row(
+        f"{backbone}, fp32: epochs after which the map has paid for itself",
+        "epochs",
+        tuple(seconds / saved for saved in per_epoch),
+        conditions=f"the map of {images} photographs took {seconds:.1f} s, once",
+    )
+
+
+# ---- each in a process of its own
+
+
+def prepare(folder: str, backbone: str, work: str) -> dict:
     """The features that the head takes, and the head: what is there before fine-tuning is thought of."""
     from bottleneck.extraction.extract import extract
     from bottleneck.fitting.fit_heads import fit_heads
 
-    weights = {"weights": "none"} if backbone == "resnet50" else {}  # not shipped; random ones cost the same
-    extracted = extract(folder, work / "c.h5", backbone=backbone, **weights)
-    fit_heads(extracted.cache, C=1e-3, output=work / "heads")
-    return {"images_per_second": extracted.images_per_second}
+    weights = {"weights": "none"} if backbone == RESNET else {}
+    extracted = extract(folder, Path(work, "c.h5"), backbone=backbone, **weights)
+    fit_heads(extracted.cache, C=1e-3, output=Path(work, "heads"))
+    return {}
 
 
-def finetune(folder: Path, backbone: str, work: Path, epochs: int) -> dict:
-    """What `bottleneck finetune` reports of its last block."""
+def ours(work: str, precision: str, turn: int) -> dict:
+    """What `finetune` reports of its last block, and the time of cores of an epoch after the first."""
+    from bottleneck.progress import Reporter
     from bottleneck.training.finetune import finetune
 
-    (head,) = (work / "heads").glob("*.safetensors")
-    model = work / "models" / "m.safetensors"
-    result = finetune(
-        work / "c.h5", head, model, epochs=epochs, patience=0, batch_size=BATCH, val_fraction=0.1
-    )
-    images = sum(result.n.values())
-    rate, seconds = result.images_per_second, result.map_seconds
-    return {"images_per_second": rate, "map_seconds": seconds, "images": images, "seconds": result.seconds}
+    class Stopwatch(Reporter):
+        def epoch(self, record: object) -> None:
+            ends.append(processor_seconds())
 
+    ends: list[float] = []
+    (head,) = Path(work, "heads").glob("*.safetensors")
+    model = Path(work, f"{precision}-{turn}", "m.safetensors")
+    options = {"epochs": EPOCHS, "patience": 0, "batch_size": BATCH, "val_fraction": 0.1}
+    result = finetune(Path(work, "c.h5"), head, model, precision=precision, reporter=Stopwatch(), **options)
+    images = result.n["train"]
+    return {
+        "images": images,
+        "seconds": images / result.images_per_second,
+        "processor_seconds": (ends[-1] - ends[0]) / (len(ends) - 1),
+        "map_seconds": result.map_seconds,
+        "all_images": sum(result.n.values()),
+    }
 
-def peer(folder: Path, backbone: str, epochs: int) -> dict:
-    """The usual fine-tuning of the last stage: full forward each step, the frozen trunk without gradient."""
-    import timm
-    import torch
-    from torchvision import datasets, models, transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    images = datasets.ImageFolder(folder, transform)
-    if backbone == "resnet50":
-        net = models.resnet50(weights=None)
-        net.fc = torch.nn.Linear(net.fc.in_features, len(images.classes))
-        lower = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3]
-        upper = [net.layer4, net.avgpool, torch.nn.Flatten(), net.fc]
-    else:
-        net = timm.create_model(f"tf_{backbone}", num_classes=len(images.classes))
-        lower = [net.conv_stem, net.bn1, *net.blocks[:-1]]
-        upper = [net.blocks[-1], net.conv_head, net.bn2, net.global_pool, net.classifier]
-    trunk, top = torch.nn.Sequential(*lower).eval(), torch.nn.Sequential(*upper)
-    optimizer = torch.optim.SGD(top.parameters(), 1e-3, momentum=0.9)
-    loader = torch.utils.data.DataLoader(images, batch_size=BATCH, shuffle=True, num_workers=2)
-    started = time.perf_counter()
-    for _ in range(epochs):
-        for pixels, labels in loader:
-            with torch.no_grad():
-                maps = trunk(pixels)
-            loss = torch.nn.functional.cross_entropy(top(maps), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return {"images_per_second": epochs * len(images) / (time.perf_counter() - started)}
-
-
-def measure(arguments: list[str]) -> None:
-    """One measurement, in a process of its own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=list(CHILDREN))
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--backbone", required=True)
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--epochs", type=int)
-    args = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    print(json.dumps(CHILDREN[args.pop("what")](**args)))
-
-
-CHILDREN = {"prepare": prepare, "finetune": finetune, "peer": peer}
 
 if __name__ == "__main__":
-    if sys.argv[1:2] and sys.argv[1] in CHILDREN:
-        measure(sys.argv[1:])
-    else:
-        main()
+    main(rows, __doc__)

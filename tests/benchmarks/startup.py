@@ -1,21 +1,21 @@
-"""Processor time that commands spend on imports before they work, and the libraries that they load.
+"""Time of cores that commands spend on imports before they work, and the libraries that they load.
 
-    python -m tests.benchmarks.startup
+    python -m tests.benchmarks.startup [--short]
 
-Each line is the median of 5 fresh processes. Whole commands are those that need no input; of the others the
-module that does their work is imported, so what they import later, inside functions, is not counted.
+Each figure is of a fresh process. Whole commands are those that need no input; of the others the module that
+does their work is imported, so what they import later, inside functions, is not counted. The peer imports
+what the usual loop needs: torch, torchvision, timm.
 """
 
 from __future__ import annotations
 
 import resource
-import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 
-from tests.benchmarks.machine import print_machine
+from tests.benchmarks.measurement import FEWER, REPEATS, Row, main
 
-REPEATS = 5
 HEAVY = (
     "torch",
     "torchvision",
@@ -36,24 +36,39 @@ MODULES = {
     "predict": "bottleneck.models.predict",
     "finetune": "bottleneck.training.finetune",
 }
+WANTED = {"extract": 1.5, "fit-head": 1.0, "evaluate": 1.0, "predict": 1.0}  # seconds
 TELL = f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
 
 
-def main() -> None:
-    """Print a table: what was started, processor seconds, heavy libraries that were loaded."""
-    print_machine()
-    print(f"{'started':24}{'seconds':>8}  loaded")
+def rows(short: bool) -> Iterator[Row]:
+    """Processor seconds of each start; the peer's are repeated in each row."""
+    started: dict[str, str] = {}
     for arguments in COMMANDS:
         code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom bottleneck.cli.main import main\n"
-        _row(" ".join(arguments), f"{code}try: main()\nexcept SystemExit: pass\n{TELL}")
+        started[" ".join(arguments)] = f"{code}try: main()\nexcept SystemExit: pass\n{TELL}"
     for command, module in MODULES.items():
-        _row(f"{command} (imports)", f"import sys, {module}\n{TELL}")
-
-
-def _row(name: str, code: str) -> None:
-    runs = [_run(code) for _ in range(REPEATS)]
-    seconds = statistics.median(seconds for seconds, _ in runs)
-    print(f"{name:24}{seconds:8.2f}  {runs[0][1] or '-'}", flush=True)
+        started[command] = f"import sys, {module}\n{TELL}"
+    started["the usual loop"] = f"import sys, torch, torchvision, timm\n{TELL}"
+    seconds: dict[str, list[float]] = {}
+    loaded: dict[str, str] = {}
+    for _ in range(REPEATS if short else 7):
+        for name, code in started.items():
+            took, loaded[name] = _run(code)
+            seconds.setdefault(name, []).append(took)
+    theirs = tuple(seconds.pop("the usual loop"))
+    for name, values in seconds.items():
+        what = f"{name}, imports" if name in MODULES else f"bottleneck {name}"
+        wanted = f"wanted: at most {WANTED[name]:g} s; " if name in WANTED else ""
+        conditions = f"{wanted}loads {loaded[name] or 'none of the large libraries'}"
+        yield Row(
+            what,
+            "processor s",
+            tuple(values),
+            theirs,
+            "imports of the usual loop",
+            FEWER,
+            conditions=conditions,
+        )
 
 
 def _run(code: str) -> tuple[float, str]:
@@ -68,4 +83,4 @@ def _run(code: str) -> tuple[float, str]:
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What the studies cost: scores of many features, and runs of a transfer study with cached prefixes.
 
-    python tests/benchmarks/studies.py [--rows 50000] [--features 1280] [--classes 100]
+    python -m tests.benchmarks.studies [--short]
 
 Takes about two minutes on 2 cores. The scores are measured one by one, with the memory that they add; the
 frozen runs are measured beside the same training with the frozen layers run again in every step.
@@ -9,16 +8,13 @@ frozen runs are measured beside the same training with the frozen layers run aga
 
 from __future__ import annotations
 
-import argparse
-import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from machine import print_machine
 from torch import nn
 
 from bottleneck.samples import ArrayRows
@@ -27,20 +23,17 @@ from bottleneck.studies.study_config import StudyConfig
 from bottleneck.studies.transfer_study.protocol import Run, StudyImages
 from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.threads import serial_libraries
+from tests.benchmarks.machine import peak_megabytes
+from tests.benchmarks.measurement import FEWER, REPEATS, Row, main
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--features", type=int, default=1280)
-    parser.add_argument("--classes", type=int, default=100)
-    options = parser.parse_args()
-    print_machine()
-    measure_scores(options.rows, options.features, options.classes)
-    measure_frozen_runs()
+def rows(short: bool) -> Iterator[Row]:
+    """Scores, and runs with frozen layers."""
+    yield from scores(2000 if short else 50_000, 1280, 100)
+    yield from frozen_runs()
 
 
-def measure_scores(N: int, D: int, K: int) -> None:
+def scores(N: int, D: int, K: int) -> Iterator[Row]:
     """Seconds of each score on float16 rows, as a cache holds them."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, K, N)
@@ -50,20 +43,21 @@ def measure_scores(N: int, D: int, K: int) -> None:
         rows[part] = np.maximum(drawn, 0)
         outputs[part] = rng.dirichlet(np.ones(1000) / 10, size=len(part))
     before = peak_megabytes()
-    print(f"Scores of {N:,} × {D:,} float16 rows in {K} classes")
     contenders: dict[str, Callable[[], object]] = {
         "LogME": lambda: logme(rows, labels),
         "H-score": lambda: h_score(rows, labels),
         "LEEP": lambda: leep(outputs, labels),
         "kNN accuracy": lambda: knn_accuracy(rows, labels),
-        "all together": lambda: score(rows, labels, outputs),
+        "all scores together": lambda: score(rows, labels, outputs),
     }
+    conditions = f"{N:,} × {D:,} float16 rows, {K} classes"
     for name, run in contenders.items():
-        print(f"  {name:14}{seconds(run):8.1f} s")
-    print(f"  {'added memory':14}{peak_megabytes() - before:8.0f} MB")
+        took = tuple(seconds(run) for _ in range(REPEATS))
+        yield Row(name, "s by the clock", took, conditions=conditions)
+    yield Row("all scores: added memory", "MB", (peak_megabytes() - before,), conditions=conditions)
 
 
-def measure_frozen_runs() -> None:
+def frozen_runs() -> Iterator[Row]:
     """Runs with n frozen layers: from cached activations, and with the layers run in every step."""
     rng = np.random.default_rng(0)
     images = StudyImages(
@@ -75,17 +69,20 @@ def measure_frozen_runs() -> None:
     )
     config = StudyConfig(seeds=1, in_channels=1, epochs=3)
     halves = [{"A": np.arange(0, 30), "B": np.arange(30, 60)}]
-    print("Frozen runs of a transfer study, alexnet8 on 1,000 images of 32 pixels, 3 epochs")
     with tempfile.TemporaryDirectory() as folder, serial_libraries():  # as runs side by side have it
         runner = Runner(config, images, halves, Path(folder))
-        base = runner.train(Run(0, "baseB"))
-        print(f"  {'base network':14}{base.seconds:8.2f} s")
+        runner.train(Run(0, "baseB"))
         for n in (1, 4, 7):
             cached = runner.train(Run(0, "BnB", n)).seconds
             running = seconds(lambda n=n: train_with_prefix(runner, n))
-            print(
-                f"  BnB, n = {n:<5}{cached:8.2f} s   prefix run in each step {running:6.2f} s   "
-                f"{running / cached:.1f}×"
+            yield Row(
+                f"transfer study: BnB with {n} frozen layers",
+                "s by the clock",
+                (cached,),
+                (running,),
+                "frozen layers run in each step",
+                FEWER,
+                conditions="alexnet8, 1,000 images of 32 pixels, 3 epochs, one run",
             )
 
 
@@ -117,10 +114,5 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def peak_megabytes() -> float:
-    """Peak resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

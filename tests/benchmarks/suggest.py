@@ -1,24 +1,20 @@
-#!/usr/bin/env python3
 """What choosing labels gains, by `suggest`'s own backtest, and what `drift` says of changed images.
 
-    python tests/benchmarks/suggest.py [FOLDER …] [--seeds 3]
+    python -m tests.benchmarks.suggest [--short] [FOLDER …]
 
 Digits, six places of the two photographs that scikit-learn ships, generated textures, and each FOLDER by
-class. The backtest is printed for each seed, each with folds and draws of its own. For drift, a random half
-of each set is held against the other one: as it is, darker, and written anew as JPEG of quality 20. About 6
-minutes.
+class; the short form has digits alone. The backtest is made for each of three seeds, with folds and draws of
+its own. For drift, a random half of each set is held against the other one: as it is, darker, and written
+anew as JPEG of quality 20. About 6 minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import recipe
-from machine import print_machine
 from PIL import Image, ImageEnhance
 
 from bottleneck import drift, extract
@@ -29,6 +25,8 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.study_config import SuggestConfig
 from bottleneck.studies.suggest.suggest import fitted_head, space_of, worth
 from bottleneck.trials.task import task_of
+from tests.benchmarks.images import photographs, textures
+from tests.benchmarks.measurement import LESS, REPEATS, Row, main
 
 SIZE, COUNT = 128, {"places": 1200, "textures": 700}
 CHANGES: dict[str, Callable[[Image.Image], Image.Image] | None] = {
@@ -38,25 +36,23 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image] | None] = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--seeds", type=int, default=3)
-    options = parser.parse_args()
-    print_machine()
+def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
+    """The backtest of `suggest` and the AUC of `drift` on each set."""
     with tempfile.TemporaryDirectory() as work:
-        for name, folder in sets(Path(work), options.folders):
+        for name, folder in sets(Path(work), folders):
             cache = Path(work) / f"{name}.h5"
             extract(folder, cache, image_size=SIZE)
-            measure_choice(name, cache, options.seeds)
-            measure_drift(folder, Path(work) / f"{name}-drift")
+            yield choice(name, cache)
+            yield from changes(name, folder, Path(work) / f"{name}-drift")
+            if short:
+                break
 
 
-def sets(work: Path, folders: list[Path]) -> Iterator[tuple[str, Path]]:
+def sets(work: Path, folders: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
     yield "digits", write_digits(work / "digits")
     for name, pictures in (
-        ("places", recipe.photographs(np.random.default_rng(0))),
-        ("textures", recipe.textures(np.random.default_rng(5))),
+        ("places", photographs(np.random.default_rng(0))),
+        ("textures", textures(np.random.default_rng(5))),
     ):
         for number, (label, picture) in zip(range(COUNT[name]), pictures, strict=False):
             path = work / name / label / f"{number:04}.png"
@@ -66,22 +62,26 @@ def sets(work: Path, folders: list[Path]) -> Iterator[tuple[str, Path]]:
     yield from ((folder.name, folder) for folder in folders)
 
 
-def measure_choice(name: str, cache: Path, seeds: int) -> None:
-    """Print the backtest and the outlook, for several seeds."""
-    for seed in range(seeds):
+def choice(name: str, cache: Path) -> Row:
+    """Accuracy with labels that the selector chose, beside as many random ones, in the last round."""
+    selector, random, told = [], [], []
+    for seed in range(REPEATS):
         config = SuggestConfig(seed=seed)
         with FeatureCache(cache) as opened:
             task = task_of(opened, None, cv=config.cv, seed=seed)
             head = fitted_head(task, config, SILENT)
-            tested, _, ahead, _ = worth(task, space_of(task, config.node), head, config, SILENT)
-        print(f"{name}, seed {seed}: {tested.verdict}")
-        print(
-            "   ", *(f"{r['labels']}: {r['random']:.4f} {r['selector']:.4f};" for r in tested.rounds), ahead
-        )
+            tested = worth(task, space_of(task, config.node), head, config, SILENT)[0]
+        last = tested.rounds[-1]
+        selector.append(100 * last["selector"])
+        random.append(100 * last["random"])
+        told.append(f"seed {seed}: {tested.verdict}")
+    conditions = f"{last['labels']} labels; {' '.join(told)}"
+    sides = (tuple(selector), tuple(random))
+    return Row(f"{name}: labels by suggest", "% right", *sides, "random labels", LESS, conditions=conditions)
 
 
-def measure_drift(folder: Path, work: Path) -> None:
-    """Print what drift says of one half of the images, changed, against the other half."""
+def changes(name: str, folder: Path, work: Path) -> Iterator[Row]:
+    """What drift says of one half of the images, changed, against the other half."""
     images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     order = np.random.default_rng(0).permutation(len(images))
     half = len(images) // 2
@@ -94,8 +94,9 @@ def measure_drift(folder: Path, work: Path) -> None:
         extract(work / which, work / f"{which}.h5", image_size=SIZE)
         if which != "old":
             found = drift(work / "old.h5", work / f"{which}.h5")
-            print(f"    drift, {which}: {found.verdict} Foreign: {100 * found.foreign_share:.1f} %")
+            conditions = f"{found.verdict} Foreign: {100 * found.foreign_share:.1f} %"
+            yield Row(f"{name}: drift, {which}", "AUC", (found.auc,), conditions=conditions)
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)

@@ -1,33 +1,28 @@
-#!/usr/bin/env python3
 """Does `train` choose as well as one who knew test, and what does it cost beside the usual fine-tuning?
 
-    python tests/benchmarks/train.py [FOLDER] [--short] [--peer PATH] [--sets NAME …] [--keep DIR]
-    python tests/benchmarks/train.py --minutes 1 2      only whether --minutes is kept, by a real clock
+    python -m tests.benchmarks.train [--short] [FOLDER …]
 
-Takes 15 processor minutes; --short takes 5, with three of the sets and fewer pictures beside the peer. Six
-sets, each with a test split that is read only here: digits of scikit-learn at two sizes of train, parts of
-one of its photographs, 40 places in both, generated textures, generated shapes. FOLDER, in the ImageFolder
-layout, is a seventh, whose val is its test. On each, `train` with its defaults is held against
+Takes 15 processor minutes; the short form takes 5, with three of the sets and fewer pictures beside the peer.
+Six sets, each with a test split that is read only here: digits of scikit-learn at two sizes of train, parts
+of one of its photographs, 40 places in both, generated textures, generated shapes. Each FOLDER, in the
+ImageFolder layout, is a further one, whose val is its test. On each, `train` with its defaults is held
+against
 
     the head on the bottleneck        the best single node, chosen by test (no one could know it)
     one block tuned, two blocks tuned (`finetune`, 10 epochs, from the head on the bottleneck)
 
-Printed: accuracy on test, the regret (the best of these less `train`, in points, with half of the paired 95 %
-interval), what other values of `NOISE` would have chosen among the heads, and processor seconds, those of
-child processes included.
+The regret is the best of these less `train`, in points, with half of the paired 95 % interval. Also given is
+what other values of `NOISE` would have chosen among the heads.
 
-Then the usual fine-tuning of the whole network beside `train`, on FOLDER or on 1,000 pictures of 500 × 375
-pixels, each in a process of its own. The peer is a script that is called as `PEER FOLDER --epochs N` and
-prints {"images": …}; by default what everyone writes, restated below: decode, the whole network forward and
-backward, in every step of every epoch. `--peer none` leaves it out.
+Then the usual fine-tuning of the whole network beside `train`, on 1,000 pictures of 500 × 375 pixels, each in
+a process of its own: decode, the whole network forward and backward, in every step of every epoch. Last, in
+the long form, whether `--minutes` is kept, by a real clock.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -37,12 +32,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import recipe
-from machine import print_machine
 from PIL import Image, ImageEnhance
 from sklearn.datasets import load_sample_images
 
 from bottleneck.store.reader import FeatureCache
+from tests.benchmarks.images import digits, photographs, shapes, textures, write_set
+from tests.benchmarks.machine import processor_seconds
+from tests.benchmarks.measurement import FEWER, LESS, Row, main
+from tests.benchmarks.process import run_child
 
 TEST = 400  # samples; half of a paired 95 % interval is 1 to 2 points
 NOISES = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -52,6 +49,8 @@ HEADS = ("head", "node", "combined")  # kinds of candidates without flips and wi
 SHORT = ("digits, 10 a class", "3 parts of a photograph, 150 a class", "shapes, 64 a class")
 CROPS, SHORT_CROPS = 900, 300  # pictures that are learnt from beside the peer
 LARGE = 12_000  # pictures, of which a minute or two allow a part
+SIZE = 128
+MINUTES = (1.0, 2.0)
 KEPT = 0.2  # share of the minutes by which a run may be longer
 TRAINED = ("head on the bottleneck", "best single node", "one block tuned", "two blocks tuned")
 
@@ -75,31 +74,31 @@ def places(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
 
 def thirds(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
     """Crops of the three vertical bands of one photograph."""
-    return (each for each in recipe.photographs(random) if each[0].startswith("0"))
+    return (each for each in photographs(random) if each[0].startswith("0"))
 
 
 def crops(random: np.random.Generator) -> Iterator[tuple[str, Image.Image]]:
     """Photographs of 500 × 375 pixels of the six thirds, for times: the size that photographs have."""
-    for name, crop in recipe.photographs(random):
+    for name, crop in photographs(random):
         yield name, crop.resize((500, 375))
 
 
-def sets(scratch: Path, folder: Path | None) -> dict[str, Callable[[], Path]]:
+def sets(scratch: Path, folders: tuple[Path, ...]) -> dict[str, Callable[[], Path]]:
     """The sets by name; each is written when it is called for."""
 
     def made(name: str, pictures: Callable, pool: int) -> Callable[[], Path]:
-        return partial(recipe.write_set, scratch / name, pictures, pool, TEST)
+        return partial(write_set, scratch / name, pictures, pool, TEST)
 
     random = np.random.default_rng
     found: dict[str, Callable[[], Path]] = {
-        "digits, 10 a class": made("digits100", recipe.digits(8, random(1)), 100),
-        "digits, 60 a class": made("digits600", recipe.digits(8, random(2)), 600),
+        "digits, 10 a class": made("digits100", digits(8, random(1)), 100),
+        "digits, 60 a class": made("digits600", digits(8, random(2)), 600),
         "3 parts of a photograph, 150 a class": made("parts", thirds(random(3)), 450),
         "40 places in photographs, 10 a class": made("places", places(random(4)), 400),
-        "textures, 53 a class": made("textures", recipe.textures(random(5)), 320),
-        "shapes, 64 a class": made("shapes", recipe.shapes(random(6)), 320),
+        "textures, 53 a class": made("textures", textures(random(5)), 320),
+        "shapes, 64 a class": made("shapes", shapes(random(6)), 320),
     }
-    if folder:
+    for folder in folders:
         found[folder.name] = partial(val_as_test, folder, scratch / f"{folder.name}-test")
     return found
 
@@ -114,7 +113,7 @@ def val_as_test(folder: Path, to: Path) -> Path:
 # ---- what is measured
 
 
-def run_train(folder: Path, model: Path, **options: object) -> dict:
+def run_train(folder: str | Path, model: str | Path, **options: object) -> dict:
     """What a user gets."""
     from bottleneck import train
 
@@ -178,53 +177,13 @@ def heads_tried(work: Path) -> tuple[dict[str, np.ndarray], dict]:
     return right, {"by_noise": chosen, "scores": scores}
 
 
-def run_peer(folder: Path, epochs: int) -> dict:
-    """The usual fine-tuning of the whole network: decoding, forward and backward, in every step."""
-    import timm
-    import torch
-    from torchvision import datasets, transforms
-
-    transform = transforms.Compose(
-        [
-            transforms.Resize(256),
-            transforms.CenterCrop(224),
-            transforms.ToTensor(),
-            transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        ]
-    )
-    images = datasets.ImageFolder(folder, transform)
-    network = timm.create_model("tf_efficientnet_lite0", num_classes=len(images.classes))
-    optimizer = torch.optim.SGD(network.parameters(), 1e-3, momentum=0.9)
-    loader = torch.utils.data.DataLoader(images, batch_size=32, shuffle=True, num_workers=2)
-    started = processor_seconds()
-    for _ in range(epochs):
-        for pixels, labels in loader:
-            loss = torch.nn.functional.cross_entropy(network(pixels), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    seconds = processor_seconds() - started
-    return {"images": len(images), "epochs": epochs, "processor_seconds": seconds}
-
-
-def child(script: str, *arguments: str) -> tuple[dict, float]:
-    """Run a script; return what its last line is as JSON, and its processor seconds with its children's."""
-    process = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, text=True)
-    lines = process.stdout.read().splitlines()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{script} {' '.join(arguments)} failed")
-    return json.loads(lines[-1]), usage.ru_utime + usage.ru_stime
-
-
 # ---- the comparison
 
 
-def keeps_minutes(scratch: Path, minutes: list[float]) -> None:
+def keeps_minutes(scratch: Path) -> Iterator[Row]:
     """Run the command on more pictures than the time allows, and hold its wall time against `--minutes`."""
-    folder = recipe.write_set(scratch / "large", recipe.photographs(np.random.default_rng(8)), LARGE, TEST)
-    for given in minutes:
+    folder = write_set(scratch / "large", photographs(np.random.default_rng(8)), LARGE, TEST)
+    for given in MINUTES:
         model = scratch / f"{given:g}.safetensors"
         words = ["train", str(folder), "-o", str(model), "--minutes", str(given), "--json"]
         started = time.perf_counter()
@@ -233,18 +192,16 @@ def keeps_minutes(scratch: Path, minutes: list[float]) -> None:
         )
         seconds = time.perf_counter() - started
         found = json.loads(done.stdout)
-        missed = "   missed" if seconds > 60 * given * (1 + KEPT) else ""
         used, heads = sum(found["samples"].values()), len(found["candidates"])
-        print(
-            f"--minutes {given:g}: {seconds:.0f} s, {seconds / 60 / given:.2f} of them (wanted ≤ {1 + KEPT})"
-            f"{missed}; {used:,} of {LARGE + TEST:,} samples, {heads} candidates",
-            flush=True,
+        yield Row(
+            f"train --minutes {given:g}",
+            "s by the clock",
+            (seconds,),
+            (60 * given,),
+            "what was given",
+            at_most=1 + KEPT,
+            conditions=f"{used:,} of {LARGE + TEST:,} samples, {heads} candidates",
         )
-
-
-def processor_seconds() -> float:
-    """Of this process and its children."""
-    return sum(os.times()[:4])
 
 
 def compare(name: str, folder: Path, work: Path, size: int) -> dict:
@@ -286,80 +243,56 @@ def compare(name: str, folder: Path, work: Path, size: int) -> dict:
     }
 
 
-def show(found: dict) -> None:
-    print(f"\n{found['set']} ({found['n']} of test): {found['chosen']} is chosen", flush=True)
+def shown(found: dict) -> Iterator[Row]:
+    """Rows of one set."""
+    chosen = f"{found['chosen']} is chosen; {found['n']} of test; {found['seconds']:.0f} processor s"
+    train = found["accuracy"].pop("train")
     for what, accuracy in found["accuracy"].items():
-        print(f"  {what:26} {accuracy:6.2f}")
-    missed = "   missed" if found["regret"] > WITHIN else ""
-    told = f"regret {found['regret']:+.2f} ± {found['half']:.2f}{missed}"
-    print(f"  {told}; {found['seconds']:.0f} s of processor")
+        yield Row(f"{found['set']}: train", "% of test", (train,), (accuracy,), what, LESS, conditions=chosen)
     others = ", ".join(f"{noise}: {accuracy:.2f}" for noise, accuracy in found["by_noise"].items())
-    print(f"  heads alone, by NOISE: {others}", flush=True)
+    conditions = f"± {found['half']:.2f}; heads alone, by NOISE: {others}"
+    yield Row(f"{found['set']}: regret", "points", (found["regret"],), at_most=WITHIN, conditions=conditions)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", nargs="?", type=Path)
-    parser.add_argument("--peer", help="script to fine-tune with, or 'none'")
-    parser.add_argument("--sets", nargs="*")
-    parser.add_argument("--short", action="store_true", help="three sets, and fewer pictures beside the peer")
-    parser.add_argument("--minutes", nargs="+", type=float, help="only check that these are kept")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--keep", type=Path, help="folder for everything that is written, and the figures")
-    args = parser.parse_args()
-    print_machine()
+def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
+    """Accuracies and regrets on every set, the time beside the peer, and whether minutes are kept."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-train-") as temporary:
-        scratch = args.keep or Path(temporary)
-        scratch.mkdir(exist_ok=True)
-        if args.minutes:
-            keeps_minutes(scratch, args.minutes)
-            return
-        chosen, results = args.sets or (SHORT if args.short else None), []
-        for number, (name, write) in enumerate(sets(scratch, args.folder).items()):
-            if chosen and name not in chosen:
-                continue
-            found = compare(name, write(), scratch / f"work-{number}", args.size)
-            show(found)
-            results.append(found)
-            if args.keep:
-                (scratch / f"figures-{number}.json").write_text(json.dumps(found, indent=1))
-        if results:
-            regrets = np.array([found["regret"] for found in results])
-            told = f"mean {regrets.mean():.2f} (wanted ≤ {MEAN}), largest {regrets.max():.2f} (≤ {WITHIN})"
-            print(f"\nregret: {told}")
-            for noise in NOISES:
-                values = [found["by_noise"][noise] for found in results]
-                print(f"  NOISE {noise:g}: mean accuracy of the chosen head {np.mean(values):.2f}")
-        if args.peer != "none":
-            folder = args.folder or recipe.write_set(
-                scratch / "crops", crops(np.random.default_rng(7)), SHORT_CROPS if args.short else CROPS, 100
-            )
-            beside_peer(folder, scratch / "crops.safetensors", args.peer)
+        scratch, regrets = Path(temporary), []
+        for number, (name, write) in enumerate(sets(scratch, folders).items()):
+            if not short or name in SHORT:
+                found = compare(name, write(), scratch / f"work-{number}", SIZE)
+                regrets.append(found["regret"])
+                yield from shown(found)
+        yield Row("mean regret", "points", (float(np.mean(regrets)),), at_most=MEAN)
+        pictures = crops(np.random.default_rng(7))
+        folder = write_set(scratch / "crops", pictures, SHORT_CROPS if short else CROPS, 100)
+        yield from beside_peer(folder, scratch / "crops.safetensors")
+        if not short:
+            yield from keeps_minutes(scratch)
 
 
-def beside_peer(folder: Path, model: Path, peer: str | None) -> None:
+def beside_peer(folder: Path, model: Path) -> Iterator[Row]:
     """Processor seconds of `train` on `folder`, and of the peer for as many images and epochs as is usual.
 
     The peer is measured on one epoch of the folder `test`, and its seconds an image are multiplied.
     """
-    ours, seconds = child(__file__, "train", str(folder), str(model))
-    images = sum(ours["images"].values())
-    found, whole = child(peer or __file__, *([] if peer else ["peer"]), str(folder / "test"), "--epochs", "1")
-    rate = found.get("processor_seconds", whole) / found["images"]
-    print(f"\n`train`: {seconds:.0f} processor seconds for {images} images, {ours['chosen']['what']}")
-    print(
-        f"fine-tuning the whole network: {1000 * rate:.0f} ms an image and epoch, of {found['images']} images"
-    )
+    child = run_child("train", "run_train", folder=folder, model=model)
+    images = sum(child.found["images"].values())
+    options = {"folder": folder / "test", "backbone": "efficientnet_lite0", "epochs": 1, "whole": True}
+    peer = run_child("peers", "usual_finetune", **options).found
+    rate = peer["processor_seconds"] / peer["images"]
     for epochs in EPOCHS:
-        times = rate * images * epochs / seconds
-        missed = "   missed" if times < TIMES else ""
-        print(f"  {epochs} epochs of {images} images: {times:.1f} times (wanted ≥ {TIMES:g}){missed}")
+        yield Row(
+            f"train of {images} pictures of 500 × 375",
+            "processor s, imports included",
+            (child.processor_seconds,),
+            (rate * images * epochs,),
+            f"the usual fine-tuning of the whole network, {epochs} epochs",
+            FEWER,
+            at_least=TIMES,
+            conditions=f"{child.found['chosen']['what']}; the peer's time is of {peer['images']} images",
+        )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["train"]:
-        print(json.dumps(run_train(*map(Path, sys.argv[2:]))))
-    elif sys.argv[1:2] == ["peer"]:
-        print(json.dumps(run_peer(Path(sys.argv[2]), int(sys.argv[4]))))
-    else:
-        main()
+    main(rows, __doc__)

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Which score tells unknown classes from known ones, and do sets of classes cover what they promise?
 
-    python tests/benchmarks/trust.py [FOLDER …] [--draws 6] [--splits 20]
+    python -m tests.benchmarks.trust [--short] [FOLDER …]
 
 Five sets: digits of scikit-learn at two sizes, parts of its two photographs, generated textures and shapes;
 and every FOLDER of three classes or more. All pass EfficientNet-Lite0 once. Of each set a third of the
@@ -12,9 +11,8 @@ images of the other half whose set at 0.9 contains the true class. Takes about 8
 
 from __future__ import annotations
 
-import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import combinations
 from pathlib import Path
 
@@ -35,7 +33,11 @@ from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.names import BOTTLENECK
 from bottleneck.samples import ArrayRows, Target
 from bottleneck.store.reader import FeatureCache
-from tests.benchmarks.recipe import digits, photographs, shapes, textures, write_set
+from tests.benchmarks.images import digits, photographs, shapes, textures, write_set
+from tests.benchmarks.measurement import LESS, Row, main
+
+DRAWS, SPLITS = 6, 20  # of the classes that are left out, of the halves
+CHOSEN = "kNN, roots, mean of 3 (chosen)"
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -95,7 +97,7 @@ def left_out(x: np.ndarray, codes: np.ndarray, train: np.ndarray, K: int, draws:
             "kNN, k = 5": nearest(bank, new, 5),
             "kNN, roots, k = 1": nearest(root(bank), root(new), 1),
             "kNN, roots, k = 5": nearest(root(bank), root(new), 5),
-            "kNN, roots, mean of 3 (chosen)": novelty.of(new),
+            CHOSEN: novelty.of(new),
         }
         for name, values in scores.items():
             found.setdefault(name, []).append(roc_auc_score(~known[~train], values))
@@ -121,7 +123,7 @@ def promises(x: np.ndarray, codes: np.ndarray, K: int, splits: int) -> dict[str,
     return dict(zip(("accuracy", "coverage", "classes in a set", "rejected"), np.array(rows).T, strict=True))
 
 
-def sets(folder: Path, others: list[Path]) -> dict[str, Callable[[], Path]]:
+def sets(folder: Path, others: tuple[Path, ...]) -> dict[str, Callable[[], Path]]:
     random = np.random.default_rng(0)
     drawn = {
         "digits 8 px": (digits(8, random), 1100, 697),
@@ -136,27 +138,24 @@ def sets(folder: Path, others: list[Path]) -> dict[str, Callable[[], Path]]:
     return made | {other.name: lambda other=other: other for other in others}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folders", nargs="*", type=Path)
-    parser.add_argument("--draws", type=int, default=6)
-    parser.add_argument("--splits", type=int, default=20)
-    options = parser.parse_args()
+def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
+    """AUROC of every score beside the chosen one, and what is promised, on each set."""
     with tempfile.TemporaryDirectory() as work:
-        for name, make in sets(Path(work), options.folders).items():
+        for name, make in list(sets(Path(work), folders).items())[: 1 if short else None]:
             cache = Path(work) / f"{name}.h5"
             extract(make(), cache, image_size=128)
             with FeatureCache(cache) as opened:
                 x = opened.sample_rows(BOTTLENECK).read(0, len(opened.samples.split)).astype(np.float32)
                 target, train = opened.samples.targets["label"], opened.samples.split == "train"
             K = len(target.class_names)
-            print(f"\n{name}: {len(x):,} images, {K} classes")
-            for score, area in left_out(x, target.values, train, K, options.draws).items():
-                print(f"  {score:32} AUROC {area:.3f}")
-            for what, values in promises(x, target.values, K, options.splits).items():
-                low, high = values.min(), values.max()
-                print(f"  {what:32} mean {values.mean():.3f}, {low:.3f} to {high:.3f}", flush=True)
+            conditions = f"{len(x):,} images, {K} classes"
+            areas = left_out(x, target.values, train, K, DRAWS)
+            for score in sorted(areas.keys() - {CHOSEN}):
+                sides = ((areas[CHOSEN],), (areas[score],))
+                yield Row(f"{name}: unknown images told", "AUROC", *sides, score, LESS, conditions=conditions)
+            for what, values in promises(x, target.values, K, SPLITS).items():
+                yield Row(f"{name}: {what}", "", tuple(values), conditions=f"{conditions}, {SPLITS} splits")
 
 
 if __name__ == "__main__":
-    main()
+    main(rows, __doc__)
