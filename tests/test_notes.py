@@ -16,9 +16,10 @@ copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nea
 engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
 fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
-foreign-files-left head-kept head-without-checksum heads-left-out host-given-up images-failed images-kept
-images-not-kept images-not-measured images-not-shown images-outside-classes images-unread images-unreadable
-images-without-prediction input-scales joined-as-json joined-by-other-separator label-rows-without-sample
+foreign-files-left head-kept head-without-checksum heads-left-out host-given-up images-failed
+images-kept images-not-kept images-not-measured images-not-shown images-outside-classes
+images-unread images-unreadable images-without-prediction input-scales joined-as-json
+joined-by-other-separator judged-approximately label-rows-without-sample
 label-separator-unused labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-precision

@@ -29,6 +29,7 @@ class SweepConfig:
     one_standard_error: bool = False  # see `cross_validation.Scores.choose`
     scales: str = SCALES[0]  # "auto" chooses one for each block of inputs, "equal" is 1
     dtype: type = np.float32  # of the rows in memory and of all products
+    components: int | None = None  # principal components that logistic heads are fitted on; None is all
 
 
 DEFAULT = SweepConfig()

@@ -109,7 +109,13 @@ class _Sweep:
         self.standard = replace(self.standard, weight=weight)
         # Rows in memory are arranged by fold: most blocks then have rows that some heads do not need.
         self.design, order = build_design(
-            rows, self.standard, pool, config.memory, parts=np.repeat(fold, views), dtype=config.dtype
+            rows,
+            self.standard,
+            pool,
+            config.memory,
+            parts=np.repeat(fold, views),
+            dtype=config.dtype,
+            components=config.components,
         )
         self.passes = Passes(self.design, pool)
         self.groups, self.where = group_tasks(

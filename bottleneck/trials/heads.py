@@ -16,7 +16,7 @@ from bottleneck.fitting.calibrated import conformal_of
 from bottleneck.fitting.head_files import blockwise, describe_head
 from bottleneck.fitting.training_set import folds_of
 from bottleneck.heads.artifact import HeadArtifact, apply_link
-from bottleneck.heads.config import SweepConfig
+from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.cross_validation import judge_of
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.head_fit import HeadFit
@@ -100,9 +100,10 @@ def fit_on(
     node: str,
     rows: np.ndarray,
     problem: TargetProblem,
-    C: str | float = "auto",
+    C: str | float | Sequence[float] = "auto",
     scales: Mapping[str, float] | None = None,
     reporter: Reporter = SILENT,
+    config: SweepConfig = DEFAULT,
 ) -> HeadFit:
     """Fit a head on the samples `rows` (n,), which `problem` is on.
 
@@ -117,7 +118,7 @@ def fit_on(
         task.cache.sample_rows(node, rows),
         [problem],
         C,
-        config=SweepConfig(),
+        config=config,
         scales=scales,
         seed=task.seed,
         reporter=reporter,

@@ -223,11 +223,14 @@ def build_design(
     *,
     parts: np.ndarray | None = None,
     dtype: DTypeLike = np.float32,
+    components: int | None = None,
 ) -> tuple[Design, np.ndarray]:
     """Return the design of `rows` (n, D) that fits in `memory` bytes, and the order (n,) of its rows.
 
     parts : (n,) int. Rows in memory are sorted by it, and no block has rows of two parts unless parts are
         small. A stream keeps its order.
+    components : the most leading coordinates of rows in memory, which then never are there whole; None keeps
+        all.
 
     Raises
     ------
@@ -235,13 +238,19 @@ def build_design(
         The rows do not fit in memory and are too wide to be streamed.
     """
     n, D = rows.shape
-    needed = RESIDENT_FACTOR * n * D * np.dtype(dtype).itemsize
+    width = D if components is None or n <= D or D > MAX_DECOMPOSITION else min(components, D)
+    needed = RESIDENT_FACTOR * n * width * np.dtype(dtype).itemsize
     if needed <= memory:
         parts = np.zeros(n, np.int8) if parts is None else parts
         order = np.argsort(parts, kind="stable")
-        edges = np.cumsum(np.unique(parts, return_counts=True)[1])
+        edges = np.cumsum(np.unique(parts, return_counts=True)[1]).tolist()
+        if width < D:
+            values, vectors = _streamed_eigenbasis(rows, standard, pool)
+            values, vectors = values[:width], np.ascontiguousarray(vectors[:, :width])
+            x = _load(rows, standard, pool, order, dtype=dtype, vectors=vectors)
+            return ResidentDesign(x, values, vectors, standard, device=pool.device, edges=edges), order
         z = _load(rows, standard, pool, order, dtype=dtype)
-        return _resident(z, standard, pool, edges.tolist()), order
+        return _resident(z, standard, pool, edges), order
     if D > MAX_DECOMPOSITION:
         raise FitError(
             f"{n} rows of {D} features need {RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
@@ -249,14 +258,21 @@ def build_design(
             f"(at most {MAX_DECOMPOSITION} features).",
             "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",
         )
+    values, vectors = _streamed_eigenbasis(rows, standard, pool)
+    return StreamedDesign(rows, values, vectors, standard, device=pool.device), np.arange(n)
+
+
+def _streamed_eigenbasis(
+    rows: RowReader, standard: Standardisation, pool: WorkerPool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `eigenbasis` of the Gram matrix (D, D) of all rows, which are read in blocks."""
 
     def square(start: int, stop: int, block: np.ndarray) -> tuple[np.ndarray]:
         z = standard.apply(block)
         return (z.T @ z,)
 
-    (gram,) = sum_blocks(pool, square, rows, block_size(D, STREAM_BYTES), dtype=np.float32)
-    values, vectors = eigenbasis(gram.astype(np.float32))
-    return StreamedDesign(rows, values, vectors, standard, device=pool.device), np.arange(n)
+    (gram,) = sum_blocks(pool, square, rows, block_size(rows.shape[1], STREAM_BYTES), dtype=np.float32)
+    return eigenbasis(gram.astype(np.float32))
 
 
 def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
@@ -267,15 +283,25 @@ def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
 
 
 def _load(
-    rows: RowReader, standard: Standardisation, pool: WorkerPool, order: np.ndarray, *, dtype: DTypeLike
+    rows: RowReader,
+    standard: Standardisation,
+    pool: WorkerPool,
+    order: np.ndarray,
+    *,
+    dtype: DTypeLike,
+    vectors: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return all rows (n, D), standardised; row i of the result is row order[i] of `rows`."""
-    z = np.empty(rows.shape, dtype)
+    """Return all rows (n, D), standardised; row i of the result is row order[i] of `rows`.
+
+    vectors : (D, Q) by which they are multiplied, if any
+    """
+    z = np.empty(rows.shape if vectors is None else (rows.shape[0], vectors.shape[1]), dtype)
     index = np.empty(len(order), np.int64)
     index[order] = np.arange(len(order))
 
     def fill(start: int, stop: int, block: np.ndarray) -> None:
-        z[index[start:stop]] = standard.apply(block)
+        block = standard.apply(block)
+        z[index[start:stop]] = block if vectors is None else block @ vectors
 
     for _ in pool.run(fill, read_blocks(rows, BLOCK_ROWS, dtype)):
         pass

@@ -132,7 +132,11 @@ class Passes:
             if coupled:
                 pairs = zip(torch.softmax(logits, dim=1), w, strict=True)
                 return torch.stack([_coupled_block(p, weights, lead)[None] for p, weights in pairs])
-            return torch.stack([torch.stack([(s * lead.T) @ lead for s in S]) for S in curvature(logits, w)])
+            out = lead.new_empty(*logits.shape[:2], r + 1, r + 1)
+            for into, S in zip(out, curvature(logits, w), strict=True):
+                for k, s in enumerate(S):
+                    torch.mm(s * lead.T, lead, out=into[k])
+            return out
 
         heads, size = len(evaluation.heads), evaluation.group.columns * (r + 1)
         shape = (1, size, size) if coupled else (evaluation.group.columns, r + 1, r + 1)

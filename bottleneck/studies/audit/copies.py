@@ -24,6 +24,7 @@ from bottleneck.studies.audit.images import (
 )
 from bottleneck.studies.audit.judged import Judged
 from bottleneck.studies.study_config import AuditConfig
+from bottleneck.threads import trim_memory
 from bottleneck.trials.heads import measured, outputs_of
 
 Issue = dict[str, Any]  # {flag, …, items: [{…, score, flag}]} of one kind
@@ -55,7 +56,10 @@ def compared(cache: FeatureCache, node: str, split_of: dict[str, set[str]], repo
     train[content[inside]] = True
     features = centred(cache.features(cache.vectors(node)[0].name), distinct)
     near_train, others = (neighbourhood(features, np.flatnonzero(each), reporter) for each in (train, ~train))
-    return Compared(distinct, content, joined(near_train, others), near_train)
+    near = joined(near_train, others)
+    del features, others
+    trim_memory()
+    return Compared(distinct, content, near, near_train)
 
 
 def node_notes(cache: FeatureCache, node: str) -> list[Note]:

@@ -19,7 +19,7 @@ from bottleneck.studies.similar.neighbours import nearest
 NEIGHBOURS = 10
 EXACT_ROWS = 10_000  # more are compared by their first components
 COMPONENTS = 128
-BLOCK = 4096  # rows
+BLOCK = 2048  # rows
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,25 @@ def centred(rows: RowReader, order: np.ndarray | None = None) -> ArrayRows:
         x = rows.take(chosen).astype(np.float32)
         return ArrayRows(x - x.mean(axis=0))
     spread = chosen[np.unique(np.linspace(0, len(chosen) - 1, EXACT_ROWS).astype(int))]
-    sample = rows.take(spread).astype(np.float32)
-    mean = sample.mean(axis=0)
-    sample -= mean
-    axes = leading(sample.T @ sample, COMPONENTS)[1].astype(np.float32)
+    mean, gram = _moments(rows, spread)
+    axes = leading(gram, COMPONENTS)[1].astype(np.float32)
     projected = np.empty((len(chosen), axes.shape[1]), np.float32)
     for start in range(0, len(chosen), BLOCK):
         block = rows.take(chosen[start : start + BLOCK]).astype(np.float32)
         projected[start : start + BLOCK] = (block - mean) @ axes
     return ArrayRows(projected)
+
+
+def _moments(rows: RowReader, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean (D,) float32 and the centred Gram matrix (D, D) float64 of the rows `chosen` (n,)."""
+    shift = rows.take(chosen[:BLOCK]).astype(np.float32).mean(axis=0)
+    total, gram = np.zeros(len(shift)), np.zeros((len(shift), len(shift)))
+    for start in range(0, len(chosen), BLOCK):
+        block = rows.take(chosen[start : start + BLOCK]).astype(np.float32) - shift
+        total += block.sum(axis=0, dtype=np.float64)
+        gram += block.T @ block
+    total /= len(chosen)
+    return shift + total.astype(np.float32), gram - len(chosen) * np.outer(total, total)
 
 
 def neighbourhood(

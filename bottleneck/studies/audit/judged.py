@@ -5,7 +5,7 @@ Shapes: n judged samples, K classes, L labels of a multi-label target.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 
@@ -13,11 +13,19 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, FitError, Note
 from bottleneck.heads.artifact import HeadArtifact, apply_link
+from bottleneck.heads.config import SweepConfig
+from bottleneck.heads.head_fit import HeadFit
+from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.progress import Reporter
 from bottleneck.samples import Target
 from bottleneck.studies.audit.label_errors import LabelQuality, label_quality, multilabel_quality
 from bottleneck.trials.heads import artifact_of, fit_on, held_out, outputs_of
 from bottleneck.trials.task import Task
+
+FEW = 10_000  # samples of train; with more, C is chosen on `SAMPLE` of them first
+SAMPLE = 4_000
+NEAR = (0.1, 1.0, 10**0.5)  # of that C, tried on all
+MANY = SweepConfig(memory=256 << 20, tol=1e-4, components=512)  # how heads on more than `FEW` are fitted
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Judged:
 def fitted(task: Task, node: str, reporter: Reporter) -> Judged:
     """Fit a head with cross-validation and return all labelled samples, judged."""
     problem = task.problem()
-    fit = fit_on(task, node, task.rows["train"], problem, reporter=reporter)
+    fit, notes = _fit(task, node, problem, reporter)
     held = held_out(fit)
     if not len(held):
         raise FitError(
@@ -58,7 +66,46 @@ def fitted(task: Task, node: str, reporter: Reporter) -> Judged:
     assert fit.out_of_fold is not None
     train = task.rows["train"]
     head = artifact_of(task, node, train, fit, problem)
-    return _with_other_splits(task, node, train[held], fit.out_of_fold[held], head)
+    judged = _with_other_splits(task, node, train[held], fit.out_of_fold[held], head)
+    return replace(judged, notes=(*notes, *judged.notes))
+
+
+def _fit(
+    task: Task, node: str, problem: TargetProblem, reporter: Reporter
+) -> tuple[HeadFit, tuple[Note, ...]]:
+    """Fit a head on train with cross-validation; on many samples in less time and memory, which is noted.
+
+    Of few samples' best C, the value at which the penalty keeps its weight relative to the sum of losses is
+    tried on all, with one below, which is a cheap start, and one above.
+    """
+    train = task.rows["train"]
+    n = len(train)
+    if n <= FEW:
+        return fit_on(task, node, train, problem, reporter=reporter), ()
+    drawn = _spread(problem, SAMPLE)
+    part = TargetProblem(problem.target.take(drawn), problem.fold[drawn])
+    found = fit_on(task, node, train[drawn], part, reporter=reporter, config=MANY)
+    assert found.C is not None  # of a logistic head
+    Cs = [float(found.C * len(drawn) / n * factor) for factor in NEAR]
+    fit = fit_on(task, node, train, problem, Cs, found.settings.get("scales"), reporter, MANY)
+    width = task.cache.sample_rows(node, train[:1]).shape[1]
+    text = (
+        f"Train has {n:,} samples: C was chosen on {len(drawn):,} of them, and among {len(Cs)} values near "
+        "it on all"
+    )
+    if width > (most := MANY.components or width):
+        text += f", with the first {most} principal components of {width:,} features"
+    text += ". A head of fit-head with its out-of-fold file, as --head, judges without this."
+    return fit, (Note("judged-approximately", text, details={"samples": n, "C_samples": len(drawn)}),)
+
+
+def _spread(problem: TargetProblem, count: int) -> np.ndarray:
+    """Return (count,) sorted indices of labelled samples, spread evenly over the classes and folds."""
+    target = problem.target
+    known = np.flatnonzero(target.labelled)
+    values = target.values[known]
+    order = np.lexsort((problem.fold[known], values if target.kind == "class" else values.sum(axis=1)))
+    return np.sort(known[order[np.linspace(0, len(known) - 1, count).astype(int)]])
 
 
 def from_head(task: Task, head: HeadArtifact, path: Path) -> Judged:

@@ -20,6 +20,8 @@ import numpy as np
 
 from bottleneck.studies.audit.label_noise import label_noise
 
+BLOCK = 4096  # samples whose probabilities are compared together
+
 
 @dataclass(frozen=True)
 class LabelQuality:
@@ -82,10 +84,13 @@ def confident_joint(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray
     sums = np.zeros(classes)
     np.add.at(sums, labels, probabilities[np.arange(n), labels])
     thresholds = np.where(counts > 0, sums / np.maximum(counts, 1), np.inf)
-    above = np.where(probabilities >= thresholds - 1e-6, probabilities, -1.0)
-    confident = above.max(axis=1) >= 0
     joint = np.zeros((classes, classes))
-    np.add.at(joint, (labels[confident], above[confident].argmax(axis=1)), 1)
+    for start in range(0, n, BLOCK):
+        p = probabilities[start : start + BLOCK]
+        above = np.where(p >= thresholds - 1e-6, p, -1.0)
+        confident = above.max(axis=1) >= 0
+        given = labels[start : start + BLOCK]
+        np.add.at(joint, (given[confident], above[confident].argmax(axis=1)), 1)
     # A class of which no sample is confident keeps its labels.
     np.fill_diagonal(joint, np.where((joint.sum(axis=1) == 0) & (counts > 0), 1, np.diag(joint)))
     return joint * (counts / np.maximum(joint.sum(axis=1), 1))[:, None]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-MOST = 1 << 20  # probabilities that t and e are estimated from
+MOST = 1 << 20  # probabilities that t and e are estimated from, and that are judged together
 SMALLEST = 1e-12  # of a probability
 LOG_T = np.linspace(-3, 3, 25)  # values of log t
 LEAST_WEIGHT = 1e-3  # of a value of t that is looked at for every sample
@@ -38,20 +38,28 @@ class LabelNoise:
 def label_noise(labels: np.ndarray, probabilities: np.ndarray) -> LabelNoise:
     """Estimate how many of the labels (n,) are wrong, and which, from held-out probabilities (n, K)."""
     n, classes = probabilities.shape
-    logs = np.log(np.maximum(probabilities, SMALLEST, dtype=np.float64))
-    few = np.unique(np.linspace(0, n - 1, min(n, max(1, MOST // classes))).astype(int))
-    some, of = logs[few], labels[few]
+    size = max(1, MOST // classes)
+    few = np.unique(np.linspace(0, n - 1, min(n, size)).astype(int))
+    logs, of = _logs(probabilities[few]), labels[few]
 
-    fits = [_best_share(_sharpened(some, of, log_t), classes) for log_t in LOG_T]
+    fits = [_best_share(_sharpened(logs, of, log_t), classes) for log_t in LOG_T]
     shares, losses = (np.array(each) for each in zip(*fits, strict=True))
     weights = np.exp(-len(few) * (losses - losses.min()))
     weights /= weights.sum()
     chance = np.zeros(n)
-    for log_t, share, weight in zip(LOG_T, shares, weights, strict=True):
-        if weight >= LEAST_WEIGHT:
-            right, wrong = _terms(_sharpened(logs, labels, log_t), share, classes)
-            chance += weight * wrong / (right + wrong)
+    for start in range(0, n, size):
+        here = slice(start, start + size)
+        logs = _logs(probabilities[here])
+        for log_t, share, weight in zip(LOG_T, shares, weights, strict=True):
+            if weight >= LEAST_WEIGHT:
+                right, wrong = _terms(_sharpened(logs, labels[here], log_t), share, classes)
+                chance[here] += weight * wrong / (right + wrong)
     return LabelNoise(float(weights @ shares), chance)
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    """Return the logarithms (n, K) float64."""
+    return np.log(np.maximum(probabilities, SMALLEST, dtype=np.float64))
 
 
 def _sharpened(logs: np.ndarray, labels: np.ndarray, log_t: float) -> np.ndarray:

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -240,6 +241,22 @@ def test_audit_of_a_cache_imports_no_network_library():
     code = f"import sys, {modules}; print([name for name in {networks} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_of_many_samples_a_part_chooses_C_and_the_note_says_so(cache, result, monkeypatch):
+    monkeypatch.setattr(judged, "FEW", 100)
+    monkeypatch.setattr(judged, "SAMPLE", 60)
+    monkeypatch.setattr(judged, "MANY", replace(judged.MANY, components=32))
+    found = audit(cache)
+    (note,) = [note for note in found.notes if note.code == "judged-approximately"]
+    train = int((SPLIT == "train").sum())
+    assert note.details == {"samples": train, "C_samples": 60}
+    assert "32 principal components of 64 features" in note.message
+    assert {key(i) for i in FLIPPED} <= {item["sample"] for item in flagged(found.label_issues)}
+    a, b = (
+        {item["sample"]: item["score"] for item in each.label_issues["items"]} for each in (found, result)
+    )
+    assert np.corrcoef([a[key(i)] for i in range(N)], [b[key(i)] for i in range(N)])[0, 1] > 0.9
 
 
 def test_a_cache_without_labels_is_searched_for_copies_and_outliers(features, tmp_path, result):

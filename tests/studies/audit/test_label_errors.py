@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from bottleneck.studies.audit import label_errors, label_noise
 from bottleneck.studies.audit.label_errors import confident_joint, label_quality, multilabel_quality
 
 
@@ -100,3 +101,14 @@ def test_the_probability_of_being_wrong_and_the_share_are_calibrated():
     assert quality.share == pytest.approx(wrong.mean(), abs=0.02)
     assert quality.wrong[quality.flag].mean() == pytest.approx(wrong[quality.flag].mean(), abs=0.06)
     assert quality.wrong.sum() == pytest.approx(wrong.sum(), rel=0.2)
+
+
+def test_many_samples_are_judged_in_parts(monkeypatch):
+    labels, p, _ = drawn(n=600)
+    whole = label_quality(labels, p)
+    monkeypatch.setattr(label_errors, "BLOCK", 250)
+    np.testing.assert_array_equal(label_quality(labels, p).flag, whole.flag)
+    monkeypatch.setattr(label_noise, "MOST", 4 * 400)  # the share is estimated from 400
+    parts = label_quality(labels, p)
+    np.testing.assert_allclose(parts.wrong, whole.wrong, atol=0.1)
+    assert parts.wrong[400:].max() > 0.9
