@@ -29,6 +29,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 from bottleneck.heads.tensor_file import fault_of
 from bottleneck.names import BOTTLENECK
+from bottleneck.remote.path import path_of
 from bottleneck.store.layout import statistics_path
 
 
@@ -108,7 +109,7 @@ def read_statistics(cache: str | Path) -> dict[str, np.ndarray]:
     BackboneError
         If the file is missing or damaged.
     """
-    path = statistics_path(Path(cache))
+    path = statistics_path(path_of(cache))
     try:
         return load(path.read_bytes())
     except (OSError, SafetensorError) as error:

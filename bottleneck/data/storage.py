@@ -42,9 +42,6 @@ SUFFIXES = (
 )
 
 
-_BLOCK = 4 << 20  # bytes of a remote file that are read at once, from its beginning on
-
-
 class Files(Protocol):
     """A store of files by key. Methods are called from several threads at once."""
 
@@ -138,7 +135,7 @@ class RemoteFiles:
 
     def open(self, key: str) -> BinaryIO:
         """Open a file that is read from its beginning on, in parts."""
-        return self.store.open(self.path(key), block=_BLOCK)
+        return self.store.open(self.path(key))
 
     def missing(self, keys: Iterable[str]) -> dict[str, str]:
         """List each folder once instead of asking for each file; {} where the store cannot list folders."""

@@ -32,7 +32,7 @@ _ACCESS = {
     "gs": "Run `gcloud auth application-default login`; for a public bucket set FSSPEC_GS_TOKEN=anon.",
     "hf": "Run `hf auth login`, or set HF_TOKEN.",
 }
-BLOCK = 1 << 20  # bytes that are read at once of a file that is read in parts
+BLOCK = 4 << 20  # bytes that are read at once of a file that is read in parts
 KEPT = 16  # blocks of such a file in memory
 
 
@@ -154,17 +154,14 @@ class RemoteStore:
             return cast(bytes, self._call("cat_file", (path,), span))
         return self._retrier.run(self._url, attempt, expected)
 
-    def open(self, path: str, size: int | None = None, block: int = BLOCK) -> BinaryIO:
-        """Open a file of which parts are read, each with retries.
-
-        size : in bytes, where it is known. block : bytes that are read at once.
-        """
+    def open(self, path: str, size: int | None = None) -> BinaryIO:
+        """Open a file of which parts are read, each with retries. size : in bytes, where it is known."""
         if self._near or self._archive:
             return cast(BinaryIO, self.filesystem.open(path, "rb"))
         size = self.ask("info", path).get("size") if size is None else size
         if size is None:
             raise OSError("the server does not tell the size, so no part can be asked for")
-        return cast(BinaryIO, _ranged_file(self, path, size, block))
+        return cast(BinaryIO, _ranged_file(self, path, size))
 
     def _size(self, path: str) -> int | None:
         """Return the size of a file as the store tells it now."""
@@ -184,7 +181,7 @@ class RemoteStore:
                 return sync(self.filesystem.loop, coroutine, *arguments, timeout=seconds, **options)
             return _within(seconds, lambda: self._call(method, arguments, options))
         except TimeoutError as error:
-            raise TimeoutError(f"no whole answer within {seconds:.0f} seconds") from error
+            raise TimeoutError(f"no whole answer within {seconds:.3g} s") from error
 
     def _call(self, method: str, arguments: tuple, options: dict[str, Any]) -> Any:
         with self._turn:
@@ -205,7 +202,7 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
     return outcome.result(seconds)
 
 
-def _ranged_file(store: RemoteStore, path: str, size: int, block: int) -> Any:
+def _ranged_file(store: RemoteStore, path: str, size: int) -> Any:
     from fsspec.spec import AbstractBufferedFile
 
     class RangedFile(AbstractBufferedFile):
@@ -216,5 +213,5 @@ def _ranged_file(store: RemoteStore, path: str, size: int, block: int) -> Any:
 
     kept = {"maxblocks": KEPT}
     return RangedFile(
-        store.filesystem, path, "rb", block, cache_type="blockcache", cache_options=kept, size=size
+        store.filesystem, path, "rb", BLOCK, cache_type="blockcache", cache_options=kept, size=size
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.names import MEASURES
+from bottleneck.remote.path import path_of
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
 from bottleneck.store.chunks import CheckedRows, spans_of
@@ -64,7 +65,7 @@ class CacheFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path_of(path)
         self.file = open_untrusted(self.path)
         self._checked: dict[str, CheckedRows] = {}
         try:
@@ -351,7 +352,7 @@ def find_companions(main: Path, spec: CacheSpec) -> tuple[dict[str, CacheFile], 
     """
     companions: dict[str, CacheFile] = {}
     errors: dict[str, CacheError] = {}
-    for name in sorted(os.listdir(main.parent)) if main.parent.is_dir() else ():
+    for name in sorted(beside.name for beside in main.parent.iterdir()) if main.parent.is_dir() else ():
         if not (name.startswith(f"{main.stem}--") and name.endswith(main.suffix)):
             continue
         path = main.with_name(name)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import CacheError, FingerprintError
+from bottleneck.remote.path import writable_path
 from bottleneck.samples import UNLABELLED, SampleTable, Shard, Target
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
@@ -51,7 +52,7 @@ def merge(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) 
     CacheError
         Keys clash, the sources have no folder in common, or `out` exists.
     """
-    out = Path(out)
+    out = writable_path(out)
     if len(paths) < 2:
         raise CacheError(f"Merging takes two caches or more, got {len(paths)}.")
     if out.exists():

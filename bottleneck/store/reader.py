@@ -17,6 +17,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.names import BOTTLENECK, SPLITS, nodes_in
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import RowReader, SampleTable, Target
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.exchange import CacheDataset, blocks_of_table, import_pyarrow
@@ -42,7 +43,7 @@ class FeatureCache:
     Parameters
     ----------
     path : str or path-like
-        NAME.h5, or NAME.h5.parts.
+        NAME.h5, or NAME.h5.parts. A finished file may lie behind a URL: it is read in ranges.
 
     Attributes
     ----------
@@ -63,14 +64,16 @@ class FeatureCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = path_of(path)
         self._samples: SampleTable | CacheError
         self._catalog = Catalog()
         self._broken: dict[str, CacheError] = {}
-        folder = self.path if self.path.is_dir() else parts_folder(self.path)
+        folder = parts_folder(self.path)
         try:
-            if self.path.is_dir():
-                self._open_parts(folder)
+            if isinstance(self.path, RemotePath):  # without the parts of a run, which are not written there
+                self._open_finished()
+            elif self.path.is_dir():
+                self._open_parts(self.path)
             elif not self.path.exists() and folder.is_dir():
                 self._open_unfinished(folder)
             else:

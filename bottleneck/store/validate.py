@@ -18,6 +18,7 @@ from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
 from bottleneck.errors import CacheError, first_line
 from bottleneck.files import other_than_file
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.layout import DTYPE_NAMES, FORMAT, READABLE_VERSIONS
 
 MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
@@ -64,10 +65,10 @@ def open_untrusted(path: str | os.PathLike[str]) -> h5py.File:
     CacheError
         The file is absent, is not a cache, is of another format version, or breaks a rule of the format.
     """
-    path = Path(path)
+    path = path_of(path)
     _require_signature(path)
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = h5py.File(path.open("rb") if isinstance(path, RemotePath) else path, "r", locking=False)
     except (OSError, RuntimeError, ValueError) as error:
         raise _refusal(path, f"HDF5 cannot open it ({first_line(error)})") from None
     try:
@@ -86,7 +87,7 @@ def _require_signature(path: Path) -> None:
         if not path.is_file():
             fault = f"{path} is {other_than_file(path)}; expected a feature cache." if path.exists() else ""
             raise CacheError(fault or f"There is no feature cache {path}.", MAKE_ONE)
-        with open(path, "rb") as raw:
+        with path.open("rb") as raw:
             start = raw.read(len(SIGNATURE))
     except OSError as error:
         raise CacheError(f"{path} cannot be read: {error.strerror or error}.") from None

@@ -24,6 +24,7 @@ from safetensors.numpy import load
 
 import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, statistics_path, sums_path
 from bottleneck.store.parts import read_log, require_intact
@@ -32,6 +33,7 @@ from bottleneck.store.validate import MAKE_ONE
 
 START_SECONDS = 60.0
 BYTES_PER_SECOND = 20e6  # of the slowest disk that is waited for
+SLOW_NETWORK = 1e6  # and of the slowest network
 ROWS = ("features/", "views/", sums_path("features/"), sums_path("views/"))
 MEMORY_LIMIT = 8 << 30  # address space of the child
 
@@ -75,15 +77,16 @@ def verify(path: str | os.PathLike[str], timeout: float | None = None) -> Report
     CacheError
         There is nothing at `path`.
     """
-    path = Path(path)
+    path = path_of(path)
     if not path.exists() and not parts_folder(path).is_dir():
         raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
-    limit = START_SECONDS + _bytes(path) / BYTES_PER_SECOND if timeout is None else timeout
+    speed = SLOW_NETWORK if isinstance(path, RemotePath) else BYTES_PER_SECOND
+    limit = START_SECONDS + _bytes(path) / speed if timeout is None else timeout
     package = str(Path(bottleneck.__file__).parents[1])
     paths = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
     try:
         child = subprocess.run(
-            [sys.executable, "-P", "-m", "bottleneck.store.verify", os.path.abspath(path)],
+            [sys.executable, "-P", "-m", "bottleneck.store.verify", str(path.absolute())],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=limit,
@@ -277,7 +280,7 @@ def main(path: str) -> None:
     """Check the cache at `path` and print the outcome."""
     _bound_memory()
     check = Check()
-    check.cache(Path(path))
+    check.cache(path_of(path))
     print(json.dumps({"problems": check.problems, "mend": check.mend, "checked": check.checked}))
 
 

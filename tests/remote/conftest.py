@@ -42,6 +42,7 @@ def s3(s3_endpoint, monkeypatch):
     for name, value in {"AWS_ACCESS_KEY_ID": "KEYID", "AWS_SECRET_ACCESS_KEY": "SECRETKEY"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": url})
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", url)  # for processes that are started
     monkeypatch.setattr(front, "faults", None)
     monkeypatch.setattr(front, "silent", False)
     s3fs.S3FileSystem.clear_instance_cache()

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from bottleneck.errors import ImageError
-from bottleneck.remote import retries
+from bottleneck.remote import filesystem, retries
 from bottleneck.remote.filesystem import RemoteStore
 from bottleneck.remote.retries import Passing, Refused, Retrier, may_pass
 
@@ -115,11 +115,11 @@ class Blocking:
 
 def test_a_backend_without_limits_of_its_own_has_ours(monkeypatch):
     monkeypatch.setattr(retries, "TIMEOUT", 0.05)
-    filesystem, started = Blocking(), time.monotonic()
-    with pytest.raises(TimeoutError, match="no whole answer within 0 seconds"):
-        RemoteStore(filesystem, "sftp://host/folder").cat("1.png")
+    blocking, started = Blocking(), time.monotonic()
+    with pytest.raises(TimeoutError, match=r"no whole answer within 0\.05 s"):
+        RemoteStore(blocking, "sftp://host/folder").cat("1.png")
     assert time.monotonic() - started < 30  # not the minute
-    filesystem.over.set()
+    blocking.over.set()
 
 
 class Cut:
@@ -146,8 +146,9 @@ def test_fewer_bytes_than_announced_are_asked_for_again():
         RemoteStore(Cut(9), "sftp://host").cat("1.png", whole=10)
 
 
-def test_a_file_is_read_in_parts_and_each_is_asked_for_again():
-    with RemoteStore(Cut(1), "sftp://host").open("1.png", block=4) as file:
+def test_a_file_is_read_in_parts_and_each_is_asked_for_again(monkeypatch):
+    monkeypatch.setattr(filesystem, "BLOCK", 4)
+    with RemoteStore(Cut(1), "sftp://host").open("1.png") as file:
         file.seek(3)
         assert file.read(4) == b"3456"
         assert file.read() == b"789"
