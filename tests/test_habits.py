@@ -92,6 +92,14 @@ def test_benchmarks_import_what_exists():
     assert missing == []
 
 
+def test_benchmarks_are_modules_of_one_package():
+    """`python -m tests.benchmarks` runs them as such; an import of a neighbour by its file would fail."""
+    folder = REPOSITORY / "tests" / "benchmarks"
+    names = "|".join(path.stem for path in folder.glob("*.py"))
+    wrong = re.compile(rf"^(from|import) ({names})\b", re.MULTILINE)
+    assert [path.name for path in folder.glob("*.py") if wrong.search(path.read_text("utf-8"))] == []
+
+
 def test_names_imports_nothing():
     tree = ast.parse((PACKAGE / "names.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

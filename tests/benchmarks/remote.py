@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
 """How fast is `extract` over a network, beside the same images on this machine?
 
-    python tests/benchmarks/remote.py [--images 400] [--latency 50] [--rounds 3] [--backbone NAME]
+    python -m tests.benchmarks.remote [--short]
 
-Takes 3 minutes on 2 idle cores. A server on this machine, a process of its own, waits `latency` milliseconds
+Takes 3 minutes on 2 idle cores. A server on this machine, a process of its own, waits 50 milliseconds
 before each answer; it serves the photographs by their addresses (http), and as an S3 store that lists and
 reads (s3, where s3fs is installed). Its own work is on the same cores, and counts against the network.
 
@@ -14,109 +13,85 @@ which other programs do not count. "one reader" has a single read in flight.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.util
-import json
-import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from extraction import write_photographs
-from machine import print_machine
+from tests.benchmarks.images import write_photographs
+from tests.benchmarks.measurement import NOT_INSTALLED, REPEATS, Row, main, speed
+from tests.benchmarks.peers import Clock
+from tests.benchmarks.process import ROOT, run_child
 
-TARGET = 0.8  # of the local rate
+BACKBONE = "efficientnet_lite0"
+LATENCY = 0.05  # seconds before each answer
+WANTED = {"http": 0.8, "s3": 0.8}  # of the local rate
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--latency", type=float, default=50, help="milliseconds before each answer")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--backbone", default="efficientnet_lite0")
-    args = parser.parse_args()
-    print_machine()
-    with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as scratch:
-        os.environ["BOTTLENECK_CACHE"] = f"{scratch}/user"
-        folder = write_photographs(Path(scratch, "photographs"), args.images)
+def rows(short: bool) -> Iterator[Row]:
+    """Rates over the network beside the local one."""
+    with tempfile.TemporaryDirectory(prefix="bottleneck-remote-") as scratch:
+        images = 100 if short else 400
+        folder = write_photographs(Path(scratch, "photographs"), images)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
         (folder / "list.csv").write_text("\n".join(["image", *names]))
-        with server(folder, args.latency / 1000) as url:
-            compare(folder, url, args, Path(scratch))
+        with server(folder, LATENCY) as url:
+            yield from compare(folder, url, images)
 
 
-def compare(folder: Path, url: str, args: argparse.Namespace, scratch: Path) -> None:
-    """Print the rates of each round, and the median of their ratios to the local one."""
-    contenders = {"local": [str(folder / "list.csv")], "http": [f"{url}/bucket/list.csv"]}
+def compare(folder: Path, url: str, images: int) -> Iterator[Row]:
+    """Each way of reading in turn, `REPEATS` times."""
+    contenders: dict[str, dict] = {
+        "local": {"source": folder / "list.csv"},
+        "http": {"source": f"{url}/bucket/list.csv"},
+        "http, one reader": {"source": f"{url}/bucket/list.csv", "reads": 1},
+    }
     if importlib.util.find_spec("s3fs"):
-        contenders["s3"] = ["s3://bucket/", "--endpoint", url]
-    contenders["http, one reader"] = [f"{url}/bucket/list.csv", "--reads", "1"]
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
-    spent: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(args.rounds):
-        for name, given in contenders.items():
-            cache = scratch / f"{number}-{name}.h5"
-            measured = child(*given, str(cache), "--backbone", args.backbone)
-            rates[name].append(measured["images_per_second"])
-            spent[name].append(measured["processor_seconds"] / args.images * 1000)
-    print(f"{args.images} photographs, {args.backbone}, {args.latency:g} ms before each answer")
-    for name, measured in rates.items():
-        ratios = [rate / near for rate, near in zip(measured, rates["local"], strict=True)]
-        shown = ", ".join(f"{rate:.0f}" for rate in measured)
-        target = f"   target {TARGET}" if name in ("http", "s3") else ""
-        cost = f"{statistics.median(spent[name]):.1f} ms of processor time an image"
-        ratio = f"ratio to local {statistics.median(ratios):.2f}{target}"
-        print(f"{name:18} {shown:>16} images/s, {cost}   {ratio}")
+        contenders["s3"] = {"source": "s3://bucket/", "endpoint": url}
+    else:
+        yield Row("extract over s3", reason=f"s3fs is {NOT_INSTALLED}")
+    found: dict[str, list[dict]] = {name: [] for name in contenders}
+    for _ in range(REPEATS):
+        for name, options in contenders.items():
+            found[name].append(run_child("remote", "one", **options).found)
+    local = found.pop("local")
+    conditions = f"{images} photographs, {BACKBONE}, {1000 * LATENCY:g} ms before each answer"
+    for name, ours in found.items():
+        what = f"extract over {name}"
+        yield from speed(what, ours, local, "the same files here", WANTED.get(name), conditions)
 
 
-def child(*arguments: str) -> dict[str, float]:
-    """Return what an extraction in a process of its own prints."""
-    done = subprocess.run([sys.executable, __file__, "one", *arguments], check=True, capture_output=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def one() -> None:
-    """One extraction: print its rate and its processor time as JSON."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("source")
-    parser.add_argument("cache")
-    parser.add_argument("--backbone")
-    parser.add_argument("--endpoint")
-    parser.add_argument("--reads", type=int)
-    args = parser.parse_args(sys.argv[2:])
-    if args.endpoint:
+def one(source: str, endpoint: str | None = None, reads: int | None = None) -> dict:
+    """One extraction, in a process of its own: its rate, and its time of cores after a first one."""
+    if endpoint:
         from fsspec.config import conf
 
-        conf["s3"] = {"endpoint_url": args.endpoint, "key": "none", "secret": "none"}
-    if args.reads:
-        from bottleneck.data import source
+        conf["s3"] = {"endpoint_url": endpoint, "key": "none", "secret": "none"}
+    if reads:
+        from bottleneck.data import source as sources
 
-        source.REMOTE_READS = args.reads
-    import bottleneck
+        sources.REMOTE_READS = reads
+    from bottleneck import extract
 
-    bottleneck.extract(
-        args.source, f"{args.cache}.first", backbone=args.backbone, limit=32
-    )  # imports, engine
-    before = time.process_time()
-    result = bottleneck.extract(args.source, args.cache, backbone=args.backbone)
-    spent = time.process_time() - before
+    with tempfile.TemporaryDirectory() as caches:
+        extract(source, f"{caches}/first.h5", backbone=BACKBONE, limit=32)  # imports, engine
+        clock = Clock()
+        result = extract(source, f"{caches}/all.h5", backbone=BACKBONE)
+        took = clock.took(result.computed)
     assert result.failed == 0
-    print(json.dumps({"images_per_second": result.images_per_second, "processor_seconds": spent}))
+    return took | {"seconds": result.computed / result.images_per_second}
 
 
 @contextmanager
 def server(folder: Path, latency: float) -> Iterator[str]:
     """Yield the URL of a server of the files in `folder`, as /bucket/NAME, in a process of its own."""
-    command = [sys.executable, __file__, "serve", str(folder), str(latency)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-m", "tests.benchmarks.remote", "serve", str(folder), str(latency)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
             yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -162,7 +137,5 @@ async def serve(folder: Path, latency: float) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         asyncio.run(serve(Path(sys.argv[2]), float(sys.argv[3])))
-    elif sys.argv[1:2] == ["one"]:
-        one()
     else:
-        main()
+        main(rows, __doc__)
