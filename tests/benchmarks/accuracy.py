@@ -148,7 +148,7 @@ def tune(folder: str, work: str, epochs: int, size: int, seed: int) -> dict:
     (head,) = fit_heads(cache, output=Path(work, "heads")).heads
     model = Path(work, f"{seed}.safetensors")
     finetune(cache, head["path"], model, unfreeze=1, epochs=epochs, seed=seed, val_fraction=0.2)
-    return {"accuracy": 100 * evaluate(model, cache, split="test").accuracy}
+    return {"accuracy": 100 * evaluate(model, cache, split="test")["accuracy"]}
 
 
 if __name__ == "__main__":
