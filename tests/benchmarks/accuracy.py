@@ -54,6 +54,9 @@ def heads(name: str, folder: Path, work: Path) -> Iterator[Row]:
     found = run_child("accuracy", "right", folder=folder, work=work).found
     base = np.array(found["fp32"]["right"], float)
     for precision in PRECISIONS[1:]:
+        if "refused" in found[precision]:
+            yield Row(f"{name}: head on {precision} features", reason=found[precision]["refused"])
+            continue
         right = np.array(found[precision]["right"], float)
         low, high = paired_interval(right, base)
         yield Row(
@@ -115,14 +118,22 @@ def tuned(name: str, folder: Path, work: Path, epochs: int) -> Iterator[Row]:
 
 
 def right(folder: str, work: str) -> dict:
-    """For each precision: which test samples the head gets right; float32 features go to `x.npz`."""
+    """For each precision: which test samples the head gets right, or why the engine is refused.
+
+    Float32 features go to `x.npz`.
+    """
     from bottleneck import FeatureCache, extract, fit_heads
+    from bottleneck.errors import EngineError, first_line
     from bottleneck.heads.artifact import load_head
 
     found = {}
     for precision in PRECISIONS:
         path = Path(work, f"{precision}.h5")
-        extracted = extract(folder, path, image_size=SIZE, precision=precision)
+        try:
+            extracted = extract(folder, path, image_size=SIZE, precision=precision)
+        except EngineError as error:
+            found[precision] = {"refused": first_line(error)}
+            continue
         (fitted,) = fit_heads(path, output=Path(work, precision)).heads
         head = load_head(fitted["path"])
         with FeatureCache(path) as cache:

@@ -17,6 +17,7 @@ from inspect import signature
 from pathlib import Path
 from statistics import median
 
+from bottleneck.errors import first_line
 from tests.benchmarks.machine import this_machine
 
 REPEATS = 3
@@ -155,8 +156,8 @@ def collect(rows: Iterator[Row], result: Result) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    """The kind of an exception and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def main(rows: Callable[..., Iterator[Row]], doc: str) -> None:
