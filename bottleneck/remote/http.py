@@ -9,8 +9,6 @@ what `retries` sends again.
 from __future__ import annotations
 
 import re
-import socket
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -19,7 +17,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.message import Message
 from email.utils import parsedate_to_datetime
-from http.client import HTTPConnection, HTTPException, HTTPMessage, HTTPResponse, HTTPSConnection
+from http.client import HTTPException, HTTPMessage, HTTPResponse
 from typing import IO, Any, NamedTuple
 from urllib.parse import quote
 
@@ -27,6 +25,7 @@ from fsspec.spec import AbstractFileSystem
 
 from bottleneck.errors import ImageError, first_line
 from bottleneck.remote import retries
+from bottleneck.remote.connections import Handler, SecureHandler, deadline, keep
 from bottleneck.remote.retries import Passing, Refused, may_pass, seconds_for
 from bottleneck.remote.urls import redirect_refusal
 
@@ -129,9 +128,13 @@ def _answer(wanted: _Request) -> Iterator[HTTPResponse]:
     """Yield the server's answer. Raises OSError or ImageError."""
     try:
         request = wanted.to_send()
-        with _deadline(), _OPENER.open(request, timeout=retries.TIMEOUT) as answer:
-            _deadline_over()
+        with (
+            deadline(2 * retries.TIMEOUT) as timer,
+            _OPENER.open(request, timeout=retries.TIMEOUT) as answer,
+        ):
+            timer.cancel()  # the headers are here
             yield answer
+            keep(answer)
     except urllib.error.HTTPError as error:
         error.close()
         if error.code in (404, 410):
@@ -224,56 +227,4 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return wanted.to_send(url)
 
 
-_connecting = threading.local()
-
-
-@contextmanager
-def _deadline() -> Iterator[None]:
-    """Shut this thread's connection down where the headers of an answer take longer than two TIMEOUTs.
-
-    Each byte of them could come just before the socket's own time is over.
-    """
-    sockets: list[socket.socket] = []
-    _connecting.sockets = sockets
-    _connecting.timer = timer = threading.Timer(2 * retries.TIMEOUT, _shut, [sockets])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _deadline_over() -> None:
-    _connecting.timer.cancel()
-
-
-def _shut(sockets: list[socket.socket]) -> None:
-    for one in sockets:
-        with suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)
-
-
-class _Connection(HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        _connecting.sockets.append(self.sock)
-
-
-class _SecureConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _connecting.sockets.append(self.sock)
-
-
-class _Handler(urllib.request.HTTPHandler):
-    def http_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_Connection, request)
-
-
-class _SecureHandler(urllib.request.HTTPSHandler):
-    def https_open(self, request: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(_SecureConnection, request)
-
-
-_OPENER = urllib.request.build_opener(_Handler, _SecureHandler, _Redirects)
+_OPENER = urllib.request.build_opener(Handler, SecureHandler, _Redirects)

@@ -1,25 +1,22 @@
-"""How fast is `extract` over a network, beside the same images on this machine?
+"""How fast is `extract` over a network with 50 ms of latency, beside the same images on this machine?
 
     python -m tests.benchmarks.remote [--short]
 
-Takes 3 minutes on 2 idle cores. A server on this machine, a process of its own, waits 50 milliseconds
-before each answer; it serves the photographs by their addresses (http), and as an S3 store that lists and
-reads (s3, where s3fs is installed). Its own work is on the same cores, and counts against the network.
-
-Each measurement is a process of its own; contenders take turns, and each round gives the ratios of its own
-measurements. Rates are images per second without start-up; processor time is that of the same seconds, in
-which other programs do not count. "one reader" has a single read in flight.
+A server on this machine, a process of its own, waits LATENCY seconds before each answer. It serves the
+photographs by their addresses, as a manifest names them (http), and as an S3 store that lists and reads (s3,
+where s3fs is installed). Its own work is on the same cores, and counts against the network. Contenders take
+turns, each in a process of its own; rates are without start-up. With one read in flight the latency shows.
 """
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -28,69 +25,63 @@ from tests.benchmarks.measurement import NOT_INSTALLED, REPEATS, Row, main, spee
 from tests.benchmarks.peers import Clock
 from tests.benchmarks.process import ROOT, run_child
 
-BACKBONE = "efficientnet_lite0"
 LATENCY = 0.05  # seconds before each answer
-WANTED = {"http": 0.8, "s3": 0.8}  # of the local rate
+WANTED = 0.8  # of the rate of files on this machine
 
 
 def rows(short: bool) -> Iterator[Row]:
-    """Rates over the network beside the local one."""
-    with tempfile.TemporaryDirectory(prefix="bottleneck-remote-") as scratch:
-        images = 100 if short else 400
-        folder = write_photographs(Path(scratch, "photographs"), images)
+    """Both kinds of store beside the folder, and one read in flight beside 32."""
+    count = 240 if short else 800
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = write_photographs(Path(scratch, "photographs"), count)
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
         (folder / "list.csv").write_text("\n".join(["image", *names]))
-        with server(folder, LATENCY) as url:
-            yield from compare(folder, url, images)
+        with server(folder) as url:
+            given: dict[str, dict[str, object]] = {
+                "near": {"source": folder / "list.csv"},
+                "http": {"source": f"{url}/bucket/list.csv"},
+                "one read": {"source": f"{url}/bucket/list.csv", "reads": 1},
+            }
+            if find_spec("s3fs"):
+                given["s3"] = {"source": "s3://bucket/", "endpoint": url}
+            found: dict[str, list[dict]] = {name: [] for name in given}
+            for _ in range(REPEATS):
+                for name, options in given.items():
+                    found[name].append(run_child("remote", "ours", **options).found)
+    conditions = f"{count} photographs, {LATENCY * 1000:g} ms before each answer"
+    for name in ("http", "s3"):
+        what = f"extract over {name}, 32 reads in flight"
+        if name in found:
+            yield from speed(what, found[name], found["near"], "a folder", WANTED, conditions)
+        else:
+            yield Row(what, reason=NOT_INSTALLED)
+    yield from speed("extract over http, 1 read in flight", found["one read"], found["near"], "a folder")
 
 
-def compare(folder: Path, url: str, images: int) -> Iterator[Row]:
-    """Each way of reading in turn, `REPEATS` times."""
-    contenders: dict[str, dict] = {
-        "local": {"source": folder / "list.csv"},
-        "http": {"source": f"{url}/bucket/list.csv"},
-        "http, one reader": {"source": f"{url}/bucket/list.csv", "reads": 1},
-    }
-    if importlib.util.find_spec("s3fs"):
-        contenders["s3"] = {"source": "s3://bucket/", "endpoint": url}
-    else:
-        yield Row("extract over s3", reason=f"s3fs is {NOT_INSTALLED}")
-    found: dict[str, list[dict]] = {name: [] for name in contenders}
-    for _ in range(REPEATS):
-        for name, options in contenders.items():
-            found[name].append(run_child("remote", "one", **options).found)
-    local = found.pop("local")
-    conditions = f"{images} photographs, {BACKBONE}, {1000 * LATENCY:g} ms before each answer"
-    for name, ours in found.items():
-        what = f"extract over {name}"
-        yield from speed(what, ours, local, "the same files here", WANTED.get(name), conditions)
-
-
-def one(source: str, endpoint: str | None = None, reads: int | None = None) -> dict:
-    """One extraction, in a process of its own: its rate, and its time of cores after a first one."""
+def ours(source: str, endpoint: str = "", reads: int = 0) -> dict:
+    """One extraction, after one of 32 images for imports and engine."""
     if endpoint:
         from fsspec.config import conf
 
         conf["s3"] = {"endpoint_url": endpoint, "key": "none", "secret": "none"}
     if reads:
-        from bottleneck.data import source as sources
+        from bottleneck.data import source as source_module
 
-        sources.REMOTE_READS = reads
+        source_module.REMOTE_READS = reads
     from bottleneck import extract
 
-    with tempfile.TemporaryDirectory() as caches:
-        extract(source, f"{caches}/first.h5", backbone=BACKBONE, limit=32)  # imports, engine
+    with tempfile.TemporaryDirectory() as folder:
+        extract(source, f"{folder}/first.h5", limit=32)
         clock = Clock()
-        result = extract(source, f"{caches}/all.h5", backbone=BACKBONE)
-        took = clock.took(result.computed)
-    assert result.failed == 0
-    return took | {"seconds": result.computed / result.images_per_second}
+        result = extract(source, f"{folder}/all.h5")
+        assert result.failed == 0
+        return clock.took(result.computed) | {"seconds": result.seconds}
 
 
 @contextmanager
-def server(folder: Path, latency: float) -> Iterator[str]:
+def server(folder: Path) -> Iterator[str]:
     """Yield the URL of a server of the files in `folder`, as /bucket/NAME, in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.remote", "serve", str(folder), str(latency)]
+    command = [sys.executable, "-m", "tests.benchmarks.remote", "serve", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         try:
@@ -99,13 +90,15 @@ def server(folder: Path, latency: float) -> Iterator[str]:
             process.kill()
 
 
-async def serve(folder: Path, latency: float) -> None:
+async def serve(folder: Path) -> None:
     """Serve files, and lists of them as S3 does, until killed. Prints the port."""
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")}
+    entry = (
+        "<Contents><Key>{}</Key><Size>{}</Size><ETag>{}</ETag>"
+        "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+    )
 
     def listing(prefix: str) -> bytes:
-        entry = "<Contents><Key>{}</Key><Size>{}</Size><ETag>{}</ETag>"
-        entry += "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
         found = [
             entry.format(name, len(data), name) for name, data in files.items() if name.startswith(prefix)
         ]
@@ -118,7 +111,7 @@ async def serve(folder: Path, latency: float) -> None:
             method, target, _ = request.decode().split(" ")
             while (await reader.readline()).strip():
                 pass
-            await asyncio.sleep(latency)
+            await asyncio.sleep(LATENCY)
             parts = urlsplit(target)
             asked, query = unquote(parts.path).removeprefix("/bucket").lstrip("/"), parse_qs(parts.query)
             data = listing(query.get("prefix", [""])[0]) if "list-type" in query else files.get(asked)
@@ -136,6 +129,6 @@ async def serve(folder: Path, latency: float) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
-        asyncio.run(serve(Path(sys.argv[2]), float(sys.argv[3])))
+        asyncio.run(serve(Path(sys.argv[2])))
     else:
         main(rows, __doc__)
