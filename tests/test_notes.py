@@ -20,7 +20,7 @@ foreign-files-left head-kept head-without-checksum heads-left-out host-given-up 
 images-kept images-not-kept images-not-measured images-not-shown images-outside-classes
 images-unread images-unreadable images-without-prediction input-scales joined-as-json
 joined-by-other-separator judged-approximately label-rows-without-sample
-label-separator-unused labels-look-like-several labels-not-judged labels-not-used
+label-separator-unused labels-hard-to-judge labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-precision
 map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed

@@ -54,6 +54,11 @@ class Limit(click.ParamType):
     type=click.FloatRange(0, 1),
     help="Least probability with which a flagged label is wrong; fewer are flagged with a larger one.",
 )
+@flag(
+    "--precision",
+    type=click.FloatRange(0, 1),
+    help="Least mean probability with which flagged labels are wrong, the precision that is expected.",
+)
 @flag("--cosine", type=click.FloatRange(0, 1), help="Least cosine of images that are nearly the same.")
 @flag(
     "--ratio",
@@ -159,6 +164,10 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
         lines.append(
             f"By the model of wrong labels, {share:.1%} of all are wrong, and {expected:.0f} of "
             f"{_labels(result.label_issues['flag'])}."
+        )
+    if test := result.label_issues.get("self_test"):
+        lines.append(
+            f"Of {test['changed']:,} labels changed at random as a test, {test['found']:,} would be flagged."
         )
     if result.failures:
         rows = [f"{key}: {reason}" for key, reason in [*result.failures.items()][:SHOWN]]

@@ -133,6 +133,7 @@ class AuditConfig:
     target: str | None = None  # the first one by default
     node: str = BOTTLENECK  # whose features are compared, and fitted where no head is given
     doubt: float = 0.2  # least probability with which a flagged label is wrong
+    precision: float = 0.7  # least mean of these probabilities: the precision that is expected
     cosine: float = 0.8  # of features less their mean: the least of two images that are nearly the same
     ratio: float = 0.4  # of the distance to the tenth neighbour: the most of two such images
     fence: float = 3.0  # interquartile ranges above the third quartile from which an image is an outlier
@@ -147,7 +148,7 @@ class AuditConfig:
         if unknown:
             raise BottleneckError(f"There is no odd image of kind {unknown[0]!r}; kinds: {', '.join(ODD)}.")
         object.__setattr__(self, "odd", ODD | dict(self.odd))
-        for name, value in (("doubt", self.doubt), *self.odd.items()):
+        for name, value in (("doubt", self.doubt), ("precision", self.precision), *self.odd.items()):
             if not 0 <= value <= 1:
                 raise BottleneckError(f"{name} is {value}; expected a number from 0 to 1.")
         for name in ("cosine", "ratio", "confusion"):

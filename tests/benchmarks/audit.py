@@ -76,7 +76,7 @@ def labels(folder: Path, cache: Path) -> Iterator[Row]:
             values[flipped] = (values[flipped] + draw.integers(1, classes, len(flipped))) % classes
             noisy = replace(task, target=replace(task.target, values=values))
             judged = fitted(noisy, AuditConfig.node, SILENT)
-            flag = judged.quality(AuditConfig.doubt).flag
+            flag = judged.quality(AuditConfig.doubt, AuditConfig.precision).flag
             hits = (flag & np.isin(judged.rows, flipped)).sum()
             conditions = f"{flag.sum()} flagged ({flag.mean():.2%}), {hits} of them flipped"
             what = f"{folder.name}: flipped labels found, of {len(flipped)} among {len(every)}"

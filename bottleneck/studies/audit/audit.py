@@ -41,10 +41,11 @@ from bottleneck.studies.audit.judged import Judged, fitted, from_head
 from bottleneck.studies.audit.label_issues import label_issues_of
 from bottleneck.studies.audit.odd_images import odd_images
 from bottleneck.studies.audit.repair import relabelled_task, repaired, require_classes, write_fix
+from bottleneck.studies.audit.self_test import self_test
 from bottleneck.studies.study_config import AuditConfig
 from bottleneck.trials.task import Task, task_of
 
-THRESHOLDS = ("doubt", "cosine", "ratio", "fence", "confusion", "thin")
+THRESHOLDS = ("doubt", "precision", "cosine", "ratio", "fence", "confusion", "thin")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class AuditResult:
 
     label_issues : items {sample, split, given, suggested, score, wrong, flag, neighbours}, the worst first;
         `score` is the held-out probability of the given label, of all its mean; `wrong` the probability that
-        the label is wrong, and `share` the estimated share of wrong labels (`label_noise`).
+        the label is wrong, and `share` the estimated share of wrong labels (`label_noise`). `self_test`
+        counts labels that were changed at random, and those of them that would be flagged.
     duplicates : items {images, exact, cosine}: pairs of images that are the same or nearly.
     leaks : pairs of them in two splits, and groups in two; with the accuracy on test with and without them.
     outliers : items {image, split, score}: the mean distance to the nearest images of train.
@@ -96,6 +98,7 @@ def audit(
     target: str | None = AuditConfig.target,
     node: str = AuditConfig.node,
     doubt: float = AuditConfig.doubt,
+    precision: float = AuditConfig.precision,
     cosine: float = AuditConfig.cosine,
     ratio: float = AuditConfig.ratio,
     fence: float = AuditConfig.fence,
@@ -116,7 +119,7 @@ def audit(
     cache : path of a feature cache.
     head : head file with its out-of-fold file beside it, whose probabilities judge the labels. Without one, a
         logistic head is fitted with cross-validation on `node`.
-    target, node, doubt, cosine, ratio, fence, confusion, thin, odd, cv, seed : see `AuditConfig`.
+    target, node, doubt, precision, cosine, ratio, fence, confusion, thin, odd, cv, seed : see `AuditConfig`.
     fix : .csv file to write: every sample with its label, the suggested one where the label is flagged. After
         a person has looked, `fit-head --labels` and `repair` take it.
     repair : labels file, as `fit-head --labels` takes it. Heads with the old and with these labels are
@@ -133,7 +136,9 @@ def audit(
         The head has no out-of-fold file, or was fitted on other features or other samples.
     """
     started = time.perf_counter()
-    config = AuditConfig(target, node, doubt, cosine, ratio, fence, confusion, thin, odd or {}, cv, seed)
+    config = AuditConfig(
+        target, node, doubt, precision, cosine, ratio, fence, confusion, thin, odd or {}, cv, seed
+    )
     with FeatureCache(cache) as opened:
         if head is None and not opened.samples.targets:
             opened.require_rows()
@@ -158,7 +163,8 @@ def audit(
             if labels is not None:
                 done["repair"] = repaired(labels, judged.node, reporter)
             if fix is not None:
-                done["files"] = {"fix": write_fix(judged, judged.quality(config.doubt), Path(fix))}
+                quality = judged.quality(config.doubt, config.precision)
+                done["files"] = {"fix": write_fix(judged, quality, Path(fix))}
             result = replace(result, **done)
     return replace(result, seconds=time.perf_counter() - started)
 
@@ -210,15 +216,17 @@ def _audited(
             notes=[Note("no-labels", text), *notes],
             **common,
         )
+    answers, quality = judged.answers.values, judged.quality(config.doubt, config.precision)
+    test = self_test(answers, judged.probabilities, config.doubt, config.precision, config.seed)
     return AuditResult(
         target=judged.task.target.name,
         node=judged.node,
         samples=len(judged.rows),
-        label_issues=label_issues_of(judged, judged.quality(config.doubt), reporter),
+        label_issues=label_issues_of(judged, quality, reporter) | {"self_test": test.to_json()},
         leaks=leaks_of(judged, leaks, split_of),
         confusable=confusable_classes(judged, config),
         thin=thin_classes(judged.task, config),
-        notes=[*judged.task.notes, *judged.notes, *notes],
+        notes=[*judged.task.notes, *judged.notes, *test.notes(judged.accuracy), *notes],
         **common,
     )
 

@@ -47,10 +47,17 @@ class Judged:
     def answers(self) -> Target:
         return self.task.target.take(self.rows)
 
-    def quality(self, doubt: float) -> LabelQuality:
-        """Judge the labels; a flagged one is wrong with a probability of `doubt` or more."""
+    def quality(self, doubt: float, precision: float) -> LabelQuality:
+        """Judge the labels. doubt, precision : as of `label_quality`."""
         judge = label_quality if self.answers.kind == "class" else multilabel_quality
-        return judge(self.answers.values, self.probabilities, doubt)
+        return judge(self.answers.values, self.probabilities, doubt, precision)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the labels that the held-out predictions have, of several the mean."""
+        if self.answers.kind == "class":
+            return float((self.probabilities.argmax(axis=1) == self.answers.values).mean())
+        return float(((self.probabilities > 0.5) == self.answers.values).mean())
 
 
 def fitted(task: Task, node: str, reporter: Reporter) -> Judged:

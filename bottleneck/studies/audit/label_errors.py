@@ -4,8 +4,8 @@ A sample is counted as of class j, whatever its label says, if its held-out prob
 mean probability of j among the samples labelled j. Counts by label i and class j, scaled to the number of
 labels i, estimate how many labels are wrong. So many samples are flagged: those of which the label has the
 lowest probability, among the samples for which another class is the likeliest, and that are wrong with a
-probability of `doubt` or more by the model of `label_noise`: of a head that is often unsure, the counts alone
-flag many samples that are merely hard.
+probability of `doubt` or more by the model of `label_noise`, `precision` or more on average: of a head that
+is often unsure, the counts alone flag many samples that are merely hard.
 
 The probabilities are from heads that were fitted without the sample.
 
@@ -41,10 +41,13 @@ class LabelQuality:
     share: np.ndarray
 
 
-def label_quality(labels: np.ndarray, probabilities: np.ndarray, doubt: float = 0.0) -> LabelQuality:
+def label_quality(
+    labels: np.ndarray, probabilities: np.ndarray, doubt: float = 0.0, precision: float = 0.0
+) -> LabelQuality:
     """Judge labels (n,) of K classes by probabilities (n, K) from models that have not seen the sample.
 
-    doubt : least probability with which a flagged label is wrong; 0 flags as confident learning counts.
+    doubt, precision : least probability with which a flagged label is wrong, of each and as the mean of all;
+        0 flags as confident learning counts.
     """
     n = len(labels)
     score = probabilities[np.arange(n), labels].astype(np.float64)
@@ -54,13 +57,19 @@ def label_quality(labels: np.ndarray, probabilities: np.ndarray, doubt: float = 
     flag = np.zeros(n, bool)
     flag[candidates[np.argsort(score[candidates], kind="stable")[:wrong]]] = True
     noise = label_noise(labels, probabilities)
-    return LabelQuality(score, suggested, flag & (noise.wrong >= doubt), noise.wrong, np.array(noise.share))
+    flag &= noise.wrong >= doubt
+    by_chance = np.flatnonzero(flag)[np.argsort(-noise.wrong[flag], kind="stable")]
+    mean = np.cumsum(noise.wrong[by_chance]) / np.arange(1, len(by_chance) + 1)
+    flag[by_chance[mean < precision]] = False  # the mean falls from label to label
+    return LabelQuality(score, suggested, flag, noise.wrong, np.array(noise.share))
 
 
-def multilabel_quality(labels: np.ndarray, probabilities: np.ndarray, doubt: float = 0.0) -> LabelQuality:
+def multilabel_quality(
+    labels: np.ndarray, probabilities: np.ndarray, doubt: float = 0.0, precision: float = 0.0
+) -> LabelQuality:
     """Judge each label of (n, L) bits by itself; the fields of the result are (n, L)."""
     each = [
-        label_quality(labels[:, k].astype(np.int64), np.stack([1 - p, p], axis=1), doubt)
+        label_quality(labels[:, k].astype(np.int64), np.stack([1 - p, p], axis=1), doubt, precision)
         for k, p in enumerate(probabilities.T)
     ]
     return LabelQuality(

@@ -79,6 +79,8 @@ def test_flipped_labels_are_flagged_with_the_label_that_they_had(result, truth):
         assert found[key(i)]["given"] == NAMES[(truth[i] + 1) % CLASSES]
     scores = [item["score"] for item in result.label_issues["items"]]
     assert scores == sorted(scores)
+    test = result.label_issues["self_test"]
+    assert test["found"] >= 0.8 * test["changed"] > 0
     assert len(scores) == result.samples == N
 
 
@@ -252,7 +254,7 @@ def test_of_many_samples_a_part_chooses_C_and_the_note_says_so(cache, result, mo
     train = int((SPLIT == "train").sum())
     assert note.details == {"samples": train, "C_samples": 60}
     assert "32 principal components of 64 features" in note.message
-    assert {key(i) for i in FLIPPED} <= {item["sample"] for item in flagged(found.label_issues)}
+    assert {key(i) for i in FLIPPED} <= {item["sample"] for item in found.label_issues["items"][:12]}
     a, b = (
         {item["sample"]: item["score"] for item in each.label_issues["items"]} for each in (found, result)
     )

@@ -6,18 +6,7 @@ from scipy.stats import spearmanr
 
 from bottleneck.studies.audit import label_errors, label_noise
 from bottleneck.studies.audit.label_errors import confident_joint, label_quality, multilabel_quality
-
-
-def drawn(n=600, classes=4, flipped=0.1, spread=1.0, seed=0):
-    """Labels of which a part is wrong, and probabilities as a fair model would give: (labels, p, wrong)."""
-    draw = np.random.default_rng(seed)
-    truth = draw.integers(0, classes, n)
-    logits = draw.normal(size=(n, classes)) * spread
-    logits[np.arange(n), truth] += 4
-    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    wrong = draw.random(n) < flipped
-    labels = np.where(wrong, (truth + draw.integers(1, classes, n)) % classes, truth)
-    return labels, p, wrong
+from tests.helpers.noisy_labels import drawn
 
 
 def test_the_confident_joint_is_counted_by_hand():
@@ -101,6 +90,16 @@ def test_the_probability_of_being_wrong_and_the_share_are_calibrated():
     assert quality.share == pytest.approx(wrong.mean(), abs=0.02)
     assert quality.wrong[quality.flag].mean() == pytest.approx(wrong[quality.flag].mean(), abs=0.06)
     assert quality.wrong.sum() == pytest.approx(wrong.sum(), rel=0.2)
+
+
+def test_the_flagged_labels_are_wrong_with_the_precision_on_average():
+    labels, p, wrong = drawn(n=2000, flipped=0.1, spread=3.0)
+    loose, strict = (label_quality(labels, p, 0.2, precision) for precision in (0.0, 0.9))
+    assert loose.wrong[loose.flag].mean() < 0.9 <= strict.wrong[strict.flag].mean()
+    assert 0 < strict.flag.sum() < loose.flag.sum()
+    assert not (strict.flag & ~loose.flag).any()
+    assert strict.wrong[strict.flag].min() >= strict.wrong[loose.flag & ~strict.flag].max()
+    assert wrong[strict.flag].mean() > wrong[loose.flag].mean()
 
 
 def test_many_samples_are_judged_in_parts(monkeypatch):
