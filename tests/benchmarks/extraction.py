@@ -37,11 +37,10 @@ OTHERS = {"img2vec_pytorch": "img2vec_extract", "Keras on TensorFlow": "keras_ex
 def rows(short: bool) -> Iterator[Row]:
     """Rates of each network and precision, its peers and its parts."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-extraction-") as scratch:
-        folder = write_photographs(Path(scratch, "photographs"), 240 if short else 800)
-        for backbone, images in ((LITE, 240 if short else 800), (RESNET, 64 if short else 256)):
-            wanted = dict(WANTED[backbone])
-            if short and backbone == RESNET:
-                del wanted["int8"]
+        folder = write_photographs(Path(scratch, "photographs"), 160 if short else 800)
+        for backbone, images in ((LITE, 160 if short else 800), (RESNET, 32 if short else 256)):
+            precisions = PRECISIONS[: 1 if short and backbone == RESNET else None]
+            wanted = {precision: WANTED[backbone][precision] for precision in precisions}
             yield from compare(folder, backbone, images, wanted)
 
 
@@ -144,7 +143,7 @@ def engine_alone(folder: str, backbone: str, limit: int, precision: str, device:
     from bottleneck.engines.base import build_engine
 
     net = load_backbone(backbone, **_weights(backbone))
-    paths = sorted(Path(folder).rglob("*.jpg"))[:128]
+    paths = sorted(Path(folder).rglob("*.jpg"))[: min(limit, 128)]
     pixels = np.stack([pixels_from_bytes(path.read_bytes(), net.preprocess) for path in paths])
     make = lambda: net.extractor(("bottleneck",))  # noqa: E731
     run = build_engine(make, pixels, key=backbone, precision=precision, device=device)

@@ -48,7 +48,7 @@ def rows(short: bool) -> Iterator[Row]:
     rounds = 20 if short else 200
     killed = run_child("faults", "killed_hdf5", rounds=rounds).found
     yield Row(
-        f"plain HDF5 file, killed while it is appended: of {rounds} files do not open",
+        f"plain HDF5 file, killed while it is appended: of {rounds} files do not open, or hold other rows",
         "files",
         (killed["lost"],),
         conditions="a peer; compare with the first line",
@@ -81,7 +81,7 @@ def script(name: str, short: bool) -> Row:
 
 
 def killed_hdf5(rounds: int) -> dict:
-    """Kill the peer at random moments, and count the files that h5py cannot open or that lack their rows."""
+    """Kill the peer at random moments; count files that do not open, or hold a row that was never written."""
     import h5py
 
     dice, lost = random.Random(0), 0
@@ -89,6 +89,8 @@ def killed_hdf5(rounds: int) -> dict:
         started = time.perf_counter()
         plain_hdf5(f"{folder}/whole.h5", PARTS, ROWS)
         span = time.perf_counter() - started
+        with h5py.File(f"{folder}/whole.h5") as file:
+            whole = np.asarray(file["x"])
         for number in range(rounds):
             path = f"{folder}/{number}.h5"
             child = os.fork()
@@ -102,7 +104,8 @@ def killed_hdf5(rounds: int) -> dict:
             os.waitpid(child, 0)
             try:
                 with h5py.File(path) as file:
-                    np.asarray(file["x"])
+                    rows = np.asarray(file["x"])
+                lost += not np.array_equal(rows, whole[: len(rows)])
             except (OSError, KeyError):
                 lost += 1
     return {"lost": lost}

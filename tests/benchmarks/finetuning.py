@@ -29,7 +29,7 @@ PRECISIONS = ("fp32", "bf16")
 def rows(short: bool) -> Iterator[Row]:
     """Rates of each network and precision beside the peer, and what the map costs."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-finetuning-") as scratch:
-        folder = write_photographs(Path(scratch, "photographs"), 160 if short else 400)
+        folder = write_photographs(Path(scratch, "photographs"), 120 if short else 400)
         for backbone in (LITE,) if short else (LITE, RESNET):
             yield from compare(folder, backbone, Path(scratch))
 

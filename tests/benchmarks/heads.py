@@ -30,7 +30,7 @@ def rows(short: bool) -> Iterator[Row]:
     """The sweep beside scikit-learn, its exactness, many targets, many classes, few rows."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-heads-") as scratch:
         folder = Path(scratch)
-        n = 1500 if short else 10_000
+        n = 800 if short else 10_000
         yield from sweep(made(folder, n, 10), n, REPEATS)
         yield from exactness(made(folder, n, 10), n)
         yield from many_targets(made(folder, n, 10), n)

@@ -45,7 +45,7 @@ def rows(short: bool) -> Iterator[Row]:
 
 def beside_neighbours(scratch: Path, short: bool) -> Iterator[Row]:
     """Each work `REPEATS` times, alone and beside neighbours in turn."""
-    images, n = (160, 1500) if short else (400, 10_000)
+    images, n = (160, 800) if short else (400, 10_000)
     folder = write_photographs(scratch / "photographs", images)
     run_child("finetuning", "prepare", folder=folder, backbone=LITE, work=scratch / "tuned")
     common = {"folder": folder, "backbone": LITE, "limit": images, "precision": "fp32"}

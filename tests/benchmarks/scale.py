@@ -29,8 +29,8 @@ MEBIBYTE = 1 << 20
 def rows(short: bool) -> Iterator[Row]:
     """Extraction, second runs, heads."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-scale-") as scratch:
-        yield from images(Path(scratch), 1000 if short else 10_000)
-        yield from heads(Path(scratch), 40_000 if short else 1_600_000, 64 if short else 512)
+        yield from images(Path(scratch), 600 if short else 10_000)
+        yield from heads(Path(scratch), 20_000 if short else 1_600_000, 64 if short else 512)
 
 
 def images(scratch: Path, many: int) -> Iterator[Row]:
