@@ -7,7 +7,7 @@ from pathlib import Path
 import bottleneck
 
 CODES = """
-batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-source-changed
+batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-extended cache-source-changed
 candidates-left-out characters-not-drawn choice-kept chosen chosen-without-val
 class-for-most-samples class-in-one-group class-named-like-split class-named-unknown
 class-shares-left-out classes-merged classes-not-measured classes-without-training-samples
@@ -16,13 +16,15 @@ copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nea
 engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
 fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
-foreign-files-left head-kept head-without-checksum heads-left-out host-given-up images-failed
+foreign-files-left head-kept head-without-checksum
+heads-left-out host-given-up images-failed images-in-other-shards
 images-kept images-not-kept images-not-measured images-not-shown images-outside-classes
 images-unread images-unreadable images-without-prediction input-scales joined-as-json
 joined-by-other-separator judged-approximately label-rows-without-sample
 label-separator-unused labels-hard-to-judge labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
-layout-class-split leep-not-computed left-out-in-features loss-diverged map-in-float32 map-precision
+layout-class-split leep-not-computed left-out-in-features
+loss-diverged map-in-float32 map-of-stopped-merge map-precision
 map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
 nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
 no-label-column no-labels no-neighbours no-test node-alias node-in-fp32 not-converged not-finetuned
@@ -31,7 +33,8 @@ overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
 rare-classes reference-images reject-rate-off remembered-column-missing remembered-columns
 repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache
-requests-retried rows-damaged rows-kept-unread rows-mended rows-of-nan rows-removed run-resumed runs-reused
+requests-retried rows-damaged rows-kept-unread rows-mended
+rows-of-nan rows-of-same-images rows-removed run-resumed runs-reused
 samples-damaged samples-drawn samples-left-out samples-limited samples-not-used samples-unlabelled
 samples-without-label-row secrets-in-keys shard-labels shard-splits-not-used shard-taken
 shards-missing sheet-numbered sheet-shortened sizes-differ source-moved split-chose-the-model

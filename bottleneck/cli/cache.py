@@ -92,11 +92,19 @@ def export(terminal: Terminal, cache: str, output: str) -> None:
 
 @command.command(cls=Command)
 @click.argument("caches", type=click.Path(), nargs=-1, required=True)
-@click.option("-o", "--output", type=click.Path(), required=True, help="Cache to write; it must not exist.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    required=True,
+    help="Cache to write: a new one, or one of CACHES to extend.",
+)
+@click.option("--dry-run", is_flag=True, help="Compare the caches and name missing shards; write nothing.")
 @shows_results
-def merge(terminal: Terminal, caches: tuple[str, ...], output: str) -> None:
-    """Join CACHES that have one fingerprint into a new one."""
+def merge(terminal: Terminal, caches: tuple[str, ...], output: str, dry_run: bool) -> None:
+    """Join CACHES that have one fingerprint into a new one, or into one of them."""
     from bottleneck.store.merge import merge as merge_caches
 
-    values = merge_caches([Path(cache) for cache in caches], Path(output))
-    terminal.result(values, f"Written to {output}")
+    values = merge_caches([Path(cache) for cache in caches], Path(output), dry_run)
+    done = f"Would write {values['images']:,} images to" if dry_run else "Written to"
+    terminal.result(values, f"{done} {output}")

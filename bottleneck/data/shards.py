@@ -1,8 +1,11 @@
 """Which shard of a source a process takes, and which one a sample belongs to.
 
-The shards of a source are disjoint and complete. A hash of a sample's group, or of its key where it has none,
-decides its shard: samples of one group are never divided, and the order of the samples makes no difference.
-Splits and classes are those of the whole source, so that the merged shards are what one process writes.
+The shards of a source are disjoint and complete. A hash of a sample's group decides its shard, or of the key
+of its first image where there are no groups: samples of one group or of one image are never divided, and the
+order of the samples makes no difference. Splits and classes are those of the whole source, so that the merged
+shards are what one process writes.
+
+An image is computed in two shards only where samples of different groups, or first images, have it.
 """
 
 from __future__ import annotations
@@ -81,8 +84,20 @@ def _checked(number: int, of: int, where: str) -> tuple[int, int, str]:
     return number, of, where
 
 
+def shards_of(images: Sequence[str], samples: SampleTable, of: int) -> np.ndarray:
+    """Return the shard (S,), 1 to `of`, of each sample. images : the keys to which `samples.image` points."""
+    if samples.group is None:
+        return np.array([shard_of(images[first], of) for first in samples.image[:, 0].tolist()], np.int64)
+    return np.array([shard_of(group, of) for group in samples.group], np.int64)
+
+
+def shared_images(samples: SampleTable, inside: np.ndarray) -> int:
+    """Return how many images samples `inside` (S,) bool have in common with the others."""
+    return len(np.intersect1d(samples.image[inside], samples.image[~inside]))
+
+
 def shard_of(name: str, of: int) -> int:
-    """Return the shard, 1 to `of`, of a group or of a sample's key."""
+    """Return the shard, 1 to `of`, of a group or of the key of an image."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") % of + 1
 
@@ -103,6 +118,7 @@ def plan_of(images: Sequence[str], samples: SampleTable) -> dict[str, str]:
             [target.values for target in targets],
         ),
         "covariates": (samples.covariate_names, [samples.covariates]),
+        "assignment": ("first image" if samples.group is None else "group", []),
     }
     return {name: _sha256(values, arrays) for name, (values, arrays) in parts.items()}
 

@@ -31,7 +31,7 @@ from bottleneck.data.listing import (
     shard_target,
 )
 from bottleneck.data.manifest import read_manifest
-from bottleneck.data.shards import plan_of, shard_number, shard_of
+from bottleneck.data.shards import plan_of, shard_number, shard_of, shards_of, shared_images
 from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside, strata
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles
 from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
@@ -469,9 +469,8 @@ def _shard(source: Source, text: str) -> Source:
     """Return the samples and images of one shard, with a note that says which. text : "I/N" or "auto"."""
     number, of, where = shard_number(text)
     samples = source.samples
-    names = samples.key if samples.group is None else samples.group
-    rows = np.flatnonzero([shard_of(name, of) == number for name in names])
-    S = len(samples)
+    inside = shards_of(source.images, samples, of) == number
+    rows, S = np.flatnonzero(inside), len(samples)
     if not len(rows):
         raise SourceError(
             f"Shard {number} of {of} of {source.location} has no sample; the source has {S:,}.",
@@ -482,6 +481,14 @@ def _shard(source: Source, text: str) -> Source:
         f"Shard {number} of {of}, by {where}: {len(rows):,} of {S:,} samples. Splits and classes are those "
         "of the whole source."
     )
+    notes = [Note("shard-taken", message, details={"shard": number, "of": of})]
+    if shared := shared_images(samples, inside):
+        text = (
+            f"{shared:,} of its {len(taken.images):,} images are also of samples in other shards, and are "
+            "computed there too; merging keeps one row of each. A --group-column that joins such samples "
+            "avoids this."
+        )
+        notes.append(Note("images-in-other-shards", text, details={"images": shared}))
     return replace(
         taken,
         samples=replace(
@@ -490,5 +497,5 @@ def _shard(source: Source, text: str) -> Source:
         absent={key: why for key, why in source.absent.items() if shard_of(key, of) == number},
         whole=source.whole,
         examples=source.examples,
-        notes=(*source.notes, Note("shard-taken", message, details={"shard": number, "of": of})),
+        notes=(*source.notes, *notes),
     )

@@ -127,6 +127,11 @@ class CacheFile:
         """The images of the file's rows."""
         return self.image_group("images")
 
+    @cached_property
+    def digest(self) -> np.ndarray:
+        """Digests (n, 32) of the images of the file's rows."""
+        return vars(self)["images"].digest if "images" in vars(self) else self.read_checked("images/digest")
+
     def image_group(self, group: str) -> ImageTable:
         """Return the table in /images, or in /taken of a part; it is empty if the group is absent."""
         if not self._has(group):

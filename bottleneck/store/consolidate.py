@@ -17,6 +17,7 @@ from bottleneck.errors import CacheError
 from bottleneck.files import TEMPORARY, replacing
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.index import Runs, repeated
 from bottleneck.store.layout import companion_path
 from bottleneck.store.parts import PartsFolder
 from bottleneck.store.rows import Catalog
@@ -24,7 +25,6 @@ from bottleneck.store.spec import NodeSpec, Origin
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import (
     CacheTables,
-    ImageRow,
     ImageTable,
     failure_columns,
     same_columns,
@@ -55,14 +55,12 @@ def _update_map(state: CacheState, node: NodeSpec, images: ImageTable) -> None:
     companion = state.companions.get(node.name)
     tables = [images]
     if companion is not None:
-        stored = set(companion.images.digests())
-        complete = stored.issuperset(images.digests()) and companion.nodes[node.name] == node
+        complete = has_rows_of(companion, images) and companion.nodes[node.name] == node
         if complete and companion.path not in state.damage:
             return
         if state.main is not None:
             old = state.main.images
-            kept = [not state.catalog.missing(digest, node.datasets) for digest in old.digests()]
-            tables.append(old.take(np.array(kept, bool)))
+            tables.append(old.take(state.catalog.has(old.digest, node.datasets)))
     path = companion_path(state.path, node)
     write_companion(path, state.origin, node, unique_images(tables), state.catalog)
 
@@ -107,12 +105,16 @@ def write_companion(path: Path, origin: Origin, node: NodeSpec, images: ImageTab
 
 
 def unique_images(tables: Iterable[ImageTable]) -> ImageTable:
-    """Return the first image of each digest."""
-    rows: dict[bytes, ImageRow] = {}
-    for table in tables:
-        for row in table.rows():
-            rows.setdefault(row[1], row)
-    return ImageTable.of(list(rows.values()))
+    """Return the first image of each digest, without measures."""
+    joined = ImageTable.joined(list(tables))
+    return joined.take(np.delete(np.arange(len(joined)), repeated(joined.digest)))
+
+
+def has_rows_of(file: CacheFile, images: ImageTable) -> bool:
+    """Return whether a file has a row of each image, by digest."""
+    stored = Runs()
+    stored.add(file.digest)
+    return bool((stored.find(images.digest) >= 0).all())
 
 
 def remove_temporaries(path: Path) -> None:

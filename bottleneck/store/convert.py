@@ -51,7 +51,8 @@ def export(
     with FeatureCache(path) as cache:
         names = cache.vector_names if nodes is None else list(nodes)
         stored = [cache.node(name).name for name in names]
-        notes = [alias_note(*pair) for pair in zip(names, stored, strict=True) if pair[0] != pair[1]]
+        notes = cache.samples.shard_notes()
+        notes += [alias_note(*pair) for pair in zip(names, stored, strict=True) if pair[0] != pair[1]]
         with replacing(out) as fresh:
             shapes = writers[out.suffix](cache, fresh, stored)
     arrays = {name: list(shape) for name, shape in shapes.items()}

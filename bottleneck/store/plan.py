@@ -8,16 +8,16 @@ not computing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from bottleneck.errors import CacheError, Note
 from bottleneck.files import FileStat, require_space
 from bottleneck.store.cachefile import describe_rows
+from bottleneck.store.index import BLOCK, hashes_of, repeated
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import Failure
 
@@ -84,7 +84,7 @@ class Plan:
 def plan_run(
     state: CacheState,
     keys: Sequence[str],
-    stats: Sequence[FileStat],
+    stats: Sequence[FileStat] | np.ndarray,
     given_up: Collection[str] = (),
     reread: bool = False,
     measure: bool = False,
@@ -94,7 +94,7 @@ def plan_run(
     Parameters
     ----------
     keys : I unique keys; the rows that the cache will have, in this order
-    stats : of each image; one that does not vouch for the content (`trusted`) has the image read
+    stats : of each image, or (I, 4) int64; one that does not vouch for the content (`trusted`) has it read
     given_up : keys that are known to give no row
     reread : read every image, also those whose file has not changed
     measure : read images whose pixels have not been measured
@@ -104,45 +104,93 @@ def plan_run(
     CacheError
         A key occurs twice; or the source is another than the cache's and has few of its images.
     """
-    twice = duplicates(keys)
-    if twice:
-        raise CacheError(f"The image {twice[0]!r} is listed twice; keys must be unique.")
-    notes = [*_damage_notes(state), *_removal_notes(state, keys)]
-    every = tuple(state.nodes)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    counts: Counter[tuple[str, ...]] = Counter()
-    reused = failed = 0
-    stats = [FileStat(*stat) for stat in stats]
-    trust = [False] * len(stats) if reread else trusted(stats)
-    for index, (key, stat) in enumerate(zip(keys, stats, strict=True)):
-        failure, record = state.failures.get(key), state.records.get(key)
-        if key in given_up or _settled(failure, stat, trust[index]):
-            failed += 1
-            continue
-        lacking = every if record is None else state.missing(record[0])
-        unchanged = record is not None and trust[index] and record[1] == stat
-        if record is not None and unchanged and not lacking:
-            reused += 1
-            if not measure or record[0] in state.catalog.measured:
-                continue
-        groups.setdefault(lacking if unchanged else every, []).append(index)
-        same_size = record is not None and record[1].size == stat.size  # it has probably not changed
-        counts[lacking if same_size else every] += 1
-    if every in groups:
-        groups[every] = groups.pop(every)  # last: by then the digests of the other groups are known
+    hashes = hashes_of(keys)
+    twice = repeated(hashes)
+    if len(twice):
+        raise CacheError(f"The image {keys[twice[0]]!r} is listed twice; keys must be unique.")
+    rows = stats if isinstance(stats, np.ndarray) else [FileStat(*stat) for stat in stats]
+    files = np.asarray(rows, np.int64).reshape(-1, len(FileStat._fields))
+    trust = np.zeros(len(files), bool) if reread else trusted(files)
+    failed = np.zeros(len(files), bool)
+    for index, key in enumerate(keys) if state.failures or given_up else ():
+        settled = key in state.failures and _settled(state.failures[key], files[index], trust[index])
+        failed[index] = settled or key in given_up
+    need = _Need(state, measure)
+    for start in range(0, len(keys), BLOCK):
+        block = slice(start, start + BLOCK)
+        need.add(start, hashes[block], files[block], trust[block], failed[block])
     return Plan(
-        work=[Work(nodes, np.array(rows, np.int64)) for nodes, rows in groups.items()],
-        reused=reused,
-        failed=failed,
-        feature_bytes=_feature_bytes(state, counts),
-        disk_bytes=_disk_bytes(state, len(keys), counts),
-        notes=notes,
+        work=need.work(),
+        reused=need.reused,
+        failed=int(failed.sum()),
+        feature_bytes=_feature_bytes(state, need.counts),
+        disk_bytes=_disk_bytes(state, len(keys), need.counts),
+        notes=[*_damage_notes(state), *_removal_notes(state, need.known)],
     )
 
 
-def _settled(failure: Failure | None, stat: FileStat, trust: bool) -> bool:
-    """Return True if an image failed before and trying again cannot help: its bytes are the same."""
-    return failure is not None and not failure.passing and trust and failure.stat == stat
+class _Need:
+    """What the images need, block by block.
+
+    reused : images that have all rows and whose file has not changed.
+    known : keys that have a record.
+    counts : images by the nodes that they lack, if those of the recorded size are unchanged.
+    """
+
+    def __init__(self, state: CacheState, measure: bool) -> None:
+        self.reused, self.known = 0, 0
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        self._state, self._measure, self._every = state, measure, tuple(state.nodes)
+        self._groups: dict[tuple[str, ...], list[np.ndarray]] = {}
+
+    def add(
+        self, start: int, hashes: np.ndarray, files: np.ndarray, trust: np.ndarray, failed: np.ndarray
+    ) -> None:
+        """Add B images. hashes (B, 16) of their keys, files (B, 4), trust and failed (B,) bool."""
+        state, records = self._state, self._state.records
+        at = records.find(hashes)
+        known = at >= 0
+        self.known += int(known.sum())
+        at = np.where(known, at, 0)
+        lacks = np.full((len(at), len(self._every)), True)
+        same, same_size = np.zeros(len(at), bool), np.zeros(len(at), bool)
+        measured = np.zeros(len(at), bool)
+        if known.any():
+            digest, stat = records.digest[at[known]], records.stat[at[known]]
+            lacks[known] = state.missing(digest)
+            same[known] = (stat == files[known]).all(axis=1) & trust[known]
+            same_size[known] = stat[:, 0] == files[known, 0]
+            if self._measure:
+                measured[known] = ~state.catalog.unmeasured(digest)
+        complete = same & ~lacks.any(axis=1) & ~failed
+        self.reused += int(complete.sum())
+        left = ~failed & ~(complete & (measured | (not self._measure)))
+        for nodes, rows in self._by_nodes(lacks | ~same[:, None], left):
+            self._groups.setdefault(nodes, []).append(start + rows)
+        for nodes, rows in self._by_nodes(lacks | ~same_size[:, None], left):
+            self.counts[nodes] += len(rows)
+
+    def _by_nodes(self, lacks: np.ndarray, left: np.ndarray) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+        """Yield the nodes that images lack, and the images (n,) of those `left` that lack just these."""
+        rows = np.flatnonzero(left)
+        patterns, which = np.unique(lacks[rows], axis=0, return_inverse=True)
+        for number, pattern in enumerate(patterns):
+            nodes = tuple(name for name, lacking in zip(self._every, pattern, strict=True) if lacking)
+            yield nodes, rows[which.reshape(-1) == number]
+
+    def work(self) -> list[Work]:
+        """Return the images to be read by nodes; in the order in which they come, those of all nodes last.
+
+        By then the digests of the other groups are known.
+        """
+        groups = {nodes: np.concatenate(rows) for nodes, rows in self._groups.items()}
+        order = sorted(groups, key=lambda nodes: (nodes == self._every, groups[nodes][0]))
+        return [Work(nodes, groups[nodes]) for nodes in order]
+
+
+def _settled(failure: Failure, stat: np.ndarray, trust: bool) -> bool:
+    """Return True if trying again an image that failed cannot help: its bytes are the same."""
+    return not failure.passing and trust and failure.stat == tuple(stat.tolist())
 
 
 def _damage_notes(state: CacheState) -> list[Note]:
@@ -170,18 +218,22 @@ def _damage_notes(state: CacheState) -> list[Note]:
     return notes
 
 
-def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
-    """Return notes on removed rows; CacheError if a source that is not the cache's has few of its images."""
+def _removal_notes(state: CacheState, known: int) -> list[Note]:
+    """Return notes on removed rows; CacheError if a source that is not the cache's has few of its images.
+
+    known : number of the source's images of which the cache has a record
+    """
     cached, source = state.cached_source, state.origin.source
     if cached is None:
         return []
     notes = []
-    removed = len(state.records.keys() - set(keys))
+    before = len(state.records.positions())
+    removed = before - known
     if cached != source and not state.moved:
-        if 2 * removed > len(state.records):
+        if 2 * removed > before:
             raise CacheError(
-                f"{state.path} is the cache of {cached}; {source} names {len(state.records) - removed} of "
-                f"its {len(state.records)} images, so the rows of {removed} would be removed.",
+                f"{state.path} is the cache of {cached}; {source} names {known} of "
+                f"its {before} images, so the rows of {removed} would be removed.",
                 f"Give another file with -o, or delete {state.path} to replace it.",
             )
         notes.append(
@@ -198,7 +250,7 @@ def _removal_notes(state: CacheState, keys: Sequence[str]) -> list[Note]:
                 "rows-removed",
                 f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
                 changes_result=True,
-                details={"removed": removed, "before": len(state.records)},
+                details={"removed": removed, "before": before},
             )
         )
     return notes
@@ -225,19 +277,8 @@ def _disk_bytes(state: CacheState, images: int, counts: Mapping[tuple[str, ...],
     return need
 
 
-def duplicates(keys: Iterable[Any]) -> list[Any]:
-    """Return the keys that occur more than once."""
-    seen: set[Any] = set()
-    twice: list[Any] = []
-    for key in keys:
-        if key in seen:
-            twice.append(key)
-        seen.add(key)
-    return twice
-
-
-def trusted(stats: Sequence[FileStat]) -> list[bool]:
-    """Return for each file of one source whether an unchanged `FileStat` means unchanged content.
+def trusted(stats: np.ndarray) -> np.ndarray:
+    """Return (I,) bool for the files (I, 4) of one source: whether an unchanged one has unchanged content.
 
     - A time of the last status change that is finer than a second comes from the kernel's clock. Whoever
       writes the file, or swaps it with another, changes it or the inode. Nobody can set it.
@@ -245,21 +286,18 @@ def trusted(stats: Sequence[FileStat]) -> list[bool]:
     - Other times can be set, or are one constant for all files: they are trusted only where no other file has
       the same size and times, and few have the same time.
     """
-    coarse = [stat for stat in stats if stat.size >= 0 and not _vouched(stat)]
-    pairs = Counter(stat[:3] for stat in coarse)
-    times = Counter(stat[1:3] for stat in coarse)
-    most = max(FEW, RARE * len(stats))
-    return [
-        stat.size >= 0
-        and (
-            _vouched(stat)
-            or (stat.mtime_ns >= EARLIEST and pairs[stat[:3]] == 1 and times[stat[1:3]] <= most)
-        )
-        for stat in stats
-    ]
+    size, mtime, ctime, inode = stats.T
+    tag = (ctime < 0) & (inode >= 0)
+    trust = (size >= 0) & (tag | ((ctime >= EARLIEST) & (ctime % SECOND != 0)))
+    coarse = np.flatnonzero((size >= 0) & ~trust)
+    if len(coarse):
+        most = max(FEW, RARE * len(stats))
+        alone = _occurrences(stats[coarse, :3]) == 1
+        trust[coarse] = alone & (mtime[coarse] >= EARLIEST) & (_occurrences(stats[coarse, 1:3]) <= most)
+    return trust
 
 
-def _vouched(stat: FileStat) -> bool:
-    if stat.ctime_ns < 0:
-        return stat.inode >= 0  # a version tag
-    return stat.ctime_ns >= EARLIEST and stat.ctime_ns % SECOND != 0
+def _occurrences(rows: np.ndarray) -> np.ndarray:
+    """Return how often each of the rows (n, k) occurs."""
+    _, which, counts = np.unique(rows, axis=0, return_inverse=True, return_counts=True)
+    return counts[which.reshape(-1)]

@@ -116,19 +116,25 @@ class FeatureCache:
         self.finished = log.table is not None
         self.nodes = {node.name: node for node in log.nodes}
         entries = [entry for entry in log.parts if (folder / entry.name).exists()]
+        names = []
         for entry in entries:
             part = self._catalog.open_part(folder, entry, thorough=False)
             self._catalog.add_rows(part)
-            self._catalog.add_keys(part)
-            self._adopt(part)
+            if log.table is None:
+                self._catalog.add_keys(part)
+                names += [part.images.name, part.image_group("taken").name]
+                self._adopt(part)
         if log.table is not None:
             self._adopt(self._catalog.open_part(folder, log.table, thorough=False))
             return
         if not entries:
             raise CacheError(f"{folder} holds no committed rows any more.", "Run `bottleneck extract` again.")
         datasets = tuple(dataset for node in self.nodes.values() for dataset in node.datasets)
-        rows = [(key, *record) for key, record in self._catalog.records.items()]
-        self.images = ImageTable.of([row for row in rows if not self._catalog.missing(row[1], datasets)])
+        self._catalog.settle()
+        records = self._catalog.records
+        at = records.positions()
+        images = ImageTable(np.concatenate(names)[at], records.digest[at], records.stat[at])
+        self.images = images.take(self._catalog.has(images.digest, datasets))
         self._samples = no_samples()
         self.failures = {key: failure.reason for key, failure in self._catalog.failures.items()}
 

@@ -13,16 +13,21 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.names import COVARIATES
+from bottleneck.names import COVARIATES, MEASURES
 from bottleneck.samples import InputBlock, RowReader, SampleTable
 from bottleneck.store.cachefile import CacheFile, FilePool
 from bottleneck.store.chunks import DamagedChunk
+from bottleneck.store.index import BLOCK, Records, Runs, hashes_of
 from bottleneck.store.layout import BLOCK_BYTES, blocks_of
 from bottleneck.store.parts import PartEntry, require_intact
 from bottleneck.store.spec import NodeSpec
-from bottleneck.store.tables import Failure, Record, as_bytes
+from bottleneck.store.tables import MEASURED, Failure
 
 ABSENT = -1  # file number and row of a digest that has no row
+MEASURES_OF = frozenset([MEASURED])  # stands for a dataset: the rows of /images whose pixels were measured
+MOST_COMPARED = (
+    64  # files whose digests are kept beside the index, to be compared with those that are asked for
+)
 
 
 class FeatureRows(RowReader):
@@ -187,49 +192,85 @@ class SampleMaps(RowReader):
 
 @dataclass(frozen=True)
 class _Column:
-    """Datasets of one file and the digests of their rows, except the `damaged` ones. file : its number."""
+    """Datasets of one file and the digests (n, 32) of their rows. file : its number.
+
+    rows : the numbers (n,) of these rows, where some of the file are left out; None for all.
+    """
 
     file: int
     datasets: frozenset[str]
     digest: np.ndarray
-    damaged: frozenset[int] = frozenset()
+    rows: np.ndarray | None = None
+
+
+class _Group:
+    """Where the rows of datasets are that the same files hold."""
+
+    def __init__(self) -> None:
+        self.runs = Runs()
+        self._starts: list[int] = []
+        self._columns: list[tuple[int, np.ndarray | None]] = []  # file number and rows
+
+    def add(self, column: _Column) -> None:
+        """Enter the rows of a column."""
+        if len(column.digest):
+            self._starts.append(len(self.runs))
+            self._columns.append((column.file, column.rows))
+            self.runs.add(column.digest)
+
+    def locate(self, digest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return file number (N,) int32 and row (N,) int64 of each digest; ABSENT if it has none."""
+        at = self.runs.find(digest)
+        files, row = np.full(len(at), ABSENT, np.int32), np.full(len(at), ABSENT, np.int64)
+        present = np.flatnonzero(at >= 0)
+        starts = np.array(self._starts, np.int64)
+        which = np.searchsorted(starts, at[present], "right") - 1
+        files[present] = np.array([file for file, _ in self._columns], np.int32)[which]
+        row[present] = at[present] - starts[which]
+        for number in {*which.tolist()} & {
+            n for n, (_, rows) in enumerate(self._columns) if rows is not None
+        }:
+            inside, rows = present[which == number], self._columns[number][1]
+            assert rows is not None
+            row[inside] = rows[row[inside]]
+        return files, row
 
 
 class Catalog:
-    """Rows by digest and records by key.
+    """Rows by digest and records by key, of many files. There is no Python object for a row.
 
     If two files hold a record of one key, the file that was added later counts. If two files hold the row of
     one digest, the one added first is read; both rows are equal.
 
-    A finished cache needs no dictionary of its millions of digests: if the requested images are in the order
-    of one file's rows, comparing the two digest columns is enough. The dictionary is made when files overlap
-    or rows have moved.
+    A finished cache needs no index: if the requested images are in the order of one file's rows, comparing
+    the two digest columns is enough. The index is made when files overlap or rows have moved.
 
     Attributes
     ----------
     pool : FilePool
         Closes every file that was added.
-    records : dict of key to (digest, stat)
-    measured : dict of digest to the measures of its pixels, as of `ImageTable.of`
-    failures : dict of key to Failure; no key is in both
+    records : Records
+    failures : dict of key to Failure; after `settle` no key is in both
     engines : by node, the engines that computed rows of it; "" stands for those of a file that does not tell
     """
 
     def __init__(self) -> None:
         self.pool = FilePool()
-        self.records: dict[str, Record] = {}
+        self.records = Records()
         self.failures: dict[str, Failure] = {}
-        self.measured: dict[bytes, bytes] = {}
         self.engines: dict[str, frozenset[str]] = {}
+        self._failed_at: dict[str, int] = {}  # number of records that were known before
         self._paths: list[Path] = []
         self._columns: list[_Column] = []
-        self._rows: dict[frozenset[str], dict[bytes, tuple[int, int]]] = {}  # by datasets: see `_lookup`
-        self._entered = 0  # number of columns whose digests are in `_rows`
+        self._groups: dict[frozenset[str], _Group] = {}  # by datasets
+        self._entered = 0  # number of columns that are in their group
 
     def add_rows(self, file: CacheFile, damage: Mapping[str, np.ndarray] | None = None) -> None:
         """Enter where the file's rows are; `damage` has the rows of some datasets that count as absent."""
         damage = damage or {}
-        number, digest = len(self._paths), file.images.digest
+        if file.map_name is not None:
+            file.image_group("images")  # compared with its checksums; only the digests are kept
+        number, digest = len(self._paths), file.digest
         datasets = frozenset(path for node in file.nodes.values() for path in node.datasets)
         if len(digest):
             for name, engines in file.engines.items():
@@ -237,41 +278,74 @@ class Catalog:
         self._paths.append(file.path)
         self._columns.append(_Column(number, datasets.difference(damage), digest))
         for dataset, rows in damage.items():
-            self._columns.append(_Column(number, frozenset([dataset]), digest, frozenset(rows.tolist())))
+            sound = np.delete(np.arange(len(digest)), rows)
+            self._columns.append(_Column(number, frozenset([dataset]), digest[sound], sound))
 
     def add_keys(self, file: CacheFile) -> None:
-        """Enter the file's images, those that use rows of other images, and its failures."""
-        self.measured |= file.images.measured()
-        for table in (file.images, file.image_group("taken")):
-            for key, digest, stat in table.rows():
-                self.add_record(key, (digest, stat))
+        """Enter the file's images with their measures, those that use rows of others, and its failures."""
+        self.add_measures(file)
+        self.records.add(file.images)
+        self.records.add(file.image_group("taken"))
         for failure in file.failures:
             self.add_failure(failure)
 
-    def add_record(self, key: str, record: Record) -> None:
-        """Enter an image in place of what was known of its key."""
-        self.records[key] = record
-        self.failures.pop(key, None)
+    def add_measures(self, file: CacheFile) -> None:
+        """Enter whose pixels the file has measures of."""
+        images = file.images
+        if images.measures is not None:
+            known = np.flatnonzero(np.isfinite(images.measures).all(axis=1))
+            self._columns.append(_Column(len(self._paths), MEASURES_OF, images.digest[known], known))
+            self._paths.append(file.path)
 
     def add_failure(self, failure: Failure) -> None:
         """Enter a failure in place of what was known of its key."""
         self.failures[failure.key] = failure
-        self.records.pop(failure.key, None)
+        self._failed_at[failure.key] = len(self.records)
+
+    def settle(self) -> None:
+        """Let of a key's records and failures the latest count alone."""
+        keys = list(self.failures)
+        at = self.records.find(hashes_of(keys))
+        later = at >= np.array([self._failed_at[key] for key in keys], np.int64)
+        self.records.drop(at[~later])
+        for index in np.flatnonzero(later):
+            del self.failures[keys[index]]
 
     def open_part(self, folder: Path, entry: PartEntry, thorough: bool) -> CacheFile:
         """Open a committed file of a parts folder (`thorough`: after comparing its sha256 with the log's)."""
         require_intact(folder, entry, thorough)
         return self.pool.get(folder / entry.name)
 
-    def missing(self, digest: bytes, datasets: tuple[str, ...]) -> set[str]:
-        """Return those of `datasets` in which the digest has no row."""
-        left = set(datasets)
+    def missing(self, digest: np.ndarray, datasets: Sequence[str]) -> np.ndarray:
+        """Return (N, len(datasets)) bool, whether a digest of (N, 32) has no row in a dataset."""
+        absent = np.ones((len(digest), len(datasets)), bool)
         for group, rows in self._lookup().items():
-            if not left:
-                break
-            if not left.isdisjoint(group) and digest in rows:
-                left -= group
-        return left
+            inside = [number for number, dataset in enumerate(datasets) if dataset in group]
+            if inside:
+                found = np.flatnonzero(rows.runs.find(digest) >= 0)
+                absent[found[:, None], np.array(inside)] = False
+        return absent
+
+    def has(self, digest: np.ndarray, datasets: Sequence[str]) -> np.ndarray:
+        """Return (N,) bool, whether a digest of (N, 32) has a row in each dataset."""
+        return np.logical_not(self.missing(digest, datasets).any(axis=1))
+
+    def measures(self, digest: np.ndarray) -> np.ndarray | None:
+        """Return the measures (N, 7) float32 of the images' pixels, NaN where unknown; None where all are."""
+        files, row = self._locate(digest, MEASURED)
+        if not len(digest) or (files == ABSENT).all():
+            return None
+        out = np.full((len(digest), len(MEASURES)), np.nan, np.float32)
+        for number in np.unique(files[files != ABSENT]):
+            inside = files == number
+            measures = self.pool.get(self._paths[number]).images.measures
+            assert measures is not None  # it had them when it was added
+            out[inside] = measures[row[inside]]
+        return out
+
+    def unmeasured(self, digest: np.ndarray) -> np.ndarray:
+        """Return (N,) bool, whether the pixels of an image were never measured."""
+        return self.missing(digest, [MEASURED])[:, 0]
 
     def rows(self, node: NodeSpec, digest: np.ndarray, views: bool = False) -> FeatureRows:
         """Return the node's features, or its views, of digest (N, 32) in that order; rows may be absent."""
@@ -285,26 +359,24 @@ class Catalog:
     def _locate(self, digest: np.ndarray, dataset: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the file number (N,) int32 and row (N,) int64 of each digest; ABSENT if it has none."""
         for column in self._columns:
-            if dataset in column.datasets and not column.damaged and np.array_equal(column.digest, digest):
+            if dataset in column.datasets and column.rows is None and np.array_equal(column.digest, digest):
                 return np.full(len(digest), column.file, np.int32), np.arange(len(digest))
-        groups = [rows for group, rows in self._lookup().items() if dataset in group]
         files, row = np.full(len(digest), ABSENT, np.int32), np.full(len(digest), ABSENT, np.int64)
-        for index, one in enumerate(as_bytes(digest)):
-            for rows in groups:
-                if one in rows:
-                    files[index], row[index] = rows[one]
-                    break
+        for group in [rows for datasets, rows in self._lookup().items() if dataset in datasets]:
+            for start in range(0, len(digest), BLOCK):
+                left = start + np.flatnonzero(files[start : start + BLOCK] == ABSENT)
+                files[left], row[left] = group.locate(digest[left])
         return files, row
 
-    def _lookup(self) -> dict[frozenset[str], dict[bytes, tuple[int, int]]]:
-        """Return (file number, row) by digest of all files, grouped by the datasets that the files hold."""
-        for column in self._columns[self._entered :]:
-            rows = self._rows.setdefault(column.datasets, {})
-            for row, one in enumerate(as_bytes(column.digest)):
-                if row not in column.damaged:
-                    rows.setdefault(one, (column.file, row))
+    def _lookup(self) -> dict[frozenset[str], _Group]:
+        """Return where the rows of all files are, grouped by the datasets that the files hold."""
+        new, self._columns = self._columns[self._entered :], self._columns[: self._entered]
+        for column in new:
+            self._groups.setdefault(column.datasets, _Group()).add(column)
+        if len(new) <= MOST_COMPARED:
+            self._columns += new
         self._entered = len(self._columns)
-        return self._rows
+        return self._groups
 
     def close(self) -> None:
         """Close every file."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile, find_companions
+from bottleneck.store.index import Added, hashes_of
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import LogState, PartDamaged, PartEntry, read_log
 from bottleneck.store.rows import Catalog
@@ -44,8 +45,8 @@ class CacheState:
     damaged_parts : what is wrong with committed files, which count as absent, by path
     damaged_samples : what is wrong with the samples of the main file, which are written anew; "" if nothing
     catalog : Catalog of the rows in all files
-    records, failures : dicts by key, those of `Catalog`
-    keys : tuple of the keys of the last finished run
+    records, failures : by key, those of `Catalog`
+    finished : hashes (n, 16) of the keys of the last finished run, as of `hashes_of`
     cached_source : what the cache was extracted from, see `Origin`; None for a new cache
 
     Raises
@@ -61,11 +62,11 @@ class CacheState:
         self.catalog = Catalog()
         self.records, self.failures = self.catalog.records, self.catalog.failures
         self.main: CacheFile | None = None
-        self.keys: tuple[str, ...] = ()
+        self.finished = hashes_of([])
         self.damaged_samples = ""
         self.damaged_parts: dict[Path, str] = {}
         self.damage: dict[Path, dict[str, np.ndarray]] = {}
-        self._added: dict[tuple[str, ...], set[bytes]] = {}  # digests by nodes, see `add_rows`
+        self._added: dict[tuple[str, ...], Added] = {}  # by nodes, see `add_rows`
         try:
             self._open_main()
             self._open_companions()
@@ -75,6 +76,7 @@ class CacheState:
                 if name in self.nodes:
                     self._add_rows(companion)
             self._open_parts()
+            self.catalog.settle()
         except BaseException:
             self.close()
             raise
@@ -99,7 +101,7 @@ class CacheState:
             _ = main.samples
         except CacheError as error:
             self.damaged_samples = error.message
-        self.keys = tuple(main.images.key)
+        self.finished = hashes_of(main.images.name)
 
     def _add_rows(self, file: CacheFile) -> None:
         damage = file.damage(file.nodes.values())
@@ -145,17 +147,18 @@ class CacheState:
         folder = parts_folder(self.path)
         if self.log is None:
             return
+        table = None if self.log.table is None else self._open_part(folder, self.log.table)
+        if table is not None:  # it has the keys of all parts before it
+            self.catalog.add_keys(table)
+            self.finished = hashes_of(table.images.name)
         parts = []
         for entry in self.log.parts:  # entered one by one, since the pool closes all but the latest
             part = self._open_part(folder, entry)
             if part is not None:
                 self.catalog.add_rows(part)
-                self.catalog.add_keys(part)
+                if table is None:
+                    self.catalog.add_keys(part)
                 parts.append(entry)
-        table = None if self.log.table is None else self._open_part(folder, self.log.table)
-        if table is not None:
-            self.catalog.add_keys(table)
-            self.keys = tuple(table.images.key)
         self.log = replace(self.log, parts=tuple(parts), table=self.log.table if table is not None else None)
 
     def _open_part(self, folder: Path, entry: PartEntry) -> CacheFile | None:
@@ -172,29 +175,42 @@ class CacheState:
         """The nodes of all files of the cache, those that this run does not touch included."""
         return {name: file.nodes[name] for name, file in self.companions.items()} | self.nodes
 
-    def missing(self, digest: bytes) -> tuple[str, ...]:
-        """Return the names of the nodes of which no file has the row, or the views, of this digest."""
-        datasets = self.catalog.missing(digest, tuple(self._name_of))
-        if not datasets:
-            return ()
-        names = {self._name_of[dataset] for dataset in datasets}
-        return tuple(name for name in self.nodes if name in names)
+    def missing(self, digest: np.ndarray) -> np.ndarray:
+        """Return (N, nodes) bool, whether no file has the row, or the views, of a digest of (N, 32)."""
+        absent = self.catalog.missing(digest, list(self._name_of))
+        of = list(self._name_of.values())
+        columns = [[i for i, name in enumerate(of) if name == node] for node in self.nodes]
+        return np.stack([absent[:, each].any(axis=1) for each in columns], axis=1)
 
     def has(self, digest: bytes, names: Sequence[str]) -> bool:
         """Return True if the digest has rows of all nodes `names`, those added in this run included."""
-        left = set(names) & set(self.missing(digest))
+        left = set(names)
         for added, digests in self._added.items():
-            if left and digest in digests:
+            if not left.isdisjoint(added) and digest in digests:
                 left -= set(added)
+        if left:
+            absent = self.missing(np.frombuffer(digest, np.uint8)[None])[0]
+            left &= {name for name, lacks in zip(self.nodes, absent, strict=True) if lacks}
         return not left
+
+    def has_record(self, key: str) -> bool:
+        """Return whether all rows of the image `key` are there, of whatever bytes it was in the last run."""
+        at = self.records.find(hashes_of([key]))
+        return at[0] >= 0 and key not in self.failures and not self.missing(self.records.digest[at]).any()
 
     def add_rows(self, names: Sequence[str], digests: Sequence[bytes]) -> None:
         """Note that this run has computed rows of the nodes `names`; they may not be committed yet."""
-        self._added.setdefault(tuple(names), set()).update(digests)
+        self._added.setdefault(tuple(names), Added()).add(digests)
 
-    def add_part(self, entry: PartEntry) -> None:
-        """Enter the rows of a part that this run committed. Its sha256 was compared when it was written."""
-        self.catalog.add_rows(self.catalog.open_part(parts_folder(self.path), entry, thorough=False))
+    def add_part(self, entry: PartEntry) -> int:
+        """Enter rows and keys of a part that this run committed. Returns the number of rows computed for it.
+
+        Its sha256 was compared when it was written.
+        """
+        part = self.catalog.open_part(parts_folder(self.path), entry, thorough=False)
+        self.catalog.add_rows(part)
+        self.catalog.add_keys(part)
+        return len(part.images) if part.nodes else 0
 
     def close(self) -> None:
         """Close every file."""

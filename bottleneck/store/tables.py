@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -32,8 +33,7 @@ LABELS: dict[str, tuple[np.dtype, int]] = {  # type and number of axes of the la
 
 UNMEASURED = np.full(len(MEASURES), np.nan, np.float32).tobytes()
 
-Record = tuple[bytes, FileStat]  # digest and file of an image
-ImageRow = tuple[str, bytes, FileStat]  # key, then the record
+ImageRow = tuple[str, bytes, FileStat]  # key, digest and file of an image
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class ImageTable:
 
     Parameters
     ----------
-    key : (I,) object array of str
+    name : (I,) S
+        The keys as stored, in UTF-8; `key` has them as texts.
     digest : (I, 32) uint8
         sha256 of the image file's bytes.
     stat : (I, 4) int64
@@ -51,22 +52,27 @@ class ImageTable:
         `names.MEASURES` of each image's pixels, NaN where they are unknown; None where all are.
     """
 
-    key: np.ndarray
+    name: np.ndarray
     digest: np.ndarray
     stat: np.ndarray
     measures: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.name)
+
+    @cached_property
+    def key(self) -> np.ndarray:
+        """The keys (I,), an object array of str; made at the first use, since texts take much memory."""
+        return decode(self.name)
 
     def take(self, rows: np.ndarray) -> ImageTable:
         """Return the table of the images `rows` (indices or a mask), in that order."""
         measures = None if self.measures is None else self.measures[rows]
-        return ImageTable(self.key[rows], self.digest[rows], self.stat[rows], measures)
+        return ImageTable(self.name[rows], self.digest[rows], self.stat[rows], measures)
 
     def columns(self, group: str = "images") -> dict[str, Column]:
         """Return the table's datasets by path, below `group`."""
-        values = (encode(self.key), self.digest, *self.stat.T)
+        values = (_shortest(self.name), self.digest, *self.stat.T)
         columns = {f"{group}/{name}": Column(v) for name, v in zip(IMAGE_COLUMNS, values, strict=True)}
         if self.measures is not None:
             columns[f"{group}/{MEASURED}"] = Column(self.measures, {"names": _names(MEASURES)})
@@ -81,26 +87,25 @@ class ImageTable:
         if any(each is not UNMEASURED for each in found):
             measures = np.frombuffer(b"".join(found), np.float32).reshape(-1, len(MEASURES))
         return ImageTable(
-            objects(keys),
+            encode(keys),
             np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
             np.array(stats, np.int64).reshape(-1, len(FileStat._fields)),
             measures,
         )
 
-    def measured(self) -> dict[bytes, bytes]:
-        """Return the measures that are known, as float32 bytes by digest."""
-        if self.measures is None:
-            return {}
-        known = np.isfinite(self.measures).all(axis=1)
-        rows = self.measures[known].astype(np.float32)
-        return {digest: row.tobytes() for digest, row in zip(as_bytes(self.digest[known]), rows, strict=True)}
+    @staticmethod
+    def joined(tables: Sequence[ImageTable]) -> ImageTable:
+        """Return the images of all tables, one table after the other, without measures."""
+        tables = tables or [ImageTable.of([])]
+        columns = zip(*((table.name, table.digest, table.stat) for table in tables), strict=True)
+        return ImageTable(*map(np.concatenate, columns))
 
     @staticmethod
     def of_columns(columns: Mapping[str, np.ndarray]) -> ImageTable:
         """Return the table of stored columns, by name; those that format version 1 lacks are unknown."""
         unknown = np.full(len(columns["key"]), -1, np.int64)
         stat = np.stack([columns.get(name, unknown) for name in FileStat._fields], axis=1)
-        return ImageTable(decode(columns["key"]), columns["digest"], stat, columns.get(MEASURED))
+        return ImageTable(columns["key"], columns["digest"], stat, columns.get(MEASURED))
 
     def rows(self) -> Iterator[ImageRow]:
         """Yield (key, digest, stat) of each image."""
@@ -329,10 +334,32 @@ def objects(texts: Sequence[str] | np.ndarray) -> np.ndarray:
 
 def encode(texts: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return strings as fixed-length NUL-padded UTF-8. A file name that is not UTF-8 keeps its bytes."""
-    raw = [_bytes(text) for text in texts]
-    if any(b"\0" in item for item in raw):
-        raise CacheError("A name holds a NUL character, which no cache can store.")
-    return np.array(raw, dtype=f"S{max(map(len, raw), default=1) or 1}")
+    blocks = []
+    for start in range(0, len(texts), DECODED):
+        raw = [_bytes(text) for text in texts[start : start + DECODED]]
+        if any(b"\0" in item for item in raw):
+            raise CacheError("A name holds a NUL character, which no cache can store.")
+        blocks.append(np.array(raw, dtype=f"S{max(map(len, raw), default=1) or 1}"))
+    return np.concatenate(blocks) if blocks else np.array([], "S1")
+
+
+def _shortest(column: np.ndarray) -> np.ndarray:
+    """Return stored texts in the least length that holds all."""
+    length = max(1, int(np.char.str_len(column).max(initial=1)))
+    return column if column.dtype.itemsize == length else column.astype(f"S{length}")
+
+
+def by_code_point(column: np.ndarray) -> np.ndarray:
+    """Return stored texts (n,) in a form whose order as bytes is that of the texts.
+
+    UTF-8 has that order. Bytes that are no UTF-8 stand for surrogates, whose place is another.
+    """
+    for start in range(0, len(column), DECODED):
+        try:
+            b"\n".join(column[start : start + DECODED].tolist()).decode()
+        except UnicodeDecodeError:
+            return np.array([text.encode("utf-8", "surrogatepass") for text in decode(column)])
+    return column
 
 
 def _bytes(text: str) -> bytes:

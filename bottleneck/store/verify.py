@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,9 +26,9 @@ import bottleneck
 from bottleneck.errors import BottleneckError, CacheError, first_line
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
+from bottleneck.store.index import Runs, hashes_of, repeated
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, statistics_path, sums_path
 from bottleneck.store.parts import read_log, require_intact
-from bottleneck.store.plan import duplicates
 from bottleneck.store.validate import MAKE_ONE
 
 START_SECONDS = 60.0
@@ -207,11 +207,12 @@ class Check:
             for path, rows in file.damage(file.nodes.values()).items():
                 self._rows_problem(file, describe_rows(path, rows))
             if file.map_name is None:
-                self._unique(file, "images/key", file.images.key)
+                self._unique(file, "images/key", hashes_of(file.images.name), file.images.name)
             else:
-                self._unique(file, "images/digest", file.images.digests())
+                self._unique(file, "images/digest", file.digest, file.digest)
             self._failures(file)
-            self._unique(file, "samples/key", file.samples.key)  # reading the samples checks their ranges
+            keys = file.samples.key  # reading the samples checks their ranges
+            self._unique(file, "samples/key", hashes_of(keys), keys)
             for group in ("features", "views"):
                 for link, dataset in file.file.get(group, {}).items():
                     self._finite(file, f"{group}/{link}", dataset)
@@ -238,15 +239,23 @@ class Check:
 
     def _failures(self, file: CacheFile) -> None:
         keys = [failure.key for failure in file.failures]
-        self._unique(file, "failures/key", keys)
-        both = set(keys) & set(file.images.key)
-        if both:
-            self._problem(file, f"{min(both)!r} is both an image and a failure")
+        hashes, images = hashes_of(keys), Runs()
+        self._unique(file, "failures/key", hashes, keys)
+        images.add(hashes_of(file.images.name))
+        both = np.flatnonzero(images.find(hashes) >= 0)
+        if len(both):
+            self._problem(file, f"{min(keys[i] for i in both)!r} is both an image and a failure")
 
-    def _unique(self, file: CacheFile, path: str, values: Iterable[str | bytes]) -> None:
-        twice = duplicates(values)
-        if twice:
-            self._problem(file, f"/{path} has {twice[0]!r} twice")
+    def _unique(
+        self, file: CacheFile, path: str, entries: np.ndarray, values: Sequence[str] | np.ndarray
+    ) -> None:
+        """Report a value that occurs twice; `entries` (n, w) stand for the values."""
+        twice = repeated(entries)
+        if len(twice):
+            value = values[twice[0]]
+            shown = value.tobytes() if isinstance(value, np.ndarray) else value
+            shown = shown.decode("utf-8", "surrogateescape") if values is file.images.name else shown
+            self._problem(file, f"/{path} has {shown!r} twice")
 
     def _problem(self, file: CacheFile, what: str) -> None:
         self.problems.append(f"{file.path}: {what}.")

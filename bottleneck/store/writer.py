@@ -24,13 +24,14 @@ from bottleneck.files import UNKNOWN_STAT, FileStat, write_error
 from bottleneck.samples import SampleTable
 from bottleneck.store.committer import Batch, Committer, Taken
 from bottleneck.store.consolidate import finish_in_parts, remove_temporaries, write_cache
+from bottleneck.store.index import BLOCK, Runs, hashes_of
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.parts import PartsFolder
 from bottleneck.store.plan import Plan, plan_run
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
 from bottleneck.store.state import CacheState
-from bottleneck.store.tables import CacheTables, Failure, ImageRow, ImageTable, Record, without_failed
+from bottleneck.store.tables import CacheTables, Failure, ImageRow, ImageTable, encode, without_failed
 
 CHANGED = "Its content changed although its size and time did not; run again."
 NOT_READ = "It was not read in the last run."
@@ -129,11 +130,14 @@ class CacheWriter:
                 raise write_error(error, self.path) from error
             self._open = stack.pop_all()
         self._keys: tuple[str, ...] | None = None
-        self._computed: set[str] = set()
         self._failed: set[str] = set()  # keys that failed in this run
 
     def plan(
-        self, keys: Sequence[str], stats: Sequence[FileStat], reread: bool = False, measure: bool = False
+        self,
+        keys: Sequence[str],
+        stats: Sequence[FileStat] | np.ndarray,
+        reread: bool = False,
+        measure: bool = False,
     ) -> Plan:
         """Return what is missing, as `plan_run` does. Keys for which `fail` was called count as failed.
 
@@ -144,9 +148,10 @@ class CacheWriter:
         """
         plan = plan_run(self._state, keys, stats, given_up=self._failed, reread=reread, measure=measure)
         self._keys = tuple(keys)
-        for work in plan.work:
-            for index in work.images:
-                self._state.failures.pop(keys[index], None)  # tried again
+        if self._state.failures:
+            for work in plan.work:
+                for index in work.images:
+                    self._state.failures.pop(keys[index], None)  # tried again
         plan.require_space(self.path.parent)
         return plan
 
@@ -157,8 +162,7 @@ class CacheWriter:
 
     def has_rows(self, key: str) -> bool:
         """Return whether the cache has all rows of the image `key`, of whatever bytes it was then."""
-        record = self._state.records.get(key)
-        return record is not None and not self._state.missing(record[0])
+        return self._state.has_record(key)
 
     def known(self, names: Sequence[str]) -> Container[bytes]:
         """Return the digests that need no computation for the nodes `names`: `take_over` their images."""
@@ -198,19 +202,12 @@ class CacheWriter:
         if measures is not None:
             lines = np.ascontiguousarray(measures, np.float32)
             measured = {digest: line.tobytes() for (_, digest, _), line in zip(rows, lines, strict=True)}
-        self._state.catalog.measured |= measured
         self._committer.put(Batch(rows, features, views, measured, engines or {}))
         self._state.add_rows(tuple(features), [digest for _, digest, _ in rows])
-        for key, digest, stat in rows:
-            self._state.catalog.add_record(key, (digest, stat))
-            if features:
-                self._computed.add(key)
 
     def take_over(self, key: str, digest: bytes, stat: FileStat) -> None:
         """Record an image whose digest has rows, or will have by the end of this run: a copy, a rename."""
-        record: Record = (bytes(digest), FileStat(*stat))
-        self._committer.put(Taken((key, *record)))
-        self._state.catalog.add_record(key, record)
+        self._committer.put(Taken((key, bytes(digest), FileStat(*stat))))
 
     def fail(
         self,
@@ -241,9 +238,9 @@ class CacheWriter:
             raise CacheError("A cache cannot be finished before it was planned.")
         self._committer.finish()
         started = time.perf_counter()
-        for entry in self._parts.take_new():
-            self._state.add_part(entry)
-        images, row_of = self._finished_images(self._keys)
+        computed = self._enter_new_parts()
+        hashes = hashes_of(self._keys)
+        images, row_of, at = self._finished_images(self._keys, hashes)
         failures = [self._state.failures[key] for key in self._keys if key in self._state.failures]
         tables = CacheTables(images, without_failed(samples, row_of), failures)
         try:
@@ -254,41 +251,66 @@ class CacheWriter:
                 finish_in_parts(self._state, self._parts, tables)
         except OSError as error:
             raise write_error(error, self.path) from error
-        computed = sum(key in self._computed for key in images.key)
+        new = int(computed[at].sum())
+        named = Runs()
+        named.add(hashes)
         return Summary(
             images=len(images),
-            computed=computed,
-            reused=len(images) - computed,
-            removed=len(set(self._state.keys) - set(self._keys)),
+            computed=new,
+            reused=len(images) - new,
+            removed=int((named.find(self._state.finished) < 0).sum()),
             samples=tables.samples,
             failures={failure.key: failure.reason for failure in failures},
             nodes=self._state.all_nodes,
             write_seconds=self._committer.seconds + time.perf_counter() - started,
         )
 
-    def _finished_images(self, keys: Sequence[str]) -> tuple[ImageTable, np.ndarray]:
-        """Return the images that have all their rows, and the row of each key (−1 if it has none).
+    def _enter_new_parts(self) -> np.ndarray:
+        """Enter what this run committed. Returns (n,) bool by record, whether this run computed its image."""
+        records, spans = self._state.records, []
+        for entry in self._parts.take_new():
+            start = len(records)
+            spans.append((start, start + self._state.add_part(entry)))
+        self._state.catalog.settle()
+        computed = np.zeros(len(records), bool)
+        for start, stop in spans:
+            computed[start:stop] = True
+        return computed
 
-        Each other key is made a failure.
+    def _finished_images(
+        self, keys: Sequence[str], hashes: np.ndarray
+    ) -> tuple[ImageTable, np.ndarray, np.ndarray]:
+        """Return the images that have all their rows, the row of each key (−1 if it has none), and the
+        records of the images. Each other key is made a failure.
         """
-        rows: list[ImageRow] = []
-        row_of = np.full(len(keys), -1, np.int64)
         state = self._state
+        records, catalog = state.records, state.catalog
+        at = records.find(hashes)
+        complete = np.zeros(len(at), bool)
+        for start in range(0, len(at), BLOCK):
+            rows = start + np.flatnonzero(at[start : start + BLOCK] >= 0)
+            complete[rows] = ~state.missing(records.digest[at[rows]]).any(axis=1)
+        if len(state.failures):
+            complete &= np.array([key not in state.failures for key in keys], bool)
         failed = {failure.digest: failure for failure in state.failures.values()}
-        for index, key in enumerate(keys):
-            record = state.records.get(key)
+        for index in np.flatnonzero(~complete).tolist():
+            key = keys[index]
             if key in state.failures:
                 continue
-            if record is None:
-                state.catalog.add_failure(Failure(key, NOT_READ, passing=True))
-            elif not state.missing(record[0]):
-                row_of[index] = len(rows)
-                rows.append((key, *record))
-            elif record[0] in failed:  # a copy of an image that failed
-                state.catalog.add_failure(replace(failed[record[0]], key=key, stat=record[1]))
+            copy = failed.get(records.digest[at[index]].tobytes()) if at[index] >= 0 else None
+            if copy is not None:  # a copy of an image that failed
+                stat = FileStat(*records.stat[at[index]].tolist())
+                catalog.add_failure(replace(copy, key=key, stat=stat))
             else:
-                state.catalog.add_failure(Failure(key, CHANGED, passing=True))
-        return ImageTable.of(rows, state.catalog.measured), row_of
+                reason = NOT_READ if at[index] < 0 else CHANGED
+                catalog.add_failure(Failure(key, reason, passing=True))
+        kept = np.flatnonzero(complete)
+        row_of = np.full(len(keys), -1, np.int64)
+        row_of[kept] = np.arange(len(kept))
+        digest = records.digest[at[kept]]
+        name = encode([keys[index] for index in kept.tolist()])
+        images = ImageTable(name, digest, records.stat[at[kept]], catalog.measures(digest))
+        return images, row_of, at[kept]
 
     @property
     def notes(self) -> list[Note]:

@@ -52,7 +52,7 @@ def test_the_shards_are_the_whole_source_once_each_with_its_splits(manifest, of,
     [
         ({}, ("", ""), set()),
         ({"val_fraction": 0.5}, ("", ""), {"splits"}),
-        ({"group_column": "patient"}, ("", ""), {"groups"}),
+        ({"group_column": "patient"}, ("", ""), {"groups", "assignment"}),
         ({"covariate_columns": ("age",)}, ("", ""), {"covariates"}),
         ({"label_columns": ("patient",)}, ("", ""), {"labels"}),
         ({}, ("00.png,a", "00.png,b"), {"labels"}),
@@ -115,3 +115,17 @@ def test_a_shard_without_samples_is_refused(tmp_path):
     with pytest.raises(SourceError, match="has no sample; the source has 1") as caught:
         read_source(tmp_path, ReadConfig(shard=f"{3 - number}/2"))
     assert caught.value.hint == "Use fewer shards."
+
+
+def test_samples_of_one_image_are_in_one_shard(tmp_path):
+    lines = ["image,id,label"]
+    for number in range(12):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number:02}.png")
+        lines += [f"{number:02}.png,{number}{name},a" for name in "xyz"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    options = {"sample_column": "id"}
+    shards = [read_source(tmp_path / "list.csv", ReadConfig(**options, shard=f"{i}/3")) for i in (1, 2, 3)]
+    images = [image for shard in shards for image in shard.images]
+    assert len(images) == len(set(images)) == 12
+    assert sum(len(shard.samples) for shard in shards) == 36
+    assert not any(note.code == "images-in-other-shards" for shard in shards for note in shard.notes)

@@ -3,8 +3,6 @@
 import hashlib
 import io
 import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -19,11 +17,10 @@ from bottleneck.cli.extract import command
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import LocalFiles
-from bottleneck.errors import CacheError, FingerprintError, SourceError, StrictError
+from bottleneck.errors import CacheError, FingerprintError, StrictError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
 from bottleneck.extraction.settings import default_cache
-from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
 from tests.helpers.recorder import Recorder
@@ -421,60 +418,3 @@ def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_
         expected = [found.get(key, found["wide.png"]) for key in cache.images.key]
         np.testing.assert_array_equal(cache.images.measures, expected)
     assert verify(old).ok
-
-
-def manifest_in_no_order(folder):
-    """A manifest of the folder's twelve images, of two classes and four groups."""
-    order = np.random.default_rng(0).permutation(12)
-    rows = "".join(f"images/{number:02}.png,{number % 2},g{number // 3}\n" for number in order)
-    (folder / "mixed.csv").write_text(f"image,label,group\n{rows}")
-    return folder / "mixed.csv"
-
-
-@pytest.mark.parametrize("of", [2, 3])
-def test_the_merged_shards_of_a_manifest_are_the_cache_of_one_process(folder, tmp_path, of):
-    source, numbers = manifest_in_no_order(folder), range(1, of + 1)
-    options = {"image_size": 32, "engine": "torch", "dtype": "float32", "val_fraction": 0.3}
-    one = extract(source, tmp_path / "one.h5", **options)
-    parts = [extract(source, tmp_path / "x.h5", shard=f"{number}/{of}", **options) for number in numbers]
-    assert [Path(part.cache).name for part in parts] == [f"x--shard-{n}-of-{of}.h5" for n in numbers]
-    assert all("shard-taken" in names_of(part.notes) for part in parts)
-    merge([part.cache for part in reversed(parts)], tmp_path / "x.h5")
-    with FeatureCache(one.cache) as single, FeatureCache(tmp_path / "x.h5") as merged:
-        ours, theirs = merged.samples, single.samples
-        for name in ("key", "split", "image"):
-            assert getattr(ours, name).tolist() == getattr(theirs, name).tolist()
-        assert ours.targets["label"].values.tolist() == theirs.targets["label"].values.tolist()
-        assert list(single.images.key) == list(merged.images.key)
-    alone, together = rows_of(one.cache), rows_of(tmp_path / "x.h5")
-    for key, row in alone.items():
-        np.testing.assert_allclose(together[key], row, rtol=1e-5, atol=1e-5 * row.std())
-    again = extract(source, tmp_path / "x.h5", **options)
-    assert (again.computed, again.images) == (0, 12)
-
-
-def test_a_shard_by_groups_and_one_by_keys_are_not_merged(folder, tmp_path):
-    source, options = manifest_in_no_order(folder), {"image_size": 32, "engine": "torch"}
-    by_group = extract(source, tmp_path / "x.h5", shard="1/2", group_column="group", **options)
-    by_key = extract(source, tmp_path / "x.h5", shard="2/2", **options)
-    with pytest.raises(FingerprintError) as caught:
-        merge([by_group.cache, by_key.cache], tmp_path / "out.h5")
-    assert caught.value.fields == ("groups",)
-
-
-def test_rows_that_depend_on_the_images_of_a_shard_are_refused(folder, tmp_path):
-    random = (SMALL, "BatchNorm statistics of a random network")
-    for options, said in (random, ({"precision": "int8"}, "An int8 network's calibration")):
-        with pytest.raises(SourceError, match=f"{said}.* --plan-file"):
-            extract(folder / "images", tmp_path / "x.h5", shard="1/2", **options)
-    assert not list(tmp_path.glob("x*.h5"))
-
-
-@pytest.mark.long
-def test_torchrun_gives_each_process_its_shard(folder, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--no-python"]
-    extract_words = ["extract", str(folder / "images"), "-o", str(tmp_path / "x.h5"), "--image-size", "32"]
-    ours = [sys.executable, "-m", "bottleneck", *extract_words, "--engine", "torch", "--shard", "auto"]
-    subprocess.run([*command, *ours], check=True, capture_output=True)
-    merge([tmp_path / f"x--shard-{number}-of-2.h5" for number in (1, 2)], tmp_path / "x.h5")
-    assert sorted(rows_of(tmp_path / "x.h5")) == [f"{number:02}.png" for number in range(12)]

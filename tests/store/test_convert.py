@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import CacheError
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import SampleTable, Shard, Target
 from bottleneck.store.convert import export
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.tables import objects
@@ -126,3 +126,15 @@ def test_another_name_of_a_node_is_told(path, tmp_path):
     (note,) = result["notes"]
     assert (note.code, note.details) == ("node-alias", {"given": f"{B.name}@{B.pool}", "node": B.name})
     assert f"features/{B.name}" in result["arrays"]
+
+
+def test_missing_shards_are_told(tmp_path):
+    with CacheWriter(tmp_path / "c.h5", SPEC, [A], ROOT) as writer:
+        writer.plan(["1.jpg"], [(1, 1)])
+        writer.add([("1.jpg", bytes(32), (1, 1))], {A.name: np.zeros((1, *A.shape), np.float32)})
+        shard = Shard(3, (2,), {"samples": "0"})
+        split, place = objects(["train"]), np.array([4])
+        samples = SampleTable(objects(["1.jpg"]), np.array([[0]]), split, shard=shard, position=place)
+        writer.finish(samples)
+    (note,) = export(tmp_path / "c.h5", tmp_path / "c.npz")["notes"]
+    assert (note.code, note.details["missing"]) == ("shards-missing", [1, 3])

@@ -16,6 +16,7 @@ SCRIPTS = {
     "full_disk": (3, 50),
     "writers": (2, 100),
     "signals": (2, 200),
+    "merging": (2, 200),
 }
 LONG = {**{script: rounds for script, (_, rounds) in SCRIPTS.items()}, "extract_signals": 200}
 

@@ -1,16 +1,19 @@
 """Caches of one fingerprint become one: nothing is computed, lost, or silently overruled."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
+from bottleneck import files
 from bottleneck.errors import CacheError, FingerprintError
 from bottleneck.fitting.labels import relabelled
 from bottleneck.samples import SampleTable, Shard, Target
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
-from bottleneck.store.spec import NodeSpec
+from bottleneck.store.spec import CacheSpec, NodeSpec
 from bottleneck.store.tables import objects, sample_columns, samples_of
 from bottleneck.store.verify import verify
 from bottleneck.store.writer import CacheWriter
@@ -160,8 +163,9 @@ def test_one_cache_or_an_existing_output_is_refused(tmp_path):
     a = write(tmp_path / "a.h5", table())
     with pytest.raises(CacheError, match="two caches or more"):
         merge([a], tmp_path / "out.h5")
-    with pytest.raises(CacheError, match="exists already"):
-        merge([a, a], a)
+    with pytest.raises(CacheError, match="exists already and is none of the caches") as caught:
+        merge([a, a], write(tmp_path / "b.h5", table()))
+    assert caught.value.hint == "Name it among the caches to extend it, or a new file with -o."
 
 
 def test_a_merge_that_cannot_write_the_main_file_leaves_no_map(tmp_path, monkeypatch):
@@ -290,3 +294,81 @@ def test_a_shard_without_positions_is_damage():
     del columns["samples/position"]
     with pytest.raises(CacheError, match="expected positions"):
         samples_of(columns)
+
+
+def test_a_merged_cache_is_extended_in_its_place_and_that_is_told(tmp_path):
+    first, second, third = shards(tmp_path)
+    merge([first, third], tmp_path / "out.h5")
+    result = merge([tmp_path / "out.h5", second], tmp_path / "out.h5")
+    (note,) = result["notes"]
+    assert (note["code"], note["before"], note["images"]) == ("cache-extended", 2, 3)
+    merge([first, second, third], tmp_path / "once.h5")
+    assert everything(tmp_path / "out.h5") == everything(tmp_path / "once.h5")
+    assert verify(tmp_path / "out.h5").ok
+
+
+def test_a_cache_with_maps_is_extended_in_its_place(tmp_path):
+    first, second, both = halves()
+    for name, world in (("1", first), ("2", second)):
+        world.extract(tmp_path / f"{name}.h5", [A, MAP])
+    merge([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "1.h5")
+    assert verify(tmp_path / "1.h5").ok
+    both.extract(tmp_path / "1.h5", [A, MAP])
+    assert both.computed == []
+    assert content(tmp_path / "1.h5") == both.expected([A, MAP])
+
+
+def test_a_dry_run_names_missing_shards_and_writes_nothing(tmp_path):
+    first, _, third = shards(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = merge([first, third], tmp_path / "out.h5", dry_run=True)
+    assert (result["images"], result["notes"][0]["missing"], result["bytes"]) == (2, [2], 2 * 5 * 2)
+    assert sorted(tmp_path.iterdir()) == before
+    with pytest.raises(FingerprintError, match="what differs"):
+        merge([first, shards(tmp_path / "b", labels="k")[1]], tmp_path / "out.h5", dry_run=True)
+
+
+def test_an_image_of_two_caches_has_one_row_and_that_is_told(tmp_path):
+    first, second, _ = halves()
+    for name, world in (("1", first), ("2", second)):
+        world.extract(tmp_path / f"{name}.h5", [A])
+    notes = merge([tmp_path / "1.h5", tmp_path / "2.h5"], tmp_path / "out.h5")["notes"]
+    assert [(note["code"], note["rows"]) for note in notes] == [("rows-of-same-images", 1)]
+
+
+def test_a_merge_needs_room_on_the_disk(tmp_path, monkeypatch):
+    caches = shards(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
+    with pytest.raises(CacheError, match="Merging 3 images needs"):
+        merge(caches, tmp_path / "out.h5", dry_run=True)
+
+
+def test_a_map_that_a_stopped_merge_has_completed_is_kept(tmp_path):
+    first, second, both = halves()
+    for name, world in (("1", first), ("2", second)):
+        world.extract(tmp_path / f"{name}.h5", [A, MAP])
+    caches = [tmp_path / "1.h5", tmp_path / "2.h5"]
+    merge(caches, tmp_path / "out.h5")
+    (tmp_path / "out.h5").unlink()
+    map_file = tmp_path / "out--blocks.3.h5"
+    (tmp_path / "out.h5.0123abcd.new").write_bytes(b"half")
+    before = map_file.stat().st_ino
+    notes = merge(caches, tmp_path / "out.h5")["notes"]
+    assert "map-of-stopped-merge" in [note["code"] for note in notes]
+    assert map_file.stat().st_ino == before
+    assert not list(tmp_path.glob("*.new"))
+    both.extract(tmp_path / "out.h5", [A, MAP])
+    assert both.computed == []
+
+
+def test_the_statistics_of_a_random_network_come_along(tmp_path, monkeypatch):
+    spec = CacheSpec({"name": "hash", "weights": "none", "calibrated": True}, SPEC.preprocess)
+    monkeypatch.setitem(globals(), "SPEC", spec)
+    caches = shards(tmp_path)
+    with pytest.raises(CacheError, match=r"1--batchnorm\.safetensors is missing"):
+        merge(caches, tmp_path / "out.h5")
+    data = save({"norm.running_mean": np.zeros(2, np.float32)})
+    (tmp_path / "2--batchnorm.safetensors").write_bytes(data)
+    merge(caches, tmp_path / "out.h5")
+    assert (tmp_path / "out--batchnorm.safetensors").read_bytes() == data
+    assert verify(tmp_path / "out.h5").ok

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 
 from bottleneck.cli.export import command
-from bottleneck.errors import FingerprintError
+from bottleneck.errors import FingerprintError, Note
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.samples import ArrayRows, SampleTable, Target
 from bottleneck.studies.embedding import plane
@@ -100,6 +100,12 @@ def test_a_head_of_other_features_is_refused(cache, tmp_path):
     head = fit_heads(other, output=tmp_path / "heads", C=0.1).heads[0]["path"]
     with pytest.raises(FingerprintError):
         export_map(cache, output=tmp_path / "m.parquet", head=head)
+
+
+def test_missing_shards_are_told(cache, tmp_path, monkeypatch):
+    note = Note("shards-missing", "Missing of the 3 shards of the source: 2.", True)
+    monkeypatch.setattr(SampleTable, "shard_notes", lambda self: [note])
+    assert note in export_map(cache, output=tmp_path / "m.parquet").notes
 
 
 def test_the_command_writes_the_map_beside_the_cache(cache):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import CacheError, FitError, Note
+from bottleneck.errors import CacheError, FitError, Note, distinct
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import blockwise
@@ -137,6 +137,7 @@ def drift(
         load = LoadOptions(weights, trust_code)
         with new_images(opened, os.fspath(new), node, load, run, reporter) as other:
             old_rows, new_rows, copies, notes = _compared(opened, other.cache)
+            lacking = [*opened.samples.shard_notes(), *other.cache.samples.shard_notes()]
             old = SelectedRows(_features(opened, node), old_rows)
             fresh = SelectedRows(_features(other.cache, node), new_rows)
             space = Space.of(old, fresh)  # of both alike, so that chance treats them alike
@@ -168,7 +169,7 @@ def drift(
                 seed=seed,
                 seconds=time.perf_counter() - started - other.startup_seconds - other.extract_seconds,
                 extract_seconds=other.extract_seconds,
-                notes=[*other.notes, *notes],
+                notes=distinct([*lacking, *other.notes, *notes]),
             )
 
 

@@ -106,7 +106,7 @@ def export_map(
     table = pyarrow.table(columns)
     with replacing(path) as fresh:
         parquet.write_table(table, fresh)
-    return MapFile(str(path), node, len(samples), list(columns), list(plane.notes))
+    return MapFile(str(path), node, len(samples), list(columns), [*samples.shard_notes(), *plane.notes])
 
 
 def _neighbours(pyarrow: Any, x: np.ndarray, reporter: Reporter) -> Any:

@@ -31,7 +31,7 @@ from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
-from bottleneck.store.merge import common_root
+from bottleneck.store.join import common_root
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.tables import as_bytes
 from bottleneck.studies.class_task import sole_target

@@ -9,8 +9,8 @@ from sklearn.metrics import roc_auc_score
 
 from bottleneck import drift
 from bottleneck.cli.main import group
-from bottleneck.errors import BottleneckError, CacheError, FingerprintError, FitError
-from bottleneck.samples import Target
+from bottleneck.errors import BottleneckError, CacheError, FingerprintError, FitError, Note
+from bottleneck.samples import SampleTable, Target
 from bottleneck.studies.drift.domain import area, interval, tell_apart
 from tests.helpers.caches import class_target, write_cache
 
@@ -89,6 +89,13 @@ def test_few_images_of_other_numbers_and_caches_without_labels(old, folder):
     assert {"class-shares-left-out", "sizes-differ"} <= {note.code for note in found.notes}
     assert found.classes == []
     assert found.target is None
+
+
+def test_missing_shards_are_told_once_also_without_labels(folder, monkeypatch):
+    note = Note("shards-missing", "Missing of the 3 shards of the source: 2.", True)
+    monkeypatch.setattr(SampleTable, "shard_notes", lambda self: [note])
+    found = drift(write_new(folder, rows(20, 4)[0], "part"), write_new(folder, rows(20, 5)[0], "other part"))
+    assert found.notes.count(note) == 1
 
 
 def test_other_features_and_unnamed_targets_are_refused(old, folder):
