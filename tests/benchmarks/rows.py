@@ -27,7 +27,7 @@ from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import objects
 from bottleneck.store.writer import CacheWriter
-from tests.benchmarks.machine import print_machine
+from tests.benchmarks.machine import this_machine
 
 D = 8
 NODE = NodeSpec("bottleneck", "native", (D,))
@@ -171,7 +171,7 @@ def main() -> None:
     if arguments.stage:
         stage(arguments.stage[0], Path(arguments.stage[1]), rows)
         return
-    print_machine()
+    print(this_machine().title)
     print(f"{rows:,} rows of {D} values in parts; per row, and for {WHOLE:,} rows")
     columns = ("state, B", "peak, B", "CPU, µs", "state, GB", "peak, GB", "hours")
     print(f"{'stage':14}" + "".join(f"{column:>11}" for column in columns))
