@@ -190,6 +190,10 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
         lines.append(f"{fix} has {_labels(result.label_issues['flag'])} first: look before you use it.")
         if "test_accuracy" in result.leaks:
             lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
+        else:
+            lines.append(
+                "--repair measures what they bring on a test split: extract with --test-fraction 0.2."
+            )
     elif result.label_issues["flag"]:
         lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
     return lines

@@ -59,13 +59,23 @@ flag = flags_of(ExplainConfig)
     type=click.Path(),
     help="Cache that the head was fitted on: also name the training images that pull each prediction most.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(),
+    help="Labels file that the head was fitted to (fit-head --labels), for --because.",
+)
 @strict_option
 @loading_options
 @column_options
 @cache_images_option
 @shows_results
 def command(
-    terminal: Terminal, model: str, sources: tuple[str, ...], because: str | None, **options: Any
+    terminal: Terminal,
+    model: str,
+    sources: tuple[str, ...],
+    because: str | None,
+    labels: str | None,
+    **options: Any,
 ) -> None:
     """Show which places of the images of SOURCES speak for the class that MODEL predicts.
 
@@ -73,6 +83,8 @@ def command(
     """
     from bottleneck.report.explain import explain
 
+    if labels is not None and because is None:
+        raise click.UsageError("--labels goes with --because CACHE.")
     result = explain(model, *sources, reporter=terminal, **options)
     shown = result.maps[:ROWS_SHOWN]
     several = any(len(one.images) > 1 for one in shown)
@@ -107,6 +119,7 @@ def command(
             *sources,
             cache=because,
             class_names=options["class_names"],
+            labels=labels,
             reading=config_from(ReadConfig, options),
             options=config_from(LoadOptions, options),
             reporter=terminal,

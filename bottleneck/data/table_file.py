@@ -234,7 +234,8 @@ def _read_parquet(name: str, data: bytes) -> Table:
         ]
         return file.read(columns).to_pydict()
     except Exception as error:  # of arrow, which has errors of many classes
-        raise SourceError(f"The table {name} cannot be read as Parquet: {one_line(error)}.") from error
+        reason = one_line(error).rstrip(".")
+        raise SourceError(f"The table {name} cannot be read as Parquet: {reason}.") from error
 
 
 def encodable(text: str) -> str:

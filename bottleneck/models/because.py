@@ -15,13 +15,16 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.data.config import ReadConfig
+from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.data.source import Source, read_sources
 from bottleneck.errors import ArtifactError, BottleneckError, Note
 from bottleneck.extraction.config import EngineConfig
+from bottleneck.fitting.head_files import blockwise
+from bottleneck.fitting.labels import relabelled
 from bottleneck.fitting.training_set import with_training_classes
-from bottleneck.heads.artifact import HeadArtifact
+from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.influence import Influence, require_linear, require_memory
+from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
@@ -29,6 +32,7 @@ from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 
 MOST = 10  # training samples that are named of each prediction
+OTHER_LABELS = "Give the file of `fit-head --labels` as --labels, or fit a head to the cache's labels."
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ def because(
     *sources: str | Path | Source,
     cache: str | os.PathLike[str],
     class_names: Sequence[str] = (),
+    labels: str | os.PathLike[str] | None = None,
     reading: ReadConfig | None = None,
     options: LoadOptions | None = None,
     reporter: Reporter = SILENT,
@@ -69,6 +74,7 @@ def because(
     model : path of a head, or an open Classifier; logistic or ridge, on cached features.
     sources : as for `explain`. cache : the one that the head was fitted on.
     class_names : classes or labels beside the predicted one.
+    labels : labels file that the head was fitted to, as `fit-head --labels` took it.
 
     Raises
     ------
@@ -93,7 +99,10 @@ def because(
             "Give a head that `bottleneck fit-head` wrote.",
         )
     with FeatureCache(cache) as opened:
-        rows, target, samples = training_rows(head, opened)
+        samples, notes = relabelled(
+            opened.samples, opened.images.key, labels, (head.target,), config=_as_of(head, reading)
+        )
+        rows, target, samples = training_rows(head, opened, samples)
         features = opened.sample_rows(head.node, rows)
         with reporter.step("Weighing training samples", unit="samples") as advance:
             require_memory(head, len(rows))
@@ -132,26 +141,32 @@ def because(
         first = "".join(f"; the first: {key} {why}" for key, why in [*failed.items()][:1])
         raise BottleneckError(f"None of the images could be explained{first}.")
     seconds = time.perf_counter() - started
-    return Because(str(cache), head.kind == "ridge", pulls, failed, seconds, list(classifier.trunk.notes))
+    notes = [*classifier.trunk.notes, *notes]
+    return Because(str(cache), head.kind == "ridge", pulls, failed, seconds, notes)
 
 
-def training_rows(head: HeadArtifact, cache: FeatureCache) -> tuple[np.ndarray, Target, SampleTable]:
+def training_rows(
+    head: HeadArtifact, cache: FeatureCache, samples: SampleTable
+) -> tuple[np.ndarray, Target, SampleTable]:
     """Return the samples (n,) that a head was fitted on, its target on them, and all samples.
 
-    Raises ArtifactError where the cache has other features, classes or images than the head was fitted on.
+    samples : of the cache, with the labels that the head was fitted to
+
+    Raises ArtifactError where there are other features, classes, labels or images than the head was fitted
+    on.
     """
     again = "Give the cache that it was fitted on, or fit it again with `bottleneck fit-head`."
     if cache.vector_fingerprint(head.node) != head.node_fingerprint:
         raise ArtifactError(f"The head was fitted on other features than {cache.path} holds.", again)
     if not head.trained_on:
         raise ArtifactError("The head does not say which images it was fitted on.", again)
-    samples, _ = with_training_classes(cache.samples, (head.target,))
+    samples, _ = with_training_classes(samples, (head.target,))
     target = samples.targets.get(head.target)
     if target is None or target.kind != head.target_kind or target.class_names != head.class_names:
         raise ArtifactError(
             f"{cache.path} has no target {head.target!r} with its classes: the head was fitted to "
             "other labels.",
-            "Extract with the labels that it was fitted to, and fit it again.",
+            OTHER_LABELS,
         )
     trained = TrainedOn.from_json(head.trained_on)
     seen = trained.has(cache.images.digest)[0][samples.image].all(axis=1) & target.labelled
@@ -161,8 +176,39 @@ def training_rows(head: HeadArtifact, cache: FeatureCache) -> tuple[np.ndarray, 
         rows = np.flatnonzero(seen & np.isin(samples.split, splits))
         found = TrainedOn.of(cache.images.digest[np.unique(samples.image[rows])]) if len(rows) else None
         if found and found.images == trained.images and np.array_equal(found.starts, trained.starts):
+            _require_its_labels(head, cache, rows, target.take(rows))
             return rows, target.take(rows), samples
     raise ArtifactError(f"The head was fitted on other images than {cache.path} holds.", again)
+
+
+def _as_of(head: HeadArtifact, reading: ReadConfig | None) -> LabelConfig:
+    """Return how a labels file is read, so that its target is of the head's kind."""
+    name = (head.target,)
+    return LabelConfig(
+        classes=name if head.target_kind == "class" else (),
+        regression=name if head.target_kind == "regression" else (),
+        label_separator=(reading or ReadConfig()).label_separator,
+    )
+
+
+def _require_its_labels(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, target: Target) -> None:
+    """Raise ArtifactError where the head's score on train is not the one that its file contains.
+
+    rows : (n,) of the cache's samples; target : on them
+    """
+    stored = head.metrics.get("train", {})
+    name = "r2" if target.kind == "regression" else "accuracy"
+    if stored.get("n") != len(rows) or stored.get(name) is None:
+        return
+    outputs = blockwise(cache.sample_rows(head.node, rows), head.decision)
+    predicted = apply_link(outputs, head.link, head.temperature)
+    score = measure(target.kind, target.values, predicted, target.class_names)[name]
+    if abs(score - stored[name]) > max(1e-3, 1.5 / len(rows)):
+        raise ArtifactError(
+            f"On its training samples the head has {name} {stored[name]:.4f} by its file, and {score:.4f} "
+            f"by the labels of {cache.path}: it was fitted to other labels.",
+            OTHER_LABELS,
+        )
 
 
 def _wanted(

@@ -84,7 +84,7 @@ OUTPUT_ONLY = {
     "extract": {"dry_run"},  # calls `survey`
     "train": {"plan", "report"},  # calls `plan_training`; `write_report`
     "fit-head": {"check"},  # calls `seen_images`
-    "explain": {"because"},  # calls `because`
+    "explain": {"because", "labels"},  # calls `because`
     "finetune": {"find_lr", "tensorboard"},  # calls `find_learning_rate`; draws epochs
     "scratch": {"tensorboard"},
     "evaluate": {"confusion"},

@@ -64,7 +64,26 @@ def test_other_caches_and_other_heads_are_refused(listed, few, made_cache, made_
     with pytest.raises(ArtifactError, match="on a knn head"):
         because(knn["path"], images, cache=made_cache)
     with FeatureCache(made_cache) as cache, pytest.raises(ArtifactError, match="does not say which images"):
-        training_rows(replace(load_head(made_head), trained_on={}), cache)
+        training_rows(replace(load_head(made_head), trained_on={}), cache, cache.samples)
+
+
+def test_a_head_fitted_to_a_labels_file_is_explained_with_that_file_alone(listed, few, tmp_path):
+    with FeatureCache(listed.cache) as cache:
+        samples = cache.samples
+    species = samples.targets["species"]
+    other = np.roll(species.values, 1)
+    labels = tmp_path / "labels.csv"
+    rows = [f"{key},{species.class_names[code]}" for key, code in zip(samples.key, other, strict=True)]
+    labels.write_text("\n".join(["sample,species", *rows]) + "\n", "utf-8")
+    (head,) = fit_heads(listed.cache, labels=labels, output=tmp_path).heads
+    with pytest.raises(ArtifactError, match=r"fitted to other labels.*--labels"):
+        because(head["path"], few, cache=listed.cache)
+    given = dict(row.split(",") for row in rows)
+    found = because(head["path"], few, cache=listed.cache, labels=labels)
+    assert len(found.pulls) == 3
+    assert all(each["given"] == given[each["sample"]] for one in found.pulls for each in one["training"])
+    arguments = ["explain", head["path"], str(few), "-o", str(tmp_path / "e.png"), "--labels", str(labels)]
+    assert "goes with --because" in CliRunner().invoke(group, arguments).output
 
 
 def test_the_command_names_them(listed, few, tmp_path):

@@ -33,7 +33,7 @@ class Judged:
     """Samples with probabilities from heads that were fitted without them.
 
     rows : (n,) samples of the table. probabilities : (n, K), or (n, L). head : measures test.
-    notes : on the samples that are not judged.
+    unjudged : labels of a multi-label target that are not judged. notes : on what is not judged.
     """
 
     task: Task
@@ -42,6 +42,7 @@ class Judged:
     probabilities: np.ndarray
     head: HeadArtifact
     notes: tuple[Note, ...] = ()
+    unjudged: tuple[int, ...] = ()
 
     @property
     def answers(self) -> Target:
@@ -50,7 +51,10 @@ class Judged:
     def quality(self, doubt: float, precision: float) -> LabelQuality:
         """Judge the labels. doubt, precision : as of `label_quality`."""
         judge = label_quality if self.answers.kind == "class" else multilabel_quality
-        return judge(self.answers.values, self.probabilities, doubt, precision)
+        quality = judge(self.answers.values, self.probabilities, doubt, precision)
+        for code in self.unjudged:
+            quality.flag[:, code], quality.wrong[:, code], quality.share[code] = False, 0.0, 0.0
+        return quality
 
     @property
     def accuracy(self) -> float:
@@ -152,7 +156,7 @@ def _with_other_splits(
 
     Raises FitError where no label can be judged.
     """
-    known, notes = _known_elsewhere(task, rows)
+    known, unjudged, notes = _known_elsewhere(task, rows)
     rows, logits = rows[known], logits[known]
     others = [task.rows[split] for split in ("val", "test") if split in task.rows]
     if not len(rows) and not others:
@@ -162,25 +166,41 @@ def _with_other_splits(
         )
     outputs = [logits, *(outputs_of(task, head, indices) for indices in others)]
     probabilities = apply_link(np.concatenate(outputs), head.link, head.temperature)
-    return Judged(task, node, np.concatenate([rows, *others]), probabilities, head, notes)
+    return Judged(task, node, np.concatenate([rows, *others]), probabilities, head, notes, unjudged)
 
 
-def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[Note, ...]]:
-    """Return (n,) bool, whether samples `rows` of train have a class that is in two folds, and a note.
+def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[int, ...], tuple[Note, ...]]:
+    """Return (n,) bool, whether samples `rows` of train have a class that is in two folds; of a multi-label
+    target, the labels whose positive samples are not in two; and a note.
 
     The head without the only fold of a class does not know it: it would hold each label for wrong.
     """
     target, train = task.target, task.rows["train"]
     if target.kind != "class":
-        return np.full(len(rows), True), ()
+        return np.full(len(rows), True), *_labels_in_one_fold(task)
     codes = target.values[train]
     folds = [len(np.unique(task.fold[codes == code])) for code in range(len(target.class_names))]
     known = np.array(folds)[target.values[rows]] > 1
     if known.all():
-        return known, ()
+        return known, (), ()
     names = [target.class_names[code] for code in np.unique(target.values[rows[~known]])]
     text = (
         f"{int((~known).sum()):,} labels are not judged: all samples of {', '.join(map(repr, names[:5]))}"
         f"{' …' if len(names) > 5 else ''} are in one fold; the head without them does not know the class."
     )
-    return known, (Note("labels-not-judged", text, details={"classes": names}),)
+    return known, (), (Note("labels-not-judged", text, details={"classes": names}),)
+
+
+def _labels_in_one_fold(task: Task) -> tuple[tuple[int, ...], tuple[Note, ...]]:
+    """Return the labels of a multi-label target whose positive samples are not in two folds, and a note."""
+    target, train = task.target, task.rows["train"]
+    folds = [len(np.unique(task.fold[bits == 1])) for bits in target.values[train].T]
+    alone = tuple(code for code, count in enumerate(folds) if count < 2)
+    if not alone:
+        return (), ()
+    names = [target.class_names[code] for code in alone]
+    text = (
+        f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''}: not judged, as all samples that "
+        "have the label are in one fold; the head without them does not know it."
+    )
+    return alone, (Note("labels-not-judged", text, details={"classes": names}),)

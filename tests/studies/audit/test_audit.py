@@ -210,6 +210,31 @@ def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path)
     assert repair["changed"] == bits[:, 0].sum()
 
 
+def test_a_label_that_one_sample_has_is_not_judged(features, truth, tmp_path):
+    bits = np.zeros((N, CLASSES + 1), np.uint8)
+    bits[np.arange(N), truth] = 1
+    bits[0, CLASSES] = 1
+    target = Target("marks", "multilabel", bits, ("a", "b", "c", "rare"))
+    found = audit(write_cache(tmp_path / "m.h5", features, [target], split=SPLIT))
+    (note,) = [note for note in found.notes if note.code == "labels-not-judged"]
+    assert note.details == {"classes": ["rare"]}
+    rare = [item for item in found.label_issues["items"] if item["label"] == "rare"]
+    assert len(rare) == N
+    assert not any(item["flag"] or item["wrong"] for item in rare)
+
+
+def test_a_repair_without_a_test_split_says_how_to_set_one_aside(features, truth, tmp_path):
+    split = np.where(SPLIT == "test", "train", SPLIT)
+    path = write_cache(tmp_path / "no test.h5", features, [class_target(truth, names=NAMES)], split=split)
+    labels = tmp_path / "labels.csv"
+    labels.write_text(f"sample,label\n{key(0)},{NAMES[0]}\n", "utf-8")
+    with pytest.raises(FitError) as error:
+        audit(path, repair=labels)
+    assert f"-o '{path}' --test-fraction 0.2" in error.value.hint
+    shown = CliRunner().invoke(group, ["audit", str(path), "--fix", str(tmp_path / "fix.csv")]).output
+    assert "--test-fraction 0.2" in shown.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("make", "options", "error", "text"),
     [
