@@ -1,4 +1,4 @@
-"""Backbones by name: list them, build one, rebuild the one that a file recorded.
+"""Backbones by name: build one, rebuild the one that a file recorded. `listing` lists them.
 
     efficientnet_lite0 · resnet50 · resnet50:IMAGENET1K_V1 · timm/NAME[.TAG] · small_cnn · package.module:f
 
@@ -10,9 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from difflib import get_close_matches
-from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from torch import nn
 from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
 from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
-from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Family, Listed
+from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Family
 from bottleneck.backbones.fit_weights import load_file
 from bottleneck.backbones.graph import on_meta
 from bottleneck.backbones.recipe import (
@@ -41,9 +39,6 @@ from bottleneck.errors import BackboneError, Note
 from bottleneck.names import DEFAULT_BACKBONE, DEFAULT_CHANNELS
 
 FAMILIES: tuple[Family, ...] = (efficientnet_lite, small_cnn, torchvision_models, timm_models)
-
-# Feature width and timm's parameter counts need a built network, which takes up to a second each.
-MOST_OPENED = 24
 
 
 def load_backbone(
@@ -198,29 +193,6 @@ def load_from_recipe(
     return backbone
 
 
-def available(pattern: str | None = None) -> list[Listed]:
-    """Backbones whose name contains `pattern` or matches it as a wildcard; without one, all but timm's.
-
-    Raises
-    ------
-    BackboneError
-        If nothing matches.
-    """
-    families = FAMILIES if pattern else [family for family in FAMILIES if family is not timm_models]
-    rows = [row for family in families for row in family.listed() if _matches(row.name, pattern)]
-    if not rows:
-        raise BackboneError(f"No backbone matches {pattern!r}.", "Try a shorter part of the name, or timm/*.")
-    names = dict.fromkeys(row.name for row in rows)
-    if len(names) > MOST_OPENED:
-        return rows
-    opened = {name: outline(name) for name in names}
-    widths = {name: backbone.num_features for name, backbone in opened.items()}
-    sizes = {name: sum(p.numel() for p in backbone.module.parameters()) for name, backbone in opened.items()}
-    return [
-        replace(row, features=widths[row.name], parameters=row.parameters or sizes[row.name]) for row in rows
-    ]
-
-
 def new_classifier(name: str, inputs: int, classes: int) -> nn.Sequential:
     """The layers that are trained from random weights on the features of `name`; two classes share one logit.
 
@@ -229,15 +201,6 @@ def new_classifier(name: str, inputs: int, classes: int) -> nn.Sequential:
     if name == small_cnn.NAME:
         return small_cnn.classifier(inputs, classes)
     return nn.Sequential(nn.Linear(inputs, 1 if classes == 2 else classes))
-
-
-def timm_count() -> int:
-    """Number of architectures that timm has."""
-    return len(timm_models.names())
-
-
-def _matches(name: str, pattern: str | None) -> bool:
-    return not pattern or pattern in name or fnmatch(name, pattern)
 
 
 def _architecture(

@@ -15,7 +15,7 @@ from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 @shows_results
 def command(terminal: Terminal, pattern: str | None) -> None:
     """List backbones whose name contains PATTERN, or matches it as a wildcard (`timm/vit*`)."""
-    from bottleneck.backbones.registry import MOST_OPENED, available, timm_count
+    from bottleneck.backbones.listing import MOST_OPENED, available, timm_count
 
     matches = available(pattern)
     rows = [(b.name, b.weights, b.accuracy, b.parameters, b.features) for b in matches]

@@ -134,9 +134,14 @@ class Trunk:
         return backbone
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the network has been loaded."""
+        return "backbone" in vars(self)
+
+    @property
     def notes(self) -> tuple[Note, ...]:
         """What was decided when the network was loaded, as soon as it was needed, and of its images."""
-        loading = vars(self)["backbone"].notes if "backbone" in vars(self) else ()
+        loading = self.backbone.notes if self.is_loaded else ()
         slow = self.config.precision == FAST and any(
             engine.precision == "fp32" for engine in self._engines.values()
         )

@@ -27,6 +27,7 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.plan_file import ExtractionPlan, kept_note, plan_for, write_plan
+from bottleneck.extraction.remembered_network import NodeOutline, RememberedNetwork
 from bottleneck.extraction.settings import ADOPTS, Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
@@ -114,12 +115,13 @@ def _prepare(
     if settings.engine.precision == "int8":
         refuse_for_shard(source, config, "An int8 network's calibration")
     statistics: Mapping[str, np.ndarray] = {} if plan is None or cache is not None else plan.statistics
-    trunk = open_trunk(settings, plan.statistics if plan is not None else None)
+    network = RememberedNetwork(_request(settings.config)) if settings.spec is None else None
+    trunk = open_trunk(settings, network, plan.statistics if plan is not None else None)
     if settings.spec is None:
         spec, statistics = _new_recipe(trunk, source, config)
     else:
         spec = settings.spec
-    described, found = _describe(settings, trunk, source)
+    described, found = _describe(settings, trunk, source, network)
     notes += found
     if any(node.calibration for node in described):
         refuse_for_shard(source, config, f"The measured agreement of {trunk.engine_name} with float32")
@@ -140,7 +142,10 @@ def _new_recipe(
     trunk: Trunk, source: Source, config: ExtractConfig
 ) -> tuple[CacheSpec, Mapping[str, np.ndarray]]:
     """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets."""
-    backbone, statistics = trunk.backbone, dict[str, np.ndarray]()
+    statistics = dict[str, np.ndarray]()
+    if trunk.recipe is not None:
+        return CacheSpec(backbone=dict(trunk.recipe), preprocess=trunk.preprocess.to_json()), statistics
+    backbone = trunk.backbone
     if backbone.recipe["weights"] == "none":
         refuse_for_shard(source, config, "BatchNorm statistics of a random network")
         from bottleneck.backbones.batchnorm import calibrate_batchnorm
@@ -151,9 +156,14 @@ def _new_recipe(
     return CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json()), statistics
 
 
-def open_trunk(settings: Settings, statistics: Mapping[str, np.ndarray] | None = None) -> Trunk:
-    """Return the trunk of an extraction. For a new cache the network is loaded at once.
+def open_trunk(
+    settings: Settings,
+    network: RememberedNetwork | None = None,
+    statistics: Mapping[str, np.ndarray] | None = None,
+) -> Trunk:
+    """Return the trunk of an extraction. For a new cache the network is loaded at once unless it is known.
 
+    network : what is known of it, for a new cache.
     statistics : BatchNorm's, of a recorded random network; those beside the cache by default.
     """
     calibrations = {name: node.calibration for name, node in settings.cached.items()}
@@ -162,25 +172,39 @@ def open_trunk(settings: Settings, statistics: Mapping[str, np.ndarray] | None =
         preprocess = Preprocess.from_json(settings.spec.preprocess)
         load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config, statistics)
         return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations, precisions)
+    config, request = settings.config, _request(settings.config)
+    if network is not None and network.recipe is not None:
+        preprocess = (settings.preprocess or network.preprocess).override(config.image_size, config.crop)
+        load = partial(_load_known, network, request)
+        return Trunk(load, preprocess, settings.engine, network.recipe)
     started = time.perf_counter()
-    backbone, config = _load_new(settings.config), settings.config
+    backbone = _load_new(request)
     preprocess = (settings.preprocess or backbone.preprocess).override(config.image_size, config.crop)
     seconds = time.perf_counter() - started
     return Trunk(lambda: backbone, preprocess, settings.engine, startup_seconds=seconds)
 
 
-def _load_new(config: ExtractConfig) -> Backbone:
+def _request(config: ExtractConfig) -> dict[str, Any]:
+    """Return the arguments of `load_backbone` for a new cache."""
+    return {
+        "name": config.backbone or DEFAULT_BACKBONE,
+        "weights": config.weights,
+        "seed": config.seed or 0,
+        "in_channels": config.in_channels or 3,
+        "depth": config.depth,
+        "image_size": None if config.backbone == SMALL_CNN else config.image_size,
+        "trust_code": config.trust_code,
+    }
+
+
+def _load_new(request: dict[str, Any]) -> Backbone:
     from bottleneck.backbones.registry import load_backbone
 
-    return load_backbone(
-        config.backbone or DEFAULT_BACKBONE,
-        weights=config.weights,
-        seed=config.seed or 0,
-        in_channels=config.in_channels or 3,
-        depth=config.depth,
-        image_size=None if config.backbone == SMALL_CNN else config.image_size,
-        trust_code=config.trust_code,
-    )
+    return load_backbone(**request)
+
+
+def _load_known(network: RememberedNetwork, request: dict[str, Any]) -> Backbone:
+    return network.require_same(_load_new(request))
 
 
 def _load_recorded(
@@ -198,7 +222,9 @@ def _load_recorded(
     return load_from_recipe(recipe, LoadOptions(config.weights, config.trust_code), statistics=statistics)
 
 
-def _describe(settings: Settings, trunk: Trunk, source: Source) -> tuple[list[NodeSpec], list[Note]]:
+def _describe(
+    settings: Settings, trunk: Trunk, source: Source, network: RememberedNetwork | None
+) -> tuple[list[NodeSpec], list[Note]]:
     """Return descriptions of the nodes that the cache lacks, and a note where they have another precision."""
     names, precision = settings.added, settings.engine.precision
     if not names:
@@ -217,22 +243,23 @@ def _describe(settings: Settings, trunk: Trunk, source: Source) -> tuple[list[No
         precision, calibration = engine.precision, engine.calibration
     specs = []
     for name in names:
-        shape, layout = trunk.backbone.node_shape(name, trunk.preprocess)
-        node, _, pool = name.partition("@")
-        node = trunk.backbone.resolve(node)
+        outline = network.node(name, trunk.preprocess) if network is not None else None
+        outline = outline or NodeOutline.of(trunk.backbone, name, trunk.preprocess)
         specs.append(
             NodeSpec(
-                node=node,
-                aliases=trunk.backbone.aliases(node),
-                pool=pool or default_pool(node),
-                shape=shape,
+                node=outline.node,
+                aliases=outline.aliases,
+                pool=name.partition("@")[2] or default_pool(outline.node),
+                shape=outline.shape,
                 dtype=settings.config.dtype or DTYPES[0],
                 precision="fp32" if precision == "auto" else precision,
-                layout=layout,
+                layout=outline.layout,
                 views=settings.views,
                 calibration=calibration,
             )
         )
+    if network is not None and trunk.is_loaded:
+        network.keep(trunk.backbone, names, trunk.preprocess)
     return specs, notes
 
 

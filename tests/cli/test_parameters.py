@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from bottleneck.backbones.inspect import inspect_backbone
+from bottleneck.backbones.listing import available
 from bottleneck.backbones.patches import patches_of_source
-from bottleneck.backbones.registry import available, load_backbone, outline
+from bottleneck.backbones.registry import load_backbone, outline
 from bottleneck.cli.main import COMMANDS, group
 from bottleneck.cli.terminal import Command
 from bottleneck.data.config import ReadConfig

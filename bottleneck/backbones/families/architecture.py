@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models import ResNet18_Weights
 
+from bottleneck.backbones.listed import Listed
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
 
@@ -72,21 +73,6 @@ def require_whole_patches(name: str, size: int, patch: int) -> None:
             f"{name} cuts images into patches of {patch} × {patch} pixels; {size} is no multiple of {patch}.",
             f"Use --image-size {below + patch}{f' or {below}' if below else ''}.",
         )
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One row of `bottleneck backbones`: a network with one set of weights.
-
-    accuracy : published top-1 on ImageNet-1k in percent, if the library states it.
-    parameters, features : None if unknown without building the network.
-    """
-
-    name: str
-    weights: str
-    accuracy: float | None = None
-    parameters: int | None = None
-    features: int | None = None
 
 
 class Family(Protocol):

@@ -17,7 +17,8 @@ from importlib import import_module
 import timm
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture, Listed, imagenet_names
+from bottleneck.backbones.families.architecture import Architecture, imagenet_names
+from bottleneck.backbones.listed import Listed
 from bottleneck.backbones.weights import read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from bottleneck.backbones.families.architecture import Architecture, Listed
+from bottleneck.backbones.families.architecture import Architecture
+from bottleneck.backbones.listed import Listed
 from bottleneck.data.preprocess import CHANNELS, Preprocess
 from bottleneck.errors import BackboneError
 from bottleneck.names import SMALL_CNN, SMALL_CNN_DEPTH

@@ -15,26 +15,24 @@ from torch import Tensor, nn
 
 from bottleneck.backbones.families.architecture import (
     Architecture,
-    Listed,
     imagenet_names,
     require_whole_patches,
 )
+from bottleneck.backbones.listed import TIMM, Listed
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
-
-PREFIX = "timm/"
 
 
 def names() -> list[str]:
     """`timm/NAME` of all architectures, sorted."""
-    return [PREFIX + name for name in timm.list_models()]
+    return [TIMM + name for name in timm.list_models()]
 
 
 def listed() -> Iterator[Listed]:
     """A row for each network and set of weights."""
     for full in timm.list_models(pretrained=True, include_tags=True):
         bare, _, tag = full.partition(".")
-        yield Listed(PREFIX + bare, tag or "published")
+        yield Listed(TIMM + bare, tag or "published")
 
 
 def architecture(
@@ -46,7 +44,7 @@ def architecture(
     image_size: int | None = None,
 ) -> Architecture:
     """One of timm's networks; `weights` is a tag, such as "a1_in1k"."""
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(TIMM)
     full = f"{bare}.{weights}" if weights else bare
     try:
         config = timm.get_pretrained_cfg(full, allow_unregistered=False)

@@ -26,9 +26,9 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from bottleneck.backbones.families.architecture import (
     USUAL_PREPROCESS,
     Architecture,
-    Listed,
     require_whole_patches,
 )
+from bottleneck.backbones.listed import Listed
 from bottleneck.backbones.weights import read_weights
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError
