@@ -69,6 +69,10 @@ class EngineError(BottleneckError):
     """An engine cannot run the trunk, or its outputs differ from the reference by more than the bound."""
 
 
+class ClusterError(BottleneckError):
+    """A Ray cluster cannot be reached, or none of its workers can do what is asked."""
+
+
 class FitError(BottleneckError):
     """A head or a network cannot be fitted to the data given."""
 

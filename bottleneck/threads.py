@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
+_share: list[int] = []  # at most one: the cores of this process, see `use_cores`
+
 # More threads than these only wait for disks, memory or the interpreter.
 _MAX_DECODERS = 32
 _MAX_PASSES = 16
@@ -56,7 +58,13 @@ def available_cores() -> int:
     except (OSError, ValueError):
         pass
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
-    return max(1, cores // int(beside)) if beside.isdecimal() and int(beside) > 1 else cores
+    cores = max(1, cores // int(beside)) if beside.isdecimal() and int(beside) > 1 else cores
+    return min([cores, *_share])
+
+
+def use_cores(count: int) -> None:
+    """Let this process use `count` cores at most: those that a scheduler has given it, which it must keep."""
+    _share[:] = [max(1, count)]
 
 
 def thread_budget(workers: int | None = None, device: str = "cpu") -> ThreadBudget:

@@ -35,6 +35,7 @@ FEWER = {
 INSTEAD = {"cuda:0": "cpu", "cuda:1": "cpu", "1,2,5,10,50": "1,2,3,5,10"}
 # Why calls that have these words cannot be run here.
 NOT_RUN = {
+    "--ray": "needs a cluster, which tests/extraction/test_ray.py has",
     "demo": "tests/test_release.py runs it, from the wheel",
     "inspect NETWORK": "stands for any network",
     "--shard auto": "needs a job of Slurm or torchrun",

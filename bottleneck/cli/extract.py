@@ -9,6 +9,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import (
+    ClusterAddress,
     engine_options,
     flags_of,
     input_options,
@@ -99,6 +100,25 @@ flag = flags_of(ExtractConfig)
     "--plan-file",
     type=click.Path(),
     help="Plan of all shards (network, precision, images, labels): made if it does not exist, else kept to.",
+)
+@flag(
+    "--ray",
+    type=ClusterAddress(),
+    is_flag=False,
+    flag_value="auto",
+    show_default="not used",
+    help="Compute on the Ray cluster at HOST:PORT, or on that of this machine.",
+)
+@flag(
+    "--ray-workers",
+    type=click.IntRange(1, 100_000),
+    show_default="one per node",
+    help="Workers of the Ray cluster, of equal size.",
+)
+@flag(
+    "--gpus-per-worker",
+    type=click.FloatRange(0, 64),
+    help="GPUs of each worker of the Ray cluster, or the part of one, such as 0.5.",
 )
 @trust_code_option
 @strict_option

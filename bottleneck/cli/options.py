@@ -62,6 +62,18 @@ class Memory(click.ParamType):
         return int(float(match[1]) * UNITS[match[2] or ""])
 
 
+class ClusterAddress(click.ParamType):
+    """Where a Ray cluster is: HOST:PORT, or the word auto."""
+
+    name = "host:port"
+    choices = ("auto",)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if str(value) not in self.choices and ":" not in str(value):
+            self.fail(f"{value!r} is no HOST:PORT. Put SOURCE before --ray, or write --ray=auto.", param, ctx)
+        return str(value)
+
+
 def flags_of(config: type) -> Callable[..., Decorator]:
     """Return a function that makes the flags of a command from the fields of its config, see `setting`."""
     return partial(setting, config)

@@ -62,6 +62,7 @@ class Terminal(Reporter):
         self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard
         self._name = ""  # of the command, while it runs
         self._loading = self.err.status("")
+        self._drawing = False  # a bar, beside which a line may be told
 
     @contextmanager
     def loading(self, name: str) -> Iterator[None]:
@@ -75,7 +76,7 @@ class Terminal(Reporter):
 
     def _wait(self, what: str) -> None:
         """Show on a terminal that something is being done, until the next report."""
-        if self._name and self.err.is_terminal:
+        if self._name and self.err.is_terminal and not self._drawing:
             self._loading.update(Text(printable(f"{self._name}: {what} …")))
             self._loading.start()
 
@@ -87,8 +88,11 @@ class Terminal(Reporter):
         self._loading.stop()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
-            task = bars.add_task(escape(printable(name)), total=total)
-            yield lambda done: bars.advance(task, done)
+            task, self._drawing = bars.add_task(escape(printable(name)), total=total), True
+            try:
+                yield lambda done: bars.advance(task, done)
+            finally:
+                self._drawing = False
         self._wait(f"after “{name}”, working on")
 
     def tell(self, text: str) -> None:

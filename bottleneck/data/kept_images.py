@@ -61,6 +61,10 @@ class KeptImages:
                 "Give --cache-images a folder that you can write.",
             ) from error
 
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        """Pickle the folder alone: another process keeps images in its own, of the same name."""
+        return KeptImages, (self.path.absolute(),)
+
     def stat(self, files: Readable, key: str) -> FileStat:
         """Return the version of a file, as its store tells it now."""
         stat = files.stat(key)

@@ -16,7 +16,7 @@ import hashlib
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
@@ -105,7 +105,7 @@ def load_images(
     views: Views | None = None,
     memory: int = MEMORY,
     time_limit: float = TIME_LIMIT,
-) -> Iterator[LoadedImage]:
+) -> Generator[LoadedImage, None, None]:
     """Read and decode images in threads, a bounded number ahead of the caller.
 
     Parameters

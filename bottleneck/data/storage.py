@@ -117,6 +117,10 @@ class RemoteFiles:
         self.listing = listing or {}
         self.store = RemoteStore(filesystem, url, retrier)
 
+    def __reduce__(self) -> tuple[type, tuple[AbstractFileSystem, str, str]]:
+        """Pickle how the files are read, for another process, without the listing, which may be large."""
+        return RemoteFiles, (self.filesystem, self.folder, self.root)
+
     def path(self, key: str) -> str:
         """The file's path within the filesystem."""
         path = posixpath.join(self.folder, key)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, ClusterError
 from bottleneck.names import DTYPES
 
 ON_ERROR = ("skip", "fail")
@@ -59,6 +59,10 @@ class ExtractConfig:
     trust_code : allow a backbone named `package.module:function` to be imported.
     plan_file : a file that fixes source, network, nodes and precision for all shards (`plan_file`). It is
         written if it does not exist, and compared if it does.
+    ray : address of a Ray cluster whose workers read the images and run the network: "HOST:PORT"; "auto" for
+        the cluster of this machine or, where there is none, one that is started for the run; None for none.
+    ray_workers : number of workers, of equal size; None for one on each node, also on nodes that come later.
+    gpus_per_worker : GPUs of each worker, or the part of one.
     engine : how the network is run.
     """
 
@@ -81,6 +85,9 @@ class ExtractConfig:
     keep_parts: bool = False
     trust_code: bool = False
     plan_file: str | None = None
+    ray: str | None = None
+    ray_workers: int | None = None
+    gpus_per_worker: float = 0.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -89,6 +96,7 @@ class ExtractConfig:
             raise BottleneckError(f"dtype is {self.dtype!r}; expected {' or '.join(DTYPES)}.")
         if self.on_error not in ON_ERROR:
             raise BottleneckError(f"on_error is {self.on_error!r}; expected {' or '.join(ON_ERROR)}.")
+        self._require_ray()
         if self.views < 0:
             raise BottleneckError(f"views is {self.views}; expected 0 or more.")
         if self.flip and self.views:
@@ -96,6 +104,22 @@ class ExtractConfig:
                 "A cache holds mirrored views or augmented ones, not both.",
                 "Leave --views or --flip out, or write two caches with -o.",
             )
+
+    def _require_ray(self) -> None:
+        """Raise ClusterError for workers of a cluster that are not possible, or without a cluster."""
+        workers, gpus = self.ray_workers, self.gpus_per_worker
+        if workers is not None and workers < 1:
+            raise ClusterError(
+                f"--ray-workers is {workers}; expected 1 or more.",
+                "Leave it out for one worker on each node.",
+            )
+        if gpus < 0 or (gpus > 1 and gpus != round(gpus)):
+            raise ClusterError(
+                f"--gpus-per-worker is {gpus:g}; expected a part of one GPU, such as 0.5, or a whole number."
+            )
+        if self.ray is None and (workers is not None or gpus):
+            flag = "--ray-workers" if workers is not None else "--gpus-per-worker"
+            raise ClusterError(f"{flag} is for workers of a Ray cluster.", "Add --ray, or --ray HOST:PORT.")
 
     @property
     def node_names(self) -> tuple[str, ...]:

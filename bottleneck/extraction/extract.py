@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,15 @@ from safetensors.numpy import save
 
 from bottleneck.data.class_names import lost_classes
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.loader import LoadedImage, load_images
+from bottleneck.data.loader import load_images
 from bottleneck.data.manifest import NONE_READ
-from bottleneck.data.measures import measure as measure_pixels
-from bottleneck.data.preprocess import Preprocess, views_from_json
+from bottleneck.data.preprocess import views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import CacheError, ImageError, Note, distinct, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
-from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
+from bottleneck.extraction.pipeline import Batch, Trunk, measures_of, without_unstorable
 from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import cache_path, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
@@ -135,6 +135,9 @@ def extract(
     keep_parts: bool = ExtractConfig.keep_parts,
     trust_code: bool = ExtractConfig.trust_code,
     plan_file: str | None = ExtractConfig.plan_file,
+    ray: str | None = ExtractConfig.ray,
+    ray_workers: int | None = ExtractConfig.ray_workers,
+    gpus_per_worker: float = ExtractConfig.gpus_per_worker,
     engine: str = EngineConfig.engine,
     precision: str = EngineConfig.precision,
     device: str = EngineConfig.device,
@@ -167,7 +170,8 @@ def extract(
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
     backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, in_channels, depth, seed, \
-on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file
+on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file, ray, ray_workers, \
+gpus_per_worker
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force
         As in `EngineConfig`.
@@ -184,6 +188,8 @@ val_fraction, test_fraction, limit, cache_images, shard
         The cache was made with another backbone, preprocessing or dtype, or from other images.
     CacheError
         The cache is damaged, locked by another run, or the disk is full.
+    ClusterError
+        The Ray cluster cannot be reached, or none of its workers can do the work.
     """
     config = config_from(ExtractConfig, locals())
     opened = read_source(source, config_from(ReadConfig, locals(), seed=seed or 0))
@@ -199,7 +205,9 @@ def run_extraction(
     strict: bool = False,
 ) -> ExtractResult:
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
-    return run_prepared(prepare(config, source, cache_path(source, cache, config)), reporter, strict)
+    return run_prepared(
+        _prepared(config, source, cache_path(source, cache, config), reporter), reporter, strict
+    )
 
 
 def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bool = False) -> ExtractResult:
@@ -264,6 +272,16 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
             ]
         ),
     )
+
+
+def _prepared(config: ExtractConfig, source: Source, path: Path, reporter: Reporter) -> Extraction:
+    """Prepare an extraction, whose trunk runs on a Ray cluster where the user wants it."""
+    if config.ray is None:
+        return prepare(config, source, path)
+    from bottleneck.extraction.ray_trunk import RayTrunk, for_workers
+
+    extraction = prepare(for_workers(config, source), source, path)
+    return replace(extraction, trunk=RayTrunk.of(extraction, reporter))
 
 
 def _mended_note(notes: Sequence[Note], computed: int, engine: str | None) -> Iterator[Note]:
@@ -361,8 +379,8 @@ def _compute(work: Work, extraction: Extraction, writer: CacheWriter, reporter: 
     views = shared_views((writer.nodes[name] for name in names), extraction.path)
     recipe = views_from_json(views) if views else None
     known = writer.known(names)
-    with reporter.step("Extracting", total=len(keys), unit="images") as advance:
-        stream = extraction.trunk.stream(source, keys, names, known=known, views=recipe)
+    items = extraction.trunk.stream(source, keys, names, known=known, views=recipe)
+    with closing(items) as stream, reporter.step("Extracting", total=len(keys), unit="images") as advance:
         for item in without_unstorable(stream, [writer.nodes[name] for name in names]):
             if isinstance(item, Batch):
                 _commit(item, names, writer, extraction.trunk)
@@ -400,15 +418,9 @@ def _commit(batch: Batch, names: Sequence[str], writer: CacheWriter, trunk: Trun
         [(image.key, image.digest, image.stat) for image in batch.images if image.digest is not None],
         dict(zip(names, batch.features, strict=True)),
         dict(zip(names, batch.views, strict=True)) if batch.views else {},
-        _measures(batch.images, trunk.preprocess),
+        measures_of(batch.images, trunk.preprocess) if batch.measures is None else batch.measures,
         trunk.engines_of(names),
     )
-
-
-def _measures(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.ndarray:
-    """Return the measures (B, 7) of the pixels of B images."""
-    pixels = ((image.pixels, image.size) for image in images)
-    return np.stack([measure_pixels(each, size, preprocess) for each, size in pixels if each is not None])
 
 
 def _measured(work: Work, extraction: Extraction, writer: CacheWriter, reporter: Reporter) -> list[str]:
@@ -423,6 +435,6 @@ def _measured(work: Work, extraction: Extraction, writer: CacheWriter, reporter:
                 kept.append(f"{image.key}: {image.error}")
             elif image.pixels is not None and image.digest is not None:
                 rows = [(image.key, image.digest, image.stat)]
-                writer.add(rows, {}, measures=_measures([image], preprocess))
+                writer.add(rows, {}, measures=measures_of([image], preprocess))
             advance(1)
     return kept

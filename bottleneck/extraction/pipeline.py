@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.data.loader import LoadedImage, NotedImages, load_images
+from bottleneck.data.measures import measure
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BottleneckError, Note, distinct, first_line
 from bottleneck.extraction.config import EngineConfig
@@ -47,11 +48,22 @@ class Batch:
     images : list of B `LoadedImage`.
     features : one float32 array (B, …) per node.
     views : one float32 array (B, V, …) per node, or None.
+    measures : (B, 7) float32 of the images' pixels (`measures_of`), where these have been dropped; else None.
     """
 
     images: list[LoadedImage]
     features: tuple[np.ndarray, ...]
     views: tuple[np.ndarray, ...] | None = None
+    measures: np.ndarray | None = None
+
+    def take(self, rows: np.ndarray) -> Batch:
+        """Return the batch of the images `rows` (indices), with copies of their arrays."""
+        return Batch(
+            [self.images[i] for i in rows],
+            tuple(each[rows] for each in self.features),
+            None if self.views is None else tuple(each[rows] for each in self.views),
+            None if self.measures is None else self.measures[rows],
+        )
 
 
 class _Calls:
@@ -106,6 +118,7 @@ class Trunk:
     recipe : of the network that `load` will build, where it is known; a stored graph then needs no loading.
     calibrations : by node, of the engine that made its rows in the cache; no other may continue them.
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
+    grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
     example : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
@@ -117,6 +130,7 @@ class Trunk:
     recipe: Mapping[str, Any] | None = None
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
+    grouped: Sequence[tuple[str, ...]] = ()
     example: Callable[[], np.ndarray] | None = None
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
@@ -184,8 +198,6 @@ class Trunk:
         if nodes not in self._engines:
             from bottleneck.engines.base import build_engine
 
-            recipe = self.recipe or self.backbone.recipe
-            key = fingerprint({"backbone": recipe, "preprocess": self.preprocess.to_json(), "nodes": nodes})
             started, before = time.perf_counter(), self.startup_seconds
             calibration, engine = self.calibrations.get(nodes[0]), self.config.engine
             precision = self.precisions.get(nodes[0], self.config.precision)
@@ -194,16 +206,47 @@ class Trunk:
             self._engines[nodes] = build_engine(
                 lambda: self.backbone.extractor(nodes, self.preprocess),
                 example,
-                key=key,
+                key=self.graph_key(nodes),
                 engine=engine,
                 precision=precision,
                 device=self.config.device,
                 force=self.config.force,
                 calibration=calibration,
-                network=recipe["name"],
+                network=self.network["name"],
             )
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
         return self._engines[nodes]
+
+    def build_engine(
+        self,
+        group: tuple[str, ...],
+        example: np.ndarray,
+        wrap: Callable[[Engine], Engine] = lambda engine: engine,
+    ) -> None:
+        """Build the engine of a group of nodes as `engine` does; `wrap` gives what is used in its place."""
+        if group not in self._engines:
+            self._engines[group] = wrap(self.engine(group, example))
+
+    @property
+    def engines(self) -> dict[tuple[str, ...], Engine]:
+        """The engines that exist by now, by their nodes."""
+        return dict(self._engines)
+
+    def apart(self) -> Trunk:
+        """Return a trunk with the same engines, which have taken images, and its own times and notes."""
+        return replace(
+            self, spent=dict.fromkeys(self.spent, 0.0), _noted=NotedImages(), _read=[], _works=True
+        )
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """The recipe of the network; it is loaded for it where the recipe is not known."""
+        return self.recipe or self.backbone.recipe
+
+    def graph_key(self, nodes: Sequence[str]) -> str:
+        """Return the key under which the graph of the sorted `nodes` is stored (`onnx_graph.GraphCache`)."""
+        parts = {"backbone": self.network, "preprocess": self.preprocess.to_json(), "nodes": tuple(nodes)}
+        return fingerprint(parts)
 
     def stream(
         self,
@@ -213,7 +256,7 @@ class Trunk:
         *,
         known: Container[bytes] = (),
         views: Views | None = None,
-    ) -> Iterator[Batch | LoadedImage]:
+    ) -> Generator[Batch | LoadedImage, None, None]:
         """Yield features of the images `keys`, batch by batch while later images are being decoded.
 
         Yields a `Batch` for images that were computed, and the bare `LoadedImage` for one without pixels:
@@ -308,6 +351,8 @@ class Trunk:
         In each group they are sorted: a new cache has them as they were asked for, an existing one by name,
         and both shall find the same stored graph.
         """
+        if self.grouped:
+            return list(self.grouped)
         groups: dict[str, list[str]] = {}
         for name in sorted(nodes):
             made_by = [self.precisions.get(name, self.config.precision), self.calibrations.get(name)]
@@ -337,8 +382,7 @@ def without_unstorable(
         good = np.array([i for i in range(len(item.images)) if i not in bad], np.int64)
         if len(good):
             works = True
-            views = None if item.views is None else tuple(rows[good] for rows in item.views)
-            yield Batch([item.images[i] for i in good], tuple(rows[good] for rows in item.features), views)
+            yield item.take(good)
 
 
 def _unstorable(batch: Batch, nodes: Sequence[NodeSpec]) -> dict[int, str]:
@@ -353,6 +397,12 @@ def _unstorable(batch: Batch, nodes: Sequence[NodeSpec]) -> dict[int, str]:
                 what = size if np.isfinite(largest[index]) else "features that are NaN or infinite"
                 reasons.setdefault(int(index), f"has {what} at node {node.name}")
     return reasons
+
+
+def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.ndarray:
+    """Return the measures (B, 7) of the pixels of B images."""
+    pixels = ((image.pixels, image.size) for image in images)
+    return np.stack([measure(each, size, preprocess) for each, size in pixels if each is not None])
 
 
 def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:

@@ -87,6 +87,10 @@ class Retrier:
         self._skipped: Counter[str] = Counter()  # requests that were not sent, by host
         self._retried: Counter[str] = Counter()  # by reason
 
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        """Pickle nothing: another process counts its own requests."""
+        return Retrier, ()
+
     def run(self, url: str, attempt: Callable[[float], Result], size: int = 0) -> Result:
         """Return attempt(seconds), called again where it fails so that it may succeed soon.
 

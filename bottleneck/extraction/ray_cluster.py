@@ -1,0 +1,244 @@
+"""Reach a Ray cluster, or start Ray on this machine, and say what its nodes have.
+
+Ray is imported only here and in `ray_pool`, and only for `--ray`. It sends nothing to its makers, writes
+nothing to the user's terminal, and what was started for the run ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from bottleneck.errors import ClusterError, Note, first_line
+from bottleneck.threads import available_cores
+
+AUTO = "auto"  # the cluster of this machine, else one that is started here
+ANSWER_SECONDS = 10.0  # for an address
+LONGEST_FOLDER = 36  # bytes: Ray adds up to 70 to the paths of its sockets, of which a system allows 107
+STORE_HINT = "Start its nodes with a larger --object-store-memory, or use nodes with more memory."
+_HINT = "Give the HOST:PORT that `ray start --head` printed, or --ray alone on a node of the cluster."
+
+
+@dataclass(frozen=True)
+class ClusterNode:
+    """A living node of the cluster, and what Ray may give away of it. store : bytes of its object store."""
+
+    id: str
+    host: str
+    cpus: int
+    gpus: float
+    store: int
+
+    def __str__(self) -> str:
+        return f"{self.host} (node {self.id[:8]})"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Resources of one worker, and the node on which it must be; None where Ray chooses."""
+
+    cpus: int
+    gpus: float
+    node: ClusterNode | None = None
+
+
+def require_ray() -> None:
+    """Raise ClusterError where Ray is not installed."""
+    if find_spec("ray") is None:
+        raise ClusterError(
+            "--ray needs Ray, which is not installed.", "Run: pip install 'bottleneck-features[ray]'"
+        )
+
+
+@contextmanager
+def connected(address: str) -> Iterator[list[Note]]:
+    """Connect with a Ray cluster for the block; yield the notes on that.
+
+    A connection that the caller's program has already is used, and stays.
+
+    Raises
+    ------
+    ClusterError
+        Ray is not installed, nothing answers at the address, or what answers has another version.
+    """
+    require_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # before the import, which reads it
+    with _quiet():
+        import ray
+    if ray.is_initialized():
+        yield []
+        return
+    folder = tempfile.mkdtemp(prefix="bn-ray-", dir=short_folder())
+    try:
+        with _nothing_printed():
+            try:
+                yield _connect(address, folder)
+            finally:
+                with _quiet():
+                    ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # processes that end may still write there
+
+
+def living_nodes() -> list[ClusterNode]:
+    """Return the nodes that are alive."""
+    import ray
+
+    return [
+        ClusterNode(
+            id=node["NodeID"],
+            host=node["NodeManagerHostname"],
+            cpus=int(node["Resources"].get("CPU", 0)),
+            gpus=float(node["Resources"].get("GPU", 0)),
+            store=int(node["Resources"].get("object_store_memory", 0)),
+        )
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def sizes_of(nodes: Iterable[ClusterNode], workers: int | None, gpus: float) -> list[Size]:
+    """Return the workers of a cluster: `workers` of equal size, or else as many as its nodes have room for.
+
+    With GPUs, these are on nodes that have them; where the number is not given, nodes without GPUs get a
+    worker as well. Nodes without a CPU to give get none.
+    """
+    nodes = [node for node in nodes if node.cpus]
+    able = [node for node in nodes if gpus and node.gpus >= gpus]
+    if workers is not None:
+        able = able or nodes
+        cpus = min(node.cpus for node in able) // -(-workers // len(able))
+        return [Size(max(1, cpus), gpus)] * workers
+    counts = {node: int(node.gpus // gpus) if node in able else 1 for node in nodes}
+    return [
+        Size(max(1, node.cpus // count), gpus if node in able else 0.0, node)
+        for node, count in counts.items()
+        for _ in range(count)
+    ]
+
+
+def require_room(nodes: Sequence[ClusterNode], gpus: float) -> None:
+    """Raise ClusterError where no node has the CPU, or the GPUs, of one worker."""
+    able = [node for node in nodes if node.cpus]
+    if not able:
+        raise ClusterError("No node of the Ray cluster has a CPU to give.", "Start one with `ray start`.")
+    if max(node.gpus for node in able) < gpus:
+        most = max(node.gpus for node in able)
+        raise ClusterError(
+            f"--gpus-per-worker is {gpus:g}, and no node of the Ray cluster has more than {most:g} GPUs.",
+            "Start a node with GPUs, or leave --gpus-per-worker out to compute on processors.",
+        )
+
+
+def _connect(address: str, folder: str) -> list[Note]:
+    """Connect with the cluster at `address`, or start Ray in `folder`."""
+    known = os.environ.get("RAY_ADDRESS") if address == AUTO else address
+    if known not in (None, "", AUTO):
+        _require_answer(str(known))
+        _init(address=known)
+        return []
+    if (found := _of_this_machine()) is not None:
+        _init(address=found)
+        return []
+    _init(num_cpus=available_cores(), include_dashboard=False, _temp_dir=folder)
+    text = "No Ray cluster was named or found: Ray was started on this machine alone, for this run."
+    return [Note("ray-local", text)]
+
+
+def _init(**options: Any) -> None:
+    import ray
+
+    try:
+        with _quiet(), _signals_kept():
+            ray.init(log_to_driver=False, configure_logging=False, **options)
+    except (Exception, SystemExit) as error:
+        where = f"The Ray cluster at {options.get('address', 'this machine')}"
+        if "Version mismatch" in str(error):
+            versions = " ".join(str(error).partition("Version mismatch: ")[2].split())
+            raise ClusterError(
+                f"{where} has other versions of Ray or Python: {versions}.",
+                "Install the cluster's versions here, or these there; they must be the same on all nodes.",
+            ) from error
+        raise ClusterError(f"{where} cannot be used: {first_line(error)}.", _HINT) from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise ClusterError unless a server listens at an address; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address:
+        raise ClusterError(
+            f"{address} is an address of Ray's client; expected HOST:PORT, 6379 by default.",
+            "Run this command on a node of the cluster, with --ray, or by `ray job submit`.",
+        )
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ClusterError(f"{address} is no address of a Ray cluster; expected HOST:PORT.", _HINT)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ClusterError(f"No Ray cluster answers at {address}: {reason}.", _HINT) from error
+
+
+def _of_this_machine() -> str | None:
+    """Return the address of the cluster that `ray start` recorded on this machine, if it still answers."""
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), "ray")
+    try:
+        address = (folder / "ray_current_cluster").read_text().strip()
+        _require_answer(address)
+    except (OSError, ClusterError):
+        return None
+    return address
+
+
+def short_folder() -> str | None:
+    """Return the folder for temporary files, or /tmp where its path is too long for Ray's sockets."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= LONGEST_FOLDER - len("/bn-ray-12345678") else "/tmp"
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the caller's handlers of signals back after the block: Ray sets its own."""
+    here = threading.current_thread() is threading.main_thread()
+    numbers = [signal.SIGTERM, signal.SIGINT] if here else []
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _nothing_printed() -> Iterator[None]:
+    """Keep Ray from printing on stdout, as it does when a worker dies, whatever `log_to_driver` says."""
+    from ray._private import worker
+
+    shown = worker.print_to_stdstream
+    worker.print_to_stdstream = lambda data, ignore_prefix: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = shown
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop Ray's warnings and what it logs: its state is in our own errors and notes."""
+    for name in ("ray", "ray.data", "ray._private"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
