@@ -41,11 +41,13 @@ class Readable(Protocol):
 class KeptImages:
     """Reads files through the folder `path`, which is made. Called from several threads at once.
 
+    anew : read every file over the network and keep it in place of the old one.
+
     Raises SourceError if files cannot be written there.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], anew: bool = False) -> None:
+        self.path, self.anew = Path(path), anew
         self._lock = threading.Lock()
         self._stats: dict[tuple[str, str], FileStat] = {}  # asked for, of files that are read next
         self._refused: str | None = None  # why no more files are kept
@@ -61,9 +63,9 @@ class KeptImages:
                 "Give --cache-images a folder that you can write.",
             ) from error
 
-    def __reduce__(self) -> tuple[type, tuple[Path]]:
+    def __reduce__(self) -> tuple[type, tuple[Path, bool]]:
         """Pickle the folder alone: another process keeps images in its own, of the same name."""
-        return KeptImages, (self.path.absolute(),)
+        return KeptImages, (self.path.absolute(), self.anew)
 
     def stat(self, files: Readable, key: str) -> FileStat:
         """Return the version of a file, as its store tells it now."""
@@ -78,7 +80,7 @@ class KeptImages:
             stat = self._stats.pop((files.root, key), None)
         stat = stat or files.stat(key)
         path = self._path(files.root, key)
-        data = self._kept_bytes(path, stat)
+        data = None if self.anew else self._kept_bytes(path, stat)
         if data is None:
             data = files.read(key)
             self._keep(path, data, stat)

@@ -193,6 +193,8 @@ val_fraction, test_fraction, limit, cache_images, shard
     """
     config = config_from(ExtractConfig, locals())
     opened = read_source(source, config_from(ReadConfig, locals(), seed=seed or 0))
+    if opened.kept is not None and reread:
+        opened.kept.anew = True
     refuse_strict(opened.notes, strict, reporter.tell)
     return run_extraction(opened, cache, config, reporter, strict)
 

@@ -115,6 +115,9 @@ class RemoteStore:
         # All members of an archive are read through one file with one position
         self._turn: AbstractContextManager = threading.Lock() if self._archive else nullcontext()
 
+    def __reduce__(self) -> tuple[type[RemoteStore], tuple[AbstractFileSystem, str, Retrier]]:
+        return RemoteStore, (self.filesystem, self._url, self._retrier)  # without the lock
+
     def ask(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
         """Return the answer of a method of the filesystem. size : bytes expected, which take their time.
 

@@ -32,6 +32,7 @@ from bottleneck.remote.urls import redirect_refusal
 SCHEMES = ("http", "https")
 PASSING = (408, 429, 500, 502, 503, 504)
 MOST_BYTES = 1 << 30  # of an answer; a server may send without end
+MOST_WHOLE = 64 << 20  # bytes of a file that is sent whole where a part was asked for
 _SAFE = "/%:=&?~#+!$,;'@()*[]"  # not quoted in a URL; % keeps what is quoted already
 
 
@@ -90,7 +91,11 @@ class WebFileSystem(AbstractFileSystem):
         if start or end is not None:
             headers["Range"] = f"bytes={start or 0}-{'' if end is None else end - 1}"
         answer = self._fetch(path, headers)
-        return answer.data if not headers or answer.status == 206 else answer.data[start or 0 : end]
+        if not headers or answer.status == 206:
+            return answer.data
+        if len(answer.data) > MOST_WHOLE:
+            raise Refused("the server sends no parts of files, and this one is large: download it first")
+        return answer.data[start or 0 : end]
 
     def _fetch(
         self, path: str, headers: dict[str, str] | None = None, method: str = "GET", read: bool = True

@@ -1,5 +1,10 @@
 """Sources behind a network that fails: all rows, none twice, in bounded time; what failed is tried again."""
 
+import io
+import pickle
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -168,3 +173,17 @@ def test_an_object_that_was_replaced_after_the_listing_is_read_as_it_is(s3):
     source = read_source(f"{s3.url}/data")
     s3.put("data/1.png", image(2) + b"longer")
     assert source.read("1.png") == image(2) + b"longer"
+
+
+def test_a_zip_in_an_object_store(s3):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(8):
+            archive.writestr(f"a/{number}.png", image(number))
+    s3.put("all.zip", file.getvalue())
+    source = read_source(f"zip://::{s3.url}/all.zip")
+    assert source.reads_at_once
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(source.read, source.images)) == [image(number) for number in range(8)]
+    again = pickle.loads(pickle.dumps(source))
+    assert again.read(again.images[0]) == image(0)

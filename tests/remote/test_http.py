@@ -290,3 +290,11 @@ def test_what_the_user_names_may_be_redirected(two_servers):
     for name in ("f", "g"):
         with pytest.raises(SourceError, match="cannot be reached"):
             read_source(f"{ours.url}/{name}.png")
+
+
+def test_a_large_file_of_a_server_that_sends_no_parts_is_refused(server, monkeypatch):
+    monkeypatch.setattr(http, "MOST_WHOLE", 10)
+    server.ranges = False
+    server.files["/s.tar"] = tar_of({"a/1.png": image()})
+    with pytest.raises(SourceError, match="sends no parts of files"):
+        read_source(f"{server.url}/s.tar")

@@ -1,6 +1,7 @@
 """`--cache-images`: what was read over a network is not read again, unless it changed or was damaged."""
 
 import os
+import pickle
 import shutil
 from collections import namedtuple
 
@@ -147,3 +148,23 @@ def test_signatures_in_addresses_change_nothing_and_are_not_written(web, tmp_pat
         assert read_all(found) == ([image()], {"read": came, "added": 1 - came, "damaged": 0})
     (path,) = kept(tmp_path / "kept")
     assert b"ONE" not in path.read_bytes()
+
+
+def test_reread_reads_over_the_network_and_keeps_what_came(web, tmp_path):
+    """A server may tell the same size and time for other bytes."""
+    url, options = f"{web.url}/list.csv", {**SMALL, "cache_images": str(tmp_path / "kept")}
+    extract(url, tmp_path / "a.h5", **options)
+    web.files["/3.png"] = other = image(3)[:-1] + b"x"
+    sent(web)
+    extract(url, tmp_path / "a.h5", reread=True, **options)
+    assert len(sent(web)) == len(NAMES)
+    assert read_all(opened(web, tmp_path / "kept"))[0][3] == other
+
+
+def test_a_source_goes_to_another_process_without_its_counts(web, tmp_path):
+    found = opened(web, tmp_path)
+    read_all(found)
+    there = pickle.loads(pickle.dumps(found))
+    data, details = read_all(there)
+    assert data == [image(number) for number in range(6)]
+    assert details == {"read": 6, "added": 0, "damaged": 0}
