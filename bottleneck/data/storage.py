@@ -115,11 +115,15 @@ class RemoteFiles:
         url = url if url.endswith("://") else url.rstrip("/")
         self.root = without_secrets(url)  # no credentials in caches and messages
         self.listing = listing or {}
-        self.store = RemoteStore(filesystem, url, retrier)
+        self.retrier = retrier or Retrier()
+        self.store = RemoteStore(filesystem, url, self.retrier)
 
-    def __reduce__(self) -> tuple[type, tuple[AbstractFileSystem, str, str]]:
-        """Pickle how the files are read, for another process, without the listing, which may be large."""
-        return RemoteFiles, (self.filesystem, self.folder, self.root)
+    def __reduce__(self) -> tuple[type, tuple[AbstractFileSystem, str, str, None, Retrier]]:
+        """Pickle how the files are read, for another process, without the listing, which may be large.
+
+        The source there has the same `retrier`, which counts for its notes.
+        """
+        return RemoteFiles, (self.filesystem, self.folder, self.root, None, self.retrier)
 
     def path(self, key: str) -> str:
         """The file's path within the filesystem."""

@@ -105,18 +105,15 @@ class RemoteStore:
     url : of a folder or file in it. retrier : sends them again; not used where no network is between.
     """
 
-    def __init__(self, filesystem: AbstractFileSystem, url: str, retrier: Retrier | None = None) -> None:
+    def __init__(self, filesystem: AbstractFileSystem, url: str, retrier: Retrier) -> None:
         from fsspec.archive import AbstractArchiveFileSystem
 
         self.filesystem = filesystem
-        self._url, self._retrier = url, retrier or Retrier()
+        self._url, self._retrier = url, retrier
         self._near = not is_remote(url)
         self._archive = isinstance(filesystem, AbstractArchiveFileSystem)
         # All members of an archive are read through one file with one position
         self._turn: AbstractContextManager = threading.Lock() if self._archive else nullcontext()
-
-    def __reduce__(self) -> tuple[type[RemoteStore], tuple[AbstractFileSystem, str, Retrier]]:
-        return RemoteStore, (self.filesystem, self._url, self._retrier)  # without the lock
 
     def ask(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
         """Return the answer of a method of the filesystem. size : bytes expected, which take their time.

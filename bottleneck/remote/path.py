@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from bottleneck.errors import CacheError
 from bottleneck.remote.filesystem import RemoteStore, access_hint, is_remote, open_url
+from bottleneck.remote.retries import Retrier
 from bottleneck.remote.urls import one_line, without_secrets
 
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(?=[^/])", re.IGNORECASE)  # a drive of Windows is one letter
@@ -116,7 +117,7 @@ class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this syste
 
     def _store(self) -> tuple[RemoteStore, str]:
         filesystem, path = open_url(str(self), given=True)
-        return RemoteStore(filesystem, str(self)), path
+        return RemoteStore(filesystem, str(self), Retrier()), path
 
     def _info(self) -> dict[str, Any]:
         info: dict[str, Any] = self._ask("info")

@@ -10,6 +10,7 @@ import pytest
 
 from bottleneck.remote import connections, http, retries
 from bottleneck.remote.filesystem import RemoteStore
+from bottleneck.remote.retries import Retrier
 from tests.helpers.encoded import image
 from tests.helpers.web_server import Handler
 
@@ -31,7 +32,7 @@ def keeping(server, monkeypatch):
 
 
 def cat(url):
-    return RemoteStore(http.WebFileSystem(), url).cat(url)
+    return RemoteStore(http.WebFileSystem(), url, Retrier()).cat(url)
 
 
 def in_a_thread(work):

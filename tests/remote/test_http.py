@@ -16,6 +16,7 @@ from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import FileStat
 from bottleneck.remote import http, retries
 from bottleneck.remote.filesystem import RemoteStore
+from bottleneck.remote.retries import Retrier
 from bottleneck.remote.urls import allow
 from tests.helpers.encoded import image, tar_of
 from tests.helpers.web_server import Handler, Server, serving
@@ -23,7 +24,7 @@ from tests.helpers.web_server import Handler, Server, serving
 
 def cat(url):
     """The bytes at a URL, asked for again as `retries` says."""
-    return RemoteStore(http.WebFileSystem(), url).cat(url)
+    return RemoteStore(http.WebFileSystem(), url, Retrier()).cat(url)
 
 
 def test_one_image(server):

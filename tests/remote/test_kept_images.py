@@ -168,3 +168,4 @@ def test_a_source_goes_to_another_process_without_its_counts(web, tmp_path):
     data, details = read_all(there)
     assert data == [image(number) for number in range(6)]
     assert details == {"read": 6, "added": 0, "damaged": 0}
+    assert there.files.store._retrier is there.retrier

@@ -117,7 +117,7 @@ def test_a_backend_without_limits_of_its_own_has_ours(monkeypatch):
     monkeypatch.setattr(retries, "TIMEOUT", 0.05)
     blocking, started = Blocking(), time.monotonic()
     with pytest.raises(TimeoutError, match=r"no whole answer within 0\.05 s"):
-        RemoteStore(blocking, "sftp://host/folder").cat("1.png")
+        RemoteStore(blocking, "sftp://host/folder", Retrier()).cat("1.png")
     assert time.monotonic() - started < 30  # not the minute
     blocking.over.set()
 
@@ -140,15 +140,15 @@ class Cut:
 
 
 def test_fewer_bytes_than_announced_are_asked_for_again():
-    assert RemoteStore(Cut(2), "sftp://host").cat("1.png", whole=10) == b"0123456789"
-    assert RemoteStore(Cut(2), "sftp://host").cat("1.png", 2, 4) == b"2345"
+    assert RemoteStore(Cut(2), "sftp://host", Retrier()).cat("1.png", whole=10) == b"0123456789"
+    assert RemoteStore(Cut(2), "sftp://host", Retrier()).cat("1.png", 2, 4) == b"2345"
     with pytest.raises(OSError, match="fewer bytes than announced"):
-        RemoteStore(Cut(9), "sftp://host").cat("1.png", whole=10)
+        RemoteStore(Cut(9), "sftp://host", Retrier()).cat("1.png", whole=10)
 
 
 def test_a_file_is_read_in_parts_and_each_is_asked_for_again(monkeypatch):
     monkeypatch.setattr(filesystem, "BLOCK", 4)
-    with RemoteStore(Cut(1), "sftp://host").open("1.png") as file:
+    with RemoteStore(Cut(1), "sftp://host", Retrier()).open("1.png") as file:
         file.seek(3)
         assert file.read(4) == b"3456"
         assert file.read() == b"789"
