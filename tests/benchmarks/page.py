@@ -28,6 +28,7 @@ TITLES = {
     "heads": "Sweep of heads",
     "neighbours": "Beside busy neighbours",
     "scale": "Memory and second runs",
+    "scaling": "Cost by number",
     "startup": "Start",
 }
 

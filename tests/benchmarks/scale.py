@@ -129,8 +129,8 @@ def write_rows(path: str, n: int) -> dict:
     return {}
 
 
-def write(path: str, n: int) -> dict:
-    """A cache of n float16 rows, in parts of a block."""
+def write(path: str, n: int, features: int = D) -> dict:
+    """A cache of n float16 rows of the first features of each, in parts of a block."""
     from bottleneck.samples import SampleTable, Target
     from bottleneck.store.spec import CacheSpec, NodeSpec
     from bottleneck.store.writer import CacheWriter
@@ -138,6 +138,7 @@ def write(path: str, n: int) -> dict:
     keys = [f"{i:07d}.jpg" for i in range(n)]
     digests = [i.to_bytes(32, "big") for i in range(n)]
     x, y = synthetic(min(n, 8192), 10)
+    x = np.ascontiguousarray(x[:, :features])
     generator = np.random.default_rng(2)
     table = SampleTable(
         key=np.array(keys, object),
@@ -146,7 +147,7 @@ def write(path: str, n: int) -> dict:
         targets={"y": Target("y", "class", np.resize(y, n), tuple(map(str, range(10))))},
     )
     spec = CacheSpec(backbone={"name": "drawn"}, preprocess={"size": 8})
-    with CacheWriter(Path(path), spec, [NodeSpec("bottleneck", "native", (D,))], "/") as writer:
+    with CacheWriter(Path(path), spec, [NodeSpec("bottleneck", "native", (features,))], "/") as writer:
         writer.plan(keys, [(1, 1)] * n)
         for start in range(0, n, len(x)):
             block = x[: n - start] + 0.1 * generator.standard_normal(x[: n - start].shape, dtype=np.float32)
