@@ -44,6 +44,9 @@ def python_page() -> str:
         "# Python",
         "Every public name. Each is imported as `from bottleneck import NAME`, such as `load_model`, "
         "`predict` or `train`. Commands and functions have the same names and defaults.",
+        "## A model in Python: load_model, then predict",
+        '```python\nfrom bottleneck import load_model\n\nmodel = load_model("models/photos.safetensors")\n'
+        'print(model.predict("new.jpg"))\n```',
     ]
     lines += [f"::: {module}.{name}" for name, module in sorted(bottleneck._MODULE_OF.items())]
     return "\n\n".join(lines)
