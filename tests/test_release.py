@@ -1,10 +1,13 @@
-"""The wheel that a release would publish works outside of the source."""
+"""What a release would publish: the wheel works outside of the source, and both archives are complete."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,30 @@ def test_the_wheel_runs_the_demo_outside_of_the_source(tmp_path):
     assert run.stdout.startswith(ours)
     subprocess.run([python, "-m", "bottleneck", "demo"], cwd=tmp_path, env=environment, check=True)
     assert (tmp_path / "bottleneck-demo" / "digits.h5").is_file()
+
+
+BUILD = """
+from setuptools import build_meta
+build_meta.build_sdist("dist")
+build_meta.build_wheel("dist")
+"""
+
+
+def test_the_archives_of_a_release_are_complete(tmp_path):
+    copy = tmp_path / "source"
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("bottleneck", "tests", "docs", "examples"):
+        shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
+    for path in [path for path in ROOT.iterdir() if path.is_file()] + [ROOT / "cache/FORMAT.md"]:
+        (copy / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy / path.relative_to(ROOT))
+    subprocess.run([sys.executable, "-c", BUILD], cwd=copy, check=True, capture_output=True)
+    (sdist,), (wheel,) = copy.glob("dist/*.tar.gz"), copy.glob("dist/*.whl")
+    with tarfile.open(sdist) as file:
+        packed = {name.partition("/")[2] for name in file.getnames()}
+    wanted = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
+    made = ("build/", "dist/", "bottleneck_features.egg-info/")
+    assert {name for name in wanted - packed if not name.startswith((*made, "."))} == set()
+    with zipfile.ZipFile(wheel) as file:
+        installed = {name for name in file.namelist() if ".dist-info/" not in name}
+    assert installed == {name for name in wanted if name.startswith("bottleneck/")}
