@@ -6,11 +6,16 @@ Five sets: digits of scikit-learn at two sizes, parts of its two photographs, ge
 and every FOLDER of three classes or more. All pass EfficientNet-Lite0 once. Of each set a third of the
 classes is left out, another third in each draw, and a logistic head is fitted on the train images of the
 others: AUROC of scores on the test images. Then all classes are fitted again on random halves: the share of
-images of the other half whose set at 0.9 contains the true class. Takes about 8 minutes on 2 cores.
+images of the other half whose set at 0.9 contains the true class. First the commands that answer from a cache
+of 1,797 digits: processor time with imports, and that of the imports. Takes about 8 minutes on 2 cores.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from itertools import combinations
@@ -20,7 +25,8 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf
 from sklearn.metrics import roc_auc_score
 
-from bottleneck import extract
+from bottleneck import extract, fit_heads
+from bottleneck.demo import write_digits
 from bottleneck.fitting.calibrated import conformal_of
 from bottleneck.heads.artifact import HeadDescription
 from bottleneck.heads.config import SweepConfig
@@ -34,7 +40,7 @@ from bottleneck.names import BOTTLENECK
 from bottleneck.samples import ArrayRows, Target
 from bottleneck.store.reader import FeatureCache
 from tests.benchmarks.images import digits, photographs, shapes, textures, write_set
-from tests.benchmarks.measurement import LESS, Row, main
+from tests.benchmarks.measurement import LESS, REPEATS, Row, main
 
 DRAWS, SPLITS = 6, 20  # of the classes that are left out, of the halves
 CHOSEN = "kNN, roots, mean of 3 (chosen)"
@@ -138,9 +144,58 @@ def sets(folder: Path, others: tuple[Path, ...]) -> dict[str, Callable[[], Path]
     return made | {other.name: lambda other=other: other for other in others}
 
 
+def commands(work: Path) -> Iterator[Row]:
+    """Processor time and peak memory of each command on digits, in a process of its own."""
+    folder, cache, other, few = (work / name for name in ("images", "all.h5", "other.h5", "few"))
+    write_digits(folder)
+    extract(folder, cache, image_size=128, test_fraction=0.2)
+    extract(folder, other, image_size=128, limit=600)
+    head = fit_heads(cache, output=work / "heads").heads[0]["path"]
+    few.mkdir()
+    for number, image in enumerate(sorted(folder.rglob("*.png"))[::300]):
+        shutil.copy(image, few / f"{number}.png")
+    study, model = "bottleneck.studies.{0}.{0}".format, "bottleneck.models.{}".format
+    lines = {
+        "audit": ([cache], study("audit")),
+        "audit --head": ([cache, "--head", head], study("audit")),
+        "suggest": ([cache, other], study("suggest")),
+        "drift": ([cache, other], study("drift")),
+        "predict --reject": ([head, few, "--reject", "0.05"], model("predict")),
+        "evaluate --unknown": ([head, cache, "--unknown", few], model("evaluate")),
+        "explain --because": (
+            [head, few / "0.png", "--because", cache, "-o", work / "e.png"],
+            model("because"),
+        ),
+    }
+    for name, (arguments, module) in lines.items():
+        command = [*name.split()[:1], *map(str, arguments), "--json"]
+        whole = [
+            spent([sys.executable, "-W", "ignore", "-m", "bottleneck", *command]) for _ in range(REPEATS)
+        ]
+        imports = spent([sys.executable, "-W", "ignore", "-c", f"import bottleneck.cli.main, {module}"])
+        conditions = f"1,797 rows of 1,280 features; imports {imports[0]:.1f} s; {whole[0][1]:.0f} MB at most"
+        yield Row(name, "s of a core", tuple(each[0] for each in whole), at_most=5, conditions=conditions)
+
+
+def spent(command: list[str]) -> tuple[float, float]:
+    """Return processor seconds and peak megabytes of a process. Raises RuntimeError where it fails."""
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=told) as process,
+    ):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            told.seek(0)
+            raise RuntimeError(f"{' '.join(command[3:6])}: {told.read()[-300:]}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
 def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
     """AUROC of every score beside the chosen one, and what is promised, on each set."""
     with tempfile.TemporaryDirectory() as work:
+        (Path(work) / "commands").mkdir()
+        yield from commands(Path(work) / "commands")
         for name, make in list(sets(Path(work), folders).items())[: 1 if short else None]:
             cache = Path(work) / f"{name}.h5"
             extract(make(), cache, image_size=128)
