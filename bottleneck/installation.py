@@ -19,11 +19,11 @@ from typing import Any
 import bottleneck
 from bottleneck.engines.base import SUPPORTED
 from bottleneck.engines.device import accelerator_possible
-from bottleneck.engines.processor import processor_name, vector_units
 from bottleneck.engines.runtimes import computes_bf16
 from bottleneck.errors import Note, first_line
 from bottleneck.files import user_cache
 from bottleneck.names import ONNXRUNTIME, OPENVINO
+from bottleneck.processor import processor_name, vector_units
 from bottleneck.threads import available_cores
 
 DISTRIBUTION = "bottleneck-features"

@@ -10,9 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 import bottleneck
-from bottleneck import installation
+from bottleneck import installation, processor
 from bottleneck.cli.main import group
-from bottleneck.engines import processor
 
 KEYS = {"versions", "cores", "vector_units", "engines", "extras", "folders", "free_bytes", "notes"}
 

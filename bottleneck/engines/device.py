@@ -6,8 +6,8 @@ import ctypes
 import platform
 from pathlib import Path
 
-from bottleneck.engines.processor import vector_units
 from bottleneck.errors import EngineError
+from bottleneck.processor import vector_units
 
 
 def resolve_device(device: str = "auto") -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.engines.onnx_graph import INPUT
-from bottleneck.engines.processor import vector_units
+from bottleneck.processor import vector_units
 
 # Kernels that are faster in int8. Others (sigmoids, scalings) lose accuracy, and conversions cost their gain.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip"]

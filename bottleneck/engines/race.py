@@ -15,10 +15,10 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from bottleneck.engines.processor import processor_name
 from bottleneck.engines.runtimes import describe, is_installed
 from bottleneck.errors import WriteError
 from bottleneck.files import user_cache, write_whole
+from bottleneck.processor import processor_name
 
 Candidate = tuple[str, str]  # engine and precision
 

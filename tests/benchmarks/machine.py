@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 from bottleneck.engines.device import accelerator_possible
-from bottleneck.engines.processor import processor_name, vector_units
+from bottleneck.processor import processor_name, vector_units
 from bottleneck.threads import available_cores
 
 LIBRARIES = ("bottleneck-features", "torch", "torchvision", "timm", "onnxruntime", "openvino", "numpy")

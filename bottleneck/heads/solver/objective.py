@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bottleneck.heads.solver.design import Design
 from bottleneck.heads.solver.problem import NO_FOLD, TaskGroup
+from bottleneck.heads.solver.products import times_transposed
 from bottleneck.threads import WorkerPool
 
 
@@ -180,8 +181,8 @@ class _Columns:
     def logits(self, x: Tensor, which: Tensor | None = None) -> Tensor:
         """Return the logits (c, B) of a block (B, D), or those of the columns `which`."""
         if which is None:
-            return (self.coef @ x.T).add_(self.offset)
-        return (self.coef[which] @ x.T).add_(self.offset[which])
+            return times_transposed(self.coef, x).add_(self.offset)
+        return times_transposed(self.coef[which], x).add_(self.offset[which])
 
     def by_evaluation(self, values: Tensor) -> list[Tensor]:
         """Split values (c, …) into (A, K, …) of each evaluation; a softmax gets its last column."""
@@ -215,7 +216,7 @@ class _Columns:
             residuals.append(part[:, :J].flatten(0, 1))
             first += len(w) * J
         residual = torch.cat(residuals)
-        return which, residual @ x, residual.sum(dim=1, dtype=torch.float64), losses
+        return which, times_transposed(residual, x.T), residual.sum(dim=1, dtype=torch.float64), losses
 
     def held_out(self, x: Tensor, start: int, stop: int) -> Tensor:
         """Return logits (T, K, B) of a block, by the heads of each row's fold or by the tasks' only heads.

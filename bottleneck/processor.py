@@ -23,6 +23,11 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def is_of_amd() -> bool:
+    """Return whether AMD made the processor; False where the system does not tell."""
+    return _facts().get("vendor_id") == "AuthenticAMD"
+
+
 def vector_units() -> list[str] | None:
     """Return Linux' names of the processor's vector units; None where the system does not tell them."""
     names = ("flags", "Features", "machdep.cpu.features", "machdep.cpu.leaf7_features")

@@ -1,0 +1,29 @@
+"""Products of large matrices by the library that is fastest on this processor.
+
+torch multiplies with MKL, which on processors of AMD takes its kernels for AVX2. oneDNN, with which torch
+computes linear layers, takes those for AVX-512 there. Both multiply and add in float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from bottleneck.processor import is_of_amd, vector_units
+
+
+def times_transposed(a: Tensor, b: Tensor) -> Tensor:
+    """Return a bᵀ (c, B) for a (c, D) and b (B, D) of one type; the same bits for the same shapes."""
+    if len(a) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and _onednn_is_faster():
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
+        return product
+    return a @ b.T
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    """Whether oneDNN has wider kernels here than MKL, and this version of torch gives it without a layer."""
+    wider = is_of_amd() and "avx512f" in (vector_units() or ())
+    return wider and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
