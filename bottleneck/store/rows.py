@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 
@@ -264,6 +265,7 @@ class Catalog:
         self._columns: list[_Column] = []
         self._groups: dict[frozenset[str], _Group] = {}  # by datasets
         self._entered = 0  # number of columns that are in their group
+        self._entering = Lock()  # threads that decode ask for digests
 
     def add_rows(self, file: CacheFile, damage: Mapping[str, np.ndarray] | None = None) -> None:
         """Enter where the file's rows are; `damage` has the rows of some datasets that count as absent."""
@@ -370,13 +372,14 @@ class Catalog:
 
     def _lookup(self) -> dict[frozenset[str], _Group]:
         """Return where the rows of all files are, grouped by the datasets that the files hold."""
-        new, self._columns = self._columns[self._entered :], self._columns[: self._entered]
-        for column in new:
-            self._groups.setdefault(column.datasets, _Group()).add(column)
-        if len(new) <= MOST_COMPARED:
-            self._columns += new
-        self._entered = len(self._columns)
-        return self._groups
+        with self._entering:
+            new, self._columns = self._columns[self._entered :], self._columns[: self._entered]
+            for column in new:
+                self._groups.setdefault(column.datasets, _Group()).add(column)
+            if len(new) <= MOST_COMPARED:
+                self._columns += new
+            self._entered = len(self._columns)
+            return self._groups
 
     def close(self) -> None:
         """Close every file."""

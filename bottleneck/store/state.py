@@ -185,7 +185,7 @@ class CacheState:
     def has(self, digest: bytes, names: Sequence[str]) -> bool:
         """Return True if the digest has rows of all nodes `names`, those added in this run included."""
         left = set(names)
-        for added, digests in self._added.items():
+        for added, digests in [*self._added.items()]:  # a copy: threads ask while another adds
             if not left.isdisjoint(added) and digest in digests:
                 left -= set(added)
         if left:

@@ -1,5 +1,9 @@
 """Rows come in any order from any number of files, as numpy would give them."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import h5py
 import hypothesis.strategies as st
 import numpy as np
@@ -136,3 +140,23 @@ def test_a_damaged_row_is_told_with_a_command_that_can_be_pasted(tmp_path):
         == f"{path} is damaged: rows 0 to 7 of node {A.name!r} do not match their checksums."
     )
     assert f"`bottleneck extract {ROOT} -o '{path}'`" in caught.value.hint
+
+
+def test_threads_that_ask_first_find_each_row_in_its_own_file(monkeypatch):
+    """Threads that decode ask for digests; the index may be made by their first question."""
+    add = rows._Group.add
+    monkeypatch.setattr(rows._Group, "add", lambda self, column: (time.sleep(0.005), add(self, column)))
+    digests = np.random.default_rng(0).integers(0, 256, (6, 4, 32), dtype=np.uint8)
+    catalog = rows.Catalog()
+    for number, digest in enumerate(digests):
+        catalog.add_rows(
+            SimpleNamespace(map_name=None, digest=digest, nodes={"a": A}, engines={}, path=str(number))
+        )
+    asked = digests.reshape(-1, 32)
+    with ThreadPoolExecutor(8) as pool:
+        missing = list(pool.map(lambda _: catalog.missing(asked, A.datasets).any(), range(8)))
+    assert not any(missing)
+    [group] = catalog._groups.values()
+    files, row = group.locate(asked)
+    np.testing.assert_array_equal(files, np.repeat(np.arange(6), 4))
+    np.testing.assert_array_equal(row, np.tile(np.arange(4), 6))
