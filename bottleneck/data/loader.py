@@ -130,7 +130,7 @@ def load_images(
     """
     workers, reads = max(1, workers), getattr(source, "reads_at_once", 0)
     run = _Run(source, preprocess, known, views, memory, bool(reads))
-    ahead = max(_images_ahead(preprocess, views, workers, memory), reads)
+    ahead = _images_ahead(preprocess, views, workers, memory)
     threads = decoders = WorkThreads(run.decode if reads else run.load, workers, "bottleneck-decode")
     if reads:
         threads = WorkThreads(run.fetch, reads, "bottleneck-read", then=decoders)

@@ -332,6 +332,20 @@ def test_reading_runs_a_bounded_number_ahead():
     images.close()
 
 
+def test_many_reads_in_flight_keep_what_waits_for_the_caller_within_the_memory():
+    source = shelf(64)
+    source.reads_at_once = 32
+    large = Preprocess(512, 512, "bilinear", (0.5,) * 3, (0.5,) * 3)  # 0.75 MiB
+    images = load_images(source, list(source.files), large, workers=2, memory=8 << 20)
+    next(images)
+    deadline = time.monotonic() + 10
+    while len(source.reads) < 10 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert len(source.reads) == 10
+    images.close()
+
+
 def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
     release = threading.Event()
 
