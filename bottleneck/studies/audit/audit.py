@@ -217,7 +217,9 @@ def _audited(
             **common,
         )
     answers, quality = judged.answers.values, judged.quality(config.doubt, config.precision)
-    test = self_test(answers, judged.probabilities, config.doubt, config.precision, config.seed)
+    test = self_test(
+        answers, judged.probabilities, config.doubt, config.precision, config.seed, judged.unjudged
+    )
     return AuditResult(
         target=judged.task.target.name,
         node=judged.node,

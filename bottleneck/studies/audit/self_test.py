@@ -8,6 +8,7 @@ Shapes: n judged samples, K classes, L labels of a multi-label target.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,18 +47,25 @@ class SelfTest:
 
 
 def self_test(
-    labels: np.ndarray, probabilities: np.ndarray, doubt: float, precision: float, seed: int
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    doubt: float,
+    precision: float,
+    seed: int,
+    unjudged: Sequence[int] = (),
 ) -> SelfTest:
     """Change labels (n,), or bits (n, L), at random, and count those that `label_quality` flags.
 
-    probabilities : (n, K), or (n, L). doubt, precision : as of `label_quality`.
+    probabilities : (n, K), or (n, L). doubt, precision : as of `label_quality`. unjudged : of the L labels,
+    those that the audit does not judge.
     """
     draw = np.random.default_rng([seed, len(labels)])
     rows = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), MOST_SAMPLES)).astype(int))
     labels, probabilities = labels[rows], probabilities[rows]
     if labels.ndim == 1:
         return _rounds(labels, probabilities, doubt, precision, draw)
-    columns = np.unique(np.linspace(0, labels.shape[1] - 1, min(labels.shape[1], MOST_LABELS)).astype(int))
+    judged = np.setdiff1d(np.arange(labels.shape[1]), unjudged)
+    columns = judged[np.unique(np.linspace(0, len(judged) - 1, min(len(judged), MOST_LABELS)).astype(int))]
     parts = [
         _rounds(labels[:, k].astype(np.int64), np.stack([1 - p, p], axis=1), doubt, precision, draw)
         for k, p in zip(columns, probabilities.T[columns], strict=True)

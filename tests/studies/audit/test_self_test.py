@@ -43,6 +43,17 @@ def test_bits_of_several_labels_are_changed_one_by_one():
     assert test.found >= 0.9 * test.changed
 
 
+def test_labels_that_are_not_judged_are_not_tested():
+    draw = np.random.default_rng(0)
+    truth = draw.random((300, 2)) < 0.4
+    good = np.clip(np.where(truth[:, 0], 0.95, 0.05) + draw.normal(size=300) * 0.03, 0.01, 0.99)
+    p = np.stack([good, draw.random(300)], axis=1)  # the head does not know the second
+    labels = truth.astype(np.uint8)
+    test = self_test(labels, p, 0.2, 0.75, seed=0, unjudged=(1,))
+    assert test == self_test(labels[:, :1], p[:, :1], 0.2, 0.75, seed=0)
+    assert self_test(labels, p, 0.2, 0.75, seed=0, unjudged=(0, 1)) == SelfTest(0, 0)
+
+
 def test_a_note_only_where_less_than_half_is_found():
     assert SelfTest(100, 50).notes(0.6) == ()
     assert len(SelfTest(100, 49).notes(0.6)) == 1
