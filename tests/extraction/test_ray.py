@@ -331,3 +331,12 @@ def test_workers_share_the_nodes_that_can_take_them():
     assert sizes_of([cpu], 40, 0) == [Size(1, 0)] * 40
     assert sizes_of([cpu, gpu], None, 1) == [Size(16, 0.0, cpu), Size(4, 1, gpu), Size(4, 1, gpu)]
     assert sizes_of([cpu, gpu], 2, 0.5) == [Size(4, 0.5)] * 2
+
+
+def test_a_ray_that_prints_elsewhere_is_used_all_the_same(monkeypatch):
+    """The function that is replaced is private to Ray; versions may lack it."""
+    worker = pytest.importorskip("ray._private.worker")
+    monkeypatch.delattr(worker, "print_to_stdstream")
+    with ray_cluster._nothing_printed():
+        pass
+    assert not hasattr(worker, "print_to_stdstream")
