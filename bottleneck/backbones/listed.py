@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TIMM = "timm/"  # begins the name of a network of timm
+# What reading a damaged file of the user's cache folder raises: no JSON, too deep, or other values in it.
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclass(frozen=True)

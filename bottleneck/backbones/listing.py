@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from bottleneck import __version__
-from bottleneck.backbones.listed import TIMM, Listed
+from bottleneck.backbones.listed import DAMAGED, TIMM, Listed
 from bottleneck.errors import BackboneError, WriteError
 from bottleneck.files import user_cache, write_whole
 
@@ -82,7 +82,7 @@ def _sizes(names: Iterable[str]) -> dict[str, list[int]]:
 
 def _known() -> _Known:
     """What the installed versions offer: as stored, else from the libraries, which is then stored."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # absent, or damaged: made again
+    with suppress(OSError, *DAMAGED):  # absent, or damaged: made again
         record = json.loads(_file().read_bytes())
         sizes = {name: [int(width), int(count)] for name, (width, count) in record["sizes"].items()}
         return _Known([Listed(**row) for row in record["rows"]], int(record["timm"]), sizes)

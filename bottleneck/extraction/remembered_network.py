@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bottleneck import __version__
+from bottleneck.backbones.listed import DAMAGED
 from bottleneck.backbones.recipe import file_sha256, is_weights_file, names_code
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, BottleneckError, WriteError
@@ -61,7 +62,7 @@ class RememberedNetwork:
         key = json.dumps([request | {"trust_code": None}, content, __version__, *map(_version, _LIBRARIES)])
         self._path = user_cache() / "networks" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         self._record: dict[str, Any] = {}
-        with suppress(OSError, ValueError, KeyError, TypeError, BottleneckError):  # absent or damaged
+        with suppress(OSError, *DAMAGED, BottleneckError):  # absent or damaged
             record = json.loads(self._path.read_bytes())
             self.preprocess = Preprocess.from_json(record["preprocess"])
             nodes = {name: _outline(node) for name, node in record["nodes"].items()}

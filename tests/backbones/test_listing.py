@@ -59,7 +59,15 @@ print(*[name for name in ("torch", "torchvision", "timm") if name in sys.modules
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b'{"rows": [{}], "timm": 1, "sizes": {}}', b'{"sizes": {"a": [1]}}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b'{"rows": [{}], "timm": 1, "sizes": {}}',
+        b'{"sizes": {"a": [1]}}',
+        b'{"sizes": []}',
+        b"[" * 100_000,
+    ],
 )
 def test_a_damaged_list_is_made_again(folder, content):
     available("squeezenet1_?")

@@ -80,11 +80,13 @@ def test_a_network_that_has_changed_is_told_and_forgotten(made, tmp_path, user):
     assert extract(made / "images", tmp_path / "second.h5", **LITE).computed == 3
 
 
-@pytest.mark.parametrize("content", ["", "{}", '{"recipe": 1, "preprocess": 2, "nodes": 3}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", '{"recipe": 1, "preprocess": 2, "nodes": 3}', "[" * 100_000, None]
+)
 def test_a_damaged_record_is_made_again(made, tmp_path, user, content):
     (file,) = user.iterdir()
     whole = file.read_text()
-    file.write_text(content)
+    file.write_text(json.dumps(json.loads(whole) | {"nodes": []}) if content is None else content)
     extract(made / "images", tmp_path / "second.h5", **LITE)
     assert file.read_text() == whole
 
