@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
@@ -138,7 +139,9 @@ class Source:
         if not self.reads_at_once:
             return list(map(stat, keys))
         with ThreadPoolExecutor(self.reads_at_once) as pool:
-            return list(pool.map(stat, keys))
+            # What the user allows (`urls.allow`) holds in the threads as well
+            asked = [pool.submit(copy_context().run, stat, key) for key in keys]
+            return [future.result() for future in asked]
 
     @property
     def reads_at_once(self) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -178,13 +179,15 @@ class Batches:
             return images, self._take(images)
 
         windows = [window for window in self._windows() if window[-1] >= first_step]
-        reader = ThreadPoolExecutor(max_workers=1)
+        reader = ThreadPoolExecutor(max_workers=1)  # in it holds what the user allows, as `urls.allow` says
         try:
             ahead: list[Future[tuple[np.ndarray, np.ndarray]]] = []
-            ahead += [reader.submit(read, window) for window in windows[:1]]
+            ahead += [reader.submit(copy_context().run, read, window) for window in windows[:1]]
             for i, window in enumerate(windows):
                 images, values = ahead.pop().result()
-                ahead += [reader.submit(read, window) for window in windows[i + 1 : i + 2]]
+                ahead += [
+                    reader.submit(copy_context().run, read, window) for window in windows[i + 1 : i + 2]
+                ]
                 for step in window[max(0, first_step - window[0]) :]:
                     chosen = order[self._bounds(step)]
                     yield self._batch(chosen, values[np.searchsorted(images, self.samples.image[chosen])])

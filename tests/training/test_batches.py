@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.errors import FitError
+from bottleneck.remote.urls import allow, allowed
 from bottleneck.training.batches import Batches
 from tests.helpers.tiny_training import CountedRows, blobs
 
@@ -42,6 +43,17 @@ def test_an_epoch_holds_every_sample_once_with_its_own_rows(n, M, size, memory, 
     lengths = [len(batch) for batch in seen]
     assert max(lengths) <= size
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_what_the_user_allows_holds_where_rows_are_read_ahead(monkeypatch):
+    """Rows of live views are read from images, which a server may have redirected."""
+    rows, samples = labelled_rows(70)
+    seen, take = [], rows.take
+    monkeypatch.setattr(rows, "take", lambda images: (seen.append(allowed()), take(images))[1])
+    with allow(remote=True):
+        list(Batches(rows, samples, 8, memory=200).epoch(0))
+    assert len(seen) > 1
+    assert set(seen) == {(False, True)}
 
 
 @pytest.mark.parametrize("memory", [200, 1 << 20])
