@@ -135,6 +135,8 @@ class _Request:
         _own.present.connections.append(self._connection)
         request, options = self._sent
         self._connection.request(*request, **options)
+        if _own.present.over:  # while it was connecting, when there was nothing to shut down
+            raise TimeoutError("no connection in time")
 
     def keep(self) -> None:
         """Keep the connection for a later request."""

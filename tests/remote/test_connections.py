@@ -1,8 +1,10 @@
 """Connections that are kept from request to request, and what ends them."""
 
 import os
+import socket
 import ssl
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 
@@ -161,3 +163,13 @@ def test_encrypted_connections_are_kept_and_certificates_are_checked(
             assert keeping.asked == []
     finally:
         connections.certificates.cache_clear()
+
+
+def test_a_request_whose_time_is_over_before_it_is_connected_ends(server, monkeypatch):
+    """A name may have many addresses, each of which is tried; no timer is left for the answer then."""
+    connect = socket.create_connection
+    monkeypatch.setattr(retries, "TIMEOUT", 0.05)
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **o: (time.sleep(0.3), connect(*a, **o))[1])
+    server.files["/a"] = b"1"
+    with pytest.raises(retries.Passing, match="no connection in time"):
+        http.WebFileSystem().cat_file(f"{server.url}/a")
