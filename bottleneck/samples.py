@@ -15,11 +15,12 @@ from typing import Protocol
 
 import numpy as np
 
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import CacheError, Note, SourceError
 from bottleneck.names import TARGET_KINDS
 
 UNLABELLED = -1
 MOST_SHARDS = 1_000_000
+FINISH = "Run the same `bottleneck extract` again: it goes on where it was."
 
 
 class RowReader(Protocol):
@@ -172,6 +173,8 @@ class SampleTable:
         Where the table holds some shards of a source; None where it holds all of it.
     position : (S,) int64, or None
         Place of each sample in the whole source, where `shard` is given.
+    finished : bool
+        False where the extraction was interrupted before it wrote the samples.
     """
 
     key: np.ndarray
@@ -184,6 +187,7 @@ class SampleTable:
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shard: Shard | None = None
     position: np.ndarray | None = None
+    finished: bool = True
 
     def __post_init__(self) -> None:
         if self.covariates is None:
@@ -221,8 +225,16 @@ class SampleTable:
             position=None if self.position is None else self.position[rows],
         )
 
-    def shard_notes(self) -> list[Note]:
-        """Return a note that names the shards that the table lacks, if there are any."""
+    def require_finished(self, cache: str = "The cache") -> None:
+        """Raise CacheError, which names `cache`, if an interrupted extraction has not written samples yet."""
+        if not self.finished:
+            raise CacheError(f"{cache} has no labels and splits yet: its extraction was interrupted.", FINISH)
+
+    def part_notes(self) -> list[Note]:
+        """Return a note where the extraction was interrupted, or that names the shards that are missing."""
+        if not self.finished:
+            text = f"The extraction was interrupted: rows are those of a part of the images. {FINISH}"
+            return [Note("extraction-unfinished", text, True)]
         if self.shard is None or not self.shard.missing:
             return []
         missing, of = self.shard.missing, self.shard.of

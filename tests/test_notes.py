@@ -13,8 +13,8 @@ class-for-most-samples class-in-one-group class-named-like-split class-named-unk
 class-shares-left-out classes-merged classes-not-measured classes-without-training-samples
 column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
 copies-left-out coverage-off coverage-without-flip dependencies-missing disk-nearly-full
-engine-forced epochs-extended explained-approximately fast-is-fp32 fewer-folds fewer-shots
-fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
+engine-forced epochs-extended explained-approximately extraction-unfinished fast-is-fp32 fewer-folds
+fewer-shots fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-without-images
 foreign-files-left head-kept head-without-checksum
 heads-left-out host-given-up images-failed images-in-other-shards

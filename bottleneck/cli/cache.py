@@ -25,7 +25,7 @@ def info(terminal: Terminal, cache: str) -> None:
 
     values = describe(cache)
     with FeatureCache(cache) as opened:
-        values["notes"] = [note.to_json() for note in opened.samples.shard_notes()]
+        values["notes"] = [note.to_json() for note in opened.samples.part_notes()]
         values["data"] = data_sheet(opened.samples, opened.failures, opened.samples.columns)
     shown = {
         "backbone": values["backbone"]["name"],
@@ -37,6 +37,8 @@ def info(terminal: Terminal, cache: str) -> None:
         "fingerprint": values["fingerprint"],
         "created with": values["created_with"],
     }
+    if not values["finished"]:
+        shown["state"] = "unfinished: the rows that were committed so far"
     nodes = [
         (
             name,
@@ -106,5 +108,6 @@ def merge(terminal: Terminal, caches: tuple[str, ...], output: str, dry_run: boo
     from bottleneck.store.merge import merge as merge_caches
 
     values = merge_caches([Path(cache) for cache in caches], Path(output), dry_run)
-    done = f"Would write {values['images']:,} images to" if dry_run else "Written to"
-    terminal.result(values, f"{done} {output}")
+    images = f"{values['images']:,} images"
+    done = f"Would write {images} to {output}" if dry_run else f"Written to {output}: {images}"
+    terminal.result(values, done)

@@ -165,7 +165,7 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
             f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
         )
     if result.images:
-        parts.append(f"Next: bottleneck {_next_step(result)}")
+        parts.append(_next_step(result))
     terminal.result(result.to_json(), *parts)
     result.require_rows()
 
@@ -177,8 +177,15 @@ def _row(shape: tuple[int, ...], views: dict[str, Any] | None) -> str:
 
 
 def _next_step(result: ExtractResult) -> str:
-    """Return the command that follows: a head needs labels."""
+    """Return a line with the command that follows: shards are merged, and a head needs labels."""
+    taken = next((note.details for note in result.notes if note.code == "shard-taken"), None)
+    if taken is not None:
+        first, last = result.cache.rsplit(f"--shard-{taken['shard']}-of-", 1)
+        whole = quote(first + last.removeprefix(str(taken["of"])))
+        of = f"{quote(first)}--shard-*-of-{quote(last)}"
+        return f"Next, with all {taken['of']} shards: bottleneck cache merge {of} -o {whole}"
     cache = quote(result.cache)
     if any(target["labelled"] for target in result.data["targets"].values()):
-        return f"fit-head {cache}"
-    return f"similar {cache} IMAGE, or with a table of labels: fit-head {cache} --labels FILE"
+        return f"Next: bottleneck fit-head {cache}"
+    with_labels = f"fit-head {cache} --labels FILE"
+    return f"Next: bottleneck similar {cache} IMAGE, or with a table of labels: {with_labels}"

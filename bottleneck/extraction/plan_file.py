@@ -41,7 +41,7 @@ MOST_BYTES = 64 << 20
 MOST_NODES = 4096
 WAITED = 3600.0  # seconds for the process that makes the plan
 SHA256 = re.compile("[0-9a-f]{64}")
-DELETE = "Give each shard the source as it was; or delete the plan and its shards, and begin again."
+DELETE = "Give each shard the same source and options; or delete the plan and its shards, and begin again."
 FIELDS = {
     "format": lambda value: value == FORMAT,
     "format_version": lambda value: value == FORMAT_VERSION and is_integer(value),

@@ -50,8 +50,9 @@ def relabelled(
     FitError
         As from `join_labels`; or a column of groups is named without a file.
     """
-    lacking = samples.shard_notes()
+    lacking = samples.part_notes()
     if labels is not None:
+        samples.require_finished()
         joined, notes = join_labels(samples, image_keys, labels, targets=targets, group=group, config=config)
         return joined, [*lacking, *notes]
     if group is not None:

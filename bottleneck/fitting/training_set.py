@@ -54,6 +54,7 @@ def training_samples(
 
 def require_labels(samples: SampleTable, cache: Path) -> None:
     """Raise FitError if the samples have no target."""
+    samples.require_finished(str(cache))
     if not samples.targets:
         raise FitError(
             f"{cache} holds no labels.",

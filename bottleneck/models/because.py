@@ -164,8 +164,7 @@ def training_rows(
     target = samples.targets.get(head.target)
     if target is None or target.kind != head.target_kind or target.class_names != head.class_names:
         raise ArtifactError(
-            f"{cache.path} has no target {head.target!r} with its classes: the head was fitted to "
-            "other labels.",
+            f"There is no target {head.target!r} with the head's classes: it was fitted to other labels.",
             OTHER_LABELS,
         )
     trained = TrainedOn.from_json(head.trained_on)

@@ -123,6 +123,7 @@ def with_target_of(
 
 def _target_of(head: HeadArtifact, samples: SampleTable) -> Target:
     """Return the target that the head predicts; ArtifactError if it is missing or of another kind."""
+    samples.require_finished()
     target = samples.targets.get(head.target)
     if target is None:
         known = ", ".join(samples.targets) or "none"

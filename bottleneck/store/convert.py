@@ -51,7 +51,7 @@ def export(
     with FeatureCache(path) as cache:
         names = cache.vector_names if nodes is None else list(nodes)
         stored = [cache.node(name).name for name in names]
-        notes = cache.samples.shard_notes()
+        notes = cache.samples.part_notes()
         notes += [alias_note(*pair) for pair in zip(names, stored, strict=True) if pair[0] != pair[1]]
         with replacing(out) as fresh:
             shapes = writers[out.suffix](cache, fresh, stored)

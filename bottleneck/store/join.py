@@ -44,7 +44,8 @@ def join_shards(files: list[CacheFile]) -> Shard | None:
     if whole is not None:
         raise CacheError(
             f"{first.path} holds shards of a source, {whole.path} does not.",
-            "Merge all shards of the source first, then that cache with the other.",
+            f"If {whole.path} was merged from all shards, nothing is left to do; else merge all of them "
+            "first, then that cache with the other.",
         )
     for file, other in sharded[1:]:
         # One path for all: keys are relative to it, and a shard elsewhere would be another folder's images.

@@ -20,7 +20,7 @@ from bottleneck.remote.path import writable_path
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.join import common_root, join_failures, join_images, join_samples, join_shards
-from bottleneck.store.layout import companion_path, statistics_path
+from bottleneck.store.layout import companion_path, parts_folder, statistics_path
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.plan import TABLE_BYTES
 from bottleneck.store.rows import Catalog
@@ -59,7 +59,8 @@ def merge(
         The caches were made with different settings, or are shards of different sources; `fields` names
         what differs.
     CacheError
-        Keys clash, the sources have no folder in common, `out` is another cache, or the disk has no room.
+        Keys clash, the sources have no folder in common, `out` is another cache or that of an interrupted
+        run, or the disk has no room.
     """
     out = writable_path(out)
     if len(paths) < 2:
@@ -72,10 +73,21 @@ def merge(
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(CacheLock(out))
+        _require_no_run(out)
+        if not dry_run:
             consolidate.remove_temporaries(out)
         catalog = stack.enter_context(closing(Catalog()))
         files = [_open(catalog, Path(path)) for path in paths]
         return _Merge(files, out, catalog).run(dry_run)
+
+
+def _require_no_run(out: Path) -> None:
+    """Raise CacheError where an interrupted extraction would go on in `out`."""
+    if parts_folder(out).is_dir():
+        raise CacheError(
+            f"{parts_folder(out)} has rows of an interrupted run, which writes {out}.",
+            "Name another file with -o; or finish the run by its `bottleneck extract`, or delete its folder.",
+        )
 
 
 def _open(catalog: Catalog, path: Path) -> CacheFile:
@@ -137,7 +149,7 @@ class _Merge:
             "failed": len(tables.failures),
             "nodes": {node.name: list(node.shape) for node in nodes},
             "bytes": need,
-            "notes": [note.to_json() for note in [*samples.shard_notes(), *self._notes]],
+            "notes": [note.to_json() for note in [*samples.part_notes(), *self._notes]],
         }
 
     def _tell(self, repeats: int, images: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from shlex import quote
@@ -135,7 +136,7 @@ class FeatureCache:
         at = records.positions()
         images = ImageTable(np.concatenate(names)[at], records.digest[at], records.stat[at])
         self.images = images.take(self._catalog.has(images.digest, datasets))
-        self._samples = no_samples()
+        self._samples = replace(no_samples(), finished=False)
         self.failures = {key: failure.reason for key, failure in self._catalog.failures.items()}
 
     def _adopt(self, file: CacheFile) -> None:

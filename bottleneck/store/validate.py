@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from glob import escape
 from math import prod
 from pathlib import Path
 from typing import NoReturn
@@ -19,7 +20,8 @@ from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 from bottleneck.errors import CacheError, first_line
 from bottleneck.files import other_than_file
 from bottleneck.remote.path import RemotePath, path_of
-from bottleneck.store.layout import DTYPE_NAMES, FORMAT, READABLE_VERSIONS
+from bottleneck.samples import FINISH
+from bottleneck.store.layout import DTYPE_NAMES, FORMAT, READABLE_VERSIONS, parts_folder
 
 MAKE_ONE = "Make one with `bottleneck extract SOURCE -o …`."
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -85,8 +87,9 @@ def open_untrusted(path: str | os.PathLike[str]) -> h5py.File:
 def _require_signature(path: Path) -> None:
     try:
         if not path.is_file():
-            fault = f"{path} is {other_than_file(path)}; expected a feature cache." if path.exists() else ""
-            raise CacheError(fault or f"There is no feature cache {path}.", MAKE_ONE)
+            if path.exists():
+                raise CacheError(f"{path} is {other_than_file(path)}; expected a feature cache.", MAKE_ONE)
+            raise no_cache(path)
         with path.open("rb") as raw:
             start = raw.read(len(SIGNATURE))
     except OSError as error:
@@ -96,6 +99,20 @@ def _require_signature(path: Path) -> None:
             f"{path} is not a feature cache: expected an HDF5 file, got one that starts with {start!r}.",
             MAKE_ONE,
         )
+
+
+def no_cache(path: Path) -> CacheError:
+    """Return the error for a cache that is not there; it names what lies there in its place."""
+    if isinstance(path, RemotePath):
+        return CacheError(f"There is no feature cache {path}.", "Check the address.")
+    if parts_folder(path).is_dir():
+        what = f"{path} is not finished: {parts_folder(path)} has the rows of an interrupted run."
+        return CacheError(what, FINISH)
+    shards = path.parent.glob(f"{escape(path.stem)}--shard-*-of-*{escape(path.suffix)}")
+    if first := min(map(str, shards), default=None):
+        what = f"There is no feature cache {path}, but shards of one, such as {first}."
+        return CacheError(what, f"Merge all of them: bottleneck cache merge SHARDS -o {path}")
+    return CacheError(f"There is no feature cache {path}.", MAKE_ONE)
 
 
 def _refusal(path: Path, what: str) -> CacheError:

@@ -23,13 +23,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 import bottleneck
-from bottleneck.errors import BottleneckError, CacheError, first_line
+from bottleneck.errors import BottleneckError, first_line
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
 from bottleneck.store.index import Runs, hashes_of, repeated
 from bottleneck.store.layout import blocks_of, checksum, parts_folder, row_bytes, statistics_path, sums_path
 from bottleneck.store.parts import read_log, require_intact
-from bottleneck.store.validate import MAKE_ONE
+from bottleneck.store.validate import no_cache
 
 START_SECONDS = 60.0
 BYTES_PER_SECOND = 20e6  # of the slowest disk that is waited for
@@ -79,7 +79,7 @@ def verify(path: str | os.PathLike[str], timeout: float | None = None) -> Report
     """
     path = path_of(path)
     if not path.exists() and not parts_folder(path).is_dir():
-        raise CacheError(f"There is no feature cache {path}.", MAKE_ONE)
+        raise no_cache(path)
     speed = SLOW_NETWORK if isinstance(path, RemotePath) else BYTES_PER_SECOND
     limit = START_SECONDS + _bytes(path) / speed if timeout is None else timeout
     package = str(Path(bottleneck.__file__).parents[1])

@@ -31,6 +31,7 @@ def class_target(cache: FeatureCache, name: str | None) -> Target:
     FitError
         There is none, or fewer than two classes have train samples.
     """
+    cache.samples.require_finished(str(cache.path))
     targets = cache.samples.targets
     kinds = {key: target.kind for key, target in targets.items()}
     if name is None:

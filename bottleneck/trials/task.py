@@ -116,7 +116,7 @@ def task_of(cache: FeatureCache, target: str | None, *, cv: int, seed: int) -> T
         There is no such target, or train cannot be learnt from: one class, one value, too few samples.
     """
     cache.require_rows()
-    samples, notes = cache.samples, cache.samples.shard_notes()
+    samples, notes = cache.samples, cache.samples.part_notes()
     require_labels(samples, cache.path)
     name = target or next(iter(samples.targets))
     if target is None and len(samples.targets) > 1:

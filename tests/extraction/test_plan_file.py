@@ -248,6 +248,17 @@ def test_a_plan_that_is_none_stops_a_shard_before_its_cache(folder, plan):
     assert not list(folder.parent.glob("x*"))
 
 
+def test_the_command_of_a_shard_prints_the_one_that_merges(folder, plan):
+    cache = folder.parent / "my x.h5"
+    words = [str(folder), "-o", str(cache), "--plan-file", plan, "--backbone", "small_cnn"]
+    for number in (1, 2):
+        shown = CliRunner().invoke(command, [*words, "--shard", f"{number}/2"]).stdout
+    (line,) = [line for line in shown.splitlines() if line.startswith("Next")]
+    stem = cache.with_suffix("")
+    merging = f"bottleneck cache merge '{stem}'--shard-*-of-2.h5 -o '{cache}'"
+    assert line == f"Next, with all 2 shards: {merging}"
+
+
 def test_the_command_says_what_it_did(folder, plan):
     words = [str(folder), "--plan-file", plan, "--backbone", "small_cnn", "--dry-run", "--json"]
     done = CliRunner().invoke(command, words)

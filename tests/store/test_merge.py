@@ -372,3 +372,30 @@ def test_the_statistics_of_a_random_network_come_along(tmp_path, monkeypatch):
     merge(caches, tmp_path / "out.h5")
     assert (tmp_path / "out--batchnorm.safetensors").read_bytes() == data
     assert verify(tmp_path / "out.h5").ok
+
+
+def test_a_merge_does_not_write_where_an_interrupted_run_will(tmp_path):
+    first, second, _ = shards(tmp_path)
+    with CacheWriter(tmp_path / "out.h5", SPEC, [A], ROOT) as writer:
+        world_of(8).feed(writer, stop_after=7)
+    for dry_run in (True, False):
+        with pytest.raises(CacheError, match=r"out\.h5\.parts has rows of an interrupted run"):
+            merge([first, second], tmp_path / "out.h5", dry_run)
+    assert not (tmp_path / "out.h5").exists()
+
+
+def test_an_interrupted_run_is_not_merged_and_is_named_as_one(tmp_path):
+    world_of(8).extract(tmp_path / "a.h5", [A])
+    with CacheWriter(tmp_path / "b.h5", SPEC, [A], ROOT) as writer:
+        world_of(8).feed(writer, stop_after=7)
+    with pytest.raises(CacheError, match=r"b\.h5 is not finished"):
+        merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")
+
+
+def test_a_cache_that_has_only_its_shards_is_told_from_one_that_is_not_there(tmp_path):
+    (tmp_path / "x--shard-1-of-2.h5").touch()
+    with pytest.raises(CacheError, match=r"but shards of one, such as .*x--shard-1-of-2\.h5") as caught:
+        FeatureCache(tmp_path / "x.h5")
+    assert "cache merge" in caught.value.hint
+    with pytest.raises(CacheError, match=r"There is no feature cache .*y\.h5\. Make one"):
+        FeatureCache(tmp_path / "y.h5")

@@ -6,10 +6,13 @@ import h5py
 import pytest
 
 from bottleneck.errors import CacheError
+from bottleneck.fitting.labels import relabelled
 from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.parts import read_log
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.writer import CacheWriter
+from bottleneck.studies.class_task import class_target
+from bottleneck.trials.task import task_of
 from tests.helpers.world import MAP, ROOT, SPEC, A, B, content, digest_of, row_of
 
 
@@ -276,3 +279,19 @@ def test_a_reader_refuses_a_damaged_part_and_names_the_command(path, world):
     with pytest.raises(CacheError, match=f"is damaged: it has {size - 1:,} of {size:,} bytes") as caught:
         FeatureCache(path)
     assert "`bottleneck extract`" in caught.value.hint
+
+
+def test_the_rows_of_an_interrupted_run_are_not_taken_for_a_whole_source(path, world):
+    with CacheWriter(path, SPEC, [A], ROOT) as writer:
+        world.feed(writer, stop_after=7)
+    with FeatureCache(path) as cache:
+        (note,) = cache.samples.part_notes()
+        assert (note.code, note.changes_result) == ("extraction-unfinished", True)
+        for judge in (lambda: task_of(cache, None, cv=2, seed=0), lambda: class_target(cache, None)):
+            with pytest.raises(CacheError, match="its extraction was interrupted"):
+                judge()
+        with pytest.raises(CacheError, match="its extraction was interrupted"):
+            relabelled(cache.samples, cache.images.key, "labels.csv")
+    world.extract(path, [A])
+    with FeatureCache(path) as cache:
+        assert cache.samples.part_notes() == []

@@ -104,7 +104,7 @@ def test_a_head_of_other_features_is_refused(cache, tmp_path):
 
 def test_missing_shards_are_told(cache, tmp_path, monkeypatch):
     note = Note("shards-missing", "Missing of the 3 shards of the source: 2.", True)
-    monkeypatch.setattr(SampleTable, "shard_notes", lambda self: [note])
+    monkeypatch.setattr(SampleTable, "part_notes", lambda self: [note])
     assert note in export_map(cache, output=tmp_path / "m.parquet").notes
 
 

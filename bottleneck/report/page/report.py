@@ -126,7 +126,7 @@ def _page(
     main, pictures = _main(inputs.fitted), Pictures()
     cache, notes = _cache_of(inputs, main)
     if cache is not None:
-        notes += cache.samples.shard_notes()
+        notes += cache.samples.part_notes()
     found: Judged | None = None
     if main is not None and cache is not None:
         found, told = judged(main.path, main.head, cache, options, reporter)

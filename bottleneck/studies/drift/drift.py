@@ -137,7 +137,7 @@ def drift(
         load = LoadOptions(weights, trust_code)
         with new_images(opened, os.fspath(new), node, load, run, reporter) as other:
             old_rows, new_rows, copies, notes = _compared(opened, other.cache)
-            lacking = [*opened.samples.shard_notes(), *other.cache.samples.shard_notes()]
+            lacking = [*opened.samples.part_notes(), *other.cache.samples.part_notes()]
             old = SelectedRows(_features(opened, node), old_rows)
             fresh = SelectedRows(_features(other.cache, node), new_rows)
             space = Space.of(old, fresh)  # of both alike, so that chance treats them alike

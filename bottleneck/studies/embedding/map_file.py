@@ -79,8 +79,9 @@ def export_map(
     require_file_name(path)
     with FeatureCache(cache) as opened:
         samples = opened.samples
+        samples.require_finished(str(opened.path))
         if not len(samples):
-            raise CacheError(f"{opened.path} has no samples.", "Finish it with bottleneck extract.")
+            raise CacheError(f"{opened.path} has no samples.", "Name the main file of the cache.")
         artifact = None if head is None else load_head(head)
         if artifact is not None:
             require_fitted_on(artifact, opened)
@@ -106,7 +107,7 @@ def export_map(
     table = pyarrow.table(columns)
     with replacing(path) as fresh:
         parquet.write_table(table, fresh)
-    return MapFile(str(path), node, len(samples), list(columns), [*samples.shard_notes(), *plane.notes])
+    return MapFile(str(path), node, len(samples), list(columns), [*samples.part_notes(), *plane.notes])
 
 
 def _neighbours(pyarrow: Any, x: np.ndarray, reporter: Reporter) -> Any:

@@ -131,7 +131,7 @@ def _sorting_key(score: float | None) -> float:
 def _rank_one(cache: str | Path, config: RankConfig, notes: list[Note]) -> Ranked:
     """Score one cache. notes : is appended to."""
     with FeatureCache(cache) as opened:
-        notes += opened.samples.shard_notes()
+        notes += opened.samples.part_notes()
         target = class_target(opened, config.target)
         train = train_samples(opened, target)
         outputs = None

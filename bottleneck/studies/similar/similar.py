@@ -200,7 +200,7 @@ def similar(
             group=group,
             pairs=pairs,
             failed=queries.failed,
-            notes=(*opened.samples.shard_notes(), *notes),
+            notes=(*opened.samples.part_notes(), *notes),
             seconds=time.perf_counter() - started - queries.startup_seconds,
         )
     if output is not None:

@@ -93,7 +93,7 @@ def test_few_images_of_other_numbers_and_caches_without_labels(old, folder):
 
 def test_missing_shards_are_told_once_also_without_labels(folder, monkeypatch):
     note = Note("shards-missing", "Missing of the 3 shards of the source: 2.", True)
-    monkeypatch.setattr(SampleTable, "shard_notes", lambda self: [note])
+    monkeypatch.setattr(SampleTable, "part_notes", lambda self: [note])
     found = drift(write_new(folder, rows(20, 4)[0], "part"), write_new(folder, rows(20, 5)[0], "other part"))
     assert found.notes.count(note) == 1
 
