@@ -241,6 +241,8 @@ def _describe(
             trunk.precisions |= dict.fromkeys(names, "fp32")
             engine = trunk.engine(names, example)
         precision, calibration = engine.precision, engine.calibration
+        if calibration is not None:  # no engine that these nodes share with others may take its place
+            trunk.calibrations = {**trunk.calibrations, **dict.fromkeys(names, calibration)}
     specs = []
     for name in names:
         outline = network.node(name, trunk.preprocess) if network is not None else None

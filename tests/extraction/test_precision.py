@@ -8,6 +8,7 @@ from bottleneck import FeatureCache, extract
 from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
 from bottleneck.errors import EngineError, FingerprintError
+from bottleneck.store.cachefile import CacheFile
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -97,3 +98,41 @@ def test_a_node_that_is_refused_in_the_precision_of_the_cache_is_computed_in_fp3
     with pytest.raises(FingerprintError, match='precision is "fp32" there, "int8" here'):
         extract(folder, path, nodes=(node,), precision="int8")
     assert extract(folder, path, precision="int8").reused == 12  # the command that made the cache
+
+
+class InBf16:
+    """An engine that stands for one in bf16, which not every processor has."""
+
+    precision = "bf16"
+
+    def __init__(self, engine, name):
+        self._engine, self.name = engine, name
+        compared = {"cosine": [0.9999], "engine": name, "images": 12, "method": "bfloat16"}
+        self.calibration = compared if name == "openvino" else None
+        self.agreement = {12: 0.9999}
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def __call__(self, pixels):
+        return self._engine(pixels)
+
+
+def test_a_new_node_keeps_the_engine_it_was_described_with_beside_one_of_torch(folder, tmp_path, monkeypatch):
+    """New images need both nodes; those of the cache the new one alone. All rows are of the same engine."""
+    build = base.build_engine
+
+    def build_bf16(*arguments, engine, precision, calibration, **settings):
+        if precision != "bf16":
+            return build(*arguments, engine=engine, precision=precision, calibration=calibration, **settings)
+        exact = build(*arguments, engine="torch", precision="fp32", calibration=None, **settings)
+        return InBf16(exact, "openvino" if engine == "auto" else engine)
+
+    monkeypatch.setattr(base, "build_engine", build_bf16)
+    path = tmp_path / "c.h5"
+    extract(folder, path, precision="bf16", engine="torch", limit=8, **NETWORK)
+    result = extract(folder, path, nodes=("bottleneck", "features.block1"))
+    assert result.computed == 12
+    with CacheFile(path) as file:
+        assert file.engines == {"bottleneck": {"torch"}, "features.block1": {"openvino"}}
+        assert file.nodes["features.block1"].calibration["engine"] == "openvino"
