@@ -187,7 +187,7 @@ class Pool:
         except exceptions.RayTaskError as error:  # raised by our own code
             raise _failure(slot.place, getattr(error, "cause", error)) from error
         except exceptions.RayActorError as error:
-            self._give_up(slot, f"ended at its start: {_last_line(error)}")
+            self._give_up(slot, f"ended at its work: {_last_line(error)}")
         except exceptions.RayError:  # as where a node went away that had the result
             self._take_back(slot.parts.pop(ref), slot)
         else:
