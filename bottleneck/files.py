@@ -25,6 +25,8 @@ from bottleneck.errors import CacheError, WriteError
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
 TEMPORARY = ".new"  # ends the name of a file that is being written
+SECOND = 10**9  # ns
+EARLIEST = 315_705_600 * SECOND  # 1980-01-03: zip's and FAT's first day, 0 and −1 are no times of change
 CLOCK_TICK = 20_000_000  # ns; a file system's clock may stand still for so long
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bottleneck.errors import Note, SourceError
-from bottleneck.files import TEMPORARY, FileStat, readable
+from bottleneck.files import EARLIEST, TEMPORARY, FileStat, readable
 from bottleneck.remote.urls import without_secrets
 
 FREE = 1 << 30  # bytes of disk that are left free
@@ -51,7 +51,7 @@ class KeptImages:
         self._lock = threading.Lock()
         self._stats: dict[tuple[str, str], FileStat] = {}  # asked for, of files that are read next
         self._refused: str | None = None  # why no more files are kept
-        self._kept = self._read = self._damaged = self._bytes = 0
+        self._kept = self._read = self._damaged = self._bytes = self._untold = 0
         probe = self.path / f"{secrets.token_hex(4)}{TEMPORARY}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -79,6 +79,10 @@ class KeptImages:
         with self._lock:
             stat = self._stats.pop((files.root, key), None)
         stat = stat or files.stat(key)
+        if stat.inode < 0 and stat.mtime_ns < EARLIEST:  # as of a server that gives all files one time
+            with self._lock:
+                self._untold += 1
+            return files.read(key)
         path = self._path(files.root, key)
         data = None if self.anew else self._kept_bytes(path, stat)
         if data is None:
@@ -95,6 +99,8 @@ class KeptImages:
         )
         if self._damaged:
             message += f" {self._damaged:,} kept files were damaged and were read anew."
+        if self._untold:
+            message += f" {self._untold:,} are not kept: nothing tells whether they have changed."
         if self._refused:
             message += f" No more were added: {self._refused}."
         return [Note("images-kept", message, details=details)]

@@ -15,14 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.errors import CacheError, Note
-from bottleneck.files import FileStat, require_space
+from bottleneck.files import EARLIEST, SECOND, FileStat, require_space
 from bottleneck.store.cachefile import describe_rows
 from bottleneck.store.index import BLOCK, hashes_of, repeated
 from bottleneck.store.state import CacheState
 from bottleneck.store.tables import Failure
 
-SECOND = 10**9  # ns
-EARLIEST = 315_705_600 * SECOND  # 1980-01-03: zip's and FAT's first day, 0 and −1 are no times of change
 FEW = 2  # files, or
 RARE = 0.01  # of the source, may share a time that is trusted
 TABLE_BYTES = 512  # of one image in the tables, for the estimate of disk space

@@ -12,6 +12,7 @@ from bottleneck.data import kept_images
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import read_source
 from bottleneck.errors import SourceError
+from tests.helpers import web_server
 from tests.helpers.encoded import image, tar_of
 
 SMALL = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "image_size": 32, "depth": 1}
@@ -169,3 +170,15 @@ def test_a_source_goes_to_another_process_without_its_counts(web, tmp_path):
     assert data == [image(number) for number in range(6)]
     assert details == {"read": 6, "added": 0, "damaged": 0}
     assert there.files.store._retrier is there.retrier
+
+
+def test_images_whose_time_is_no_time_of_change_are_read_again(web, tmp_path, monkeypatch):
+    """Some servers give all files the first second of 1970; a changed file of the same size has it too."""
+    monkeypatch.setattr(web_server, "STAMP", "Thu, 01 Jan 1970 00:00:01 GMT")
+    first, _ = read_all(opened(web, tmp_path / "kept"))
+    web.files["/0.png"] = first[0][:-1] + b"x"
+    source = opened(web, tmp_path / "kept")
+    second, _ = read_all(source)
+    assert second[0] == web.files["/0.png"]
+    assert second[1:] == first[1:]
+    assert "6 are not kept: nothing tells whether they have changed" in source.reading_notes()[-1].message

@@ -9,8 +9,8 @@ import pytest
 
 from bottleneck import files
 from bottleneck.errors import CacheError, FingerprintError
-from bottleneck.files import FileStat, stat_of
-from bottleneck.store.plan import EARLIEST, SECOND, plan_run, trusted
+from bottleneck.files import EARLIEST, SECOND, FileStat, stat_of
+from bottleneck.store.plan import plan_run, trusted
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin
 from bottleneck.store.state import CacheState
 from bottleneck.store.writer import CacheWriter
