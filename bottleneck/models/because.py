@@ -153,8 +153,9 @@ def training_rows(
     samples : of the cache, with the labels that the head was fitted to
 
     Raises ArtifactError where there are other features, classes, labels or images than the head was fitted
-    on.
+    on, and CacheError where the cache is of an interrupted extraction.
     """
+    samples.require_finished(str(cache.path))
     again = "Give the cache that it was fitted on, or fit it again with `bottleneck fit-head`."
     if cache.vector_fingerprint(head.node) != head.node_fingerprint:
         raise ArtifactError(f"The head was fitted on other features than {cache.path} holds.", again)

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from bottleneck import fit_heads
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, CacheError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.because import because, training_rows
 from bottleneck.store.reader import FeatureCache
@@ -65,6 +65,8 @@ def test_other_caches_and_other_heads_are_refused(listed, few, made_cache, made_
         because(knn["path"], images, cache=made_cache)
     with FeatureCache(made_cache) as cache, pytest.raises(ArtifactError, match="does not say which images"):
         training_rows(replace(load_head(made_head), trained_on={}), cache, cache.samples)
+    with FeatureCache(made_cache) as cache, pytest.raises(CacheError, match="extraction was interrupted"):
+        training_rows(load_head(made_head), cache, replace(cache.samples, finished=False))
 
 
 def test_a_head_fitted_to_a_labels_file_is_explained_with_that_file_alone(listed, few, tmp_path):

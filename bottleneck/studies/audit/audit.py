@@ -213,7 +213,7 @@ def _audited(
             leaks={"flag": len(leaks), "score": len(leaks) / len(cache.images), "items": leaks},
             confusable=nothing,
             thin=nothing,
-            notes=[Note("no-labels", text), *notes],
+            notes=[*cache.samples.part_notes(), Note("no-labels", text), *notes],
             **common,
         )
     answers, quality = judged.answers.values, judged.quality(config.doubt, config.precision)

@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from bottleneck import audit, fit_heads
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FitError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FitError, Note
 from bottleneck.heads.artifact import load_head
-from bottleneck.samples import Target
+from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit import judged
 from bottleneck.studies.audit.copies import node_notes
@@ -292,6 +292,13 @@ def test_a_cache_without_labels_is_searched_for_copies_and_outliers(features, tm
     assert found.outliers == result.outliers
     assert [item["images"] for item in found.leaks["items"]] == [result.leaks["items"][0]["images"]]
     assert [note.code for note in found.notes] == ["no-labels", "images-not-measured"]
+
+
+def test_an_audit_without_labels_says_that_it_saw_a_part_of_the_images(features, tmp_path, monkeypatch):
+    note = Note("extraction-unfinished", "The extraction was interrupted.", True)
+    monkeypatch.setattr(SampleTable, "part_notes", lambda self: [note])
+    found = audit(write_cache(tmp_path / "c.h5", features, [], split=SPLIT))
+    assert note in found.notes
     with pytest.raises(FitError, match="no labels to fix"):
         audit(tmp_path / "c.h5", fix=tmp_path / "fix.csv")
 
