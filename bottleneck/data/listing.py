@@ -145,6 +145,8 @@ def list_remote(files: RemoteFiles) -> Listing:
     """
     try:
         entries = files.store.find(files.folder)
+    except NotImplementedError as error:  # no address or server will do: the text says what will
+        raise SourceError(f"The source {files.root} cannot be listed: {one_line(error)}.") from error
     except Exception as error:  # each backend has error classes of its own
         raise SourceError(
             f"The source {files.root} cannot be listed: {one_line(error)}.", access_hint(files.root)

@@ -71,7 +71,7 @@ def test_a_server_that_knows_no_head(server):
 
 @pytest.mark.parametrize(
     ("path", "said"),
-    [("/2.png", "does not exist"), ("/photos/", "lists no folders"), ("/1.txt", "is none of these")],
+    [("/2.png", "does not exist"), ("/photos/", r"a manifest or a \.tar\.$"), ("/1.txt", "is none of these")],
 )
 def test_what_cannot_be_a_source(server, path, said):
     server.files["/1.txt"] = b""
