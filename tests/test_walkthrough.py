@@ -40,6 +40,7 @@ NOT_RUN = {
     "inspect NETWORK": "stands for any network",
     "--shard auto": "needs a job of Slurm or torchrun",
     "s3://bucket/photos": "needs a network",
+    "s3://bucket/photos.h5": "needs a network",
     "https://host.example/list.csv": "needs a network",
 }
 # Calls that have these words take several seconds: they run with --long, or where their output is shown.

@@ -402,7 +402,7 @@ def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_
     new, old = tmp_path / "new.h5", tmp_path / "old.h5"
     assert extract(folder / "images", new, **SMALL).failed == 1
     with monkeypatch.context() as patch:
-        patch.setattr("bottleneck.extraction.extract._measures", lambda images, preprocess: None)
+        patch.setattr("bottleneck.extraction.extract.measures_of", lambda images, preprocess: None)
         extract(folder / "images", old, **SMALL)
     with FeatureCache(new) as cache, FeatureCache(old) as unmeasured:
         found = dict(zip(cache.images.key, cache.images.measures, strict=True))
