@@ -93,9 +93,16 @@ def connected(address: str) -> Iterator[list[Note]]:
 
 
 def living_nodes() -> list[ClusterNode]:
-    """Return the nodes that are alive."""
+    """Return the nodes that are alive. Raises ClusterError where the cluster's head is gone."""
     import ray
 
+    try:
+        nodes = ray.nodes()
+    except Exception as error:  # of classes that are not public
+        raise ClusterError(
+            f"The Ray cluster does not answer any more: {first_line(error)}.",
+            "Finished work is saved: run extract again when its head is there.",
+        ) from error
     return [
         ClusterNode(
             id=node["NodeID"],
@@ -104,7 +111,7 @@ def living_nodes() -> list[ClusterNode]:
             gpus=float(node["Resources"].get("GPU", 0)),
             store=int(node["Resources"].get("object_store_memory", 0)),
         )
-        for node in ray.nodes()
+        for node in nodes
         if node["Alive"]
     ]
 

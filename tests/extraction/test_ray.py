@@ -340,3 +340,14 @@ def test_a_ray_that_prints_elsewhere_is_used_all_the_same(monkeypatch):
     with ray_cluster._nothing_printed():
         pass
     assert not hasattr(worker, "print_to_stdstream")
+
+
+def test_a_cluster_whose_head_is_gone_is_an_error_of_one_line(monkeypatch):
+    import ray
+
+    def nodes():
+        raise ray.exceptions.RaySystemError("Failed to connect to GCS.")
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    with pytest.raises(ClusterError, match=r"does not answer any more.*GCS"):
+        ray_cluster.living_nodes()
