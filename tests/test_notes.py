@@ -31,7 +31,7 @@ no-label-column no-labels no-neighbours no-test node-alias node-in-fp32 not-conv
 not-installed numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
-rare-classes ray-batches-reduced ray-local ray-workers ray-workers-lost ray-workers-refused
+rare-classes ray-batches-reduced ray-local ray-not-used ray-workers ray-workers-lost ray-workers-refused
 reference-images reject-rate-off remembered-column-missing remembered-columns
 repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache
 requests-retried rows-damaged rows-kept-unread rows-mended

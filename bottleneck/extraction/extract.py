@@ -270,6 +270,7 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
                 *writer.notes,
                 *lost,
                 *_kept_note(kept),
+                *_unused_note(config, plan),
                 *source.reading_notes(),
             ]
         ),
@@ -284,6 +285,12 @@ def _prepared(config: ExtractConfig, source: Source, path: Path, reporter: Repor
 
     extraction = prepare(for_workers(config, source), source, path)
     return replace(extraction, trunk=RayTrunk.of(extraction, reporter))
+
+
+def _unused_note(config: ExtractConfig, plan: Plan) -> Iterator[Note]:
+    """Yield a note where a Ray cluster was asked for and there was nothing to compute on it."""
+    if config.ray is not None and not any(work.nodes for work in plan.work):
+        yield Note("ray-not-used", "No image needs the network, so the Ray cluster was not asked for anything.")
 
 
 def _mended_note(notes: Sequence[Note], computed: int, engine: str | None) -> Iterator[Note]:

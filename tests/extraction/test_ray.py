@@ -228,6 +228,12 @@ def test_ray_that_was_started_for_a_run_ends_with_it(tmp_path):
     assert wait_until(lambda: not [each for each in psutil.process_iter() if marked(each, "MARK", mark)])
 
 
+def test_a_cluster_that_is_not_needed_is_not_asked_and_that_is_told(tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    cache = alone(folder, tmp_path)
+    assert codes(extract(folder, cache, ray="127.0.0.1:1", **NET)) == ["ray-not-used"]
+
+
 def wait_until(condition):
     """Whether a condition becomes true within a minute."""
     for _ in range(600):

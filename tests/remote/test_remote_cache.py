@@ -69,8 +69,8 @@ def test_only_what_is_needed_is_read(far, s3, monkeypatch):
 
 def test_a_store_with_faults_gives_all_rows(near, far, s3, monkeypatch):
     monkeypatch.setattr(retries, "TIMEOUT", 2.0)
-    monkeypatch.setattr(filesystem, "BLOCK", 1 << 10)
-    s3.front.faults = Faults(share=0.5, kinds=("500", "truncation", "reset"))
+    monkeypatch.setattr(filesystem, "BLOCK", 1 << 12)
+    s3.front.faults = Faults(share=0.3, kinds=("500", "truncation", "reset"))
     with FeatureCache(near) as here, FeatureCache(far) as there:
         for name in here.nodes:
             assert np.array_equal(there.features(name).read(0, 300), here.features(name).read(0, 300))
