@@ -290,7 +290,7 @@ def _prepared(config: ExtractConfig, source: Source, path: Path, reporter: Repor
 def _unused_note(config: ExtractConfig, plan: Plan) -> Iterator[Note]:
     """Yield a note where a Ray cluster was asked for and there was nothing to compute on it."""
     if config.ray is not None and not any(work.nodes for work in plan.work):
-        yield Note("ray-not-used", "No image needs the network, so the Ray cluster was not asked for anything.")
+        yield Note("ray-not-used", "No image needs the network, so the Ray cluster was not used.")
 
 
 def _mended_note(notes: Sequence[Note], computed: int, engine: str | None) -> Iterator[Note]:
