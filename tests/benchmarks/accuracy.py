@@ -141,7 +141,7 @@ def right(folder: str, work: str) -> dict:
             if precision == "fp32":
                 x_train, y_train = cache.to_numpy(split="train", target="label")
                 np.savez(Path(work, "x.npz"), x=x_train, y=y_train, x_test=x.astype(np.float32), y_test=y)
-        correct = head.predict(x.astype(np.float32)) == y
+        correct = np.array(head.class_names)[head.predict(x.astype(np.float32))] == y
         found[precision] = {
             "engine": extracted.engine,
             "C": fitted["C"],

@@ -120,13 +120,16 @@ def speed(
     at_least: float | None = None,
     conditions: str = "",
 ) -> Iterator[Row]:
-    """Rows of contenders that return images, seconds and processor_seconds: by the clock, and of cores."""
+    """Rows of contenders that return images and seconds: by the clock, and of cores where all tell
+    processor_seconds.
+    """
     rates = [tuple(one["images"] / one["seconds"] for one in side) for side in (ours, theirs)]
-    costs = [
-        tuple(1000 * one["processor_seconds"] / one["images"] for one in side) for side in (ours, theirs)
-    ]
     yield Row(f"{what}, by the clock", "images/s", *rates, peer, TIMES, at_least, conditions=conditions)
-    yield Row(f"{what}, of cores", "processor ms an image", *costs, peer, FEWER, conditions=conditions)
+    if all("processor_seconds" in one for one in (*ours, *theirs)):
+        costs = [
+            tuple(1000 * one["processor_seconds"] / one["images"] for one in side) for side in (ours, theirs)
+        ]
+        yield Row(f"{what}, of cores", "processor ms an image", *costs, peer, FEWER, conditions=conditions)
 
 
 @dataclass
