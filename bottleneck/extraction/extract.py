@@ -270,7 +270,7 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
                 *writer.notes,
                 *lost,
                 *_kept_note(kept),
-                *_unused_note(config, plan),
+                *_unused_note(config, trunk),
                 *source.reading_notes(),
             ]
         ),
@@ -287,9 +287,9 @@ def _prepared(config: ExtractConfig, source: Source, path: Path, reporter: Repor
     return replace(extraction, trunk=RayTrunk.of(extraction, reporter))
 
 
-def _unused_note(config: ExtractConfig, plan: Plan) -> Iterator[Note]:
+def _unused_note(config: ExtractConfig, trunk: Trunk) -> Iterator[Note]:
     """Yield a note where a Ray cluster was asked for and there was nothing to compute on it."""
-    if config.ray is not None and not any(work.nodes for work in plan.work):
+    if config.ray is not None and not any(note.code == "ray-workers" for note in trunk.notes):
         yield Note("ray-not-used", "No image needs the network, so the Ray cluster was not used.")
 
 
