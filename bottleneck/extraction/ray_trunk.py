@@ -68,12 +68,17 @@ def for_workers(config: ExtractConfig, source: Source) -> ExtractConfig:
     ClusterError
         Ray is not installed, or workers without GPUs are to compute on one.
     SourceError
-        The source is a shard, which is another way of sharing the work.
+        The source is a shard, which is another way of sharing the work, or its images are to be kept.
     """
     require_ray()
     if source.samples.shard is not None:
         raise SourceError(
             "--ray shares the whole source among its workers, and --shard takes a part of it.",
+            "Leave one of them out.",
+        )
+    if source.kept is not None:
+        raise SourceError(
+            "--cache-images keeps the images that this process reads; with --ray the workers read them.",
             "Leave one of them out.",
         )
     if config.gpus_per_worker:

@@ -28,7 +28,7 @@ from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import SampleTable, Target
+from bottleneck.samples import ArrayRows, SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 
 MOST = 10  # training samples that are named of each prediction
@@ -103,10 +103,11 @@ def because(
             opened.samples, opened.images.key, labels, (head.target,), config=_as_of(head, reading)
         )
         rows, target, samples = training_rows(head, opened, samples)
-        features = opened.sample_rows(head.node, rows)
+        require_memory(head, len(rows))
+        features = opened.sample_rows(head.node, rows).read(0, len(rows))
+        _require_its_labels(head, features, target, opened.path)
         with reporter.step("Weighing training samples", unit="samples") as advance:
-            require_memory(head, len(rows))
-            influence = Influence(head, features.read(0, len(rows)), target)
+            influence = Influence(head, features, target)
             advance(len(rows))
         images = opened.images.key[samples.image[rows, 0]]
         pulls: list[dict[str, Any]] = []
@@ -176,7 +177,6 @@ def training_rows(
         rows = np.flatnonzero(seen & np.isin(samples.split, splits))
         found = TrainedOn.of(cache.images.digest[np.unique(samples.image[rows])]) if len(rows) else None
         if found and found.images == trained.images and np.array_equal(found.starts, trained.starts):
-            _require_its_labels(head, cache, rows, target.take(rows))
             return rows, target.take(rows), samples
     raise ArtifactError(f"The head was fitted on other images than {cache.path} holds.", again)
 
@@ -191,22 +191,21 @@ def _as_of(head: HeadArtifact, reading: ReadConfig | None) -> LabelConfig:
     )
 
 
-def _require_its_labels(head: HeadArtifact, cache: FeatureCache, rows: np.ndarray, target: Target) -> None:
+def _require_its_labels(head: HeadArtifact, features: np.ndarray, target: Target, cache: Path) -> None:
     """Raise ArtifactError where the head's score on train is not the one that its file contains.
 
-    rows : (n,) of the cache's samples; target : on them
+    features : (n, D) of the samples that it was fitted on; target : on them
     """
-    stored = head.metrics.get("train", {})
+    stored, n = head.metrics.get("train", {}), len(features)
     name = "r2" if target.kind == "regression" else "accuracy"
-    if stored.get("n") != len(rows) or stored.get(name) is None:
+    if stored.get("n") != n or stored.get(name) is None:
         return
-    outputs = blockwise(cache.sample_rows(head.node, rows), head.decision)
-    predicted = apply_link(outputs, head.link, head.temperature)
+    predicted = apply_link(blockwise(ArrayRows(features), head.decision), head.link, head.temperature)
     score = measure(target.kind, target.values, predicted, target.class_names)[name]
-    if abs(score - stored[name]) > max(1e-3, 1.5 / len(rows)):
+    if abs(score - stored[name]) > max(1e-3, 1.5 / n):
         raise ArtifactError(
             f"On its training samples the head has {name} {stored[name]:.4f} by its file, and {score:.4f} "
-            f"by the labels of {cache.path}: it was fitted to other labels.",
+            f"by the labels of {cache}: it was fitted to other labels.",
             OTHER_LABELS,
         )
 

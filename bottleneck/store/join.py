@@ -107,6 +107,11 @@ def join_failures(files: list[CacheFile], prefixes: list[str], images: ImageTabl
 
 
 def join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.ndarray]) -> SampleTable:
+    """Return the samples of all files, one of each key, in the order of the files.
+
+    row_of : for each file, the joined rows of its images. Raises CacheError where the tables differ in kind,
+    or one sample in content.
+    """
     tables = []
     for file, prefix, rows in zip(files, prefixes, row_of, strict=True):
         samples = file.samples

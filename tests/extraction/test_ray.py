@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from click.testing import CliRunner
 
 from bottleneck import extract
 from bottleneck.cli.extract import command
+from bottleneck.data.kept_images import KeptImages
+from bottleneck.data.source import read_source
 from bottleneck.errors import BottleneckError, ClusterError
 from bottleneck.extraction import ray_cluster, ray_pool, ray_trunk
 from bottleneck.extraction.config import ExtractConfig
@@ -317,6 +320,13 @@ def test_the_flags_say_where_the_source_belongs(tmp_path):
     assert refused.exit_code == 2
     assert "Put SOURCE before --ray" in refused.output
     assert CliRunner().invoke(command, [str(tmp_path), "--ray", "--ray-workers", "0"]).exit_code == 2
+
+
+def test_images_that_are_to_be_kept_here_are_not_read_by_workers(tmp_path):
+    folder = write_images(tmp_path / "images", 3)
+    source = replace(read_source(folder), kept=KeptImages(tmp_path / "kept"))
+    with pytest.raises(BottleneckError, match="--cache-images keeps"):
+        ray_trunk.for_workers(ExtractConfig(ray="auto"), source)
 
 
 def test_a_survey_for_a_cluster_reaches_none(tmp_path):
