@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import Distribution, PackageNotFoundError, distribution, version
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from bottleneck.files import user_cache
 from bottleneck.names import ONNXRUNTIME, OPENVINO
 from bottleneck.processor import processor_name, vector_units
 from bottleneck.threads import available_cores
+from bottleneck.versions import package_version
 
 DISTRIBUTION = "bottleneck-features"
 NAMESAKE = "Bottleneck"  # of PyData, with the same import name
@@ -54,7 +55,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Extra:
-    """An extra of the distribution: whether all that it names is installed, and what is not."""
+    """An extra of the distribution: whether all that it names is installed, and what is not.
+
+    Nothing of it is imported.
+    """
 
     name: str
     found: bool
@@ -66,6 +70,7 @@ class Folder:
     """A folder for caches or weights: its size in bytes, in which a link counts as nothing.
 
     complete : False if there were more than 20,000 files, of which the first were counted.
+    writable : whether files can be written there; the folder is made where it does not exist.
     """
 
     what: str
@@ -74,6 +79,7 @@ class Folder:
     files: int
     bytes: int
     complete: bool
+    writable: bool
     free_bytes: int | None
 
 
@@ -118,7 +124,9 @@ def doctor() -> Installation:
         Its `to_json()` is what `bottleneck doctor --json` prints. Paths below the home folder begin with `~`,
         and a folder that has the user's name is shown as USER.
     """
-    installed = _installed(DISTRIBUTION)
+    installed = None
+    with suppress(PackageNotFoundError):
+        installed = distribution(DISTRIBUTION)
     requirements = list(_requirements(installed)) if installed else []
     versions: dict[str, str | None] = {
         "bottleneck": bottleneck.__version__,
@@ -126,8 +134,8 @@ def doctor() -> Installation:
         "system": platform.platform(),
         "encoding": f"{sys.getfilesystemencoding()} for names, {sys.stdout.encoding} for output",
     }
-    versions |= {name: _version(name) for name, extra in requirements if not extra}
-    free = _free_bytes(Path.cwd())
+    versions |= {name: package_version(name) for name, extra in requirements if not extra}
+    free, folders = _free_bytes(Path.cwd()), _folders()
     return Installation(
         versions=versions,
         processor=processor_name(),
@@ -138,23 +146,11 @@ def doctor() -> Installation:
         accelerator=accelerator_possible(),
         engines=[_engine(name, precisions) for name, precisions in SUPPORTED["cpu"].items()],
         extras=_extras(requirements),
-        folders=_folders(),
+        folders=folders,
         free_bytes=free,
         environment={name: _private(os.environ[name]) for name in _VARIABLES if name in os.environ},
-        notes=list(_notes(installed, versions, free)),
+        notes=list(_notes(installed, versions, folders, free)),
     )
-
-
-def _installed(name: str) -> Distribution | None:
-    try:
-        return distribution(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _version(name: str) -> str | None:
-    found = _installed(name)
-    return found.version if found else None
 
 
 def _requirements(installed: Distribution) -> Iterator[tuple[str, str]]:
@@ -170,7 +166,7 @@ def _extras(requirements: Iterable[tuple[str, str]]) -> list[Extra]:
     for name, extra in requirements:
         if extra:
             absent = missing.setdefault(extra, [])
-            if _installed(name) is None:
+            if package_version(name) is None:
                 absent.append(name)
     return [Extra(name, not absent, absent) for name, absent in missing.items()]
 
@@ -179,12 +175,12 @@ def _engine(name: str, precisions: tuple[str, ...]) -> Engine:
     """Import the library of an engine, unless it is torch, whose import takes seconds."""
     library = name if name in (ONNXRUNTIME, OPENVINO) else "torch"
     reason, computed = "", list(precisions)
+    number = package_version(library)
+    if number is None:
+        return Engine(name, False, None, [], f"not installed: pip install {library}")
     try:
-        number = version(library)
         if library != "torch":
             importlib.import_module(library)
-    except PackageNotFoundError:
-        return Engine(name, False, None, [], f"not installed: pip install {library}")
     except Exception as error:  # whatever a library raises at its import
         return Engine(name, False, number, [], f"cannot be imported: {first_line(error)}")
     if name == OPENVINO and not computes_bf16():
@@ -199,6 +195,8 @@ def _folders() -> list[Folder]:
     torch = Path(os.environ.get("TORCH_HOME") or base / "torch")
     places = {
         "exported networks": cache / "graphs",
+        "known networks": cache / "networks",
+        "lists of networks": cache / "listings",
         "races of engines": cache / "races",
         "trusted sources": cache / "sources",
         "weights of torchvision": torch / "hub" / "checkpoints",
@@ -220,7 +218,14 @@ def _folder(what: str, path: Path) -> Folder:
                     files += 1
                     size += entry.stat(follow_symlinks=False).st_size if not entry.is_symlink() else 0
     free = _free_bytes(path.absolute())
-    return Folder(what, _private(str(path)), path.is_dir(), files, size, not pending, free)
+    shown, writable = _private(str(path)), _is_writable(path.absolute())
+    return Folder(what, shown, path.is_dir(), files, size, not pending, writable, free)
+
+
+def _is_writable(path: Path) -> bool:
+    """Return whether files can be written to a folder, or the folder be made."""
+    place = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    return place.is_dir() and os.access(place, os.W_OK | os.X_OK)
 
 
 def _free_bytes(path: Path) -> int | None:
@@ -255,7 +260,7 @@ def _private(text: str) -> str:
 
 
 def _notes(
-    installed: Distribution | None, versions: dict[str, str | None], free: int | None
+    installed: Distribution | None, versions: dict[str, str | None], folders: list[Folder], free: int | None
 ) -> Iterator[Note]:
     if installed is None:
         text = f"{DISTRIBUTION} is not installed: Python runs it from a source folder."
@@ -270,9 +275,12 @@ def _notes(
         if absent == [OPENVINO]:
             text += " It is a dependency on x86-64 under Linux and Windows alone."
         yield Note("dependencies-missing", text, details={"missing": absent})
-    if _installed(NAMESAKE) is not None:
+    if package_version(NAMESAKE) is not None:
         text = f"PyData's package {NAMESAKE} is installed too. Both are imported as bottleneck."
         yield Note("namesake-installed", f"{text} Use an environment without it.")
+    if closed := [folder.path for folder in folders if not folder.writable]:
+        text = f"No files can be written to {', '.join(closed)}. Set BOTTLENECK_CACHE or XDG_CACHE_HOME to"
+        yield Note("folders-not-writable", f"{text} a folder of yours, or write caches elsewhere with -o.")
     if free is not None and free < LITTLE:
         text = f"The disk of the current folder has {free / 2**30:.1f} GiB left."
         yield Note("disk-nearly-full", f"{text} Free space, or write caches elsewhere with -o.")

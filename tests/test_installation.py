@@ -24,14 +24,8 @@ def cpuinfo(monkeypatch):
 
 def absent(monkeypatch, name):
     """Let a distribution be not installed."""
-    real = installation.version
-
-    def version(asked):
-        if asked == name:
-            raise installation.PackageNotFoundError(asked)
-        return real(asked)
-
-    monkeypatch.setattr(installation, "version", version)
+    real = installation.package_version
+    monkeypatch.setattr(installation, "package_version", lambda asked: None if asked == name else real(asked))
 
 
 def test_json_has_what_a_bug_report_needs_without_torch():
@@ -90,15 +84,31 @@ def test_an_engine_that_cannot_be_imported_says_why(monkeypatch):
 
 
 def test_other_installations_are_told(monkeypatch):
-    monkeypatch.setattr(installation, "_installed", lambda name: SimpleNamespace(version="0.0.9"))
+    monkeypatch.setattr(installation, "package_version", lambda name: "0.0.9")
     other = SimpleNamespace(version="0.0.9")
-    notes = list(installation._notes(other, {"torch": None}, 1 << 20))
+    notes = list(installation._notes(other, {"torch": None}, [], 1 << 20))
     assert [note.code for note in notes] == [
         "other-version-installed",
         "dependencies-missing",
         "namesake-installed",
         "disk-nearly-full",
     ]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "link"])
+def test_a_cache_folder_that_cannot_be_written_is_told(monkeypatch, tmp_path, place):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "folder")
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    found = bottleneck.doctor()
+    closed = {folder.what for folder in found.folders if not folder.writable}
+    assert {"exported networks", "known networks"} <= closed
+    assert "weights of torchvision" not in closed
+    (note,) = [note for note in found.notes if note.code == "folders-not-writable"]
+    assert str(tmp_path / place / "graphs") in note.message
+    result = CliRunner().invoke(group, ["doctor"])
+    assert "not writable" in " ".join(result.stdout.split())
 
 
 def test_vector_units_of_other_systems(cpuinfo):

@@ -25,7 +25,7 @@ FLOORS = (
     ("remote",),
     ("samples",),
     ("files", "records"),
-    ("threads", "processor", "progress", "names", "errors"),
+    ("threads", "processor", "progress", "names", "errors", "versions"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 

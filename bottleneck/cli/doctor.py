@@ -39,7 +39,7 @@ def command(terminal: Terminal) -> None:
         table("Versions", ("what", "version"), found.versions.items()),
         table("Machine", ("what", "found"), machine.items()),
         table("Engines on this processor", ("engine", "version", "precisions", "why not"), engines),
-        table("Extras", ("extra", "state"), extras),
+        table("Extras (not imported)", ("extra", "state"), extras),
         table("Folders", ("of", "path", "size"), folders),
     ]
     if found.environment:
@@ -52,9 +52,8 @@ def _state(missing: list[str]) -> str:
 
 
 def _folder_size(folder: Folder) -> str:
-    if not folder.exists:
-        return "absent"
-    return ("" if folder.complete else "> ") + _size(folder.bytes)
+    size = ("" if folder.complete else "> ") + _size(folder.bytes) if folder.exists else "absent"
+    return size if folder.writable else f"{size}, not writable"
 
 
 def _size(count: int | None) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from bottleneck.errors import Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch
 from bottleneck.files import FileStat
+from bottleneck.versions import package_version
 
 DECODERS = ("Pillow", "simplejpeg")  # packages that decide what pixels an image has
 
@@ -125,10 +125,5 @@ def part_of(source: Source, indices: Sequence[int], keys: Sequence[str]) -> Part
 
 def package_versions(names: Sequence[str]) -> dict[str, str]:
     """Return the versions of packages by name; "none" where one is not installed."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = bottleneck.__version__ if name == "bottleneck" else version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
+    found = {name: package_version(name) or "none" for name in names}
+    return found | ({"bottleneck": bottleneck.__version__} if "bottleneck" in found else {})

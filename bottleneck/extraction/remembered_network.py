@@ -14,7 +14,6 @@ import hashlib
 import json
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from bottleneck import __version__
@@ -23,6 +22,7 @@ from bottleneck.backbones.recipe import file_sha256, is_weights_file, names_code
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, BottleneckError, WriteError
 from bottleneck.files import user_cache, write_whole
+from bottleneck.versions import package_version
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
@@ -59,7 +59,9 @@ class RememberedNetwork:
     def __init__(self, request: dict[str, Any]) -> None:
         weights = request["weights"]
         content = file_sha256(weights) if weights is not None and is_weights_file(weights) else None
-        key = json.dumps([request | {"trust_code": None}, content, __version__, *map(_version, _LIBRARIES)])
+        key = json.dumps(
+            [request | {"trust_code": None}, content, __version__, *map(package_version, _LIBRARIES)]
+        )
         self._path = user_cache() / "networks" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
         self._record: dict[str, Any] = {}
         with suppress(OSError, *DAMAGED, BottleneckError):  # absent or damaged
@@ -110,10 +112,3 @@ def _outline(record: dict[str, Any]) -> NodeOutline:
     outline = NodeOutline(**record)
     shape = tuple(int(size) for size in outline.shape)
     return NodeOutline(str(outline.node), tuple(map(str, outline.aliases)), shape, str(outline.layout))
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
