@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from bottleneck.fitting.left_out import seen_images as seen_images
     from bottleneck.heads.baselines import KNNHead as KNNHead
     from bottleneck.heads.baselines import NearestMeanHead as NearestMeanHead
-    from bottleneck.heads.logistic import LogisticHead as LogisticHead
+    from bottleneck.heads.linear_heads import LogisticHead as LogisticHead
+    from bottleneck.heads.linear_heads import RidgeHead as RidgeHead
+    from bottleneck.heads.linear_heads import RidgeRegressionHead as RidgeRegressionHead
     from bottleneck.heads.mlp import MLPHead as MLPHead
-    from bottleneck.heads.ridge import RidgeHead as RidgeHead
-    from bottleneck.heads.ridge import RidgeRegressionHead as RidgeRegressionHead
     from bottleneck.installation import doctor as doctor
     from bottleneck.models.because import because as because
     from bottleneck.models.classifier import load_model as load_model
@@ -51,11 +51,11 @@ _MODULE_OF = {
     "FeatureCache": "bottleneck.store.reader",
     "FeatureExtractor": "bottleneck.extraction.feature_extractor",
     "KNNHead": "bottleneck.heads.baselines",
-    "LogisticHead": "bottleneck.heads.logistic",
+    "LogisticHead": "bottleneck.heads.linear_heads",
     "MLPHead": "bottleneck.heads.mlp",
     "NearestMeanHead": "bottleneck.heads.baselines",
-    "RidgeHead": "bottleneck.heads.ridge",
-    "RidgeRegressionHead": "bottleneck.heads.ridge",
+    "RidgeHead": "bottleneck.heads.linear_heads",
+    "RidgeRegressionHead": "bottleneck.heads.linear_heads",
     "advise": "bottleneck.studies.advise.advise",
     "audit": "bottleneck.studies.audit.audit",
     "because": "bottleneck.models.because",

@@ -49,6 +49,14 @@ def test_what_runs_a_head_imports_no_large_library_before_it_is_needed(module):
     assert printed.strip() == "[]"
 
 
+def test_fitting_heads_imports_no_scikit_learn():
+    heavy = ("sklearn", "scipy", "pandas", "matplotlib", "torchvision", "timm")
+    printed = python(
+        f"import sys, bottleneck.fitting.fit_heads; print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert printed.strip() == "[]"
+
+
 def test_every_lazy_name_exists():
     for name in bottleneck.__all__:
         assert getattr(bottleneck, name) is not None

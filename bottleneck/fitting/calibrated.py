@@ -6,8 +6,6 @@ Shapes: n training samples, m held-out samples, K classes.
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.novelty import Novelty, fit_novelty
@@ -36,6 +34,11 @@ def _units(cache: FeatureCache, samples: SampleTable, rows: np.ndarray) -> np.nd
     if samples.group is not None:
         group = np.unique(samples.group[rows].astype(str), return_inverse=True)[1]
         owners.append(shared.max() + 1 + group[:, None])
+    elif image.shape[1] == 1:
+        return shared[:, 0]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     owner = np.concatenate(owners, axis=1)
     sample = np.repeat(np.arange(n), owner.shape[1])
     size = n + int(owner.max()) + 1

@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
 from bottleneck.heads.config import AUTO_C, DECADE, SweepConfig
 from bottleneck.heads.cross_validation import judge_of
@@ -119,6 +118,8 @@ class _LeastSquares:
 
         The intercept b has no penalty: α = A⁻¹(y − b), 1ᵀα = 0, where A is the product plus the penalty.
         """
+        from scipy.linalg import cho_factor, cho_solve  # heads on one block need none of scipy
+
         losses = np.zeros((len(Cs), len(product)))
         for train, held in self.parts:
             answers = np.hstack([self.answers[train], np.ones((len(train), 1))])

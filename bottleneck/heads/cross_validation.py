@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
@@ -47,28 +46,54 @@ def assign_folds(target: Target, count: int, groups: np.ndarray | None = None, s
         )
     strata = _strata(target.take(labelled))
     fold = np.full(len(target.values), NO_FOLD, np.int16)
-    for number, (_, held) in enumerate(
-        _splits(strata, count, None if groups is None else groups[labelled], seed)
-    ):
-        fold[labelled[held]] = number
+    if groups is not None:
+        fold[labelled] = _folds_of_groups(strata, count, groups[labelled], seed)
+    else:
+        fold[labelled] = _folds_of_samples(strata, count, seed)
     return fold
 
 
-def _splits(
-    strata: np.ndarray, count: int, groups: np.ndarray | None, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (train, held out) indices of each fold; stratified if any stratum has a sample per fold."""
-    spread = np.bincount(strata).max() >= count
-    if groups is None:
-        kind = StratifiedKFold if spread else KFold
-        splitter = kind(count, shuffle=True, random_state=seed)
-    elif spread:
+def _spreads(strata: np.ndarray, count: int) -> bool:
+    """Return whether any stratum has a sample for each fold."""
+    return bool(np.bincount(strata).max() >= count)
+
+
+def _folds_of_samples(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Return the fold (n,) of each sample. These are the folds of scikit-learn's shuffled StratifiedKFold, or
+    of KFold where no stratum has a sample per fold; scikit-learn takes a second of a core to import.
+
+    Strata are dealt to the folds in turn, each from where the last one ended; within a stratum, the order is
+    random.
+    """
+    generator = np.random.RandomState(seed)
+    fold = np.empty(len(strata), np.int16)
+    if not _spreads(strata, count):
+        fold[generator.permutation(len(strata))] = np.sort(np.arange(len(strata)) % count)
+        return fold
+    _, first = np.unique(strata, return_index=True)
+    dealt = 0
+    for stratum in strata[np.sort(first)]:
+        members = np.flatnonzero(strata == stratum)
+        numbers = np.sort((dealt + np.arange(len(members))) % count)
+        generator.shuffle(numbers)
+        fold[members] = numbers
+        dealt += len(members)
+    return fold
+
+
+def _folds_of_groups(strata: np.ndarray, count: int, groups: np.ndarray, seed: int) -> np.ndarray:
+    """Return the fold (n,) of each sample; a group (n,) is in one fold, strata are spread where they can."""
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    splitter: Any = GroupKFold(count)
+    if _spreads(strata, count):
         splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
-    else:
-        splitter = GroupKFold(count)
+    fold = np.empty(len(strata), np.int16)
     with warnings.catch_warnings():  # "the least populated class has only …": a note of `fit_heads` names it
         warnings.simplefilter("ignore", UserWarning)
-        return list(splitter.split(strata, strata, groups))
+        for number, (_, held) in enumerate(splitter.split(strata, strata, groups)):
+            fold[held] = number
+    return fold
 
 
 def _strata(target: Target) -> np.ndarray:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from bottleneck.errors import FitError
-from bottleneck.heads.baselines import KNNHead, NearestMeanHead
 from bottleneck.heads.block_scales import choose_scales
 from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
-from bottleneck.heads.estimator import ClassHead
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.logistic import held_out_logits, sweep
-from bottleneck.heads.mlp import MLPHead
 from bottleneck.heads.ridge import held_out_values, ridge_sweep
 from bottleneck.heads.row_blocks import SelectedRows, Standardisation, ViewRows, standardisation
 from bottleneck.heads.solver.design import build_design, streamed_like
@@ -33,6 +31,9 @@ from bottleneck.names import LINEAR_HEADS, SCALES
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import InputBlock, RowReader, Target
 from bottleneck.threads import WorkerPool
+
+if TYPE_CHECKING:
+    from bottleneck.heads.estimator import ClassHead
 
 ABSENT = -30.0  # logit of a class that a fold's training samples lack
 MAX_C = 1.0
@@ -142,11 +143,18 @@ def _fit_classes(kind: str, rows: RowReader, problem: TargetProblem, seed: int) 
 
 
 def _fitter(kind: str, problem: TargetProblem, seed: int) -> Callable[[RowReader, np.ndarray], ClassHead]:
-    """Return the function that fits a new head of the kind to rows (m, D) and class codes (m,)."""
+    """Return the function that fits a new head of the kind to rows (m, D) and class codes (m,).
+
+    These kinds are estimators of scikit-learn, which takes a second of a core to import: only where needed.
+    """
+    from bottleneck.heads.baselines import KNNHead, NearestMeanHead
+
     if kind == "knn":
         return lambda rows, codes: KNNHead().fit(rows, codes)
     if kind == "nearest-mean":
         return lambda rows, codes: NearestMeanHead().fit(rows, codes)
+    from bottleneck.heads.mlp import MLPHead
+
     weight = problem.class_weight
     return lambda rows, codes: MLPHead(class_weight=weight, random_state=seed).fit(rows, codes)
 

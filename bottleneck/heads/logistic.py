@@ -1,4 +1,4 @@
-"""Logistic regression with an L2 penalty on the batched solver: a sweep over C, and a scikit-learn estimator.
+"""Logistic regression with an L2 penalty on the batched solver: a sweep over C.
 
 Shapes: n samples, V rows (views) of a sample, D features, K classes or labels.
 """
@@ -9,23 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
 
-from bottleneck.heads.config import DEFAULT, DEFAULT_MEMORY, TOLERANCE, SweepConfig, grid_of, is_auto
+from bottleneck.heads.config import DEFAULT, SweepConfig, grid_of, is_auto
 from bottleneck.heads.cross_validation import CrossValidation, HeldOutLogits, cross_validate
-from bottleneck.heads.estimator import LinearHead, weights_of
 from bottleneck.heads.head_fit import HeadFit
-from bottleneck.heads.row_blocks import Standardisation, is_double, standardisation
+from bottleneck.heads.row_blocks import Standardisation, standardisation
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import REFIT_TOLERANCE, Solution, refit, solve_path
-from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks, weights_by_code
-from bottleneck.names import MULTI_CLASS
+from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.samples import RowReader, Target
+from bottleneck.samples import RowReader
 from bottleneck.threads import WorkerPool
 
 DOUBLE_TOLERANCE = 1e-18  # of the objective, which is 1e-9 of the coefficients: float64 is solved to rounding
@@ -204,89 +201,3 @@ def _row_weights(problems: Sequence[TargetProblem], views: int) -> np.ndarray | 
     if len(problems) > 1 or problems[0].sample_weight is None:
         return None
     return np.repeat(problems[0].sample_weight, views)
-
-
-class LogisticHead(LinearHead):
-    """Logistic regression with an L2 penalty, on standardised features.
-
-    Minimises C Σ s_i · (log loss of sample i) + ½ ‖coef‖² over standardised features, as scikit-learn's
-    `LogisticRegression` does, without a penalty on the intercept. The scaling is then folded into `coef_` and
-    `intercept_`, which take raw features. float32 features are solved to 1e-4 of the objective, float64 ones
-    (in memory) to rounding.
-
-    Parameters
-    ----------
-    C : float, default=1.0
-        Inverse strength of the penalty.
-    multi_class : {"multinomial", "ovr"}, default="multinomial"
-        One softmax over all classes, or one sigmoid per class against the rest.
-    class_weight : None, "balanced" or dict of class to weight, default=None
-    standardize : bool, default=True
-        False penalises raw features.
-    memory : int, default=4 GiB
-        Bytes for features and work. Features that do not fit are read in blocks, again in every pass.
-    device : str, default="cpu"
-        A torch device.
-
-    Attributes
-    ----------
-    coef_ : ndarray of shape (1, n_features) for two classes, else (n_classes, n_features)
-        On raw features, float64.
-    intercept_ : ndarray of shape (1,) or (n_classes,)
-    mean_, scale_ : ndarray of shape (n_features,)
-        Of the standardisation; the scale of a constant feature is 1.
-    classes_ : ndarray of shape (n_classes,)
-    n_features_in_ : int
-
-    Examples
-    --------
-    >>> from bottleneck import LogisticHead
-    >>> head = LogisticHead(C=0.1).fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
-    >>> head.predict([[0.5], [2.5]]).tolist()
-    ['a', 'b']
-    """
-
-    kind = "logistic"
-    _margin = 1.0
-
-    def __init__(
-        self,
-        C: float = 1.0,
-        multi_class: str = "multinomial",
-        class_weight: dict | str | None = None,
-        standardize: bool = True,
-        memory: int = DEFAULT_MEMORY,
-        device: str = "cpu",
-    ) -> None:
-        self.C = C
-        self.multi_class = multi_class
-        self.class_weight = class_weight
-        self.standardize = standardize
-        self.memory = memory
-        self.device = device
-
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> LogisticHead:
-        """Fit. sample_weight : (n_samples,), factors of the samples' losses; 0 leaves a sample out."""
-        if self.multi_class not in MULTI_CLASS:
-            raise ValueError(
-                f"The 'multi_class' parameter must be {' or '.join(MULTI_CLASS)}, got {self.multi_class!r}."
-            )
-        rows, codes = self._samples(X, y)
-        problem = TargetProblem(
-            Target("y", "class", codes, tuple(map(str, self.classes_))),
-            np.full(len(codes), NO_FOLD, np.int16),
-            weights_by_code(self.class_weight, self.classes_),
-            None if sample_weight is None else weights_of(sample_weight, len(codes)),
-            self.multi_class,
-        )
-        double = is_double(rows)
-        config = SweepConfig(
-            memory=self.memory,
-            device=self.device,
-            tol=DOUBLE_TOLERANCE if double else TOLERANCE,
-            standardize=self.standardize,
-            dtype=np.float64 if double else np.float32,
-        )
-        (fit,) = sweep(rows, [problem], grid_of(self.C), config)
-        self._set_linear_fit(fit)
-        return self

@@ -1,7 +1,6 @@
 """Metrics of predictions with their uncertainty, and the temperature that calibrates probabilities.
 
-scikit-learn and scipy take half a second to import, and a prediction needs neither: they are imported where
-they are used.
+The metrics are those of scikit-learn, which takes a second of a core to import; tests compare them.
 
 Shapes: n samples, K classes, or K labels of a multi-label target.
 """
@@ -24,6 +23,8 @@ BLOCK_BYTES = 1 << 20  # of logits; computing their probabilities takes ten time
 SCORES = ("precision", "recall", "f1")  # of a class
 NO_PART = 1e-4  # share of the variance of train that a head explains whose features play no part
 LOG_RANGE = np.log(1e3)  # temperatures are searched between 1/1000 and 1000 times the logits' mean size
+LOG_PRECISION = 1e-4  # of a temperature, relative
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float, float]:
@@ -77,16 +78,13 @@ def classification_metrics(
         ece, roc_auc (one against the rest, mean over classes that can be ranked; None where none can),
         per_class (`_by_class`), predicted (K counts), confusion (true × predicted), classes, n.
     """
-    from sklearn import metrics as sk
-
     codes = _checked(codes, probabilities)
     K = len(class_names)
     predicted = probabilities.argmax(axis=1)
     hits = predicted == codes
-    confusion = sk.confusion_matrix(codes, predicted, labels=range(K))
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        codes, predicted, labels=range(K), zero_division=0
-    )
+    confusion = np.bincount(codes * K + predicted, minlength=K * K).reshape(K, K)
+    support = confusion.sum(axis=1)
+    precision, recall, f1 = _scores(np.diag(confusion), confusion.sum(axis=0), support)
     occurs = support > 0
     better = (probabilities > probabilities[np.arange(len(codes)), codes][:, None]).sum(axis=1)
     return {
@@ -124,20 +122,15 @@ def multilabel_metrics(
         those of one sample are dependent), exact_match, macro_f1, roc_auc, mean_average_precision, log_loss,
         per_class (`_by_class`), predicted (K counts), classes, n.
     """
-    from sklearn import metrics as sk
-
     labels = np.asarray(labels).astype(bool)
     if len(labels) == 0:
         raise BottleneckError("No labelled sample is left to measure on.")
     predicted = probabilities > 0.5
     right = labels == predicted
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        labels, predicted, average=None, zero_division=0
-    )
+    support = labels.sum(axis=0)
+    precision, recall, f1 = _scores((labels & predicted).sum(axis=0), predicted.sum(axis=0), support)
     rankable = labels.any(axis=0)
-    precisions = [
-        sk.average_precision_score(labels[:, k], probabilities[:, k]) for k in np.flatnonzero(rankable)
-    ]
+    precisions = [_average_precision(labels[:, k], probabilities[:, k]) for k in np.flatnonzero(rankable)]
     true = np.where(labels, probabilities, 1 - probabilities).astype(np.float64)
     return {
         "accuracy": float(right.mean()),
@@ -152,6 +145,23 @@ def multilabel_metrics(
         "classes": list(class_names),
         "n": len(labels),
     }
+
+
+def _scores(hits: np.ndarray, predicted: np.ndarray, support: np.ndarray) -> list[np.ndarray]:
+    """Return precision, recall, F1 (K,) for counts (K,) of hits, predictions and samples; 0 where 0 / 0."""
+    shares = ((hits, predicted), (hits, support), (2 * hits, predicted + support))
+    return [np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0) for part, whole in shares]
+
+
+def _average_precision(truth: np.ndarray, scores: np.ndarray) -> float:
+    """Return Σ (R_i − R_{i−1}) P_i over the thresholds i, which are the distinct scores from the highest on.
+
+    truth : (n,) bool, one or more are True. scores : (n,).
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(order) - 1)  # of each threshold
+    found = np.cumsum(truth[order])[last]
+    return float((np.diff(found, prepend=0) / found[-1] * (found / (last + 1))).sum())
 
 
 def _by_class(class_names: Sequence[str], *columns: np.ndarray) -> list[dict[str, Any]]:
@@ -198,16 +208,15 @@ def one_answer_notes(
 
 def regression_metrics(values: np.ndarray, predicted: np.ndarray) -> dict[str, Any]:
     """Return r2 (None if the values do not vary), mae, rmse and n. values, predicted : (n,) float; n ≥ 1."""
-    from sklearn import metrics as sk
-
     values, predicted = np.asarray(values, float), np.asarray(predicted, float).reshape(len(values))
     if len(values) == 0:
         raise BottleneckError("No labelled sample is left to measure on.")
     varies = len(values) > 1 and np.ptp(values) > 0
+    error = values - predicted
     return {
-        "r2": float(sk.r2_score(values, predicted)) if varies else None,
-        "mae": float(sk.mean_absolute_error(values, predicted)),
-        "rmse": float(np.sqrt(sk.mean_squared_error(values, predicted))),
+        "r2": float(1 - (error**2).sum() / ((values - values.mean()) ** 2).sum()) if varies else None,
+        "mae": float(np.abs(error).mean()),
+        "rmse": float(np.sqrt((error**2).mean())),
         "n": len(values),
     }
 
@@ -307,13 +316,22 @@ def _best_temperature(values: np.ndarray, logits: np.ndarray, link: str, smoothi
     The loss is convex in 1/T (a log-sum-exp of linear functions of it), so that one search finds the minimum.
     The range of the search is relative to the logits' mean size, which is small at a small C.
     """
-    from scipy.optimize import minimize_scalar
-
     middle = float(np.log(np.abs(logits).mean()))
-    found = minimize_scalar(
-        lambda log_temperature: link_loss(values, logits, link, float(np.exp(log_temperature)), smoothing),
-        bounds=(middle - LOG_RANGE, middle + LOG_RANGE),
-        method="bounded",
-        options={"xatol": 1e-4},
-    )
-    return float(np.exp(found.x))
+    low, high = middle - LOG_RANGE, middle + LOG_RANGE
+
+    def loss(log_temperature: float) -> float:
+        return link_loss(values, logits, link, float(np.exp(log_temperature)), smoothing)
+
+    # Golden-section search: of two points inside, the better one stays inside of the shorter range.
+    inner = [high - GOLDEN * (high - low), low + GOLDEN * (high - low)]
+    losses = [loss(point) for point in inner]
+    while high - low > LOG_PRECISION:
+        if losses[0] < losses[1]:
+            high = inner[1]
+            inner = [high - GOLDEN * (high - low), inner[0]]
+            losses = [loss(inner[0]), losses[0]]
+        else:
+            low = inner[0]
+            inner = [inner[1], low + GOLDEN * (high - low)]
+            losses = [losses[1], loss(inner[1])]
+    return float(np.exp((low + high) / 2))

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss as sk_log_loss
+from sklearn.model_selection import KFold, StratifiedKFold
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import apply_link
@@ -31,6 +32,19 @@ def test_every_labelled_sample_is_held_out_once(codes, count, seed):
     assert set(fold[fold != NO_FOLD]) == set(range(count))
     sizes = np.bincount(fold[fold != NO_FOLD])
     assert sizes.max() - sizes.min() <= 4  # at most one per class
+
+
+@pytest.mark.parametrize(("names", "kind"), [(2, StratifiedKFold), (7, StratifiedKFold), (40, KFold)])
+@pytest.mark.filterwarnings("ignore:The least populated class")
+def test_folds_are_those_of_scikit_learn(names, kind):
+    """Folds stay those of earlier versions. KFold: no class has a sample for each fold."""
+    generator = np.random.default_rng(names)
+    for seed in range(20):
+        codes = generator.permutation(np.resize(np.arange(names), 41))
+        expected = np.empty(41, int)
+        for number, (_, held) in enumerate(kind(5, shuffle=True, random_state=seed).split(codes, codes)):
+            expected[held] = number
+        assert assign_folds(classes(codes), 5, seed=seed).tolist() == expected.tolist()
 
 
 def test_classes_are_spread():

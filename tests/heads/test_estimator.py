@@ -12,8 +12,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadDescription
-from bottleneck.heads.logistic import LogisticHead
-from bottleneck.heads.ridge import RidgeHead, RidgeRegressionHead
+from bottleneck.heads.linear_heads import LogisticHead, RidgeHead, RidgeRegressionHead
 from tests.helpers.problems import features
 
 ESTIMATORS = [LogisticHead(), LogisticHead(multi_class="ovr"), RidgeHead(), RidgeRegressionHead()]

@@ -9,8 +9,9 @@ from bottleneck.errors import StrictError
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.config import AUTO_C, FURTHEST, beyond
 from bottleneck.heads.cross_validation import assign_folds
+from bottleneck.heads.linear_heads import RidgeRegressionHead
 from bottleneck.heads.logistic import sweep
-from bottleneck.heads.ridge import RidgeRegressionHead, ridge_sweep
+from bottleneck.heads.ridge import ridge_sweep
 from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.samples import ArrayRows, Target
 from tests.helpers.caches import class_target, write_cache

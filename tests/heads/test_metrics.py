@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics as judge
 from sklearn.metrics import roc_auc_score
 
 from bottleneck.errors import BottleneckError
@@ -114,6 +115,36 @@ def test_the_area_is_scikit_learns_with_ties():
     assert found == pytest.approx(
         np.mean([roc_auc_score(codes == k, scores[:, k]) for k in range(3)]), abs=1e-12
     )
+
+
+def test_the_scores_are_scikit_learns():
+    """Classes that nothing is predicted as, classes without samples, and scores with ties are among them."""
+    generator = np.random.default_rng(0)
+    for n in (1, 2, 7, 60):
+        codes, p = generator.integers(0, 3, n), generator.integers(0, 9, (n, 3)) / 8
+        labels, values = generator.integers(0, 2, (n, 3)), generator.standard_normal(n)
+        found = metrics.classification_metrics(codes, p, NAMES)
+        predicted = p.argmax(axis=1)
+        assert found["confusion"] == judge.confusion_matrix(codes, predicted, labels=range(3)).tolist()
+        for truth, answer, report in (
+            (codes, predicted, found),
+            (labels, p > 0.5, metrics.multilabel_metrics(labels, p, NAMES)),
+        ):
+            *scores, support = judge.precision_recall_fscore_support(
+                truth, answer, labels=range(3), average=None, zero_division=0
+            )
+            expected = [
+                [float(x) if k else None for x, k in zip(row, support, strict=True)] for row in scores
+            ]
+            names = ("precision", "recall", "f1")
+            assert [[each[name] for each in report["per_class"]] for name in names] == expected
+        rankable = [k for k in range(3) if labels[:, k].any()]
+        areas = [judge.average_precision_score(labels[:, k], p[:, k]) for k in rankable]
+        assert report["mean_average_precision"] == (pytest.approx(np.mean(areas)) if areas else None)
+        found = metrics.regression_metrics(values, p[:, 0])
+        assert found["r2"] == (pytest.approx(judge.r2_score(values, p[:, 0])) if n > 1 else None)
+        assert found["mae"] == pytest.approx(judge.mean_absolute_error(values, p[:, 0]))
+        assert found["rmse"] == pytest.approx(judge.mean_squared_error(values, p[:, 0]) ** 0.5)
 
 
 def test_a_class_without_samples_has_no_scores():

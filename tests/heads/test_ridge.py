@@ -6,8 +6,8 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from bottleneck.errors import FitError
-from bottleneck.heads.logistic import LogisticHead
-from bottleneck.heads.ridge import RidgeHead, RidgeRegressionHead, ridge_sweep
+from bottleneck.heads.linear_heads import LogisticHead, RidgeHead, RidgeRegressionHead
+from bottleneck.heads.ridge import ridge_sweep
 from bottleneck.heads.solver.design import Standardisation, build_design
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
 from bottleneck.heads.solver.ridge_path import Moments, RidgePath, moments_by_fold

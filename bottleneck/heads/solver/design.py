@@ -18,7 +18,6 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
-from scipy.linalg import eigh
 from torch import Tensor
 
 from bottleneck.errors import FitError
@@ -49,7 +48,7 @@ def eigenbasis(square: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     below 1e-4 of the largest is mostly rounding, but its direction may separate classes where C is large, and
     the vectors are orthonormal in any case.
     """
-    values, vectors = eigh(square, driver="evd", check_finite=False)
+    values, vectors = np.linalg.eigh(square)
     values, vectors = values[::-1], vectors[:, ::-1]
     limits = np.finfo(square.dtype)
     nonzero = np.ones(len(values), bool)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import compute_class_weight
 from torch import Tensor
 
 from bottleneck.errors import FitError
@@ -189,11 +188,11 @@ def class_factors(class_weight: ClassWeight, codes: np.ndarray, used: np.ndarray
     factors = np.ones(int(codes.max(initial=0)) + 1)
     if class_weight is None:
         return factors
-    present = np.unique(codes[used])
+    present, counts = np.unique(codes[used], return_counts=True)
     if isinstance(class_weight, str):
         if class_weight != "balanced":
             raise FitError(f"class_weight is {class_weight!r}; expected balanced, or weights by class.")
-        factors[present] = compute_class_weight("balanced", classes=present, y=codes[used])
+        factors[present] = counts.sum() / (len(present) * counts)
         return factors
     for code, weight in class_weight.items():
         if not (np.isfinite(weight) and weight > 0):

@@ -15,7 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import eigh
 from torch import Tensor
 
 from bottleneck.errors import FitError
@@ -99,7 +98,7 @@ class RidgePath:
         mean_x, mean_y = moments.x / weight, moments.y / weight
         xx = moments.xx - weight * np.outer(mean_x, mean_x)
         xy = moments.xy - weight * np.outer(mean_x, mean_y)
-        values, vectors = eigh(xx, driver="evd", overwrite_a=True, check_finite=False)
+        values, vectors = np.linalg.eigh(xx)
         yy = moments.yy - weight * mean_y**2
         return cls(np.maximum(values, 0), vectors, vectors.T @ xy, mean_x, mean_y, weight, yy)
 
