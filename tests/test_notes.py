@@ -32,7 +32,7 @@ not-installed numbers-beside-text one-answer one-train-sample-left options-unuse
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
 rare-classes ray-batches-reduced ray-local ray-not-used ray-workers ray-workers-lost ray-workers-refused
-reference-images reject-rate-off remembered-column-missing remembered-columns
+ray-workers-unstarted reference-images reject-rate-off remembered-column-missing remembered-columns
 repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache
 requests-retried rows-damaged rows-kept-unread rows-mended
 rows-of-nan rows-of-same-images rows-removed run-resumed runs-reused

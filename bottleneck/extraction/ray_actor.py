@@ -23,11 +23,16 @@ def actor_class() -> type:
             """Return where this worker is, and why it refuses; task : the reference of the pickled `Task`."""
             import socket
 
-            import ray
+            import ray.util
 
-            worker, node = self.open(task), ray.get_runtime_context().get_node_id()
-            batch = worker.batch if worker else 0
-            return {"host": socket.gethostname(), "node": node, "refusal": self.refusal, "batch": batch}
+            worker = self.open(task)
+            return {
+                "host": socket.gethostname(),
+                "node": ray.get_runtime_context().get_node_id(),
+                "address": ray.util.get_node_ip_address(),
+                "refusal": self.refusal,
+                "batch": worker.batch if worker else 0,
+            }
 
         def compute(self, task: list, part: Any) -> Any:
             """Return the `Done` of a part, or the refusal of a worker that Ray has started again."""

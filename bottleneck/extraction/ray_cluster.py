@@ -28,6 +28,8 @@ AUTO = "auto"  # the cluster of this machine, else one that is started here
 ANSWER_SECONDS = 10.0  # for an address
 LONGEST_FOLDER = 36  # bytes: Ray adds up to 70 to the paths of its sockets, of which a system allows 107
 STORE_HINT = "Start its nodes with a larger --object-store-memory, or use nodes with more memory."
+_SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame; a server of HTTP/2 begins with such a one
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _HINT = "Give the HOST:PORT that `ray start --head` printed, or --ray alone on a node of the cluster."
 
 
@@ -52,6 +54,10 @@ class Size:
     cpus: int
     gpus: float
     node: ClusterNode | None = None
+
+    def __str__(self) -> str:
+        cpus = "1 CPU" if self.cpus == 1 else f"{self.cpus} CPUs"
+        return f"{cpus} and {self.gpus:g} GPUs" if self.gpus else cpus
 
 
 def require_ray() -> None:
@@ -182,7 +188,7 @@ def _init(**options: Any) -> None:
 
 
 def _require_answer(address: str) -> None:
-    """Raise ClusterError unless a server listens at an address; Ray itself would try for minutes."""
+    """Raise ClusterError unless a server of gRPC, as Ray is, answers; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if "://" in address:
         raise ClusterError(
@@ -192,7 +198,12 @@ def _require_answer(address: str) -> None:
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ClusterError(f"{address} is no address of a Ray cluster; expected HOST:PORT.", _HINT)
     try:
-        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS") == "1":  # it would say nothing without a certificate
+                return
+            connection.sendall(_HTTP2_PREFACE)
+            if connection.recv(len(_SETTINGS))[3:4] != _SETTINGS[3:4]:
+                raise ClusterError(f"What answers at {address} is no Ray cluster.", _HINT)
     except OSError as error:
         reason = error.strerror or str(error)
         raise ClusterError(f"No Ray cluster answers at {address}: {reason}.", _HINT) from error

@@ -5,6 +5,9 @@
 Ray places the workers, starts them again where their process dies, and repeats what they had in work. The
 pool gives parts to workers that are ready, and takes them back from those whose node is lost or that refuse.
 Nodes that come later get workers, and workers that Ray places later get parts.
+
+Parts of a worker that died again and again are computed after all others, each by a worker that has nothing
+else, then image by image: the image that ends workers becomes a failure, and those beside it get their rows.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import bottleneck
+from bottleneck.data.loader import LoadedImage
 from bottleneck.errors import BottleneckError, ClusterError, Note, first_line
 from bottleneck.extraction.ray_actor import actor_class
 from bottleneck.extraction.ray_cluster import Size, living_nodes, sizes_of
@@ -26,7 +30,10 @@ from bottleneck.progress import Reporter
 
 AT_WORK = 3  # parts of one worker at a time: two in the network, and one that is being read and decoded
 RESTARTS = 3  # of a worker whose process dies, and of its parts; then the pool starts another one
-ATTEMPTS = 4  # of a part whose worker is lost
+RETURNS = 4  # of a part whose node is lost; then it is computed alone
+BLAMES = 2  # workers that an image ends alone; then it is a failure
+MOST_DEADLY = 8  # such images; then the fault is not theirs
+DEATHS = 4  # of workers of one node, with nothing done between; then the node gets none
 POLL_SECONDS = 1.0  # between looks at the cluster's nodes
 SETTLED_SECONDS = 5.0  # after which the user is told of workers although others are still starting
 PATIENCE_SECONDS = 30.0  # without a worker, after which the user is told what is awaited
@@ -34,7 +41,11 @@ PATIENCE_SECONDS = 30.0  # without a worker, after which the user is told what i
 
 @dataclass(eq=False)
 class _Slot:
-    """A worker. info : what it told at its start; None before. parts : that it has, by their results."""
+    """A worker.
+
+    info : what it told at its start; None before. parts : that it has, by their results.
+    alone : it has one part, which ended workers before, and gets no other beside it.
+    """
 
     size: Size
     handle: Any
@@ -42,6 +53,7 @@ class _Slot:
     info: dict[str, Any] | None = None
     parts: dict[Any, Part] = field(default_factory=dict)
     done: int = 0
+    alone: bool = False
 
     @property
     def node(self) -> str | None:
@@ -70,7 +82,7 @@ class Pool:
     ----------
     refused : reasons of workers that would not or could not take part, by their nodes
     lost : number of workers that were lost. repeated : of parts that others computed again
-    nodes : hosts of the nodes that computed, by id
+    nodes : hosts of the nodes that computed, by id. computed : number of images by the node's address
     """
 
     def __init__(self, task: Task, sizes: Sequence[Size], gpus: float, reporter: Reporter) -> None:
@@ -83,9 +95,15 @@ class Pool:
         self.refused: dict[str, str] = {}
         self.lost = self.repeated = 0
         self.nodes: dict[str, str] = {}
+        self.computed: Counter[str] = Counter()
         self._given_up: set[str] = set()  # ids of nodes
-        self._attempts: Counter[int] = Counter()  # by the first index of a part
+        self._deaths: Counter[str | None] = Counter()  # of workers, by their node
+        self._returns: Counter[tuple[int, ...]] = Counter()  # by the indices of a part
+        self._blames: Counter[tuple[int, ...]] = Counter()
         self._again: deque[Part] = deque()
+        self._alone: deque[Part] = deque()
+        self._deadly: list[LoadedImage] = []
+        self._named = 0  # of these, told by now
         self._looked = self._changed = time.monotonic()
         self._told = (0, 0)
         self._slots: list[_Slot] = []
@@ -114,7 +132,7 @@ class Pool:
         Raises
         ------
         ClusterError
-            No worker is left, or a part has ended each worker that got it.
+            No worker is left, or many images end each worker that gets them.
         """
         while True:
             more = self._hand_out(next_part)
@@ -122,17 +140,26 @@ class Pool:
             if not more and not at_work:
                 return
             yield from self._step(at_work)
+            if named := self._deadly[self._named :]:
+                self._named = len(self._deadly)
+                yield Done(list(named))
 
     def notes(self) -> Iterator[Note]:
         """Yield the notes on who computed, who refused and what was given out again."""
         hosts = sorted(set(self.nodes.values()))
         text = f"Computed on Ray by workers on {_counted(len(self.nodes), 'node')}: {', '.join(hosts[:5])}."
-        yield Note("ray-workers", text, details={"nodes": len(self.nodes), "hosts": hosts})
+        details = {"nodes": len(self.nodes), "hosts": hosts, "images_by_address": dict(self.computed)}
+        yield Note("ray-workers", text, details=details)
+        if self._fixed and (missing := sum(slot.info is None for slot in self._slots)):
+            text = (
+                f"{missing} of {len(self._slots)} Ray workers had not started when the work was done: each "
+                f"waits for {self._slots[0].size} free on one node."
+            )
+            yield Note("ray-workers-unstarted", text, details={"unstarted": missing})
         if self.refused:
             details = {"refused": dict(self.refused)}
-            yield Note(
-                "ray-workers-refused", f"Ray workers took no part: {self._reasons()}.", details=details
-            )
+            text = f"Ray workers took no part: {self._reasons()}."
+            yield Note("ray-workers-refused", text, details=details)
         if self.lost:
             text = f"{self.lost} Ray workers were lost; others got {self.repeated} of their batches."
             yield Note("ray-workers-lost", text, details={"lost": self.lost, "repeated": self.repeated})
@@ -142,14 +169,25 @@ class Pool:
 
     def _hand_out(self, next_part: Callable[[int], Part | None]) -> bool:
         """Give parts to workers that have fewer than `AT_WORK`; return False where there are no more."""
-        while free := [slot for slot in self._slots if slot.info and len(slot.parts) < AT_WORK]:
+
+        def give(slot: _Slot, part: Part) -> None:
+            slot.parts[slot.handle.compute.remote(self._task, part)] = part
+
+        able = [slot for slot in self._slots if slot.info and not slot.alone]
+        while free := [slot for slot in able if len(slot.parts) < AT_WORK]:
             slot = min(free, key=lambda slot: len(slot.parts))
             assert slot.info is not None
             part = self._again.popleft() if self._again else next_part(slot.info["batch"])
             if part is None:
-                return False
-            slot.parts[slot.handle.compute.remote(self._task, part)] = part
-        return True
+                break
+            give(slot, part)
+        else:
+            return True
+        for slot in able:
+            if self._alone and not slot.parts:
+                slot.alone = True
+                give(slot, self._alone.popleft())
+        return bool(self._alone)
 
     def _step(self, at_work: dict[Any, _Slot]) -> Iterator[Done]:
         """Wait for results or starts, at most `POLL_SECONDS`; yield the results, and look at the nodes."""
@@ -176,8 +214,6 @@ class Pool:
             return
         if slot.info["refusal"]:
             self._give_up(slot, slot.info["refusal"])
-        else:
-            self.nodes[slot.info["node"]] = slot.info["host"]
 
     def _finish(self, ref: Any, slot: _Slot) -> Iterator[Done]:
         """Yield the result of a part; where it has none, the part is given out again."""
@@ -187,15 +223,19 @@ class Pool:
         except exceptions.RayTaskError as error:  # raised by our own code
             raise _failure(slot.place, getattr(error, "cause", error)) from error
         except exceptions.RayActorError as error:
-            self._give_up(slot, f"ended at its work: {_last_line(error)}")
+            self._give_up(slot, f"ended at its work: {_last_line(error)}", died=True)
         except exceptions.RayError:  # as where a node went away that had the result
             self._take_back(slot.parts.pop(ref), slot)
+            slot.alone = False
         else:
             if isinstance(done, str):
                 self._give_up(slot, done)
                 return
-            del slot.parts[ref]
-            slot.done += 1
+            assert slot.info is not None
+            self.nodes[slot.info["node"]] = slot.info["host"]
+            self.computed[slot.info["address"]] += len(slot.parts.pop(ref).indices)
+            self._deaths.pop(slot.node, None)
+            slot.done, slot.alone = slot.done + 1, False
             yield done
 
     def _start(self, size: Size) -> None:
@@ -219,28 +259,54 @@ class Pool:
         with suppress(Exception):  # it is gone already
             self._ray.kill(slot.handle)
 
-    def _give_up(self, slot: _Slot, reason: str) -> None:
-        """End a worker and take its parts back. One that did some work is replaced; another has refused."""
+    def _give_up(self, slot: _Slot, reason: str, died: bool = False) -> None:
+        """End a worker and take its parts back. It is replaced, unless it has refused or its node is gone.
+
+        died : it ended while it computed.
+        """
         self._end(slot)
+        lives = slot.node is None or slot.node in {node.id for node in living_nodes()}
+        if died and lives:
+            self._deaths[slot.node] += 1
         for part in slot.parts.values():
-            self._take_back(part, slot)
-        if not slot.done and (slot.node is None or slot.node in {node.id for node in living_nodes()}):
+            self._take_back(part, slot, blamed=died and lives)
+        if lives and (self._deaths[slot.node] >= DEATHS if died else not slot.done):
             self.refused[slot.place] = reason
             self._given_up |= {slot.node} if slot.node else set()
             return
         self.lost += 1
-        if slot.size.node is None:  # on another node, as soon as one has room; else `_look` finds a node
+        if lives or slot.size.node is None:  # on another node, as soon as one has room
             self._start(slot.size)
 
-    def _take_back(self, part: Part, slot: _Slot) -> None:
-        """Keep a part for another worker. Raises ClusterError where that was tried often enough."""
-        self._again.append(part)
+    def _take_back(self, part: Part, slot: _Slot, blamed: bool = False) -> None:
+        """Keep a part for another worker. blamed : its worker died, perhaps of it.
+
+        Raises ClusterError where many images were found to end their workers.
+        """
         self.repeated += 1
-        self._attempts[part.indices[0]] += 1
-        if self._attempts[part.indices[0]] > ATTEMPTS:
+        self._returns[part.indices] += 1
+        if not blamed and self._returns[part.indices] <= RETURNS:
+            (self._alone if slot.alone else self._again).append(part)
+        elif not slot.alone:
+            self._alone.append(part)
+        elif len(part.indices) > 1:
+            self._alone += part.singles()
+        else:
+            self._blames[part.indices] += 1
+            if self._blames[part.indices] < BLAMES:
+                self._alone.append(part)
+            else:
+                self._name(part, slot)
+
+    def _name(self, part: Part, slot: _Slot) -> None:
+        """Make the one image of a part a failure. Raises ClusterError where there were many."""
+        self._deaths.pop(slot.node, None)
+        reason = f"ends each Ray worker that computes it, the last one on {slot.place}"
+        self._deadly.append(LoadedImage(part.indices[0], part.keys[0], error=reason, passing=True))
+        if len(self._deadly) > MOST_DEADLY:
             raise ClusterError(
-                f"{ATTEMPTS + 1} Ray workers ended while they had the images {part.keys[0]} to "
-                f"{part.keys[-1]}, the last one on {slot.place}.",
+                f"{len(self._deadly)} images ended each Ray worker that computed them alone; the last is "
+                f"{part.keys[0]}, on {slot.place}.",
                 "Run extract without --ray to see why; a worker may have too little memory.",
             )
 

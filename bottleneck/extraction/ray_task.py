@@ -5,6 +5,7 @@ Shapes: B images of a batch, H × W pixels, C channels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -40,6 +41,13 @@ class Part:
     keys: tuple[str, ...]
     stats: Mapping[str, FileStat] = field(default_factory=dict)
     members: Mapping[str, tuple[str, int, int]] = field(default_factory=dict)
+
+    def singles(self) -> list[Part]:
+        """Return a part for each of the images."""
+        return [
+            replace(self, indices=(index,), keys=(key,))
+            for index, key in zip(self.indices, self.keys, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -88,11 +96,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """What a worker made of a part: batches and images without rows, seconds by stage, its engine's notes."""
+    """What a worker made of a part.
+
+    items : batches, and images without rows. spent : seconds by stage. notes : of its engines.
+    requests : what the worker's `Retrier` counted since the last part.
+    """
 
     items: list[Batch | LoadedImage]
-    spent: Mapping[str, float]
-    notes: tuple[Note, ...]
+    spent: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[Note, ...] = ()
+    requests: tuple[Counter[str], Counter[str]] | None = None
 
 
 def portable(source: Source) -> Source:

@@ -182,6 +182,8 @@ class RayTrunk(Trunk):
         for stage, seconds in done.spent.items():
             self.spent[stage] += seconds
         self._ray_notes += [note for note in done.notes if note not in self._ray_notes]
+        if done.requests is not None:
+            self._read[-1].retrier.add(*done.requests)
         for item in done.items:
             for image in item.images if isinstance(item, Batch) else [item]:
                 self._noted.add(image)

@@ -82,14 +82,17 @@ class Worker:
 
     def compute(self, part: Part) -> Done:
         """Return what the images of a part give; pixels and views are dropped."""
+        items, trunk = self._computed(part)
+        notes = tuple(note for engine in trunk.engines.values() for note in engine.notes)
+        return Done(items, trunk.spent, notes, self.task.source.retrier.taken())
+
+    def _computed(self, part: Part) -> tuple[list[Batch | LoadedImage], Trunk]:
+        """Return the items of a part, and the trunk that computed them."""
         trunk = self._trunk.apart()
         source, task = _source_of(self.task.source, part), self.task
         with allow(*task.allowed):
             stream = trunk.stream(source, part.keys, task.nodes, views=task.views)
-            items = [_light(item, trunk, part.indices) for item in stream]
-        return Done(
-            items, trunk.spent, tuple(note for engine in trunk.engines.values() for note in engine.notes)
-        )
+            return [_light(item, trunk, part.indices) for item in stream], trunk
 
     def _require_versions(self) -> None:
         """Raise Refusal where a package is not the driver's that decides pixels or rows."""
@@ -129,7 +132,7 @@ class Worker:
 
     def _require_rows(self) -> None:
         """Raise Refusal where the probe's rows differ from the driver's by more than the precision allows."""
-        items = self.compute(self.task.probe).items
+        items, _ = self._computed(self.task.probe)
         first = items[0] if items else None
         if not isinstance(first, Batch) or len(first.images) != len(self.task.digests):
             reasons = [item.error for item in items if isinstance(item, LoadedImage) and item.error]

@@ -135,6 +135,19 @@ class Retrier:
             with self._lock:
                 self._silent[host] = 0
 
+    def taken(self) -> tuple[Counter[str], Counter[str]]:
+        """Return the requests that were sent again, by reason, and those not sent, by host; forget them."""
+        with self._lock:
+            counts = self._retried, self._skipped
+            self._retried, self._skipped = Counter(), Counter()
+        return counts
+
+    def add(self, retried: Counter[str], skipped: Counter[str]) -> None:
+        """Count what another process has counted (`taken`)."""
+        with self._lock:
+            self._retried += retried
+            self._skipped += skipped
+
     def notes(self) -> list[Note]:
         """Return notes on requests that were sent again, and on hosts that were given up."""
         notes = []

@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 import signal
+import socket
 import time
 from dataclasses import replace
 from functools import partial
@@ -17,12 +18,13 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+import bottleneck
 from bottleneck import extract
 from bottleneck.cli.extract import command
 from bottleneck.data.kept_images import KeptImages
 from bottleneck.data.source import read_source
 from bottleneck.errors import BottleneckError, ClusterError
-from bottleneck.extraction import ray_cluster, ray_pool, ray_trunk
+from bottleneck.extraction import ray_actor, ray_cluster, ray_pool, ray_trunk
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
 from bottleneck.extraction.ray_cluster import ClusterNode, Size, sizes_of
@@ -36,6 +38,7 @@ from tests.helpers.ray_nodes import (
     write_images,
 )
 from tests.helpers.tiny_network import NET
+from tests.helpers.web_server import serving
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -159,6 +162,32 @@ def test_a_worker_with_other_rows_refuses_and_is_named(nodes, when_all_started, 
     assert rows_of(tmp_path / "ray.h5") == rows_of(alone(folder, tmp_path))
 
 
+def test_a_node_that_comes_late_gets_a_worker_and_batches(nodes, when_all_started, monkeypatch, tmp_path):
+    folder, pools = write_images(tmp_path / "images", 60), []
+    monkeypatch.setattr(ray_pool.Pool, "__enter__", lambda pool: pools.append(pool) or pool)
+
+    def come():
+        nodes.add()
+        while sum(slot.info is not None for slot in pools[0]._slots) < 3:
+            list(pools[0]._step({}))
+
+    result = extract(folder, tmp_path / "ray.h5", ray=nodes.address, reporter=AfterImages(4, come), **NET)
+    (note,) = (note for note in result.notes if note.code == "ray-workers")
+    assert note.details["nodes"] == 3
+    assert sum(note.details["images_by_address"].values()) == result.computed == 60
+    assert rows_of(tmp_path / "ray.h5") == rows_of(alone(folder, tmp_path))
+    nodes.remove()
+
+
+def test_more_workers_than_cpus_do_not_hold_up_the_others_and_are_told(nodes, tmp_path):
+    folder = write_images(tmp_path / "images", 9)
+    result = extract(folder, tmp_path / "ray.h5", ray=nodes.address, ray_workers=40, **NET)
+    (note,) = (note for note in result.notes if note.code == "ray-workers-unstarted")
+    assert result.computed == 9
+    assert note.details["unstarted"] >= 38
+    assert note.message.endswith("each waits for 1 CPU free on one node.")
+
+
 def test_workers_with_another_package_refuse_and_nothing_is_computed(nodes, tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", 3)
     monkeypatch.setattr(
@@ -275,6 +304,22 @@ def test_an_address_without_a_cluster_is_refused_at_once(tmp_path, address, reas
     with pytest.raises(ClusterError, match=reason) as caught:
         extract(folder, tmp_path / "ray.h5", ray=address, **NET)
     assert caught.value.hint
+
+
+def test_what_answers_and_is_no_ray_is_refused_at_once(tmp_path, monkeypatch):
+    """Ray itself would try for minutes."""
+    monkeypatch.setattr(ray_cluster, "ANSWER_SECONDS", 0.2)
+    folder = write_images(tmp_path / "images", 1)
+    with serving() as web, socket.create_server(("127.0.0.1", 0)) as silent:
+        for port, reason in ((web.server_port, "is no Ray cluster"), (silent.getsockname()[1], "timed out")):
+            with pytest.raises(ClusterError, match=f"at 127.0.0.1:{port}.*{reason}"):
+                extract(folder, tmp_path / "ray.h5", ray=f"127.0.0.1:{port}", **NET)
+
+
+def test_a_worker_with_another_bottleneck_refuses_before_it_imports_it():
+    worker = ray_actor.actor_class()("0.0.1", 1, False)
+    worker.build([])
+    assert worker.refusal == f"has bottleneck {bottleneck.__version__} instead of 0.0.1"
 
 
 def test_without_ray_it_is_said_how_to_install_it(tmp_path, monkeypatch):

@@ -24,23 +24,26 @@ FLAGS = ["--trust-code", "--engine", NET["engine"], "--image-size", "32", "--bat
 
 
 class Nodes:
-    """A head and `count` more nodes of one core; `faults` is the folder of the faults of those."""
+    """A head and `count` more nodes of one core; `faults` is the folder of the faults of those.
 
-    def __init__(self, faults: Path, count: int = 1) -> None:
+    on_head : the head has these faults too.
+    """
+
+    def __init__(self, faults: Path, count: int = 1, on_head: bool = False) -> None:
         from ray.cluster_utils import Cluster
 
         self.faults, self._count = faults, count
+        path = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._plain = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
-        self.cluster = Cluster(initialize_head=True, head_node_args=self._plain)
+        self._faulty = {**self._plain, "env_vars": {FAULTS: str(faults), "PYTHONPATH": path}}
+        self.cluster = Cluster(initialize_head=True, head_node_args=self._faulty if on_head else self._plain)
         self.address = self.cluster.address
         self.others = []
         self.repair()
 
     def add(self):
         """Start a node with faults."""
-        path = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        variables = {FAULTS: str(self.faults), "PYTHONPATH": path}
-        self.others.append(self.cluster.add_node(**self._plain, env_vars=variables))
+        self.others.append(self.cluster.add_node(**self._faulty))
 
     def remove(self):
         """End a node, as a machine does that loses its power."""

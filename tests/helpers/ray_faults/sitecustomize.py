@@ -1,7 +1,8 @@
 """Faults of Ray workers. Python imports this at its start in processes that have this folder in PYTHONPATH.
 
 The variable `BOTTLENECK_TEST_FAULTS` names a folder. Files in it are the faults: `kill` ends one process,
-`wrong` changes the rows, `hold` stops workers for a minute or until the file is gone, `slow` holds each up.
+`wrong` changes the rows, `hold` stops workers for a minute or until the file is gone, `slow` holds each up,
+`poison` ends each process that gets an image which it names, one a line.
 """
 
 import importlib.abc
@@ -37,8 +38,8 @@ class Finder(importlib.abc.MetaPathFinder):
 
 
 def give_faults(worker):
-    """Let `Worker.compute` have the faults that are switched on."""
-    compute, folder = worker.compute, Path(os.environ[FAULTS])
+    """Let `Worker._computed` have the faults that are switched on."""
+    computed, folder = worker._computed, Path(os.environ[FAULTS])
 
     def faulty(self, part):
         with suppress(FileNotFoundError):
@@ -50,13 +51,16 @@ def give_faults(worker):
             time.sleep(0.02)
         if (folder / "slow").exists():
             time.sleep(0.05)
-        done = compute(self, part)
+        with suppress(FileNotFoundError):
+            if set(part.keys) & set((folder / "poison").read_text().split()):
+                os._exit(1)
+        items, trunk = computed(self, part)
         if (folder / "wrong").exists():
-            for item in done.items:
+            for item in items:
                 item.features = tuple(rows + 1 for rows in item.features)
-        return done
+        return items, trunk
 
-    worker.compute = faulty
+    worker._computed = faulty
 
 
 if FAULTS in os.environ:
