@@ -85,6 +85,21 @@ def command(
 
     if labels is not None and because is None:
         raise click.UsageError("--labels goes with --because CACHE.")
+    found: Because | None = None
+    if because is not None:  # first: it checks the labels before any place is computed
+        from bottleneck.data.config import ReadConfig
+        from bottleneck.models.because import because as training_pulls
+
+        found = training_pulls(
+            model,
+            *sources,
+            cache=because,
+            class_names=options["class_names"],
+            labels=labels,
+            reading=config_from(ReadConfig, options),
+            options=config_from(LoadOptions, options),
+            reporter=terminal,
+        )
     result = explain(model, *sources, reporter=terminal, **options)
     shown = result.maps[:ROWS_SHOWN]
     several = any(len(one.images) > 1 for one in shown)
@@ -110,20 +125,7 @@ def command(
         folder = result.paths[0][0].rpartition("/")[0]
         parts.append(f"Sheet: {result.sheet}. Overlays at the images' own size: {folder}/")
     values = result.to_json() if terminal.as_json else {"notes": result.notes}
-    if because is not None:
-        from bottleneck.data.config import ReadConfig
-        from bottleneck.models.because import because as training_pulls
-
-        found = training_pulls(
-            model,
-            *sources,
-            cache=because,
-            class_names=options["class_names"],
-            labels=labels,
-            reading=config_from(ReadConfig, options),
-            options=config_from(LoadOptions, options),
-            reporter=terminal,
-        )
+    if found is not None:
         sheet = None
         if result.sheet:
             from bottleneck.report.because_sheet import because_sheet

@@ -60,8 +60,15 @@ class Extraction:
     notes: tuple[Note, ...] = ()
 
 
-def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
+def prepare(
+    config: ExtractConfig,
+    source: Source,
+    path: Path,
+    statistics: Mapping[str, np.ndarray] | None = None,
+) -> Extraction:
     """Resolve the settings, and describe the new nodes. Writes nothing but a plan file that does not exist.
+
+    statistics : BatchNorm's, by name, for a new random network; None takes those of the first images.
 
     A new cache or a new node needs the network; an int8 network is calibrated here, before any row. A node
     whose rows in the precision of the existing cache are out of its bound is computed in fp32, with a note.
@@ -75,7 +82,7 @@ def prepare(config: ExtractConfig, source: Source, path: Path) -> Extraction:
     config, preprocess = read_model_file(config)
     file = config.plan_file
     if file is None:
-        return _prepare(config, preprocess, source, path)
+        return _prepare(config, preprocess, source, path, statistics=statistics)
     with plan_for(file, source) as plan:
         extraction = _prepare(config, preprocess, source, path, plan)
         if plan is not None:
@@ -96,6 +103,7 @@ def _prepare(
     source: Source,
     path: Path,
     plan: ExtractionPlan | None = None,
+    statistics: Mapping[str, np.ndarray] | None = None,
 ) -> Extraction:
     """Prepare an extraction as `prepare` does. plan : stands for a cache that does not exist yet."""
     cache, moved, notes = open_existing(path), None, list[Note]()
@@ -114,13 +122,13 @@ def _prepare(
         plan.require_nodes([*(node.name for node in settings.nodes), *settings.added], config.plan_file)
     if settings.engine.precision == "int8":
         refuse_for_shard(source, config, "An int8 network's calibration")
-    statistics: Mapping[str, np.ndarray] = {} if plan is None or cache is not None else plan.statistics
     network = RememberedNetwork(_request(settings.config)) if settings.spec is None else None
     trunk = open_trunk(settings, network, plan.statistics if plan is not None else None)
     if settings.spec is None:
-        spec, statistics = _new_recipe(trunk, source, config)
+        spec, new_statistics = _new_recipe(trunk, source, config, statistics)
     else:
         spec = settings.spec
+        new_statistics = {} if plan is None or cache is not None else plan.statistics
     described, found = _describe(settings, trunk, source, network)
     notes += found
     if any(node.calibration for node in described):
@@ -135,24 +143,32 @@ def _prepare(
         of = f"plan {config.plan_file}" if cache is None else f"cache {path}"
         message = f"--precision fast is not used: the features of the {of} are fp32, and new ones are too."
         notes.append(Note("precision-of-cache", message))
-    return Extraction(path, source, config, spec, nodes, trunk, statistics, moved, tuple(notes))
+    return Extraction(path, source, config, spec, nodes, trunk, new_statistics, moved, tuple(notes))
 
 
 def _new_recipe(
-    trunk: Trunk, source: Source, config: ExtractConfig
+    trunk: Trunk,
+    source: Source,
+    config: ExtractConfig,
+    given: Mapping[str, np.ndarray] | None,
 ) -> tuple[CacheSpec, Mapping[str, np.ndarray]]:
-    """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets."""
-    statistics = dict[str, np.ndarray]()
-    if trunk.recipe is not None:
-        return CacheSpec(backbone=dict(trunk.recipe), preprocess=trunk.preprocess.to_json()), statistics
-    backbone = trunk.backbone
-    if backbone.recipe["weights"] == "none":
-        refuse_for_shard(source, config, "BatchNorm statistics of a random network")
-        from bottleneck.backbones.batchnorm import calibrate_batchnorm
-        from bottleneck.backbones.batchnorm import statistics as statistics_of
+    """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets.
 
-        calibrate_batchnorm(backbone, _example(source, trunk.preprocess, BATCH_SIZE), trunk.preprocess)
-        statistics = statistics_of(backbone)
+    given : these statistics; None computes them from the first images.
+    """
+    if trunk.recipe is not None:
+        return CacheSpec(backbone=dict(trunk.recipe), preprocess=trunk.preprocess.to_json()), {}
+    backbone, statistics = trunk.backbone, dict[str, np.ndarray]()
+    if backbone.recipe["weights"] == "none":
+        from bottleneck.backbones import batchnorm
+
+        if given is not None:
+            batchnorm.set_statistics(backbone, given)
+        else:
+            refuse_for_shard(source, config, "BatchNorm statistics of a random network")
+            example = _example(source, trunk.preprocess, BATCH_SIZE)
+            batchnorm.calibrate_batchnorm(backbone, example, trunk.preprocess)
+        statistics = batchnorm.statistics(backbone)
     return CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json()), statistics
 
 

@@ -42,6 +42,7 @@ def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
         "weights": load.weights if recorded == "file" else recorded,
         "seed": recipe.get("seed"),
         "in_channels": recipe.get("in_channels"),
+        "depth": recipe.get("depth"),
         "image_size": preprocess.size,
         "crop": "squash" if preprocess.squash else preprocess.size / preprocess.resize,
         "trust_code": load.trust_code,
@@ -75,7 +76,7 @@ def new_images(
     with found.cache:
         if found.cache.path.resolve() == cache.path.resolve():
             raise CacheError(f"{new} is {cache.path} itself; expected other images.")
-        _require_alike(cache, found.cache, node)
+        _require_alike(cache, found.cache, node, is_cache)
         found.cache.require_rows()
         yield found
 
@@ -89,17 +90,19 @@ def _extracted(
     reporter: Reporter,
 ) -> NewImages:
     # Networks take seconds to import, and a cache needs none.
-    from bottleneck.extraction.extract import run_extraction
+    from bottleneck.extraction.extract import run_prepared
+    from bottleneck.extraction.prepare import prepare
     from bottleneck.extraction.settings import default_cache
+    from bottleneck.training.inputs import statistics_of
 
     # Those that are computed as `node` is: others would not compare.
     precision = cache.vectors(node)[0].precision
     nodes = [each for each in map(cache.node, cache.vector_names) if each.precision == precision]
     extract = f"bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))}"
-    if cache.spec.backbone.get("calibrated") or any(each.calibration for each in nodes):
+    if any(each.calibration for each in nodes):
         raise BackboneError(
-            f"The network of {cache.path} was calibrated on its own images; other images cannot be computed "
-            "alike in a cache of their own.",
+            f"The {precision} features of {cache.path} were calibrated on its own images; other images "
+            "cannot be computed alike in a cache of their own.",
             f"Put them below {cache.source} and add them: {extract}",
         )
     source: Source = read_source(new, ReadConfig())
@@ -117,17 +120,22 @@ def _extracted(
             "Name a folder of other images, or give that folder another name.",
         )
     try:
-        done = run_extraction(source, path, config, reporter)
+        done = run_prepared(prepare(config, source, path, statistics_of(cache) or None), reporter)
     except FingerprintError as error:
-        raise FingerprintError(
-            error.message, f"Rename {path}, whose features are of other settings.", error.fields
-        ) from error
+        raise FingerprintError(error.message, _rename(path), error.fields) from error
     notes = tuple(note for note in done.notes if note.code != "files-ignored")
     return NewImages(FeatureCache(path), notes, done.startup_seconds, done.seconds)
 
 
-def _require_alike(cache: FeatureCache, new: FeatureCache, node: str) -> None:
-    """Raise FingerprintError, which names the first difference, unless the rows of `node` compare."""
+def _rename(path: Path) -> str:
+    return f"Rename {path}, whose features are of other settings."
+
+
+def _require_alike(cache: FeatureCache, new: FeatureCache, node: str, is_given: bool) -> None:
+    """Raise FingerprintError, which names the first difference, unless the rows of `node` compare.
+
+    is_given : the user named the cache `new`, which else was found where the features of images are kept.
+    """
     if cache.vector_fingerprint(node) == new.vector_fingerprint(node):
         return
     ours, theirs = cache.spec.to_json(), new.spec.to_json()
@@ -144,6 +152,8 @@ def _require_alike(cache: FeatureCache, new: FeatureCache, node: str) -> None:
         what = " and ".join(f"{name} of node {first.name!r}" for name in differing)
     raise FingerprintError(
         f"{new.path} has features of another {what} than {cache.path}; they do not compare.",
-        "Give the folder of images instead of its cache: its features are then computed alike.",
+        "Give the folder of images instead of its cache: its features are then computed alike."
+        if is_given
+        else _rename(new.path),
         differing,
     )

@@ -86,6 +86,9 @@ def test_a_head_fitted_to_a_labels_file_is_explained_with_that_file_alone(listed
     assert all(each["given"] == given[each["sample"]] for one in found.pulls for each in one["training"])
     arguments = ["explain", head["path"], str(few), "-o", str(tmp_path / "e.png"), "--labels", str(labels)]
     assert "goes with --because" in CliRunner().invoke(group, arguments).output
+    refused = CliRunner().invoke(group, [*arguments[:-2], "--because", str(listed.cache)])
+    assert "fitted to other labels" in str(refused.exception)
+    assert not (tmp_path / "e.png").exists()  # refused before an image is explained
 
 
 def test_the_command_names_them(listed, few, tmp_path):

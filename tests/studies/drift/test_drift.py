@@ -7,12 +7,14 @@ import pytest
 from click.testing import CliRunner
 from sklearn.metrics import roc_auc_score
 
-from bottleneck import drift
+from bottleneck import drift, extract
 from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, CacheError, FingerprintError, FitError, Note
 from bottleneck.samples import SampleTable, Target
+from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.drift.domain import area, interval, tell_apart
 from tests.helpers.caches import class_target, write_cache
+from tests.helpers.stripes import write_stripes
 
 N, WIDTH = 150, 12
 
@@ -142,3 +144,27 @@ def test_the_command_prints_the_verdict_and_one_object(old, folder):
     printed = json.loads(CliRunner().invoke(group, ["drift", str(old), str(new), "--json"]).stdout)
     assert printed["auc"] > 0.9
     assert printed["foreign"][0].keys() == {"image", "score", "beyond"}
+
+
+def test_a_folder_is_computed_by_the_random_network_of_the_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"backbone": "small_cnn", "depth": 2, "image_size": 16}
+    whole = write_stripes(tmp_path / "whole", images=12)
+    images, new = tmp_path / "images", whole / "val"
+    (whole / "train").rename(images)
+    cache = extract(images, tmp_path / "old.h5", **settings).cache
+    with FeatureCache(extract(new, tmp_path / "alone.h5", **settings).cache) as alone:
+        found = drift(cache, new)
+        with FeatureCache(cache) as old, FeatureCache(found.features) as fresh:
+            fingerprint = fresh.vector_fingerprint("bottleneck")
+            assert fingerprint == old.vector_fingerprint("bottleneck")
+            assert fingerprint != alone.vector_fingerprint("bottleneck")  # by its own images' statistics
+            assert not np.array_equal(fresh.to_numpy(), alone.to_numpy())
+    assert (found.old, found.new) == (48, 16)
+    assert drift(cache, new).auc == found.auc  # from the kept features
+
+    # Where features are kept that another network gave, they are not compared, and are told.
+    other = extract(images / "class0", tmp_path / "other.h5", **settings).cache
+    with pytest.raises(FingerprintError, match=r"another backbone.*Rename") as error:
+        drift(other, new)
+    assert found.features in str(error.value)
