@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     import torch
 
+_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _share: list[int] = []  # at most one: the cores of this process, see `use_cores`
 
 # More threads than these only wait for disks, memory or the interpreter.
@@ -46,20 +47,37 @@ class ThreadBudget:
 
 
 def available_cores() -> int:
-    """Return the cores that this process may use: its affinity mask, limited by a cgroup v2 CPU quota.
+    """Return the cores that this process may use: its affinity mask, limited by the CPU quota of its cgroups.
 
     Processes that torchrun starts on one host (LOCAL_WORLD_SIZE) share them.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        pass
+    cores = min([cores, *(max(1, round(quota)) for quota in _cpu_quotas())])
     beside = os.environ.get("LOCAL_WORLD_SIZE", "1")
     cores = max(1, cores // int(beside)) if beside.isdecimal() and int(beside) > 1 else cores
     return min([cores, *_share])
+
+
+def _cpu_quotas() -> Iterator[float]:
+    """Yield the quotas, in cores, of this process's cgroups and of those above them (version 2 or 1)."""
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:  # another system
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = _CGROUPS / controllers
+        # In a container, `own` may be a path of the host that is not there; the container's own is the top.
+        for folder in (top / own.lstrip("/"), *(top / own.lstrip("/")).parents):
+            with suppress(OSError, ValueError):
+                files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+                quota, period = " ".join((folder / name).read_text() for name in files).split()
+                if quota not in ("max", "-1"):
+                    yield int(quota) / int(period)
+            if folder == top:
+                break
 
 
 def use_cores(count: int) -> None:

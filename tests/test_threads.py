@@ -1,6 +1,7 @@
 import os
 import platform
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,35 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
 @pytest.mark.parametrize(("beside", "cores"), [("1", 8), ("3", 2), ("99", 1), ("0", 8), ("many", 8), ("", 8)])
 def test_processes_of_torchrun_share_the_cores_of_a_host(beside, cores, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    monkeypatch.setattr(threads.Path, "read_text", lambda *_: "max 100000")
+    monkeypatch.setattr(threads, "_OWN_CGROUPS", Path("none"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", beside)
+    assert threads.available_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/", {"cpu.max": "max 100000"}, 8),
+        ("0::/", {"cpu.max": "250000 100000"}, 2),
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/a.slice/b", {"a.slice/cpu.max": "300000 100000", "a.slice/b/cpu.max": "max 100000"}, 3),
+        ("0::/a.slice/b", {"a.slice/cpu.max": "300000 100000", "a.slice/b/cpu.max": "150000 50000"}, 3),
+        ("0::/docker/of-the-host", {"cpu.max": "400000 100000"}, 4),
+        ("0::/a", {"a/cpu.max": "gibberish"}, 8),
+        (
+            "3:memory:/m\n1:cpu,cpuacct:/d\n0::/",
+            {"cpu,cpuacct/d/cpu.cfs_quota_us": "500000\n", "cpu,cpuacct/d/cpu.cfs_period_us": "100000\n"},
+            5,
+        ),
+        ("1:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("2:cpuset:/", {"cpuset/cpu.max": "100000 100000"}, 8),
+    ],
+)
+def test_the_quota_of_a_cgroup_or_of_one_above_it_limits_the_cores(own, files, cores, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    for name, text in {**files, "own": own}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(threads, "_CGROUPS", tmp_path)
+    monkeypatch.setattr(threads, "_OWN_CGROUPS", tmp_path / "own")
     assert threads.available_cores() == cores
