@@ -129,14 +129,14 @@ class Passes:
         def block(x: Tensor, start: int, stop: int) -> Tensor:
             _, w = evaluation.group.codes_and_weights(evaluation.heads, start, stop)
             (logits,) = columns.by_evaluation(columns.logits(x))
-            lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1)
+            lead = torch.cat([self.design.leading(x, r), x.new_ones(len(x), 1)], dim=1).T.contiguous()
             if coupled:
                 pairs = zip(torch.softmax(logits, dim=1), w, strict=True)
                 return torch.stack([_coupled_block(p, weights, lead)[None] for p, weights in pairs])
             out = lead.new_empty(*logits.shape[:2], r + 1, r + 1)
             for into, S in zip(out, curvature(logits, w), strict=True):
                 for k, s in enumerate(S):
-                    torch.mm(s * lead.T, lead, out=into[k])
+                    torch.mm(s * lead, lead.T, out=into[k])
             return out
 
         heads, size = len(evaluation.heads), evaluation.group.columns * (r + 1)
@@ -247,12 +247,15 @@ def _with_last(columns: Tensor, group: TaskGroup) -> Tensor:
 
 
 def _coupled_block(p: Tensor, weights: Tensor, lead: Tensor) -> Tensor:
-    """Return Σ_i S_i ⊗ x_i x_iᵀ (K · q, K · q) for probabilities (K, B), weights (B,) and rows (B, q)."""
-    K, q = len(p), lead.shape[1]
+    """Return Σ_i S_i ⊗ x_i x_iᵀ (K · q, K · q) for probabilities (K, B), weights (B,) and coordinates (q, B).
+
+    The coordinates lie along memory: with rows there, scaling them takes longer than the product.
+    """
+    K, q = len(p), len(lead)
     out = lead.new_empty(K, q, K, q)
     for k in range(K):  # the rest is symmetric
         rows = coupled_curvature(p, weights, k)[:, None]
-        part = ((rows * lead.T).flatten(0, 1) @ lead).view(k + 1, q, q)
+        part = ((rows * lead).flatten(0, 1) @ lead.T).view(k + 1, q, q)
         out[k, :, : k + 1] = part.transpose(0, 1)
         out[: k + 1, :, k] = part
     return out.view(K * q, K * q)
