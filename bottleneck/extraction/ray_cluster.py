@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -28,6 +29,7 @@ AUTO = "auto"  # the cluster of this machine, else one that is started here
 ANSWER_SECONDS = 10.0  # for an address
 LONGEST_FOLDER = 36  # bytes: Ray adds up to 70 to the paths of its sockets, of which a system allows 107
 STORE_HINT = "Start its nodes with a larger --object-store-memory, or use nodes with more memory."
+_TOKEN = secrets.token_hex(32)  # one for this process, since Ray keeps the first one that it read
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame; a server of HTTP/2 begins with such a one
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _HINT = "Give the HOST:PORT that `ray start --head` printed, or --ray alone on a node of the cluster."
@@ -160,24 +162,31 @@ def _connect(address: str, folder: str) -> list[Note]:
     known = os.environ.get("RAY_ADDRESS") if address == AUTO else address
     if known not in (None, "", AUTO):
         _require_answer(str(known))
-        _init(address=known)
+        _init(f"at {known}", address=known)
         return []
     if (found := _of_this_machine()) is not None:
-        _init(address=found)
+        _init(f"at {found}", address=AUTO)  # by this word, Ray also takes the token that the user has for it
         return []
-    _init(num_cpus=available_cores(), include_dashboard=False, _temp_dir=folder)
+    with _own_token():
+        _init("of this machine", num_cpus=available_cores(), include_dashboard=False, _temp_dir=folder)
     text = "No Ray cluster was named or found: Ray was started on this machine alone, for this run."
     return [Note("ray-local", text)]
 
 
-def _init(**options: Any) -> None:
+def _init(where: str, **options: Any) -> None:
+    """Call Ray's own `init`. where : the cluster, for a sentence."""
     import ray
 
     try:
         with _quiet(), _signals_kept():
             ray.init(log_to_driver=False, configure_logging=False, **options)
     except (Exception, SystemExit) as error:
-        where = f"The Ray cluster at {options.get('address', 'this machine')}"
+        where = f"The Ray cluster {where}"
+        if "AuthenticationError" in f"{type(error).__name__}: {error}":
+            raise ClusterError(
+                f"{where} wants a token, or another one than is here.",
+                "Copy ~/.ray/auth_token from its head, and set RAY_AUTH_MODE=token.",
+            ) from error
         if "Version mismatch" in str(error):
             versions = " ".join(str(error).partition("Version mismatch: ")[2].split())
             raise ClusterError(
@@ -185,6 +194,24 @@ def _init(**options: Any) -> None:
                 "Install the cluster's versions here, or these there; they must be the same on all nodes.",
             ) from error
         raise ClusterError(f"{where} cannot be used: {first_line(error)}.", _HINT) from error
+
+
+@contextmanager
+def _own_token() -> Iterator[None]:
+    """Give Ray a token for the block where the user has none.
+
+    Ray would leave one in the user's home, and clusters that are started there later would want it.
+    """
+    names = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    if any(name in os.environ for name in names) or (Path.home() / ".ray" / "auth_token").exists():
+        yield
+        return
+    os.environ["RAY_AUTH_TOKEN"] = _TOKEN
+    try:
+        yield
+    finally:
+        for name in names:  # Ray sets the mode itself
+            os.environ.pop(name, None)
 
 
 def _require_answer(address: str) -> None:

@@ -244,18 +244,21 @@ def test_a_driver_that_is_stopped_resumes(nodes, tmp_path, number, code):
     assert rows_of(cache) == rows_of(alone(folder, tmp_path))
 
 
-def test_ray_that_was_started_for_a_run_ends_with_it(tmp_path):
-    """Also where the path of the temporary folder is too long for a socket; and it prints nothing."""
+def test_ray_that_was_started_for_a_run_ends_with_it(tmp_path, monkeypatch):
+    """Also where the path of the temporary folder is too long for a socket; it prints and leaves nothing."""
     folder, long = write_images(tmp_path / "images", 5), tmp_path / ("t" * 80)
     long.mkdir()
     mark = f"{os.getpid()}-{time.time_ns()}"
     places = {"TMPDIR": str(long), "RAY_TMPDIR": str(long), "RAY_ADDRESS": "", "MARK": mark}
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    places |= {"HOME": str(tmp_path)}
     driver = started_driver(folder, tmp_path / "ray.h5", "auto", **places)
     out, told = driver.communicate()
     assert driver.returncode == 0, told
     assert [note["code"] for note in json.loads(out)["notes"]] == ["ray-local", "ray-workers"]
     assert told.splitlines()[0] == "Ray: 1 worker on 1 node."
     assert "ray" not in "".join(told.splitlines()[1:]).lower()
+    assert not [path for folder in (long, tmp_path) for path in folder.iterdir() if path.name == ".ray"]
     assert not [path for path in long.iterdir() if "ray" in path.name]
     assert wait_until(lambda: not [each for each in psutil.process_iter() if marked(each, "MARK", mark)])
 
@@ -340,6 +343,19 @@ def test_other_versions_than_the_cluster_s_are_named(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", 1)
     with pytest.raises(ClusterError, match=r"other versions of Ray or Python: .*Ray: 2\.1 Python: 3\.9"):
         extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
+
+
+def test_a_cluster_that_wants_a_token_says_so(tmp_path, monkeypatch):
+    import ray
+
+    def refuse(**options):
+        raise RuntimeError("Failed to connect to GCS. Traceback:\nray.exceptions.AuthenticationError: RPC\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    folder = write_images(tmp_path / "images", 1)
+    with pytest.raises(ClusterError, match="wants a token") as caught:
+        extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
+    assert "RAY_AUTH_MODE=token" in caught.value.hint
 
 
 @pytest.mark.parametrize(
