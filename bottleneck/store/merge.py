@@ -20,12 +20,14 @@ from bottleneck.remote.path import writable_path
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.join import common_root, join_failures, join_images, join_samples, join_shards
-from bottleneck.store.layout import companion_path, parts_folder, statistics_path
+from bottleneck.store.layout import PARTS, companion_path, parts_folder, statistics_path
 from bottleneck.store.lock import CacheLock
+from bottleneck.store.parts import read_log
 from bottleneck.store.plan import TABLE_BYTES
 from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
 from bottleneck.store.tables import CacheTables, ImageTable
+from bottleneck.store.validate import no_cache
 
 
 def merge(
@@ -90,7 +92,22 @@ def _require_no_run(out: Path) -> None:
         )
 
 
+def _require_one_file(path: Path) -> None:
+    """Raise CacheError where a cache is a folder of parts, which `path` or the file beside it names."""
+    main = path.with_name(path.name.removesuffix(PARTS))
+    if main.is_file() or not parts_folder(main).is_dir():
+        return
+    log = read_log(parts_folder(main))
+    if log is None or log.table is None:
+        raise no_cache(main)
+    raise CacheError(
+        f"{parts_folder(main)} is a cache in parts; merging takes caches of one file.",
+        "Run its `bottleneck extract` again without --keep-parts: it computes nothing and writes the file.",
+    )
+
+
 def _open(catalog: Catalog, path: Path) -> CacheFile:
+    _require_one_file(path)
     file = CacheFile(path)
     catalog.pool.add(file)
     if file.map_name is not None:

@@ -388,8 +388,22 @@ def test_an_interrupted_run_is_not_merged_and_is_named_as_one(tmp_path):
     world_of(8).extract(tmp_path / "a.h5", [A])
     with CacheWriter(tmp_path / "b.h5", SPEC, [A], ROOT) as writer:
         world_of(8).feed(writer, stop_after=7)
-    with pytest.raises(CacheError, match=r"b\.h5 is not finished"):
-        merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")
+    for named in ("b.h5", "b.h5.parts"):
+        with pytest.raises(CacheError, match=r"b\.h5 is not finished"):
+            merge([tmp_path / "a.h5", tmp_path / named], tmp_path / "out.h5")
+
+
+def test_a_cache_that_is_kept_in_parts_is_merged_once_it_is_one_file(tmp_path):
+    images = world_of(8).extract(tmp_path / "a.h5", [A]).images
+    world_of(8).extract(tmp_path / "b.h5", [A], consolidate=False)
+    for named in ("b.h5", "b.h5.parts"):
+        with pytest.raises(CacheError, match=r"b\.h5\.parts is a cache in parts") as caught:
+            merge([tmp_path / "a.h5", tmp_path / named], tmp_path / "out.h5")
+        assert "without --keep-parts" in caught.value.hint
+    world = world_of(8)
+    world.extract(tmp_path / "b.h5", [A])
+    assert not world.computed
+    assert merge([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "out.h5")["images"] == images
 
 
 def test_a_cache_that_has_only_its_shards_is_told_from_one_that_is_not_there(tmp_path):
