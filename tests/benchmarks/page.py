@@ -29,6 +29,7 @@ TITLES = {
     "neighbours": "Beside busy neighbours",
     "scale": "Memory and second runs",
     "scaling": "Cost by number",
+    "ray": "Extraction on Ray",
     "startup": "Start",
 }
 
