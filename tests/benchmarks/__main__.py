@@ -36,7 +36,7 @@ SHORT = {
     "finetuning": 75,
     "scale": 60,
     "faults": 25,
-    "accuracy": 110,
+    "accuracy": 135,
     "gpu": 5,
 }
 LIMIT = 6 * 3600  # seconds after which a part is ended

@@ -28,7 +28,7 @@ import numpy as np
 from tests.benchmarks import extraction
 from tests.benchmarks.images import digits, write_photographs, write_set
 from tests.benchmarks.machine import this_machine
-from tests.benchmarks.measurement import FEWER, LESS, Result, Row, collect, one_line
+from tests.benchmarks.measurement import FEWER, LESS, Result, Row, collect, one_line, print_verdicts
 from tests.benchmarks.process import ROOT, run_child
 
 LITE = "efficientnet_lite0"
@@ -224,9 +224,7 @@ def main() -> None:
         plan = Plan("cpu", Path(folder), images=48, samples=60, epochs=1, heads=300)
         result = Result(options.json)
         good = collect(checked(plan) if options.cpu else rows(options.short), result)
-    print()
-    for row in result.rows:
-        print(f"{row.verdict or 'measured':14}{row.what}")
+    print_verdicts(result.rows)
     sys.exit(0 if good and not any(row.verdict == "missed" for row in result.rows) else 1)
 
 

@@ -148,6 +148,13 @@ class Result:
             self.file.write_text(json.dumps([each.to_json() for each in self.rows], indent=1), "utf-8")
 
 
+def print_verdicts(rows: Sequence[Row]) -> None:
+    """Print a line for each row: ok, missed, failed, not measured, or measured where nothing is wanted."""
+    print()
+    for row in rows:
+        print(f"{row.verdict or 'measured':14}{row.what}")
+
+
 def collect(rows: Iterator[Row], result: Result) -> bool:
     """Add rows as they come; an exception becomes a failed row. Return whether all went well."""
     try:
@@ -175,4 +182,6 @@ def main(rows: Callable[..., Iterator[Row]], doc: str) -> None:
     print(this_machine().title, flush=True)
     with tempfile.TemporaryDirectory(prefix="bottleneck-benchmark-") as graphs:
         os.environ.setdefault("BOTTLENECK_CACHE", graphs)  # engines' graphs, kept from round to round
-        sys.exit(0 if collect(rows(**arguments), result) else 1)
+        good = collect(rows(**arguments), result)
+    print_verdicts(result.rows)
+    sys.exit(0 if good else 1)

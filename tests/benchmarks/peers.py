@@ -136,11 +136,17 @@ def keras_extract(folder: str, backbone: str, limit: int | None = None) -> dict:
 
 
 def usual_finetune(
-    folder: str, backbone: str, epochs: int, whole: bool = False, size: int = 224, seed: int = 0
+    folder: str,
+    backbone: str,
+    epochs: int,
+    whole: bool = False,
+    size: int = 224,
+    seed: int = 0,
+    share: float = 1.0,
 ) -> dict:
     """The usual fine-tuning: decode and run the whole network in every step, train its last stage, or all.
 
-    With folders `train` and `test` it also returns the accuracy on test.
+    With folders `train` and `test` it also returns the accuracy on test. share : of train that it trains on.
     """
     import torch
     from torchvision import datasets
@@ -150,6 +156,7 @@ def usual_finetune(
     split = (root / "train").is_dir()
     images = datasets.ImageFolder(root / "train" if split else root, _transform(size))
     net = _network(backbone, len(images.classes))
+    drawn = torch.randperm(len(images))[: round(share * len(images))]
     if backbone == RESNET:
         lower = [net.conv1, net.bn1, net.relu, net.maxpool, net.layer1, net.layer2, net.layer3]
         upper = [net.layer4, net.avgpool, torch.nn.Flatten(), net.fc]
@@ -160,7 +167,8 @@ def usual_finetune(
     trained = torch.nn.Sequential(trunk, top) if whole else top
     trunk.train(whole)
     optimizer = torch.optim.SGD(trained.parameters(), 1e-2 if split else 1e-3, momentum=0.9)
-    loader = torch.utils.data.DataLoader(images, batch_size=32, shuffle=True, num_workers=2)
+    chosen = torch.utils.data.Subset(images, drawn.tolist())
+    loader = torch.utils.data.DataLoader(chosen, batch_size=32, shuffle=True, num_workers=2)
     clock = Clock()
     for _ in range(epochs):
         for pixels, labels in loader:
@@ -170,7 +178,7 @@ def usual_finetune(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    found = clock.took(epochs * len(images))
+    found = clock.took(epochs * len(chosen))
     if split:
         network = torch.nn.Sequential(trunk, top).eval()
         found["accuracy"] = _accuracy(network, datasets.ImageFolder(root / "test", _transform(size)))
