@@ -12,6 +12,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import shutil
 import time
@@ -24,6 +25,7 @@ from bottleneck.errors import CacheError, WriteError
 
 BINARY = getattr(os, "O_BINARY", 0)  # Windows would translate line ends
 DEVICES = {Path("/dev"), Path("/dev/fd"), Path("/proc/self/fd")}
+URL = re.compile(r"[a-z][a-z0-9+.]+:[/\\]", re.IGNORECASE)  # a drive of Windows is one letter
 TEMPORARY = ".new"  # ends the name of a file that is being written
 SECOND = 10**9  # ns
 EARLIEST = 315_705_600 * SECOND  # 1980-01-03: zip's and FAT's first day, 0 and −1 are no times of change
@@ -117,10 +119,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def require_file_name(path: Path) -> None:
-    """Raise WriteError if an output path is a folder, a device or a pipe, which a rename would replace.
+    """Raise WriteError if an output path is a URL, or a folder, device or pipe, which a rename would replace.
 
     Call it before the work whose result is written.
     """
+    if URL.match(str(path)) and not path.parent.exists():
+        raise WriteError(
+            f"{path} is a URL, and only a cache is written to one.",
+            "Give a path of this machine, and copy it.",
+        )
     if path.is_dir():
         raise WriteError(
             f"{path} is a folder; expected the name of a file.", f"Give for example {path / 'NAME'}."
@@ -256,7 +263,7 @@ def rename(source: Path, target: Path) -> None:
 
 def sha256_of_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal, read in blocks."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

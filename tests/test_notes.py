@@ -8,7 +8,7 @@ import bottleneck
 
 CODES = """
 batchnorm-statistics-kept blank-labels c-at-grid-end c-grid-extended cache-extended cache-source-changed
-candidates-left-out characters-not-drawn choice-kept chosen chosen-without-val
+cache-uploaded candidates-left-out characters-not-drawn choice-kept chosen chosen-without-val
 class-for-most-samples class-in-one-group class-named-like-split class-named-unknown
 class-shares-left-out classes-merged classes-not-measured classes-without-training-samples
 column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
@@ -23,7 +23,7 @@ images-unread images-unreadable images-without-prediction input-scales joined-as
 joined-by-other-separator judged-approximately label-rows-without-sample
 label-separator-unused labels-hard-to-judge labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
-layout-class-split leep-not-computed left-out-in-features
+layout-class-split lease-taken-over leep-not-computed left-out-in-features
 loss-diverged map-in-float32 map-of-stopped-merge map-precision
 map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
 nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
@@ -40,6 +40,7 @@ samples-damaged samples-drawn samples-left-out samples-limited samples-not-used 
 samples-without-label-row secrets-in-keys shard-labels shard-splits-not-used shard-taken
 shards-missing sheet-numbered sheet-shortened sizes-differ source-moved split-chose-the-model
 split-column-unused split-folder-not-used splits-changed splits-from-shard-names splits-merged
+staging-replaced staging-reused
 start-faint start-fitted-again start-rounded target-by-other-name target-chosen test-not-suggested
 thumbnails-left-out trained-on training-images-unknown trust-not-exported unfreeze-every-not-used
 unknown-classes unknown-images-known unknown-images-of-known-classes unknown-nearer-than-known

@@ -107,7 +107,7 @@ def merge(terminal: Terminal, caches: tuple[str, ...], output: str, dry_run: boo
     """Join CACHES that have one fingerprint into a new one, or into one of them."""
     from bottleneck.store.merge import merge as merge_caches
 
-    values = merge_caches([Path(cache) for cache in caches], Path(output), dry_run)
+    values = merge_caches(caches, output, dry_run, terminal.tell)
     images = f"{values['images']:,} images"
     done = f"Would write {images} to {output}" if dry_run else f"Written to {output}: {images}"
     terminal.result(values, done)

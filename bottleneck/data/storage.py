@@ -22,7 +22,7 @@ from PIL import features
 
 from bottleneck.errors import ImageError
 from bottleneck.files import FileStat, stat_of
-from bottleneck.remote.filesystem import RemoteStore
+from bottleneck.remote.filesystem import TAGS, TIMES, RemoteStore
 from bottleneck.remote.retries import Retrier
 from bottleneck.remote.urls import one_line, without_secrets
 
@@ -202,18 +202,14 @@ class TarFiles:
         return {key: "is not in its shard" for key in keys if key not in self.members}
 
 
-_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
-_TAGS = ("CRC", "md5Hash", "ETag", "etag")
-
-
 def _version(info: dict[str, Any]) -> tuple[int, int, int]:
     """Return mtime_ns, ctime_ns and inode of a `FileStat` from a remote file's record.
 
     Without a time and a tag the time is the present one: the file counts as changed and is read again.
     """
-    tag = next((info[name] for name in _TAGS if info.get(name)), None)
+    tag = next((info[name] for name in TAGS if info.get(name)), None)
     number = -1 if tag is None else int.from_bytes(hashlib.sha256(str(tag).encode()).digest()[:8]) >> 1
-    for value in map(info.get, _TIMES):
+    for value in map(info.get, TIMES):
         if isinstance(value, datetime):
             return int(value.timestamp() * 1e9), -1, number
         if isinstance(value, int | float):

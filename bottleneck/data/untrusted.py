@@ -19,6 +19,7 @@ from typing import Any
 
 from bottleneck.errors import CacheError, ImageError
 from bottleneck.files import user_cache
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.remote.urls import allowed, host_of, one_line, without_secrets
 
 LOCAL_SCHEMES = ("file", "local", "memory", "dir")
@@ -129,7 +130,9 @@ def remember_root(root: str, cache: str | os.PathLike[str]) -> None:
 
 
 def _record(root: str, cache: str | os.PathLike[str]) -> Path:
-    pair = f"{root}\0{os.path.realpath(cache)}".encode("utf-8", "surrogateescape")
+    place = path_of(cache)
+    known = place if isinstance(place, RemotePath) else os.path.realpath(place)
+    pair = f"{root}\0{known}".encode("utf-8", "surrogateescape")
     return user_cache() / "sources" / hashlib.sha256(pair).hexdigest()
 
 

@@ -36,10 +36,12 @@ from bottleneck.extraction.settings import cache_path, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
+from bottleneck.remote.path import RemotePath
 from bottleneck.store.layout import statistics_path
 from bottleneck.store.plan import Plan, Work, plan_run
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import Origin
+from bottleneck.store.staging import Place, staged, staging_folder
 from bottleneck.store.state import CacheState
 from bottleneck.store.writer import CacheWriter
 from bottleneck.threads import thread_budget
@@ -207,13 +209,15 @@ def run_extraction(
     strict: bool = False,
 ) -> ExtractResult:
     """Extract `source` into `cache`, as `extract` does with the fields of `config`."""
-    return run_prepared(
-        _prepared(config, source, cache_path(source, cache, config), reporter), reporter, strict
-    )
+    with staged(cache_path(source, cache, config), reporter.tell) as place:
+        return run_prepared(_prepared(config, source, place.path, reporter), reporter, strict, place)
 
 
-def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bool = False) -> ExtractResult:
-    """Extract what was prepared (`prepare.prepare`), as `extract` does."""
+def run_prepared(
+    extraction: Extraction, reporter: Reporter = SILENT, strict: bool = False, place: Place | None = None
+) -> ExtractResult:
+    """Extract what was prepared (`prepare.prepare`), as `extract` does. place : of a cache at a URL."""
+    place = place or Place(extraction.path)
     source, path, config = extraction.source, extraction.path, extraction.config
     trunk, startup = extraction.trunk, extraction.trunk.startup_seconds
     started = time.perf_counter()
@@ -224,6 +228,7 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
         source.root,
         source=source.location,
         moved=extraction.moved is not None,
+        committed=place.upload,
     ) as writer:
         _write_statistics(extraction)
         for key, reason in source.absent.items():
@@ -237,12 +242,13 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
         for work in plan.work:
             kept += _compute(work, extraction, writer, reporter)
         summary = writer.finish(source.samples, consolidate=not config.keep_parts)
-    remember_root(source.root, path)
+    place.finish()
+    remember_root(source.root, place.shown)
     seconds = time.perf_counter() - started - (trunk.startup_seconds - startup)
     targets = (source.samples.targets, summary.samples.targets)
     lost = lost_classes(*targets, "classes-without-samples", "the cache", NONE_READ)
     return ExtractResult(
-        cache=str(path),
+        cache=str(place.shown),
         images=summary.images,
         samples=len(summary.samples),
         computed=summary.computed,
@@ -263,11 +269,15 @@ def run_prepared(extraction: Extraction, reporter: Reporter = SILENT, strict: bo
             [
                 *source.notes,
                 *trunk.notes,
-                *filter(None, [extraction.moved]),
-                *extraction.notes,
-                *plan.notes,
-                *_mended_note(plan.notes, summary.computed, trunk.engine_name),
-                *writer.notes,
+                *place.told(
+                    [
+                        *filter(None, [extraction.moved]),
+                        *extraction.notes,
+                        *plan.notes,
+                        *_mended_note(plan.notes, summary.computed, trunk.engine_name),
+                        *writer.notes,
+                    ]
+                ),
                 *lost,
                 *_kept_note(kept),
                 *_unused_note(config, trunk),
@@ -327,7 +337,7 @@ def survey(
         plan = plan_run(state, *keys, source.absent, reread=config.reread, measure=config.measure)
         _refuse_limit(source, plan, path)
         refuse_strict([*extraction.notes, *plan.notes], strict)
-        plan.require_space(path.parent)
+        plan.require_space(staging_folder(path) if isinstance(path, RemotePath) else path.parent)
         again = {source.images[i] for work in plan.work for i in work.images}
         known = {key: state.failures[key].reason for key in source.images if key in state.failures}
         failures = {key: why for key, why in known.items() if key not in again} | dict(source.absent)

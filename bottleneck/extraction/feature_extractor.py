@@ -24,6 +24,7 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import run_extraction
 from bottleneck.extraction.settings import resolve
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.reader import FeatureCache
 
 ON_ERROR = ("fail", "nan")
@@ -250,6 +251,11 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     def _path(self) -> Path:
         """Return the path of the cache file."""
         named = Path("cache" if self.cache is None else self.cache)
+        if isinstance(path_of(named), RemotePath):
+            raise CacheError(
+                f"FeatureExtractor keeps its cache on this machine; got {path_of(named)}.",
+                "Give a folder or a file of this machine as cache.",
+            )
         if named.suffix == ".h5":
             return named
         settings = [self.weights, self.image_size, self.crop, self.in_channels, self.depth, self.seed]

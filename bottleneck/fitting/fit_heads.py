@@ -18,6 +18,7 @@ from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.files import require_file_name
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, shot_record
 from bottleneck.fitting.labels import relabelled
@@ -169,6 +170,7 @@ def fit_heads(
         notes += renamed
         refuse_strict(notes, strict)
         unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
+        require_file_name(Path(output) / "head.safetensors")
         files = HeadFiles(opened, samples, Path(output), unseen_of, left, seed)
         run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from bottleneck.errors import SourceError
 from bottleneck.remote import retries
-from bottleneck.remote.retries import Passing, Retrier
+from bottleneck.remote.retries import Passing, Refused, Retrier
 from bottleneck.remote.urls import one_line, split_chain, without_secrets
 from bottleneck.threads import REMOTE_READS
 
@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "hf": "hf"}
 _SCHEME = re.compile("([a-z0-9]+)://", re.IGNORECASE)
 _NEAR = ("", "file", "local", "memory", "dir")  # schemes without a network
+# Of an S3 filesystem for uploads: blocks of 50 MB that are in memory at once.
+_OWN = {"skip_instance_cache": True, "max_concurrency": 4}
 # What helps where a store refuses, by scheme.
 _ACCESS = {
     "s3": "Run `aws configure` or set AWS_PROFILE; for a public bucket set FSSPEC_S3_ANON=true, for a store "
@@ -34,6 +36,8 @@ _ACCESS = {
 }
 BLOCK = 4 << 20  # bytes that are read at once of a file that is read in parts
 KEPT = 16  # blocks of such a file in memory
+TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")  # in a file's record
+TAGS = ("CRC", "md5Hash", "ETag", "etag")
 
 
 def scheme_of(url: str) -> str:
@@ -53,8 +57,15 @@ def access_hint(url: str) -> str:
     return _ACCESS.get(scheme, "Check the address; run the same command again when its server answers.")
 
 
-def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
-    """Return the fsspec filesystem of a URL, and the path in it. given : the user named the URL.
+def version_of(info: Mapping[str, Any]) -> str:
+    """Return what changes with a file by its record, a tag or else a time; "" where the store tells none."""
+    return next((str(info[name]) for name in (*TAGS, *TIMES) if info.get(name)), "")
+
+
+def open_url(url: str, given: bool = False, own: bool = False) -> tuple[AbstractFileSystem, str]:
+    """Return the fsspec filesystem of a URL, and the path in it.
+
+    given : the user named the URL. own : nothing else uses the filesystem, see `count_sent_again`.
 
     Raises
     ------
@@ -68,7 +79,7 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
     if url.lower().startswith(("http://", "https://")) and not split_chain(url)[1]:
         return WebFileSystem(given=url if given else ""), url
     try:
-        return url_to_fs(url, **_options(url))
+        return url_to_fs(url, **_options(url, own))
     except Exception as error:  # each backend has error classes of its own
         extra, url = _EXTRAS.get(scheme_of(url)), without_secrets(url)
         if isinstance(error, ImportError) and extra:
@@ -79,7 +90,7 @@ def open_url(url: str, given: bool = False) -> tuple[AbstractFileSystem, str]:
         raise SourceError(f"The URL {url} cannot be opened: {one_line(error)}.") from error
 
 
-def _options(url: str) -> dict[str, Any]:
+def _options(url: str, own: bool = False) -> dict[str, Any]:
     """Return the options of the store of a URL, by its scheme, as `url_to_fs` takes them.
 
     botocore would keep 10 connections, and wait for a minute. What the user has set for fsspec stays.
@@ -96,7 +107,20 @@ def _options(url: str) -> dict[str, Any]:
         "retries": {"total_max_attempts": 1 + retries.RETRIES, "mode": "standard"},
     }
     users = conf.get("s3", {}).get("config_kwargs", {}) | conf.get("s3a", {}).get("config_kwargs", {})
-    return {scheme: {"config_kwargs": ours | users}}
+    return {scheme: {"config_kwargs": ours | users, **(_OWN if own else {})}}
+
+
+def count_sent_again(filesystem: AbstractFileSystem, retrier: Retrier) -> None:
+    """Let `retrier` count the requests that botocore itself sends again; other backends leave it to us."""
+    if _EXTRAS.get(filesystem.protocol[0]) != "s3":
+        return
+
+    def created(request: Any, **event: Any) -> None:
+        if request.context.get("retries", {}).get("attempt", 1) > 1:
+            retrier.count("no answer, or an error of the server")
+
+    filesystem.connect()
+    filesystem.s3.meta.events.register("request-created.s3", created)
 
 
 class RemoteStore:
@@ -154,14 +178,23 @@ class RemoteStore:
             return cast(bytes, self._call("cat_file", (path,), span))
         return self._retrier.run(self._url, attempt, expected)
 
-    def open(self, path: str, size: int | None = None) -> BinaryIO:
-        """Open a file of which parts are read, each with retries. size : in bytes, where it is known."""
+    def open(self, path: str, size: int | None = None, version: str = "") -> BinaryIO:
+        """Open a file of which parts are read, each with retries. size : in bytes, where it is known.
+
+        version : of `version_of`. Reading raises Replaced once the store has another one; "" compares none.
+        """
         if self._near or self._archive:
             return cast(BinaryIO, self.filesystem.open(path, "rb"))
         size = self.ask("info", path).get("size") if size is None else size
         if size is None:
             raise OSError("the server does not tell the size, so no part can be asked for")
-        return cast(BinaryIO, _ranged_file(self, path, size))
+        return cast(BinaryIO, _ranged_file(self, path, size, version))
+
+    def require_version(self, path: str, version: str) -> None:
+        """Raise Replaced if the file is not the one that had this version."""
+        self.filesystem.invalidate_cache(path)
+        if version_of(self.ask("info", path)) != version:
+            raise Replaced("it was replaced while it was read")
 
     def _size(self, path: str) -> int | None:
         """Return the size of a file as the store tells it now."""
@@ -202,14 +235,21 @@ def _within(seconds: float, call: Callable[[], Result]) -> Result:
     return outcome.result(seconds)
 
 
-def _ranged_file(store: RemoteStore, path: str, size: int) -> Any:
+class Replaced(Refused):
+    """A file has been replaced since it was opened: parts of the two would make no file."""
+
+
+def _ranged_file(store: RemoteStore, path: str, size: int, version: str) -> Any:
     from fsspec.spec import AbstractBufferedFile
 
     class RangedFile(AbstractBufferedFile):
         """A file of which blocks are asked for, and the last ones kept."""
 
         def _fetch_range(self, start: int, end: int) -> bytes:
-            return store.cat(path, start, min(end, size) - start)
+            data = store.cat(path, start, min(end, size) - start)
+            if version:  # asked for after the bytes, which are then those of the version
+                store.require_version(path, version)
+            return data
 
     kept = {"maxblocks": KEPT}
     return RangedFile(

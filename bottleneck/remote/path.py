@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from bottleneck.errors import CacheError
-from bottleneck.remote.filesystem import RemoteStore, access_hint, is_remote, open_url
+from bottleneck.remote.filesystem import RemoteStore, Replaced, access_hint, is_remote, open_url, version_of
 from bottleneck.remote.retries import Retrier
 from bottleneck.remote.urls import one_line, without_secrets
 
@@ -40,20 +41,8 @@ def path_of(given: str | os.PathLike[str]) -> Path:
     return RemotePath(url)
 
 
-def writable_path(given: str | os.PathLike[str]) -> Path:
-    """Return the path of a cache to be written. Raises CacheError for a URL: its store has no lock."""
-    path = path_of(given)
-    if isinstance(path, RemotePath):
-        raise CacheError(
-            f"{path} is a URL, and caches are written to disks: a store holds no lock for one writer.",
-            f"Give a file with -o, such as {path.name}, and copy it there with its companions NAME--NODE.h5; "
-            "commands that read caches take the URL.",
-        )
-    return path
-
-
 class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this system's paths
-    """A file or folder behind a URL, read-only.
+    """A file or folder behind a URL, which is read. `store.staging` writes there.
 
     Methods raise CacheError where the store cannot be reached or opened, and OSError as those of `Path` do.
     """
@@ -68,9 +57,14 @@ class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this syste
         return f"{type(self).__name__}({str(self)!r})"
 
     def stat(self, **options: Any) -> os.stat_result:
-        """Return the size of a file, and 0 for the rest. Raises FileNotFoundError."""
+        """Return the kind and size of a file, and 0 for the rest. Raises FileNotFoundError."""
         info = self._info()
-        return os.stat_result((0, 0, 0, 0, 0, 0, info.get("size") or 0, 0, 0, 0))
+        kind = stat.S_IFDIR if info["type"] == "directory" else stat.S_IFREG
+        return os.stat_result((kind, 0, 0, 0, 0, 0, info.get("size") or 0, 0, 0, 0))
+
+    def lstat(self) -> os.stat_result:
+        """Return what `stat` does."""
+        return self.stat()
 
     def exists(self, **options: Any) -> bool:
         """Return whether there is a file or folder."""
@@ -97,10 +91,13 @@ class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this syste
             yield self / entry.rstrip("/").rpartition("/")[2]
 
     def open(self, *mode: Any, **options: Any) -> BinaryIO:
-        """Open a file of which parts are read. Reading raises CacheError where the store fails."""
+        """Open a file of which parts are read.
+
+        Reading raises CacheError where the store fails, and if the file was replaced since it was opened.
+        """
         store, path = self._store()
         info = self._info()
-        return cast(BinaryIO, _Ranges(store.open(path, info.get("size")), self))
+        return cast(BinaryIO, _Ranges(store.open(path, info.get("size"), version_of(info)), self))
 
     def read_bytes(self) -> bytes:
         """Return the bytes of a file."""
@@ -135,7 +132,8 @@ class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this syste
 
     def unreachable(self, error: Exception) -> CacheError:
         """Return the error for users where the store does not give the file."""
-        return CacheError(f"{self} cannot be read: {one_line(error)}.", access_hint(str(self)))
+        hint = "Run the same command again." if isinstance(error, Replaced) else access_hint(str(self))
+        return CacheError(f"{self} cannot be read: {one_line(error)}.", hint)
 
 
 class _Ranges:
@@ -161,6 +159,9 @@ class _Ranges:
 
     def tell(self) -> int:
         return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
 
     def __enter__(self) -> _Ranges:
         return self

@@ -114,14 +114,18 @@ class Retrier:
                     with self._lock:
                         self._silent[host] += 1
                     raise
-                with self._lock:
-                    self._retried[_reason(error)] += 1
+                self.count(_reason(error))
             else:
                 self._answered(host)
                 return result
             left -= pause
             time.sleep(pause)
         raise AssertionError
+
+    def count(self, reason: str) -> None:
+        """Count a request that is sent again."""
+        with self._lock:
+            self._retried[reason] += 1
 
     def _require_answers(self, host: str) -> None:
         if self._silent[host] < MOST_SILENT:

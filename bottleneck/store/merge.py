@@ -6,7 +6,7 @@ Shapes: I images, S samples.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError, Note
 from bottleneck.files import require_space, write_whole
-from bottleneck.remote.path import writable_path
+from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.join import common_root, join_failures, join_images, join_samples, join_shards
@@ -26,12 +26,16 @@ from bottleneck.store.parts import read_log
 from bottleneck.store.plan import TABLE_BYTES
 from bottleneck.store.rows import Catalog
 from bottleneck.store.spec import NodeSpec, Origin, require_equal
+from bottleneck.store.staging import staged, staging_folder
 from bottleneck.store.tables import CacheTables, ImageTable
 from bottleneck.store.validate import no_cache
 
 
 def merge(
-    paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], dry_run: bool = False
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    dry_run: bool = False,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Write the union of finished caches to `out`.
 
@@ -47,8 +51,9 @@ def merge(
     Parameters
     ----------
     paths : two or more main files
-    out : path of a file that does not exist, or one of `paths`, which is then extended
+    out : path or URL of a file that does not exist, or one of `paths`, which is then extended
     dry_run : compare the caches and write nothing
+    tell : is told where work is kept after an error, for a URL
 
     Returns
     -------
@@ -64,14 +69,32 @@ def merge(
         Keys clash, the sources have no folder in common, `out` is another cache or that of an interrupted
         run, or the disk has no room.
     """
-    out = writable_path(out)
-    if len(paths) < 2:
-        raise CacheError(f"Merging takes two caches or more, got {len(paths)}.")
-    if out.exists() and not any(Path(path).exists() and out.samefile(path) for path in paths):
+    given, target = [path_of(path) for path in paths], path_of(out)
+    if len(given) < 2:
+        raise CacheError(f"Merging takes two caches or more, got {len(given)}.")
+    if target.exists() and not any(_is_same(path, target) for path in given):
         raise CacheError(
-            f"{out} exists already and is none of the caches.",
+            f"{target} exists already and is none of the caches.",
             "Name it among the caches to extend it, or a new file with -o.",
         )
+    if dry_run:
+        return _merged(given, target, dry_run)
+    with staged(target, tell) as place:
+        values = _merged([place.path if path == target else path for path in given], place.path, dry_run)
+        place.finish()
+        notes = [note.to_json() for note in place.told([])]
+    return {**place.named(values), "notes": place.named(values["notes"]) + notes}
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Return whether two paths are one file; a URL is none of this machine."""
+    if isinstance(path, RemotePath) or isinstance(other, RemotePath):
+        return path == other
+    return path.exists() and path.samefile(other)
+
+
+def _merged(paths: Sequence[Path], out: Path, dry_run: bool) -> dict[str, Any]:
+    """Merge as `merge` does; `out` is a file of this machine, except where nothing is written."""
     with ExitStack() as stack:
         if not dry_run:
             stack.enter_context(CacheLock(out))
@@ -79,7 +102,7 @@ def merge(
         if not dry_run:
             consolidate.remove_temporaries(out)
         catalog = stack.enter_context(closing(Catalog()))
-        files = [_open(catalog, Path(path)) for path in paths]
+        files = [_open(catalog, path) for path in paths]
         return _Merge(files, out, catalog).run(dry_run)
 
 
@@ -123,7 +146,7 @@ class _Merge:
 
     def __init__(self, files: list[CacheFile], out: Path, catalog: Catalog) -> None:
         self._files, self._out, self._catalog = files, out, catalog
-        extended = [file for file in files if out.exists() and out.samefile(file.path)]
+        extended = [file for file in files if out.exists() and _is_same(file.path, out)]
         self._extends = len(extended[0].digest) if extended else None
         self._notes: list[Note] = []
         first = files[0]
@@ -156,7 +179,8 @@ class _Merge:
         maps = self._maps()
         nodes = [*first.nodes.values(), *(parts[0].nodes[name] for name, parts in maps.items())]
         need = sum(node.bytes_of(len(images)) for node in nodes)
-        require_space(self._out.parent, need + len(images) * TABLE_BYTES, f"Merging {len(images):,} images")
+        folder = staging_folder(self._out) if isinstance(self._out, RemotePath) else self._out.parent
+        require_space(folder, need + len(images) * TABLE_BYTES, f"Merging {len(images):,} images")
         if not dry_run:
             self._write(origin, tables, maps)
         return {
@@ -225,7 +249,7 @@ class _Merge:
             self._catalog.add_rows(part)
         images = consolidate.unique_images(part.images for part in parts)
         path = companion_path(self._out, node)
-        if path.exists() and not any(part.path.samefile(path) for part in parts):
+        if path.exists() and not any(_is_same(part.path, path) for part in parts):
             self._require_rest(path, origin, node, images)
             text = f"{path} is complete from a merge that was stopped, and is kept."
             self._notes.append(Note("map-of-stopped-merge", text, details={"file": str(path)}))

@@ -85,12 +85,18 @@ class PartsFolder:
     nodes : dict of name to NodeSpec
         Nodes that each image of the finished cache will have; committed together with the first part.
     state : LogState that was read from the folder, or None
+    committed : called after each commit; what it raises ends the run, whose rows are committed
     """
 
     def __init__(
-        self, path: Path, origin: Origin, nodes: Mapping[str, NodeSpec], state: LogState | None
+        self,
+        path: Path,
+        origin: Origin,
+        nodes: Mapping[str, NodeSpec],
+        state: LogState | None,
+        committed: Callable[[], None],
     ) -> None:
-        self.path, self.nodes = path, nodes
+        self.path, self.nodes, self._committed = path, nodes, committed
         self._origin, self._log = origin, LogWriter(path, state)
         self._nodes_committed = state is not None and state.nodes == tuple(nodes.values())
         self._new: list[PartEntry] = []
@@ -145,6 +151,7 @@ class PartsFolder:
             self._log.append({"nodes": [node.to_json() for node in self.nodes.values()]})
             self._nodes_committed = True
         self._log.append({kind: name, "bytes": len(data), "sha256": digest, "rows": rows})
+        self._committed()
         return PartEntry(name, len(data), digest, rows)
 
     def _build(self, fill: Callable[[h5py.File], None]) -> memoryview:

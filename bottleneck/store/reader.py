@@ -44,7 +44,7 @@ class FeatureCache:
     Parameters
     ----------
     path : str or path-like
-        NAME.h5, or NAME.h5.parts. A finished file may lie behind a URL: it is read in ranges.
+        NAME.h5, or NAME.h5.parts. Both may lie behind a URL: they are read in ranges.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class FeatureCache:
         self._broken: dict[str, CacheError] = {}
         folder = parts_folder(self.path)
         try:
-            if isinstance(self.path, RemotePath):  # without the parts of a run, which are not written there
+            if isinstance(self.path, RemotePath) and self.path.is_file():  # saves requests
                 self._open_finished()
             elif self.path.is_dir():
                 self._open_parts(self.path)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +87,7 @@ class CacheWriter:
         The cache's images are those of this source, although its root is another.
     lock_timeout : float
         Seconds to wait for another writer.
+    committed : called in the writing thread after each commit; what it raises ends the run.
 
     Attributes
     ----------
@@ -111,6 +112,7 @@ class CacheWriter:
         source: str = "",
         moved: bool = False,
         lock_timeout: float = 0,
+        committed: Callable[[], None] = lambda: None,
     ) -> None:
         self.path = Path(path)
         origin = Origin(spec, source_root, source)
@@ -122,7 +124,7 @@ class CacheWriter:
                 self.nodes = self._state.nodes
                 folder = parts_folder(self.path)
                 log = self._state.log
-                self._parts = PartsFolder(folder, log.origin if log else origin, self.nodes, log)
+                self._parts = PartsFolder(folder, log.origin if log else origin, self.nodes, log, committed)
                 stack.callback(self._parts.close)
                 self._committer = Committer(self._parts)
                 stack.callback(self._committer.stop)

@@ -34,6 +34,7 @@ from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
+from bottleneck.remote.path import path_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.batches import Batch, Batches
@@ -125,7 +126,7 @@ def finetune(
     """
     started = time.perf_counter()
     config = config_from(FinetuneConfig, locals(), labels=None if labels is None else str(labels))
-    plan = plan_finetuning(Path(cache), Path(head), config)
+    plan = plan_finetuning(path_of(cache), Path(head), config)
     refuse_strict(plan.notes, strict, reporter.tell)
     plan = with_map(plan, Path(head), config, reporter)
     path = Path(output) if output else default_model(plan)
@@ -151,7 +152,7 @@ def find_learning_rate(
     reporter: Reporter = SILENT,
 ) -> FoundRate:
     """Find the learning rate to fine-tune with by trying (Smith 2017). Raises as `finetune` does."""
-    plan = plan_finetuning(Path(cache), Path(head), config)
+    plan = plan_finetuning(path_of(cache), Path(head), config)
     refuse_strict(plan.notes, strict)
     plan = with_map(plan, Path(head), config, reporter)
     with open_job(plan, config, default_model(plan).parent, reporter) as run:

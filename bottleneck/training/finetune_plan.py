@@ -44,6 +44,7 @@ from bottleneck.store.layout import companion_path
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
+from bottleneck.store.staging import staged
 from bottleneck.training.config import FinetuneConfig
 from bottleneck.training.initial_head import StartComparison, compare_start, require_same_cache, starting_head
 from bottleneck.training.inputs import backbone_of, inputs_of, unread_note
@@ -326,11 +327,15 @@ def ensure_map(
     require_images(source, slice(None), "A new node is needed", cache)
     config = ExtractConfig(nodes=(node,), views=views, dtype=dtype, **asdict(options))
     replaced = existing if existing is not None and existing.dtype != dtype else None
-    with nullcontext() if replaced is None else _set_aside(companion_path(cache, replaced)):
-        extraction = prepare(config, source, cache)
-        reporter.tell(str(_work(extraction, node)))
-        started = time.perf_counter()
-        run_prepared(extraction, reporter)
+    with staged(cache, reporter.tell) as place:
+        _recover(place.path)
+        with nullcontext() if replaced is None else _set_aside(companion_path(place.path, replaced)):
+            extraction = prepare(config, source, place.path)
+            reporter.tell(str(_work(extraction, node)))
+            started = time.perf_counter()
+            run_prepared(extraction, reporter, place=place)
+        for note in place.told([]):
+            reporter.tell(f"Note: {note}")
         return time.perf_counter() - started
 
 
@@ -353,7 +358,10 @@ def _recover(cache: Path) -> None:
 
     Raises CacheError where another run is at work that may need it.
     """
-    left = [path for path in cache.parent.glob(f"*--*{REPLACED}") if path.name.startswith(f"{cache.stem}--")]
+    beside = cache.parent.iterdir() if cache.parent.is_dir() else ()
+    left = [
+        path for path in beside if path.name.startswith(f"{cache.stem}--") and path.name.endswith(REPLACED)
+    ]
     if not left:
         return
     with CacheLock(cache):

@@ -10,27 +10,49 @@ from tests.helpers.web_server import reset
 ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code><Message>We failed.</Message></Error>"
 
 
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
 class Front:
-    """A WSGI application before moto's own. faults : of requests for objects. asked : (method, path)."""
+    """A WSGI application before moto's own. asked : (method, path) of the requests so far.
+
+    faults : of requests for objects by `methods`. silent : it never answers.
+    writes : how many requests that change something are still answered; the others are denied.
+    """
 
     def __init__(self, application):
-        self.application, self.faults, self.asked = application, None, []
-        self.silent, self.closing = False, threading.Event()
+        self.application, self.asked, self.closing = application, [], threading.Event()
+        self.reset()
+
+    def reset(self):
+        """Answer everything."""
+        self.faults, self.methods, self.silent, self.writes = None, ("GET",), False, None
+        self.asked.clear()
 
     def __call__(self, environ, start_response):
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
         self.asked.append((method, path))
         if self.silent:
             self.closing.wait(60)
-        is_object = method == "GET" and path.count("/") > 1 and not path.endswith("/")
+        if self.writes is not None and method in ("PUT", "POST", "DELETE"):
+            self.writes -= 1
+            if self.writes < 0:
+                environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+                start_response("403 Forbidden", [("Content-Length", str(len(DENIED)))])
+                return [DENIED]
+        is_object = method in self.methods and path.count("/") > 1 and not path.endswith("/")
         fault = self.faults.draw((path, environ.get("HTTP_RANGE"))) if self.faults and is_object else None
         if fault == "reset":
             reset(environ["werkzeug.socket"])
             raise ConnectionResetError
         if fault == "500":
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("500 Internal Server Error", [("Content-Length", str(len(ERROR)))])
             return [ERROR]
         answer = self.application(environ, start_response)
+        if fault and method != "GET":  # it is done, and the client does not get to know
+            reset(environ["werkzeug.socket"])
+            raise ConnectionResetError
         return self._broken(b"".join(answer), fault) if fault else answer
 
     def _broken(self, data, fault):

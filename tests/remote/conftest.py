@@ -4,13 +4,25 @@ from types import SimpleNamespace
 
 import pytest
 
-from bottleneck.remote import retries
+from bottleneck.remote import lease, retries
 from tests.helpers.web_server import serving
 
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch):
     monkeypatch.setattr(retries, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(lease, "SETTLED", 0.01)
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch, tmp_path):
+    """Make this the machine of a name, whose staging folders are its own; it is "one" at first."""
+
+    def become(name):
+        monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "machines" / name))
+
+    become("one")
+    return become
 
 
 @pytest.fixture
@@ -43,10 +55,10 @@ def s3(s3_endpoint, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": url})
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", url)  # for processes that are started
-    monkeypatch.setattr(front, "faults", None)
-    monkeypatch.setattr(front, "silent", False)
+    front.reset()
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = Bucket(url)
     front.asked.clear()
     yield SimpleNamespace(front=front, url=bucket.url, put=bucket.put, get=bucket.get, keys=bucket.keys)
+    front.reset()
     s3fs.S3FileSystem.clear_instance_cache()

@@ -24,6 +24,7 @@ from bottleneck.errors import Note, refuse_strict, reused_note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
+from bottleneck.remote.path import path_of
 from bottleneck.studies.compare.runs import Trials
 from bottleneck.studies.compare.stored_runs import CompareRun
 from bottleneck.training.config import ALL, CompareConfig
@@ -160,7 +161,7 @@ def compare(
     """
     chosen_epochs = CompareConfig.epochs if epochs is None else epochs
     config = config_from(CompareConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
-    path = Path(cache)
+    path = path_of(cache)
     return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, strict, reporter)
 
 

@@ -82,6 +82,5 @@ def _limited(request: Request, costs: Sequence[ExtractionCost], minutes: float) 
 
 def _extract(request: Request, source: Source, backbone: str) -> ExtractResult:
     path = request.paths[backbone]
-    path.parent.mkdir(parents=True, exist_ok=True)
     config = replace(request.extraction_by(backbone), nodes=tuple(request.nodes[backbone]))
     return run_extraction(source, path, config, request.reporter, request.strict)

@@ -15,6 +15,7 @@ from bottleneck.extraction.settings import default_cache, source_name
 from bottleneck.files import require_file_name
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import Reporter
+from bottleneck.remote.path import path_of
 from bottleneck.samples import Target
 from bottleneck.store.spec import fingerprint
 from bottleneck.studies.study_config import TrainConfig
@@ -113,14 +114,15 @@ class Request:
     @cached_property
     def paths(self) -> dict[str, Path]:
         """The cache of each backbone."""
-        if self.cache is not None and Path(self.cache).suffix == ".h5":
+        given = None if self.cache is None else path_of(self.cache)
+        if given is not None and given.suffix == ".h5":
             if self.several:
                 raise BottleneckError(
                     f"--cache names one file, {self.cache}, for {len(self.backbones)} backbones.",
                     "Name a folder: there is one cache for each backbone.",
                 )
-            return {self.backbones[0]: Path(self.cache)}
-        folder = self.work if self.cache is None else Path(self.cache)
+            return {self.backbones[0]: given}
+        folder = self.work if given is None else given
         return {
             name: folder / default_cache(self.source, self.extraction_by(name)).name
             for name in self.backbones
