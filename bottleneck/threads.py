@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _share: list[int] = []  # at most one: the cores of this process, see `use_cores`
@@ -143,15 +143,29 @@ def _openmp() -> Any:
 def serial_libraries() -> Iterator[None]:
     """Run each call of the BLAS or of torch on one thread, for callers that make several calls at once.
 
-    The library's own threads would spin between calls and take the cores from the callers.
+    The library's own threads would spin between calls and take the cores from the callers. torch is not
+    imported for that: who imports it in the block calls `serial_torch`.
     """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        if "torch" not in sys.modules:
+            yield
+            return
+        with serial_torch():
+            yield
+
+
+@contextmanager
+def serial_torch() -> Iterator[None]:
+    """Import torch, and run each of its calls on one thread."""
     import torch
     from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()  # new threads start with the count set last, old ones keep theirs
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(limits=1, user_api="blas"):
+        with threadpool_limits(limits=1, user_api="blas"):  # also the BLAS that came with torch
             yield
     finally:
         torch.set_num_threads(before)
@@ -188,24 +202,31 @@ class WorkerPool:
 
     Attributes
     ----------
-    device : torch.device
+    device : str, a torch device
     size : int, calls that run at the same time
     """
 
-    def __init__(self, device: str | torch.device = "cpu") -> None:
-        import torch
-
-        self.device = torch.device(device)
-        self.size = available_cores() if self.device.type == "cpu" else 1
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
+        self.size = available_cores() if device == "cpu" else 1
         self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
+        self._serial = False
 
     def __enter__(self) -> WorkerPool:
-        if self.device.type == "cpu":
+        self._serial = self.device == "cpu"
+        if self._serial:
             self._stack.enter_context(serial_libraries())
         if self.size > 1:
             self._pool = self._stack.enter_context(ThreadPoolExecutor(self.size))
         return self
+
+    def use_torch(self) -> None:
+        """Import torch, which then is serial as well in the `with` block."""
+        import torch  # noqa: F401
+
+        if self._serial:
+            self._stack.enter_context(serial_torch())
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()

@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bottleneck
+from bottleneck.samples import Target
+from tests.helpers.caches import write_cache
 
 
 def python(code: str) -> str:
@@ -55,6 +58,25 @@ def test_fitting_heads_imports_no_scikit_learn():
         f"import sys, bottleneck.fitting.fit_heads; print([name for name in {heavy} if name in sys.modules])"
     )
     assert printed.strip() == "[]"
+
+
+def test_a_small_fit_is_solved_and_written_without_a_large_library(tmp_path):
+    X = np.random.default_rng(0).standard_normal((40, 10)).astype(np.float32)
+    cache = write_cache(tmp_path / "c.h5", X, [Target("label", "class", np.arange(40) % 2, ("a", "b"))])
+    heavy = ("torch", "sklearn", "scipy", "pandas", "matplotlib", "onnxruntime", "openvino")
+    printed = python(f"""
+import json, sys
+sys.argv = ["bottleneck", "fit-head", {str(cache)!r}, "-o", {str(tmp_path / "heads")!r}, "--json"]
+from bottleneck.cli.main import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print([name for name in {heavy} if name in sys.modules])
+""")
+    found, loaded = printed.strip().splitlines()
+    assert loaded == "[]"
+    assert json.loads(found)["heads"][0]["library"] == "numpy"
 
 
 def test_every_lazy_name_exists():

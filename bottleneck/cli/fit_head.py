@@ -154,7 +154,6 @@ def command(
     """Fit a head for each target, node and kind on the train split of CACHE, C chosen by cross-validation."""
     from bottleneck.fitting.fit_heads import fit_heads
     from bottleneck.fitting.head_files import score_of
-    from bottleneck.report.curves import head_curves
 
     listed = sys.stdin.read().splitlines() if without == "-" else without
     if check is not None:
@@ -162,7 +161,11 @@ def command(
             raise click.UsageError("--check needs the list: --without LIST.")
         return _checked(terminal, check, cache, listed)
     result = fit_heads(cache, labels=labels, without=listed, reporter=terminal, **options)
-    files = result.files | head_curves(result)
+    files = dict(result.files)
+    if files:  # matplotlib takes a second of a core to import
+        from bottleneck.report.curves import head_curves
+
+        files |= head_curves(result)
     splits = [split for split in SPLITS if any(score_of(head, split) is not None for head in result.heads)]
     measured = "test" if "test" in splits else splits[-1] if splits else ""
     bounded = [f"{measured} 95 %"] * any(measured in head["accuracy_ci95"] for head in result.heads)

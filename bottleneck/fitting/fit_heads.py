@@ -233,7 +233,8 @@ class _Run:
         records = []
         for problem, head in zip(problems, heads, strict=True):
             record = self.files.write(node, problem, head, self.train)
-            records.append(record | {"seconds": seconds, "converged": head.converged})
+            solved = {"seconds": seconds, "converged": head.converged, "library": head.library}
+            records.append(record | solved)
         return records
 
     def _is_fitted(self, kind: str, target: Target) -> bool:

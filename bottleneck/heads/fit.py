@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from bottleneck.errors import FitError
 from bottleneck.heads.block_scales import choose_scales
@@ -23,6 +22,7 @@ from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.logistic import held_out_logits, sweep
 from bottleneck.heads.ridge import held_out_values, ridge_sweep
 from bottleneck.heads.row_blocks import SelectedRows, Standardisation, ViewRows, standardisation
+from bottleneck.heads.solver.arrays import Array, to_numpy
 from bottleneck.heads.solver.design import build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import solve_path
@@ -231,7 +231,7 @@ class DrawnHeads:
     pool: WorkerPool
     config: SweepConfig = DEFAULT
 
-    def logits(self, draws: np.ndarray, C: float) -> Iterator[tuple[int, int, torch.Tensor]]:
+    def logits(self, draws: np.ndarray, C: float) -> Iterator[tuple[int, int, Array]]:
         """Yield (start, stop, logits (R, K, B)) of heads fitted on `draws` (R, n) bool at C, block by block.
 
         Two classes have one column, the logit of the second.
@@ -239,19 +239,24 @@ class DrawnHeads:
         drawn = np.flatnonzero(draws.any(axis=0))
         config = self.config
         design, order = build_design(
-            SelectedRows(self.rows, drawn), self.standard, self.pool, config.memory, dtype=config.dtype
+            SelectedRows(self.rows, drawn),
+            self.standard,
+            self.pool,
+            config.memory,
+            dtype=config.dtype,
+            columns=len(draws) * len(self.target.class_names),
         )
         no_fold = np.full(len(drawn), NO_FOLD, np.int16)
         target = self.target.take(drawn)
         problems = [TargetProblem(target, no_fold, sample_weight=draw[drawn] * 1.0) for draw in draws]
         tasks = [problem.tasks()[0].take(order) for problem in problems]
-        groups, _ = group_tasks(tasks, 0, design.dtype, design.device)
+        groups, _ = group_tasks(tasks, 0, design.dtype, design.place)
         passes = Passes(design, self.pool)
         (solution,) = solve_path(passes, groups, [C], tol=config.tol, memory=config.memory)
         everything = streamed_like(design, self.rows)
         zeros = np.zeros(self.rows.shape[0], np.int8)  # predictions need no codes and no weights
         unlabelled = [Task(zeros, zeros, task.columns, zeros + NO_FOLD) for task in tasks]
-        groups, _ = group_tasks(unlabelled, 0, everything.dtype, everything.device)
+        groups, _ = group_tasks(unlabelled, 0, everything.dtype, everything.place)
         fits = list(zip(groups, solution.coef, strict=True))
         for start, stop, logits in Passes(everything, self.pool).held_out(fits):
             yield start, stop, logits[0]
@@ -266,8 +271,8 @@ class DrawnHeads:
         return correct / measured
 
 
-def _codes(logits: torch.Tensor) -> np.ndarray:
+def _codes(logits: Array) -> np.ndarray:
     """Return the predicted codes (R, B) for logits (R, K, B)."""
     if logits.shape[1] == 1:
-        return (logits[:, 0] > 0).long().cpu().numpy()
-    return logits.argmax(dim=1).cpu().numpy()
+        return to_numpy(logits[:, 0] > 0).astype(np.int64)
+    return to_numpy(logits.argmax(axis=1))

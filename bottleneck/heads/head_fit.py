@@ -31,6 +31,7 @@ class HeadFit:
         NaN where no fold holds the sample out. None without folds.
     converged : False if the solver stopped before it reached its tolerance.
     grows : whether the grid of C is extended where the best is at an end.
+    library : whose products the solver took, "numpy" or "torch".
     """
 
     kind: str
@@ -43,6 +44,7 @@ class HeadFit:
     out_of_fold: np.ndarray | None = field(default=None, repr=False)
     converged: bool = True
     grows: bool = False
+    library: str = "numpy"
 
     def notes(self, target: str, node: str) -> list[Note]:
         """Return what a user of the head must know of its convergence and of the grid of C."""
@@ -104,6 +106,7 @@ class HeadFit:
         result: CrossValidation | None = None,
         converged: bool = True,
         grows: bool = False,
+        library: str = "numpy",
     ) -> HeadFit:
         """Return a linear head. head : coef (K, D) and intercept (K,) on standardised features."""
         coef, intercept, standard = head
@@ -119,4 +122,5 @@ class HeadFit:
             out_of_fold=result.out_of_fold if result else None,
             converged=converged,
             grows=grows,
+            library=library,
         )

@@ -11,12 +11,12 @@ from functools import partial
 from itertools import pairwise
 
 import numpy as np
-import torch
 
 from bottleneck.heads.config import DEFAULT, SweepConfig, grid_of, is_auto
 from bottleneck.heads.cross_validation import CrossValidation, HeldOutLogits, cross_validate
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.row_blocks import Standardisation, standardisation
+from bottleneck.heads.solver.arrays import Array, to_numpy
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
 from bottleneck.heads.solver.path import REFIT_TOLERANCE, Solution, refit, solve_path
@@ -113,19 +113,20 @@ class _Sweep:
             parts=np.repeat(fold, views),
             dtype=config.dtype,
             components=config.components,
+            columns=sum(task.columns for task in tasks) * max(1, folds),
         )
         self.passes = Passes(self.design, pool)
         self.groups, self.where = group_tasks(
             [task.take(order // views, 1 / views) for task in tasks],
             folds,
             self.design.dtype,
-            self.design.device,
+            self.design.place,
         )
         self.scored, self.scored_groups, self.sample = self.passes, self.groups, order
         if plain is not None:
             design: Design = streamed_like(self.design, plain)
             self.scored, self.sample = Passes(design, pool), np.arange(len(fold))
-            self.scored_groups, _ = group_tasks(tasks, folds, design.dtype, design.device)
+            self.scored_groups, _ = group_tasks(tasks, folds, design.dtype, design.place)
 
     def solve(self, Cs: Sequence[float], reporter: Reporter, after: Solution | None = None) -> None:
         """Append the solutions at `Cs`, in ascending order. after : the one that the first starts from."""
@@ -155,10 +156,10 @@ class _Sweep:
                     if index in indices:
                         yield i, index, samples, self.problems[i].logits(self._columns(i, logits))
 
-    def _columns(self, problem: int, parts: Sequence[torch.Tensor]) -> np.ndarray:
-        """Return one problem's columns (tasks, …) from tensors (T, …) per group."""
+    def _columns(self, problem: int, parts: Sequence[Array]) -> np.ndarray:
+        """Return one problem's columns (tasks, …) from arrays (T, …) per group."""
         tasks = self.where[slice(*self.tasks_of[problem])]
-        return torch.stack([parts[group][index] for group, index in tasks]).cpu().numpy()
+        return np.stack([to_numpy(parts[group][index]) for group, index in tasks])
 
     def refitted(self, results: Sequence[CrossValidation]) -> list[HeadFit]:
         """Fit each problem on all rows at its chosen C."""
@@ -166,7 +167,7 @@ class _Sweep:
         for i, result in enumerate(results):
             for group, task in self.where[slice(*self.tasks_of[i])]:
                 tasks.setdefault((result.chosen, group), []).append(task)
-        fits: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        fits: dict[tuple[int, int], tuple[Array, Array]] = {}
         tol = min(self.config.tol, REFIT_TOLERANCE)
         for (index, group), members in tasks.items():
             solution = self.solutions[index]
@@ -185,15 +186,14 @@ class _Sweep:
             for i, result in enumerate(results)
         ]
 
-    def _head(
-        self, i: int, result: CrossValidation, fits: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> HeadFit:
+    def _head(self, i: int, result: CrossValidation, fits: Sequence[tuple[Array, Array]]) -> HeadFit:
         """Return the head of problem i. fits : columns (K, P) of each task, and whether they converged."""
         problem = self.problems[i]
-        coef, intercept = problem.head(torch.stack([columns for columns, _ in fits]).cpu().numpy())
+        coef, intercept = problem.head(np.stack([to_numpy(columns) for columns, _ in fits]))
         head = (self.design.on_features(coef), intercept.astype(np.float64), self.standard)
         converged = all(bool(converged) for _, converged in fits)
-        return HeadFit.linear("logistic", problem, head, self.solutions[result.chosen].C, result, converged)
+        C, library = self.solutions[result.chosen].C, self.design.place.library
+        return HeadFit.linear("logistic", problem, head, C, result, converged, library=library)
 
 
 def _row_weights(problems: Sequence[TargetProblem], views: int) -> np.ndarray | None:

@@ -11,7 +11,7 @@ Shapes: n samples, B samples of a batch, D features, H hidden units, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -101,6 +101,7 @@ class MLPHead(ClassHead):
         self.n_iter_ = len(self.losses_)
         settings = {"epochs": int(np.argmin(self.losses_)) + 1, "held_out": int(held.sum())}
         self._set_fit(_folded(network, standard), settings)
+        self.fit_ = replace(self.fit_, library="torch")
         return self
 
 

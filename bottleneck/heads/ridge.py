@@ -17,6 +17,7 @@ from bottleneck.heads.row_blocks import (
     Standardisation,
     standardisation,
 )
+from bottleneck.heads.solver.arrays import to_numpy
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, class_factors
 from bottleneck.heads.solver.ridge_path import Moments, RidgePath, moments_by_fold
@@ -91,7 +92,7 @@ class RidgeRows:
     def held_out(self, fold: np.ndarray) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         """Yield (samples (B,), their fold, rows (B, D)) block by block, for each fold in a block."""
         for start, stop in self.scored.blocks():
-            x = self.scored.read(start, stop).numpy(force=True)
+            x = to_numpy(self.scored.read(start, stop))
             samples = self.scored_sample[start:stop]
             for number in np.unique(fold[samples]):
                 if number != NO_FOLD:
@@ -152,7 +153,8 @@ def _fit(
     (result,) = cross_validate([problem], Cs, held_out, one_standard_error, further)
     C = Cs[result.chosen]
     head = run.head(RidgePath.of(whole), C)
-    return HeadFit.linear("ridge", problem, head, C, result, grows=is_auto(strength))
+    library = run.design.place.library
+    return HeadFit.linear("ridge", problem, head, C, result, grows=is_auto(strength), library=library)
 
 
 def answers_of(problem: TargetProblem) -> tuple[np.ndarray, np.ndarray]:

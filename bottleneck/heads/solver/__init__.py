@@ -78,6 +78,8 @@ When a head has converged
     intercepts alone leave, and `tol` then refers to what the weights gained. The default `tol` of 1e-5 keeps
     the promise that an objective is within 1e-4 (relative) of the optimum.
 
+Small problems on a CPU are computed by NumPy, others by torch (`arrays`).
+
 Modules, from the top: `path` (all values of C) → `lbfgs` (the steps) and `preconditioner` (H0) → `objective`
 (passes over the rows) → `design` (the rows and their coordinates) and `problem` (targets as tasks).
 """

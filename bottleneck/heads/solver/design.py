@@ -16,9 +16,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
-from torch import Tensor
 
 from bottleneck.errors import FitError
 from bottleneck.heads.row_blocks import (
@@ -29,6 +27,7 @@ from bottleneck.heads.row_blocks import (
     read_checked,
     sum_blocks,
 )
+from bottleneck.heads.solver.arrays import Array, Place, cast, dtype_of, library, to_numpy
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.threads import WorkerPool
 
@@ -64,11 +63,11 @@ class Design(ABC):
     Attributes
     ----------
     n, width : numbers of rows and of coordinates, Q
-    values : (Q,) float64 tensor, eigenvalues of the Gram matrix
+    values : (Q,) float64, eigenvalues of the Gram matrix
     basis : (D, Q) array that turns coefficients in the eigenbasis into those of standardised features; None
         for the identity
     standard : Standardisation of the rows
-    dtype, device : of the blocks
+    dtype, place : of the blocks
     """
 
     def __init__(
@@ -78,34 +77,34 @@ class Design(ABC):
         basis: np.ndarray | None,
         standard: Standardisation,
         *,
-        dtype: torch.dtype,
-        device: torch.device,
+        dtype: DTypeLike,
+        place: Place,
     ) -> None:
         self.n, self.width = n, len(values)
-        self.values = torch.from_numpy(np.asarray(values, np.float64)).to(device)
-        self.basis, self.standard, self.dtype, self.device = basis, standard, dtype, device
+        self.values = place.array(values, np.float64)
+        self.basis, self.standard, self.dtype, self.place = basis, standard, np.dtype(dtype), place
 
     @abstractmethod
     def blocks(self) -> Sequence[tuple[int, int]]:
         """Return the bounds (start, stop) of all blocks."""
 
     @abstractmethod
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int) -> Array:
         """Return the rows start … stop−1: (B, Q) in memory, (B, D) standardised of a stream."""
 
-    def each_block(self, pool: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+    def each_block(self, pool: WorkerPool, work: Callable[[Array, int, int], Part]) -> Iterator[Part]:
         """Yield work(block, start, stop) of all blocks, in order."""
         return pool.run(work, ((self.read(*bounds), *bounds) for bounds in self.blocks()))
 
-    def to_row_basis(self, coef: Tensor) -> Tensor:
+    def to_row_basis(self, coef: Array) -> Array:
         """Return the coefficients that multiply blocks for those in the eigenbasis (c, Q)."""
         return coef
 
-    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
+    def to_eigenbasis(self, gradient: Array) -> Array:
         """Return gradients (c, Q) in the eigenbasis for those summed over blocks."""
         return gradient
 
-    def leading(self, block: Tensor, r: int) -> Tensor:
+    def leading(self, block: Array, r: int) -> Array:
         """Return the first r coordinates (B, r) of a block."""
         return block[:, :r]
 
@@ -132,17 +131,17 @@ class ResidentDesign(Design):
         basis: np.ndarray | None,
         standard: Standardisation,
         *,
-        device: torch.device,
+        place: Place,
         edges: Sequence[int] = (),
     ) -> None:
-        self.x = torch.from_numpy(x).to(device)
-        super().__init__(len(x), values, basis, standard, dtype=self.x.dtype, device=device)
+        self.x = place.array(x)
+        super().__init__(len(x), values, basis, standard, dtype=x.dtype, place=place)
         large = self.n >= MIN_ROWS_PER_PART * len(edges)
         self._edges = sorted({0, *(edges if large else ()), self.n})
 
     def blocks(self) -> Sequence[tuple[int, int]]:
         """Return the bounds of blocks: between two edges, an even number of blocks of about equal size."""
-        if self.device.type != "cpu":
+        if self.place.device != "cpu":
             return [(0, self.n)]
         cuts: set[int] = set()
         for first, last in pairwise(self._edges):
@@ -150,7 +149,7 @@ class ResidentDesign(Design):
             cuts.update(np.linspace(first, last, count + 1).astype(int).tolist())
         return list(pairwise(sorted(cuts)))
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int) -> Array:
         return self.x[start:stop]
 
 
@@ -166,48 +165,49 @@ class StreamedDesign(Design):
         basis: np.ndarray,
         standard: Standardisation,
         *,
-        device: torch.device,
+        place: Place,
     ) -> None:
         basis = np.ascontiguousarray(basis, np.float32)
-        super().__init__(rows.shape[0], values, basis, standard, dtype=torch.float32, device=device)
+        super().__init__(rows.shape[0], values, basis, standard, dtype=np.float32, place=place)
         self.rows = rows
         self._mean, self._inverse_scale = (
-            torch.from_numpy(part.astype(np.float32)).to(device)
-            for part in (standard.mean, standard.multiplier)
+            place.array(part, np.float32) for part in (standard.mean, standard.multiplier)
         )
-        self._vectors = torch.from_numpy(basis).to(device)
+        self._vectors = place.array(basis)
         self._size = block_size(rows.shape[1], STREAM_BYTES)
 
     def blocks(self) -> Sequence[tuple[int, int]]:
         return list(blocks(self.rows, self._size))
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def read(self, start: int, stop: int) -> Array:
         return self._standardised(self.rows.read(start, stop), start)
 
-    def each_block(self, pool: WorkerPool, work: Callable[[Tensor, int, int], Part]) -> Iterator[Part]:
+    def each_block(self, pool: WorkerPool, work: Callable[[Array, int, int], Part]) -> Iterator[Part]:
         """Yield work(block, start, stop) of all blocks, in order; the calling thread only reads."""
         return pool.run(
             lambda raw, start, stop: work(self._standardised(raw, start), start, stop),
             ((self.rows.read(*bounds), *bounds) for bounds in self.blocks()),
         )
 
-    def _standardised(self, raw: np.ndarray, start: int) -> Tensor:
+    def _standardised(self, raw: np.ndarray, start: int) -> Array:
         """Return rows (B, D) from `start` on, standardised; FitError as from `read_checked`."""
         if raw.dtype == np.float16:  # torch converts float16 faster than numpy
-            x = torch.from_numpy(np.require(raw, requirements="W")).to(self.device).float()
+            x = cast(self.place.array(raw), np.float32)
         else:
-            x = torch.from_numpy(np.array(raw, np.float32)).to(self.device)
-        if not x.sum().isfinite():
+            x = self.place.array(np.array(raw, np.float32))
+        if not library(x).isfinite(x.sum()):
             read_checked(self.rows, start, start + len(raw))
-        return x.sub_(self._mean).mul_(self._inverse_scale)
+        x -= self._mean
+        x *= self._inverse_scale
+        return x
 
-    def to_row_basis(self, coef: Tensor) -> Tensor:
+    def to_row_basis(self, coef: Array) -> Array:
         return coef @ self._vectors.T
 
-    def to_eigenbasis(self, gradient: Tensor) -> Tensor:
-        return gradient @ self._vectors.to(gradient.dtype)
+    def to_eigenbasis(self, gradient: Array) -> Array:
+        return gradient @ cast(self._vectors, dtype_of(gradient))
 
-    def leading(self, block: Tensor, r: int) -> Tensor:
+    def leading(self, block: Array, r: int) -> Array:
         return block @ self._vectors[:, :r]
 
     def from_blocks(self, coef: np.ndarray) -> np.ndarray:
@@ -223,6 +223,7 @@ def build_design(
     parts: np.ndarray | None = None,
     dtype: DTypeLike = np.float32,
     components: int | None = None,
+    columns: int = 0,
 ) -> tuple[Design, np.ndarray]:
     """Return the design of `rows` (n, D) that fits in `memory` bytes, and the order (n,) of its rows.
 
@@ -230,6 +231,7 @@ def build_design(
         small. A stream keeps its order.
     components : the most leading coordinates of rows in memory, which then never are there whole; None keeps
         all.
+    columns : multiplied by all rows in each pass, which decides between NumPy and torch (`Place.of`).
 
     Raises
     ------
@@ -237,6 +239,7 @@ def build_design(
         The rows do not fit in memory and are too wide to be streamed.
     """
     n, D = rows.shape
+    place = Place.of(pool, n, D, columns)
     width = D if components is None or n <= D or D > MAX_DECOMPOSITION else min(components, D)
     needed = RESIDENT_FACTOR * n * width * np.dtype(dtype).itemsize
     if needed <= memory:
@@ -247,9 +250,9 @@ def build_design(
             values, vectors = _streamed_eigenbasis(rows, standard, pool)
             values, vectors = values[:width], np.ascontiguousarray(vectors[:, :width])
             x = _load(rows, standard, pool, order, dtype=dtype, vectors=vectors)
-            return ResidentDesign(x, values, vectors, standard, device=pool.device, edges=edges), order
+            return ResidentDesign(x, values, vectors, standard, place=place, edges=edges), order
         z = _load(rows, standard, pool, order, dtype=dtype)
-        return _resident(z, standard, pool, edges), order
+        return _resident(z, standard, pool, place, edges), order
     if D > MAX_DECOMPOSITION:
         raise FitError(
             f"{n} rows of {D} features need {RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
@@ -258,7 +261,7 @@ def build_design(
             "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",
         )
     values, vectors = _streamed_eigenbasis(rows, standard, pool)
-    return StreamedDesign(rows, values, vectors, standard, device=pool.device), np.arange(n)
+    return StreamedDesign(rows, values, vectors, standard, place=place), np.arange(n)
 
 
 def _streamed_eigenbasis(
@@ -277,8 +280,8 @@ def _streamed_eigenbasis(
 def streamed_like(design: Design, rows: RowReader) -> StreamedDesign:
     """Return other rows (m, D) in the coordinates of `design`, for predictions."""
     basis = np.eye(design.width) if design.basis is None else design.basis
-    values = design.values.cpu().numpy()
-    return StreamedDesign(rows, values, basis, design.standard, device=design.device)
+    values = to_numpy(design.values)
+    return StreamedDesign(rows, values, basis, design.standard, place=design.place)
 
 
 def _load(
@@ -308,7 +311,7 @@ def _load(
 
 
 def _resident(
-    z: np.ndarray, standard: Standardisation, pool: WorkerPool, edges: Sequence[int]
+    z: np.ndarray, standard: Standardisation, pool: WorkerPool, place: Place, edges: Sequence[int]
 ) -> ResidentDesign:
     """Return standardised rows z (n, D) in their eigenbasis; z is overwritten.
 
@@ -318,14 +321,14 @@ def _resident(
     n, D = z.shape
     if min(n, D) > MAX_DECOMPOSITION:
         values = np.einsum("ij,ij->j", z, z, dtype=np.float64)
-        return ResidentDesign(z, values, None, standard, device=pool.device, edges=edges)
+        return ResidentDesign(z, values, None, standard, place=place, edges=edges)
     if n < D:
         wide = z.astype(np.float64)
         values, vectors = eigenbasis(wide @ wide.T)
         root = np.sqrt(values)
         basis = wide.T @ (vectors / root)
         x = (vectors * root).astype(z.dtype)
-        return ResidentDesign(x, values, basis, standard, device=pool.device, edges=edges)
+        return ResidentDesign(x, values, basis, standard, place=place, edges=edges)
     bounds = list(blocks(ArrayRows(z), BLOCK_ROWS))
     squares = pool.run(lambda start, stop: z[start:stop].T @ z[start:stop], bounds)
     gram = reduce(np.add, (part.astype(np.float64) for part in squares))
@@ -337,4 +340,4 @@ def _resident(
 
     for _ in pool.run(rotate, bounds):
         pass
-    return ResidentDesign(z[:, :width], values, vectors, standard, device=pool.device, edges=edges)
+    return ResidentDesign(z[:, :width], values, vectors, standard, place=place, edges=edges)

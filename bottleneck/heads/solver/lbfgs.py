@@ -7,9 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from bottleneck.heads.solver.arrays import (
+    Array,
+    cast,
+    dtype_of,
+    library,
+    place_of,
+    quiet,
+    solve_triangular,
+    take_along,
+    transposed,
+    zeros_like,
+)
 from bottleneck.heads.solver.preconditioner import Preconditioner
 
 ARMIJO = 1e-4  # share of the expected decrease that a step must reach
@@ -28,52 +39,58 @@ class History:
     SY, YHY : (A, m, m) float64 products.
     """
 
-    def __init__(self, start: Tensor, memory: int) -> None:
-        A, N = start.flatten(1).shape
+    def __init__(self, start: Array, memory: int) -> None:
+        A, N = start.reshape(len(start), -1).shape
         self.memory = memory
-        self.count = torch.zeros(A, dtype=torch.long, device=start.device)
-        self.S, self.Y, self.HY = (start.new_zeros(A, memory, N) for _ in range(3))
-        self.SY, self.YHY = (start.new_zeros(A, memory, memory, dtype=torch.float64) for _ in range(2))
+        self.count = zeros_like(start, A, dtype=np.int64)
+        self.S, self.Y, self.HY = (zeros_like(start, A, memory, N) for _ in range(3))
+        self.SY, self.YHY = (zeros_like(start, A, memory, memory, dtype=np.float64) for _ in range(2))
         # Heads and y of the newest step; its products are computed together with the next direction's.
-        self._pending: tuple[Tensor, Tensor] | None = None
+        self._pending: tuple[Array, Array] | None = None
 
-    def push(self, s: Tensor, y: Tensor, hy: Tensor, accepted: Tensor) -> None:
+    def push(self, s: Array, y: Array, hy: Array, accepted: Array) -> None:
         """Store the steps s, changes y and H0 y (A, N) of the heads `accepted` (A,) bool.
 
         A pair without positive curvature is left out; only rounding makes such a pair.
         """
-        floor = 1e-10 * torch.linalg.vector_norm(s, dim=1) * torch.linalg.vector_norm(y, dim=1)
-        heads = (accepted & ((s * y).sum(dim=1) > floor)).nonzero()[:, 0]
+        xp = library(s)
+        floor = 1e-10 * xp.linalg.norm(s, axis=1) * xp.linalg.norm(y, axis=1)
+        (heads,) = xp.where(accepted & ((s * y).sum(axis=1) > floor))
         self._pending = heads, y
         slot = self.count[heads] % self.memory
         for stored, new in ((self.S, s), (self.Y, y), (self.HY, hy)):
             stored[heads, slot] = new[heads]
 
-    def direction(self, g: Tensor, hg: Tensor) -> Tensor:
+    @quiet
+    def direction(self, g: Array, hg: Array) -> Array:
         """Return −H g (A, N) for the gradients g (A, N) and hg = H0 g."""
+        xp, dtype, slots = library(g), dtype_of(g), np.arange(self.memory)
         a, b = self._products(g)
         order = self._oldest_first()
-        a, b = a.gather(1, order)[..., None], b.gather(1, order)[..., None]
+        a, b = take_along(a, order, 1)[..., None], take_along(b, order, 1)[..., None]
         SY, YHY = _reordered(self.SY, order), _reordered(self.YHY, order)
-        E, W = SY.diagonal(dim1=1, dim2=2), YHY.diagonal(dim1=1, dim2=2)
-        newest = (self.count.clamp(max=self.memory) - 1).clamp(min=0)[:, None]
-        scale = E.gather(1, newest) / W.gather(1, newest)
-        gamma = torch.where(self.count[:, None] > 0, scale, 1.0)[..., None]
-        R = SY.triu() + torch.diag_embed((E == 0).to(SY.dtype))  # a 1 for unused slots
-        x = torch.linalg.solve_triangular(R, a, upper=True)
+        E, W = SY[:, slots, slots], YHY[:, slots, slots]
+        newest = xp.clip(xp.clip(self.count, None, self.memory) - 1, 0, None)[:, None]
+        scale = take_along(E, newest, 1) / take_along(W, newest, 1)
+        gamma = xp.where(self.count[:, None] > 0, scale, 1.0)[..., None]
+        R = xp.triu(SY)
+        R[:, slots, slots] = xp.where(E == 0, 1.0, E)  # a 1 for unused slots
+        x = solve_triangular(R, a, upper=True)
         right = E[..., None] * x + gamma * (YHY @ x - b)
-        p = torch.linalg.solve_triangular(R.mT, right, upper=False)
-        back = order.argsort(dim=1)
-        p, x = (part[..., 0].gather(1, back).to(g.dtype)[:, None] for part in (p, gamma * x))
-        return (gamma[:, 0].to(g.dtype) * hg + (p @ self.S)[:, 0] - (x @ self.HY)[:, 0]).neg_()
+        p = solve_triangular(transposed(R), right, upper=False)
+        back = xp.argsort(order, axis=1)
+        p, x = (cast(take_along(part[..., 0], back, 1), dtype)[:, None] for part in (p, gamma * x))
+        direction = cast(gamma[:, 0], dtype) * hg + (p @ self.S)[:, 0] - (x @ self.HY)[:, 0]
+        return xp.negative(direction, out=direction)
 
-    def _products(self, g: Tensor) -> tuple[Tensor, Tensor]:
+    def _products(self, g: Array) -> tuple[Array, Array]:
         """Return S g and HY g (A, m) float64; fill in the products of the pending step."""
         if self._pending is None:
-            return (self.S @ g[..., None])[..., 0].double(), (self.HY @ g[..., None])[..., 0].double()
+            with_s, with_hy = (cast(part @ g[..., None], np.float64) for part in (self.S, self.HY))
+            return with_s[..., 0], with_hy[..., 0]
         heads, y = self._pending
-        both = torch.stack([g, y], dim=2)
-        with_s, with_hy = (self.S @ both).double(), (self.HY @ both).double()
+        both = library(g).stack([g, y], axis=2)
+        with_s, with_hy = (cast(part @ both, np.float64) for part in (self.S, self.HY))
         slot = self.count[heads] % self.memory
         self.SY[heads, :, slot] = with_s[heads, :, 1]
         self.YHY[heads, :, slot] = with_hy[heads, :, 1]
@@ -82,15 +99,15 @@ class History:
         self._pending = None
         return with_s[..., 0], with_hy[..., 0]
 
-    def rescale(self, change: Callable[[Tensor, Tensor], Tensor], apply: Callable[[Tensor], Tensor]) -> None:
+    @quiet
+    def rescale(self, change: Callable[[Array, Array], Array], apply: Callable[[Array], Array]) -> None:
         """Adapt the steps to another objective: y becomes change(s, y), and `apply` is the new H0."""
         for slot in range(self.memory):
             self.Y[:, slot] = change(self.S[:, slot], self.Y[:, slot])
             self.HY[:, slot] = apply(self.Y[:, slot])
-        self.SY = (self.S @ self.Y.mT).double()
-        self.YHY = (self.HY @ self.Y.mT).double()
+        self.SY, self.YHY = (cast(part @ transposed(self.Y), np.float64) for part in (self.S, self.HY))
 
-    def select(self, heads: Tensor) -> History:
+    def select(self, heads: Array) -> History:
         """Return a copy of the history of `heads` (a,) alone."""
         part = object.__new__(History)
         part.memory, part._pending = self.memory, None
@@ -98,21 +115,21 @@ class History:
             setattr(part, name, getattr(self, name)[heads])
         return part
 
-    def write_back(self, heads: Tensor, part: History) -> None:
+    def write_back(self, heads: Array, part: History) -> None:
         """Store what `select(heads)` returned. HY, SY and YHY are not: `rescale` computes them anew."""
         for name in ("count", "S", "Y"):
             getattr(self, name)[heads] = getattr(part, name)
 
-    def _oldest_first(self) -> Tensor:
+    def _oldest_first(self) -> Array:
         """Return the slots (A, m) in the order in which they were filled, unused ones last."""
-        start = torch.where(self.count > self.memory, self.count % self.memory, 0)
-        return (start[:, None] + torch.arange(self.memory, device=start.device)) % self.memory
+        start = library(self.count).where(self.count > self.memory, self.count % self.memory, 0)
+        return (start[:, None] + place_of(start).array(np.arange(self.memory))) % self.memory
 
 
-def _reordered(square: Tensor, order: Tensor) -> Tensor:
+def _reordered(square: Array, order: Array) -> Array:
     """Return square[:, order][:, :, order] for each head."""
-    index = order[:, :, None].expand_as(square)
-    return square.gather(1, index).gather(2, index.mT)
+    heads = np.arange(len(square))[:, None, None]
+    return square[heads, order[:, :, None], order[:, None, :]]
 
 
 class BatchedLBFGS:
@@ -135,9 +152,9 @@ class BatchedLBFGS:
 
     def __init__(
         self,
-        heads: Tensor,
-        coef: Tensor,
-        null: Tensor,
+        heads: Array,
+        coef: Array,
+        null: Array,
         *,
         C: float,
         history: History,
@@ -146,84 +163,89 @@ class BatchedLBFGS:
         passes: int,
     ) -> None:
         self.C, self.prec, self.tol, self.passes_left = C, prec, tol, passes
-        self.coef, self.null = coef.clone(), null
+        self.coef, self.null = coef * 1, null
+        place, count = place_of(coef), len(heads)
         self._all_heads, self._full_history = heads, history
-        self.objective = torch.full((len(heads),), torch.inf, dtype=torch.float64, device=coef.device)
-        self.converged = torch.zeros(len(heads), dtype=torch.bool, device=coef.device)
-        self._noise = 4 * torch.finfo(coef.dtype).eps
+        self.objective = place.array(np.full(count, np.inf))
+        self.converged = place.zeros(count, dtype=np.bool_)
+        self._noise = 4 * float(np.finfo(dtype_of(coef)).eps)
         # The batch: `_index` holds the positions of its heads among all; `active` is False for those that
         # have ended but have not been removed yet.
-        self._index = torch.arange(len(heads), device=coef.device)
-        self.active = torch.ones_like(self.converged)
+        self._index = place.array(np.arange(count))
+        self.active = ~self.converged
         self._history = history
-        self._x = coef.flatten(1)
-        self._f = self.objective.clone()
-        self._g, self._step = torch.zeros_like(self._x), torch.zeros_like(self._x)
-        self._slope, self._length = torch.zeros_like(self._f), torch.ones_like(self._f)
-        self._cuts = torch.zeros_like(self._index)
-        self._recent = self._f[:, None].repeat(1, 2 * WINDOW)
+        self._x = coef.reshape(count, -1)
+        self._f = self.objective * 1
+        self._g, self._step = 0 * self._x, 0 * self._x
+        self._slope, self._length = place.zeros(count), 1 + place.zeros(count)
+        self._cuts = 0 * self._index
+        self._recent = place.array(np.full((count, 2 * WINDOW), np.inf))
         self._at_start = True
 
     @property
-    def heads(self) -> Tensor:
+    def heads(self) -> Array:
         """(A,) numbers, in their group, of the heads that have not converged."""
         return self._all_heads[self._index[self.active]]
 
-    def trial(self) -> Tensor:
+    def trial(self) -> Array:
         """Return the points (A, K, P) at which the active heads need their loss and gradient."""
-        trial = self._x + self._length[:, None].to(self._x.dtype) * self._step
-        return trial[self.active].view(-1, *self.coef.shape[1:])
+        trial = self._x + cast(self._length[:, None], dtype_of(self._x)) * self._step
+        return trial[self.active].reshape(-1, *self.coef.shape[1:])
 
-    def update(self, trial: Tensor, loss: Tensor, slope: Tensor) -> None:
+    @quiet
+    def update(self, trial: Array, loss: Array, slope: Array) -> None:
         """Accept or shorten the steps, given the loss (A,) and its gradient (A, K, P) at `trial`."""
+        xp = library(trial)
         trial, objective, gradient = self._with_penalty(trial, loss, slope)
-        allowed = self._f + ARMIJO * self._length * self._slope + self._noise * objective.abs()
+        allowed = self._f + ARMIJO * self._length * self._slope + self._noise * abs(objective)
         accepted = self.active & (objective <= allowed)
         chosen = accepted[:, None]
         if not self._at_start:
-            s = torch.where(chosen, trial - self._x, 0)
-            y = torch.where(chosen, gradient - self._g, 0)
+            s = xp.where(chosen, trial - self._x, 0)
+            y = xp.where(chosen, gradient - self._g, 0)
             self._history.push(s, y, self._precondition(y), accepted)
         self._at_start = False
         self._shorten(self.active & ~accepted, objective)
-        self._x, self._g = torch.where(chosen, trial, self._x), torch.where(chosen, gradient, self._g)
-        self._f = torch.where(accepted, objective, self._f)
+        self._x, self._g = xp.where(chosen, trial, self._x), xp.where(chosen, gradient, self._g)
+        self._f = xp.where(accepted, objective, self._f)
         self._set_directions(accepted)
         self.passes_left -= 1
         self._compact()
 
-    def _with_penalty(self, trial: Tensor, loss: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _with_penalty(self, trial: Array, loss: Array, slope: Array) -> tuple[Array, Array, Array]:
         """Return points, objectives and gradients of the whole batch; heads that are not active get zeros."""
-        weights = trial.clone()
+        count = len(trial)
+        weights = trial * 1
         weights[..., -1] = 0
-        objective = self.C * loss + 0.5 * weights.double().square().sum(dim=(1, 2))
-        gradient = (self.C * slope + weights).to(trial.dtype)
+        square = cast(weights.reshape(count, -1), np.float64) ** 2
+        objective = self.C * loss + 0.5 * square.sum(axis=1)
+        gradient = cast(self.C * slope + weights, dtype_of(trial))
         return (
-            _spread(trial.flatten(1), self.active),
+            _spread(trial.reshape(count, -1), self.active),
             _spread(objective, self.active),
-            _spread(gradient.flatten(1), self.active),
+            _spread(gradient.reshape(count, -1), self.active),
         )
 
-    def _shorten(self, heads: Tensor, objective: Tensor) -> None:
+    def _shorten(self, heads: Array, objective: Array) -> None:
         """Shorten the steps of `heads` to the minimum of a parabola through the known values and slope."""
-        t = self._length
+        t, xp = self._length, library(objective)
         parabola = -self._slope * t * t / (2 * (objective - self._f - self._slope * t))
-        parabola = torch.where(parabola.isfinite(), parabola, 0.1 * t)
-        self._length = torch.where(heads, parabola.clamp(min=0.1 * t, max=0.5 * t), t)
+        parabola = xp.where(xp.isfinite(parabola), parabola, 0.1 * t)
+        self._length = xp.where(heads, xp.clip(parabola, 0.1 * t, 0.5 * t), t)
         self._cuts += heads
         self.active = self.active & (self._cuts <= MAX_CUTS)
 
-    def _set_directions(self, accepted: Tensor) -> None:
+    def _set_directions(self, accepted: Array) -> None:
         """Give the heads that moved their next direction, or mark them as converged."""
+        xp = library(accepted)
         step = self._history.direction(self._g, self._precondition(self._g))
-        self._step = torch.where(accepted[:, None], step, self._step)
-        slope = (self._g * self._step).sum(dim=1, dtype=torch.float64)
+        self._step = xp.where(accepted[:, None], step, self._step)
+        slope = (self._g * self._step).sum(axis=1, dtype=xp.float64)
         remaining = self._extrapolated_decrease()
-        self._recent = torch.where(
-            accepted[:, None], torch.cat([self._recent[:, 1:], self._f[:, None]], dim=1), self._recent
-        )
-        self._slope = torch.where(accepted, slope, self._slope)
-        self._length = torch.where(accepted, 1.0, self._length)
+        moved = xp.concatenate([self._recent[:, 1:], self._f[:, None]], axis=1)
+        self._recent = xp.where(accepted[:, None], moved, self._recent)
+        self._slope = xp.where(accepted, slope, self._slope)
+        self._length = xp.where(accepted, 1.0, self._length)
         self._cuts *= ~accepted
         allowed = self._allowed_gap()
         likely = (-0.5 * MARGIN * slope <= allowed) & (remaining <= allowed)
@@ -231,41 +253,43 @@ class BatchedLBFGS:
         self.converged[self._index[done]] = True
         self.active = self.active & ~done
 
-    def _extrapolated_decrease(self) -> Tensor:
+    def _extrapolated_decrease(self) -> Array:
         """Return (A,) the decrease d of the last WINDOW steps, or the sum ρ d + ρ² d + … where it is larger.
 
         ρ is the ratio of d to the decrease of as many steps before. The sum, ρ / (1 − ρ) · d, is several
         times d where convergence is slow.
         """
         before, since = self._recent[:, 0] - self._recent[:, WINDOW], self._recent[:, WINDOW] - self._f
-        ratio = (since / before).nan_to_num(0.0).clamp(0.0, MAX_RATIO)
-        return since * (ratio / (1 - ratio)).clamp(min=1.0)
+        xp = library(since)
+        ratio = xp.clip(xp.nan_to_num(since / before, nan=0.0), 0.0, MAX_RATIO)
+        return since * xp.clip(ratio / (1 - ratio), 1.0, None)
 
-    def _allowed_gap(self) -> Tensor:
+    def _allowed_gap(self) -> Array:
         """Return (A,) how far an objective may be above its optimum.
 
         At small C nearly all of the objective is what intercepts alone leave. The tolerance is then relative
         to what the weights gained, or heads would stop before they have learned anything.
         """
+        xp, size = library(self._f), abs(self._f)
         gain = GAIN * (self.null[self._index] - self._f)
-        return self.tol * self._f.abs().minimum(gain.clamp(min=MIN_GAIN * self._f.abs()))
+        return self.tol * xp.minimum(size, xp.maximum(gain, MIN_GAIN * size))
 
-    def _proven_gap(self) -> Tensor:
+    def _proven_gap(self) -> Array:
         """Return (A,) an upper bound of the objective above its optimum: F is 1-strongly convex in w."""
-        square = self._g.double().square().view(len(self._g), *self.coef.shape[1:])
+        square = (cast(self._g, np.float64) ** 2).reshape(len(self._g), *self.coef.shape[1:])
         offsets = square[..., -1] * self.prec.intercept_inverse(self._all_heads[self._index])
-        return 0.5 * (square[..., :-1].sum(dim=(1, 2)) + offsets.sum(dim=1))
+        return 0.5 * (square[..., :-1].sum(axis=(1, 2)) + offsets.sum(axis=1))
 
     def _compact(self) -> None:
         """Store the results, and remove ended heads from the batch, once many of its heads have ended."""
         if self.passes_left <= 0:
-            self.active = torch.zeros_like(self.active)
+            self.active = self.active & False
         count = int(self.active.sum())
         if count and count > COMPACT_BELOW * len(self.active):
             return
-        self.coef[self._index] = self._x.view(-1, *self.coef.shape[1:])
+        self.coef[self._index] = self._x.reshape(-1, *self.coef.shape[1:])
         self.objective[self._index] = self._f
-        remaining = self.active.nonzero()[:, 0]
+        (remaining,) = library(self.active).where(self.active)
         if self._history is self._full_history:
             self._history = self._full_history.select(self._index[remaining])
         else:
@@ -275,14 +299,14 @@ class BatchedLBFGS:
         for name in ("_x", "_f", "_g", "_step", "_slope", "_length", "_cuts", "_recent", "active"):
             setattr(self, name, getattr(self, name)[remaining])
 
-    def _precondition(self, g: Tensor) -> Tensor:
+    def _precondition(self, g: Array) -> Array:
         return self.prec.apply(self._all_heads[self._index], g)
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def _spread(values: Array, mask: Array) -> Array:
     """Return (A, …) with `values` (a, …) where `mask` (A,) is True, zeros elsewhere."""
     if len(values) == len(mask):
         return values
-    out = values.new_zeros(len(mask), *values.shape[1:])
+    out = zeros_like(values, len(mask), *values.shape[1:])
     out[mask] = values
     return out

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from bottleneck.heads.config import DEFAULT_MEMORY, TOLERANCE
+from bottleneck.heads.solver.arrays import Array, library, place_of, to_numpy
 from bottleneck.heads.solver.design import Design
 from bottleneck.heads.solver.lbfgs import BatchedLBFGS, History
 from bottleneck.heads.solver.objective import Evaluation, Passes
@@ -38,20 +37,20 @@ class _Batch:
     optima : (A, K, P) at the last values of C, at first the start. history : of the steps at the last C.
     """
 
-    def __init__(self, group: TaskGroup, heads: Tensor, design: Design, steps: int) -> None:
+    def __init__(self, group: TaskGroup, heads: Array, design: Design, steps: int) -> None:
         self.group, self.heads = group, heads
         self.null, start = _intercepts_alone(group, heads, design)
         self.optima = [start]
         self.history = History(start, steps)
         self._last_C: float | None = None
 
-    def solver(self, start: Tensor, prec: Preconditioner, C: float, tol: float) -> BatchedLBFGS:
+    def solver(self, start: Array, prec: Preconditioner, C: float, tol: float) -> BatchedLBFGS:
         """Return the solver at C from `start` (A, K, P), with the history of the C before."""
         if self._last_C is not None:
             ratio = C / self._last_C
-            on_weights = torch.ones_like(start[0])
+            on_weights = library(start).ones_like(start[0])
             on_weights[:, -1] = 0
-            on_weights = on_weights.flatten()
+            on_weights = on_weights.reshape(-1)
             self.history.rescale(
                 lambda s, y: ratio * y + (1 - ratio) * on_weights * s, lambda y: prec.apply(self.heads, y)
             )
@@ -70,9 +69,9 @@ class Solution:
     """
 
     C: float
-    coef: list[Tensor]
-    objective: list[Tensor]
-    converged: list[Tensor]
+    coef: list[Array]
+    objective: list[Array]
+    converged: list[Array]
     passes: int
 
 
@@ -94,7 +93,7 @@ def solve_path(
     design, pool = passes.design, passes.pool
     steps = _history_size(groups, design, memory)
     batches = [
-        _Batch(group, torch.arange(group.n_heads, device=design.device)[part], design, steps)
+        _Batch(group, design.place.array(np.arange(group.n_heads)[part]), design, steps)
         for group in groups
         for part in pool.shares(group.n_heads)
     ]
@@ -128,19 +127,19 @@ def solve_path(
 def refit(
     passes: Passes,
     group: TaskGroup,
-    coef: Tensor,
+    coef: Array,
     C: float,
     *,
     tasks: Sequence[int],
     tol: float,
     memory: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Array, Array]:
     """Fit some tasks of a group on all their rows at C, starting from the group's heads (H, K, P) there.
 
     Returns coefficients (t, K, P), and whether each task converged to `tol`, (t,) bool.
     """
     whole = group.without_folds(tasks)
-    heads = torch.arange(whole.n_tasks, device=coef.device)
+    heads = place_of(coef).array(np.arange(whole.n_tasks))
     batch = _Batch(whole, heads, passes.design, _history_size([whole], passes.design, memory))
     start = _mean_over_folds(group, coef)[list(tasks)]
     prec = _preconditioner(passes, whole, start, C, memory=memory)
@@ -165,23 +164,23 @@ def _minimise(passes: Passes, batches: Sequence[_Batch], solvers: Sequence[Batch
     return count
 
 
-def _intercepts_alone(group: TaskGroup, heads: Tensor, design: Design) -> tuple[Tensor, Tensor]:
+def _intercepts_alone(group: TaskGroup, heads: Array, design: Design) -> tuple[Array, Array]:
     """Return the loss (A,) of the best intercepts alone, and coefficients (A, K, P): these, and zeros."""
-    codes, weights = group.codes_and_weights(heads, 0, design.n)
+    codes, weights = (to_numpy(part) for part in group.codes_and_weights(heads, 0, design.n))
     K = max(group.columns, 2)
-    counts = torch.zeros(len(heads), K, dtype=torch.float64, device=design.device)
-    counts.scatter_add_(1, codes, weights.double())
-    total = counts.sum(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    offset = (counts / total).clamp(min=MIN_CLASS_SHARE).log()
-    coef = torch.zeros(len(heads), group.columns, design.width + 1, dtype=design.dtype, device=design.device)
+    pairs = zip(codes, weights, strict=True)
+    counts = np.stack([np.bincount(code, weights=weight, minlength=K) for code, weight in pairs])
+    total = np.maximum(counts.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    offset = np.log(np.maximum(counts / total, MIN_CLASS_SHARE))
+    coef = np.zeros((len(heads), group.columns, design.width + 1), design.dtype)
     if group.columns == 1:
         coef[..., -1] = offset[:, 1:] - offset[:, :1]
     else:
-        coef[..., -1] = offset - offset.mean(dim=1, keepdim=True)
-    return -(counts * offset).sum(dim=1), coef
+        coef[..., -1] = offset - offset.mean(axis=1, keepdims=True)
+    return design.place.array(-(counts * offset).sum(axis=1)), design.place.array(coef)
 
 
-def _extrapolated(optima: Sequence[Tensor], solved: Sequence[float], C: float) -> Tensor:
+def _extrapolated(optima: Sequence[Array], solved: Sequence[float], C: float) -> Array:
     """Return the start at C: the parabola (line) through the last three (two) optima as a function of log C.
 
     The last optimum itself where there is only one, or where C is too far away.
@@ -191,14 +190,14 @@ def _extrapolated(optima: Sequence[Tensor], solved: Sequence[float], C: float) -
     at = np.log(solved)
     if (np.log(C) - at[-1]) > MAX_EXTRAPOLATION * (at[1:] - at[:-1]).min():
         return optima[-1]
-    start = torch.zeros_like(optima[-1])
+    start = 0 * optima[-1]
     for i, optimum in enumerate(optima):
         others = np.delete(at, i)
         start += float(np.prod((np.log(C) - others) / (at[i] - others))) * optimum
     return start
 
 
-def _preconditioner(passes: Passes, group: TaskGroup, coef: Tensor, C: float, memory: int) -> Preconditioner:
+def _preconditioner(passes: Passes, group: TaskGroup, coef: Array, C: float, memory: int) -> Preconditioner:
     """Return H0 from the curvature on all rows, at the mean (T, K, P) of each task's heads (H, K, P)."""
     design, K = passes.design, group.columns
     # A pass takes 4 F K Q operations a row and task, blocks of j columns and r coordinates K (j + 1) r².
@@ -212,7 +211,7 @@ def _preconditioner(passes: Passes, group: TaskGroup, coef: Tensor, C: float, me
         MAX_BLOCK // joint,
         design.width,
     )
-    tasks = torch.arange(group.n_tasks, device=design.device)
+    tasks = design.place.array(np.arange(group.n_tasks))
     whole = group.without_folds(range(group.n_tasks))
     block = passes.curvatures(Evaluation(whole, tasks, _mean_over_folds(group, coef)), r, coupled)
     return Preconditioner(
@@ -226,9 +225,9 @@ def _preconditioner(passes: Passes, group: TaskGroup, coef: Tensor, C: float, me
     )
 
 
-def _mean_over_folds(group: TaskGroup, coef: Tensor) -> Tensor:
+def _mean_over_folds(group: TaskGroup, coef: Array) -> Array:
     """Return (T, K, P) for the heads' coefficients (H, K, P)."""
-    return coef.view(group.n_tasks, group.heads_per_task, *coef.shape[1:]).mean(dim=1)
+    return coef.reshape(group.n_tasks, group.heads_per_task, *coef.shape[1:]).mean(axis=1)
 
 
 def _history_size(groups: Sequence[TaskGroup], design: Design, memory: int) -> int:
@@ -237,11 +236,11 @@ def _history_size(groups: Sequence[TaskGroup], design: Design, memory: int) -> i
     return int(np.clip(memory / 8 / (3 * 4 * size), MIN_HISTORY, HISTORY))
 
 
-def _by_group(
-    groups: Sequence[TaskGroup], batches: Sequence[_Batch], parts: Sequence[Tensor]
-) -> list[Tensor]:
+def _by_group(groups: Sequence[TaskGroup], batches: Sequence[_Batch], parts: Sequence[Array]) -> list[Array]:
     """Join one tensor per batch to one (H, …) per group."""
     return [
-        torch.cat([part for batch, part in zip(batches, parts, strict=True) if batch.group is group])
+        library(parts[0]).concatenate(
+            [part for batch, part in zip(batches, parts, strict=True) if batch.group is group]
+        )
         for group in groups
     ]

@@ -6,11 +6,13 @@ columns are coupled), r leading coordinates, P coefficients of a column (interce
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import DTypeLike
+
+from bottleneck.heads.solver.arrays import Array, cast, inverse_of_positive, library, quiet, zeros_like
 
 RIDGE = 1e-5  # relative to the diagonal; above the rounding of float32 sums, so that blocks stay positive
-TINY = torch.finfo(torch.float64).tiny ** 0.5
+TINY = np.finfo(np.float64).tiny ** 0.5
 
 
 class Preconditioner:
@@ -25,63 +27,72 @@ class Preconditioner:
     heads_per_task : F, or 1 without folds; all heads of a task share its matrices.
     """
 
+    @quiet
     def __init__(
         self,
-        block: Tensor,
-        values: Tensor,
+        block: Array,
+        values: Array,
         *,
         C: float,
         rows: int,
         columns: int,
         heads_per_task: int,
-        dtype: torch.dtype,
+        dtype: DTypeLike,
     ) -> None:
         T, G, size, _ = block.shape
         j, self.columns, self.heads_per_task = columns // G, columns, heads_per_task
         self.r = size // j - 1
         exact = C * block
-        diagonal = exact.diagonal(dim1=2, dim2=3).view(T, G, j, self.r + 1)
-        offsets = diagonal[..., self.r].clone()
-        diagonal[..., : self.r] += 1
-        diagonal[..., self.r] += TINY
+        index = np.arange(size)
+        intercepts = index % (self.r + 1) == self.r
+        at, others = index[intercepts], index[~intercepts]
+        offsets = exact[:, :, at, at]  # (T, G, j)
+        exact[:, :, others, others] += 1
+        exact[:, :, at, at] += TINY
         if j > 1:  # equal intercepts change no probability; a curvature there makes the block invertible
-            between = exact.view(T, G, j, self.r + 1, j, self.r + 1)[..., self.r, :, self.r]
-            between += offsets.mean(dim=2)[..., None, None] / j
-        self.inverse = _inverse(exact).to(dtype)
-        offsets = offsets.view(T, columns)
-        self.tail = (1 / (1 + offsets[..., None] / rows * values[self.r :])).to(dtype)
+            exact[:, :, at[:, None], at] += offsets.mean(axis=2)[..., None, None] / j
+        self.inverse = cast(_inverse(exact), dtype)
+        offsets = offsets.reshape(T, columns)
+        self.tail = cast(1 / (1 + offsets[..., None] / rows * values[self.r :]), dtype)
         self._intercept = 1 / (offsets + TINY)
 
-    def intercept_inverse(self, heads: Tensor) -> Tensor:
+    def intercept_inverse(self, heads: Array) -> Array:
         """Return (A, K) float64, the inverse curvature of the intercepts alone."""
         return self._intercept[heads // self.heads_per_task]
 
-    def apply(self, heads: Tensor, g: Tensor) -> Tensor:
+    @quiet
+    def apply(self, heads: Array, g: Array) -> Array:
         """Return H0 g (A, K·P) for the gradients g (A, K·P) of `heads` (A,)."""
         T, G, size, _ = self.inverse.shape
         r, F, K = self.r, self.heads_per_task, self.columns
-        g = g.view(len(g), K, g.shape[1] // K)
-        top = g.new_zeros(T * F, K, r + 1)
+        xp = library(g)
+        g = g.reshape(len(g), K, g.shape[1] // K)
+        top = zeros_like(g, T * F, K, r + 1)
         top[heads, :, :r] = g[..., :r]
         top[heads, :, r] = g[..., -1]
-        solved = (top.view(T, F, G, size).transpose(1, 2) @ self.inverse).transpose(1, 2)
+        solved = xp.swapaxes(xp.swapaxes(top.reshape(T, F, G, size), 1, 2) @ self.inverse, 1, 2)
         solved = solved.reshape(T * F, K, r + 1)[heads]
-        out = torch.empty_like(g)
+        out = xp.empty_like(g)
         out[..., :r] = solved[..., :r]
         out[..., -1] = solved[..., r]
-        torch.mul(g[..., r:-1], self.tail[heads // F], out=out[..., r:-1])
+        xp.multiply(g[..., r:-1], self.tail[heads // F], out=out[..., r:-1])
         if K > 1:
-            out -= out.mean(dim=1, keepdim=True)
-        return out.view(len(g), g.shape[1] * g.shape[2])
+            out -= out.mean(axis=1, keepdims=True)
+        return out.reshape(len(g), g.shape[1] * g.shape[2])
 
 
-def _inverse(blocks: Tensor) -> Tensor:
+def _inverse(blocks: Array) -> Array:
     """Return the inverses (T, G, m, m). Diagonals are raised by RIDGE, or more where rounding requires it."""
-    diagonal = blocks.diagonal(dim1=2, dim2=3)
+    index = np.arange(blocks.shape[-1])
+    diagonal = blocks[..., index, index]
     ridge = RIDGE
     while ridge < 1:
-        factor, failed = torch.linalg.cholesky_ex(blocks + torch.diag_embed(ridge * diagonal))
-        if not failed.any():
-            return torch.cholesky_inverse(factor)
+        raised = blocks * 1
+        raised[..., index, index] += ridge * diagonal
+        inverse = inverse_of_positive(raised)
+        if inverse is not None:
+            return inverse
         ridge *= 10
-    return torch.diag_embed(1 / diagonal)
+    inverse = 0 * blocks
+    inverse[..., index, index] = 1 / diagonal
+    return inverse

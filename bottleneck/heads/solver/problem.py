@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import DTypeLike
 
 from bottleneck.errors import FitError
+from bottleneck.heads.solver.arrays import Array, Place, cast, library, place_of
 from bottleneck.samples import UNLABELLED, Target
 
 NO_FOLD = -1
@@ -56,33 +56,34 @@ class TaskGroup:
     codes, weights, fold : (T, n), as in `Task`.
     """
 
-    def __init__(self, columns: int, folds: int, *, codes: Tensor, weights: Tensor, fold: Tensor) -> None:
+    def __init__(self, columns: int, folds: int, *, codes: Array, weights: Array, fold: Array) -> None:
         self.columns, self.folds, self.n_tasks = columns, folds, len(codes)
         self.codes, self.weights, self.fold = codes, weights, fold
         self.heads_per_task = max(1, folds)
         self.n_heads = self.n_tasks * self.heads_per_task
-        head = torch.arange(self.n_heads, device=codes.device)
-        self.task_of_head = head // self.heads_per_task
-        self.fold_of_head = head % folds if folds else torch.full_like(head, NO_FOLD)
+        head = np.arange(self.n_heads)
+        place = place_of(codes)
+        self.task_of_head = place.array(head // self.heads_per_task)
+        self.fold_of_head = place.array(head % folds if folds else np.full_like(head, NO_FOLD))
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], folds: int, dtype: torch.dtype, device: torch.device) -> TaskGroup:
+    def of(cls, tasks: Sequence[Task], folds: int, dtype: DTypeLike, place: Place) -> TaskGroup:
         """Return the group of tasks with equal K."""
         return cls(
             tasks[0].columns,
             folds,
-            codes=_stacked([task.codes for task in tasks], torch.int32, device),
-            weights=_stacked([task.weights for task in tasks], dtype, device),
-            fold=_stacked([task.fold for task in tasks], torch.int16, device),
+            codes=place.array([task.codes for task in tasks], np.int32),
+            weights=place.array([task.weights for task in tasks], dtype),
+            fold=place.array([task.fold for task in tasks], np.int16),
         )
 
     def without_folds(self, tasks: Sequence[int]) -> TaskGroup:
         """Return the group of some of its tasks, each fitted once, on all rows."""
-        chosen = torch.as_tensor(list(tasks), device=self.codes.device)
+        chosen = place_of(self.codes).array(list(tasks), np.int64)
         codes, weights, fold = (part[chosen] for part in (self.codes, self.weights, self.fold))
         return TaskGroup(self.columns, 0, codes=codes, weights=weights, fold=fold)
 
-    def codes_and_weights(self, heads: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def codes_and_weights(self, heads: Array, start: int, stop: int) -> tuple[Array, Array]:
         """Return codes (A, B) int64 and weights (A, B) of the rows start … stop−1 for `heads` (A,).
 
         The weight is 0 where a head is not fitted on the row.
@@ -92,15 +93,12 @@ class TaskGroup:
             task = self.task_of_head[heads]
             codes, weights, fold = codes[task], weights[task], fold[task]
         held = (fold == self.fold_of_head[heads, None]) & (self.folds > 0)
-        return codes.long().expand_as(held), torch.where(held, 0, weights)
-
-
-def _stacked(columns: Sequence[np.ndarray], dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.stack([torch.as_tensor(np.asarray(column)) for column in columns]).to(device, dtype)
+        xp = library(held)
+        return xp.broadcast_to(cast(codes, np.int64), held.shape), xp.where(held, 0, weights)
 
 
 def group_tasks(
-    tasks: Sequence[Task], folds: int, dtype: torch.dtype, device: torch.device
+    tasks: Sequence[Task], folds: int, dtype: DTypeLike, place: Place
 ) -> tuple[list[TaskGroup], list[tuple[int, int]]]:
     """Return groups of tasks with equal K, and for each task its group and its index in it."""
     columns = sorted({task.columns for task in tasks})
@@ -110,7 +108,7 @@ def group_tasks(
         group = columns.index(task.columns)
         where.append((group, len(members[group])))
         members[group].append(task)
-    return [TaskGroup.of(member, folds, dtype, device) for member in members], where
+    return [TaskGroup.of(member, folds, dtype, place) for member in members], where
 
 
 @dataclass(frozen=True)

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 from functools import cache
 
-import torch
-from torch import Tensor
+import numpy as np
 
+from bottleneck.heads.solver.arrays import Array, library
 from bottleneck.processor import is_of_amd, vector_units
 
 
-def times_transposed(a: Tensor, b: Tensor) -> Tensor:
+def times_transposed(a: Array, b: Array) -> Array:
     """Return a bᵀ (c, B) for a (c, D) and b (B, D) of one type; the same bits for the same shapes."""
+    if isinstance(a, np.ndarray):
+        return a @ b.T
+    torch = library(a)
     if len(a) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and _onednn_is_faster():
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
-        return product
+        return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return a @ b.T
 
 
 @cache
 def _onednn_is_faster() -> bool:
     """Whether oneDNN has wider kernels here than MKL, and this version of torch gives it without a layer."""
+    import torch
+
     wider = is_of_amd() and "avx512f" in (vector_units() or ())
     return wider and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

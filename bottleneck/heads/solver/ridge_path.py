@@ -15,9 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from bottleneck.errors import FitError
+from bottleneck.heads.solver.arrays import Array, to_numpy
 from bottleneck.heads.solver.design import Design
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.threads import WorkerPool
@@ -129,8 +129,8 @@ def moments_by_fold(
     folds = 1 + int(fold.max(initial=NO_FOLD))
     part_of = np.where(fold == NO_FOLD, folds, fold)
 
-    def block(x: Tensor, start: int, stop: int) -> list[tuple[int, Moments]]:
-        rows, parts = x.numpy(force=True), part_of[start:stop]
+    def block(x: Array, start: int, stop: int) -> list[tuple[int, Moments]]:
+        rows, parts = to_numpy(x), part_of[start:stop]
         found = []
         for part in np.unique(parts):
             members = np.flatnonzero(parts == part)

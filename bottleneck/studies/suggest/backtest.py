@@ -24,6 +24,7 @@ from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.fit import MAX_C, DrawnHeads, draw_shots
 from bottleneck.heads.row_blocks import Standardisation
+from bottleneck.heads.solver.arrays import to_numpy
 from bottleneck.progress import Reporter
 from bottleneck.samples import ArrayRows, Target
 from bottleneck.studies.suggest.selector import choose, directions, margins
@@ -143,7 +144,7 @@ def _probabilities(heads: DrawnHeads, draws: np.ndarray, C: float, temperature: 
     """Return (R, n, K) of the heads on `draws` (R, n)."""
     n = draws.shape[1]
     at = min(max(MAX_C, C), C * n / int(draws[0].sum()))
-    parts = [logits.cpu().numpy().transpose(0, 2, 1) for _, _, logits in heads.logits(draws, at)]
+    parts = [to_numpy(logits).transpose(0, 2, 1) for _, _, logits in heads.logits(draws, at)]
     logits = np.concatenate(parts, axis=1)
     if logits.shape[2] == 1:
         logits = np.concatenate([-logits, logits], axis=2) / 2

@@ -8,6 +8,7 @@ from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.fit import fit_kind
 from bottleneck.heads.row_blocks import standardisation
+from bottleneck.heads.solver.arrays import to_numpy
 from bottleneck.heads.solver.design import ResidentDesign, build_design
 from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.samples import ArrayRows, Target
@@ -23,15 +24,16 @@ def rows():
     return x.astype(np.float32), (inner[:, :3] + draw.normal(size=(200, 3)) * 0.5).argmax(axis=1)
 
 
-def test_coordinates_are_kept_up_to_the_number_asked_for(rows):
+def test_coordinates_are_kept_up_to_the_number_asked_for(rows, place):
     x, parts = rows
     reader, pool = ArrayRows(x), WorkerPool()
     standard = standardisation(reader, pool)
-    design, order = build_design(reader, standard, pool, 1 << 20, parts=parts, components=6)
+    design, order = build_design(reader, standard, pool, 1 << 20, parts=parts, components=6, columns=3)
     assert isinstance(design, ResidentDesign)
     assert design.x.shape == (200, 6)
+    assert design.place == place
     z = standard.apply(x)[order]
-    np.testing.assert_allclose(design.x.numpy() @ design.basis.T, z, atol=1e-3)
+    np.testing.assert_allclose(to_numpy(design.x) @ design.basis.T, z, atol=1e-3)
     assert (np.diff(parts[order]) >= 0).all()
 
 

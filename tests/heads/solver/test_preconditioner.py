@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from bottleneck.heads.row_blocks import Standardisation
+from bottleneck.heads.solver.arrays import place_of, to_numpy
 from bottleneck.heads.solver.design import build_design
 from bottleneck.heads.solver.objective import Evaluation, Passes
 from bottleneck.heads.solver.preconditioner import Preconditioner
@@ -20,36 +21,37 @@ def at_a_point(n, D, K):
     """A design, a group of one task without folds, and coefficients (1, K, D + 1) to look at."""
     X, y = features(n, D, max(K, 2))
     X = (X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-3)
-    design, order = build_design(ArrayRows(X), Standardisation.identity(D), WorkerPool(), 1 << 30)
+    design, order = build_design(ArrayRows(X), Standardisation.identity(D), WorkerPool(), 1 << 30, columns=K)
     weights = np.random.default_rng(1).uniform(0.5, 2, n)
     task = Task(y, weights, K, np.full(n, NO_FOLD)).take(order)
-    generator = torch.Generator().manual_seed(0)
-    coef = centred(0.3 * torch.randn(1, K, design.width + 1, generator=generator))
-    return Passes(design, WorkerPool()), TaskGroup.of([task], 0, design.dtype, design.device), coef
+    drawn = 0.3 * np.random.default_rng(0).standard_normal((1, K, design.width + 1))
+    coef = design.place.array(centred(drawn), np.float32)
+    return Passes(design, WorkerPool()), TaskGroup.of([task], 0, design.dtype, design.place), coef
 
 
 def centred(values):
     """(…, K, P) with the sum over the columns of a softmax taken out, as the solver keeps it."""
-    return values - values.mean(dim=-2, keepdim=True) if values.shape[-2] > 1 else values
+    return values - values.mean(axis=-2, keepdims=True) if values.shape[-2] > 1 else values
 
 
 def hessian(passes, group, coef):
     """Of C Σ w loss + ½ ‖w‖² by all coefficients (K · P, K · P), by automatic differentiation in float64."""
-    x, K = passes.design.x.double(), coef.shape[1]
-    codes, weights = group.codes[0].long(), group.weights[0].double()
+    K = coef.shape[1]
+    x, weights, at = (torch.as_tensor(part).double() for part in (passes.design.x, group.weights[0], coef))
+    codes = torch.as_tensor(group.codes[0]).long()
 
     def objective(flat):
-        at = flat.view(K, -1)
-        logits = x @ at[:, :-1].T + at[:, -1]
+        columns = flat.view(K, -1)
+        logits = x @ columns[:, :-1].T + columns[:, -1]
         both = torch.cat([torch.zeros_like(logits), logits], dim=1) if K == 1 else logits
         losses = torch.nn.functional.cross_entropy(both, codes, reduction="none")
-        return C * (weights * losses).sum() + 0.5 * at[:, :-1].square().sum()
+        return C * (weights * losses).sum() + 0.5 * columns[:, :-1].square().sum()
 
-    return torch.autograd.functional.hessian(objective, coef.double().flatten())
+    return torch.autograd.functional.hessian(objective, at.flatten()).numpy()
 
 
 def preconditioner(passes, group, coef, r, coupled):
-    block = passes.curvatures(Evaluation(group, torch.zeros(1, dtype=torch.long), coef), r, coupled)
+    block = passes.curvatures(Evaluation(group, passes.design.place.array([0]), coef), r, coupled)
     design = passes.design
     return Preconditioner(
         block,
@@ -58,59 +60,60 @@ def preconditioner(passes, group, coef, r, coupled):
         rows=design.n,
         columns=group.columns,
         heads_per_task=1,
-        dtype=torch.float64,
+        dtype=np.float64,
     )
 
 
 def applied(prec, vectors):
-    """prec times each of the vectors (m, K · P)."""
-    return torch.cat([prec.apply(torch.zeros(1, dtype=torch.long), vector[None]) for vector in vectors])
+    """prec times each of the vectors (m, …), as (m, K · P)."""
+    place = place_of(prec.inverse)
+    flat = place.array(vectors.reshape(len(vectors), -1))
+    return np.concatenate([to_numpy(prec.apply(place.array([0]), vector[None])) for vector in flat])
 
 
 @pytest.mark.parametrize("K", [1, 3, 6])
 def test_with_all_coordinates_it_is_the_inverse(K):
     passes, group, coef = at_a_point(300, 12, K)
     prec = preconditioner(passes, group, coef, 12, coupled=K > 1)
-    vectors = torch.randn(5, K, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    flat = centred(vectors).flatten(1)
+    flat = centred(np.random.default_rng(2).standard_normal((5, K, 13))).reshape(5, -1)
     back = applied(prec, flat @ hessian(passes, group, coef))
-    assert torch.allclose(back, flat, atol=2e-3)
+    np.testing.assert_allclose(back, flat, atol=2e-3)
 
 
 def test_apart_each_column_has_the_inverse_of_its_own_block():
     passes, group, coef = at_a_point(300, 12, 4)
     prec = preconditioner(passes, group, coef, 12, coupled=False)
-    exact = hessian(passes, group, coef).view(4, 13, 4, 13)
+    exact = hessian(passes, group, coef).reshape(4, 13, 4, 13)
     for k in range(4):
-        vectors = torch.zeros(13, 4, 13, dtype=torch.float64)
+        vectors = np.zeros((13, 4, 13))
         vectors[:, k] = exact[k, :, k]
-        back = applied(prec, vectors.flatten(1)).view(13, 4, 13)
-        expected = torch.zeros(13, 4, 13, dtype=torch.float64)
-        expected[:, k] = torch.eye(13, dtype=torch.float64)
-        assert torch.allclose(back, centred(expected), atol=2e-3)
+        back = applied(prec, vectors).reshape(13, 4, 13)
+        expected = np.zeros((13, 4, 13))
+        expected[:, k] = np.eye(13)
+        np.testing.assert_allclose(back, centred(expected), atol=2e-3)
 
 
 def test_coordinates_beyond_the_block_get_the_mean_curvature():
     passes, group, coef = at_a_point(300, 12, 3)
-    prec = preconditioner(passes, group, torch.zeros_like(coef), 4, coupled=True)
-    g = torch.zeros(1, 3, 13, dtype=torch.float64)
-    g[0, :2, 7] = torch.tensor([-1.0, 1.0])
-    mean = (group.weights[0].double().mean() * (1 / 3) * (2 / 3)).item()
-    expected = 1 / (1 + C * mean * passes.design.values[7].item())
-    assert applied(prec, g.flatten(1)).view(3, 13)[1, 7].item() == pytest.approx(expected, rel=1e-4)
+    prec = preconditioner(passes, group, 0 * coef, 4, coupled=True)
+    g = np.zeros((1, 3, 13))
+    g[0, :2, 7] = -1, 1
+    mean = to_numpy(group.weights[0]).mean(dtype=np.float64) * (1 / 3) * (2 / 3)
+    expected = 1 / (1 + C * mean * float(passes.design.values[7]))
+    assert applied(prec, g).reshape(3, 13)[1, 7] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_block_that_rounding_made_indefinite_still_serves():
-    block = torch.tensor([[[[4.0, 2.0, 0.0], [2.0, 1.0 - 1e-4, 0.0], [0.0, 0.0, 3.0]]]], dtype=torch.float64)
+def test_a_block_that_rounding_made_indefinite_still_serves(place):
+    block = place.array([[[[4.0, 2.0, 0.0], [2.0, 1.0 - 1e-4, 0.0], [0.0, 0.0, 3.0]]]])
     prec = Preconditioner(
         1e8 * block,
-        torch.ones(2, dtype=torch.float64),
+        place.array([1.0, 1.0]),
         C=1.0,
         rows=10,
         columns=1,
         heads_per_task=1,
-        dtype=torch.float64,
+        dtype=np.float64,
     )
-    direction = applied(prec, torch.eye(3, dtype=torch.float64)[:1])
-    assert direction.isfinite().all()
+    direction = applied(prec, np.eye(3)[:1])
+    assert np.isfinite(direction).all()
     assert direction[0, 0] > 0

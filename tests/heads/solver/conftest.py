@@ -1,0 +1,13 @@
+"""The solver's tests run with both libraries that it computes with."""
+
+import pytest
+
+from bottleneck.heads.solver import arrays
+
+
+@pytest.fixture(params=["numpy", "torch"], autouse=True)
+def place(request, monkeypatch):
+    """Where the solver's arrays are."""
+    if request.param == "torch":
+        monkeypatch.setattr(arrays, "TORCH_FROM", 0)
+    return arrays.Place(request.param)

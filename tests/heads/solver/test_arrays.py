@@ -1,0 +1,44 @@
+"""Which library computes, and what the two do differently."""
+
+import numpy as np
+import torch
+
+from bottleneck.heads.solver import arrays
+from bottleneck.heads.solver.arrays import Place, to_numpy
+from bottleneck.threads import WorkerPool
+
+
+def test_torch_that_is_chosen_inside_of_a_pool_is_serial_there(place):
+    before = torch.get_num_threads()
+    with WorkerPool() as pool:
+        assert Place.of(pool, 10, 10, 2) == place
+        assert torch.get_num_threads() == 1
+        assert Place.of(pool, 10, 10, 0) == Place("numpy")  # no passes
+    assert torch.get_num_threads() == before
+
+
+def test_many_products_and_devices_are_torchs(monkeypatch):
+    used = []
+    monkeypatch.setattr(WorkerPool, "use_torch", lambda self: used.append(self.device))
+    monkeypatch.setattr(arrays, "TORCH_FROM", 1 << 29)
+    assert Place.of(WorkerPool(), 800, 1280, 50).library == "numpy"
+    assert Place.of(WorkerPool(), 50_000, 1280, 50).library == "torch"
+    assert Place.of(WorkerPool("cuda:0"), 8, 8, 0) == Place("torch", "cuda:0")
+    assert used == ["cpu", "cuda:0"]
+
+
+def test_functions_that_differ_agree_with_float64(place):
+    generator = np.random.default_rng(0)
+    z = generator.uniform(-100, 100, (4, 3, 5))
+    x = place.array(z, np.float32)
+    np.testing.assert_allclose(to_numpy(arrays.sigmoid(x)), 1 / (1 + np.exp(-z)), rtol=1e-4, atol=1e-30)
+    e = np.exp(z - z.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(
+        to_numpy(arrays.softmax(x)), e / e.sum(axis=1, keepdims=True), rtol=1e-4, atol=1e-30
+    )
+    root = generator.standard_normal((2, 6, 6))
+    blocks = root @ root.swapaxes(1, 2) + np.eye(6)
+    inverse = arrays.inverse_of_positive(place.array(blocks))
+    np.testing.assert_allclose(to_numpy(inverse), np.linalg.inv(blocks), atol=1e-10)
+    blocks[1, 0, 0] = -1
+    assert arrays.inverse_of_positive(place.array(blocks)) is None
