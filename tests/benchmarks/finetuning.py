@@ -98,7 +98,8 @@ def ours(work: str, precision: str, turn: int) -> dict:
     ends: list[float] = []
     (head,) = Path(work, "heads").glob("*.safetensors")
     model = Path(work, f"{precision}-{turn}", "m.safetensors")
-    options = {"epochs": EPOCHS, "patience": 0, "batch_size": BATCH, "val_fraction": 0.1}
+    # At the default rate ResNet-50 of random weights may diverge, which ends the run; a rate takes no time.
+    options = {"epochs": EPOCHS, "patience": 0, "batch_size": BATCH, "val_fraction": 0.1, "lr": 1e-4}
     result = finetune(Path(work, "c.h5"), head, model, precision=precision, reporter=Stopwatch(), **options)
     images = result.n["train"]
     return {
