@@ -27,12 +27,17 @@ from bottleneck.threads import available_cores
 
 AUTO = "auto"  # the cluster of this machine, else one that is started here
 ANSWER_SECONDS = 10.0  # for an address
+TRIES = 2  # of Ray to reach a head at an address; what answers and is none costs 40 seconds each
 LONGEST_FOLDER = 36  # bytes: Ray adds up to 70 to the paths of its sockets, of which a system allows 107
 STORE_HINT = "Start its nodes with a larger --object-store-memory, or use nodes with more memory."
 _TOKEN = secrets.token_hex(32)  # one for this process, since Ray keeps the first one that it read
 _SETTINGS = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # an empty frame; a server of HTTP/2 begins with such a one
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS
 _HINT = "Give the HOST:PORT that `ray start --head` printed, or --ray alone on a node of the cluster."
+
+
+class TokenError(ClusterError):
+    """The cluster wants a token of those who connect."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +167,15 @@ def _connect(address: str, folder: str) -> list[Note]:
     known = os.environ.get("RAY_ADDRESS") if address == AUTO else address
     if known not in (None, "", AUTO):
         _require_answer(str(known))
-        _init(f"at {known}", address=known)
+        with _few_tries():
+            _init(f"at {known}", address=known)
         return []
     if (found := _of_this_machine()) is not None:
-        _init(f"at {found}", address=AUTO)  # by this word, Ray also takes the token that the user has for it
+        try:
+            with _few_tries():
+                _init(f"at {found}", address=found)
+        except TokenError:
+            _init(f"at {found}", address=AUTO)  # by this word, Ray takes the token that the user has
         return []
     with _own_token():
         _init("of this machine", num_cpus=available_cores(), include_dashboard=False, _temp_dir=folder)
@@ -183,7 +193,7 @@ def _init(where: str, **options: Any) -> None:
     except (Exception, SystemExit) as error:
         where = f"The Ray cluster {where}"
         if "AuthenticationError" in f"{type(error).__name__}: {error}":
-            raise ClusterError(
+            raise TokenError(
                 f"{where} wants a token, or another one than is here.",
                 "Copy ~/.ray/auth_token from its head, and set RAY_AUTH_MODE=token.",
             ) from error
@@ -264,6 +274,26 @@ def _signals_kept() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _few_tries() -> Iterator[None]:
+    """Let Ray try `TRIES` times to reach a head; its own 20 take a quarter of an hour.
+
+    The number is private to Ray: a version that has it elsewhere takes its own time.
+    """
+    try:
+        from ray._private import ray_constants
+
+        before = ray_constants.NUM_REDIS_GET_RETRIES
+    except (ImportError, AttributeError):
+        yield
+        return
+    ray_constants.NUM_REDIS_GET_RETRIES = TRIES
+    try:
+        yield
+    finally:
+        ray_constants.NUM_REDIS_GET_RETRIES = before
 
 
 @contextmanager

@@ -210,8 +210,7 @@ class Pool:
         try:
             slot.info = self._ray.get(slot.started)
         except self._ray.exceptions.RayError as error:
-            may_pass = isinstance(error, self._ray.exceptions.ActorUnavailableError)
-            self._give_up(slot, f"ended at its start: {_last_line(error)}", died=may_pass)
+            self._give_up(slot, f"ended at its start: {_last_line(error)}", died=True)
             return
         if slot.info["refusal"]:
             self._give_up(slot, slot.info["refusal"])
@@ -263,7 +262,7 @@ class Pool:
     def _give_up(self, slot: _Slot, reason: str, died: bool = False) -> None:
         """End a worker and take its parts back. It is replaced, unless it has refused or its node is gone.
 
-        died : it ended while it computed, or is out of reach: only `DEATHS` in a row are a refusal.
+        died : its process ended, or is out of reach: only `DEATHS` of a node in a row are a refusal.
         """
         self._end(slot)
         lives = slot.node is None or slot.node in {node.id for node in living_nodes()}

@@ -113,12 +113,12 @@ def test_broken_images_copies_and_views_are_as_in_one_process(nodes, tmp_path):
     for number in (1, 12, 17):  # copies within one batch and in others
         (folder / f"{number:04}b.png").write_bytes((folder / f"{number:04}.png").read_bytes())
     results = [
-        extract(folder, tmp_path / f"{ray}.h5", ray=ray and nodes.address, views=2, **NET)
-        for ray in ("", "x")
+        extract(folder, tmp_path / f"{name}.h5", ray=address, views=2, **NET)
+        for name, address in (("alone", None), ("ray", nodes.address))
     ]
     ours, theirs = ((r.images, r.computed, r.reused, r.failures, r.views) for r in results)
     assert ours == theirs
-    assert rows_of(tmp_path / ".h5") == rows_of(tmp_path / "x.h5")
+    assert rows_of(tmp_path / "alone.h5") == rows_of(tmp_path / "ray.h5")
 
 
 def test_a_worker_whose_process_is_killed_starts_again_and_repeats_its_batches(
@@ -345,17 +345,41 @@ def test_other_versions_than_the_cluster_s_are_named(tmp_path, monkeypatch):
         extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
 
 
-def test_a_cluster_that_wants_a_token_says_so(tmp_path, monkeypatch):
-    import ray
+def test_what_answers_like_ray_and_is_no_head_is_tried_twice(tmp_path, monkeypatch):
+    """As a port of another service of a cluster; Ray itself would try for a quarter of an hour."""
+    ray = pytest.importorskip("ray")
+    constants = pytest.importorskip("ray._private.ray_constants")
+    before = constants.NUM_REDIS_GET_RETRIES
 
     def refuse(**options):
+        raise RuntimeError(f"no head after {constants.NUM_REDIS_GET_RETRIES} tries")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray_cluster, "_require_answer", lambda address: None)
+    folder = write_images(tmp_path / "images", 1)
+    with pytest.raises(ClusterError, match="10001 cannot be used: no head after 2 tries"):
+        extract(folder, tmp_path / "ray.h5", ray="127.0.0.1:10001", **NET)
+    assert before == constants.NUM_REDIS_GET_RETRIES
+
+
+def test_a_cluster_that_wants_a_token_says_so(tmp_path, monkeypatch):
+    """The one of this machine gets the user's, which Ray takes for the address auto alone."""
+    import ray
+
+    asked = []
+
+    def refuse(**options):
+        asked.append(options["address"])
         raise RuntimeError("Failed to connect to GCS. Traceback:\nray.exceptions.AuthenticationError: RPC\n")
 
     monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray_cluster, "_of_this_machine", lambda: "127.0.0.1:6379")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     folder = write_images(tmp_path / "images", 1)
     with pytest.raises(ClusterError, match="wants a token") as caught:
         extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
     assert "RAY_AUTH_MODE=token" in caught.value.hint
+    assert asked == ["127.0.0.1:6379", "auto"]
 
 
 @pytest.mark.parametrize(
