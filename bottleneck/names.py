@@ -18,6 +18,9 @@ DTYPES = ("float16", "float32")  # types of stored features; the first is the de
 
 MEASURES = ("width", "height", "low", "high", "entropy", "contrast", "sharpness")  # of an image's pixels
 
+EXACT, SCALED = "exact", "scaled"  # how JPEGs are decoded: all pixels, or fewer where many are not needed
+DECODINGS = (EXACT, SCALED)
+
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # libraries that run an exported graph on a CPU
 ENGINES = ("auto", ONNXRUNTIME, OPENVINO, "torch", "torch-compiled")
 FAST = "fast"  # 16 bits where the hardware multiplies them faster, else fp32

@@ -30,6 +30,7 @@ def info(terminal: Terminal, cache: str) -> None:
     shown = {
         "backbone": values["backbone"]["name"],
         "weights": values["backbone"]["weights"],
+        "decoding": values["decoding"],
         "source": values["source"],
         "images": values["images"],
         "samples": ", ".join(f"{count:,} {split}" for split, count in values["splits"].items()),
@@ -37,6 +38,9 @@ def info(terminal: Terminal, cache: str) -> None:
         "fingerprint": values["fingerprint"],
         "created with": values["created_with"],
     }
+    for name, node in values["nodes"].items():
+        if (measured := node["decoding_agreement"]) and measured["cosine"] is not None:
+            shown[f"{name}: cosine with exact decoding"] = f"{measured['cosine']:.4f}"
     if not values["finished"]:
         shown["state"] = "unfinished: the rows that were committed so far"
     nodes = [

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 
 from bottleneck.cli.options import (
     ClusterAddress,
+    decoding_option,
     engine_options,
     flags_of,
     input_options,
@@ -69,6 +70,7 @@ flag = flags_of(ExtractConfig)
     "--flip", is_flag=True, help="Also store the features of each image's mirror image, for evaluate --flip."
 )
 @input_options(ExtractConfig.in_channels)
+@decoding_option
 @flag(
     "--seed",
     type=int,

@@ -14,8 +14,16 @@ from typing import Any
 import click
 
 from bottleneck.data.config import LabelConfig, ReadConfig
-from bottleneck.extraction.config import EngineConfig
-from bottleneck.names import DEFAULT_CHANNELS, ENGINES, PRECISIONS, SMALL_CNN, SMALL_CNN_DEPTH
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.names import (
+    DECODINGS,
+    DEFAULT_CHANNELS,
+    ENGINES,
+    EXACT,
+    PRECISIONS,
+    SMALL_CNN,
+    SMALL_CNN_DEPTH,
+)
 from bottleneck.training.config import (
     LEAST_STEPS,
     OPTIMIZERS,
@@ -173,6 +181,15 @@ def input_options(in_channels: int | None) -> Decorator:
     )
 
 
+decoding_option = setting(
+    ExtractConfig,
+    "--decoding",
+    type=click.Choice(DECODINGS),
+    show_default=EXACT,
+    help="How JPEGs are decoded: scaled takes large ones at 1/2, 1/4 or 1/8 of their size where that leaves "
+    "twice what the network needs, with features that differ a little.",
+)
+
 _engine, _reading = flags_of(EngineConfig), flags_of(ReadConfig)
 
 engine_options = together(
@@ -204,7 +221,7 @@ engine_options = together(
     _engine(
         "--force",
         is_flag=True,
-        help="Use an int8 engine even if its features differ from float32 by more than the bound.",
+        help="Use an int8 engine, or scaled decoding, even if features differ by more than the bound.",
     ),
 )
 

@@ -13,6 +13,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.options import (
+    decoding_option,
     engine_options,
     flags_of,
     input_options,
@@ -93,6 +94,7 @@ flag, extraction_flag = flags_of(TrainConfig), flags_of(ExtractConfig)
     help="Extract the mirror image of each image too, and average both where cross-validation gains.",
 )
 @input_options(ExtractConfig.in_channels)
+@decoding_option
 @flag("--seed", type=int, help="Seed of folds, of random weights and of splits that are set aside.")
 @trust_code_option
 @strict_option

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from bottleneck.data.decode import IMAGE_NOTES, EncodedImage, as_array, fast_pixels
+from bottleneck.data.decode import IMAGE_NOTES, EncodedImage
+from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Mirror, Preprocess, Views
 from bottleneck.data.workers import Job, MemoryBudget, WorkThreads
 from bottleneck.errors import ImageError, Note, SourceError
@@ -354,7 +355,7 @@ class _Run:
             return pixels, mirrored[None]
         image = encoded.image(self.preprocess)
         views = self.views.apply(image, self.preprocess, digest)
-        return fast_pixels(as_array(image), self.preprocess), views
+        return encoded.cut(as_array(image), self.preprocess), views
 
     def _claim(self, digest: bytes, index: int) -> bool:
         """Return True where no earlier image in work has these bytes, so that this one decodes them."""

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from bottleneck.errors import ArtifactError, BottleneckError
+from bottleneck.names import DECODINGS, EXACT
 from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
@@ -66,6 +67,9 @@ class Preprocess:
         What images are decoded to.
     squash : bool
         Resize to `size` × `size` at once, giving up the aspect ratio; nothing is cut off.
+    decoding : {"exact", "scaled"}
+        "scaled" lets libjpeg decode a JPEG at 1/2, 1/4 or 1/8 of its size where that leaves at least twice
+        `resize`: other pixels, and less work. Other formats are decoded exactly.
     """
 
     size: int
@@ -75,6 +79,7 @@ class Preprocess:
     std: tuple[float, ...]
     mode: str = "RGB"
     squash: bool = False
+    decoding: str = EXACT
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(value) for value in self.mean))
@@ -87,6 +92,10 @@ class Preprocess:
             raise BottleneckError(
                 f"Interpolation {self.interpolation!r} is unknown; "
                 f"expected one of {', '.join(sorted(INTERPOLATIONS))}."
+            )
+        if self.decoding not in DECODINGS:
+            raise BottleneckError(
+                f"Decoding {self.decoding!r} is unknown; expected {' or '.join(DECODINGS)}."
             )
         if not 1 <= self.size <= MAX_SIZE:
             raise BottleneckError(f"Image size {self.size} is out of range; expected 1 to {MAX_SIZE} pixels.")
@@ -109,8 +118,14 @@ class Preprocess:
         return CHANNELS[self.mode]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the fields as JSON values, which the fingerprint covers."""
-        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        """Return the fields as JSON values, which the fingerprint covers.
+
+        `decoding` is only there if it is not exact: caches of before there was a choice are exact.
+        """
+        record = asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if self.decoding == EXACT:
+            del record["decoding"]
+        return record
 
     @classmethod
     def from_json(cls, record: Any) -> Preprocess:
@@ -121,14 +136,27 @@ class Preprocess:
         ArtifactError
             A field is missing, unknown, of the wrong type or out of range.
         """
-        require_fields(record, _CHECKS, "Preprocessing")
+        optional = _OPTIONAL if isinstance(record, dict) and "decoding" in record else {}
+        require_fields(record, _CHECKS | optional, "Preprocessing")
         try:
             return cls(**record)
         except BottleneckError as error:
             raise ArtifactError(error.message) from error
 
-    def override(self, image_size: int | None = None, crop: float | str | None = None) -> Preprocess:
-        """Return the preprocessing for another input size or crop. Applying it twice changes nothing more.
+    @property
+    def exact(self) -> Preprocess:
+        """The same with exact decoding: what the network takes does not depend on the decoding."""
+        return replace(self, decoding=EXACT)
+
+    def override(
+        self,
+        image_size: int | None = None,
+        crop: float | str | None = None,
+        decoding: str | None = None,
+    ) -> Preprocess:
+        """Return the preprocessing for another input size, crop or decoding.
+
+        Applying it twice changes nothing more.
 
         Parameters
         ----------
@@ -137,8 +165,9 @@ class Preprocess:
         crop : float or "squash", optional
             Fraction of the resized shorter side that is kept, in (0, 1], or "squash" to cut nothing and give
             up the aspect ratio.
+        decoding : "exact" or "scaled", optional
         """
-        new = self
+        new = self if decoding is None else replace(self, decoding=decoding)
         if image_size is not None:
             new = replace(
                 new, size=image_size, resize=max(image_size, round(image_size * new.resize / new.size))
@@ -184,6 +213,7 @@ _CHECKS = {
     "mode": is_text,
     "squash": is_flag,
 }
+_OPTIONAL = {"decoding": is_text}
 
 
 @dataclass(frozen=True)

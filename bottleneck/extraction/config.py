@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from bottleneck.errors import BottleneckError, ClusterError
-from bottleneck.names import DTYPES
+from bottleneck.names import DECODINGS, DTYPES
 
 ON_ERROR = ("skip", "fail")
 
@@ -20,7 +20,8 @@ class EngineConfig:
     device : "auto", "cpu", "cuda", "cuda:1", "mps" …
     batch_size : images that pass the network at once; None takes the engine's best.
     workers : decoder threads; None takes as many as there are cores.
-    force : use an int8 or bf16 engine although it differs from float32 by more than its bound.
+    force : use an int8 or bf16 engine although it differs from float32 by more than its bound, and scaled
+        decoding although it differs from exact decoding by more than its own.
     """
 
     engine: str = "auto"
@@ -48,6 +49,8 @@ class ExtractConfig:
     views : augmented views per image, stored beside the plain features.
     flip : store the features of each image's mirror image as its one view, for `evaluate --flip`.
     image_size, crop : replace those of the published preprocessing (`Preprocess.override`).
+    decoding : one of `names.DECODINGS`; exact in a new cache. "scaled" decodes large JPEGs at part of their
+        size (`Preprocess.decoding`); its agreement with exact decoding is measured on the user's images.
     in_channels : 1 (grey), 3 or 4; images are decoded to it and the first layer is adapted.
     depth : blocks of `small_cnn`.
     seed : of random weights and of views; 0 in a new cache.
@@ -75,6 +78,7 @@ class ExtractConfig:
     flip: bool = False
     image_size: int | None = None
     crop: float | str | None = None
+    decoding: str | None = None
     in_channels: int | None = None
     depth: int | None = None
     seed: int | None = None
@@ -94,6 +98,8 @@ class ExtractConfig:
         object.__setattr__(self, "nodes", tuple(self.nodes))
         if self.dtype not in (None, *DTYPES):
             raise BottleneckError(f"dtype is {self.dtype!r}; expected {' or '.join(DTYPES)}.")
+        if self.decoding not in (None, *DECODINGS):
+            raise BottleneckError(f"decoding is {self.decoding!r}; expected {' or '.join(DECODINGS)}.")
         if self.on_error not in ON_ERROR:
             raise BottleneckError(f"on_error is {self.on_error!r}; expected {' or '.join(ON_ERROR)}.")
         self._require_ray()

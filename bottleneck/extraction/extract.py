@@ -127,6 +127,7 @@ def extract(
     flip: bool = ExtractConfig.flip,
     image_size: int | None = ExtractConfig.image_size,
     crop: float | str | None = ExtractConfig.crop,
+    decoding: str | None = ExtractConfig.decoding,
     in_channels: int | None = ExtractConfig.in_channels,
     depth: int | None = ExtractConfig.depth,
     seed: int | None = ExtractConfig.seed,
@@ -171,8 +172,8 @@ def extract(
         A folder of images, a manifest, shards, or an already read `Source`.
     cache : path, optional
         `cache/SOURCE--BACKBONE.h5` below the current folder by default; SOURCE is the source's whole name.
-    backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, in_channels, depth, seed, \
-on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file, ray, ray_workers, \
+    backbone, weights, nodes, pool, dtype, views, flip, image_size, crop, decoding, in_channels, depth, \
+seed, on_error, reread, measure, source_moved, keep_parts, trust_code, plan_file, ray, ray_workers, \
 gpus_per_worker
         As in `ExtractConfig`. `seed` also decides which samples are set aside.
     engine, precision, device, batch_size, workers, force

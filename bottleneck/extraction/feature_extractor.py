@@ -23,7 +23,7 @@ from bottleneck.errors import BottleneckError, CacheError, ImageError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import run_extraction
 from bottleneck.extraction.settings import resolve
-from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE
+from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, EXACT
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.reader import FeatureCache
 
@@ -42,7 +42,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone, weights, image_size, crop, in_channels, depth, seed, dtype, trust_code
+    backbone, weights, image_size, crop, decoding, in_channels, depth, seed, dtype, trust_code
         As in `ExtractConfig`. `dtype` is the type in the cache.
     node : NODE or NODE@POOL, a vector.
     cache : path, optional
@@ -73,6 +73,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         weights: str | None = ExtractConfig.weights,
         image_size: int | None = ExtractConfig.image_size,
         crop: float | str | None = ExtractConfig.crop,
+        decoding: str | None = ExtractConfig.decoding,
         in_channels: int | None = ExtractConfig.in_channels,
         depth: int | None = ExtractConfig.depth,
         seed: int | None = ExtractConfig.seed,
@@ -91,6 +92,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self.weights = weights
         self.image_size = image_size
         self.crop = crop
+        self.decoding = decoding
         self.in_channels = in_channels
         self.depth = depth
         self.seed = seed
@@ -235,6 +237,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             dtype=self.dtype,
             image_size=self.image_size,
             crop=self.crop,
+            decoding=self.decoding,
             in_channels=self.in_channels,
             depth=self.depth,
             seed=self.seed,
@@ -258,7 +261,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             )
         if named.suffix == ".h5":
             return named
-        settings = [self.weights, self.image_size, self.crop, self.in_channels, self.depth, self.seed]
+        names = ("weights", "image_size", "crop", "in_channels", "depth", "seed")
+        settings = [getattr(self, name) for name in names]
+        if self.decoding not in (None, EXACT):
+            settings.append(self.decoding)
         text = json.dumps([self.backbone, self.node, *settings, self.dtype, self.precision])
         name = re.sub(r"[^\w.@-]+", "-", f"{Path(self.backbone).name}--{self.node}")
         return named / f"{name}--{hashlib.sha256(text.encode()).hexdigest()[:8]}.h5"

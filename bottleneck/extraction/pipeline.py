@@ -245,8 +245,8 @@ class Trunk:
 
     def graph_key(self, nodes: Sequence[str]) -> str:
         """Return the key under which the graph of the sorted `nodes` is stored (`onnx_graph.GraphCache`)."""
-        parts = {"backbone": self.network, "preprocess": self.preprocess.to_json(), "nodes": tuple(nodes)}
-        return fingerprint(parts)
+        preprocess = self.preprocess.exact.to_json()
+        return fingerprint({"backbone": self.network, "preprocess": preprocess, "nodes": tuple(nodes)})
 
     def stream(
         self,

@@ -120,8 +120,8 @@ class ExtractionPlan:
         require_equal(self.spec.to_json(), cache.spec.to_json(), where, hint)
         common = [node for node in self.nodes if node.name in cache.nodes]
         require_equal(
-            {node.name: node.to_json() for node in common},
-            {node.name: cache.nodes[node.name].to_json() for node in common},
+            {node.name: node.recipe() for node in common},
+            {node.name: cache.nodes[node.name].recipe() for node in common},
             where,
             hint,
         )

@@ -28,9 +28,10 @@ from bottleneck.extraction.existing import moved_note, open_existing, resplit_no
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.plan_file import ExtractionPlan, kept_note, plan_for, write_plan
 from bottleneck.extraction.remembered_network import NodeOutline, RememberedNetwork
+from bottleneck.extraction.scaled_decoding import Agreements, measure_decoding
 from bottleneck.extraction.settings import ADOPTS, Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
-from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SMALL_CNN, default_pool
+from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SCALED, SMALL_CNN, default_pool
 from bottleneck.store.spec import CacheSpec, NodeSpec, alias_note, stored_name
 
 if TYPE_CHECKING:
@@ -190,14 +191,19 @@ def open_trunk(
         return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations, precisions)
     config, request = settings.config, _request(settings.config)
     if network is not None and network.recipe is not None:
-        preprocess = (settings.preprocess or network.preprocess).override(config.image_size, config.crop)
+        preprocess = _sized(settings.preprocess or network.preprocess, config)
         load = partial(_load_known, network, request)
         return Trunk(load, preprocess, settings.engine, network.recipe)
     started = time.perf_counter()
     backbone = _load_new(request)
-    preprocess = (settings.preprocess or backbone.preprocess).override(config.image_size, config.crop)
+    preprocess = _sized(settings.preprocess or backbone.preprocess, config)
     seconds = time.perf_counter() - started
     return Trunk(lambda: backbone, preprocess, settings.engine, startup_seconds=seconds)
+
+
+def _sized(preprocess: Preprocess, config: ExtractConfig) -> Preprocess:
+    """Return the preprocessing of a new cache."""
+    return preprocess.override(config.image_size, config.crop, config.decoding)
 
 
 def _request(config: ExtractConfig) -> dict[str, Any]:
@@ -241,7 +247,7 @@ def _load_recorded(
 def _describe(
     settings: Settings, trunk: Trunk, source: Source, network: RememberedNetwork | None
 ) -> tuple[list[NodeSpec], list[Note]]:
-    """Return descriptions of the nodes that the cache lacks, and a note where they have another precision."""
+    """Return descriptions of the nodes that the cache lacks, and notes on their precision and decoding."""
     names, precision = settings.added, settings.engine.precision
     if not names:
         return [], []
@@ -259,6 +265,10 @@ def _describe(
         precision, calibration = engine.precision, engine.calibration
         if calibration is not None:  # no engine that these nodes share with others may take its place
             trunk.calibrations = {**trunk.calibrations, **dict.fromkeys(names, calibration)}
+    agreements: Agreements = {}
+    if trunk.preprocess.decoding == SCALED:
+        agreements, note = measure_decoding(trunk, names, source)
+        notes.append(note)
     specs = []
     for name in names:
         outline = network.node(name, trunk.preprocess) if network is not None else None
@@ -274,6 +284,7 @@ def _describe(
                 layout=outline.layout,
                 views=settings.views,
                 calibration=calibration,
+                decoding_agreement=agreements.get(name),
             )
         )
     if network is not None and trunk.is_loaded:

@@ -105,7 +105,7 @@ class RememberedNetwork:
 
 
 def _node_key(name: str, preprocess: Preprocess) -> str:
-    return json.dumps([name, preprocess.to_json()])
+    return json.dumps([name, preprocess.exact.to_json()])
 
 
 def _outline(record: dict[str, Any]) -> NodeOutline:

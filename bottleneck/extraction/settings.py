@@ -141,8 +141,9 @@ def _refuse_differences(
     if config.plan_file is not None and not path.exists():
         where, hint = f"The plan {config.plan_file}", HINT_OTHER_PLAN
     preprocess = Preprocess.from_json(spec.preprocess)
-    existing: dict[str, Any] = {"preprocess": preprocess.to_json()}
-    requested: dict[str, Any] = {"preprocess": preprocess.override(config.image_size, config.crop).to_json()}
+    wanted = preprocess.override(config.image_size, config.crop, config.decoding)
+    existing: dict[str, Any] = {"preprocess": preprocess.exact.to_json(), "decoding": preprocess.decoding}
+    requested: dict[str, Any] = {"preprocess": wanted.exact.to_json(), "decoding": wanted.decoding}
 
     def compare(name: str, ours: object, theirs: object) -> None:
         existing[name], requested[name] = ours, theirs

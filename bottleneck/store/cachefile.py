@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
+from typing import Any
 
 import h5py
 import numpy as np
@@ -94,13 +95,15 @@ class CacheFile:
         views = self.file.get("views", {})
         nodes = []
         for link, dataset in self.file.get("features", {}).items():
-            texts = {name: str(dataset.attrs[name]) for name in layout.NODE_TEXTS}
+            texts: dict[str, Any] = {name: str(dataset.attrs[name]) for name in layout.NODE_TEXTS}
             recipe = json.loads(views[link].attrs["views"]) if link in views else None
-            calibration = json.loads(dataset.attrs["calibration"]) if "calibration" in dataset.attrs else None
+            records = {
+                name: json.loads(dataset.attrs[name])
+                for name in ("calibration", "decoding_agreement")
+                if name in dataset.attrs
+            }
             aliases = tuple(json.loads(dataset.attrs.get("aliases", "[]")))
-            node = NodeSpec(
-                shape=dataset.shape[1:], views=recipe, calibration=calibration, aliases=aliases, **texts
-            )
+            node = NodeSpec(shape=dataset.shape[1:], views=recipe, aliases=aliases, **records, **texts)
             if dataset.shape[0] != self.file["images/key"].shape[0]:
                 raise ValueError(f"/features/{link} does not have a row per image")
             if node.dataset() != f"features/{link}" or dataset.dtype.name != node.dtype:

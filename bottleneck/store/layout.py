@@ -100,6 +100,8 @@ def write_rows(
         dataset.attrs[name] = getattr(node, name)
     if node.aliases and not views:
         dataset.attrs["aliases"] = canonical_json(node.aliases)
+    if node.decoding_agreement is not None and not views:
+        dataset.attrs["decoding_agreement"] = canonical_json(node.decoding_agreement)
     if any(engines) and not views:
         dataset.attrs["engines"] = canonical_json(sorted(set(engines)))
     if node.calibration is not None:

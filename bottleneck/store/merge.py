@@ -220,7 +220,7 @@ class _Merge:
         for name, parts in maps.items():
             for part in parts[1:]:
                 where = f"{parts[0].path}, beside {part.path},"
-                ours, theirs = parts[0].nodes[name].to_json(), part.nodes[name].to_json()
+                ours, theirs = parts[0].nodes[name].recipe(), part.nodes[name].recipe()
                 require_equal(ours, theirs, where, "Delete one of the two maps.")
         return maps
 
@@ -283,4 +283,4 @@ class _Merge:
 
 
 def _nodes(file: CacheFile) -> dict[str, Any]:
-    return {name: node.to_json() for name, node in file.nodes.items()}
+    return {name: node.recipe() for name, node in file.nodes.items()}

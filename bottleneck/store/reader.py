@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.names import BOTTLENECK, SPLITS, nodes_in
+from bottleneck.names import BOTTLENECK, EXACT, SPLITS, nodes_in
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import RowReader, SampleTable, Target
 from bottleneck.store.cachefile import CacheFile, find_companions
@@ -399,9 +399,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns
     -------
-    dict with cache, finished, backbone, preprocess, fingerprint, source_root, source, created_with, images,
-    samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None,
-    nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe}},
+    dict with cache, finished, backbone, preprocess, decoding, fingerprint, source_root, source, created_with,
+    images, samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None,
+    nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe, decoding_agreement}},
     targets {name: {kind, classes, class_names, labelled}}, covariates,
     failures {key: reason}
     """
@@ -413,6 +413,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             "finished": cache.finished,
             "backbone": cache.spec.backbone,
             "preprocess": cache.spec.preprocess,
+            "decoding": cache.spec.preprocess.get("decoding", EXACT),
             "fingerprint": cache.fingerprint,
             "source_root": cache.source_root,
             "source": cache.source,
@@ -433,6 +434,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                     "map": node.is_map,
                     "views": 0 if node.views is None else node.views["count"],
                     "recipe": node.views,
+                    "decoding_agreement": node.decoding_agreement,
                 }
                 for name, node in cache.nodes.items()
             },

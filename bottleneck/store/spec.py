@@ -141,6 +141,10 @@ class NodeSpec:
         JSON record of the engine in int8 or bf16: how it was calibrated, and its agreement with float32.
     aliases : tuple of str
         Other names of `node` in the network; they make no difference between two nodes.
+    decoding_agreement : dict, optional
+        Where images are not decoded exactly: "cosine", the mean of the features with those of exact decoding
+        (None where no image differed), "images" that differed, "of" as many that were looked at. It makes no
+        difference between two nodes: the recipe of the preprocessing does.
     """
 
     node: str
@@ -152,6 +156,7 @@ class NodeSpec:
     views: dict | None = None
     calibration: dict | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)
+    decoding_agreement: dict | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -161,7 +166,7 @@ class NodeSpec:
             raise CacheError(f"A row of node {self.node!r} has shape {shape}; expected sizes of at least 1.")
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "aliases", tuple(map(str, self.aliases)))
-        for name in ("views", "calibration"):
+        for name in ("views", "calibration", "decoding_agreement"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
         if self.views is not None and int(self.views.get("count", 0)) < 1:
@@ -232,6 +237,11 @@ class NodeSpec:
 
     def to_json(self) -> dict:
         """Return all fields as JSON, for `from_json`."""
+        measured = self.decoding_agreement
+        return self.recipe() | ({} if measured is None else {"decoding_agreement": measured})
+
+    def recipe(self) -> dict:
+        """Return the fields of two nodes that are compared, as JSON."""
         names = ("node", "pool", "dtype", "precision", "layout", "views", "calibration")
         return {name: getattr(self, name) for name in names} | {
             "shape": list(self.shape),

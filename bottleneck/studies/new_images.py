@@ -45,6 +45,7 @@ def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
         "depth": recipe.get("depth"),
         "image_size": preprocess.size,
         "crop": "squash" if preprocess.squash else preprocess.size / preprocess.resize,
+        "decoding": preprocess.decoding,
         "trust_code": load.trust_code,
     }
 

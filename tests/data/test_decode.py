@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bottleneck.data import decode
-from bottleneck.data.decode import FORMATS, EncodedImage, as_array, decode_image, pixels_from_bytes
+from bottleneck.data.decode import EncodedImage, decode_image, pixels_from_bytes
+from bottleneck.data.image_header import FORMATS
+from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import ImageError
 

@@ -127,7 +127,7 @@ ERRORS = [
 ]
 STAGES = [  # every step from file to array
     "hashlib.sha256",
-    "bottleneck.data.decode.Image.open",
+    "bottleneck.data.image_header.Image.open",
     "bottleneck.data.loader.EncodedImage.memory",
     "PIL.PngImagePlugin.PngImageFile.load",
     "PIL.PngImagePlugin.PngImageFile.getexif",
@@ -141,7 +141,7 @@ STAGES = [  # every step from file to array
 JPEG_STAGES = [  # those that a JPEG passes in place of PNG's; views take a path of their own
     "bottleneck.data.decode.jpeg_array",
     "simplejpeg.decode_jpeg",
-    "bottleneck.data.loader.fast_pixels",
+    "bottleneck.data.decode.fast_pixels",
     "bottleneck.data.preprocess.ViewRecipe.apply",
 ]
 

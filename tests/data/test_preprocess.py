@@ -7,8 +7,9 @@ import pytest
 import torchvision
 from PIL import Image
 
-from bottleneck.data.decode import as_array, fast_pixels
+from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Preprocess, ViewRecipe
+from bottleneck.data.resize import fast_pixels
 from bottleneck.errors import ArtifactError, BottleneckError
 
 PREPROCESS = Preprocess(32, 36, "bicubic", (0.4, 0.5, 0.6), (0.5,) * 3)

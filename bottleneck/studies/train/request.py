@@ -138,4 +138,6 @@ class Request:
         """Of what the user asked for."""
         names = ("weights", "flip", "image_size", "crop", "in_channels", "depth", "dtype")
         features = {name: getattr(self.extraction, name) for name in names}
+        if self.extraction.decoding is not None:  # choices of before there was one stay valid
+            features["decoding"] = self.extraction.decoding
         return fingerprint({"choice": 2, **asdict(self.config), "backbones": self.backbones, **features})

@@ -32,6 +32,7 @@ def train(
     weights: str | None = ExtractConfig.weights,
     image_size: int | None = ExtractConfig.image_size,
     crop: float | str | None = ExtractConfig.crop,
+    decoding: str | None = ExtractConfig.decoding,
     in_channels: int | None = ExtractConfig.in_channels,
     depth: int | None = ExtractConfig.depth,
     dtype: str | None = ExtractConfig.dtype,
@@ -80,7 +81,7 @@ def train(
         the folder `MODEL.work` beside the model.
     target, minutes, finetune, cv, seed
         As in `TrainConfig`.
-    weights, image_size, crop, in_channels, depth, dtype, trust_code
+    weights, image_size, crop, decoding, in_channels, depth, dtype, trust_code
         As in `ExtractConfig`.
     flip : bool
         Extract the mirror image of each image too, which takes twice the time, and average both where the

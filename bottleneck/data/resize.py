@@ -1,0 +1,45 @@
+"""Resize and cut uint8 pixels with torch's antialiased kernel: Pillow's algorithm, vectorised.
+
+Pixels differ from Pillow's by one grey level here and there. torch is imported only for this.
+
+Shapes: H, W height and width, C channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bottleneck.data.modes import as_image
+from bottleneck.data.preprocess import ELONGATED, Preprocess
+from bottleneck.threads import one_torch_thread
+
+
+def fast_pixels(
+    pixels: np.ndarray, preprocess: Preprocess, stored: tuple[int, int] | None = None
+) -> np.ndarray:
+    """Resize and cut (H, W, C) uint8 to (size, size, C), with torch where possible, else with Pillow.
+
+    pixels : in the mode of `preprocess`. stored : height and width of the whole image, of which the pixels
+    may be 1/2, 1/4 or 1/8, rounded up; what is cut is counted from these.
+    """
+    height, width, _ = pixels.shape
+    if not _torch_can_resize(height, width, preprocess):
+        return preprocess(as_image(pixels))
+    import torch
+
+    to = preprocess.geometry(*(stored or (height, width)))
+    batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
+    with one_torch_thread():
+        resized = torch.nn.functional.interpolate(
+            batch, (to.height, to.width), mode=preprocess.interpolation, antialias=True
+        )
+    cut = resized[0, :, to.top : to.top + preprocess.size, to.left : to.left + preprocess.size]
+    return np.ascontiguousarray(cut.permute(1, 2, 0).numpy())
+
+
+def _torch_can_resize(height: int, width: int, preprocess: Preprocess) -> bool:
+    return (
+        preprocess.mode in ("RGB", "L")  # alpha needs premultiplying
+        and preprocess.interpolation in ("bilinear", "bicubic")
+        and max(height, width) < ELONGATED * min(height, width)  # a whole strip would take gigabytes
+    )

@@ -1,0 +1,71 @@
+"""Measure how far features of JPEGs decoded at part of their size agree with those of exact decoding.
+
+Shapes: B images of (H, W, C) uint8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bottleneck.data.loader import load_images
+from bottleneck.data.source import Source, spread
+from bottleneck.engines.reference import mean_cosine
+from bottleneck.errors import EngineError, Note
+from bottleneck.extraction.pipeline import Trunk
+from bottleneck.threads import thread_budget
+
+IMAGES = 48  # of the source, on which both decodings are compared
+LEAST_COSINE = 0.995  # mean, at every node; that of bf16
+
+Agreements = dict[str, dict[str, float | int | None]]
+
+
+def measure_decoding(trunk: Trunk, names: Sequence[str], source: Source) -> tuple[Agreements, Note]:
+    """Return the agreement of both decodings by node, for `NodeSpec.decoding_agreement`, and a note on it.
+
+    The same engine computes the features of both. What counts are the images whose pixels differ: others are
+    too small to be scaled, or no JPEGs.
+
+    Raises
+    ------
+    EngineError
+        At a node, features have a lower mean cosine than `LEAST_COSINE`, and the user does not force it.
+    """
+    keys = spread(source.examples or source.images, IMAGES)
+    workers = thread_budget(trunk.config.workers, trunk.config.device).decode
+    scaled, exact = (
+        {image.key: image.pixels for image in load_images(source, keys, recipe, workers=workers)}
+        for recipe in (trunk.preprocess, trunk.preprocess.exact)
+    )
+    both = ((scaled[key], exact[key]) for key in keys)
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
+    differ = [(a, b) for a, b in pairs if not np.array_equal(a, b)]
+    counts = {"images": len(differ), "of": len(pairs)}
+    agreements: Agreements = {name: {"cosine": None, **counts} for name in names}
+    if not differ:
+        text = (
+            f"--decoding scaled changes nothing in the {len(pairs)} images that were looked at: none is a "
+            f"JPEG whose shorter side has {4 * trunk.preprocess.resize} pixels or more. The agreement of "
+            "such ones was not measured."
+        )
+        return agreements, Note("decoding-not-scaled", text, details={"of": len(pairs)})
+    engine = trunk.engine(names, np.stack([a for a, _ in pairs]))
+    rows = [engine(np.stack(pixels)) for pixels in zip(*differ, strict=True)]
+    for name, ours, theirs in zip(sorted(names), *rows, strict=True):
+        agreements[name]["cosine"] = round(mean_cosine(ours, theirs), 4)
+    cosines = {name: found["cosine"] for name, found in agreements.items()}
+    told = ", ".join(f"{cosine:.4f} at {name}" for name, cosine in cosines.items())
+    text = (
+        f"Large JPEGs are decoded at part of their size: {len(differ)} of {len(pairs)} images that were "
+        f"looked at. Mean cosine of their features with those of exact decoding: {told}."
+    )
+    below = any(cosine is not None and cosine < LEAST_COSINE for cosine in cosines.values())
+    if below and not trunk.config.force:
+        raise EngineError(
+            f"--decoding scaled is refused: of {len(differ)} images, the mean cosine with features of exact "
+            f"decoding is {told}; at least {LEAST_COSINE} is needed.",
+            "Leave --decoding at exact, or use the features all the same with --force.",
+        )
+    return agreements, Note("decoding-scaled", text, below, {"cosine": cosines, **counts})
