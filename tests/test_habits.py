@@ -23,7 +23,7 @@ MODULE_OF = {
     "scikit-learn": "sklearn",
 }
 # Imported for us: by torch.onnx.export when it writes a graph, and by onnxruntime when it quantises one.
-IMPORTED_BY_OTHERS = {"onnx", "onnxscript"}
+IMPORTED_BY_OTHERS = {"onnxscript"}
 
 
 def setup_cfg() -> ConfigParser:

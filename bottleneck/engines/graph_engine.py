@@ -10,11 +10,12 @@ Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bottleneck.engines.int8 import describe_calibration, pixels_sha256, quantise
+from bottleneck.engines.int8 import ENOUGH, attempts, describe_calibration, pixels_sha256, quantise
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.engines.runtimes import describe, open_graph
@@ -124,13 +125,17 @@ def int8_engine(
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
     stored = graphs.load(key, "int8", pixels)
+    if stored is not None and not calibration and "float_layers" not in stored.details:
+        stored = None  # of before there was a choice of layers
     if stored is None:
         if calibration and pixels != pixels_sha256(example):
             raise EngineError(
                 "its rows must be calibrated as those in the cache are, but neither that graph nor its "
                 "calibration images are on this machine"
             )
-        stored = _quantised(*_float_graph(eager, key, graphs, threads, ONNXRUNTIME), example)
+        graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
+        counts = (calibration.get("float_layers", 0),) if calibration else attempts(graph)
+        stored = _quantised(graph, exact, example, counts)
         graphs.store(stored, key, "int8", pixels)
     engine = _compared(stored, "int8", threads, runtime)
     details = stored.details
@@ -138,7 +143,8 @@ def int8_engine(
         cosines = [round(cosine, 4) for _, cosine in sorted(engine.agreement.items())]
         details = details | {"engine": describe(runtime), "cosine": cosines}
     measured = {"cosine": None}  # all other fields determine the rows
-    if calibration and calibration | measured != details | measured:
+    before = {"float_layers": 0}  # of records that lack it
+    if calibration and before | calibration | measured != before | details | measured:
         raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {details}")
     engine.calibration = calibration or details
     return engine
@@ -173,16 +179,28 @@ def _float_within_bounds(stored: StoredGraph, threads: int, runtime: str) -> Gra
     return engine
 
 
-def _quantised(graph: bytes, engine: GraphEngine, example: np.ndarray) -> StoredGraph:
-    """The int8 graph; its probe is the held-out images, its reference their rows in float32."""
+def _quantised(graph: bytes, engine: GraphEngine, example: np.ndarray, counts: Sequence[int]) -> StoredGraph:
+    """The int8 graph; its probe is the held-out images, its reference their rows in float32.
+
+    counts : of first convolutions that stay in float32 (`int8.quantise`), one for each attempt. The one whose
+    rows of the calibration images agree best is taken; after one that agrees well enough, no other is tried.
+    """
     held_out = -(-len(example) // 4) if len(example) > 1 else 1
     seen, probe = example[: len(example) - held_out or 1], example[-held_out:]
+    exact, best, highest, float_layers = engine(seen), b"", -np.inf, 0
     with refusal("quantising the network"):
-        quantised = quantise(graph, seen)
-        rows = GraphEngine(quantised, "int8")(probe)
+        for count in counts:
+            made = quantise(graph, seen, count)
+            cosine = min(measure(GraphEngine(made, "int8")(seen), exact, as_cosine=True).values())
+            if cosine > highest:
+                best, highest, float_layers = made, cosine, count
+            if highest >= ENOUGH:
+                break
+        rows = GraphEngine(best, "int8")(probe)
     reference = engine(probe)
-    details = describe_calibration(example, len(seen), measure(rows, reference, as_cosine=True))
-    return StoredGraph(quantised, probe, reference, details)
+    agreement = measure(rows, reference, as_cosine=True)
+    details = describe_calibration(example, len(seen), agreement, float_layers)
+    return StoredGraph(best, probe, reference, details)
 
 
 def _compared(stored: StoredGraph, precision: str, threads: int, runtime: str) -> GraphEngine:

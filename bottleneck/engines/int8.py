@@ -2,8 +2,10 @@
 
 Static quantisation: weights signed, per output channel; activations unsigned, per tensor, over the observed
 range (MinMax; the percentile and entropy methods are no more accurate and slower). Networks with ReLU keep
-a cosine above 0.99. With swish and squeeze-and-excitation (EfficientNet, MobileNetV3), activations have too
-wide a range for eight bits, and the comparison refuses the result.
+a cosine above 0.99 on photographs. Where they do not, the first convolutions stay in float32 if that agrees
+better: their few channels have ranges of their own, which one scale for all serves badly. With swish and
+squeeze-and-excitation (EfficientNet, MobileNetV3), activations have too wide a range for eight bits, and the
+comparison refuses the result.
 
 Shapes: B images of (H, W, C) uint8.
 """
@@ -29,7 +31,24 @@ _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip"]
 _OPERATORS += ["MaxPool", "AveragePool", "GlobalAveragePool"]
 
 
-def quantise(graph: bytes, images: np.ndarray) -> bytes:
+ENOUGH = 0.99  # mean cosine from which no other attempt is made
+# First convolutions that stay in float32: none, the stem and the first block, or also the second one. For
+# EfficientNet-Lite0 at 224 pixels the last takes 1.4 times the time of all in int8 (docs/DECISIONS.md).
+_FIRST_LAYERS = (0, 3, 6)
+
+
+def attempts(graph: bytes) -> list[int]:
+    """Return how many first convolutions of a graph stay in float32, of one attempt after the other.
+
+    At most a quarter of all.
+    """
+    import onnx
+
+    layers = sum(node.op_type == "Conv" for node in onnx.load_from_string(graph).graph.node)
+    return [count for count in _FIRST_LAYERS if 4 * count <= layers]
+
+
+def quantise(graph: bytes, images: np.ndarray, float_layers: int = 0) -> bytes:
     """The int8 form of a float32 graph.
 
     Parameters
@@ -38,7 +57,10 @@ def quantise(graph: bytes, images: np.ndarray) -> bytes:
         Serialised ONNX with one input, uint8 (B, H, W, C).
     images : uint8 array of shape (B, H, W, C)
         They determine the range of each activation.
+    float_layers : int
+        As many convolutions, counted from the input, stay in float32.
     """
+    import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -46,12 +68,15 @@ def quantise(graph: bytes, images: np.ndarray) -> bytes:
         exported, prepared, quantised = (Path(folder, name) for name in ("exported", "prepared", "quantised"))
         exported.write_bytes(graph)
         quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node
+        convolutions = [node.name for node in nodes if node.op_type == "Conv"]
         quantize_static(
             prepared,
             quantised,
             _Images(images),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=_OPERATORS,
+            nodes_to_exclude=convolutions[:float_layers],
             per_channel=True,
             reduce_range=_products_saturate(),
             activation_type=QuantType.QUInt8,
@@ -61,7 +86,9 @@ def quantise(graph: bytes, images: np.ndarray) -> bytes:
         return quantised.read_bytes()
 
 
-def describe_calibration(example: np.ndarray, seen: int, agreement: dict[int, float]) -> dict:
+def describe_calibration(
+    example: np.ndarray, seen: int, agreement: dict[int, float], float_layers: int
+) -> dict:
     """What is stored beside int8 rows: how they were quantised, on which images, and how well they agree.
 
     Parameters
@@ -70,11 +97,14 @@ def describe_calibration(example: np.ndarray, seen: int, agreement: dict[int, fl
         The calibration images: the first `seen` determined the ranges, the others the agreement.
     agreement : dict
         Mean cosine with float32 per node index.
+    float_layers : int
+        As of `quantise`; records of before there was a choice lack it, and mean 0.
     """
     return {
         "method": "static minmax",
         "weights": "int8 per channel" + (" in 7 bits" if _products_saturate() else ""),
         "activations": "uint8 per tensor",
+        "float_layers": float_layers,
         "onnxruntime": version("onnxruntime"),
         "pixels_sha256": pixels_sha256(example),
         "images": seen,

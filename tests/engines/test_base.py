@@ -17,6 +17,7 @@ from tests.helpers.networks import (
     TinyExtractor,
     TooWideForInt8,
     Unexportable,
+    WideAtFirst,
     eager,
     photos,
     refuse_to_make,
@@ -193,6 +194,7 @@ def test_int8_agrees_and_says_on_what_it_was_calibrated(shared_graphs):
     engine = build_engine(TinyExtractor, photos(16), key="tiny", precision="int8", device="cpu")
     assert min(engine.agreement.values()) >= 0.98
     assert (engine.calibration["images"], engine.calibration["images_held_out"]) == (12, 4)
+    assert engine.calibration["float_layers"] == 0
     pixels = photos(8, seed=5)
     for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
         rows, reference = rows.reshape(8, -1), reference.reshape(8, -1)
@@ -225,6 +227,26 @@ def test_int8_is_refused_where_it_disagrees_unless_forced(graphs):
         build_engine(TooWideForInt8, photos(8), key="k", precision="int8", device="cpu")
     forced = build_engine(refuse_to_make, photos(8), key="k", precision="int8", device="cpu", force=True)
     assert forced.calibration["cosine"][0] < 0.98
+
+
+def test_int8_leaves_the_first_layers_in_float32_where_that_agrees_better(graphs):
+    flags = {"key": "k", "precision": "int8", "device": "cpu"}
+    engine = build_engine(WideAtFirst, photos(16), **flags)
+    assert engine.calibration["float_layers"] == 3
+    assert engine.calibration["cosine"][0] >= 0.99
+    later = build_engine(refuse_to_make, photos(3, seed=9), calibration=engine.calibration, **flags)
+    np.testing.assert_array_equal(engine(photos(4))[0], later(photos(4))[0])
+
+
+def test_int8_rows_of_before_there_was_a_choice_of_layers_are_continued(graphs):
+    flags = {"precision": "int8", "device": "cpu", "force": True}
+    engine = build_engine(WideAtFirst, photos(16), key="k", **flags)
+    before = {name: value for name, value in engine.calibration.items() if name != "float_layers"}
+    with pytest.raises(EngineError, match="calibrated as"):
+        build_engine(refuse_to_make, photos(16), key="k", calibration=before, **flags)
+    again = build_engine(WideAtFirst, photos(16), key="other", calibration=before, **flags)
+    assert again.calibration == before
+    assert again.agreement[0] < 0.98
 
 
 class Limited(TinyExtractor):
