@@ -4,9 +4,9 @@
 
 FOLDER has train/cats, train/dogs, validation/cats and validation/dogs, 1,000 and 400 images of each class,
 as in "Building powerful image classification models using very little data" (F. Chollet, Keras blog, 2016),
-whose accuracies on val stand beside ours. Without FOLDER, two numerals of scikit-learn take the place of
-the animals. With 2 epochs they reach 0.92 from nothing, 0.94 by the head, which no epoch of tuning
-improves.
+whose accuracies on val, after 50 epochs, stand beside ours. Without FOLDER, two numerals of scikit-learn
+take the place of the animals. With 2 epochs they reach 0.92 from nothing, 0.94 by the head, which no epoch
+of tuning improves.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def two_digits(work: Path) -> Path:
     return work / "source"
 
 
-def main(work: Path, folder: Path | None = None, epochs: int | None = None) -> None:
+def main(work: Path, folder: Path | None = None, epochs: int = 4) -> None:
     source, aside = (folder, 0.0) if folder else (two_digits(work), 0.3)
     start = scratch(source, work / "scratch.safetensors", val_fraction=aside, epochs=epochs)
     cache = extract(source, work / "features.h5", val_fraction=aside).cache
@@ -43,6 +43,8 @@ def main(work: Path, folder: Path | None = None, epochs: int | None = None) -> N
         published = f", published {PUBLISHED[what]:.2f}" if folder else ""
         print(f"{what:16} {accuracy:.3f}{published}")
     print(f"kept: {tuned.kept}; val chose the epochs, so it flatters the first and the last")
+    if folder:
+        print(f"published after 50 epochs from nothing and 50 of tuning, here {epochs}")
 
 
 if __name__ == "__main__":

@@ -122,9 +122,10 @@ def test_cats_and_dogs_are_beside_the_published_figures(tmp_path, monkeypatch, c
     example.main(tmp_path / "digits", epochs=1)
     assert "published" not in capsys.readouterr().out
     example.main(tmp_path / "photos", split_photographs(tmp_path / "source"), epochs=1)
-    *ours, kept = capsys.readouterr().out.splitlines()
+    *ours, kept, epochs = capsys.readouterr().out.splitlines()
     assert [figures(line)[1] for line in ours] == [0.80, 0.90, 0.94]
     assert kept.startswith("kept: ")
+    assert epochs.endswith("here 1")
 
 
 @pytest.mark.long

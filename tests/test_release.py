@@ -13,10 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+CAUGHT = {"capture_output": True, "text": True}
 
 
 @pytest.mark.long
-def test_the_wheel_runs_the_demo_outside_of_the_source(tmp_path):
+def test_the_wheel_runs_the_demo_and_the_tour_outside_of_the_source(tmp_path):
     build = ["pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
     subprocess.run([sys.executable, "-m", *build], check=True)
     (wheel,) = tmp_path.glob("*.whl")
@@ -33,13 +34,31 @@ def test_the_wheel_runs_the_demo_outside_of_the_source(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     install = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-installed", str(wheel)]
     subprocess.run(install, check=True, env=environment)
+    pages = pages_and_tests(tmp_path / "pages")
     code = "import bottleneck; print(bottleneck.__file__)"
     run = subprocess.run(
-        [python, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment, check=True
+        [python, "-c", code], capture_output=True, text=True, cwd=pages, env=environment, check=True
     )
     assert run.stdout.startswith(ours)
-    subprocess.run([python, "-m", "bottleneck", "demo"], cwd=tmp_path, env=environment, check=True)
-    assert (tmp_path / "bottleneck-demo" / "digits.h5").is_file()
+    done = subprocess.run(
+        [python, "-m", "bottleneck", "demo"], cwd=tmp_path, env=environment, check=True, **CAUGHT
+    )
+    report = done.stderr.strip().splitlines()[-1].removeprefix("Report: ")
+    assert Path(report) == tmp_path / "bottleneck-demo" / "report.html"
+    assert Path(report).is_file()
+    tour = ["pytest", "-q", "-p", "no:cacheprovider", "--long", "-k", "README", "tests/test_walkthrough.py"]
+    done = subprocess.run([python, "-m", *tour], cwd=pages, env=environment, **CAUGHT)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def pages_and_tests(folder):
+    """A folder with the pages for users and the tests, but not the package."""
+    unwanted = shutil.ignore_patterns("__pycache__")
+    for name in ("tests", "docs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+    for name in ("README.md", "README.ko.md", "CONTRIBUTING.md", "setup.cfg"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
 
 
 BUILD = """

@@ -23,7 +23,7 @@ from tests.benchmarks.heads import FOLDS, GRID
 from tests.benchmarks.images import digits, photographs, shapes, textures, write_set
 from tests.benchmarks.measurement import LESS, NOT_INSTALLED, REPEATS, Row, main
 from tests.benchmarks.peers import is_installed
-from tests.benchmarks.process import run_child
+from tests.benchmarks.process import run_child, take_turns
 
 SIZE = 96
 PRECISIONS = ("fp32", "fast", "int8")
@@ -40,11 +40,11 @@ TUNED = ("digits of 8 pixels", "shapes")
 
 
 def rows(short: bool, folders: tuple[Path, ...] = ()) -> Iterator[Row]:
-    """Heads on every set (the short form: two), fine-tuning on two of them (one)."""
+    """Heads on every set, fine-tuning on two of them; the short form has one."""
     pool, test = (200, 300) if short else (800, TEST)
     with tempfile.TemporaryDirectory(prefix="bottleneck-accuracy-") as scratch:
         given = {folder.name: folder for folder in folders}
-        for number, (name, (draw, *size)) in enumerate(list(SETS.items())[: 2 if short else None]):
+        for number, (name, (draw, *size)) in enumerate(list(SETS.items())[: 1 if short else None]):
             pictures = draw(*size, np.random.default_rng(number))
             given[name] = write_set(Path(scratch, str(number)), pictures, pool, test)
         right: dict[str, list[list[int]]] = {precision: [] for precision in PRECISIONS}
@@ -92,7 +92,7 @@ def together(right: dict[str, list[list[int]]]) -> Iterator[Row]:
         pairs = [
             (mine, base) for mine, base in zip(right[precision], right[PRECISIONS[0]], strict=True) if mine
         ]
-        if pairs:
+        if len(pairs) > 1:
             mine, base = (np.concatenate(side).astype(float) for side in zip(*pairs, strict=True))
             what = f"{len(pairs)} sets together: head on {precision} features"
             yield paired_row(what, mine, base, "head on fp32 features")
@@ -134,18 +134,13 @@ def tuned(name: str, folder: Path, work: Path, short: bool) -> Iterator[Row]:
     if not short:
         peers["the same on as many samples"] = ("usual_finetune", {**usual, "share": 1 - VAL})
     installed = [peer for peer in peers if peer != "fastai" or is_installed(peer)]
-    values: dict[str, list[float]] = {peer: [] for peer in installed}
     precisions = ("fp32", "bf16") if trains_in_bf16("cpu") and not short else ("fp32",)
-    right: dict[str, list[list[int]]] = {precision: [] for precision in precisions}
-    for seed in range(REPEATS):
-        for precision in precisions:
-            options = {"work": work, "seed": seed, "precision": precision}
-            right[precision].append(run_child("accuracy", "tune", **common, **options).found["right"])
-        for peer in installed:
-            function, options = peers[peer]
-            values[peer].append(
-                run_child("peers", function, **common, seed=seed, **options).found["accuracy"]
-            )
+    contenders = {
+        each: ("accuracy", "tune", {**common, "work": work, "precision": each}) for each in precisions
+    }
+    contenders |= {peer: ("peers", peers[peer][0], {**common, **peers[peer][1]}) for peer in installed}
+    found = take_turns(contenders, numbered="seed")
+    right = {precision: [one["right"] for one in found[precision]] for precision in precisions}
     ours = tuple(100 * float(np.mean(one)) for one in right["fp32"])
     conditions = f"{epochs} epochs, {SIZE} pixels, {REPEATS} seeds, EfficientNet-Lite0"
     what = f"{name}: one block tuned from the cached map"
@@ -153,9 +148,8 @@ def tuned(name: str, folder: Path, work: Path, short: bool) -> Iterator[Row]:
         if peer not in installed:
             yield Row(f"{what}, beside {peer}", reason=NOT_INSTALLED)
             continue
-        yield Row(
-            what, "% of test", ours, tuple(values[peer]), peer, LESS, at_least=0.0, conditions=conditions
-        )
+        theirs = tuple(one["accuracy"] for one in found[peer])
+        yield Row(what, "% of test", ours, theirs, peer, LESS, at_least=0.0, conditions=conditions)
     if "bf16" in right:
         half, whole = (np.mean(right[precision], axis=0) for precision in ("bf16", "fp32"))
         yield paired_row(f"{what} in bf16, mean of {REPEATS} seeds", half, whole, "in fp32")

@@ -4,9 +4,8 @@
 
 Photographs of 500 × 375 pixels, made from the two that scikit-learn ships. Beside `extract` run the loop that
 everyone writes, for ResNet-50 also img2vec_pytorch and Keras where they are installed; decoding alone, and
-the engine alone, fed from memory. Each measurement is a process of its own, and contenders take turns.
-ResNet-50 has random weights, which take the same time. Rates are without imports and without building the
-network.
+the engine alone, fed from memory. Each contender is a process of its own, and they take turns. ResNet-50 has
+random weights, which take the same time. Rates are without imports and without building the network.
 """
 
 from __future__ import annotations
@@ -14,14 +13,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks.images import write_photographs
-from tests.benchmarks.measurement import NOT_INSTALLED, REPEATS, Row, main, speed
+from tests.benchmarks.measurement import NOT_INSTALLED, Row, main, speed
 from tests.benchmarks.peers import RESNET, Clock, is_installed
-from tests.benchmarks.process import run_child
+from tests.benchmarks.process import take_turns
 
 LITE = "efficientnet_lite0"
 PRECISIONS = ("fp32", "fast", "int8")  # fast is bf16 where the processor has units for it, else fp32
@@ -35,39 +35,43 @@ OTHERS = {"img2vec_pytorch": "img2vec_extract", "Keras on TensorFlow": "keras_ex
 
 
 def rows(short: bool) -> Iterator[Row]:
-    """Rates of each network and precision, its peers and its parts."""
+    """Rates of each network and precision, its peers and its parts; the short form has fewer of them."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-extraction-") as scratch:
-        folder = write_photographs(Path(scratch, "photographs"), 160 if short else 800)
-        for backbone, images in ((LITE, 160 if short else 800), (RESNET, 32 if short else 256)):
-            precisions = PRECISIONS[: 1 if short and backbone == RESNET else None]
+        folder = write_photographs(Path(scratch, "photographs"), 128 if short else 800)
+        for backbone, images in ((LITE, 128 if short else 800), (RESNET, 32 if short else 256)):
+            precisions = PRECISIONS[: (1 if backbone == RESNET else 2) if short else None]
             wanted = {precision: WANTED[backbone][precision] for precision in precisions}
-            yield from compare(folder, backbone, images, wanted)
+            yield from compare(folder, backbone, images, wanted, parts=not short or backbone == LITE)
 
 
 def compare(
-    folder: Path, backbone: str, images: int, wanted: dict[str, float | None], device: str = "cpu"
+    folder: Path,
+    backbone: str,
+    images: int,
+    wanted: dict[str, float | None],
+    device: str = "cpu",
+    parts: bool = True,
 ) -> Iterator[Row]:
-    """One network, in each precision of `wanted`: `REPEATS` rounds in which contenders take turns."""
+    """One network, in each precision of `wanted`, beside its peers."""
     options = {"folder": folder, "backbone": backbone, "limit": images}
     on_device = {**options, "device": device}
     others = OTHERS if backbone == RESNET and device == "cpu" else {}
     installed = [name for name in others if is_installed(name)]
-    found: dict[str, list[dict]] = {}
-    for _ in range(REPEATS):
-        measured = {
-            "loop": run_child("peers", "eager_extract", **on_device),
-            "decode": run_child("extraction", "decode", **options),
-        }
-        measured |= {name: run_child("peers", others[name], **options) for name in installed}
-        measured |= {each: run_child("extraction", "ours", **on_device, precision=each) for each in wanted}
-        for name, child in measured.items():
-            found.setdefault(name, []).append(child.found)
+    contenders = {"loop": ("peers", "eager_extract", on_device)}
+    contenders |= {name: ("peers", others[name], options) for name in installed}
+    contenders |= {
+        each: ("extraction", "ours", {**on_device, "precision": each, "parts": parts}) for each in wanted
+    }
+    if parts and set(wanted) - {"fp32"}:
+        contenders["decode"] = ("extraction", "decode", options)
+    found = take_turns(contenders)
     conditions = f"{images} photographs"
     for precision, aim in wanted.items():
         ours = found[precision]
         what = f"{backbone}, {precision}: extract ({ours[0]['engine']})"
         yield from speed(what, ours, found["loop"], "the usual loop", at_least=aim, conditions=conditions)
-        yield from beside_parts(what, ours, found["decode"], precision, conditions)
+        if parts:
+            yield from beside_parts(what, ours, found.get("decode", []), precision, conditions)
     for name in others:
         what = f"{backbone}, fp32: extract"
         if name in installed:
@@ -108,34 +112,42 @@ def decode(folder: str, backbone: str, limit: int) -> dict:
     return clock.took(done)
 
 
-def ours(folder: str, backbone: str, limit: int, precision: str, device: str = "cpu") -> dict:
-    """What `extract` reports, the time of cores that an image adds, and the rate of its engine alone.
+def ours(
+    folder: str, backbone: str, limit: int, precision: str, device: str = "cpu", parts: bool = True
+) -> dict:
+    """What `extract` reports, the time of cores that an image adds, and with `parts` its engine's rate alone.
 
-    Starting takes time of cores too, most of all the first time, when engines are compared and raced. After
-    that, the difference between many images and a quarter of them counts. It is not told of few images, where
-    starting is most of it.
+    Starting takes time of cores too, most of all the first time, when engines are compared and raced: once a
+    process, before anything is measured. After that, the difference between many images and a quarter of them
+    counts. It is not told of few images, where starting is most of it.
     """
     from bottleneck.engines.race import RACE_IMAGES
     from bottleneck.extraction.extract import extract
 
     options = {"backbone": backbone, "precision": precision, "device": device, **_weights(backbone)}
+    part = limit // 4
+    start(folder, min(limit, 2 * RACE_IMAGES), **options)
     with tempfile.TemporaryDirectory() as caches:
-        extract(folder, f"{caches}/first.h5", limit=min(limit, 2 * RACE_IMAGES), **options)
-        clock = Clock()
-        extract(folder, f"{caches}/few.h5", limit=limit // 4, **options)
-        few = clock.took(limit // 4)
         clock = Clock()
         result = extract(folder, f"{caches}/all.h5", limit=limit, **options)
-        many = clock.took(limit)
-    added = (many["processor_seconds"] - few["processor_seconds"]) / (limit - limit // 4)
-    told = {"processor_seconds": added * result.computed} if limit // 4 >= 4 * RACE_IMAGES else {}
-    return {
-        "images": result.computed,
-        "seconds": result.seconds,
-        **told,
-        "engine": result.engine,
-        "alone": engine_alone(folder, backbone, limit, precision, device),
-    }
+        many, told = clock.took(limit), dict[str, float]()
+        if part >= 4 * RACE_IMAGES:
+            clock = Clock()
+            extract(folder, f"{caches}/few.h5", limit=part, **options)
+            added = many["processor_seconds"] - clock.took(part)["processor_seconds"]
+            told = {"processor_seconds": added / (limit - part) * result.computed}
+    if parts:
+        told["alone"] = engine_alone(folder, backbone, limit, precision, device)
+    return {"images": result.computed, "seconds": result.seconds, "engine": result.engine, **told}
+
+
+@cache
+def start(folder: str, limit: int, **options: str) -> None:
+    """Extract once in this process: libraries are imported, engines compared, raced and kept."""
+    from bottleneck.extraction.extract import extract
+
+    with tempfile.TemporaryDirectory() as caches:
+        extract(folder, f"{caches}/first.h5", limit=limit, **options)
 
 
 def engine_alone(folder: str, backbone: str, limit: int, precision: str, device: str = "cpu") -> float:
@@ -151,7 +163,7 @@ def engine_alone(folder: str, backbone: str, limit: int, precision: str, device:
     run = build_engine(make, pixels, key=backbone, precision=precision, device=device)
     run(pixels)
     starts = range(0, len(pixels), run.batch)
-    batches = [pixels[start : start + run.batch] for start in starts] * -(-limit // len(pixels))
+    batches = [pixels[start : start + run.batch] for start in starts] * max(1, limit // len(pixels))
     with ThreadPoolExecutor(run.calls) as pool:  # as many calls at once as in the pipeline
         clock = Clock()
         list(pool.map(run, batches))

@@ -3,7 +3,7 @@
     python -m tests.benchmarks.finetuning [--short]
 
 The peer decodes and runs the whole network in every step of every epoch, and trains its last stage. Each
-measurement is a process of its own, and contenders take turns. ResNet-50 has random weights; the short form
+contender is a process of its own, and they take turns. ResNet-50 has random weights; the short form
 leaves it out. What is done once is no part of a rate: extraction of the map, which is shown with the epochs
 after which it has paid for itself.
 """
@@ -16,9 +16,9 @@ from pathlib import Path
 
 from tests.benchmarks.images import write_photographs
 from tests.benchmarks.machine import processor_seconds
-from tests.benchmarks.measurement import REPEATS, Row, main, speed
+from tests.benchmarks.measurement import Row, main, speed
 from tests.benchmarks.peers import RESNET
-from tests.benchmarks.process import run_child
+from tests.benchmarks.process import run_child, take_turns
 
 LITE = "efficientnet_lite0"
 WANTED = {LITE: 10.0, RESNET: 6.0}
@@ -41,14 +41,11 @@ def compare(folder: Path, backbone: str, scratch: Path) -> Iterator[Row]:
     common = {"folder": folder, "backbone": backbone}
     precisions = PRECISIONS if trains_in_bf16("cpu") else PRECISIONS[:1]
     run_child("finetuning", "prepare", **common, work=scratch / backbone)
-    found: dict[str, list[dict]] = {}
-    for turn in range(REPEATS):
-        measured = {"usual": run_child("peers", "usual_finetune", **common, epochs=1)}
-        for precision in precisions:
-            flags = {"precision": precision, "work": scratch / backbone, "turn": turn}
-            measured[precision] = run_child("finetuning", "ours", **flags)
-        for name, child in measured.items():
-            found.setdefault(name, []).append(child.found)
+    contenders = {"usual": ("peers", "usual_finetune", {**common, "epochs": 1})}
+    for precision in precisions:
+        flags = {"precision": precision, "work": scratch / backbone}
+        contenders[precision] = ("finetuning", "ours", flags)
+    found = take_turns(contenders, numbered="seed")
     for precision in precisions:
         ours, images = found[precision], found[precision][0]["all_images"]
         yield from speed(
@@ -86,7 +83,7 @@ def prepare(folder: str, backbone: str, work: str) -> dict:
     return {}
 
 
-def ours(work: str, precision: str, turn: int) -> dict:
+def ours(work: str, precision: str, seed: int) -> dict:
     """What `finetune` reports of its last block, and the time of cores of an epoch after the first."""
     from bottleneck.progress import Reporter
     from bottleneck.training.finetune import finetune
@@ -97,10 +94,12 @@ def ours(work: str, precision: str, turn: int) -> dict:
 
     ends: list[float] = []
     (head,) = Path(work, "heads").glob("*.safetensors")
-    model = Path(work, f"{precision}-{turn}", "m.safetensors")
+    model = Path(work, f"{precision}-{seed}", "m.safetensors")
     # At the default rate ResNet-50 of random weights may diverge, which ends the run; a rate takes no time.
     options = {"epochs": EPOCHS, "patience": 0, "batch_size": BATCH, "val_fraction": 0.1, "lr": 1e-4}
-    result = finetune(Path(work, "c.h5"), head, model, precision=precision, reporter=Stopwatch(), **options)
+    result = finetune(
+        Path(work, "c.h5"), head, model, precision=precision, seed=seed, reporter=Stopwatch(), **options
+    )
     images = result.n["train"]
     return {
         "images": images,

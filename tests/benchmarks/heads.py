@@ -3,8 +3,8 @@
     python -m tests.benchmarks.heads [--short]
 
 Features are made: correlated, cut at zero, with ten classes that overlap. The peer is `LogisticRegressionCV`
-over the same 13 values of C and 5 folds. Every measurement is a process of its own, contenders take turns,
-and seconds are without imports. The long form has 10,000 rows, and 50,000 for which the peer runs once (a
+over the same 13 values of C and 5 folds. Every contender is a process of its own, they take turns, and
+seconds are without imports. The long form has 10,000 rows, and 50,000 for which the peer runs once (a
 quarter of an hour or more).
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.benchmarks.measurement import FEWER, LESS, REPEATS, Row, main
 from tests.benchmarks.peers import Clock
-from tests.benchmarks.process import run_child
+from tests.benchmarks.process import run_child, take_turns
 
 GRID = np.logspace(-6, 0, 13)
 FOLDS, D = 5, 1280
@@ -34,7 +34,7 @@ def rows(short: bool) -> Iterator[Row]:
         yield from sweep(made(folder, n, 10), n, REPEATS)
         yield from exactness(made(folder, n, 10), n)
         yield from many_targets(made(folder, n, 10), n)
-        few = [run_child("heads", "ours", features=made(folder, 244, 2)).found for _ in range(REPEATS)]
+        few = take_turns({"ours": ("heads", "ours", {"features": made(folder, 244, 2)})})["ours"]
         seconds = tuple(one["seconds"] for one in few)
         yield Row("13 C × 5 folds, n = 244, 2 classes", "s by the clock", seconds, at_most=1.0)
         if not short:
@@ -44,11 +44,11 @@ def rows(short: bool) -> Iterator[Row]:
 
 def sweep(features: Path, n: int, repeats: int) -> Iterator[Row]:
     """13 C × 5 folds and the refit beside the peer."""
-    ours, theirs = [], []
-    for _ in range(repeats):
-        ours.append(run_child("heads", "ours", features=features).found)
-        peer = run_child("peers", "sklearn_sweep", features=features, grid=list(GRID), folds=FOLDS)
-        theirs.append(peer.found)
+    asked = {"features": features, "grid": list(GRID), "folds": FOLDS}
+    found = take_turns(
+        {"ours": ("heads", "ours", asked), "theirs": ("peers", "sklearn_sweep", asked)}, repeats
+    )
+    ours, theirs = found["ours"], found["theirs"]
     what, conditions = f"13 C × 5 folds and refit, n = {n:,}", f"{D:,} features, 10 classes"
     for key, unit in (("seconds", "s by the clock"), ("processor_seconds", "processor s")):
         sides = [tuple(one[key] for one in side) for side in (ours, theirs)]
@@ -72,13 +72,12 @@ def exactness(features: Path, n: int) -> Iterator[Row]:
 
 def many_targets(features: Path, n: int) -> Iterator[Row]:
     """50 binary targets beside one."""
-    one, fifty = [], []
-    for _ in range(REPEATS):
-        one.append(run_child("heads", "targets", features=features, count=1).found)
-        fifty.append(run_child("heads", "targets", features=features, count=50).found)
+    found = take_turns(
+        {count: ("heads", "targets", {"features": features, "count": count}) for count in (1, 50)}
+    )
     conditions = f"n = {n:,}, 13 C × 5 folds"
     for key, unit in (("seconds", "s by the clock"), ("processor_seconds", "processor s")):
-        sides = [tuple(found[key] for found in side) for side in (fifty, one)]
+        sides = [tuple(one[key] for one in found[count]) for count in (50, 1)]
         yield Row("50 binary targets", unit, *sides, "one target", at_most=5.0, conditions=conditions)
 
 

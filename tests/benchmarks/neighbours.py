@@ -45,17 +45,17 @@ def rows(short: bool) -> Iterator[Row]:
 
 def beside_neighbours(scratch: Path, short: bool) -> Iterator[Row]:
     """Each work `REPEATS` times, alone and beside neighbours in turn."""
-    images, n = (160, 800) if short else (400, 10_000)
+    images, n = (512, 800) if short else (1024, 10_000)
     folder = write_photographs(scratch / "photographs", images)
     run_child("finetuning", "prepare", folder=folder, backbone=LITE, work=scratch / "tuned")
-    common = {"folder": folder, "backbone": LITE, "limit": images, "precision": "fp32"}
+    common = {"folder": folder, "backbone": LITE, "limit": images, "precision": "fp32", "parts": False}
     features = made(scratch, n, 10)
 
-    def work(name: str, turn: str) -> dict:
+    def work(name: str, turn: int) -> dict:
         if name == "extract":
             return run_child("extraction", "ours", **common).found
         if name == "finetune":
-            arguments = {"work": scratch / "tuned", "precision": "fp32", "turn": turn}
+            arguments = {"work": scratch / "tuned", "precision": "fp32", "seed": turn}
             return run_child("finetuning", "ours", **arguments).found
         return run_child("heads", "ours", features=features).found
 
@@ -63,9 +63,9 @@ def beside_neighbours(scratch: Path, short: bool) -> Iterator[Row]:
     for name in ("extract", "finetune", "fit-head, 13 C × 5 folds"):
         quiet, busy = [], []
         for turn in range(REPEATS):
-            quiet.append(_milliseconds(work(name, f"{turn}-quiet")))
+            quiet.append(_milliseconds(work(name, 2 * turn)))
             with neighbours():
-                busy.append(_milliseconds(work(name, f"{turn}-busy")))
+                busy.append(_milliseconds(work(name, 2 * turn + 1)))
         unit = units.get(name, "processor ms a row")
         sides = (tuple(busy), tuple(quiet))
         conditions = f"{NEIGHBOURS} spinning processes on 2 cores"

@@ -29,7 +29,7 @@ MEBIBYTE = 1 << 20
 def rows(short: bool) -> Iterator[Row]:
     """Extraction, second runs, heads."""
     with tempfile.TemporaryDirectory(prefix="bottleneck-scale-") as scratch:
-        yield from images(Path(scratch), 600 if short else 10_000)
+        yield from images(Path(scratch), 400 if short else 10_000)
         yield from heads(Path(scratch), 20_000 if short else 1_600_000, 64 if short else 512)
 
 

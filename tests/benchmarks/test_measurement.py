@@ -1,14 +1,16 @@
 """A row compares round by round and says what was missed; a part that breaks keeps its rows."""
 
 import json
+import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.benchmarks import __main__ as runner
 from tests.benchmarks.measurement import FEWER, LESS, Result, Row, collect, speed, told
-from tests.benchmarks.process import run_child
+from tests.benchmarks.process import run_child, take_turns
 
 
 def test_contenders_are_compared_round_by_round():
@@ -86,10 +88,26 @@ def test_a_child_returns_what_its_function_does_and_fails_with_its_last_line():
         run_child("test_measurement", "doubled", timeout=0.01, value=1)
 
 
+def test_contenders_take_turns_each_in_one_process():
+    contenders = {name: ("test_measurement", "repeated", {"name": name}) for name in "ab"}
+    found = take_turns(contenders, 3, numbered="number")
+    told = [each for name in "ab" for each in found[name]]
+    assert [(each["name"], each["number"]) for each in told] == [(n, i) for n in "ab" for i in range(3)]
+    assert len({each["process"] for each in found["a"]}) == 1
+    assert found["a"][0]["process"] != found["b"][0]["process"]
+    ends = [found[name][number]["at"] for number in range(3) for name in "ab"]
+    assert ends == sorted(ends)
+
+
 def doubled(value):
     if not value:
         raise ValueError("no value")
     return {"value": 2 * value}
+
+
+def repeated(**arguments):
+    print("what a library prints is no answer")
+    return {**arguments, "process": os.getpid(), "at": time.monotonic()}
 
 
 def part(code):

@@ -52,19 +52,40 @@ def test_nodes_of_the_cache_are_completed(tmp_path):
     assert completed("bash", ["similar", str(tmp_path / "absent.h5"), "--node"], "b").strip() == ""
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-def test_the_line_of_the_readme_works_in_bash(tmp_path):
+# How each shell, with README's line LINE, tells what it completes `bottleneck trai` to.
+SHELLS = {
+    "bash": """
+LINE
+COMP_WORDS=(bottleneck trai) COMP_CWORD=1
+compopt() { :; }
+_bottleneck_completion bottleneck
+echo "${COMPREPLY[@]}"
+""",
+    "zsh": """
+autoload -Uz compinit && compinit -u -D
+LINE
+words=(bottleneck trai) CURRENT=2
+_describe() { print -rl -- "${completions_with_descriptions[@]}"; }
+_bottleneck_completion
+""",
+    "fish": """
+LINE
+complete -C "bottleneck trai"
+""",
+}
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_the_line_of_the_readme_works_in_the_shell(shell, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
     (tmp_path / "bottleneck").write_text(f"#!{sys.executable}\n" + CODE.replace("; ", "\n"))
     (tmp_path / "bottleneck").chmod(0o755)
     readme = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
-    (line,) = [row for row in readme.splitlines() if "bash_source" in row]
-    script = f"""
-    {line.split("#")[0]}
-    COMP_WORDS=(bottleneck trai) COMP_CWORD=1
-    compopt() {{ :; }}
-    _bottleneck_completion bottleneck
-    echo "${{COMPREPLY[@]}}"
-    """
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    run = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "train"
+    (line,) = [row for row in readme.splitlines() if f"{shell}_source" in row]
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    environment["XDG_CONFIG_HOME"] = str(tmp_path)
+    script = SHELLS[shell].replace("LINE", line.split("#")[0].strip())
+    command = [shell, *(["-f"] if shell == "zsh" else []), "-c", script]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip().partition(":")[0].split()[0] == "train"
