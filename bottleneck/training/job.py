@@ -122,6 +122,7 @@ class TrainingJob(Generic[Network]):
             device=device,
             choose_best=choose_best,
             precision=config.precision,
+            by_sample=getattr(network, "by_sample", False),
         )
 
     def train(self, checkpoint: Checkpoint | None = None, reporter: Reporter = SILENT) -> None:

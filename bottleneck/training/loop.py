@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.threads import WorkerPool
 from bottleneck.training.batches import Batch, Batches
 from bottleneck.training.checkpoint import (
     Checkpoint,
@@ -105,6 +107,9 @@ class Training:
         False leaves the parameters of the last epoch in the module.
     precision : {"fp32", "bf16"}
         Of the forward and backward passes of a step; val is measured in float32.
+    by_sample : bool
+        Whether a sample's logits depend neither on the others of its batch nor on random numbers. In bfloat16
+        on a CPU a batch is then split among threads (`_in_parts`).
     checkpoint : Checkpoint, optional
     checkpoint_seconds : float
         Least time between two checkpoints.
@@ -128,12 +133,14 @@ class Training:
     device: torch.device = CPU
     choose_best: bool = True
     precision: str = "fp32"
+    by_sample: bool = False
     checkpoint: Checkpoint | None = None
     checkpoint_seconds: float = 15.0
     state: State = field(default_factory=State, init=False)
     resumed: bool = field(default=False, init=False)
     _best_tensors: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _saved_at: float = field(default=0.0, init=False, repr=False)
+    _pool: WorkerPool | None = field(default=None, init=False, repr=False)
 
     @property
     def best(self) -> Measured:
@@ -145,6 +152,8 @@ class Training:
         """Train to the end and return the epochs; each is reported as it ends, resumed ones at once."""
         self.train.preload()  # so that the first epoch's time does not contain it
         self._saved_at = time.monotonic()
+        if self.by_sample and self.precision == "bf16" and self.device.type == "cpu":
+            self._pool = WorkerPool(self.device)
         self._restore()
         for record in self.state.history:
             reporter.epoch(record)
@@ -166,7 +175,8 @@ class Training:
         """Do the remaining steps of the epoch."""
         state = self.state
         unfreeze(self.optimizer, state.epoch)
-        with reporter.step(self._title(), len(self.train), "samples") as advance:
+        steps = reporter.step(self._title(), len(self.train), "samples")
+        with steps as advance, self._pool or nullcontext():
             advance(state.samples)
             started = time.perf_counter()
             for batch in self.train.epoch(state.epoch, state.step):
@@ -187,15 +197,46 @@ class Training:
     def update(self, batch: Batch) -> tuple[float, int]:
         """Do one step; return the batch's loss and how many of its samples were classified correctly."""
         batch = batch.to(self.device)
-        with step_precision(self.precision, self.device):
-            logits = self.module(batch.rows, batch.covariates).float()
-        loss = self.objective.loss(logits, batch.labels)
         self.optimizer.zero_grad()
-        loss.backward()
+        if self._pool is not None:
+            logits, loss = self._in_parts(batch, self._pool)
+        else:
+            logits = self._logits(batch.rows, batch.covariates)
+            loss = self.objective.loss(logits, batch.labels)
+            loss.backward()
         if self.clip:
             nn.utils.clip_grad_norm_(self._parameters(), self.clip)
         self.optimizer.step()
         return loss.item(), int((predicted(logits) == batch.labels).sum())
+
+    def _logits(self, rows: Tensor, covariates: Tensor) -> Tensor:
+        with step_precision(self.precision, self.device):
+            logits: Tensor = self.module(rows, covariates).float()
+        return logits
+
+    def _in_parts(self, batch: Batch, pool: WorkerPool) -> tuple[Tensor, Tensor]:
+        """Set the gradients of a batch, of which each thread computes a part; return its logits and loss.
+
+        oneDNN's convolutions in bfloat16 spin at barriers of their own, which no setting ends: beside other
+        programs two threads of torch took 1.6 times the processor time of one. Here no two threads share a
+        convolution. Gradients are summed in the order of the parts.
+        """
+        parts = ((batch.rows[part], batch.covariates[part]) for part in pool.shares(len(batch)))
+        outputs = list(pool.run(self._logits, parts))
+        logits = torch.cat([output.detach() for output in outputs]).requires_grad_()
+        loss = self.objective.loss(logits, batch.labels)
+        (slope,) = torch.autograd.grad(loss, logits)
+        parameters = [parameter for parameter in self._parameters() if parameter.requires_grad]
+
+        def gradients(output: Tensor, slope: Tensor) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(output, parameters, slope, allow_unused=True)
+
+        slopes = slope.split([len(output) for output in outputs])
+        for part in pool.run(gradients, zip(outputs, slopes, strict=True)):
+            for parameter, gradient in zip(parameters, part, strict=True):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        return logits.detach(), loss.detach()
 
     def _diverges(self, loss: float) -> bool:
         """Whether the last loss is not finite, or the epoch's mean so far exceeds the bound."""
@@ -272,8 +313,11 @@ class Training:
 
 
 def step_precision(precision: str, device: torch.device) -> torch.autocast:
-    """Return the context in which the forward pass of a step is computed."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    """Return the context in which the forward pass of a step is computed.
+
+    Weights are not kept in bfloat16 for a second use: there is none, and threads would share them.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:

@@ -44,6 +44,11 @@ class TransferNetwork(nn.Module):
         self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float32).clone())
         self.register_buffer("divisor", torch.as_tensor(divisor, dtype=torch.float32).clone())
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether a sample's logits depend neither on the others of its batch nor on random numbers."""
+        return not getattr(self.section, "statistics", True)
+
     def forward(self, rows: Tensor, covariates: Tensor) -> Tensor:
         """rows : (B, M, …) as stored, covariates : (B, P) float32."""
         return self.classify(self.inputs(rows, covariates))

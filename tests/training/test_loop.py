@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from bottleneck import threads
 from bottleneck.training import loop
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
@@ -105,6 +106,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at, precision):
     assert [(r.epoch, r.train_loss, r.val_loss) for r in records] == [
         (r.epoch, r.train_loss, r.val_loss) for r in resumed_records
     ]
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_threads_take_parts_of_a_batch_in_bfloat16_where_samples_are_independent(cores, monkeypatch):
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    sizes, jobs = [], [training(precision="bf16", by_sample=by_sample) for by_sample in (False, True, True)]
+    for job in jobs:
+        job.module.dropout.p = 0.0
+        job.module.unused = torch.nn.Linear(2, 2)  # a group may have parameters without a gradient
+        job.optimizer.add_param_group({**job.optimizer.param_groups[0], "params": [job.module.unused.weight]})
+    jobs[1].module.hidden.register_forward_hook(
+        lambda layer, inputs, _: sizes.append(len(inputs[0])) if layer.training else None
+    )
+    before = torch.get_num_threads()
+    whole, parts, again = (job.run() for job in jobs)
+    assert torch.get_num_threads() == before
+    assert [record.train_loss for record in parts] == [record.train_loss for record in again]
+    assert equal(jobs[1].module.hidden, jobs[2].module.hidden)
+    batches = [len(batch) for batch in jobs[1].train.epoch(1)]
+    assert len(sizes) == 4 * cores * len(batches)
+    assert sum(sizes) == 4 * sum(batches)
+    losses = [[record.train_loss for record in records[1:]] for records in (whole, parts)]
+    np.testing.assert_allclose(*losses, rtol=0.02)
 
 
 def test_the_checkpoint_of_another_run_is_not_used(tmp_path):
