@@ -60,6 +60,14 @@ def test_fitting_heads_imports_no_scikit_learn():
     assert printed.strip() == "[]"
 
 
+def test_training_imports_no_scikit_learn():
+    heavy = ("sklearn", "scipy", "pandas")
+    printed = python(
+        f"import sys, bottleneck.training.finetune; print([name for name in {heavy} if name in sys.modules])"
+    )
+    assert printed.strip() == "[]"
+
+
 def test_a_small_fit_is_solved_and_written_without_a_large_library(tmp_path):
     X = np.random.default_rng(0).standard_normal((40, 10)).astype(np.float32)
     cache = write_cache(tmp_path / "c.h5", X, [Target("label", "class", np.arange(40) % 2, ("a", "b"))])

@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy
 
 from bottleneck.errors import FitError
 from bottleneck.heads.estimator import ClassHead, standardisation_of
+from bottleneck.heads.folding import double, fold_batchnorm
 from bottleneck.heads.row_blocks import Standardisation, blocks, read_checked
 from bottleneck.heads.solver.problem import ClassWeight
 from bottleneck.samples import RowReader
@@ -214,21 +215,7 @@ def _loss(network: _Network, batches: Iterable[tuple[Tensor, Tensor]], weight: T
 def _folded(network: _Network, standard: Standardisation) -> dict[str, np.ndarray]:
     """Return the arrays of the artifact form "mlp"."""
     first, last = network.first, network.last
-    folded = fold_batchnorm(_double(first.weight), _double(first.bias), network.norm)
+    folded = fold_batchnorm(double(first.weight), double(first.bias), network.norm)
     coef, intercept = standard.fold(*folded)
     arrays = {"coef": coef, "intercept": intercept, "mean": standard.mean, "scale": standard.scale}
-    return arrays | {"coef2": _double(last.weight), "intercept2": _double(last.bias)}
-
-
-def fold_batchnorm(
-    coef: np.ndarray, intercept: np.ndarray, norm: nn.BatchNorm1d
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights (H, D) and bias (H,) of one linear layer equal to a linear layer followed by `norm`."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    gain = _double(norm.weight) / np.sqrt(_double(norm.running_var) + norm.eps)
-    return coef * gain[:, None], (intercept - _double(norm.running_mean)) * gain + _double(norm.bias)
-
-
-def _double(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().double().numpy()
+    return arrays | {"coef2": double(last.weight), "intercept2": double(last.bias)}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.mlp import fold_batchnorm
+from bottleneck.heads.folding import fold_batchnorm
 
 TRAINABLE_FORMS = ("linear", "mlp")
 

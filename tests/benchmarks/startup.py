@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.startup [--short]
 
-Each figure is of a fresh process. Whole commands are those that need no input; of the others the module that
-does their work is imported, so what they import later, inside functions, is not counted. The peer imports
-what the usual loop needs: torch, torchvision, timm.
+Each figure is of a fresh process. Commands that need no input run as a whole, and so does `fit-head` of 244
+drawn rows of 1,280 features; of the others the module that does their work is imported, so what they import
+later, inside functions, is not counted. The peer imports what the usual loop needs: torch, torchvision, timm.
 """
 
 from __future__ import annotations
@@ -12,9 +12,15 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
+
+from bottleneck.samples import Target
 from tests.benchmarks.measurement import FEWER, REPEATS, Row, main
+from tests.helpers.caches import write_cache
 
 HEAVY = (
     "torch",
@@ -42,10 +48,20 @@ TELL = f"print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
 
 def rows(short: bool) -> Iterator[Row]:
     """Processor seconds of each start; the peer's are repeated in each row."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield from _rows(short, Path(folder))
+
+
+def _rows(short: bool, folder: Path) -> Iterator[Row]:
+    codes = np.arange(244) % 2
+    X = np.random.default_rng(0).standard_normal((244, 1280)).astype(np.float32) + 0.1 * codes[:, None]
+    cache = write_cache(folder / "drawn.h5", X, [Target("label", "class", codes, ("a", "b"))])
+    whole = ["fit-head", str(cache), "-o", str(folder / "heads"), "--json"]
     started: dict[str, str] = {}
-    for arguments in COMMANDS:
+    for arguments in (*COMMANDS, whole):
         code = f"import sys; sys.argv[1:] = {arguments!r}\nfrom bottleneck.cli.main import main\n"
-        started[" ".join(arguments)] = f"{code}try: main()\nexcept SystemExit: pass\n{TELL}"
+        name = "fit-head, 244 rows of 1,280 features" if arguments is whole else " ".join(arguments)
+        started[name] = f"{code}try: main()\nexcept SystemExit: pass\n{TELL}"
     for command, module in MODULES.items():
         started[command] = f"import sys, {module}\n{TELL}"
     started["the usual loop"] = f"import sys, torch, torchvision, timm\n{TELL}"
