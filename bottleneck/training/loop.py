@@ -153,7 +153,7 @@ class Training:
         self.train.preload()  # so that the first epoch's time does not contain it
         self._saved_at = time.monotonic()
         if self.by_sample and self.precision == "bf16" and self.device.type == "cpu":
-            self._pool = WorkerPool(self.device)
+            self._pool = WorkerPool(self.device.type)
         self._restore()
         for record in self.state.history:
             reporter.epoch(record)
