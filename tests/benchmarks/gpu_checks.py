@@ -198,6 +198,7 @@ def heads(device: str, n: int) -> dict:
     """A sweep on the device and on the CPU: seconds, C, and the largest objective above the CPU's."""
     import bottleneck.heads.logistic as module
     from bottleneck.heads.config import SweepConfig
+    from bottleneck.heads.solver.arrays import to_numpy
     from bottleneck.samples import ArrayRows
     from tests.benchmarks.heads import FOLDS, GRID, problem_of, synthetic
 
@@ -207,7 +208,7 @@ def heads(device: str, n: int) -> dict:
 
     def watched(*arguments, **options):
         for solution in solve(*arguments, **options):
-            objectives.extend(np.ravel(each.cpu()) for each in solution.objective)
+            objectives.extend(np.ravel(to_numpy(each)) for each in solution.objective)
             yield solution
 
     module.solve_path = watched
