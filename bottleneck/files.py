@@ -118,16 +118,21 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
+def require_no_url(path: Path) -> None:
+    """Raise WriteError if an output file or folder is a URL, and not a path of this machine like one."""
+    if URL.match(str(path)) and not path.parent.exists():
+        raise WriteError(
+            f"{path} is a URL, and only a cache is written to one.",
+            "Give a path of this machine, and copy what is written there.",
+        )
+
+
 def require_file_name(path: Path) -> None:
     """Raise WriteError if an output path is a URL, or a folder, device or pipe, which a rename would replace.
 
     Call it before the work whose result is written.
     """
-    if URL.match(str(path)) and not path.parent.exists():
-        raise WriteError(
-            f"{path} is a URL, and only a cache is written to one.",
-            "Give a path of this machine, and copy it.",
-        )
+    require_no_url(path)
     if path.is_dir():
         raise WriteError(
             f"{path} is a folder; expected the name of a file.", f"Give for example {path / 'NAME'}."

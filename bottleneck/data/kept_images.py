@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bottleneck.errors import Note, SourceError
-from bottleneck.files import EARLIEST, TEMPORARY, FileStat, readable
+from bottleneck.files import EARLIEST, TEMPORARY, FileStat, readable, require_no_url
 from bottleneck.remote.urls import without_secrets
 
 FREE = 1 << 30  # bytes of disk that are left free
@@ -48,6 +48,7 @@ class KeptImages:
 
     def __init__(self, path: str | os.PathLike[str], anew: bool = False) -> None:
         self.path, self.anew = Path(path), anew
+        require_no_url(self.path)
         self._lock = threading.Lock()
         self._stats: dict[tuple[str, str], FileStat] = {}  # asked for, of files that are read next
         self._refused: str | None = None  # why no more files are kept

@@ -28,7 +28,7 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.shards import plan_of
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FingerprintError, Note, first_line
-from bottleneck.files import readable, write_whole
+from bottleneck.files import readable, require_no_url, write_whole
 from bottleneck.records import is_integer, is_text, require_fields
 from bottleneck.samples import MOST_SHARDS
 from bottleneck.store.lock import CacheLock
@@ -217,6 +217,7 @@ def plan_for(file: str, source: Source) -> Iterator[ExtractionPlan | None]:
 
     Of several processes that start at the same time, one makes the plan and the others wait for it.
     """
+    require_no_url(Path(file))
     plan = read_plan(file)
     with ExitStack() as stack:
         if plan is None:

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from bottleneck import FeatureCache, compare, extract, finetune, fit_heads
 from bottleneck.cli.main import group
+from bottleneck.data.kept_images import KeptImages
 from bottleneck.errors import BottleneckError
 from bottleneck.extraction.feature_extractor import FeatureExtractor
 from bottleneck.store.merge import merge
@@ -134,6 +135,10 @@ def test_train_takes_a_cache_at_a_url(s3, url, photos):
         ("train", "photos", "-o", "{}/m.safetensors", "--backbone", "small_cnn", "--weights", "none"),
         ("fit-head", "near.h5", "-o", "{}/heads"),
         ("report", "near.h5", "-o", "{}/report.html"),
+        ("extract", "photos", "-o", "x.h5", "--plan-file", "{}/plan.json", *FLAGS),
+        ("advise", "near.h5", "-o", "{}/advice"),
+        ("compare", "near.h5", "-o", "{}/runs"),
+        ("transfer-study", "photos", "-o", "{}/study"),
         ("cache", "export", "near.h5", "-o", "{}/x.npz"),
     ],
 )
@@ -143,6 +148,12 @@ def test_other_outputs_stay_on_this_machine(s3, photos, arguments):
         CliRunner().invoke(group, [each.format(s3.url) for each in arguments], catch_exceptions=False)
     assert not Path("s3:").exists()
     assert s3.keys() == []
+
+
+def test_images_are_kept_on_this_machine(s3, photos):
+    with pytest.raises(BottleneckError, match=r"s3:/\S+/kept is a URL"):
+        KeptImages(f"{s3.url}/kept")
+    assert os.listdir() == ["photos"]
 
 
 def test_the_feature_extractor_keeps_its_cache_here(s3, url, photos):

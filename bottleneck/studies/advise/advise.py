@@ -19,6 +19,7 @@ import numpy as np
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import readable_pixels
 from bottleneck.errors import distinct, refuse_strict
+from bottleneck.files import require_no_url
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.store.reader import FeatureCache
@@ -79,6 +80,7 @@ def advise(
     started = time.perf_counter()
     config = AdviseConfig(target, budget, seed)
     folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
+    require_no_url(folder)
     trial = make_trial(Path(cache), folder, config, LoadOptions(weights, trust_code), reporter)
     refuse_strict(trial.notes, strict)
     similar = _similarity(trial, seed, reporter)

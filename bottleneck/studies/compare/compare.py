@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import Note, refuse_strict, reused_note
+from bottleneck.files import require_no_url
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
@@ -162,7 +163,9 @@ def compare(
     chosen_epochs = CompareConfig.epochs if epochs is None else epochs
     config = config_from(CompareConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
     path = path_of(cache)
-    return _compare(path, Path(folder) if folder else Path("compare") / path.stem, config, strict, reporter)
+    kept = Path(folder) if folder else Path("compare") / path.stem
+    require_no_url(kept)
+    return _compare(path, kept, config, strict, reporter)
 
 
 def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, reporter: Reporter) -> Comparison:

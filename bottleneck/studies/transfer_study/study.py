@@ -20,7 +20,7 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, Note, refuse_strict, reused_note
-from bottleneck.files import write_whole
+from bottleneck.files import require_no_url, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.spec import canonical_json, require_equal
@@ -189,6 +189,7 @@ def _run(
     strict: bool,
     reporter: Reporter,
 ) -> TransferStudy:
+    require_no_url(folder)
     started = time.perf_counter()
     network = build_network(
         config.network, 2, size=config.image_size, channels=config.in_channels, width=config.width
