@@ -42,7 +42,10 @@ REMOTE_SHARE = 4  # and this one where reads over a network are in flight
 TRIMMED = 64 << 20  # bytes above which freed memory goes back to the system at once
 NAMED = 5  # images that a note names
 UNKNOWN_SIZE = 4 << 20  # bytes taken for a file whose size no one tells
-TIME_LIMIT = 30.0  # seconds for one image; those of requests over a network are in `remote.retries`
+# For one image; the limits of requests over a network are in `remote.retries`. Where other programs use the
+# cores, a good image may take many times its processor time.
+TIME_LIMIT = 30.0  # seconds of processor time
+WAIT_LIMIT = 300.0  # seconds by the clock: a disk that does not answer takes no processor time
 SLACK = 5.0  # seconds beyond the limit of a request, which ends by itself
 
 
@@ -106,6 +109,7 @@ def load_images(
     views: Views | None = None,
     memory: int = MEMORY,
     time_limit: float = TIME_LIMIT,
+    wait_limit: float = WAIT_LIMIT,
 ) -> Generator[LoadedImage, None, None]:
     """Read and decode images in threads, a bounded number ahead of the caller.
 
@@ -119,8 +123,10 @@ def load_images(
     memory : bytes that the images being decoded may take together, and that those waiting for the caller may
         An image or a file that needs more by itself is a failure. The size of the pixels wanted, the user's
         own choice, never makes one: where they need all of the memory, images are decoded one by one.
-    time_limit : seconds for one image, after which it is a failure and its thread is given up. Reading it
-        over a network has a limit of its own, `retries.seconds_with_retries`.
+    time_limit, wait_limit : seconds for one image, of its thread's processor time and by the clock; beyond
+        one of them it is a failure and its thread is given up. Where the system does not tell that processor
+        time, both are by the clock. Reading over a network has a limit of its own,
+        `retries.seconds_with_retries`.
 
     Yields
     ------
@@ -136,7 +142,7 @@ def load_images(
     if reads:
         threads = WorkThreads(run.fetch, reads, "bottleneck-read", then=decoders)
     waiting: deque[Job] = deque()
-    upcoming, tick = iter(enumerate(keys)), min(time_limit, 1.0)
+    upcoming, tick = iter(enumerate(keys)), min(time_limit, wait_limit, 1.0)
     try:
         while True:
             for index, key in islice(upcoming, ahead - len(waiting)):
@@ -148,7 +154,8 @@ def load_images(
             checked = time.monotonic()
             while not job.done.wait(tick):
                 now = time.monotonic()
-                run.abandon_late((job, *waiting), decoders, time_limit, pause=now - checked - tick)
+                limits, pause = (time_limit, wait_limit), now - checked - tick
+                run.abandon_late((job, *waiting), decoders, limits, pause)
                 checked = now
             yield run.in_order(job.outcome())
     finally:
@@ -365,27 +372,33 @@ class _Run:
             return first == index
 
     def abandon_late(
-        self, jobs: Iterable[Job], decoders: WorkThreads, time_limit: float, pause: float
+        self, jobs: Iterable[Job], decoders: WorkThreads, limits: tuple[float, float], pause: float
     ) -> None:
-        """Abandon all jobs beyond the time limit, with an error for their images, and free their memory.
+        """Abandon all jobs beyond a time limit, with an error for their images, and free their memory.
 
         All jobs are checked: a later image may hold the memory that the awaited one needs.
 
+        limits : `time_limit` and `wait_limit` of `load_images`.
         pause : seconds for which the whole process stood still (Ctrl-Z); they do not count.
         """
         for job in jobs:
             if pause > 1:
                 job.exclude(pause)
             threads = job.threads or decoders
-            what, limit = "read and decode", time_limit
-            if threads is not decoders:
-                size = job.image.stat.size if job.image else 0
-                what, limit = "read", SLACK + seconds_with_retries(size)
-            if job.elapsed() > limit:
+            if reason := self._late(job, threads is decoders, *limits):
                 self.files.release(job)
                 self.budget.release(job)
-                reason = f"took longer than {limit:g} seconds to {what}"
-                threads.abandon(job, LoadedImage(job.index, job.key, error=reason, passing=True))
+                error = f"took longer than {reason}"
+                threads.abandon(job, LoadedImage(job.index, job.key, error=error, passing=True))
+
+    def _late(self, job: Job, is_decoding: bool, time_limit: float, wait_limit: float) -> str:
+        """Return the limit that a job is beyond, in words; "" where it is within its limits."""
+        if not is_decoding:
+            limit = SLACK + seconds_with_retries(job.image.stat.size if job.image else 0)
+            return f"{limit:g} seconds to read" if job.elapsed() > limit else ""
+        if job.processor_seconds() > time_limit:
+            return f"{time_limit:g} seconds of processor time to read and decode"
+        return f"{wait_limit:g} seconds to read and decode" if job.elapsed() > wait_limit else ""
 
     def in_order(self, image: LoadedImage) -> LoadedImage:
         """Return the image as if all images had been loaded one by one.

@@ -1,4 +1,4 @@
-"""Threads that read and decode: jobs in order, with a share of memory and a time limit for each.
+"""Threads that read and decode: jobs in order, with a share of memory and time limits for each.
 
 Python threads cannot be stopped. A thread that is stuck in a job is abandoned and replaced; being a daemon,
 it does not keep the process alive.
@@ -23,6 +23,7 @@ class Job:
     image, data : what the caller keeps between two kinds of threads.
     done : set when there is a result or an exception.
     started : when its clock started; None while it waits for a thread or for memory.
+    processor : clock of its thread's processor time, and what that showed at first; None where there is none.
     """
 
     def __init__(self, index: int, key: str) -> None:
@@ -32,6 +33,7 @@ class Job:
         self.data = b""
         self.done = threading.Event()
         self.started: float | None = None
+        self.processor: tuple[int, float] | None = None
         self.abandoned: WorkThreads | None = None  # those that gave it up
         self.threads: WorkThreads | None = None  # those that it is in work at
         self.thread: threading.Thread | None = None
@@ -42,6 +44,19 @@ class Job:
         """Return the seconds that it has been in work; 0 before and after."""
         started = self.started
         return 0.0 if started is None or self.done.is_set() else time.monotonic() - started
+
+    def processor_seconds(self) -> float:
+        """Return the processor time that its thread has spent on it, at most `elapsed`, which stands in for
+        it where the system does not tell.
+        """
+        elapsed, processor = self.elapsed(), self.processor
+        if processor is None or not elapsed:
+            return elapsed
+        clock, before = processor
+        try:
+            return min(elapsed, time.clock_gettime(clock) - before)
+        except OSError:  # the thread has ended
+            return 0.0
 
     def exclude(self, seconds: float) -> None:
         """Do not count `seconds` during which the whole process stood still."""
@@ -134,8 +149,10 @@ class WorkThreads:
         thread.start()
 
     def _run(self) -> None:
+        clock = _thread_clock()
         while (job := self._jobs.get()) is not None:
             job.thread = threading.current_thread()
+            job.processor = None if clock is None else (clock, time.clock_gettime(clock))
             job.started = time.monotonic()
             try:
                 result = self._work(job)
@@ -151,3 +168,12 @@ class WorkThreads:
             if job.abandoned is self:
                 return
         self._jobs.put(None)  # for the next thread
+
+
+def _thread_clock() -> int | None:
+    """Return the number of the clock of this thread's processor time, None where the system has none.
+
+    Other threads may read it. Unlike the thread's identifier, it is safe to use after the thread has ended.
+    """
+    clock_of = getattr(time, "pthread_getcpuclockid", None)
+    return None if clock_of is None else int(clock_of(threading.get_ident()))

@@ -355,12 +355,33 @@ def test_an_image_that_takes_too_long_is_a_failure_and_the_rest_goes_on():
 
     source = shelf(12, before=stick)
     source.files["009"] = source.files["003"]
-    images = load(source, workers=2, time_limit=0.3)
+    images = load(source, workers=2, wait_limit=0.3)
     release.set()
     assert [image.key for image in images] == list(source.files)
     assert [image.error is not None for image in images] == [n in (3, 4) for n in range(12)]
     assert "0.3 seconds" in images[3].error
     assert images[3].passing
+
+
+@pytest.mark.skipif(not hasattr(time, "pthread_getcpuclockid"), reason="no processor time of other threads")
+def test_an_image_that_waits_for_a_core_is_not_lost():
+    """A thread without a core spends no processor time, as one that sleeps."""
+    images = load(shelf(3, before=lambda key: time.sleep(1)), workers=3, time_limit=0.5)
+    assert [image.error for image in images] == [None] * 3
+
+
+def test_an_image_that_uses_the_processor_too_long_is_a_failure():
+    release = threading.Event()
+
+    def spin(key):
+        while key == "001" and not release.is_set():
+            pass
+
+    images = load(shelf(3, before=spin), workers=1, time_limit=0.3)
+    release.set()
+    assert [image.error is not None for image in images] == [False, True, False]
+    assert "0.3 seconds of processor time" in images[1].error
+    assert images[1].passing
 
 
 def test_a_process_that_was_stopped_loses_no_image(monkeypatch):
@@ -373,7 +394,7 @@ def test_a_process_that_was_stopped_loses_no_image(monkeypatch):
         ahead[0] = 100.0
         time.sleep(1)
 
-    (image,) = load(shelf(1, before=stop), workers=1, time_limit=20)
+    (image,) = load(shelf(1, before=stop), workers=1, wait_limit=20)
     assert image.error is None
 
 
@@ -391,7 +412,7 @@ def test_the_copy_of_an_image_that_takes_too_long_fails_with_it(monkeypatch):
     monkeypatch.setattr(Preprocess, "geometry", stick)
     source = Shelf({"slow": picture(1, side=31), "copy": picture(1, side=31), "other": picture(2)})
     source.before = lambda key: key == "copy" and started.wait(10)
-    slow, copy, other = load(source, workers=2, time_limit=0.5)
+    slow, copy, other = load(source, workers=2, wait_limit=0.5)
     release.set()
     assert "0.5 seconds" in slow.error
     assert "too long" in copy.error
@@ -411,7 +432,7 @@ def test_a_stuck_image_does_not_keep_the_memory_from_an_earlier_one(monkeypatch)
     monkeypatch.setattr(Preprocess, "geometry", stick)
     source = Shelf({"early": picture(1), "stuck": picture(1, side=31)})
     source.before = lambda key: key == "early" and holding.wait(10)
-    early, stuck = load(source, workers=2, time_limit=0.5, memory=40_000)
+    early, stuck = load(source, workers=2, wait_limit=0.5, memory=40_000)
     release.set()
     assert early.pixels is not None
     assert "0.5 seconds" in stuck.error
