@@ -54,7 +54,7 @@ class Lease:
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(FileExistsError):  # another writer, or an answer to us was lost: reading it tells
             self._write(create=there is None)
-        if not is_own:
+        if not is_own or there is None or there["expires"] < time.time():  # others may take it, too
             time.sleep(SETTLED)
         self._require_own()
         self._ended = threading.Event()
@@ -67,6 +67,8 @@ class Lease:
 
     def require(self) -> None:
         """Raise CacheError if another writer has taken the lease, or it could not be renewed in time."""
+        if self._lost is None and time.time() > self._expires:  # the machine was asleep, or stood still
+            self._require_own()
         if self._lost is not None:
             raise self._lost
 
@@ -74,6 +76,8 @@ class Lease:
         """Stop renewing it, and delete it, or mark it as given back. Raises CacheError if the store fails."""
         self._ended.set()
         self._thread.join()
+        with suppress(CacheError):
+            self.require()
         if self._lost is not None:
             return
         if complete:

@@ -237,6 +237,26 @@ def test_a_writer_whose_lease_was_taken_stops_before_it_uploads(s3, url, monkeyp
     assert json.loads(s3.get("caches/x.h5.lease")) == other
 
 
+@pytest.mark.parametrize("at", ["upload", "end"])
+def test_a_machine_that_slept_leaves_the_cache_to_the_writer_who_took_the_lease(s3, url, at):
+    """It wakes after its lease has expired, and works before its thread renews the lease."""
+    other = {"host": "elsewhere", "pid": 1, "begun": "now", "expires": time.time() + 99, "token": "other"}
+
+    def asleep():
+        with opened(url) as (writer, place):
+            s3.put("caches/x.h5.lease", json.dumps(other).encode())
+            place._lease._expires = time.time() - 1
+            if at == "upload":
+                world_of(COUNT).feed(writer)
+                writer.finish(world_of(COUNT).samples())
+            raise KeyboardInterrupt
+
+    with pytest.raises(CacheError if at == "upload" else KeyboardInterrupt):
+        asleep()
+    assert names(s3) == ["x.h5.lease"]
+    assert json.loads(s3.get("caches/x.h5.lease")) == other
+
+
 def test_after_ctrl_c_any_machine_goes_on_at_once(s3, url, machine):
     told = []
 
