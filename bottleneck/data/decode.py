@@ -173,7 +173,7 @@ class EncodedImage:
         if pixels is None:
             self._draft(scale)
             image = self.decode(mode)  # which refuses what is cut short
-            if is_damaged_jpeg(self._data, self._header, mode):
+            if is_damaged_jpeg(self._data, self._header, mode, scale):
                 self.notes.append("image-scan-damaged")
             return as_array(image)
         orientation = self._orientation()

@@ -34,26 +34,35 @@ def jpeg_array(data: bytes, header: Image.Image, mode: str, scale: int = 1) -> n
     if not is_own_jpeg(header, mode):
         return None
     width, height = (-(-side // scale) for side in header.size)
-    least = {"min_width": width, "min_height": height} if scale > 1 else {}
     try:
-        pixels = simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], **least)
+        pixels = simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], **_least(width, height, scale))
     except ValueError:
         return None
     return pixels if pixels.shape[:2] == (height, width) else None
 
 
-def is_damaged_jpeg(data: bytes, header: Image.Image, mode: str) -> bool:
-    """Return whether libjpeg reads a JPEG file of this mode with warnings, other than of its missing end."""
+def is_damaged_jpeg(data: bytes, header: Image.Image, mode: str, scale: int = 1) -> bool:
+    """Return whether libjpeg reads a JPEG file of this mode with warnings, other than of its missing end.
+
+    header : of the file, which Pillow has decoded at `scale`. It is read at that part of its size, for which
+    memory is reserved: warnings are of the file's bytes, whatever the scale.
+    """
     if not is_own_jpeg(header, mode):
         return False
+    least = _least(*header.size, scale)
     try:
-        simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode])
+        simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], **least)
     except ValueError as warning:
         if _CUT_SHORT in str(warning):
             return False
         with suppress(ValueError):
-            return bool(simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], strict=False).size)
+            return bool(simplejpeg.decode_jpeg(data, _COLOUR_SPACES[mode], strict=False, **least).size)
     return False
+
+
+def _least(width: int, height: int, scale: int) -> dict[str, int]:
+    """Return simplejpeg's options for an image of this size, 1/scale of the stored one."""
+    return {"min_width": width, "min_height": height} if scale > 1 else {}
 
 
 def is_own_jpeg(header: Image.Image, mode: str) -> bool:

@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -205,6 +206,26 @@ def test_a_damaged_scan_is_a_note_and_libjpeg_prints_nothing(capfd):
     sound.array("RGB")
     assert (damaged.notes, sound.notes) == (["image-scan-damaged"], [])
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_a_damaged_scan_is_told_at_part_of_its_size_and_never_decoded_whole(scale, monkeypatch):
+    """Its memory is reserved for that part."""
+    data = bytearray(encoded(smooth(640, 480), "JPEG"))
+    start = data.rindex(b"\xff\xda") + 600
+    data[start : start + 8] = b"\x55" * 8
+    decoded, original = [], simplejpeg.decode_jpeg
+
+    def spy(*arguments, **options):
+        pixels = original(*arguments, **options)
+        decoded.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spy)
+    image = EncodedImage(bytes(data))
+    assert image.array("RGB", scale).shape == (480 // scale, 640 // scale, 3)
+    assert image.notes == ["image-scan-damaged"]
+    assert decoded == [(480 // scale, 640 // scale)]
 
 
 @pytest.mark.parametrize("colour_name", ["red", "white", "black"])
