@@ -23,10 +23,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, TypeVar
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _share: list[int] = []  # at most one: the cores of this process, see `use_cores`
@@ -230,6 +227,7 @@ class WorkerPool:
 
     def __exit__(self, *exception: object) -> None:
         self._stack.close()
+        self._pool, self._serial = None, False
 
     def run(self, work: Callable[..., Result], parts: Iterable[tuple]) -> Iterator[Result]:
         """Yield work(*part) of every part, in order. The calling thread iterates `parts`, a few ahead."""

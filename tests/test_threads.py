@@ -60,6 +60,18 @@ def test_a_pool_returns_results_in_the_order_of_the_parts(cores, monkeypatch):
         assert list(pool.run(lambda a, b: a * b, ((i, 2) for i in range(50)))) == [2 * i for i in range(50)]
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_outside_of_its_block_a_pool_works_in_the_calling_thread(cores, monkeypatch):
+    monkeypatch.setattr(threads, "available_cores", lambda: cores)
+    pool = threads.WorkerPool()
+    here = [threading.current_thread()] * 2
+    assert list(pool.run(threading.current_thread, [(), ()])) == here
+    for _ in range(2):
+        with pool:
+            assert (list(pool.run(threading.current_thread, [(), ()])) == here) == (cores == 1)
+        assert list(pool.run(threading.current_thread, [(), ()])) == here
+
+
 @pytest.mark.parametrize(("cores", "count"), [(1, 5), (2, 5), (4, 3), (3, 1)])
 def test_shares_cover_all_and_none_is_empty(cores, count, monkeypatch):
     monkeypatch.setattr(threads, "available_cores", lambda: cores)

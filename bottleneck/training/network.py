@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bottleneck.errors import FitError
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.heads.folding import fold_batchnorm
+from bottleneck.heads.folding import double, fold_batchnorm
 
 TRAINABLE_FORMS = ("linear", "mlp")
 
@@ -107,15 +107,15 @@ def folded(network: TransferNetwork, scale: np.ndarray) -> dict[str, np.ndarray]
     """
     linear = [layer for layer in network.classifier if isinstance(layer, nn.Linear)]
     norms = [layer for layer in network.classifier if isinstance(layer, nn.BatchNorm1d)]
-    mean, divisor = _double(network.mean), _double(network.divisor)
-    coef, intercept = _double(linear[0].weight), _double(linear[0].bias)
+    mean, divisor = double(network.mean), double(network.divisor)
+    coef, intercept = double(linear[0].weight), double(linear[0].bias)
     for norm in norms:
         coef, intercept = fold_batchnorm(coef, intercept, norm)
     coef = coef / divisor
     intercept = intercept - coef @ mean
     arrays = {"coef": coef, "intercept": intercept, "mean": mean, "scale": scale}
     if len(linear) == 2:
-        arrays |= {"coef2": _double(linear[1].weight), "intercept2": _double(linear[1].bias)}
+        arrays |= {"coef2": double(linear[1].weight), "intercept2": double(linear[1].bias)}
     last = ("coef2", "intercept2") if len(linear) == 2 else ("coef", "intercept")
     if len(arrays[last[1]]) == 1:
         arrays |= {name: np.concatenate([-arrays[name] / 2, arrays[name] / 2]) for name in last}
@@ -128,8 +128,3 @@ def _linear(weight: np.ndarray, bias: np.ndarray) -> nn.Linear:
         layer.weight.copy_(torch.as_tensor(np.ascontiguousarray(weight)))
         layer.bias.copy_(torch.as_tensor(np.ascontiguousarray(bias)))
     return layer
-
-
-def _double(tensor: Tensor | None) -> np.ndarray:
-    assert tensor is not None, "the layers of a classifier have a bias, and its norms have statistics"
-    return tensor.detach().cpu().double().numpy()

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from bottleneck.threads import WorkerPool
 
-Array: TypeAlias = Any  # a numpy.ndarray or a torch.Array
+Array: TypeAlias = Any  # a numpy.ndarray or a torch.Tensor
 TORCH_FROM = 1 << 29  # products of a pass; from there on, faster ones may repay the import of torch
 READING = 30  # columns whose products cost as much as reading the rows
 
