@@ -125,8 +125,8 @@ def int8_engine(
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
     stored = graphs.load(key, "int8", pixels)
-    if stored is not None and not calibration and "float_layers" not in stored.details:
-        stored = None  # of before there was a choice of layers
+    if stored is not None and not _has_layers(stored, calibration):
+        stored = None
     if stored is None:
         if calibration and pixels != pixels_sha256(example):
             raise EngineError(
@@ -148,6 +148,17 @@ def int8_engine(
         raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {details}")
     engine.calibration = calibration or details
     return engine
+
+
+def _has_layers(stored: StoredGraph, calibration: dict | None) -> bool:
+    """Return whether a graph has the float layers of `calibration`, or without one, whether they were chosen.
+
+    Those of before there was a choice have none. Two caches of the same images may have been made before and
+    after.
+    """
+    if not calibration:
+        return "float_layers" in stored.details
+    return bool(stored.details.get("float_layers", 0) == calibration.get("float_layers", 0))
 
 
 def _float_graph(
