@@ -184,13 +184,17 @@ def _connect(address: str, folder: str) -> list[Note]:
 
 
 def _init(where: str, **options: Any) -> None:
-    """Call Ray's own `init`. where : the cluster, for a sentence."""
+    """Call Ray's own `init`. where : the cluster, for a sentence. A SIGTERM meanwhile is the caller's."""
     import ray
 
     try:
         with _quiet(), _signals_kept():
             ray.init(log_to_driver=False, configure_logging=False, **options)
     except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # Ray's handler makes this of one
+            if callable(signal.getsignal(signal.SIGTERM)):
+                signal.raise_signal(signal.SIGTERM)
+            raise
         where = f"The Ray cluster {where}"
         if "AuthenticationError" in f"{type(error).__name__}: {error}":
             raise TokenError(

@@ -8,6 +8,7 @@ import os
 import runpy
 import signal
 import socket
+import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -343,6 +344,29 @@ def test_other_versions_than_the_cluster_s_are_named(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images", 1)
     with pytest.raises(ClusterError, match=r"other versions of Ray or Python: .*Ray: 2\.1 Python: 3\.9"):
         extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
+
+
+@pytest.mark.parametrize("handled", [True, False])
+def test_a_run_that_is_stopped_while_ray_starts_ends_as_elsewhere(handled, tmp_path, monkeypatch):
+    """Ray's handler of SIGTERM, set at the start of `init`, exits with the signal's number."""
+    import ray
+
+    def ours(number, frame):
+        raise KeyboardInterrupt(number)
+
+    def stopped(**options):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(ray, "init", stopped)
+    folder = write_images(tmp_path / "images", 1)
+    before = signal.signal(signal.SIGTERM, ours if handled else signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt if handled else SystemExit) as caught:
+            extract(folder, tmp_path / "ray.h5", ray="auto", **NET)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.args == (signal.SIGTERM,)
 
 
 def test_what_answers_like_ray_and_is_no_head_is_tried_twice(tmp_path, monkeypatch):
