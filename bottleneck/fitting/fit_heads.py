@@ -156,7 +156,8 @@ def fit_heads(
             notes += found.notes(opened)
         samples, unseen = with_training_classes(complete, targets)
         train, requested = training_samples(samples, targets, Path(cache))
-        notes += [*unseen, *_left_out(config, requested)]
+        notes += [*unseen, *_left_out(config, requested), *_unused(config, requested)]
+        notes += _fewer_shots(config, requested)
         problems = [
             TargetProblem(
                 target,
@@ -297,4 +298,52 @@ def _left_out(config: FitConfig, targets: list[Target]) -> list[Note]:
             )
         text = f"Heads of kind {', '.join(others)} are fitted on plain features, not on views."
         notes.append(Note("views-left-out", text, True, {"heads": others}))
+    return notes
+
+
+def _unused(config: FitConfig, targets: list[Target]) -> list[Note]:
+    """Return a note for each option that differs from its default and changes nothing in some heads."""
+    heads = [
+        (kind, target)
+        for target in targets
+        for kind in config.head
+        if kind in LINEAR_HEADS or target.kind == "class"
+    ]
+    notes = []
+    for option in ("C", "class_weight", "multi_class", "one_standard_error"):
+        if getattr(config, option) == getattr(FitConfig, option):
+            continue
+        names = [f"{kind} of {target.name!r}" for kind, target in heads if not _uses(kind, target, option)]
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            text = f"{option} changes nothing in these heads: {', '.join(names[:5])}{more}."
+            notes.append(Note("options-unused", text, True, {"options": [option], "heads": names}))
+    return notes
+
+
+def _uses(kind: str, target: Target, option: str) -> bool:
+    """Return whether a head of the kind on the target depends on an option of `FitConfig`."""
+    if option in ("C", "one_standard_error"):
+        return kind in LINEAR_HEADS
+    if target.kind == "regression":
+        return False
+    return kind == "logistic" or (
+        option == "class_weight" and target.kind == "class" and kind in ("ridge", "mlp")
+    )
+
+
+def _fewer_shots(config: FitConfig, targets: list[Target]) -> list[Note]:
+    """Return a note for each class target with classes of no more train samples than the most shots."""
+    notes, most = [], max(config.shots, default=0)
+    for target in targets:
+        if target.kind != "class" or not most:
+            continue
+        counts = np.bincount(target.values[target.labelled], minlength=len(target.class_names))
+        few = {name: int(n) for name, n in zip(target.class_names, counts, strict=True) if n <= most}
+        if few:
+            text = (
+                f"Target {target.name!r}: {shown(list(few))} with no more than {most} training samples. "
+                "Where that many shots are drawn, all of them are taken and none is left to measure."
+            )
+            notes.append(Note("fewer-shots", text, True, {"target": target.name, "classes": few}))
     return notes

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.errors import CacheError, EngineError, FitError, SourceError
+from bottleneck.errors import CacheError, EngineError, FitError, SourceError, StrictError
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import apply_link, load_head
 from bottleneck.heads.logistic import sweep
@@ -152,6 +152,37 @@ def test_what_a_kind_of_head_cannot_use_is_said_and_left_out(tmp_path):
     assert any("not on views" in str(note) for note in result.notes)
     with pytest.raises(FitError, match="Views train logistic and ridge heads"):
         fit_heads(cache, head="knn", targets=["label"], views=True, output=tmp_path / "heads")
+
+
+def test_options_that_change_nothing_in_a_head_are_told(tmp_path):
+    """One for each option and head; the heads are the same with and without it."""
+    X, y = features(60, D, 2)
+    number = Target("age", "regression", np.linspace(0, 1, 60))
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y), number])
+    options = {"C": 0.1, "class_weight": "balanced", "multi_class": "ovr", "one_standard_error": True}
+    result = fit_heads(cache, head=("logistic", "ridge", "knn", "mlp"), **options, output=tmp_path / "heads")
+    told = [note.details for note in result.notes if note.code == "options-unused"]
+    unused = {details["options"][0]: set(details["heads"]) for details in told}
+    others, numbers = {"knn of 'label'", "mlp of 'label'"}, {"logistic of 'age'", "ridge of 'age'"}
+    assert unused["C"] == unused["one_standard_error"] == others
+    assert unused["class_weight"] == {"knn of 'label'", *numbers}
+    assert unused["multi_class"] == {*others, *numbers, "ridge of 'label'"}
+    plain = fit_heads(cache, head="logistic", targets=["label"], output=tmp_path / "plain")
+    assert "options-unused" not in {note.code for note in plain.notes}
+    with pytest.raises(StrictError, match="class_weight changes nothing in these heads: knn of 'label'"):
+        fit_heads(
+            cache, head="knn", targets=["label"], class_weight="balanced", strict=True, output=tmp_path / "no"
+        )
+
+
+def test_classes_with_fewer_samples_than_shots_are_told(tmp_path):
+    X, y = features(60, D, 2)
+    y[:] = 0
+    y[:3], y[3:13] = 1, 2
+    cache = write_cache(tmp_path / "x.h5", X, [class_target(y)])
+    result = fit_heads(cache, C=0.1, shots=[1, 5], repeats=2, output=tmp_path / "heads")
+    (note,) = [note for note in result.notes if note.code == "fewer-shots"]
+    assert list(note.details["classes"].values()) == [3]
 
 
 def test_names_that_a_file_system_cannot_tell_apart_are_files_of_their_own(tmp_path):
