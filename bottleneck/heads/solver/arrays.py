@@ -151,9 +151,13 @@ def softmax(z: Array) -> Array:
 
 
 def solve_triangular(R: Array, b: Array, *, upper: bool) -> Array:
-    """Return R⁻¹ b for triangular matrices R (A, m, m) and right sides b (A, m, k)."""
+    """Return R⁻¹ b for triangular matrices R (A, m, m) and right sides b (A, m, k).
+
+    NumPy has LAPACK's general solver alone. Of an upper triangle it exchanges no rows, and computes what a
+    solver of triangles does. Of a lower one it would, and take some with small diagonals for singular.
+    """
     if isinstance(R, np.ndarray):
-        return np.linalg.solve(R, b)  # LAPACK's general solver, m³ / 3 operations; m is small
+        return np.linalg.solve(R, b) if upper else np.linalg.solve(R[:, ::-1, ::-1], b[:, ::-1])[:, ::-1]
     return _torch().linalg.solve_triangular(R, b, upper=upper)
 
 

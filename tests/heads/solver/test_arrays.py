@@ -1,6 +1,7 @@
 """Which library computes, and what the two do differently."""
 
 import numpy as np
+import pytest
 import torch
 
 from bottleneck.heads.solver import arrays
@@ -42,3 +43,13 @@ def test_functions_that_differ_agree_with_float64(place):
     np.testing.assert_allclose(to_numpy(inverse), np.linalg.inv(blocks), atol=1e-10)
     blocks[1, 0, 0] = -1
     assert arrays.inverse_of_positive(place.array(blocks)) is None
+
+
+@pytest.mark.parametrize("upper", [True, False])
+def test_triangles_with_small_diagonals_are_solved_as_torch_does(upper):
+    """Those of steps that are nearly alike; LAPACK's general solver takes 50 of these for singular."""
+    generator = np.random.default_rng(0)
+    R = np.triu(generator.normal(size=(300, 10, 10)), 1) + 1e-3 * np.eye(10)
+    R, b = R if upper else R.swapaxes(1, 2), generator.normal(size=(300, 10, 1))
+    expected = torch.linalg.solve_triangular(torch.from_numpy(R), torch.from_numpy(b), upper=upper).numpy()
+    np.testing.assert_allclose(arrays.solve_triangular(R, b, upper=upper), expected, rtol=1e-9)
