@@ -234,8 +234,10 @@ class Training:
         slopes = slope.split([len(output) for output in outputs])
         for part in pool.run(gradients, zip(outputs, slopes, strict=True)):
             for parameter, gradient in zip(parameters, part, strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                if parameter.grad is not None and gradient is not None:
+                    parameter.grad.add_(gradient)
+                elif gradient is not None:  # a copy: parameters that are added up have one tensor together
+                    parameter.grad = gradient.clone()
         return logits.detach(), loss.detach()
 
     def _diverges(self, loss: float) -> bool:

@@ -131,6 +131,24 @@ def test_threads_take_parts_of_a_batch_in_bfloat16_where_samples_are_independent
     np.testing.assert_allclose(*losses, rtol=0.02)
 
 
+def test_parameters_that_share_a_gradient_get_the_one_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(threads, "available_cores", lambda: 3)
+    gradients = []
+    for pool in (None, threads.WorkerPool()):
+        job = training()
+        job.module.dropout.p = 0.0
+        added = [torch.nn.Parameter(torch.zeros(job.objective.classes)) for _ in range(3)]
+        job.module.head.register_forward_hook(
+            lambda layer, inputs, out, p=added: out + (p[0] + p[1]) + p[2].sum()
+        )
+        job.optimizer.add_param_group({**job.optimizer.param_groups[0], "params": added})
+        job._pool = pool
+        job.update(next(iter(job.train.epoch(1))))
+        gradients.append([parameter.grad.numpy() for parameter in added])
+    for whole, parts in zip(*gradients, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
+
+
 def test_the_checkpoint_of_another_run_is_not_used(tmp_path):
     run(tmp_path)
     job = training(checkpoint=Checkpoint(tmp_path / "run.safetensors", "another"))
