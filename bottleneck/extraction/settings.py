@@ -18,7 +18,7 @@ from bottleneck.data.source import Source
 from bottleneck.errors import SourceError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, FAST
-from bottleneck.remote.path import path_of
+from bottleneck.remote.path import output_path
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
 
 LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
@@ -181,7 +181,7 @@ def default_cache(source: Source, config: ExtractConfig) -> Path:
 
 def cache_path(source: Source, cache: str | Path | None, config: ExtractConfig) -> Path:
     """Return the file to write: `cache`, or the default one; each shard has a file of its own."""
-    path = path_of(cache) if cache is not None else default_cache(source, config)
+    path = output_path(cache) if cache is not None else default_cache(source, config)
     shard = source.samples.shard
     if shard is None:
         return path

@@ -18,6 +18,7 @@ from bottleneck.remote.filesystem import RemoteStore, Replaced, access_hint, is_
 from bottleneck.remote.retries import Retrier
 from bottleneck.remote.urls import one_line, without_secrets
 
+_SCHEMES = re.compile(r"[a-z][a-z0-9+.]+(::[a-z][a-z0-9+.]+)*:", re.IGNORECASE)
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(?=[^/])", re.IGNORECASE)  # a drive of Windows is one letter
 
 
@@ -39,6 +40,21 @@ def path_of(given: str | os.PathLike[str]) -> Path:
             "Give a plain URL, and access by the settings of its store.",
         )
     return RemotePath(url)
+
+
+def output_path(given: str | os.PathLike[str]) -> Path:
+    """Return the path of a cache to be written, as `path_of`.
+
+    Raises CacheError as well for a URL of no store over a network, which would be a folder called `memory:`.
+    """
+    path = path_of(given)
+    first = "" if isinstance(path, RemotePath) or not path.parts else path.parts[0]
+    if _SCHEMES.fullmatch(first) and not os.path.exists(first):
+        raise CacheError(
+            f"{os.fspath(given)} is no URL that a cache is written to.",
+            "Give one such as s3://bucket/photos.h5 or gs://bucket/photos.h5 with -o, or a path.",
+        )
+    return path
 
 
 class RemotePath(type(Path())):  # type: ignore[misc]  # the class of this system's paths

@@ -16,7 +16,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError, Note
 from bottleneck.files import require_space, write_whole
-from bottleneck.remote.path import RemotePath, path_of
+from bottleneck.remote.path import RemotePath, output_path, path_of
 from bottleneck.store import consolidate
 from bottleneck.store.cachefile import CacheFile, find_companions
 from bottleneck.store.join import common_root, join_failures, join_images, join_samples, join_shards
@@ -69,7 +69,7 @@ def merge(
         Keys clash, the sources have no folder in common, `out` is another cache or that of an interrupted
         run, or the disk has no room.
     """
-    given, target = [path_of(path) for path in paths], path_of(out)
+    given, target = [path_of(path) for path in paths], output_path(out)
     if len(given) < 2:
         raise CacheError(f"Merging takes two caches or more, got {len(given)}.")
     if target.exists() and not any(_is_same(path, target) for path in given):

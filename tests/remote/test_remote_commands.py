@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bottleneck import FeatureCache, compare, extract, finetune, fit_heads
 from bottleneck.cli.main import group
 from bottleneck.data.kept_images import KeptImages
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, CacheError
 from bottleneck.extraction.feature_extractor import FeatureExtractor
 from bottleneck.store.merge import merge
 from tests.helpers.photographs import photograph, write_photographs
@@ -161,3 +161,17 @@ def test_the_feature_extractor_keeps_its_cache_here(s3, url, photos):
     with pytest.raises(BottleneckError, match=rf"on this machine; got {url}\. Give"):
         extractor.fit_transform([str(path) for path in photos.rglob("*.jpg")][:4])
     assert os.listdir() == ["photos"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["s3://", "memory://x.h5", "dir://a/x.h5", "zip://x.h5::a.zip", "simplecache::s3://b/x.h5"],
+)
+def test_a_url_of_no_store_is_no_folder_of_this_machine(given, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(CacheError, match="is no URL that a cache is written to"):
+        extract(photos, given, backbone="small_cnn")
+    with pytest.raises(CacheError, match="is no URL that a cache is written to"):
+        merge(["a.h5", "b.h5"], given)
+    assert set(tmp_path.iterdir()) == before
