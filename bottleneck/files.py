@@ -122,7 +122,7 @@ def require_no_url(path: Path) -> None:
     """Raise WriteError if an output file or folder is a URL, and not a path of this machine like one."""
     if URL.match(str(path)) and not path.parent.exists():
         raise WriteError(
-            f"{path} is a URL, and only a cache is written to one.",
+            f"{str(path).replace(':/', '://', 1)} is a URL, and only a cache is written to one.",
             "Give a path of this machine, and copy what is written there.",
         )
 

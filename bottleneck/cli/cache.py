@@ -33,7 +33,7 @@ def info(terminal: Terminal, cache: str) -> None:
         "decoding": values["decoding"],
         "source": values["source"],
         "images": values["images"],
-        "samples": ", ".join(f"{count:,} {split}" for split, count in values["splits"].items()),
+        "samples": ", ".join(f"{count:,} {split}" for split, count in values["splits"].items()) or 0,
         "failures": len(values["failures"]),
         "fingerprint": values["fingerprint"],
         "created with": values["created_with"],

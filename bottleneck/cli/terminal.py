@@ -371,7 +371,8 @@ def data_sheet_lines(data: dict[str, Any]) -> Iterator[RenderableType]:
         if target["unlabelled"]:
             yield f"Target {name}: {target['unlabelled']:,} samples without a label."
     if not data["targets"]:
-        yield "Targets: none. Samples: " + ", ".join(f"{data['splits'][name]:,} {name}" for name in splits)
+        counts = ", ".join(f"{data['splits'][name]:,} {name}" for name in splits)
+        yield f"Targets: none. Samples: {counts or 'none'}"
     used = {role: names for role, names in data["columns"].items() if names}
     if used:
         yield "Columns: " + "; ".join(f"{role} {', '.join(names)}" for role, names in used.items())

@@ -155,7 +155,7 @@ def fit_heads(
             complete, left = without_rows(complete, found.rows), found.record(opened)
             notes += found.notes(opened)
         samples, unseen = with_training_classes(complete, targets)
-        train, requested = training_samples(samples, targets, Path(cache))
+        train, requested = training_samples(samples, targets, opened.path)
         notes += [*unseen, *_left_out(config, requested), *_unused(config, requested)]
         notes += _fewer_shots(config, requested)
         problems = [

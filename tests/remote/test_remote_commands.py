@@ -144,14 +144,25 @@ def test_train_takes_a_cache_at_a_url(s3, url, photos):
 )
 def test_other_outputs_stay_on_this_machine(s3, photos, arguments):
     extract(photos, "near.h5", val_fraction=0.25, **SMALL)
-    with pytest.raises(BottleneckError, match=r"s3:/\S+ is a URL.* Give a path of this machine"):
+    with pytest.raises(BottleneckError, match=r"^s3://\S+ is a URL.* Give a path of this machine"):
         CliRunner().invoke(group, [each.format(s3.url) for each in arguments], catch_exceptions=False)
     assert not Path("s3:").exists()
     assert s3.keys() == []
 
 
+def test_errors_name_the_url(s3, url, photos):
+    for image in (photos / "a").iterdir():
+        image.rename(photos / image.name)
+    for image in (photos / "b").iterdir():
+        image.unlink()
+    (photos / "b").rmdir()
+    extract(photos, url, **SMALL)
+    with pytest.raises(BottleneckError, match=rf"^{url} holds no labels"):
+        fit_heads(url, output="heads")
+
+
 def test_images_are_kept_on_this_machine(s3, photos):
-    with pytest.raises(BottleneckError, match=r"s3:/\S+/kept is a URL"):
+    with pytest.raises(BottleneckError, match=r"^s3://\S+/kept is a URL"):
         KeptImages(f"{s3.url}/kept")
     assert os.listdir() == ["photos"]
 
