@@ -29,7 +29,8 @@ FEWER = {
     "compare": ["--epochs", "1", "--seeds", "1"],
     "finetune": ["--epochs", "1"],
     "scratch": ["--epochs", "1", "--depth", "1"],
-    "transfer-study": ["--epochs", "1", "--seeds", "1"],
+    # Images of val and epochs enough for the study to see that its networks have learnt
+    "transfer-study": ["--seeds=1", "--epochs=30", "--val-fraction=0.5", "--share=0.5", "--image-size=32"],
     "train": ["--cv", "2"],
 }
 INSTEAD = {"cuda:0": "cpu", "cuda:1": "cpu", "1,2,5,10,50": "1,2,3,5,10"}
@@ -132,11 +133,12 @@ STEPS = list(steps())
 
 def run(arguments):
     """What a call prints, with flags that make it quick."""
-    command, _, _ = command_of(arguments)
+    command, _, context = command_of(arguments)
     options = {item.name: item.opts[-1] for item in command.params if isinstance(item, click.Option)}
-    more = list(FEWER.get(command.name, []))
+    more = list(FEWER.get(context.info_name, []))
     for name, value in QUICK.items():
-        if name in options and options[name] not in arguments and command.name != "inspect":
+        given = any(word.startswith(options.get(name, name)) for word in [*arguments, *more])
+        if name in options and not given and context.info_name != "inspect":
             more += [options[name], value]
     arguments = [*(there(INSTEAD.get(word, word)) for word in arguments), *more]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
