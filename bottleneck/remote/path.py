@@ -20,17 +20,14 @@ from bottleneck.remote.urls import one_line, without_secrets
 
 _SCHEMES = re.compile(r"[a-z][a-z0-9+.]+(::[a-z][a-z0-9+.]+)*:", re.IGNORECASE)
 _URL = re.compile(r"([a-z][a-z0-9+.]+):/+(?=[^/])", re.IGNORECASE)  # a drive of Windows is one letter
-_NO_BUCKET = re.compile(r"[a-z][a-z0-9+.]+:/+", re.IGNORECASE)
 
 
 def path_of(given: str | os.PathLike[str]) -> Path:
     """Return the path of a file of this machine, or a `RemotePath`.
 
-    Raises CacheError where a URL names no file, or has a password, signature or token, which would be shown.
+    Raises CacheError where a URL has a password, signature or token, which results would then show.
     """
     text = os.fspath(given)
-    if _NO_BUCKET.fullmatch(text) and not os.path.exists(text):
-        raise CacheError(f"{text} names no file.", "Give a URL such as s3://bucket/photos.h5.")
     found = _URL.match(text)
     if isinstance(given, RemotePath) or found is None or os.path.exists(text):
         return given if isinstance(given, RemotePath) else Path(given)

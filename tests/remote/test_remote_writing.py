@@ -350,7 +350,6 @@ def test_rows_may_stay_in_parts_at_a_url(s3, url, tmp_path):
             "s3://bucket",
             "s3://bucket is no file in a bucket. Give one with -o, such as s3://bucket/photos.h5",
         ),
-        ("s3://", "s3:// names no file. Give a URL such as s3://bucket/photos.h5"),
         (
             "https://host.example/x.h5",
             "https://host.example/x.h5 cannot be written: its store is only read. Give",
