@@ -199,6 +199,7 @@ def _folders() -> list[Folder]:
         "lists of networks": cache / "listings",
         "races of engines": cache / "races",
         "trusted sources": cache / "sources",
+        "caches to be uploaded": cache / "staging",
         "weights of torchvision": torch / "hub" / "checkpoints",
         "weights of timm": Path(os.environ.get("HF_HOME") or base / "huggingface") / "hub",
         "caches below this folder": Path("cache"),

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 import bottleneck
 from bottleneck import installation, processor
 from bottleneck.cli.main import group
+from bottleneck.remote.path import path_of
+from bottleneck.store.staging import staging_folder
 
 KEYS = {"versions", "cores", "vector_units", "engines", "extras", "folders", "free_bytes", "notes"}
 
@@ -64,6 +66,15 @@ def test_home_and_user_are_not_shown(monkeypatch, tmp_path):
     assert (graphs.path, graphs.files, graphs.bytes) == ("~/cache/graphs", 2, 1000)
     assert found.environment["PYTHONPATH"].split(os.pathsep)[:2] == ["~/src", "/data/USER/src"]
     assert str(home) + os.sep not in json.dumps(found.to_json(), default=str, ensure_ascii=False)
+
+
+def test_what_a_stopped_run_left_of_a_cache_at_a_url_is_told(monkeypatch, tmp_path):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path))
+    folder = staging_folder(path_of("s3://bucket/x.h5"))
+    folder.mkdir(parents=True)
+    (folder / "x.h5").write_bytes(bytes(1000))
+    (found,) = [each for each in bottleneck.doctor().folders if each.what == "caches to be uploaded"]
+    assert (found.files, found.bytes) == (1, 1000)
 
 
 def test_an_engine_says_why_it_is_not_there(monkeypatch):
