@@ -20,7 +20,7 @@ flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folde
 folders-without-images foreign-files-left head-kept head-without-checksum
 heads-left-out host-given-up images-failed images-in-other-shards
 images-kept images-not-kept images-not-measured images-not-shown images-outside-classes
-images-unread images-unreadable images-without-prediction input-scales joined-as-json
+images-unread images-unreadable images-without-prediction input-scales int8-float-layers joined-as-json
 joined-by-other-separator judged-approximately label-rows-without-sample
 label-separator-unused labels-hard-to-judge labels-look-like-several labels-not-judged labels-not-used
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes

@@ -147,6 +147,12 @@ def int8_engine(
     if calibration and before | calibration | measured != before | details | measured:
         raise EngineError(f"the cache's rows were calibrated as {calibration}, this engine as {details}")
     engine.calibration = calibration or details
+    if not calibration and details["float_layers"]:
+        text = (
+            f"int8: the first {details['float_layers']} convolutions stay in float32, with which features of "
+            "the calibration images agree better with those of float32; the network is slower for it."
+        )
+        engine.notes = (Note("int8-float-layers", text, details={"float_layers": details["float_layers"]}),)
     return engine
 
 

@@ -195,6 +195,7 @@ def test_int8_agrees_and_says_on_what_it_was_calibrated(shared_graphs):
     assert min(engine.agreement.values()) >= 0.98
     assert (engine.calibration["images"], engine.calibration["images_held_out"]) == (12, 4)
     assert engine.calibration["float_layers"] == 0
+    assert engine.notes == ()
     pixels = photos(8, seed=5)
     for rows, reference in zip(engine(pixels), eager(TinyExtractor(), pixels), strict=True):
         rows, reference = rows.reshape(8, -1), reference.reshape(8, -1)
@@ -234,7 +235,11 @@ def test_int8_leaves_the_first_layers_in_float32_where_that_agrees_better(graphs
     engine = build_engine(WideAtFirst, photos(16), **flags)
     assert engine.calibration["float_layers"] == 3
     assert engine.calibration["cosine"][0] >= 0.99
+    assert [(note.code, note.details) for note in engine.notes] == [
+        ("int8-float-layers", {"float_layers": 3})
+    ]
     later = build_engine(refuse_to_make, photos(3, seed=9), calibration=engine.calibration, **flags)
+    assert later.notes == ()
     np.testing.assert_array_equal(engine(photos(4))[0], later(photos(4))[0])
 
 
