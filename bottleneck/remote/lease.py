@@ -54,9 +54,15 @@ class Lease:
         self._begun = datetime.now(UTC).isoformat(timespec="seconds")
         with suppress(FileExistsError):  # another writer, or an answer to us was lost: reading it tells
             self._write(create=there is None)
-        if not is_own or there is None or there["expires"] < time.time():  # others may take it, too
-            time.sleep(SETTLED)
-        self._require_own()
+        try:
+            if not is_own or there is None or there["expires"] < time.time():  # others may take it, too
+                time.sleep(SETTLED)
+            self._require_own()
+        except KeyboardInterrupt:
+            with suppress(CacheError):
+                self._require_own()
+                self._write(expires=0.0)
+            raise
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="cache-lease", daemon=True)
         self._thread.start()

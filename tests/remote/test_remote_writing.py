@@ -279,6 +279,20 @@ def test_after_ctrl_c_any_machine_goes_on_at_once(s3, url, machine):
     assert content(url) == world_of(COUNT).expected(NODES)
 
 
+def test_ctrl_c_while_the_lease_is_taken_keeps_nobody_off(s3, url, machine, monkeypatch):
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lease.time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            write(url, world_of(2))
+    machine("two")
+    notes = write(url, world_of(COUNT))
+    assert notes.keys() == {"cache-uploaded"}
+    assert content(url) == world_of(COUNT).expected(NODES)
+
+
 def test_a_lease_is_renewed(s3, url, monkeypatch):
     monkeypatch.setattr(lease, "RENEWED", 0.01)
     with opened(url):
