@@ -41,6 +41,10 @@ def info(terminal: Terminal, cache: str) -> None:
     for name, node in values["nodes"].items():
         if (measured := node["decoding_agreement"]) and measured["cosine"] is not None:
             shown[f"{name}: cosine with exact decoding"] = f"{measured['cosine']:.4f}"
+        calibration = node["calibration"]
+        cosines = calibration.get("cosine") if isinstance(calibration, dict) else None
+        if isinstance(cosines, list) and cosines and all(isinstance(each, float | int) for each in cosines):
+            shown[f"{name}: least cosine with float32"] = f"{min(cosines):.4f}"
     if not values["finished"]:
         shown["state"] = "unfinished: the rows that were committed so far"
     nodes = [

@@ -132,10 +132,11 @@ def _counts(target: Target, among: np.ndarray) -> np.ndarray:
 def _note_unseen(target: Target, unseen: dict[str, int]) -> Note:
     left_out = sum(unseen.values())
     what = "classes" if target.kind == "class" else "labels"
+    measured = f", and {left_out:,} answers in other splits are not measured" if left_out else ""
     return Note(
         "classes-without-training-samples",
         f"Target {target.name!r}: {shown(list(unseen))} with no training sample: these {what} take no part "
-        f"in the fit, and {left_out:,} answers in other splits are not measured. Add train samples of them.",
+        f"in the fit{measured}. Add train samples of them.",
         changes_result=True,
         details={"target": target.name, "unseen": unseen},
     )

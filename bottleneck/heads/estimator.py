@@ -142,8 +142,8 @@ class LinearHead(ClassHead):
     def _samples(self, X: Any, y: Any, least: int = 2) -> tuple[RowReader, np.ndarray]:
         rows, codes = super()._samples(X, y, least)
         if len(self.classes_) < 2:
-            name = type(self).__name__
-            raise ValueError(f"{name} needs two classes or more, got one class: {self.classes_[0]!r}.")
+            name, found = type(self).__name__, self.classes_.tolist()[0]
+            raise ValueError(f"{name} needs two classes or more, got one class: {found!r}.")
         return rows, codes
 
     def _set_linear_fit(self, fit: HeadFit) -> None:

@@ -17,7 +17,7 @@ _lacking: set[str] = set()
 
 def add_lacking(characters: Iterable[str]) -> None:
     """Remember characters that a written figure shows as code points."""
-    _lacking.update(characters)
+    _lacking.update(each for each in characters if each.isprintable())  # others have no glyph anywhere
 
 
 def take_note() -> Note | None:

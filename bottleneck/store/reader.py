@@ -401,7 +401,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict with cache, finished, backbone, preprocess, decoding, fingerprint, source_root, source, created_with,
     images, samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None,
-    nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe, decoding_agreement}},
+    nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe, calibration,
+    decoding_agreement}},
     targets {name: {kind, classes, class_names, labelled}}, covariates,
     failures {key: reason}
     """
@@ -434,6 +435,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
                     "map": node.is_map,
                     "views": 0 if node.views is None else node.views["count"],
                     "recipe": node.views,
+                    "calibration": node.calibration,
                     "decoding_agreement": node.decoding_agreement,
                 }
                 for name, node in cache.nodes.items()

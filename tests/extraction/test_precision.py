@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 from bottleneck import FeatureCache, extract
+from bottleneck.cli.main import group
 from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
 from bottleneck.errors import EngineError, FingerprintError
 from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.reader import describe
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -39,6 +42,10 @@ def test_new_images_join_int8_features_of_several_nodes(folder, tmp_path, monkey
     with FeatureCache(path) as cache, FeatureCache(exact.cache) as other:
         first, second = (cache.nodes[name] for name in nodes)
         assert (first.precision, first.calibration) == ("int8", second.calibration)
+        assert describe(path)["nodes"]["bottleneck"]["calibration"] == first.calibration
+        info = CliRunner().invoke(group, ["cache", "info", str(path)], env={"COLUMNS": "200"})
+        assert "least cosine" in info.output
+        assert f"{min(first.calibration['cosine']):.4f}" in info.output
         assert [engine.calibration for engine in built[1:]] == [first.calibration] * 2  # one for each run
         for name in nodes:
             rows, truth = (each.to_numpy(name)[0].astype(float) for each in (cache, other))

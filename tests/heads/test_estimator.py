@@ -121,3 +121,8 @@ def test_an_impossible_penalty_is_refused(C):
     X, y = features(60, 6, 2)
     with pytest.raises(FitError, match="expected auto"):
         LogisticHead(C=C).fit(X, y)
+
+
+def test_one_class_is_named_as_python_writes_it():
+    with pytest.raises(ValueError, match=r"got one class: 0\.$"):
+        LogisticHead().fit(np.eye(3), np.zeros(3, int))

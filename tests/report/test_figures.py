@@ -59,7 +59,7 @@ def test_a_figure_says_where_a_font_is_lacking(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "_characters", lambda: frozenset(range(128)))
     take_note()  # of the tests before
     written = []
-    for names in (("개미", "bee"), ("ant", "bee")):
+    for names in (("개미", "bee\n"), ("ant", "bee")):
         path = confusion_matrix(np.eye(2, dtype=int), names, tmp_path / f"{names[0]}.svg")
         written.append(path.read_text(encoding="utf-8"))
     assert [figures.LACK[4:40] in text for text in written] == [True, False]

@@ -185,8 +185,9 @@ def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[in
         return known, (), ()
     names = [target.class_names[code] for code in np.unique(target.values[rows[~known]])]
     text = (
-        f"{int((~known).sum()):,} labels are not judged: all samples of {', '.join(map(repr, names[:5]))}"
-        f"{' …' if len(names) > 5 else ''} are in one fold; the head without them does not know the class."
+        f"Not judged: {int((~known).sum()):,} of {len(known):,} labels, as all samples of "
+        f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''} are in one fold; the head "
+        "without them does not know the class."
     )
     return known, (), (Note("labels-not-judged", text, details={"classes": names}),)
 
