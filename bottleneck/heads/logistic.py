@@ -191,7 +191,10 @@ class _Sweep:
         problem = self.problems[i]
         coef, intercept = problem.head(np.stack([to_numpy(columns) for columns, _ in fits]))
         head = (self.design.on_features(coef), intercept.astype(np.float64), self.standard)
-        converged = all(bool(converged) for _, converged in fits)
+        # A label that all samples share has its optimum at infinity, which `labels-of-all-samples` tells.
+        values = problem.target.values[problem.target.labelled]
+        alike = problem.target.kind == "multilabel" and (values == values[:1]).all(axis=0)
+        converged = bool(np.all([ok for _, ok in fits] | np.asarray(alike)))
         C, library = self.solutions[result.chosen].C, self.design.place.library
         return HeadFit.linear("logistic", problem, head, C, result, converged, library=library)
 

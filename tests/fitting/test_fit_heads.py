@@ -175,6 +175,18 @@ def test_options_that_change_nothing_in_a_head_are_told(tmp_path):
         )
 
 
+def test_a_label_of_all_samples_is_no_lack_of_convergence(tmp_path):
+    X, y = features(60, D, 2)
+    tags = Target(
+        "tags", "multilabel", np.stack([y, np.ones(60, int)], axis=1).astype(np.uint8), ("b", "all")
+    )
+    cache = write_cache(tmp_path / "x.h5", X, [tags])
+    result = fit_heads(cache, C=0.1, output=tmp_path / "heads")
+    told = {note.code for note in result.notes}
+    assert "labels-of-all-samples" in told
+    assert "not-converged" not in told
+
+
 def test_classes_with_fewer_samples_than_shots_are_told(tmp_path):
     X, y = features(60, D, 2)
     y[:] = 0
