@@ -109,6 +109,17 @@ class Target:
         """Return the target of the samples `rows` (indices or a mask)."""
         return replace(self, values=self.values[rows])
 
+    def answer(self, row: int) -> str | float | None:
+        """Return the class, number or labels (joined by |) of a sample, None where it is unlabelled."""
+        value = self.values[row]
+        if not self.take(np.array([row])).labelled[0]:
+            return None
+        if self.kind == "class":
+            return self.class_names[value]
+        if self.kind == "regression":
+            return float(value)
+        return "|".join(self.class_names[k] for k in np.flatnonzero(value == 1))
+
     def as_numbers(self) -> Target:
         """Return a regression target of the class names. Raise SourceError unless all are numbers.
 

@@ -12,7 +12,7 @@ cache-uploaded candidates-left-out characters-not-drawn choice-kept chosen chose
 class-for-most-samples class-in-one-group class-named-like-split class-named-unknown
 class-shares-left-out classes-merged classes-not-measured classes-without-training-samples
 column-found-by-other-spelling column-passed-over columns-renamed copies-across-splits
-copies-left-out coverage-off coverage-without-flip decoding-not-scaled decoding-scaled
+copies-labelled-twice copies-left-out coverage-off coverage-without-flip decoding-not-scaled decoding-scaled
 dependencies-missing disk-nearly-full
 engine-forced epochs-extended explained-approximately extraction-unfinished fast-is-fp32 fewer-folds
 fewer-shots fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed

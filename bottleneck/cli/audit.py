@@ -135,13 +135,20 @@ def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
         if rows:
             parts += [table(title, columns, rows), *_more(len(flagged))]
     if result.duplicates["items"]:
-        copies = result.duplicates["items"]
+        copies = list(result.duplicates["items"])
         leaks = {tuple(item["images"]) for item in result.leaks["items"] if "images" in item}
+        copies.sort(key=lambda item: "labels" not in item)
         rows = [
-            [*item["images"], item["cosine"], "in two splits" if tuple(item["images"]) in leaks else ""]
+            [
+                *item["images"],
+                item["cosine"],
+                " or ".join(map(str, item.get("labels", ()))),
+                "in two splits" if tuple(item["images"]) in leaks else "",
+            ]
             for item in copies[:SHOWN]
         ]
-        parts += [table("Copies", ("image", "and", "cosine", ""), rows), *_more(len(copies))]
+        of_copies = ("image", "and", "cosine", "labels", "")
+        parts += [table("Copies", of_copies, rows), *_more(len(copies))]
     confusable = [item for item in result.confusable["items"] if item["flag"]]
     if confusable:
         rows = [[*item["classes"], item["score"]] for item in confusable[:SHOWN]]

@@ -131,7 +131,7 @@ def because(
                             {
                                 "sample": samples.key[rows[i]],
                                 "image": images[i],
-                                "given": _given(target, i),
+                                "given": target.answer(i),
                                 "pull": float(pull[i]),
                             }
                             for i in strongest
@@ -229,13 +229,3 @@ def _wanted(
                 (index, of, head.class_names[code], None if other is None else head.class_names[other])
             )
     return wanted
-
-
-def _given(target: Target, row: int) -> str | float:
-    """Return the answer of a training sample; several labels joined by |."""
-    value = target.values[row]
-    if target.kind == "class":
-        return target.class_names[value]
-    if target.kind == "regression":
-        return float(value)
-    return "|".join(target.class_names[k] for k in np.flatnonzero(value == 1))

@@ -3,7 +3,7 @@
     python -m tests.benchmarks [--short] [--only NAME]… [--json F] [--against F]
 
 Every module here with a function `rows(short)` takes part, in a process of its own. The short form runs those
-of `SHORT`, in less than 10 minutes on two cores that nothing else uses. A part that fails is a row with its
+of `SHORT`, in about 10 minutes on two cores that nothing else uses. A part that fails is a row with its
 reason, the others go on, and the exit code is 1. Figures are kept per machine in docs/measured/, from which
 the page is made.
 """
@@ -86,7 +86,7 @@ def run_part(name: str, short: bool, command: tuple[str, ...] = ()) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--short", action="store_true", help="smaller sizes, less than 10 minutes")
+    parser.add_argument("--short", action="store_true", help="smaller sizes, about 10 minutes")
     parser.add_argument("--only", action="append", choices=parts(), metavar="NAME", help=", ".join(parts()))
     parser.add_argument("--json", type=Path, help="file for the rows of this run")
     parser.add_argument("--against", type=Path, help="such a file: name ratios outside of its spread")

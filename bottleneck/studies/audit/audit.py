@@ -31,10 +31,12 @@ from bottleneck.studies.audit.copies import (
     compared,
     duplicates_of,
     find_copies,
+    labels_note,
     leaking_copies,
     leaks_of,
     node_notes,
     splits_of_images,
+    with_labels,
 )
 from bottleneck.studies.audit.images import NEIGHBOURS, beyond_fence, outlier_scores
 from bottleneck.studies.audit.judged import Judged, fitted, from_head
@@ -56,7 +58,8 @@ class AuditResult:
         `score` is the held-out probability of the given label, of all its mean; `wrong` the probability that
         the label is wrong, and `share` the estimated share of wrong labels (`label_noise`). `self_test`
         counts labels that were changed at random, and those of them that would be flagged.
-    duplicates : items {images, exact, cosine}: pairs of images that are the same or nearly.
+    duplicates : items {images, exact, cosine}: pairs of images that are the same or nearly; with `labels`
+        where the two have different ones.
     leaks : pairs of them in two splits, and groups in two; with the accuracy on test with and without them.
     outliers : items {image, split, score}: the mean distance to the nearest images of train.
     confusable : items {classes, score, interval}: the share of the two classes' samples that are held for the
@@ -189,8 +192,10 @@ def _audited(
     split_of = splits_of_images(cache)
     images = compared(cache, node, split_of, reporter)
     copies = find_copies(cache, images, config)
+    if judged is not None:
+        copies = with_labels(copies, judged.task)
     odd, notes = odd_images(cache, split_of, config.odd)
-    notes += node_notes(cache, node)
+    notes += [*node_notes(cache, node), *labels_note(copies)]
     nothing: Issue = {"flag": 0, "score": 0.0, "items": []}
     leaks = leaking_copies(copies, split_of)
     common: dict[str, Any] = {

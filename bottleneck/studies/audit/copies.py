@@ -26,6 +26,7 @@ from bottleneck.studies.audit.judged import Judged
 from bottleneck.studies.study_config import AuditConfig
 from bottleneck.threads import trim_memory
 from bottleneck.trials.heads import measured, outputs_of
+from bottleneck.trials.task import Task
 
 Issue = dict[str, Any]  # {flag, …, items: [{…, score, flag}]} of one kind
 
@@ -104,6 +105,38 @@ def splits_of_images(cache: FeatureCache) -> dict[str, set[str]]:
 def duplicates_of(cache: FeatureCache, copies: list[dict[str, Any]]) -> Issue:
     """Return the copies as an issue; the score of all is pairs per image."""
     return {"flag": len(copies), "score": len(copies) / len(cache.images), "items": copies}
+
+
+def with_labels(copies: list[dict[str, Any]], task: Task) -> list[dict[str, Any]]:
+    """Return the copies; where the labels of the two images differ, with these as `labels`.
+
+    Samples of several images have a label together, and none of theirs is compared.
+    """
+    images, keys = task.samples.image, task.cache.images.key
+    if images.shape[1] > 1:
+        return copies
+    row_of = {keys[image]: row for row, image in enumerate(images[:, 0])}
+    found = []
+    for copy in copies:
+        rows = [row_of[image] for image in copy["images"] if image in row_of]
+        labels = [task.target.answer(row) for row in rows]
+        differ = len(labels) == 2 and None not in labels and labels[0] != labels[1]
+        found.append(copy | {"labels": labels} if differ else copy)
+    return found
+
+
+def labels_note(copies: list[dict[str, Any]]) -> list[Note]:
+    """Return a note where copies have other labels: one of the two is wrong, or both classes are meant."""
+    differing = [copy for copy in copies if "labels" in copy]
+    if not differing:
+        return []
+    first = differing[0]
+    pair = " and ".join(
+        f"{key} ({label})" for key, label in zip(first["images"], first["labels"], strict=True)
+    )
+    pairs = "1 pair of copies has" if len(differing) == 1 else f"{len(differing):,} pairs of copies have"
+    text = f"{pairs} two labels, such as {pair}: look which is right, or leave one out with --without."
+    return [Note("copies-labelled-twice", text, details={"pairs": len(differing)})]
 
 
 def leaking_copies(copies: list[dict[str, Any]], split_of: dict[str, set[str]]) -> list[dict[str, Any]]:

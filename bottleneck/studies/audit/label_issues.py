@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from bottleneck.progress import Reporter
-from bottleneck.samples import Target
 from bottleneck.studies.audit.copies import Issue
 from bottleneck.studies.audit.images import centred, neighbourhood
 from bottleneck.studies.audit.judged import Judged
@@ -77,12 +76,5 @@ def _add_neighbours(judged: Judged, flagged: list[dict[str, Any]], reporter: Rep
     for item, found in zip(flagged, near.index, strict=True):
         nearest = [both[i] for i in found[:SHOWN_NEIGHBOURS] if i >= 0]
         item["neighbours"] = [
-            {"sample": task.samples.key[row], "given": _label(task.target, row)} for row in nearest
+            {"sample": task.samples.key[row], "given": task.target.answer(row)} for row in nearest
         ]
-
-
-def _label(target: Target, row: int) -> str:
-    """Return the label of a sample, several of them joined by |."""
-    if target.kind == "class":
-        return target.class_names[target.values[row]]
-    return "|".join(target.class_names[k] for k in np.flatnonzero(target.values[row] == 1))

@@ -96,7 +96,26 @@ def test_flagged_labels_come_with_the_nearest_samples_of_train(result, features)
         assert {each["sample"] for each in item["neighbours"]} <= {key(j) for j in nearest}
 
 
+def test_copies_with_two_labels_are_told_with_both(features, truth, tmp_path):
+    labels = truth.copy()
+    labels[209] = labels[66]
+    labels[200] = (labels[30] + 1) % CLASSES  # the copy of 30
+    path = write_cache(tmp_path / "c.h5", features, [class_target(labels, names=NAMES)], split=SPLIT)
+    found = audit(path)
+    (differing,) = [item for item in found.duplicates["items"] if "labels" in item]
+    named = dict(zip(differing["images"], differing["labels"], strict=True))
+    assert named == {key(i): NAMES[labels[i]] for i in (30, 200)}
+    (note,) = [note for note in found.notes if note.code == "copies-labelled-twice"]
+    assert note.details == {"pairs": 1}
+    assert f"{key(200)} ({NAMES[labels[200]]})" in note.message
+    printed = CliRunner().invoke(group, ["audit", str(path)], env={"COLUMNS": "120"}).stdout
+    assert any(
+        all(NAMES[labels[i]] in line for i in (30, 200)) for line in printed.splitlines() if " or " in line
+    )
+
+
 def test_copies_and_leaks_are_named(result):
+    assert not [note for note in result.notes if note.code == "copies-labelled-twice"]
     pairs = {tuple(sorted(item["images"])) for item in result.duplicates["items"]}
     assert pairs == {tuple(sorted((key(image), key(copy)))) for copy, image in COPIES.items()}
     (leak,) = [item for item in result.leaks["items"] if "images" in item]
