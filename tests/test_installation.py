@@ -13,6 +13,7 @@ import bottleneck
 from bottleneck import installation, processor
 from bottleneck.cli.main import group
 from bottleneck.remote.path import path_of
+from bottleneck.report.glyphs import add_lacking
 from bottleneck.store.staging import staging_folder
 
 KEYS = {"versions", "cores", "vector_units", "engines", "extras", "folders", "free_bytes", "notes"}
@@ -50,6 +51,12 @@ def test_tables_fit_80_columns():
     assert result.exit_code == 0
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert "onnxruntime" in result.stdout
+
+
+def test_what_earlier_figures_lacked_is_no_note_of_a_command():
+    add_lacking("개")
+    result = CliRunner().invoke(group, ["doctor", "--json"])
+    assert "characters-not-drawn" not in [note["code"] for note in json.loads(result.stdout)["notes"]]
 
 
 def test_home_and_user_are_not_shown(monkeypatch, tmp_path):

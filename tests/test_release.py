@@ -43,7 +43,7 @@ def test_the_wheel_runs_the_demo_and_the_tour_outside_of_the_source(tmp_path):
     done = subprocess.run(
         [python, "-m", "bottleneck", "demo"], cwd=tmp_path, env=environment, check=True, **CAUGHT
     )
-    report = done.stderr.strip().splitlines()[-1].removeprefix("Report: ")
+    report = done.stdout.strip().splitlines()[-1].removeprefix("Report: ")
     assert Path(report) == tmp_path / "bottleneck-demo" / "report.html"
     assert Path(report).is_file()
     tour = ["pytest", "-q", "-p", "no:cacheprovider", "--long", "-k", "README", "tests/test_walkthrough.py"]

@@ -184,6 +184,7 @@ def shows_results(function: Callable[..., None]) -> Callable[..., None]:
         *args: Any, as_json: bool, debug: bool, allow_local: bool, allow_remote: bool, **options: Any
     ) -> None:
         with allow(local=allow_local, remote=allow_remote):
+            take_note()  # of figures that this process drew before: no part of this command's result
             terminal = Terminal(as_json)
             with terminal.loading(click.get_current_context().info_name or ""):
                 function(terminal, *args, **options)
