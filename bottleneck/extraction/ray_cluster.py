@@ -177,7 +177,7 @@ def _connect(address: str, folder: str) -> list[Note]:
         except TokenError:
             _init(f"at {found}", address=AUTO)  # by this word, Ray takes the token that the user has
         return []
-    with _own_token():
+    with _own_token(), _full_priority():
         _init("of this machine", num_cpus=available_cores(), include_dashboard=False, _temp_dir=folder)
     text = "No Ray cluster was named or found: Ray was started on this machine alone, for this run."
     return [Note("ray-local", text)]
@@ -226,6 +226,22 @@ def _own_token() -> Iterator[None]:
     finally:
         for name in names:  # Ray sets the mode itself
             os.environ.pop(name, None)
+
+
+@contextmanager
+def _full_priority() -> Iterator[None]:
+    """Let workers of a Ray that is started in the block have the priority of this process, unless the user
+    has said otherwise. Ray would give them a niceness of 15, which costs a tenth of the rate and more.
+    """
+    name = "RAY_worker_niceness"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
 def _require_answer(address: str) -> None:

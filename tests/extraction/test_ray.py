@@ -245,6 +245,18 @@ def test_a_driver_that_is_stopped_resumes(nodes, tmp_path, number, code):
     assert rows_of(cache) == rows_of(alone(folder, tmp_path))
 
 
+@pytest.mark.parametrize(("given", "used"), [(None, "0"), ("5", "5")])
+def test_a_ray_that_is_started_here_has_the_priority_of_the_command(given, used, tmp_path, monkeypatch):
+    name, seen = "RAY_worker_niceness", []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    monkeypatch.setattr(ray_cluster, "_of_this_machine", lambda: None)
+    monkeypatch.setattr(ray_cluster, "_init", lambda where, **options: seen.append(os.environ.get(name)))
+    (note,) = ray_cluster._connect("auto", str(tmp_path))
+    assert (note.code, seen, os.environ.get(name)) == ("ray-local", [used], given)
+
+
 def test_ray_that_was_started_for_a_run_ends_with_it(tmp_path, monkeypatch):
     """Also where the path of the temporary folder is too long for a socket; it prints and leaves nothing."""
     folder, long = write_images(tmp_path / "images", 5), tmp_path / ("t" * 80)
