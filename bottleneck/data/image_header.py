@@ -92,4 +92,5 @@ def _is_exif(kind: bytes, chunk: bytes) -> bool:
 
 
 def too_large(size: str, allowed: int) -> ImageError:
+    """Return the error of an image of `size`, in words, where `allowed` pixels are the most."""
     return ImageError(f"has {size}, and {allowed:,} are allowed: scale it down")

@@ -66,6 +66,7 @@ def _least(width: int, height: int, scale: int) -> dict[str, int]:
 
 
 def is_own_jpeg(header: Image.Image, mode: str) -> bool:
+    """Return whether an image is a JPEG whose own mode is `mode`, which simplejpeg decodes."""
     return (
         isinstance(header, JpegImagePlugin.JpegImageFile) and mode == header.mode and mode in _COLOUR_SPACES
     )
