@@ -124,9 +124,9 @@ def int8_engine(
     EngineError if it is not available, and as `float_engine` does.
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
-    stored = graphs.load(key, "int8", pixels)
-    if stored is not None and not _has_layers(stored, calibration):
-        stored = None
+    keys = [(key, *kind) for kind in int8_keys(pixels, calibration)]
+    loaded = (graphs.load(*each) for each in keys)
+    stored = next((each for each in loaded if _has_layers(each, calibration)), None)
     if stored is None:
         if calibration and pixels != pixels_sha256(example):
             raise EngineError(
@@ -136,7 +136,9 @@ def int8_engine(
         graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
         counts = (calibration.get("float_layers", 0),) if calibration else attempts(graph)
         stored = _quantised(graph, exact, example, counts)
-        graphs.store(stored, key, "int8", pixels)
+        if not calibration and (before := graphs.load(*keys[0])) is not None:  # of before there was a choice
+            graphs.store(before, key, *int8_keys(pixels, before.details)[-1])
+        graphs.store(stored, *keys[-1])
     engine = _compared(stored, "int8", threads, runtime)
     details = stored.details
     if runtime != ONNXRUNTIME:  # whose cosine the stored graph has
@@ -156,12 +158,24 @@ def int8_engine(
     return engine
 
 
-def _has_layers(stored: StoredGraph, calibration: dict | None) -> bool:
+def int8_keys(pixels: str, calibration: dict | None) -> list[tuple[str, ...]]:
+    """Return under which keys, beside the network's, an int8 graph may be stored; a new one under the last.
+
+    The first has the graph whose float layers were chosen. One that has to have those of `calibration` has a
+    key with their number: two caches of the same images may have been made before and after there was a
+    choice, or on machines that chose differently. pixels : sha256 of the calibration images.
+    """
+    chosen = ("int8", pixels)
+    return [chosen, (*chosen, str(calibration.get("float_layers", 0)))] if calibration else [chosen]
+
+
+def _has_layers(stored: StoredGraph | None, calibration: dict | None) -> bool:
     """Return whether a graph has the float layers of `calibration`, or without one, whether they were chosen.
 
-    Those of before there was a choice have none. Two caches of the same images may have been made before and
-    after.
+    Those of before there was a choice have none.
     """
+    if stored is None:
+        return False
     if not calibration:
         return "float_layers" in stored.details
     return bool(stored.details.get("float_layers", 0) == calibration.get("float_layers", 0))

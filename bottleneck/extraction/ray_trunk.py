@@ -23,6 +23,7 @@ import numpy as np
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.source import Source
+from bottleneck.engines.graph_engine import int8_keys
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.errors import ClusterError, Note, SourceError
 from bottleneck.extraction.config import ExtractConfig
@@ -257,8 +258,8 @@ class RayTrunk(Trunk):
         """Yield the stored graphs of the engines of `nodes`, with their keys."""
         for group in self._groups(nodes):
             calibration, key = self._engines[group].calibration or {}, self.graph_key(group)
-            of_int8 = ("int8", calibration["pixels_sha256"]) if "pixels_sha256" in calibration else None
-            for kind in filter(None, [("fp32",), of_int8]):
+            pixels = calibration.get("pixels_sha256")
+            for kind in [("fp32",), *(int8_keys(pixels, calibration) if pixels else [])]:
                 if (stored := GraphCache().load(key, *kind)) is not None:
                     yield (key, *kind), stored
 

@@ -1,11 +1,14 @@
 """Every engine gives the rows of eager float32, whatever the batch; one that does not is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import psutil
 import pytest
 import torch
 
 from bottleneck.engines.base import build_engine
+from bottleneck.engines.onnx_graph import GraphCache
 from bottleneck.errors import BackboneError, EngineError
 from tests.helpers.networks import (
     BatchNormalised,
@@ -253,8 +256,25 @@ def test_int8_rows_of_before_there_was_a_choice_of_layers_are_continued(graphs):
         again = build_engine(WideAtFirst, photos(16), key=key, calibration=before, **flags)
         assert again.calibration == before
         assert again.agreement[0] < 0.98
-    later = build_engine(WideAtFirst, photos(16), key="k", calibration=engine.calibration, **flags)
-    np.testing.assert_array_equal(engine(photos(4))[0], later(photos(4))[0])
+    # Neither graph has replaced the other: both caches go on without the images.
+    for other, calibration in ((engine, engine.calibration), (again, before)):
+        later = build_engine(refuse_to_make, photos(3, seed=9), key="k", calibration=calibration, **flags)
+        np.testing.assert_array_equal(other(photos(4))[0], later(photos(4))[0])
+
+
+def test_an_int8_graph_of_before_there_was_a_choice_of_layers_stays_where_one_is_chosen(graphs):
+    flags = {"key": "k", "precision": "int8", "device": "cpu", "force": True}
+    chosen = build_engine(WideAtFirst, photos(16), **flags).calibration
+    without = {name: value for name, value in chosen.items() if name != "float_layers"}
+    old = build_engine(WideAtFirst, photos(16), calibration=without, **flags)
+    pixels, cache = chosen["pixels_sha256"], GraphCache()
+    stored = cache.load("k", "int8", pixels, "0")
+    details = {name: value for name, value in stored.details.items() if name != "float_layers"}
+    cache.store(replace(stored, details=details), "k", "int8", pixels)  # as an earlier version did
+    cache.path("k", "int8", pixels, "0").unlink()
+    assert build_engine(WideAtFirst, photos(16), **flags).calibration == chosen
+    later = build_engine(refuse_to_make, photos(3, seed=9), calibration=without, **flags)
+    np.testing.assert_array_equal(old(photos(4))[0], later(photos(4))[0])
 
 
 class Limited(TinyExtractor):
