@@ -125,7 +125,7 @@ def int8_engine(
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
     keys = [(key, *kind) for kind in int8_keys(pixels, calibration)]
-    loaded = (graphs.load(*each) for each in keys)
+    loaded = filter(None, (graphs.load(*each) for each in keys))
     stored = next((each for each in loaded if _has_layers(each, calibration)), None)
     if stored is None:
         if calibration and pixels != pixels_sha256(example):
@@ -136,8 +136,8 @@ def int8_engine(
         graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
         counts = (calibration.get("float_layers", 0),) if calibration else attempts(graph)
         stored = _quantised(graph, exact, example, counts)
-        if not calibration and (before := graphs.load(*keys[0])) is not None:  # of before there was a choice
-            graphs.store(before, key, *int8_keys(pixels, before.details)[-1])
+        if not calibration and (old := graphs.load(*keys[0])) is not None:  # of before there was a choice
+            graphs.store(old, key, *int8_keys(pixels, old.details)[-1])
         graphs.store(stored, *keys[-1])
     engine = _compared(stored, "int8", threads, runtime)
     details = stored.details
@@ -169,13 +169,11 @@ def int8_keys(pixels: str, calibration: dict | None) -> list[tuple[str, ...]]:
     return [chosen, (*chosen, str(calibration.get("float_layers", 0)))] if calibration else [chosen]
 
 
-def _has_layers(stored: StoredGraph | None, calibration: dict | None) -> bool:
+def _has_layers(stored: StoredGraph, calibration: dict | None) -> bool:
     """Return whether a graph has the float layers of `calibration`, or without one, whether they were chosen.
 
     Those of before there was a choice have none.
     """
-    if stored is None:
-        return False
     if not calibration:
         return "float_layers" in stored.details
     return bool(stored.details.get("float_layers", 0) == calibration.get("float_layers", 0))
