@@ -85,6 +85,7 @@ def build_engine(
     threads: int | None = None,
     force: bool = False,
     calibration: dict | None = None,
+    calibrated_on: Callable[[], np.ndarray] | None = None,
     network: str = "The network",
 ) -> Engine:
     """The fastest engine whose rows agree with eager float32 within its precision's bound (`reference`).
@@ -104,6 +105,7 @@ def build_engine(
     threads : of the network on a CPU; by default from the thread budget
     force : accept an engine whose cosine is below the bound
     calibration : `engine.calibration` of an earlier run, whose rows only the same engine may continue
+    calibrated_on : returns the `example` of that run, in case its int8 graph is no longer stored
     network : its name, for messages
 
     Raises
@@ -127,8 +129,11 @@ def build_engine(
             return _torch_engine(eager, name, kind, device, threads=threads)
         if kind == "fp32":
             return float_engine(eager, key, graphs, threads, name)
-        make = int8_engine if kind == "int8" else bf16_engine
-        return make(eager, example, key, graphs, threads, name, calibration=calibration)
+        if kind == "bf16":
+            return bf16_engine(eager, example, key, graphs, threads, name, calibration=calibration)
+        return int8_engine(
+            eager, example, key, graphs, threads, name, calibration=calibration, calibrated_on=calibrated_on
+        )
 
     refused = ""
     for group in groups:

@@ -10,8 +10,9 @@ Shapes: B images of (H, W, C) uint8 in; one float32 array (B, …) per node out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from bottleneck.engines.int8 import ENOUGH, attempts, describe_calibration, pixe
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.engines.runtimes import describe, open_graph
-from bottleneck.errors import EngineError, Note
+from bottleneck.errors import BottleneckError, EngineError, Note
 from bottleneck.names import ONNXRUNTIME
 from bottleneck.threads import passes_side_by_side
 
@@ -117,22 +118,21 @@ def int8_engine(
     runtime: str,
     *,
     calibration: dict | None = None,
+    calibrated_on: Callable[[], np.ndarray] | None = None,
 ) -> GraphEngine:
     """The int8 engine calibrated on three quarters of `example`; its cosine is measured on the last quarter.
 
-    A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Raises
-    EngineError if it is not available, and as `float_engine` does.
+    A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Where its
+    graph is not stored, it is made again of the images that `calibrated_on` returns. Raises EngineError if it
+    is not available, and as `float_engine` does.
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
     keys = [(key, *kind) for kind in int8_keys(pixels, calibration)]
     loaded = filter(None, (graphs.load(*each) for each in keys))
     stored = next((each for each in loaded if _has_layers(each, calibration)), None)
     if stored is None:
-        if calibration and pixels != pixels_sha256(example):
-            raise EngineError(
-                "its rows must be calibrated as those in the cache are, but neither that graph nor its "
-                "calibration images are on this machine"
-            )
+        if calibration:
+            example = _calibration_images(pixels, example, calibrated_on)
         graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
         counts = (calibration.get("float_layers", 0),) if calibration else attempts(graph)
         stored = _quantised(graph, exact, example, counts)
@@ -156,6 +156,21 @@ def int8_engine(
         )
         engine.notes = (Note("int8-float-layers", text, details={"float_layers": details["float_layers"]}),)
     return engine
+
+
+def _calibration_images(
+    sha256: str, example: np.ndarray, calibrated_on: Callable[[], np.ndarray] | None
+) -> np.ndarray:
+    """Return of `example` and what `calibrated_on` returns that of a calibration. sha256 : of its pixels."""
+    if sha256 != pixels_sha256(example) and calibrated_on is not None:
+        with suppress(BottleneckError):  # the images are gone
+            example = calibrated_on()
+    if sha256 != pixels_sha256(example):
+        raise EngineError(
+            "its rows must be calibrated as those in the cache are, but neither that graph nor its "
+            "calibration images are on this machine"
+        )
+    return example
 
 
 def int8_keys(pixels: str, calibration: dict | None) -> list[tuple[str, ...]]:

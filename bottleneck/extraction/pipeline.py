@@ -119,7 +119,7 @@ class Trunk:
     calibrations : by node, of the engine that made its rows in the cache; no other may continue them.
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
-    example : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
+    calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -131,7 +131,7 @@ class Trunk:
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
     grouped: Sequence[tuple[str, ...]] = ()
-    example: Callable[[], np.ndarray] | None = None
+    calibrated_on: Callable[[], np.ndarray] | None = None
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
@@ -212,6 +212,7 @@ class Trunk:
                 device=self.config.device,
                 force=self.config.force,
                 calibration=calibration,
+                calibrated_on=self.calibrated_on,
                 network=self.network["name"],
             )
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
@@ -290,12 +291,9 @@ class Trunk:
 
     def _at_once(self, images: list[LoadedImage], nodes: tuple[str, ...]) -> int:
         """Return how many calls the engines of `nodes` take at once; missing engines are built here."""
-        example = None
         for group in self._groups(nodes):
             if group not in self._engines:
-                if example is None:
-                    example = _stacked(images) if self.example is None else self.example()
-                self.engine(group, example)
+                self.engine(group, _stacked(images))
         return min(self._engines[group].calls for group in self._groups(nodes))
 
     def _compute(

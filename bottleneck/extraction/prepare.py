@@ -23,16 +23,18 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import EXAMPLES, Source, spread
 from bottleneck.engines.device import resolve_device
 from bottleneck.errors import BackboneError, EngineError, Note
+from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
 from bottleneck.extraction.pipeline import BATCH_SIZE, Trunk
 from bottleneck.extraction.plan_file import ExtractionPlan, kept_note, plan_for, write_plan
 from bottleneck.extraction.remembered_network import NodeOutline, RememberedNetwork
 from bottleneck.extraction.scaled_decoding import Agreements, measure_decoding
-from bottleneck.extraction.settings import ADOPTS, Settings, refuse_for_shard, resolve
+from bottleneck.extraction.settings import ADOPTS, HINT_OTHER_CACHE, Settings, refuse_for_shard, resolve
 from bottleneck.heads.artifact import load_head
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES, FAST, SCALED, SMALL_CNN, default_pool
-from bottleneck.store.spec import CacheSpec, NodeSpec, alias_note, stored_name
+from bottleneck.store.reader import FeatureCache
+from bottleneck.store.spec import CacheSpec, NodeSpec, alias_note, require_equal, stored_name
 
 if TYPE_CHECKING:
     from bottleneck.backbones.backbone import Backbone
@@ -65,11 +67,12 @@ def prepare(
     config: ExtractConfig,
     source: Source,
     path: Path,
-    statistics: Mapping[str, np.ndarray] | None = None,
+    like: FeatureCache | None = None,
 ) -> Extraction:
     """Resolve the settings, and describe the new nodes. Writes nothing but a plan file that does not exist.
 
-    statistics : BatchNorm's, by name, for a new random network; None takes those of the first images.
+    like : another cache, with whose rows those of a new one compare. It gives the network with BatchNorm's
+        statistics, and how the nodes that are named are computed, with their calibration.
 
     A new cache or a new node needs the network; an int8 network is calibrated here, before any row. A node
     whose rows in the precision of the existing cache are out of its bound is computed in fp32, with a note.
@@ -83,17 +86,14 @@ def prepare(
     config, preprocess = read_model_file(config)
     file = config.plan_file
     if file is None:
-        return _prepare(config, preprocess, source, path, statistics=statistics)
+        return _prepare(config, preprocess, source, path, _plan_like(like, config, source), like)
     with plan_for(file, source) as plan:
         extraction = _prepare(config, preprocess, source, path, plan)
         if plan is not None:
             note = kept_note(file, plan)
         else:
-            spec, statistics = extraction.spec, extraction.statistics
-            if spec.backbone.get("calibrated") and not statistics:  # of a cache that exists
-                from bottleneck.backbones.batchnorm import read_statistics
-
-                statistics = read_statistics(path)
+            spec = extraction.spec
+            statistics = extraction.statistics or _statistics_of(spec, path)  # these of a cache that exists
             note = write_plan(file, ExtractionPlan.of(source, spec, extraction.nodes, statistics))
     return replace(extraction, notes=(note, *extraction.notes))
 
@@ -104,7 +104,7 @@ def _prepare(
     source: Source,
     path: Path,
     plan: ExtractionPlan | None = None,
-    statistics: Mapping[str, np.ndarray] | None = None,
+    like: FeatureCache | None = None,
 ) -> Extraction:
     """Prepare an extraction as `prepare` does. plan : stands for a cache that does not exist yet."""
     cache, moved, notes = open_existing(path), None, list[Note]()
@@ -118,6 +118,8 @@ def _prepare(
                 notes += statistics_notes(cache, source)
             elif config.plan_file is not None:
                 plan.require_cache(cache, config.plan_file)
+            else:
+                require_equal(spec.to_json(), plan.spec.to_json(), f"The cache {path}", HINT_OTHER_CACHE)
     settings = resolve(config, path, spec, known, preprocess)
     if plan is not None and config.plan_file is not None:
         plan.require_nodes([*(node.name for node in settings.nodes), *settings.added], config.plan_file)
@@ -126,7 +128,7 @@ def _prepare(
     network = RememberedNetwork(_request(settings.config)) if settings.spec is None else None
     trunk = open_trunk(settings, network, plan.statistics if plan is not None else None)
     if settings.spec is None:
-        spec, new_statistics = _new_recipe(trunk, source, config, statistics)
+        spec, new_statistics = _new_recipe(trunk, source, config)
     else:
         spec = settings.spec
         new_statistics = {} if plan is None or cache is not None else plan.statistics
@@ -134,28 +136,43 @@ def _prepare(
     notes += found
     if any(node.calibration for node in described):
         refuse_for_shard(source, config, f"The measured agreement of {trunk.engine_name} with float32")
-    if plan is not None and any(trunk.calibrations.values()):
-        trunk.example = partial(_example, source, trunk.preprocess, EXAMPLES)
+    if config.plan_file is not None:
+        trunk.calibrated_on = partial(_example, source, trunk.preprocess, EXAMPLES)
+    elif like is not None:
+        trunk.calibrated_on = partial(_calibration_images, like.path, trunk.preprocess)
     nodes = (*settings.nodes, *described)
     stored = {node.name: node for node in nodes}
     given = [(name, stored_name(stored, name)) for name in config.node_names]
     notes += [alias_note(name, found) for name, found in given if found not in (None, name)]
     if settings.spec is not None and config.engine.precision == FAST and settings.engine.precision == "fp32":
-        of = f"plan {config.plan_file}" if cache is None else f"cache {path}"
+        of = f"plan {config.plan_file}" if cache is None and config.plan_file else f"cache {path}"
         message = f"--precision fast is not used: the features of the {of} are fp32, and new ones are too."
         notes.append(Note("precision-of-cache", message))
     return Extraction(path, source, config, spec, nodes, trunk, new_statistics, moved, tuple(notes))
 
 
-def _new_recipe(
-    trunk: Trunk,
-    source: Source,
-    config: ExtractConfig,
-    given: Mapping[str, np.ndarray] | None,
-) -> tuple[CacheSpec, Mapping[str, np.ndarray]]:
-    """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets.
+def _plan_like(like: FeatureCache | None, config: ExtractConfig, source: Source) -> ExtractionPlan | None:
+    """Return the recipe of a cache whose nodes are computed as those of `like` are, without their views."""
+    if like is None:
+        return None
+    nodes = tuple(replace(like.node(name), views=None) for name in config.node_names)
+    return ExtractionPlan.of(source, like.spec, nodes, _statistics_of(like.spec, like.path))
 
-    given : these statistics; None computes them from the first images.
+
+def _statistics_of(spec: CacheSpec, path: Path) -> Mapping[str, np.ndarray]:
+    """Return BatchNorm's statistics by name, beside the cache at `path`, of a random network; else none."""
+    if not spec.backbone.get("calibrated"):
+        return {}
+    from bottleneck.backbones.batchnorm import read_statistics
+
+    return read_statistics(path)
+
+
+def _new_recipe(
+    trunk: Trunk, source: Source, config: ExtractConfig
+) -> tuple[CacheSpec, Mapping[str, np.ndarray]]:
+    """Return the recipe of a new cache, and the BatchNorm statistics of a random network, which it gets from
+    the first images.
     """
     if trunk.recipe is not None:
         return CacheSpec(backbone=dict(trunk.recipe), preprocess=trunk.preprocess.to_json()), {}
@@ -163,12 +180,9 @@ def _new_recipe(
     if backbone.recipe["weights"] == "none":
         from bottleneck.backbones import batchnorm
 
-        if given is not None:
-            batchnorm.set_statistics(backbone, given)
-        else:
-            refuse_for_shard(source, config, "BatchNorm statistics of a random network")
-            example = _example(source, trunk.preprocess, BATCH_SIZE)
-            batchnorm.calibrate_batchnorm(backbone, example, trunk.preprocess)
+        refuse_for_shard(source, config, "BatchNorm statistics of a random network")
+        example = _example(source, trunk.preprocess, BATCH_SIZE)
+        batchnorm.calibrate_batchnorm(backbone, example, trunk.preprocess)
         statistics = batchnorm.statistics(backbone)
     return CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json()), statistics
 
@@ -188,7 +202,10 @@ def open_trunk(
     if settings.spec is not None:
         preprocess = Preprocess.from_json(settings.spec.preprocess)
         load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config, statistics)
-        return Trunk(load, preprocess, settings.engine, settings.spec.backbone, calibrations, precisions)
+        recipe, images = settings.spec.backbone, partial(_calibration_images, settings.path, preprocess)
+        return Trunk(
+            load, preprocess, settings.engine, recipe, calibrations, precisions, calibrated_on=images
+        )
     config, request = settings.config, _request(settings.config)
     if network is not None and network.recipe is not None:
         preprocess = _sized(settings.preprocess or network.preprocess, config)
@@ -236,11 +253,10 @@ def _load_recorded(
     statistics: Mapping[str, np.ndarray] | None = None,
 ) -> Backbone:
     """Load the network that the cache at `path` was made with. statistics : those beside it by default."""
-    from bottleneck.backbones.batchnorm import read_statistics
     from bottleneck.backbones.registry import load_from_recipe
 
-    if recipe.get("calibrated") and statistics is None:
-        statistics = read_statistics(path)
+    if statistics is None:
+        statistics = _statistics_of(CacheSpec(recipe, {}), path) or None
     return load_from_recipe(recipe, LoadOptions(config.weights, config.trust_code), statistics=statistics)
 
 
@@ -299,6 +315,15 @@ def _in_fp32(names: Sequence[str], precision: str, error: EngineError) -> Note:
         f"{error.message}"
     )
     return Note("node-in-fp32", text, details={"nodes": list(names), "precision": precision})
+
+
+def _calibration_images(path: Path, preprocess: Preprocess) -> np.ndarray:
+    """Return pixels (B, H, W, C) of the images on which the nodes of the cache at `path` were calibrated.
+
+    Others, where images were added since. Raises CacheError, SourceError where they cannot be had.
+    """
+    with FeatureCache(path) as cache:
+        return _example(source_of(cache), preprocess, EXAMPLES)
 
 
 def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:

@@ -143,9 +143,8 @@ class RayTrunk(Trunk):
         probe = [image for image in images if image.pixels is not None]
         if probe:
             pixels = np.stack([image.pixels for image in probe if image.pixels is not None])
-            example = pixels if self.example is None else self.example()
             for group in self._groups(nodes):
-                self.build_engine(group, example)
+                self.build_engine(group, pixels)
             task = self._task(source, nodes, views, probe, pixels)
             left = [*(image.index for image in probe), *range(len(images), len(keys))]
             with closing(self._on_workers(task, source, keys, left)) as items:

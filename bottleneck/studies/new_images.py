@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import BackboneError, CacheError, FingerprintError, Note
+from bottleneck.errors import CacheError, FingerprintError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import CACHE_SUFFIXES
 from bottleneck.progress import Reporter
@@ -93,25 +92,24 @@ def _extracted(
     # Networks take seconds to import, and a cache needs none.
     from bottleneck.extraction.extract import run_prepared
     from bottleneck.extraction.prepare import prepare
-    from bottleneck.extraction.settings import default_cache
-    from bottleneck.training.inputs import statistics_of
+    from bottleneck.extraction.settings import ADOPTS, default_cache
 
     # Those that are computed as `node` is: others would not compare.
     precision = cache.vectors(node)[0].precision
     nodes = [each for each in map(cache.node, cache.vector_names) if each.precision == precision]
-    extract = f"bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))}"
-    if any(each.calibration for each in nodes):
-        raise BackboneError(
-            f"The {precision} features of {cache.path} were calibrated on its own images; other images "
-            "cannot be computed alike in a cache of their own.",
-            f"Put them below {cache.source} and add them: {extract}",
+    if engine.precision not in (*ADOPTS, precision):
+        raise FingerprintError(
+            f"The features of {cache.path} at {node} are in {precision}; those in {engine.precision} would "
+            "not compare with them.",
+            "Leave --precision out.",
+            ("precision",),
         )
     source: Source = read_source(new, ReadConfig())
     config = ExtractConfig(
         nodes=tuple(node.name for node in nodes),
         dtype=nodes[0].dtype,
         flip=any(node.views == MIRROR.to_json() for node in nodes),
-        engine=replace(engine, precision=precision if engine.precision == "auto" else engine.precision),
+        engine=engine,
         **network_of(cache, load),
     )
     path = default_cache(source, config)
@@ -121,7 +119,7 @@ def _extracted(
             "Name a folder of other images, or give that folder another name.",
         )
     try:
-        done = run_prepared(prepare(config, source, path, statistics_of(cache) or None), reporter)
+        done = run_prepared(prepare(config, source, path, like=cache), reporter)
     except FingerprintError as error:
         raise FingerprintError(error.message, _rename(path), error.fields) from error
     notes = tuple(note for note in done.notes if note.code != "files-ignored")

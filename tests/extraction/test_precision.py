@@ -1,11 +1,13 @@
 """The engine that computed features continues them; another precision than asked for is told."""
 
+import shutil
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from bottleneck import FeatureCache, extract
+from bottleneck import FeatureCache, extract, similar
 from bottleneck.cli.main import group
 from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
@@ -51,6 +53,21 @@ def test_new_images_join_int8_features_of_several_nodes(folder, tmp_path, monkey
             rows, truth = (each.to_numpy(name)[0].astype(float) for each in (cache, other))
             lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(truth, axis=1)
             assert ((rows * truth).sum(axis=1) / lengths).min() > 0.9
+
+
+def test_an_int8_graph_that_is_gone_is_made_again_of_the_images_of_the_cache(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    images = shutil.copytree(folder, tmp_path / "images")
+    last = shutil.move(images / "a" / "9.png", tmp_path / "9.png")
+    path = extract(images, tmp_path / "c.h5", precision="int8", force=True, **NETWORK).cache
+    shutil.rmtree(tmp_path / "user" / "graphs")
+    found = similar(path, [str(last)], count=1, force=True)
+    shutil.rmtree(tmp_path / "user" / "graphs")
+    shutil.move(last, images / "a" / "new.png")
+    assert extract(images, path, force=True).computed == 1
+    (query,) = similar(path, ["a/new.png"], count=1).neighbours()
+    ((_, neighbours),) = found.neighbours()
+    assert query[1][0] == pytest.approx(neighbours[0], abs=1e-3)
 
 
 def test_fast_on_features_in_float32_is_told(folder, tmp_path):

@@ -1,6 +1,7 @@
 """`drift` between sets that are alike, that differ, and that share images; its AUC against scikit-learn's."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from sklearn.metrics import roc_auc_score
 
 from bottleneck import drift, extract
 from bottleneck.cli.main import group
-from bottleneck.errors import BottleneckError, CacheError, FingerprintError, FitError, Note
+from bottleneck.errors import BottleneckError, CacheError, EngineError, FingerprintError, FitError, Note
 from bottleneck.samples import SampleTable, Target
+from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.drift.domain import area, interval, tell_apart
 from tests.helpers.caches import class_target, write_cache
@@ -165,6 +167,49 @@ def test_a_folder_is_computed_by_the_random_network_of_the_cache(tmp_path, monke
 
     # Where features are kept that another network gave, they are not compared, and are told.
     other = extract(images / "class0", tmp_path / "other.h5", **settings).cache
-    with pytest.raises(FingerprintError, match=r"another backbone.*Rename") as error:
+    with pytest.raises(FingerprintError, match=r"other settings: backbone\..*Rename") as error:
         drift(other, new)
     assert found.features in str(error.value)
+
+
+@pytest.fixture
+def quantised(tmp_path, monkeypatch):
+    """A cache in int8 of 16 images, and a folder of others."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    whole = write_stripes(tmp_path / "whole", images=12)
+    settings = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": "int8"}
+    old = extract(whole / "val", tmp_path / "old.h5", force=True, **settings).cache
+    return old, whole / "train"
+
+
+def rows_by_digest(path):
+    with FeatureCache(path) as cache:
+        return dict(zip(map(bytes, cache.images.digest), cache.to_numpy()[0], strict=True))
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_folder_beside_an_int8_cache_has_the_rows_that_extract_would_add(quantised, is_stored, tmp_path):
+    old, new = quantised
+    if not is_stored:  # the graph is made again of the images that it was calibrated on
+        shutil.rmtree(tmp_path / "user" / "graphs")
+    found = drift(old, new, force=True)
+    assert (found.old, found.new) == (16, 48)
+    copy = shutil.copytree(new.parent / "val", tmp_path / "val")
+    added = shutil.copy(old, tmp_path / "added.h5")
+    shutil.copytree(new, copy / "new")
+    extract(copy, added, source_moved=True, force=True)
+    rows, expected = rows_by_digest(found.features), rows_by_digest(added)
+    assert all(np.array_equal(rows[digest], expected[digest]) for digest in rows)
+    merge([old, found.features], tmp_path / "both.h5")
+    assert [note.code for note in drift(old, new, force=True).notes] == [note.code for note in found.notes]
+
+
+def test_without_graph_and_images_an_int8_cache_says_what_is_lacking(quantised, tmp_path):
+    old, new = quantised
+    shutil.rmtree(tmp_path / "user" / "graphs")
+    shutil.rmtree(new.parent / "val")
+    with pytest.raises(EngineError, match="neither that graph nor its calibration images"):
+        drift(old, new)
+    with pytest.raises(FingerprintError, match=r"in int8; those in fp32 would.*Leave --precision out"):
+        drift(old, new, precision="fp32")
