@@ -399,8 +399,7 @@ def _unstorable(batch: Batch, nodes: Sequence[NodeSpec]) -> dict[int, str]:
 
 def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.ndarray:
     """Return the measures (B, 7) of the pixels of B images."""
-    pixels = ((image.pixels, image.size) for image in images)
-    return np.stack([measure(each, size, preprocess) for each, size in pixels if each is not None])
+    return measure(_stacked(images), np.array([image.size for image in images]), preprocess)
 
 
 def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:

@@ -102,7 +102,7 @@ def stages(folder: str, decoding: str) -> dict:
         scale = image._scale(preprocess)
         pixels = timed("decode", image.array, preprocess.mode, scale)
         cut = timed("resize and cut", image.cut, pixels, preprocess)
-        timed("measures of pixels", measure, cut, image.size, preprocess)
+        timed("measures of pixels", measure, cut[None], np.array([image.size]), preprocess)
     return {stage: 1000 * seconds / len(paths) for stage, seconds in spent.items()}
 
 

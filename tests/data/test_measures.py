@@ -11,7 +11,8 @@ PLAIN = Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
 def measured(pixels, size=(64, 64)):
-    return dict(zip(MEASURES, measure(np.asarray(pixels, np.uint8), size, PLAIN).tolist(), strict=True))
+    (found,) = measure(np.asarray(pixels, np.uint8)[None], np.array([size]), PLAIN).tolist()
+    return dict(zip(MEASURES, found, strict=True))
 
 
 def test_a_blank_image_has_no_information_and_no_contrast():
@@ -47,4 +48,15 @@ def test_an_enlarged_image_is_as_sharp_as_it_was():
 
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_the_smallest_images_are_measured(side):
-    assert np.isfinite(measure(np.zeros((side, side, 3), np.uint8), (side, side), PLAIN)).all()
+    black = np.zeros((2, side, side, 3), np.uint8)
+    assert np.isfinite(measure(black, np.array([(side, side)] * 2), PLAIN)).all()
+
+
+def test_an_image_does_not_depend_on_its_neighbours():
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
+    pixels[1] = 7  # without contrast
+    sizes = np.array([(640, 480), (64, 64), (16, 16), (20, 500), (1, 1)])
+    together = measure(pixels, sizes, PLAIN)
+    for image, size, found in zip(pixels, sizes, together, strict=True):
+        np.testing.assert_array_equal(measure(image[None], size[None], PLAIN)[0], found)
