@@ -9,6 +9,7 @@ import click
 from bottleneck.cli.options import (
     cache_images_option,
     column_options,
+    decoding_option,
     flags_of,
     input_options,
     limit_option,
@@ -35,6 +36,7 @@ flag = flags_of(ScratchConfig)
 )
 @flag("--backbone", help="Network to train, by a name that `bottleneck backbones` lists.")
 @input_options(ScratchConfig.in_channels)
+@decoding_option
 @flag(
     "--target", show_default="the only one", help="Target (column of labels) to learn, if there are several."
 )

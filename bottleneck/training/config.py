@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Self
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import FitError, Note
-from bottleneck.names import BOTTLENECK, SMALL_CNN
+from bottleneck.names import BOTTLENECK, DECODINGS, SMALL_CNN
 
 OPTIMIZERS = ("adamw", "sgd")
 INITS = ("head", "random")
@@ -197,7 +197,7 @@ class ScratchConfig(TrainingConfig):
 
     backbone : registry name. depth : blocks of the small CNN.
     target : name of the labels; may be left out where there is one target.
-    in_channels, image_size, crop : how images are read, as `extract` takes them.
+    in_channels, image_size, crop, decoding : how images are read, as `extract` takes them.
     augment : "live" trains on a new view of each image in every epoch.
     trust_code : allow a backbone given as package.module:function.
     """
@@ -212,12 +212,15 @@ class ScratchConfig(TrainingConfig):
     in_channels: int = 3
     image_size: int | None = None
     crop: float | str | None = None
+    decoding: str | None = None
     augment: str = "none"
     trust_code: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require_choice(self, "augment", AUGMENTS)
+        if self.decoding is not None:
+            _require_choice(self, "decoding", DECODINGS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,7 @@ def scratch(
     in_channels: int = ScratchConfig.in_channels,
     image_size: int | None = ScratchConfig.image_size,
     crop: float | str | None = ScratchConfig.crop,
+    decoding: str | None = ScratchConfig.decoding,
     augment: str = ScratchConfig.augment,
     epochs: int | None = None,
     patience: int = ScratchConfig.patience,
@@ -134,7 +135,7 @@ def _train(
     path = Path(output) if output else default_model(source, target)
     require_file_name(path)
     network = new_backbone(config)
-    preprocess = network.preprocess.override(config.image_size, config.crop)
+    preprocess = network.preprocess.override(config.image_size, config.crop, config.decoding)
     early = (*source.notes, *_early_notes(source, network, preprocess, target, config))
     refuse_strict(early, strict, reporter.tell)
     with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bottleneck import FeatureCache, evaluate, extract, finetune, fit_heads, load_model
+from bottleneck import FeatureCache, compare, evaluate, extract, finetune, fit_heads, load_model, scratch
 from bottleneck.data.decode import EncodedImage, pixels_from_bytes
 from bottleneck.data.loader import load_images
 from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
-from bottleneck.errors import ArtifactError, EngineError, FingerprintError, ImageError
+from bottleneck.errors import ArtifactError, EngineError, FingerprintError, FitError, ImageError
 from bottleneck.extraction import scaled_decoding
 from bottleneck.extraction.feature_extractor import FeatureExtractor
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import describe
+from bottleneck.studies.compare import runs
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 EXACT = Preprocess(32, 36, "bicubic", (0.5,) * 3, (0.5,) * 3)
@@ -268,6 +269,23 @@ def test_heads_and_models_decode_as_their_cache(folder, cache, tmp_path):
     assert on_cache["log_loss"] == pytest.approx(on_images["log_loss"], abs=1e-3)
     tuned = finetune(cache.cache, head=head["path"], output=tmp_path / "m.safetensors", epochs=1)
     assert load_model(tuned.model).trunk.preprocess.decoding == "scaled"
+
+
+def test_networks_trained_from_nothing_read_images_so_too(folder, cache, tmp_path, monkeypatch):
+    new = scratch(folder, tmp_path / "s.safetensors", decoding="scaled", epochs=1, image_size=32, depth=1)
+    assert load_model(new.model).trunk.preprocess.decoding == "scaled"
+    with pytest.raises(FitError, match=r"decoding.*'coarse'"):
+        scratch(folder, decoding="coarse")
+    recipes = []
+
+    def decode_and_note(source, keys, preprocess, *arguments):
+        recipes.append(preprocess)
+        return decoded(source, keys, preprocess, *arguments)
+
+    decoded = runs.decoded
+    monkeypatch.setattr(runs, "decoded", decode_and_note)
+    compare(cache.cache, tmp_path / "compared", unfreeze=[0], scratch=[1], epochs=1)
+    assert [recipe.decoding for recipe in recipes] == ["scaled"]
 
 
 def test_shards_with_a_plan_share_the_decoding(folder, tmp_path):

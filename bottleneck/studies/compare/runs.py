@@ -301,10 +301,10 @@ class Trials:
         return self._heads[key]
 
     def _small_pixels(self) -> Preprocess:
-        """The preprocessing of the small CNN, with images not larger than the cache's."""
+        """The preprocessing of the small CNN, with images not larger than the cache's, decoded as those."""
         preprocess = scratch.new_backbone(ScratchConfig()).preprocess
-        size = Preprocess.from_json(self.cache.spec.preprocess).size
-        return preprocess.override(min(preprocess.size, size), None)
+        cached = Preprocess.from_json(self.cache.spec.preprocess)
+        return preprocess.override(min(preprocess.size, cached.size), None, cached.decoding)
 
     def _settings_fingerprint(self) -> str:
         """Of everything that a run's result depends on beside its trial."""
