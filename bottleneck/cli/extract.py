@@ -153,8 +153,8 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
         "failed": result.failed,
         "removed": result.removed,
         "images per second": result.images_per_second,
-        "engine": result.engine or "not needed",
-        **{f"node {name}": _row(shape, result.views[name]) for name, shape in result.nodes.items()},
+        "engine": _engines(result),
+        **{f"node {name}": _row(result, name) for name in result.nodes},
     }
     parts: list[RenderableType] = [*data_sheet_lines(result.data)]
     parts.append(table("Features", ("what", "value"), shown.items()))
@@ -172,9 +172,16 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     result.require_rows()
 
 
-def _row(shape: tuple[int, ...], views: dict[str, Any] | None) -> str:
-    """Return the shape of an image's row, and its views if it has any."""
-    text = "×".join(map(str, shape))
+def _engines(result: ExtractResult) -> str:
+    """Return the engines that ran, each with its precision."""
+    used = [f"{one['engine']} in {one['precision']}" for one in result.engines]
+    return ", ".join(dict.fromkeys(used)) or "not needed"
+
+
+def _row(result: ExtractResult, node: str) -> str:
+    """Return the shape of an image's row and its precision, and its views if it has any."""
+    text, views = "×".join(map(str, result.nodes[node])), result.views[node]
+    text = f"{text} in {result.precisions[node]}"
     return text if views is None else f"{text}, views: {views_text(views)}"
 
 

@@ -51,6 +51,8 @@ from bottleneck.threads import thread_budget
 class ExtractResult:
     """What an extraction did.
 
+    engine : of the first of `engines`; None where nothing had to be computed. engines : those that ran, each
+        {"engine", "precision", "nodes"}. precisions : of the rows in the cache, by node.
     nodes : shape of one row by name. views : recipe of each node's views; None where it has none.
     spent : seconds by stage. "read" and "decode" are summed over their threads; "network" is the time in
         which it ran; "write" is that of the writing thread and of the finished file.
@@ -74,6 +76,8 @@ class ExtractResult:
     spent: dict[str, float]
     failures: dict[str, str]
     views: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    precisions: dict[str, str] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
@@ -265,6 +269,8 @@ def run_prepared(
         spent={**trunk.spent, "write": summary.write_seconds},
         failures=summary.failures,
         views={name: node.views for name, node in summary.nodes.items()},
+        engines=trunk.engines_used,
+        precisions={name: node.precision for name, node in summary.nodes.items()},
         data=source_sheet(source, summary.samples, summary.failures),
         notes=distinct(
             [

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from bottleneck.data.loader import LoadedImage, NotedImages, load_images
 from bottleneck.data.measures import measure
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, Note, distinct, first_line
+from bottleneck.errors import BottleneckError, EngineError, Note, distinct, first_line
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.names import FAST
 from bottleneck.store.spec import canonical_json, fingerprint
@@ -34,11 +34,6 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 32
 MOST_CALLS = 2
-NO_FAST_UNIT = Note(
-    "fast-is-fp32",
-    "--precision fast computed in fp32: this machine has no 16-bit unit that OpenVINO can use, or its "
-    "features differed from float32 by more than their bound.",
-)
 
 
 @dataclass
@@ -120,6 +115,8 @@ class Trunk:
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
     calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
+    gives_way : where the engine that made the rows of nodes cannot be had, the one of `config` computes them,
+        with a note; else that is an error.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -132,11 +129,13 @@ class Trunk:
     precisions: dict[str, str] = field(default_factory=dict)
     grouped: Sequence[tuple[str, ...]] = ()
     calibrated_on: Callable[[], np.ndarray] | None = None
+    gives_way: bool = False
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
     _noted: NotedImages = field(default_factory=NotedImages)
     _read: list[Source] = field(default_factory=list)
+    _gave_way: list[Note] = field(default_factory=list)
     _works: bool = False  # the network has taken an image
 
     @cached_property
@@ -156,13 +155,30 @@ class Trunk:
     def notes(self) -> tuple[Note, ...]:
         """What was decided when the network was loaded, as soon as it was needed, and of its images."""
         loading = self.backbone.notes if self.is_loaded else ()
-        slow = self.config.precision == FAST and any(
-            engine.precision == "fp32" for engine in self._engines.values()
-        )
         engines = [note for engine in self._engines.values() for note in engine.notes]
         reading = distinct(note for source in self._read for note in source.reading_notes())
-        fast = [NO_FAST_UNIT] if slow else []
-        return (*loading, *fast, *self._forced(), *engines, *self._noted.notes(), *reading)
+        return (
+            *loading,
+            *self._slow(),
+            *self._gave_way,
+            *self._forced(),
+            *engines,
+            *self._noted.notes(),
+            *reading,
+        )
+
+    def _slow(self) -> Iterator[Note]:
+        """Yield a note where `fast` is fp32, which says why."""
+        on = [engine.device for engine in self._engines.values() if engine.precision == "fp32"]
+        if self.config.precision == FAST and on:
+            from bottleneck.engines.runtimes import computes_bf16
+
+            why = "its features in 16 bits differed from float32 by more than their bound"
+            if on[0] == "cpu" and not computes_bf16():
+                why = "this processor has no unit for bfloat16 that OpenVINO can use"
+            elif on[0].partition(":")[0] not in ("cpu", "cuda"):
+                why = f"on {on[0]} features are computed in fp32"
+            yield Note("fast-is-fp32", f"--precision fast computed in fp32: {why}.")
 
     def _forced(self) -> Iterator[Note]:
         """Yield a note on each engine that is out of its bound and was used all the same, by --force."""
@@ -184,6 +200,14 @@ class Trunk:
         """Name of the engine that ran; None where none was needed."""
         return next((engine.name for engine in self._engines.values()), None)
 
+    @property
+    def engines_used(self) -> list[dict[str, Any]]:
+        """The engines that ran, each {"engine", "precision", "nodes"}."""
+        return [
+            {"engine": one.name, "precision": one.precision, "nodes": list(nodes)}
+            for nodes, one in self._engines.items()
+        ]
+
     def engines_of(self, nodes: Sequence[str]) -> dict[str, str]:
         """Return by node the name of the engine that computes it, of nodes that have one by now."""
         groups = [group for group in self._groups(tuple(nodes)) if group in self._engines]
@@ -203,18 +227,28 @@ class Trunk:
             precision = self.precisions.get(nodes[0], self.config.precision)
             if nodes[0] in self.calibrations and precision == "bf16" and not calibration:
                 engine = "torch" if engine == "auto" else engine  # it computed the rows of the cache
-            self._engines[nodes] = build_engine(
+            build = partial(
+                build_engine,
                 lambda: self.backbone.extractor(nodes, self.preprocess),
                 example,
                 key=self.graph_key(nodes),
-                engine=engine,
-                precision=precision,
                 device=self.config.device,
                 force=self.config.force,
-                calibration=calibration,
-                calibrated_on=self.calibrated_on,
                 network=self.network["name"],
             )
+            try:
+                built = build(
+                    engine=engine,
+                    precision=precision,
+                    calibration=calibration,
+                    calibrated_on=self.calibrated_on,
+                )
+            except EngineError as error:
+                if not self.gives_way or nodes[0] not in self.precisions:
+                    raise
+                built = build(engine=self.config.engine, precision=self.config.precision)
+                self._gave_way.append(_gave_way_note(nodes, precision, built.precision, error))
+            self._engines[nodes] = built
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
         return self._engines[nodes]
 
@@ -400,6 +434,15 @@ def _unstorable(batch: Batch, nodes: Sequence[NodeSpec]) -> dict[int, str]:
 def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.ndarray:
     """Return the measures (B, 7) of the pixels of B images."""
     return measure(_stacked(images), np.array([image.size for image in images]), preprocess)
+
+
+def _gave_way_note(nodes: Sequence[str], wanted: str, precision: str, error: EngineError) -> Note:
+    text = (
+        f"The features of {' and '.join(nodes)} that were learnt from are in {wanted}; those of these images "
+        f"are computed in {precision}: {error.message}"
+    )
+    details = {"nodes": list(nodes), "precision": precision, "learnt_from": wanted}
+    return Note("node-in-other-precision", text, True, details)
 
 
 def _stacked(images: Sequence[LoadedImage]) -> np.ndarray:

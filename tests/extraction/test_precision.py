@@ -1,5 +1,7 @@
 """The engine that computed features continues them; another precision than asked for is told."""
 
+import json
+import re
 import shutil
 
 import numpy as np
@@ -81,9 +83,28 @@ def test_fast_on_features_in_float32_is_told(folder, tmp_path):
 def test_fast_without_a_unit_for_16_bits_is_told(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("bottleneck.engines.base.computes_bf16", lambda: False)
     result = extract(folder, tmp_path / "c.h5", precision="fast", **NETWORK)
-    assert "fast-is-fp32" in [note.code for note in result.notes]
+    (note,) = [note for note in result.notes if note.code == "fast-is-fp32"]
+    assert note.message.endswith("this processor has no unit for bfloat16 that OpenVINO can use.")
     with FeatureCache(result.cache) as cache:
         assert cache.nodes["bottleneck"].precision == "fp32"
+
+
+def test_the_engine_and_its_precision_are_printed(folder, tmp_path):
+    path, nodes = str(tmp_path / "c.h5"), ("--node", "bottleneck", "--node", "features.block1")
+    flags = ("--backbone", "small_cnn", "--image-size", "32", "--depth", "2", "-o", path, "--force")
+    command = ("extract", str(folder), *flags, *nodes, "--precision", "int8", "--json")
+    run = CliRunner().invoke(group, command)
+    result = json.loads(run.stdout)
+    (used,) = result["engines"]
+    assert used == {"engine": result["engine"], "precision": "int8", "nodes": sorted(nodes[1::2])}
+    assert result["precisions"] == {"bottleneck": "int8", "features.block1": "int8"}
+    again = CliRunner().invoke(group, ("extract", str(folder), "-o", path), env={"COLUMNS": "200"})
+    assert re.search(r"engine +│ not needed", again.output)
+    assert re.search(r"node bottleneck +│ \d+ in int8", again.output)
+    plain = str(tmp_path / "plain.h5")
+    command = ("extract", str(folder), *flags[:6], "-o", plain)
+    shown = CliRunner().invoke(group, command, env={"COLUMNS": "200"})
+    assert re.search(r"engine +│ (onnxruntime|openvino) in fp32", shown.output)
 
 
 def test_an_engine_out_of_its_bound_is_used_by_force_alone_and_told(folder, tmp_path, monkeypatch):
