@@ -28,7 +28,8 @@ layout-class-split lease-taken-over leep-not-computed left-out-in-features
 loss-diverged map-in-float32 map-of-stopped-merge map-precision
 map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
 nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
-no-label-column no-labels no-neighbours no-test node-alias node-in-fp32 not-converged not-finetuned
+no-label-column no-labels no-neighbours no-test node-alias node-in-fp32
+node-in-other-precision not-converged not-finetuned
 not-installed numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
 paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache

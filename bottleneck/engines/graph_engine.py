@@ -92,8 +92,8 @@ def bf16_engine(
     EngineError if it is not available, and as `float_engine` does.
     """
     ours = describe(runtime)
-    if calibration and calibration["engine"] != ours:
-        raise EngineError(f"the cache's rows were computed by {calibration['engine']}, not {ours}")
+    if calibration and calibration.get("engine") != ours:
+        raise EngineError(f"the cache's rows were computed by {calibration.get('engine')}, not {ours}")
     graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
     reference = exact(example)
     with refusal("running the ONNX graph"):

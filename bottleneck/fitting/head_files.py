@@ -78,6 +78,11 @@ def describe_head(
         columns=dict(samples.columns),
         trained_on={} if rows is None else seen_before({}, cache.images.digest, samples, rows),
         without=dict(without or {}),
+        computed={
+            part.name: {"precision": part.precision, "calibration": part.calibration}
+            for part in cache.vectors(node)
+            if not part.computed_exactly
+        },
         seed=seed,
     )
 

@@ -68,6 +68,8 @@ class HeadDescription:
     columns : of the manifest that the samples came from, by role (`SampleTable.columns`); {} without one.
     trained_on : the images that it was fitted on, as `TrainedOn.to_json`; {} where they are not known.
     without : what was left out of the fit by a list, as `fitting.left_out.LeftOut.record`; {} for nothing.
+    computed : by node, {"precision", "calibration"} of features that were computed in bf16 or int8, as of
+        `NodeSpec`; nodes in float32 or float16 are absent, as are all in files of earlier releases.
     seed : of the folds and of what else of the fit is drawn; None where it is not known.
     """
 
@@ -84,6 +86,7 @@ class HeadDescription:
     columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trained_on: dict[str, Any] = field(default_factory=dict, repr=False)
     without: dict[str, Any] = field(default_factory=dict)
+    computed: dict[str, dict[str, Any]] = field(default_factory=dict)
     seed: int | None = None
 
 

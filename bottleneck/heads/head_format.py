@@ -85,6 +85,7 @@ OPTIONAL = {  # fields that files of earlier releases lack
     "columns": lambda value: _is_object(value) and all(map(_are_texts, value.values())),
     "trained_on": _is_object,
     "without": _is_object,
+    "computed": lambda value: _is_object(value) and all(map(_is_object, value.values())),
     "seed": lambda value: value is None or _is_count(value),
 }
 RECORDS = {"novelty": _is_object, "conformal": _is_object}  # that belong to arrays of `BESIDE`
@@ -97,6 +98,8 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
     "calibrated": is_flag,
 }
 WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}
+COMPUTED = {"precision": is_text, "calibration": lambda value: value is None or _is_object(value)}
+CALIBRATION = {"engine": is_text, "pixels_sha256": is_text, "float_layers": _is_count}
 METRICS = {
     "accuracy": _is_finite_or_null,
     "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
@@ -163,6 +166,9 @@ def check_fields(head: Any) -> None:
     if head.trained_on:
         TrainedOn.from_json(head.trained_on)
     _check_some(head.without, WITHOUT, "What was left out of a head")
+    for node, record in head.computed.items():
+        require_fields(record, COMPUTED, f"How features of {node!r} were computed")
+        _check_some(record["calibration"] or {}, CALIBRATION, f"The calibration of {node!r}")
     _check_some(head.backbone, BACKBONE, "A head's backbone")
     _check_some(head.settings, SETTINGS, "The settings of a head")
     if head.form == "knn" and "k" not in head.settings:

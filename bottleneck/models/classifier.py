@@ -74,7 +74,16 @@ class Classifier:
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
         recipe = head.backbone if head.node_fingerprint else None  # a trained network has weights of its own
-        self.trunk = Trunk(load, Preprocess.from_json(head.preprocess), config, recipe)
+        computed = {} if config.precision not in ("auto", *_precisions(head)) else head.computed
+        self.trunk = Trunk(
+            load,
+            Preprocess.from_json(head.preprocess),
+            config,
+            recipe,
+            calibrations={node: record["calibration"] for node, record in computed.items()},
+            precisions={node: record["precision"] for node, record in computed.items()},
+            gives_way=config.precision == "auto",
+        )
 
     @property
     def flips(self) -> bool:
@@ -257,6 +266,11 @@ class Classifier:
                 if samples.columns
                 else "Only a manifest has covariates: list the images in one, with these columns.",
             )
+
+
+def _precisions(head: HeadArtifact) -> set[str]:
+    """Return the precisions of the features that a head was fitted on, but for float32 and float16."""
+    return {record["precision"] for record in head.computed.values()}
 
 
 def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:

@@ -221,6 +221,7 @@ def _trained_head(
         temperature=job.training.best.temperature,
         settings={**draft.head.settings, "chosen_on": ["val"]},
         node_fingerprint="",  # no cache has features of this network
+        computed={},
         cv={},
         n_train=len(draft.splits.rows["train"]),
         metrics=metrics,

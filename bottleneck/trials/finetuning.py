@@ -288,6 +288,7 @@ def final_network(
             temperature=temperature,
             settings=settings,
             node_fingerprint="",  # no cache has features of this network
+            computed={},
             cv={},
             n_train=len(rows),
             metrics=metrics,

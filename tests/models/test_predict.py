@@ -2,13 +2,17 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from bottleneck import FeatureCache, evaluate, fit_heads, load_model, predict
+from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
+from bottleneck.data.source import read_source
+from bottleneck.engines.base import SUPPORTED
 from bottleneck.errors import ArtifactError, SourceError, StrictError
+from tests.helpers.stripes import write_stripes
 from tests.models.conftest import COLUMNS, write_rows
 
 
@@ -218,3 +222,36 @@ def test_image_files_keep_the_names_that_they_were_given_by(made_cache, images, 
     result = predict(head, *names, engine="torch")
     assert [record["image"] for record in result["predictions"]] == names
     assert [record["sample"] for record in result["predictions"]] == names
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_features_are_computed_as_those_that_the_head_learnt_from(precision, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    source = write_stripes(tmp_path / "images", images=8)
+    engine = {"engine": "torch"} if precision == "bf16" else {}
+    options = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": precision, **engine}
+    cache = extract(source, tmp_path / "c.h5", force=True, dtype="float32", **options).cache
+    head = fit_heads(cache, output=tmp_path / "heads").heads[0]["path"]
+    model = load_model(head, force=True)
+    with FeatureCache(cache) as opened:
+        cached = dict(zip(opened.images.key, opened.to_numpy()[0], strict=True))
+        recorded = {"precision": precision, "calibration": opened.node("bottleneck").calibration}
+        assert model.head.computed == {"bottleneck": recorded}
+    opened = read_source(source)
+    rows, features, _ = model.inputs(opened)
+    keys = [opened.images[opened.samples.image[row, 0]] for row in rows]
+    np.testing.assert_allclose(features, [cached[key] for key in keys], rtol=1e-5, atol=1e-5)
+    found = predict(head, source, force=True)
+    assert "node-in-other-precision" not in codes(found)
+
+    # Where that engine cannot be had, float32 takes its place and it is told.
+    plain = predict(head, source, engine="onnxruntime", precision="fp32")
+    if precision == "int8":
+        shutil.rmtree(tmp_path / "user" / "graphs")
+    else:
+        monkeypatch.setitem(SUPPORTED["cpu"], "torch", ("fp32",))
+    told = predict(head, source)
+    (note,) = [note for note in told["notes"] if note.code == "node-in-other-precision"]
+    assert note.details == {"nodes": ["bottleneck"], "precision": "fp32", "learnt_from": precision}
+    first, second = ([each["confidence"] for each in one["predictions"]] for one in (plain, told))
+    assert first == pytest.approx(second, abs=1e-4)
