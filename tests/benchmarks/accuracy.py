@@ -7,17 +7,19 @@ chosen by cross-validation on train, and `LogisticRegressionCV` on the same floa
 in points of test accuracy, with its paired 95 % interval, of each set and of all sets together. Then one
 block tuned from the cached map, in float32 and in bfloat16, beside the usual fine-tuning of the same layers
 with the same weights and epochs, and beside fastai's `fine_tune` of the whole network where it is installed:
-a seed each round, median over rounds. `finetune` takes a fifth of train to choose its epoch by; the usual
-fine-tuning trains on all of it, and in the long form also on as many samples as `finetune` has left.
+a seed each round, median over rounds, and the interval of their mean difference. `finetune` takes a fifth of
+train to choose its epoch by; the usual fine-tuning trains on all of it, and in the long form also on as many
+samples as `finetune` has left.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from tests.benchmarks.heads import FOLDS, GRID
 from tests.benchmarks.images import digits, photographs, shapes, textures, write_set
@@ -100,7 +102,6 @@ def together(right: dict[str, list[list[int]]]) -> Iterator[Row]:
 
 def paired_row(what: str, right: np.ndarray, base: np.ndarray, peer: str) -> Row:
     """Accuracies on the same n samples: `right` and `base` (n,) are 1 where an answer is right, else 0."""
-    low, high = paired_interval(right, base)
     return Row(
         what,
         "% of test",
@@ -109,7 +110,8 @@ def paired_row(what: str, right: np.ndarray, base: np.ndarray, peer: str) -> Row
         peer,
         LESS,
         at_least=LOST,
-        conditions=f"{len(base):,} of test; paired 95 % interval {low:+.2f} … {high:+.2f}",
+        conditions=f"{len(base):,} of test",
+        interval=paired_interval(right, base),
     )
 
 
@@ -117,6 +119,13 @@ def paired_interval(right: np.ndarray, base: np.ndarray) -> tuple[float, float]:
     """95 % interval of the difference in points, by the normal approximation over the samples."""
     difference = 100 * (right - base)
     half = 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    return difference.mean() - half, difference.mean() + half
+
+
+def interval_of_rounds(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the mean difference of two or more paired rounds, by Student's t."""
+    difference = np.subtract(ours, theirs)
+    half = student_t.ppf(0.975, len(difference) - 1) * difference.std(ddof=1) / np.sqrt(len(difference))
     return difference.mean() - half, difference.mean() + half
 
 
@@ -149,7 +158,8 @@ def tuned(name: str, folder: Path, work: Path, short: bool) -> Iterator[Row]:
             yield Row(f"{what}, beside {peer}", reason=NOT_INSTALLED)
             continue
         theirs = tuple(one["accuracy"] for one in found[peer])
-        yield Row(what, "% of test", ours, theirs, peer, LESS, at_least=0.0, conditions=conditions)
+        interval = interval_of_rounds(ours, theirs)
+        yield Row(what, "% of test", ours, theirs, peer, LESS, 0.0, conditions=conditions, interval=interval)
     if "bf16" in right:
         half, whole = (np.mean(right[precision], axis=0) for precision in ("bf16", "fp32"))
         yield paired_row(f"{what} in bf16, mean of {REPEATS} seeds", half, whole, "in fp32")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import tempfile
@@ -38,6 +39,7 @@ class Row:
     conditions : what a reader must know beside the machine.
     reason : why there is no figure.
     failed : the measurement was possible and did not end.
+    interval : 95 % interval of the mean comparison. Where there is one, it is judged and not the median.
     """
 
     what: str
@@ -51,6 +53,7 @@ class Row:
     conditions: str = ""
     reason: str = ""
     failed: bool = False
+    interval: tuple[float, ...] = ()
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -64,14 +67,21 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """ "failed", "not measured", "missed", "ok", or "" where nothing is wanted."""
+        """ "failed", "not measured", "missed", "not shown", "ok", or "" where nothing is wanted.
+
+        "not shown" is an interval that has values on both sides of what is wanted.
+        """
         judged = self.ratios if self.theirs else self.ours
         if self.failed or not judged:
             return "failed" if self.failed else "not measured"
         if self.at_least is None and self.at_most is None:
             return ""
-        low = self.at_least is not None and median(judged) < self.at_least
-        return "missed" if low or (self.at_most is not None and median(judged) > self.at_most) else "ok"
+        low, high = self.interval or (median(judged), median(judged))
+        least = -math.inf if self.at_least is None else self.at_least
+        most = math.inf if self.at_most is None else self.at_most
+        if high < least or low > most:
+            return "missed"
+        return "ok" if least <= low and high <= most else "not shown"
 
     def to_json(self) -> dict:
         """Fields, and what follows from them: `ratio`, `spread` and `verdict`."""
@@ -90,7 +100,8 @@ class Row:
         wanted = [f"≥ {self.at_least:g}"] if self.at_least is not None else []
         wanted += [f"≤ {self.at_most:g}"] if self.at_most is not None else []
         verdict = self.verdict if self.verdict != "ok" else ""
-        notes = "; ".join(filter(None, (self.reason, self.conditions)))
+        interval = "95 % interval {:+.2f} … {:+.2f}".format(*self.interval) if self.interval else ""
+        notes = "; ".join(filter(None, (self.reason, self.conditions, interval)))
         compared = told(self.ratios, sign=self.compared == LESS)
         aim = ": ".join(filter(None, (" ".join(wanted), verdict)))
         return told(self.ours), told(self.theirs), compared, aim, notes
@@ -149,7 +160,9 @@ class Result:
 
 
 def print_verdicts(rows: Sequence[Row]) -> None:
-    """Print a line for each row: ok, missed, failed, not measured, or measured where nothing is wanted."""
+    """Print a line for each row:
+    ok, missed, not shown, failed, not measured, or measured where nothing is wanted.
+    """
     print()
     for row in rows:
         print(f"{row.verdict or 'measured':14}{row.what}")

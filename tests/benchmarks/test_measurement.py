@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from tests.benchmarks import __main__ as runner
+from tests.benchmarks.accuracy import interval_of_rounds, paired_interval
 from tests.benchmarks.measurement import FEWER, LESS, Result, Row, collect, speed, told
 from tests.benchmarks.process import run_child, take_turns
 
@@ -43,8 +45,35 @@ def test_the_median_is_judged(wanted, verdict):
     assert Row("x", "s", (2.0, 4.0, 18.0), (2.0, 2.0, 2.0), "peer", **wanted).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("interval", "wanted", "verdict"),
+    [
+        ((-0.7, 0.2), {"at_least": -0.2}, "not shown"),
+        ((-0.7, -0.3), {"at_least": -0.2}, "missed"),
+        ((-0.1, 0.4), {"at_least": -0.2}, "ok"),
+        ((-0.7, 0.2), {"at_most": 0.1}, "not shown"),
+        ((-0.7, 0.2), {"at_most": 0.2}, "ok"),
+        ((-0.7, 0.2), {"at_most": -0.8}, "missed"),
+        ((-0.7, 0.2), {}, ""),
+    ],
+)
+def test_an_interval_is_judged_and_not_the_median(interval, wanted, verdict):
+    row = Row("x", "%", (90.0,), (90.3,), "peer", LESS, **wanted, interval=interval)
+    assert row.verdict == verdict
+    assert row.cells()[-1] == "95 % interval {:+.2f} … {:+.2f}".format(*interval)
+    assert Row.from_json(json.loads(json.dumps(row.to_json()))).verdict == verdict
+
+
+def test_intervals_are_of_the_paired_differences():
+    assert interval_of_rounds((81.0, 82.0, 83.0), (80.0, 80.0, 80.0)) == pytest.approx(
+        (-0.484, 4.484), abs=1e-3
+    )
+    right, base = np.array([1.0, 1, 1, 0]), np.array([1.0, 0, 1, 0])
+    assert paired_interval(right, base) == pytest.approx((25 - 49, 25 + 49))
+
+
 def test_a_row_survives_json():
-    row = Row("x", "s", (1.0, 2.0), (3.0, 4.0), "peer", FEWER, 1.0, 9.0, "so", "because", True)
+    row = Row("x", "s", (1.0, 2.0), (3.0, 4.0), "peer", FEWER, 1.0, 9.0, "so", "because", True, (0.5, 1.5))
     assert Row.from_json(json.loads(json.dumps(row.to_json()))) == row
 
 
