@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from bottleneck.errors import FitError
-from bottleneck.heads.solver.arrays import Array, Place, cast, library, place_of
+from bottleneck.heads.solver.arrays import Array, Place, library, place_of
 from bottleneck.samples import UNLABELLED, Target
 
 NO_FOLD = -1
@@ -84,7 +84,7 @@ class TaskGroup:
         return TaskGroup(self.columns, 0, codes=codes, weights=weights, fold=fold)
 
     def codes_and_weights(self, heads: Array, start: int, stop: int) -> tuple[Array, Array]:
-        """Return codes (A, B) int64 and weights (A, B) of the rows start … stop−1 for `heads` (A,).
+        """Return codes (A, B) int32 and weights (A, B) of the rows start … stop−1 for `heads` (A,).
 
         The weight is 0 where a head is not fitted on the row.
         """
@@ -92,9 +92,8 @@ class TaskGroup:
         if self.n_tasks > 1:
             task = self.task_of_head[heads]
             codes, weights, fold = codes[task], weights[task], fold[task]
-        held = (fold == self.fold_of_head[heads, None]) & (self.folds > 0)
-        xp = library(held)
-        return xp.broadcast_to(cast(codes, np.int64), held.shape), xp.where(held, 0, weights)
+        fitted = (fold != self.fold_of_head[heads, None]) | (self.folds == 0)
+        return library(fitted).broadcast_to(codes, fitted.shape), weights * fitted
 
 
 def group_tasks(
