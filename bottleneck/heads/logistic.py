@@ -19,7 +19,7 @@ from bottleneck.heads.row_blocks import Standardisation, standardisation
 from bottleneck.heads.solver.arrays import Array, to_numpy
 from bottleneck.heads.solver.design import Design, build_design, streamed_like
 from bottleneck.heads.solver.objective import Passes
-from bottleneck.heads.solver.path import REFIT_TOLERANCE, Solution, refit, solve_path
+from bottleneck.heads.solver.path import REFIT_TOLERANCE, Choice, Solution, refit, solve_path
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem, group_tasks
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
@@ -167,26 +167,23 @@ class _Sweep:
         for i, result in enumerate(results):
             for group, task in self.where[slice(*self.tasks_of[i])]:
                 tasks.setdefault((result.chosen, group), []).append(task)
-        fits: dict[tuple[int, int], tuple[Array, Array]] = {}
+        choices = [
+            Choice(self.groups[group], members, self.solutions[index].C, self.solutions[index].coef[group])
+            for (index, group), members in tasks.items()
+        ]
         tol = min(self.config.tol, REFIT_TOLERANCE)
-        for (index, group), members in tasks.items():
-            solution = self.solutions[index]
-            coef, converged = refit(
-                self.passes,
-                self.groups[group],
-                solution.coef[group],
-                solution.C,
-                tasks=members,
-                tol=tol,
-                memory=self.config.memory,
-            )
-            fits |= {(group, task): (w, ok) for task, w, ok in zip(members, coef, converged, strict=True)}
+        found = refit(self.passes, choices, tol=tol, memory=self.config.memory)
+        fits = {
+            (group, task): fit
+            for ((_, group), members), (coef, converged) in zip(tasks.items(), found, strict=True)
+            for task, *fit in zip(members, coef, converged, strict=True)
+        }
         return [
             self._head(i, result, [fits[task] for task in self.where[slice(*self.tasks_of[i])]])
             for i, result in enumerate(results)
         ]
 
-    def _head(self, i: int, result: CrossValidation, fits: Sequence[tuple[Array, Array]]) -> HeadFit:
+    def _head(self, i: int, result: CrossValidation, fits: Sequence[Sequence[Array]]) -> HeadFit:
         """Return the head of problem i. fits : columns (K, P) of each task, and whether they converged."""
         problem = self.problems[i]
         coef, intercept = problem.head(np.stack([to_numpy(columns) for columns, _ in fits]))

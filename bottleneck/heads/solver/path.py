@@ -124,28 +124,32 @@ def solve_path(
         )
 
 
-def refit(
-    passes: Passes,
-    group: TaskGroup,
-    coef: Array,
-    C: float,
-    *,
-    tasks: Sequence[int],
-    tol: float,
-    memory: int,
-) -> tuple[Array, Array]:
-    """Fit some tasks of a group on all their rows at C, starting from the group's heads (H, K, P) there.
+@dataclass(frozen=True)
+class Choice:
+    """Tasks of a group for which C was chosen. coef : (H, K, P) of all heads of the group at C."""
 
-    Returns coefficients (t, K, P), and whether each task converged to `tol`, (t,) bool.
+    group: TaskGroup
+    tasks: Sequence[int]
+    C: float
+    coef: Array
+
+
+def refit(passes: Passes, choices: Sequence[Choice], *, tol: float, memory: int) -> list[tuple[Array, Array]]:
+    """Fit the tasks of each choice on all their rows at its C, starting from the heads of their folds.
+
+    Returns for each choice coefficients (t, K, P), and whether each task converged to `tol`, (t,) bool.
     """
-    whole = group.without_folds(tasks)
-    heads = place_of(coef).array(np.arange(whole.n_tasks))
-    batch = _Batch(whole, heads, passes.design, _history_size([whole], passes.design, memory))
-    start = _mean_over_folds(group, coef)[list(tasks)]
-    prec = _preconditioner(passes, whole, start, C, memory=memory)
-    solver = batch.solver(start, prec, C, tol)
-    _minimise(passes, [batch], [solver])
-    return solver.coef, solver.converged
+    groups = [choice.group.without_folds(choice.tasks) for choice in choices]
+    steps = _history_size(groups, passes.design, memory)
+    batches, solvers = [], []
+    for choice, whole in zip(choices, groups, strict=True):
+        heads = place_of(choice.coef).array(np.arange(whole.n_tasks))
+        start = _mean_over_folds(choice.group, choice.coef)[list(choice.tasks)]
+        prec = _preconditioner(passes, whole, start, choice.C, memory=memory // len(choices))
+        batches.append(_Batch(whole, heads, passes.design, steps))
+        solvers.append(batches[-1].solver(start, prec, choice.C, tol))
+    _minimise(passes, batches, solvers)
+    return [(solver.coef, solver.converged) for solver in solvers]
 
 
 def _minimise(passes: Passes, batches: Sequence[_Batch], solvers: Sequence[BatchedLBFGS]) -> int:
