@@ -22,6 +22,7 @@ from bottleneck.heads.solver.arrays import (
     zeros_like,
 )
 from bottleneck.heads.solver.preconditioner import Preconditioner
+from bottleneck.heads.solver.products import with_rows
 
 ARMIJO = 1e-4  # share of the expected decrease that a step must reach
 MAX_CUTS = 15  # of one step; after that, rounding decides and not the function
@@ -35,7 +36,8 @@ COMPACT_BELOW = 0.75  # share of active heads in the batch below which the other
 class History:
     """The last m steps of A heads that start at `start` (A, …). An unused slot holds zeros.
 
-    S, Y, HY : (A, m, N) steps, changes of the gradient, and H0 times these.
+    S, Y, HY : (A, m, N) steps, changes of the gradient, and H0 times these. S and HY are one array, S_HY
+    (A, 2m, N), since both are multiplied by the same vectors.
     SY, YHY : (A, m, m) float64 products.
     """
 
@@ -43,61 +45,73 @@ class History:
         A, N = start.reshape(len(start), -1).shape
         self.memory = memory
         self.count = zeros_like(start, A, dtype=np.int64)
-        self.S, self.Y, self.HY = (zeros_like(start, A, memory, N) for _ in range(3))
+        self.S_HY, self.Y = zeros_like(start, A, 2 * memory, N), zeros_like(start, A, memory, N)
         self.SY, self.YHY = (zeros_like(start, A, memory, memory, dtype=np.float64) for _ in range(2))
         # Heads and y of the newest step; its products are computed together with the next direction's.
         self._pending: tuple[Array, Array] | None = None
 
-    def push(self, s: Array, y: Array, hy: Array, accepted: Array) -> None:
-        """Store the steps s, changes y and H0 y (A, N) of the heads `accepted` (A,) bool.
+    @property
+    def S(self) -> Array:
+        return self.S_HY[:, : self.memory]
+
+    @property
+    def HY(self) -> Array:
+        return self.S_HY[:, self.memory :]
+
+    def push(self, heads: Array, s: Array, y: Array, hy: Array) -> None:
+        """Store the steps s, changes y and H0 y (a, N) of `heads` (a,).
 
         A pair without positive curvature is left out; only rounding makes such a pair.
         """
         xp = library(s)
         floor = 1e-10 * xp.linalg.norm(s, axis=1) * xp.linalg.norm(y, axis=1)
-        (heads,) = xp.where(accepted & ((s * y).sum(axis=1) > floor))
+        (curved,) = xp.where((s * y).sum(axis=1) > floor)
+        heads, y = heads[curved], y[curved]
         self._pending = heads, y
         slot = self.count[heads] % self.memory
-        for stored, new in ((self.S, s), (self.Y, y), (self.HY, hy)):
-            stored[heads, slot] = new[heads]
+        for stored, new in ((self.S, s[curved]), (self.Y, y), (self.HY, hy[curved])):
+            stored[heads, slot] = new
 
     @quiet
     def direction(self, g: Array, hg: Array) -> Array:
         """Return −H g (A, N) for the gradients g (A, N) and hg = H0 g."""
-        xp, dtype, slots = library(g), dtype_of(g), np.arange(self.memory)
+        xp, slots = library(g), np.arange(self.memory)
         a, b = self._products(g)
         order = self._oldest_first()
-        a, b = take_along(a, order, 1)[..., None], take_along(b, order, 1)[..., None]
-        SY, YHY = _reordered(self.SY, order), _reordered(self.YHY, order)
-        E, W = SY[:, slots, slots], YHY[:, slots, slots]
-        newest = xp.clip(xp.clip(self.count, None, self.memory) - 1, 0, None)[:, None]
-        scale = take_along(E, newest, 1) / take_along(W, newest, 1)
-        gamma = xp.where(self.count[:, None] > 0, scale, 1.0)[..., None]
-        R = xp.triu(SY)
-        R[:, slots, slots] = xp.where(E == 0, 1.0, E)  # a 1 for unused slots
-        x = solve_triangular(R, a, upper=True)
-        right = E[..., None] * x + gamma * (YHY @ x - b)
-        p = solve_triangular(transposed(R), right, upper=False)
         back = xp.argsort(order, axis=1)
-        p, x = (cast(take_along(part[..., 0], back, 1), dtype)[:, None] for part in (p, gamma * x))
-        direction = cast(gamma[:, 0], dtype) * hg + (p @ self.S)[:, 0] - (x @ self.HY)[:, 0]
+        R = xp.triu(_reordered(self.SY, order))
+        E = R[:, slots, slots]
+        R[:, slots, slots] = xp.where(E == 0, 1.0, E)  # a 1 for unused slots
+        last = xp.clip(xp.clip(self.count, None, self.memory) - 1, 0, None)[:, None]
+        newest = take_along(order, last, 1)
+        scale = take_along(E, last, 1) / take_along(self.YHY[:, slots, slots], newest, 1)
+        gamma = xp.where(self.count[:, None] > 0, scale, 1.0)
+        x = solve_triangular(R, take_along(a, order, 1)[..., None], upper=True)
+        by_slot = take_along(x[..., 0], back, 1)[..., None]
+        right = gamma * ((self.YHY @ by_slot)[..., 0] - b)
+        right = E[..., None] * x + take_along(right, order, 1)[..., None]
+        p = take_along(solve_triangular(transposed(R), right, upper=False)[..., 0], back, 1)
+        factors = cast(xp.concatenate([p, -gamma * by_slot[..., 0]], axis=1), dtype_of(g))
+        direction = cast(gamma, dtype_of(g)) * hg + (factors[:, None] @ self.S_HY)[:, 0]
         return xp.negative(direction, out=direction)
 
     def _products(self, g: Array) -> tuple[Array, Array]:
         """Return S g and HY g (A, m) float64; fill in the products of the pending step."""
+        m = self.memory
         if self._pending is None:
-            with_s, with_hy = (cast(part @ g[..., None], np.float64) for part in (self.S, self.HY))
-            return with_s[..., 0], with_hy[..., 0]
+            products = cast(with_rows(g[:, None], self.S_HY)[:, 0], np.float64)
+            return products[:, :m], products[:, m:]
         heads, y = self._pending
-        both = library(g).stack([g, y], axis=2)
-        with_s, with_hy = (cast(part @ both, np.float64) for part in (self.S, self.HY))
-        slot = self.count[heads] % self.memory
-        self.SY[heads, :, slot] = with_s[heads, :, 1]
-        self.YHY[heads, :, slot] = with_hy[heads, :, 1]
-        self.YHY[heads, slot, :] = with_hy[heads, :, 1]
+        vectors = zeros_like(g, len(g), 2, g.shape[1])
+        vectors[:, 0], vectors[heads, 1] = g, y
+        products = cast(with_rows(vectors, self.S_HY), np.float64)
+        slot = self.count[heads] % m
+        self.SY[heads, :, slot] = products[heads, 1, :m]
+        self.YHY[heads, :, slot] = products[heads, 1, m:]
+        self.YHY[heads, slot, :] = products[heads, 1, m:]
         self.count[heads] += 1
         self._pending = None
-        return with_s[..., 0], with_hy[..., 0]
+        return products[:, 0, :m], products[:, 0, m:]
 
     @quiet
     def rescale(self, change: Callable[[Array, Array], Array], apply: Callable[[Array], Array]) -> None:
@@ -105,13 +119,14 @@ class History:
         for slot in range(self.memory):
             self.Y[:, slot] = change(self.S[:, slot], self.Y[:, slot])
             self.HY[:, slot] = apply(self.Y[:, slot])
-        self.SY, self.YHY = (cast(part @ transposed(self.Y), np.float64) for part in (self.S, self.HY))
+        products = cast(self.S_HY @ transposed(self.Y), np.float64)
+        self.SY, self.YHY = products[:, : self.memory], products[:, self.memory :]
 
     def select(self, heads: Array) -> History:
         """Return a copy of the history of `heads` (a,) alone."""
         part = object.__new__(History)
         part.memory, part._pending = self.memory, None
-        for name in ("count", "S", "Y", "HY", "SY", "YHY"):
+        for name in ("count", "S_HY", "Y", "SY", "YHY"):
             setattr(part, name, getattr(self, name)[heads])
         return part
 
@@ -174,9 +189,10 @@ class BatchedLBFGS:
         self._index = place.array(np.arange(count))
         self.active = ~self.converged
         self._history = history
-        self._x = coef.reshape(count, -1)
+        self._x = coef.reshape(count, -1) * 1
         self._f = self.objective * 1
-        self._g, self._step = 0 * self._x, 0 * self._x
+        # The gradient g, H0 g, and the step that is tried next.
+        self._g, self._hg, self._step = 0 * self._x, 0 * self._x, 0 * self._x
         self._slope, self._length = place.zeros(count), 1 + place.zeros(count)
         self._cuts = 0 * self._index
         self._recent = place.array(np.full((count, 2 * WINDOW), np.inf))
@@ -199,16 +215,17 @@ class BatchedLBFGS:
         trial, objective, gradient = self._with_penalty(trial, loss, slope)
         allowed = self._f + ARMIJO * self._length * self._slope + self._noise * abs(objective)
         accepted = self.active & (objective <= allowed)
-        chosen = accepted[:, None]
+        (moved,) = xp.where(accepted)
+        hg = self.prec.apply(self._all_heads[self._index], gradient)
+        points = ((self._x, trial), (self._g, gradient), (self._hg, hg))
         if not self._at_start:
-            s = xp.where(chosen, trial - self._x, 0)
-            y = xp.where(chosen, gradient - self._g, 0)
-            self._history.push(s, y, self._precondition(y), accepted)
+            self._history.push(moved, *(new[moved] - old[moved] for old, new in points))
         self._at_start = False
         self._shorten(self.active & ~accepted, objective)
-        self._x, self._g = xp.where(chosen, trial, self._x), xp.where(chosen, gradient, self._g)
+        for old, new in points:
+            old[moved] = new[moved]
         self._f = xp.where(accepted, objective, self._f)
-        self._set_directions(accepted)
+        self._set_directions(accepted, moved)
         self.passes_left -= 1
         self._compact()
 
@@ -217,8 +234,8 @@ class BatchedLBFGS:
         count = len(trial)
         weights = trial * 1
         weights[..., -1] = 0
-        square = cast(weights.reshape(count, -1), np.float64) ** 2
-        objective = self.C * loss + 0.5 * square.sum(axis=1)
+        square = (weights * weights).reshape(count, -1).sum(axis=1, dtype=library(trial).float64)
+        objective = self.C * loss + 0.5 * square
         gradient = cast(self.C * slope + weights, dtype_of(trial))
         return (
             _spread(trial.reshape(count, -1), self.active),
@@ -235,11 +252,14 @@ class BatchedLBFGS:
         self._cuts += heads
         self.active = self.active & (self._cuts <= MAX_CUTS)
 
-    def _set_directions(self, accepted: Array) -> None:
-        """Give the heads that moved their next direction, or mark them as converged."""
+    def _set_directions(self, accepted: Array, moved: Array) -> None:
+        """Give the heads that moved their next direction, or mark them as converged.
+
+        accepted : (A,) bool, which they are; moved : their positions.
+        """
         xp = library(accepted)
-        step = self._history.direction(self._g, self._precondition(self._g))
-        self._step = xp.where(accepted[:, None], step, self._step)
+        step = self._history.direction(self._g, self._hg)
+        self._step[moved] = step[moved]
         slope = (self._g * self._step).sum(axis=1, dtype=xp.float64)
         remaining = self._extrapolated_decrease()
         moved = xp.concatenate([self._recent[:, 1:], self._f[:, None]], axis=1)
@@ -296,11 +316,8 @@ class BatchedLBFGS:
             self._full_history.write_back(self._index, self._history)
             self._history = self._history.select(remaining)
         self._index = self._index[remaining]
-        for name in ("_x", "_f", "_g", "_step", "_slope", "_length", "_cuts", "_recent", "active"):
+        for name in ("_x", "_f", "_g", "_hg", "_step", "_slope", "_length", "_cuts", "_recent", "active"):
             setattr(self, name, getattr(self, name)[remaining])
-
-    def _precondition(self, g: Array) -> Array:
-        return self.prec.apply(self._all_heads[self._index], g)
 
 
 def _spread(values: Array, mask: Array) -> Array:

@@ -10,7 +10,7 @@ from functools import cache
 
 import numpy as np
 
-from bottleneck.heads.solver.arrays import Array, library
+from bottleneck.heads.solver.arrays import Array, library, transposed
 from bottleneck.processor import is_of_amd, vector_units
 
 
@@ -22,6 +22,17 @@ def times_transposed(a: Array, b: Array) -> Array:
     if len(a) and a.dtype == b.dtype == torch.float32 and a.device.type == "cpu" and _onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")
     return a @ b.T
+
+
+def with_rows(vectors: Array, rows: Array) -> Array:
+    """Return the products (A, k, M) of k vectors (A, k, N), k small, with the rows (A, M, N) of each head.
+
+    NumPy multiplies one vector after the other: a head's rows then come from a core's cache. A product with
+    two columns takes twice as long in OpenBLAS. In MKL it takes four times as long as with two rows.
+    """
+    if isinstance(rows, np.ndarray):
+        return (rows[:, None] @ vectors[..., None])[..., 0]
+    return vectors @ transposed(rows)
 
 
 @cache
