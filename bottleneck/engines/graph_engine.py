@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from bottleneck.engines.int8 import ENOUGH, attempts, describe_calibration, pixels_sha256, quantise
+from bottleneck.engines.int8 import ENOUGH, attempts, describe_calibration, pixels_sha256, quantised
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.engines.runtimes import describe, open_graph
@@ -226,15 +226,14 @@ def _float_within_bounds(stored: StoredGraph, threads: int, runtime: str) -> Gra
 def _quantised(graph: bytes, engine: GraphEngine, example: np.ndarray, counts: Sequence[int]) -> StoredGraph:
     """The int8 graph; its probe is the held-out images, its reference their rows in float32.
 
-    counts : of first convolutions that stay in float32 (`int8.quantise`), one for each attempt. The one whose
+    counts : of first convolutions that stay in float32 (`int8.quantised`), one for each attempt. The one whose
     rows of the calibration images agree best is taken; after one that agrees well enough, no other is tried.
     """
     held_out = -(-len(example) // 4) if len(example) > 1 else 1
     seen, probe = example[: len(example) - held_out or 1], example[-held_out:]
     exact, best, highest, float_layers = engine(seen), b"", -np.inf, 0
     with refusal("quantising the network"):
-        for count in counts:
-            made = quantise(graph, seen, count)
+        for count, made in zip(counts, quantised(graph, seen, counts), strict=True):
             cosine = min(measure(GraphEngine(made, "int8")(seen), exact, as_cosine=True).values())
             if cosine > highest:
                 best, highest, float_layers = made, cosine, count

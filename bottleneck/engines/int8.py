@@ -16,7 +16,7 @@ import hashlib
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -48,8 +48,10 @@ def attempts(graph: bytes) -> list[int]:
     return [count for count in _FIRST_LAYERS if 4 * count <= layers]
 
 
-def quantise(graph: bytes, images: np.ndarray, float_layers: int = 0) -> bytes:
-    """The int8 form of a float32 graph.
+def quantised(graph: bytes, images: np.ndarray, counts: Sequence[int]) -> Iterator[bytes]:
+    """Yield the int8 form of a float32 graph, one for each of `counts`.
+
+    The ranges of activations are measured once, for the first of them.
 
     Parameters
     ----------
@@ -57,33 +59,37 @@ def quantise(graph: bytes, images: np.ndarray, float_layers: int = 0) -> bytes:
         Serialised ONNX with one input, uint8 (B, H, W, C).
     images : uint8 array of shape (B, H, W, C)
         They determine the range of each activation.
-    float_layers : int
+    counts : sequence of int
         As many convolutions, counted from the input, stay in float32.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    with tempfile.TemporaryDirectory(prefix="bottleneck-int8-") as folder, _quiet():
-        exported, prepared, quantised = (Path(folder, name) for name in ("exported", "prepared", "quantised"))
+    with tempfile.TemporaryDirectory(prefix="bottleneck-int8-") as folder:
+        exported, prepared, made = (Path(folder, name) for name in ("exported", "prepared", "made"))
         exported.write_bytes(graph)
-        quant_pre_process(exported, prepared, skip_symbolic_shape=True)
+        with _quiet():
+            quant_pre_process(exported, prepared, skip_symbolic_shape=True)
         nodes = onnx.load(prepared).graph.node
         convolutions = [node.name for node in nodes if node.op_type == "Conv"]
-        quantize_static(
-            prepared,
-            quantised,
-            _Images(images),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_OPERATORS,
-            nodes_to_exclude=convolutions[:float_layers],
-            per_channel=True,
-            reduce_range=_products_saturate(),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-        )
-        return quantised.read_bytes()
+        for count in counts:
+            with _quiet():
+                quantize_static(
+                    prepared,
+                    made,
+                    _Images(images),
+                    quant_format=QuantFormat.QDQ,
+                    op_types_to_quantize=_OPERATORS,
+                    nodes_to_exclude=convolutions[:count],
+                    per_channel=True,
+                    reduce_range=_products_saturate(),
+                    activation_type=QuantType.QUInt8,
+                    weight_type=QuantType.QInt8,
+                    calibrate_method=CalibrationMethod.MinMax,
+                    calibration_cache_path=Path(folder, "ranges.json"),
+                )
+            yield made.read_bytes()
 
 
 def describe_calibration(
@@ -98,7 +104,7 @@ def describe_calibration(
     agreement : dict
         Mean cosine with float32 per node index.
     float_layers : int
-        As of `quantise`; records of before there was a choice lack it, and mean 0.
+        As the counts of `quantised`; records of before there was a choice lack it, and mean 0.
     """
     return {
         "method": "static minmax",
