@@ -226,8 +226,8 @@ def _float_within_bounds(stored: StoredGraph, threads: int, runtime: str) -> Gra
 def _quantised(graph: bytes, engine: GraphEngine, example: np.ndarray, counts: Sequence[int]) -> StoredGraph:
     """The int8 graph; its probe is the held-out images, its reference their rows in float32.
 
-    counts : of first convolutions that stay in float32 (`int8.quantised`), one for each attempt. The one whose
-    rows of the calibration images agree best is taken; after one that agrees well enough, no other is tried.
+    counts : of first convolutions that stay in float32, one for each attempt. The one whose rows of the
+    calibration images agree best is taken; after one that agrees well enough, no other is tried.
     """
     held_out = -(-len(example) // 4) if len(example) > 1 else 1
     seen, probe = example[: len(example) - held_out or 1], example[-held_out:]
