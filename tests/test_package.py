@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import bottleneck
+from bottleneck.cli.main import COMMANDS
 from bottleneck.samples import Target
 from tests.helpers.caches import write_cache
+from tests.helpers.commands import libraries_of
 
 
 def python(code: str) -> str:
@@ -50,6 +52,43 @@ def test_what_runs_a_head_imports_no_large_library_before_it_is_needed(module):
     heavy = ("torch", "sklearn", "scipy", "matplotlib", "pandas", "onnxruntime", "openvino")
     printed = python(f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])")
     assert printed.strip() == "[]"
+
+
+LARGE = ("torch", "torchvision", "timm", "sklearn", "scipy.stats", "scipy", "onnx", "onnxruntime", "openvino")
+LARGE += ("pandas", "matplotlib", "jinja2", "h5py")
+NETWORKS = {"torch", "torchvision", "timm"}
+BEFORE_WORK = {  # what each command imports before it works; others are imported where they are needed
+    "demo": NETWORKS | {"sklearn", "scipy", "matplotlib", "jinja2", "h5py"},
+    "train": NETWORKS | {"h5py"},
+    "extract": {"h5py"},
+    "fit-head": {"h5py"},
+    "finetune": NETWORKS | {"h5py"},
+    "scratch": NETWORKS | {"h5py"},
+    "compare": NETWORKS | {"h5py"},
+    "evaluate": {"h5py"},
+    "predict": set(),
+    "explain": NETWORKS | {"scipy", "matplotlib", "h5py"},
+    "export": NETWORKS,
+    "similar": {"scipy", "h5py"},
+    "audit": {"scipy", "h5py"},
+    "suggest": {"scipy", "h5py"},
+    "drift": {"scipy", "h5py"},
+    "advise": NETWORKS | {"scipy", "scipy.stats", "matplotlib", "h5py"},
+    "rank": {"scipy", "h5py"},
+    "transfer-study": NETWORKS | {"scipy", "scipy.stats", "matplotlib", "h5py"},
+    "report": NETWORKS | {"sklearn", "scipy", "matplotlib", "jinja2", "h5py"},
+    "inspect": NETWORKS | {"h5py"},
+    "backbones": set(),
+    "cache": {"h5py"},
+    "doctor": set(),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_imports_these_large_libraries_before_it_works(command):
+    found = libraries_of(command)
+    loaded = {name for name in LARGE if any(each == name or each.startswith(name + ".") for each in found)}
+    assert loaded == BEFORE_WORK[command]
 
 
 def test_fitting_heads_imports_no_scikit_learn():

@@ -98,11 +98,12 @@ def command(
     Val chooses, with all samples: a variant replaces a simpler one if it is better beyond the noise. Finished
     runs are saved: a command that was interrupted continues where it was when it is run again.
     """
-    from bottleneck.report.curves import comparison
     from bottleneck.studies.compare.compare import compare
 
     scratch = depths if from_scratch else ()
     result = compare(cache, folder, scratch=scratch, reporter=terminal, **options)
+    from bottleneck.report.curves import comparison
+
     figure = comparison(result, Path(result.folder) / "compare.png")
     rows = [
         (

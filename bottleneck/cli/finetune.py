@@ -92,18 +92,20 @@ def command(
 
     Training starts at the head's own logits, and what is saved is never worse on val than the head.
     """
-    from bottleneck.report import curves
+    from bottleneck.report.tensorboard import log_epochs
     from bottleneck.training.finetune import find_learning_rate, finetune
 
     if find_lr:
+        from bottleneck.report.curves import rate_curve
+
         options.pop("output")
         config = FinetuneConfig(**options)
         search = find_learning_rate(cache, head, config, strict=strict, reporter=terminal)
-        picture = curves.rate_curve(search, find_lr)
+        picture = rate_curve(search, find_lr)
         values = {**search.to_json(), "figure": str(picture)}
         terminal.result(values, f"Try --lr {search.lr:.2g}. The curve is in {picture}")
         return
-    with curves.tensorboard(tensorboard) as log:
+    with log_epochs(tensorboard) as log:
         terminal.log_epoch = log
         result = finetune(cache, head, strict=strict, reporter=terminal, **options)
     show_result(terminal, result, f"Fine-tuned {', '.join(reversed(result.unfrozen))}")

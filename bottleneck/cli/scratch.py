@@ -58,10 +58,10 @@ def command(terminal: Terminal, source: str, tensorboard: str | None, **options:
     SOURCE is what `bottleneck extract` takes, with labels. Several images per sample and covariates are taken
     from a manifest's columns.
     """
-    from bottleneck.report import curves
+    from bottleneck.report.tensorboard import log_epochs
     from bottleneck.training.scratch import scratch
 
-    with curves.tensorboard(tensorboard) as log:
+    with log_epochs(tensorboard) as log:
         terminal.log_epoch = log
         result = scratch(source, reporter=terminal, **options)
     show_result(terminal, result, f"Trained {options['backbone']} from scratch")

@@ -248,11 +248,11 @@ def _checked(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def _mean_auc(truth: np.ndarray, scores: np.ndarray) -> float | None:
     """Return the mean area under the curve of the columns that have both answers. truth, scores : (n, K)."""
     both = np.flatnonzero(truth.any(axis=0) & ~truth.all(axis=0))
-    areas = [_auc(truth[:, k], scores[:, k]) for k in both]
+    areas = [auc(truth[:, k], scores[:, k]) for k in both]
     return float(np.mean(areas)) if areas else None
 
 
-def _auc(truth: np.ndarray, scores: np.ndarray) -> float:
+def auc(truth: np.ndarray, scores: np.ndarray) -> float:
     """Return the area under the curve (Mann and Whitney 1947).
 
     It is the share of (positive, negative) pairs in order; ties count half. The curve itself is not computed,

@@ -1,12 +1,11 @@
-"""Curves of fitted heads, of a training and of a comparison, as PNG files; epochs as TensorBoard events.
+"""Curves of fitted heads, of a training and of a comparison, as PNG files.
 
 Shapes: N nodes, G numbers of shots, R repeats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from bottleneck.errors import BottleneckError
 from bottleneck.report.figures import drawable, error_bars, picture
 
 if TYPE_CHECKING:
@@ -121,40 +119,6 @@ def rate_curve(trial: FoundRate, path: str | Path) -> Path:
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     return Path(path)
-
-
-@contextmanager
-def tensorboard(folder: str | Path | None) -> Iterator[Callable[[EpochRecord], None]]:
-    """Yield a function that writes an epoch as TensorBoard events below `folder`; None writes nothing.
-
-    Raises BottleneckError where the package tensorboard is not installed.
-    """
-    if folder is None:
-        yield lambda record: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise BottleneckError(
-            "TensorBoard events need the package tensorboard, which is not installed.",
-            "Install it with `pip install 'bottleneck-features[tensorboard]'`.",
-        ) from None
-    with SummaryWriter(str(folder)) as writer:
-
-        def write(record: EpochRecord) -> None:
-            scalars = {
-                "loss/train": record.train_loss,
-                "loss/val": record.val_loss,
-                "accuracy/train": record.train_accuracy,
-                "accuracy/val": record.val_accuracy,
-                "learning rate": record.lr,
-                **{f"learning rate/{name}": rate for name, rate in record.learning_rates.items()},
-            }
-            for name, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(name, value, record.epoch)
-
-        yield write
 
 
 def comparison(result: Comparison, path: str | Path) -> Path:

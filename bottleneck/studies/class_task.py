@@ -9,7 +9,6 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from bottleneck.errors import BackboneError, FitError, Note
 from bottleneck.heads.row_blocks import as_rows, blocks
@@ -82,7 +81,6 @@ def train_samples(cache: FeatureCache, target: Target) -> np.ndarray:
     return np.flatnonzero(target.labelled & (cache.samples.split == "train"))
 
 
-@torch.inference_mode()
 def source_outputs(backbone: Backbone, rows: np.ndarray | RowReader) -> np.ndarray | None:
     """Return (n, Z) float32 probabilities of the source classifier for bottleneck features (n, D).
 
@@ -95,9 +93,12 @@ def source_outputs(backbone: Backbone, rows: np.ndarray | RowReader) -> np.ndarr
         _, classifier = backbone.split(BOTTLENECK)
     except BackboneError:
         return None
+    import torch
+
     reader = as_rows(rows)
-    logits = (
-        classifier(torch.from_numpy(reader.read(start, stop).astype(np.float32)))
-        for start, stop in blocks(reader, BATCH)
-    )
-    return np.concatenate([torch.softmax(part, dim=1).numpy() for part in logits])
+    with torch.inference_mode():
+        logits = (
+            classifier(torch.from_numpy(reader.read(start, stop).astype(np.float32)))
+            for start, stop in blocks(reader, BATCH)
+        )
+        return np.concatenate([torch.softmax(part, dim=1).numpy() for part in logits])

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sklearn.preprocessing import StandardScaler
 
-from bottleneck.threads import one_thread
+from bottleneck.heads.row_blocks import as_rows, standardisation
+from bottleneck.threads import WorkerPool, one_thread
 
 SHOTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 PENALTIES = tuple(np.logspace(0, 6, 7))
@@ -127,8 +127,12 @@ def _right(
     decomposition.
     """
     classes, column = np.unique(codes, return_inverse=True)
-    scaler = StandardScaler(with_std=standardise).fit(x.astype(np.float64))
-    x, held_x = scaler.transform(x), scaler.transform(held_x)
+    x, held_x = x.astype(np.float64), held_x.astype(np.float64)
+    if standardise:
+        scaler = standardisation(as_rows(x), WorkerPool(), dtype=np.float64)
+        x, held_x = scaler.apply(x), scaler.apply(held_x)
+    else:
+        x, held_x = x - x.mean(axis=0), held_x - x.mean(axis=0)
     y = np.where(column[:, None] == np.arange(len(classes)), 1.0, -1.0)
     centred = y - y.mean(axis=0)
     wide = x.shape[1] >= len(x)

@@ -1,12 +1,9 @@
-"""Curves of a training: drawn from one epoch on, and nothing where nothing is asked for."""
-
-import sys
+"""Curves of a training: drawn from one epoch on."""
 
 import pytest
 from PIL import Image
 
-from bottleneck.errors import BottleneckError
-from bottleneck.report.curves import rate_curve, tensorboard, training_curves
+from bottleneck.report.curves import rate_curve, training_curves
 from bottleneck.training.finetune import FoundRate
 from bottleneck.training.loop import EpochRecord
 
@@ -26,16 +23,3 @@ def test_curves_of_any_number_of_epochs(tmp_path, count):
 def test_a_rate_is_drawn(tmp_path):
     found = FoundRate(1e-3, (1e-6, 1e-4, 1e-2), (0.7, 0.5, 0.9))
     assert rate_curve(found, tmp_path / "lr.png").exists()
-
-
-def test_no_folder_no_events(tmp_path):
-    with tensorboard(None) as write:
-        write(epochs(1)[0])
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_package_the_command_to_install_it_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(BottleneckError) as error, tensorboard(tmp_path):
-        pass
-    assert "pip install" in error.value.hint

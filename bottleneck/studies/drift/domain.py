@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from bottleneck.heads.cross_validation import assign_folds
-from bottleneck.heads.metrics import wilson_interval
+from bottleneck.heads.metrics import auc, wilson_interval
 from bottleneck.samples import Target
 
 FOLDS = 5
@@ -60,16 +59,10 @@ def tell_apart(x: np.ndarray, new: np.ndarray, *, permutations: int, seed: int =
         gram = a.T @ a
         gram[np.diag_indices_from(gram)] += np.trace(gram) / len(gram)  # the mean variance as penalty
         scores[held] = b @ np.linalg.solve(gram, a.T @ (y - y.mean(axis=0)))
-    areas = np.array([area(scores[:, i], labels[:, i] == 1) for i in range(permutations + 1)])
-    auc, null = float(areas[0]), areas[1:]
-    p = (1 + int((null >= auc).sum())) / (1 + permutations)
-    return Domain(auc, interval(scores[:, 0], new), p, float(np.quantile(null, 0.95)), scores[:, 0])
-
-
-def area(scores: np.ndarray, positive: np.ndarray) -> float:
-    """Return the AUC of scores (n,); positive : (n,) bool."""
-    m, n = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(scores)[positive].sum() - m * (m + 1) / 2) / (m * n))
+    areas = np.array([auc(labels[:, i] == 1, scores[:, i]) for i in range(permutations + 1)])
+    measured, null = float(areas[0]), areas[1:]
+    p = (1 + int((null >= measured).sum())) / (1 + permutations)
+    return Domain(measured, interval(scores[:, 0], new), p, float(np.quantile(null, 0.95)), scores[:, 0])
 
 
 def interval(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:

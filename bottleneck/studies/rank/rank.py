@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import kendalltau
 
 from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.errors import BackboneError, FitError, Note, distinct, refuse_strict
@@ -23,7 +22,6 @@ from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.class_task import class_target, source_outputs, target_notes, train_samples
 from bottleneck.studies.rank.scores import Scores, score
 from bottleneck.studies.study_config import MEASURES, RankConfig
-from bottleneck.training.inputs import backbone_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,8 @@ def _rank_one(cache: str | Path, config: RankConfig, notes: list[Note]) -> Ranke
         train = train_samples(opened, target)
         outputs = None
         if BOTTLENECK in opened.nodes and opened.samples.image.shape[1] == 1:
+            from bottleneck.training.inputs import backbone_of
+
             try:
                 outputs = source_outputs(backbone_of(opened), opened.sample_rows(BOTTLENECK, train))
             except BackboneError as error:  # only LEEP needs the weights
@@ -156,6 +156,8 @@ def _rank_one(cache: str | Path, config: RankConfig, notes: list[Note]) -> Ranke
 
 def _tau(ranked: Sequence[Ranked]) -> dict[str, float | None]:
     """Kendall's τ-b of each measure with accuracy, over the caches that have it; None for fewer than two."""
+    from scipy.stats import kendalltau
+
     correlations: dict[str, float | None] = {}
     for measure in MEASURES:
         pairs = [(getattr(each.scores, measure), each.accuracy) for each in ranked]

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.config import SweepConfig
@@ -162,7 +162,7 @@ def _judged(accuracy: np.ndarray, labels: Sequence[int], n: int, seed: int) -> B
     selector, random = accuracy[:, 0], accuracy[:, 1:].mean(axis=1)
     by_fold = (selector - random).mean(axis=0).reshape(FOLDS, STARTS).mean(axis=1)
     gain = float(by_fold.mean())
-    half = float(student.ppf(0.975, FOLDS - 1) * by_fold.std(ddof=1) / np.sqrt(FOLDS))
+    half = float(stdtrit(FOLDS - 1, 0.975) * by_fold.std(ddof=1) / np.sqrt(FOLDS))
     low, high = gain - half, gain + half
     helps = True if low > 0 else False if high < 0 else None
     span = f"from {labels[0]:,} to {labels[-1]:,} of the {n:,} labels"

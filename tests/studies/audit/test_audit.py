@@ -280,11 +280,12 @@ def test_a_file_that_cannot_be_used_is_refused_before_any_head_is_fitted(cache, 
         audit(cache, **options)
 
 
-def test_audit_of_a_cache_imports_no_network_library():
+def test_studies_of_a_cache_import_no_large_library():
     """They take seconds and 200 MB, and a cache needs none."""
-    modules = ", ".join(f"bottleneck.studies.{name}.{name}" for name in ("audit", "drift", "suggest"))
-    networks = ("timm", "torchvision", "onnxruntime")
-    code = f"import sys, {modules}; print([name for name in {networks} if name in sys.modules])"
+    studies = ("audit", "drift", "suggest", "similar", "rank")
+    modules = ", ".join(f"bottleneck.studies.{name}.{name}" for name in studies)
+    large = ("torch", "timm", "torchvision", "onnxruntime", "sklearn", "scipy.stats", "pandas")
+    code = f"import sys, {modules}; print([name for name in {large} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 

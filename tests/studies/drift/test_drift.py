@@ -11,10 +11,11 @@ from sklearn.metrics import roc_auc_score
 from bottleneck import drift, extract
 from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, CacheError, EngineError, FingerprintError, FitError, Note
+from bottleneck.heads.metrics import auc
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.drift.domain import area, interval, tell_apart
+from bottleneck.studies.drift.domain import interval, tell_apart
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.stripes import write_stripes
 
@@ -119,7 +120,7 @@ def test_the_area_is_scikit_learns_and_its_interval_covers():
     draw = np.random.default_rng(0)
     new = np.arange(60) % 3 == 0
     scores = np.round(draw.normal(size=60) + new, 1)
-    assert area(scores, new) == pytest.approx(roc_auc_score(new, scores))
+    assert auc(new, scores) == pytest.approx(roc_auc_score(new, scores))
     truth, inside = 0.7602, 0  # of normal scores that are moved by 1
     for _ in range(300):
         low, high = interval(draw.normal(size=60) + new, new)
