@@ -252,10 +252,10 @@ def _notes(training: Training, draft: ModelDraft, kept: str) -> list[Note]:
 
 
 def _images_per_second(training: Training) -> float:
-    """Images passed per second of training, with the reading of their rows."""
-    records = training.state.history
-    seconds = sum(record.seconds for record in records)
-    images = sum(record.samples for record in records) * training.train.samples.image.shape[1]
+    """Images passed per second of training, with the reading of their rows, also of an epoch that diverged."""
+    epochs = [*training.state.history, training.state]
+    seconds = sum(epoch.seconds for epoch in epochs)
+    images = sum(epoch.samples for epoch in epochs) * training.train.samples.image.shape[1]
     return images / seconds if seconds else 0.0
 
 

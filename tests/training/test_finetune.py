@@ -170,6 +170,7 @@ print(result.resumed)
 def test_a_diverging_run_stops_and_says_what_to_try(cache, made_head, tmp_path):
     result = finetune(cache, made_head, tmp_path / "m.safetensors", lr=500.0, **QUICK)
     assert result.stopped == "diverged"
+    assert result.images_per_second > 0
     (note,) = [note for note in result.notes if note.code == "loss-diverged"]
     assert "Try --lr 50" in note.message
     with pytest.raises(StrictError, match="The loss diverged"):
