@@ -38,6 +38,7 @@ BOUNDS = {
     "fp16": 5e-3,
 }  # relative difference of a row, as `engines.reference` has
 GROWTH = 1.1  # of memory, over four times as many images
+READ_AHEAD = 200  # images up to which memory grows, since more of them are on their way
 EXACT = 1e-4  # relative, of the objective
 LOST = -1.0  # points of accuracy that training in bfloat16 may lose
 LEVELS = 2  # grey levels by which pixels may differ and still be called equal
@@ -96,8 +97,11 @@ def marked_tests(plan: Plan) -> Iterator[Row]:
 def agreement(plan: Plan, precision: str) -> Iterator[Row]:
     """Rows of the engine beside eager float32 on the CPU."""
     found = run_child("gpu_checks", "agreement", **plan.on, precision=precision).found
-    told = f"{found['images']} photographs, {found['engine']}; least cosine {found['cosine']:.6f}"
     what = f"{precision}: largest relative difference of a row from float32 on the CPU"
+    told = f"{found['images']} photographs, {found['engine']}; least cosine {found['cosine']:.6f}"
+    if found["refused"]:
+        yield Row(what, "relative", reason=found["refused"], conditions=told)
+        return
     yield Row(what, "relative", (found["difference"],), at_most=BOUNDS[precision], conditions=told)
 
 
@@ -105,18 +109,22 @@ def repeated(plan: Plan, precision: str) -> Iterator[Row]:
     """Two runs of `extract` beside each other."""
     found = run_child("gpu_checks", "twice", **plan.on, precision=precision).found
     what = f"{precision}: rows that differ between two runs of extract"
+    if "refused" in found:
+        yield Row(what, "rows", reason=found["refused"])
+        return
     yield Row(what, "rows", (found["differ"],), at_most=0.0, conditions=f"of {found['rows']}, every bit")
 
 
 def memory(plan: Plan) -> Iterator[Row]:
-    """Peak memory at a quarter of the images and at all of them."""
-    found = run_child("gpu_checks", "memory", **plan.on).found
+    """Peak memory at a quarter of the images and at all of them, both more than are read ahead."""
+    on = plan.on
+    if plan.images < 4 * READ_AHEAD:
+        folder = write_photographs(plan.folder / "more photographs", 4 * READ_AHEAD)
+        on |= {"folder": folder, "limit": 4 * READ_AHEAD}
+    found = run_child("gpu_checks", "memory", **on).found
     sides = ((found["many"],), (found["few"],))
-    what, quarter = (
-        f"memory of the {found['of']}, {plan.images} photographs",
-        f"{plan.images // 4} photographs",
-    )
-    yield Row(what, "MB", *sides, quarter, at_most=GROWTH)
+    what = f"memory of the {found['of']}, {on['limit']} photographs"
+    yield Row(what, "MB", *sides, f"{on['limit'] // 4} photographs", at_most=GROWTH)
 
 
 def out_of_memory(plan: Plan) -> Iterator[Row]:
@@ -160,6 +168,9 @@ def training(plan: Plan) -> Iterator[Row]:
             options = {"folder": folder, "device": plan.device, "epochs": plan.epochs, "precision": precision}
             found[precision] = run_child("gpu_checks", command, **options).found
         half, whole = found["bf16"], found["fp32"]
+        if "refused" in half:
+            yield Row(f"{command} in bf16", "images/s", reason=half["refused"])
+            continue
         told = f"{plan.samples} digits, {plan.epochs} epochs"
         sides = ((half["images_per_second"],), (whole["images_per_second"],))
         yield Row(f"{command} in bf16", "images/s", *sides, "in fp32", conditions=told)

@@ -38,6 +38,7 @@ def agreement(folder: str, limit: int, device: str, precision: str) -> dict:
     from bottleneck.engines.torch_engine import TorchEngine
 
     net, pixels = _pixels(folder, limit)
+    refused = _refused_on_a_cpu(net, pixels, precision, device)
     extractor = net.extractor(("bottleneck",)).eval()
     with torch.inference_mode():
         parts = [extractor(torch.from_numpy(pixels[i : i + 16]))[0] for i in range(0, len(pixels), 16)]
@@ -52,13 +53,37 @@ def agreement(folder: str, limit: int, device: str, precision: str) -> dict:
         "cosine": float(cosine.min()),
         "images": len(rows),
         "engine": told,
+        "refused": refused,
     }
+
+
+def _refused_on_a_cpu(net, pixels: np.ndarray, precision: str, device: str) -> str:
+    """Why `extract --engine torch` refuses a precision on this CPU; "" where it computes in it, or for a GPU."""
+    from bottleneck.engines.base import build_engine
+    from bottleneck.errors import EngineError
+
+    if device != "cpu":
+        return ""
+    try:
+        build_engine(
+            lambda: net.extractor(("bottleneck",)),
+            pixels,
+            key="gpu_checks",
+            engine="torch",
+            precision=precision,
+            device=device,
+        )
+    except EngineError as error:
+        return f"extract refuses it on this CPU: {error.message}"
+    return ""
 
 
 def twice(folder: str, limit: int, device: str, precision: str) -> dict:
     """Rows that differ in any bit between two runs of `extract`."""
     from bottleneck import FeatureCache, extract
 
+    if refused := _refused_on_a_cpu(*_pixels(folder, limit), precision, device):
+        return {"refused": refused}
     found = []
     with tempfile.TemporaryDirectory() as caches:
         for run in range(2):
@@ -161,6 +186,8 @@ def finetune(folder: str, device: str, epochs: int, precision: str) -> dict:
     """One block tuned from the cached map; the accuracy of the network after the last epoch is on val."""
     from bottleneck import extract, finetune, fit_heads
 
+    if refused := _training_refused(device, precision):
+        return {"refused": refused}
     with tempfile.TemporaryDirectory() as work:
         cache = extract(folder, f"{work}/c.h5", image_size=64, device=device).cache
         (head,) = fit_heads(cache, C=1e-2, cv=2, output=f"{work}/heads").heads
@@ -181,10 +208,27 @@ def scratch(folder: str, device: str, epochs: int, precision: str) -> dict:
     """A small CNN from random weights."""
     from bottleneck import scratch
 
+    if refused := _training_refused(device, precision):
+        return {"refused": refused}
     with tempfile.TemporaryDirectory() as work:
         options = {"image_size": 64, "epochs": epochs, "device": device, "precision": precision}
         result = scratch(folder, f"{work}/m.safetensors", val_fraction=0.25, **options)
     return _trained(result)
+
+
+def _training_refused(device: str, precision: str) -> str:
+    """Why training refuses a precision on this CPU; "" where it takes it, or for a GPU."""
+    from bottleneck.errors import FitError
+    from bottleneck.training.config import ScratchConfig
+    from bottleneck.training.job import training_device
+
+    if device != "cpu":
+        return ""
+    try:
+        training_device(ScratchConfig(device=device, precision=precision))
+    except FitError as error:
+        return f"training refuses it on this CPU: {error.message}"
+    return ""
 
 
 def _trained(result) -> dict:

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from bottleneck.engines.reference import BOUNDS
 from tests.benchmarks import gpu, gpu_checks
 from tests.benchmarks.images import digits, write_photographs, write_set
 from tests.benchmarks.machine import Machine
@@ -66,6 +67,37 @@ def test_training_gives_a_rate_and_an_accuracy(tmp_path):
     for found in (gpu_checks.finetune(**options), gpu_checks.scratch(**options)):
         assert found["images_per_second"] > 0
         assert 0 <= found["accuracy"] <= 100
+
+
+def test_what_this_cpu_refuses_does_not_apply_to_it(on, monkeypatch, tmp_path):
+    monkeypatch.setitem(BOUNDS, "bf16", 0.0)
+    monkeypatch.setattr("bottleneck.training.job.trains_in_bf16", lambda device: False)
+
+    def run_child(module, check, **options):
+        return Child(getattr(gpu_checks, check)(**options), 0.0, 0.0)
+
+    monkeypatch.setattr(gpu, "run_child", run_child)
+    plan = gpu.Plan("cpu", tmp_path, images=4, samples=40, epochs=1, heads=300)
+    write_photographs(tmp_path / "photographs", 4)
+    write_set(tmp_path / "digits", digits(8, np.random.default_rng(0)), 40, 20)
+    rows = [*gpu.agreement(plan, "bf16"), *gpu.repeated(plan, "bf16"), *gpu.training(plan)]
+    assert [row.verdict for row in rows] == ["not measured"] * 4
+    assert not any(row.failed for row in rows)
+    assert all("refuses it on this CPU: " in row.reason for row in rows)
+
+
+def test_memory_is_compared_beyond_what_is_read_ahead(monkeypatch, tmp_path):
+    asked = []
+
+    def run_child(module, check, folder, limit, device):
+        asked.append((len(list(folder.rglob("*.jpg"))), limit))
+        return Child({"few": 100.0, "many": 101.0, "of": "process"}, 0.0, 0.0)
+
+    monkeypatch.setattr(gpu, "run_child", run_child)
+    monkeypatch.setattr(gpu, "READ_AHEAD", 2)
+    (row,) = gpu.memory(gpu.Plan("cpu", tmp_path, images=4, samples=40, epochs=1, heads=300))
+    assert asked == [(8, 8)]
+    assert (row.what, row.verdict) == ("memory of the process, 8 photographs", "ok")
 
 
 def test_heads_of_both_devices_are_compared_by_their_objectives():
