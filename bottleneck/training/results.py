@@ -252,11 +252,11 @@ def _notes(training: Training, draft: ModelDraft, kept: str) -> list[Note]:
 
 
 def _images_per_second(training: Training) -> float:
-    """Images passed per second of training, with the reading of their rows, also of an epoch that diverged."""
-    epochs = [*training.state.history, training.state]
-    seconds = sum(epoch.seconds for epoch in epochs)
-    images = sum(epoch.samples for epoch in epochs) * training.train.samples.image.shape[1]
-    return images / seconds if seconds else 0.0
+    """Images passed per second of training, with the reading of their rows; an epoch that diverged counts."""
+    state = training.state
+    seconds = state.seconds + sum(record.seconds for record in state.history)
+    samples = state.samples + sum(record.samples for record in state.history)
+    return samples * training.train.samples.image.shape[1] / seconds if seconds else 0.0
 
 
 def _table_of(result: TrainingResult, settings: Mapping[str, Any]) -> dict[str, Any]:

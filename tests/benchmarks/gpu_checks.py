@@ -58,7 +58,7 @@ def agreement(folder: str, limit: int, device: str, precision: str) -> dict:
 
 
 def _refused_on_a_cpu(net, pixels: np.ndarray, precision: str, device: str) -> str:
-    """Why `extract --engine torch` refuses a precision on this CPU; "" where it computes in it, or for a GPU."""
+    """Why `extract --engine torch` refuses a precision on this CPU; "" where it takes it, or for a GPU."""
     from bottleneck.engines.base import build_engine
     from bottleneck.errors import EngineError
 
