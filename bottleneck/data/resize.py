@@ -1,6 +1,7 @@
 """Resize and cut uint8 pixels with torch's antialiased kernel: Pillow's algorithm, vectorised.
 
-Pixels differ from Pillow's by one grey level here and there. torch is imported only for this.
+Pixels differ from Pillow's by one grey level here and there. torch is imported only for this, and not for
+images that have the size already.
 
 Shapes: H, W height and width, C channels.
 """
@@ -25,16 +26,21 @@ def fast_pixels(
     height, width, _ = pixels.shape
     if not _torch_can_resize(height, width, preprocess):
         return preprocess(as_image(pixels))
+    to = preprocess.geometry(*(stored or (height, width)))
+    same = (to.height, to.width) == (height, width)  # the kernel would copy the pixels
+    resized = pixels if same else _resized(pixels, to.height, to.width, preprocess.interpolation)
+    cut = resized[to.top : to.top + preprocess.size, to.left : to.left + preprocess.size]
+    return np.array(cut, order="C")
+
+
+def _resized(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
+    """Return (H, W, C) uint8 as (height, width, C), by torch."""
     import torch
 
-    to = preprocess.geometry(*(stored or (height, width)))
     batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
     with one_torch_thread():
-        resized = torch.nn.functional.interpolate(
-            batch, (to.height, to.width), mode=preprocess.interpolation, antialias=True
-        )
-    cut = resized[0, :, to.top : to.top + preprocess.size, to.left : to.left + preprocess.size]
-    return np.ascontiguousarray(cut.permute(1, 2, 0).numpy())
+        resized = torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 def _torch_can_resize(height: int, width: int, preprocess: Preprocess) -> bool:

@@ -1,9 +1,11 @@
 """Resize and crop: torchvision's geometry, one recipe in JSON. Views: repeated, different, with a recipe."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 
@@ -44,6 +46,18 @@ def test_the_fast_resize_agrees_with_pillow(size, interpolation, crop):
     difference = np.abs(fast_pixels(as_array(image), preprocess).astype(int) - preprocess(image))
     assert difference.max() <= 2
     assert difference.mean() <= 0.05
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_an_image_of_the_size_is_only_cut(interpolation, monkeypatch):
+    preprocess = Preprocess(32, 36, interpolation, (0.5,) * 3, (0.5,) * 3)
+    pixels = as_array(smooth(47, 36))
+    batch = torch.from_numpy(pixels.copy())[None].permute(0, 3, 1, 2)
+    kernel = torch.nn.functional.interpolate(batch, (36, 47), mode=interpolation, antialias=True)
+    monkeypatch.setitem(sys.modules, "torch", None)  # cannot be imported
+    cut = fast_pixels(pixels, preprocess)
+    assert not np.shares_memory(cut, pixels)
+    assert np.array_equal(cut, kernel[0].permute(1, 2, 0).numpy()[2:34, 8:40])
 
 
 def test_grey_has_one_channel():
