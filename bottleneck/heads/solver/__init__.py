@@ -65,11 +65,11 @@ The steps
     Armijo's condition. Each head has its own step length, and leaves the batch when it has converged.
 
 The path over C
-    The values of C are solved in ascending order. A head starts where the parabola through its last three
-    optima, as a function of log C, meets the new C. Its history is reused: a change of the gradient is
-    y = C ∇²loss s + s, without the second term on intercepts, so at C′ = ρ C it becomes ρ y + (1 − ρ) s, or
-    ρ y on intercepts. When C has been chosen, each task is fitted on all its rows, starting at the mean of
-    the heads of its folds.
+    The values of C are solved in ascending order. A head starts where the mean of the line through its last
+    two optima and the parabola through its last three, as functions of log C, meets the new C. Its history is
+    reused: a change of the gradient is y = C ∇²loss s + s, without the second term on intercepts, so at C′ =
+    ρ C it becomes ρ y + (1 − ρ) s, or ρ y on intercepts. When C has been chosen, each task is fitted on all
+    its rows, starting at the mean of the heads of its folds; tasks with different C share the passes.
 
 When a head has converged
     F is 1-strongly convex in w, so F − F* ≤ ½ ‖∇F‖² (with the inverse curvature for intercepts). A head has

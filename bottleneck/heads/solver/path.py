@@ -185,19 +185,24 @@ def _intercepts_alone(group: TaskGroup, heads: Array, design: Design) -> tuple[A
 
 
 def _extrapolated(optima: Sequence[Array], solved: Sequence[float], C: float) -> Array:
-    """Return the start at C: the parabola (line) through the last three (two) optima as a function of log C.
+    """Return the start at C: the mean of the line through the last two optima and of the parabola through the
+    last three, as functions of log C; the line alone where there are two.
 
-    The last optimum itself where there is only one, or where C is too far away.
+    The last optimum itself where there is only one, or where C is too far away. Optima are known up to the
+    tolerance. The parabola multiplies that error by 4.4 on an even grid, the mean by 3.2.
     """
     if len(solved) < 2:
         return optima[-1]
     at = np.log(solved)
     if (np.log(C) - at[-1]) > MAX_EXTRAPOLATION * (at[1:] - at[:-1]).min():
         return optima[-1]
+    curves = [range(first, len(solved)) for first in range(len(solved) - 1)]  # optima of each curve
     start = 0 * optima[-1]
-    for i, optimum in enumerate(optima):
-        others = np.delete(at, i)
-        start += float(np.prod((np.log(C) - others) / (at[i] - others))) * optimum
+    for curve in curves:
+        for i in curve:
+            others = np.delete(at[curve], i - curve.start)
+            share = np.prod((np.log(C) - others) / (at[i] - others)) / len(curves)
+            start += float(share) * optima[i]
     return start
 
 

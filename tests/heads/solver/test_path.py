@@ -6,7 +6,8 @@ import pytest
 from bottleneck.errors import FitError
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.logistic import sweep
-from bottleneck.heads.solver.path import solve_path
+from bottleneck.heads.solver.objective import Passes
+from bottleneck.heads.solver.path import _extrapolated, refit, solve_path
 from bottleneck.samples import ArrayRows
 from tests.helpers.problems import features, judge, objective, question, standardised_coef
 
@@ -93,6 +94,41 @@ def test_company_does_not_matter():
         assert np.allclose(fitted.scores.loss, alone.scores.loss, rtol=1e-3)
         gap = relative_gap(X, asked.target.values, fitted, fitted.C)
         assert gap < 1e-4
+
+
+def test_tasks_with_different_C_share_the_passes_of_the_refit(monkeypatch):
+    X, y = features(240, 30, 4)
+    gradients, passes, alone = Passes.gradients, [], []
+
+    def counted(self, evaluations):
+        passes.append(len(evaluations))
+        return gradients(self, evaluations)
+
+    def watched(rows, choices, **options):
+        for choice in choices:
+            passes.clear()
+            refit(rows, [choice], **options)
+            alone.append(len(passes))
+        passes.clear()
+        return refit(rows, choices, **options)
+
+    monkeypatch.setattr(Passes, "gradients", counted)
+    monkeypatch.setattr("bottleneck.heads.logistic.refit", watched)
+    questions = [question((y == k) * 1, 2, folds=4) for k in range(3)] + [question(y, 4, folds=4)]
+    fits = sweep(ArrayRows(X), questions, GRID)
+    assert len(alone) > 1
+    assert len(passes) < sum(alone)
+    for asked, fitted in zip(questions, fits, strict=True):
+        assert fitted.converged
+        assert relative_gap(X, asked.target.values, fitted, fitted.C) < 1e-5
+
+
+def test_starts_lie_between_the_line_and_the_parabola():
+    optima, solved = [np.array([0.0]), np.array([1.0]), np.array([4.0])], [1e-2, 1e-1, 1.0]  # squares
+    assert _extrapolated(optima[:1], solved[:1], 1e-1) == 0
+    assert _extrapolated(optima[1:], solved[1:], 10.0) == pytest.approx(7)
+    assert _extrapolated(optima, solved, 10.0) == pytest.approx((7 + 9) / 2)
+    assert _extrapolated(optima, solved, 1e3) == 4  # too far away
 
 
 def test_weights_count_as_repeats():

@@ -1,10 +1,12 @@
 """Products are those of float64 but for float32's rounding, by whichever library."""
 
+import numpy as np
 import pytest
 import torch
 
 from bottleneck.heads.solver import products
-from bottleneck.heads.solver.products import times_transposed
+from bottleneck.heads.solver.arrays import to_numpy
+from bottleneck.heads.solver.products import times_transposed, with_rows
 
 
 @pytest.mark.parametrize("onednn", [True, False])
@@ -39,3 +41,11 @@ def test_onednn_is_taken_where_it_was_measured(monkeypatch, amd, units, taken):
         assert products._onednn_is_faster() is taken
     finally:
         products._onednn_is_faster.cache_clear()
+
+
+@pytest.mark.parametrize(("A", "k", "M", "N"), [(3, 2, 40, 81), (1, 1, 8, 1), (5, 2, 8, 1281), (0, 2, 8, 5)])
+def test_products_with_the_rows_of_each_head_are_exact_but_for_rounding(place, A, k, M, N):
+    generator = np.random.default_rng(0)
+    vectors, rows = generator.standard_normal((A, k, N)), generator.standard_normal((A, M, N))
+    product = to_numpy(with_rows(place.array(vectors, np.float32), place.array(rows, np.float32)))
+    np.testing.assert_allclose(product, vectors @ rows.swapaxes(1, 2), rtol=0, atol=1e-5 * N**0.5)
