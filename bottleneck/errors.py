@@ -33,6 +33,11 @@ class BottleneckError(Exception):
         return f"{self.message} {self.hint}".strip()
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number of things in words: 1 node, 2 nodes. several : where it is not `one` and an s."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 class SourceError(BottleneckError):
     """The source of images (folder, manifest, shard, URL) cannot be read."""
 

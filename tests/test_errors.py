@@ -2,7 +2,7 @@
 
 import pytest
 
-from bottleneck.errors import CacheError, Note, StrictError, first_line, refuse_strict
+from bottleneck.errors import CacheError, Note, StrictError, counted, first_line, refuse_strict
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,9 @@ def test_a_name_with_line_breaks_leaves_the_message_one_line():
     error = CacheError("There is no a\nb\r.h5.", "Run `x 'a\nb'`.")
     assert str(error) == r"There is no a\nb\r.h5. Run `x 'a\nb'`."
     assert error.message == error.args[0] == r"There is no a\nb\r.h5."
+
+
+def test_one_thing_is_counted_as_one():
+    assert [counted(n, "image") for n in (0, 1, 1200)] == ["0 images", "1 image", "1,200 images"]
+    assert counted(1, "row is", "rows are") == "1 row is"
+    assert counted(2, "row is", "rows are") == "2 rows are"

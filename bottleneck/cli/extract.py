@@ -21,6 +21,7 @@ from bottleneck.cli.options import (
 )
 from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table, views_text
 from bottleneck.data.config import ReadConfig
+from bottleneck.errors import counted
 from bottleneck.extraction.config import ON_ERROR, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, DEFAULT_POOL, DTYPES, POOLS
 from bottleneck.records import config_from
@@ -163,8 +164,9 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     if result.computed:
         stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in result.spent.items())
         parts.append(
-            f"{result.computed} images in {result.seconds:.1f} s ({result.images_per_second:.0f} a second), "
-            f"after {result.startup_seconds:.1f} s of loading. Side by side: {stages}."
+            f"{counted(result.computed, 'image')} in {result.seconds:.1f} s "
+            f"({result.images_per_second:.0f} a second), after {result.startup_seconds:.1f} s of loading. "
+            f"Side by side: {stages}."
         )
     if result.images:
         parts.append(_next_step(result))

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import engine_options, flags_of, loading_options
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.studies.study_config import SimilarConfig
 
 if TYPE_CHECKING:
@@ -111,11 +112,14 @@ def _shown(result: Similar, threshold: float | None, unreadable: dict[str, str])
         shown = [
             (len(group), ", ".join(group[:4]) + " …" * (len(group) > 4)) for group in groups[:IMAGES_SHOWN]
         ]
-        title = f"{len(groups):,} groups of look-alikes ({result.pairs:,} pairs with cosine ≥ {threshold:g})"
+        pairs = f"({counted(result.pairs, 'pair')} with cosine ≥ {threshold:g})"
+        title = f"{counted(len(groups), 'group')} of look-alikes {pairs}"
         parts.append(table(title, ("images", "which"), shown))
     if result.failed:
         parts.append(table("Images that cannot be compared", ("image", "reason"), result.failed.items()))
     if unreadable:
         image, reason = next(iter(unreadable.items()))
-        parts.append(f"Note: {len(unreadable)} images of the sheet cannot be read; {image}: {reason}.")
+        parts.append(
+            f"Note: {counted(len(unreadable), 'image')} of the sheet cannot be read; {image}: {reason}."
+        )
     return parts

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import engine_options, flags_of, loading_options, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.studies.study_config import SuggestConfig
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _shown(result: SuggestResult) -> list[RenderableType]:
     parts += _outlook(result)
     columns = ("image", "predicted", "score", "reason")
     listed = [[each[column] for column in columns] for each in result.suggestions[:SHOWN]]
-    title = f"To label next, of {result.candidates:,} images without a label"
+    title = f"To label next, of {counted(result.candidates, 'image')} without a label"
     parts.append(table(title, columns, listed))
     if len(result.suggestions) > SHOWN:
         parts.append(f"… and {len(result.suggestions) - SHOWN:,} more; -o writes them all.")

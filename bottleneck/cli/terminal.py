@@ -36,7 +36,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter, printable, probability
 from bottleneck.remote.urls import allow
@@ -370,7 +370,7 @@ def data_sheet_lines(data: dict[str, Any]) -> Iterator[RenderableType]:
         else:
             yield _class_table(name, target, data["classes"][name], splits)
         if target["unlabelled"]:
-            yield f"Target {name}: {target['unlabelled']:,} samples without a label."
+            yield f"Target {name}: {counted(target['unlabelled'], 'sample')} without a label."
     if not data["targets"]:
         counts = ", ".join(f"{data['splits'][name]:,} {name}" for name in splits)
         yield f"Targets: none. Samples: {counts or 'none'}"

@@ -23,7 +23,7 @@ from bottleneck.cli.options import (
 )
 from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, link_to, shows_results, table
 from bottleneck.data.config import ReadConfig
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.files import readable
 from bottleneck.names import DEFAULT_BACKBONE, DTYPES
@@ -148,7 +148,7 @@ def command(terminal: Terminal, source: str, plan: bool, report: bool, **options
         *data_sheet_lines(result.data),
         table(f"Tried ({metric})", columns, tried),
         table(f"Model: {result.chosen['what']}", ("", "samples", metric, "95 % interval", ""), measured),
-        f"{result.images['computed']:,} images computed, {result.images['reused']:,} reused; "
+        f"{counted(result.images['computed'], 'image')} computed, {result.images['reused']:,} reused; "
         f"{result.seconds + seconds:.1f} s in all. Card: {result.files['card']}",
         *([link_to("Report", page)] if page else []),
         f"Next: bottleneck predict {quote(result.model)} IMAGES",

@@ -17,7 +17,7 @@ from bottleneck.data.class_names import name_notes
 from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import folded
 from bottleneck.data.targets import class_target
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.samples import SampleTable
 
 Path = tuple[str, ...]  # names of folders from the top
@@ -190,8 +190,8 @@ def _layout_notes(
         message += "If the lower folders are the classes, give a folder of those, or a manifest."
         notes.append(Note("folders-within-classes", message, True, {"folders": len(labelled)}))
     if classes and (outside := sum(label is None for label in labels)):
-        message = f"{outside} images lie outside of any class folder: they are unlabelled, and train where "
-        message += "no folder names their split."
+        message = f"{counted(outside, 'image lies', 'images lie')} outside of any class folder: unlabelled, "
+        message += "and train where no folder names the split."
         notes.append(Note("images-outside-classes", message, details={"images": outside}))
     return notes
 

@@ -22,7 +22,7 @@ from bottleneck.data.config import LabelConfig
 from bottleneck.data.storage import SUFFIXES, LocalFiles, RemoteFiles, TarFiles
 from bottleneck.data.table_file import encodable, folded
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.remote.filesystem import access_hint
 from bottleneck.remote.urls import one_line
 from bottleneck.samples import Target
@@ -348,7 +348,7 @@ def _label_note(suffix: str, cells: Sequence[Any], unread: Counter[str], has_fol
     if has_folders:
         message += ", not from the folders"
     if missing := sum(cell is None for cell in cells):
-        message += f"; {missing} images have none"
+        message += f"; {counted(missing, 'image has', 'images have')} none"
     if unread:
         message += f"; not read: {', '.join(name for name, _ in unread.most_common(5))}"
     return Note("shard-labels", message + ".", has_folders, {"suffix": suffix, "unread": list(unread)})

@@ -37,7 +37,7 @@ from bottleneck.data.splits import classes_set_aside, classes_thinned, set_aside
 from bottleneck.data.storage import OPTIONAL_SUFFIXES, SUFFIXES, Files, LocalFiles, RemoteFiles
 from bottleneck.data.table_file import TABLE_SUFFIXES, encodable, read_table
 from bottleneck.data.untrusted import refusal
-from bottleneck.errors import ImageError, Note, SourceError
+from bottleneck.errors import ImageError, Note, SourceError, counted
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.remote.filesystem import access_hint, is_remote, open_url
 from bottleneck.remote.retries import Retrier
@@ -451,8 +451,9 @@ def _secret_notes(keys: Iterable[str]) -> list[Note]:
     if not secret:
         return []
     text = (
-        f"{secret:,} images are named by URLs with a password, signature or token. These URLs are keys of "
-        "the images, in caches and in results. Do not share them, or list images by URLs without secrets."
+        f"{counted(secret, 'image is', 'images are')} named by a URL with a password, signature or token. "
+        "Such URLs are keys of the images, in caches and in results. Do not share them, or list images by "
+        "URLs without secrets."
     )
     return [Note("secrets-in-keys", text, details={"images": secret})]
 

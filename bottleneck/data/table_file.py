@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.remote.urls import one_line
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -151,7 +151,7 @@ def repeated_note(repeated: np.ndarray, file: str) -> list[Note]:
     if not repeated.any():
         return []
     rows = (np.flatnonzero(repeated) + 1).tolist()
-    message = f"{len(rows)} rows of {file} equal an earlier row in every column and are one sample with it: "
+    message = f"{counted(len(rows), 'row')} of {file} with the cells of an earlier row, one sample with it: "
     return [Note("repeated-rows", f"{message}{rows_named(rows)}.", True, {"rows": len(rows)})]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from bottleneck.data.class_names import name_notes
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.table_file import rows_named, storable, to_number
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.samples import UNLABELLED, Target
 
 _WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
@@ -70,7 +70,7 @@ def target_from_column(
     notes: list[Note] = []
     if blank := sum(isinstance(cell, str) and not cell.strip() for cell in cells):
         cells = [None if isinstance(cell, str) and not cell.strip() else cell for cell in cells]
-        message = f"{blank} labels of {name!r} are spaces alone; their samples count as unlabelled."
+        message = f"{counted(blank, 'label')} of {name!r}: spaces alone, which count as unlabelled."
         notes.append(Note("blank-labels", message, details={"target": name, "samples": blank}))
     if name in config.classes or name in config.regression:
         pass
@@ -99,7 +99,7 @@ def target_from_column(
         _refuse(name, cells, _is_numeric, "a number")
     _refuse(name, numbers, lambda number: not math.isinf(number), "a finite number")
     if undefined := sum(number is not None and math.isnan(number) for number in numbers):
-        message = f"{undefined} labels of {name!r} are NaN; their samples count as unlabelled."
+        message = f"{counted(undefined, 'label')} of {name!r}: NaN, which counts as unlabelled."
         notes.append(Note("nan-labels", message, details={"target": name, "samples": undefined}))
     numbers = [None if number is None or math.isnan(number) else number for number in numbers]
     if name in config.regression or _are_quantities(cells, numbers):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from bottleneck.data.source import Source
-from bottleneck.errors import CacheError, ImageError, Note
+from bottleneck.errors import CacheError, ImageError, Note, counted
 from bottleneck.extraction.pipeline import BATCH_SIZE
 from bottleneck.store.layout import parts_folder
 from bottleneck.store.reader import FeatureCache
@@ -80,8 +80,9 @@ def resplit_notes(cache: FeatureCache, source: Source) -> list[Note]:
         return []
     shown = ", ".join(f"{count:,} {old} → {new}" for (old, new), count in sorted(moves.items()))
     text = (
-        f"{moves.total():,} samples of {cache.path} are now in another split: {shown}. Figures of heads and "
-        "models that were fitted before are of other samples; compare none of them with new ones."
+        f"{counted(moves.total(), 'sample')} of {cache.path} changed to another split: {shown}. "
+        "Figures of heads and models that were fitted before are of other samples; compare none of "
+        "them with new ones."
     )
     details = {"moves": {f"{old} → {new}": count for (old, new), count in sorted(moves.items())}}
     return [Note("splits-changed", text, True, details)]

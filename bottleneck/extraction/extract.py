@@ -27,7 +27,7 @@ from bottleneck.data.manifest import NONE_READ
 from bottleneck.data.preprocess import views_from_json
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.untrusted import remember_root
-from bottleneck.errors import CacheError, ImageError, Note, distinct, refuse_strict
+from bottleneck.errors import CacheError, ImageError, Note, counted, distinct, refuse_strict
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.pipeline import Batch, Trunk, measures_of, without_unstorable
@@ -432,8 +432,8 @@ def _kept_note(kept: Sequence[str]) -> list[Note]:
     return [
         Note(
             "rows-kept-unread",
-            f"{len(kept):,} images cannot be read at present, so their rows of an earlier run are kept; the "
-            f"first is {kept[0]}. Run extract again when they can be read.",
+            f"{counted(len(kept), 'image')} cannot be read at present, so rows of an earlier run are kept; "
+            f"the first is {kept[0]}. Run extract again when that has changed.",
             details={"kept": len(kept)},
         )
     ]

@@ -22,7 +22,7 @@ from typing import Any
 
 import bottleneck
 from bottleneck.data.loader import LoadedImage
-from bottleneck.errors import BottleneckError, ClusterError, Note, first_line
+from bottleneck.errors import BottleneckError, ClusterError, Note, counted, first_line
 from bottleneck.extraction.ray_actor import actor_class
 from bottleneck.extraction.ray_cluster import Size, living_nodes, sizes_of
 from bottleneck.extraction.ray_task import Done, Part, Task
@@ -147,7 +147,7 @@ class Pool:
     def notes(self) -> Iterator[Note]:
         """Yield the notes on who computed, who refused and what was given out again."""
         hosts = sorted(set(self.nodes.values()))
-        text = f"Computed on Ray by workers on {_counted(len(self.nodes), 'node')}: {', '.join(hosts[:5])}."
+        text = f"Computed on Ray by workers on {counted(len(self.nodes), 'node')}: {', '.join(hosts[:5])}."
         details = {"nodes": len(self.nodes), "hosts": hosts, "images_by_address": dict(self.computed)}
         yield Note("ray-workers", text, details=details)
         if self._fixed and (missing := sum(slot.info is None for slot in self._slots)):
@@ -339,12 +339,7 @@ class Pool:
         elif not starting or now - self._changed > SETTLED_SECONDS:
             self._told, self._changed = state, now
             more = f", {starting} more awaited" if starting else ""
-            self._reporter.tell(f"Ray: {_counted(state[0], 'worker')} on {_counted(state[1], 'node')}{more}.")
-
-
-def _counted(number: int, what: str) -> str:
-    """Return a number of things in words: 1 node, 2 nodes."""
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+            self._reporter.tell(f"Ray: {counted(state[0], 'worker')} on {counted(state[1], 'node')}{more}.")
 
 
 def _failure(place: str, cause: BaseException) -> ClusterError:

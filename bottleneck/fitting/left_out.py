@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import find_column, read_table
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, counted
 from bottleneck.files import other_than_file
 from bottleneck.fitting.labels import KEY_COLUMNS, in_order_of, plain_key
 from bottleneck.heads.artifact import load_head
@@ -50,7 +50,8 @@ class LeftOut:
         """Return what a user must know of what is left out."""
         images, samples = len(self.images), len(self.rows)
         also = f", {self.copies:,} of them copies that the list does not name" if self.copies else ""
-        text = f"{samples:,} samples take no part in the fit and its figures: {images:,} images are left out"
+        text = f"{counted(samples, 'sample takes', 'samples take')} no part in the fit and its figures: "
+        text += f"{counted(images, 'image is', 'images are')} left out"
         details = {"samples": samples, "images": images, "copies": self.copies}
         notes = [Note("samples-left-out", f"{text}{also}.", details=details)]
         if self.unknown:

@@ -21,7 +21,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_sources
-from bottleneck.errors import BottleneckError, Note, distinct, refuse_strict
+from bottleneck.errors import BottleneckError, Note, counted, distinct, refuse_strict
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, whole_file
@@ -176,10 +176,8 @@ def _own_output(path: Path) -> tuple[Path, list[Note]]:
     stale = sorted(folder.iterdir()) if folder.is_dir() else []
     if not stale:
         return chosen, []
-    text = (
-        f"{folder} has {len(stale):,} files of before, such as {stale[0].name}; overlays of those names are "
-    )
-    text += "overwritten, others stay."
+    text = f"{folder} has {counted(len(stale), 'file')} of before, such as {stale[0].name}; "
+    text += "overlays of those names are overwritten, others stay."
     return chosen, [Note("overlays-of-before", text, details={"files": len(stale)})]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError, Note
+from bottleneck.errors import CacheError, Note, counted
 from bottleneck.files import require_space, write_whole
 from bottleneck.remote.path import RemotePath, output_path, path_of
 from bottleneck.store import consolidate
@@ -204,7 +204,8 @@ class _Merge:
                 Note("cache-extended", text, details={"before": self._extends, "images": images})
             )
         if repeats:
-            text = f"{repeats:,} rows are of images that an earlier cache has; one row of each image is kept."
+            are = counted(repeats, "row is", "rows are")
+            text = f"{are} of images that an earlier cache has; one row of each image is kept."
             self._notes.append(Note("rows-of-same-images", text, details={"rows": repeats}))
 
     def _maps(self) -> dict[str, list[CacheFile]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import CacheError, Note
+from bottleneck.errors import CacheError, Note, counted
 from bottleneck.files import EARLIEST, SECOND, FileStat, require_space
 from bottleneck.store.cachefile import describe_rows
 from bottleneck.store.index import BLOCK, hashes_of, repeated
@@ -246,7 +246,8 @@ def _removal_notes(state: CacheState, known: int) -> list[Note]:
         notes.append(
             Note(
                 "rows-removed",
-                f"The rows of {removed} images that {source} does not name are removed from {state.path}.",
+                f"The rows of {counted(removed, 'image')} that {source} does not name are removed from "
+                f"{state.path}.",
                 changes_result=True,
                 details={"removed": removed, "before": before},
             )

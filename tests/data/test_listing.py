@@ -291,7 +291,7 @@ def test_the_class_lies_beside_the_image(tmp_path):
     assert labels_in_order(source) == ["7", "10", None]
     assert source.samples.targets["label"].class_names == ("7", "10")
     assert (source.ignored, codes(source)) == (0, ["shard-labels"])
-    assert "1 images have none" in source.notes[0].message
+    assert "1 image has none" in source.notes[0].message
 
 
 @pytest.mark.parametrize("key", ["label", "Class", "category"])

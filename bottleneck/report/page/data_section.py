@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.decode import EncodedImage
-from bottleneck.errors import BottleneckError, ImageError
+from bottleneck.errors import BottleneckError, ImageError, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import readable
@@ -49,7 +49,7 @@ def data_section(
             blocks.append(table)
             problems += worse
         if target["unlabelled"]:
-            text = f"{target['unlabelled']:,} samples have no label of target {name}."
+            text = f"{counted(target['unlabelled'], 'sample has', 'samples have')} no label of target {name}."
             blocks.append(Prose(f"unlabelled-{name}", text=text))
     if not sheet["targets"]:
         counts = ", ".join(f"{count:,} {split}" for split, count in sheet["splits"].items() if count)

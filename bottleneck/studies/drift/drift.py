@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import CacheError, FitError, Note, distinct
+from bottleneck.errors import CacheError, FitError, Note, counted, distinct
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import blockwise
@@ -191,7 +191,8 @@ def _compared(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, np.ndar
     rows = rows[np.sort(np.unique([known[i] for i in rows], return_index=True)[1])]
     distinct = np.sort(np.unique(contents, return_index=True)[1])
     if len(distinct) < len(contents):
-        text = f"{len(contents) - len(distinct):,} images of {new.path} repeat others of it and are left out."
+        repeats = counted(len(contents) - len(distinct), "image")
+        text = f"Left out: {repeats} of {new.path} with the bytes of others of it."
         notes.append(Note("repeats-left-out", text, details={"images": len(contents) - len(distinct)}))
     seen = set(known)
     fresh = np.array([i for i in distinct if contents[i] not in seen], np.int64)

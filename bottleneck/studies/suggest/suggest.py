@@ -23,7 +23,7 @@ import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import CacheError, FitError, Note, refuse_strict
+from bottleneck.errors import CacheError, FitError, Note, counted, refuse_strict
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.head_files import blockwise
@@ -205,7 +205,8 @@ def _candidates(task: Task, cache: FeatureCache, source: object) -> _Candidates:
                 "Name a folder or a cache of images to choose from: bottleneck suggest CACHE FOLDER",
             )
         held = int((blank & test).sum())
-        text = f"{held:,} samples of test have no label; choosing among them would make test another one."
+        text = f"Not suggested: {counted(held, 'sample')} of test without a label; a choice among them would "
+        text += "make test another one."
         aside = (Note("test-not-suggested", text, details={"samples": held}),) if held else ()
         return _Candidates(cache, np.flatnonzero(blank & ~test), notes=aside)
     ours, theirs = ((each.image.shape[1], each.covariate_names) for each in (task.samples, samples))
