@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
 
 from bottleneck.backbones.backbone import Backbone
+from bottleneck.backbones.convolution import MatrixConvolutions
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.graph import layer_of, trace
 from bottleneck.data.preprocess import Preprocess
@@ -127,10 +128,11 @@ class Section(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(N, …) maps of any float type, or (N, H, W, C) uint8 pixels → (N, D) float32."""
-        x = rows.float() if self.normalise is None else self.normalise(rows)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)  # faster on CPUs
-        return self.pool(self.body(x)).flatten(1).float()
+        if self.normalise is not None:
+            rows = self.normalise(rows)
+        layout = torch.channels_last if rows.ndim == 4 else torch.preserve_format  # faster on CPUs
+        with MatrixConvolutions():
+            return self.pool(self.body(rows.to(torch.float32, memory_format=layout))).flatten(1).float()
 
     def train(self, mode: bool = True) -> Section:
         """Set the mode; without `statistics` the section stays in evaluation mode."""
