@@ -15,9 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import psutil
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import bottleneck
 from bottleneck import extract
@@ -31,7 +33,6 @@ from bottleneck.extraction.extract import survey
 from bottleneck.extraction.ray_cluster import ClusterNode, Size, sizes_of
 from tests.helpers.ray_nodes import (
     AfterImages,
-    Nodes,
     marked,
     rows_of,
     started_driver,
@@ -45,23 +46,6 @@ pytest.importorskip("ray", reason="needs the extra ray")
 
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_cluster.py"
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    faults = tmp_path_factory.mktemp("faults")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_cluster.short_folder())
-        nodes = Nodes(faults)
-        yield nodes
-        nodes.cluster.shutdown()
-
-
-@pytest.fixture
-def nodes(started):
-    yield started
-    started.repair()
 
 
 @pytest.fixture
@@ -120,6 +104,22 @@ def test_broken_images_copies_and_views_are_as_in_one_process(nodes, tmp_path):
     ours, theirs = ((r.images, r.computed, r.reused, r.failures, r.views) for r in results)
     assert ours == theirs
     assert rows_of(tmp_path / "alone.h5") == rows_of(tmp_path / "ray.h5")
+
+
+def test_large_jpegs_are_decoded_at_part_of_their_size_by_workers_too(nodes, tmp_path):
+    folder, random = write_images(tmp_path / "images", 6), np.random.default_rng(0)
+    for number in range(10):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
+        coarse.resize((320, 240), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=95)
+    scaled = {**NET, "decoding": "scaled", "force": True}
+    result = extract(folder, tmp_path / "ray.h5", ray=nodes.address, **scaled)
+    extract(folder, tmp_path / "scaled.h5", **scaled)
+    assert "decoding-scaled" in codes(result)
+    assert "ray-workers" in codes(result)
+    rows, _ = rows_of(tmp_path / "ray.h5")
+    assert rows == rows_of(tmp_path / "scaled.h5")[0]
+    exact, _ = rows_of(alone(folder, tmp_path))
+    assert {key for key in rows if rows[key] != exact[key]} == {f"{number}.jpg" for number in range(10)}
 
 
 def test_a_worker_whose_process_is_killed_starts_again_and_repeats_its_batches(

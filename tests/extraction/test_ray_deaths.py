@@ -1,14 +1,12 @@
 """Images that end the workers that compute them are named, and those beside them get their rows."""
 
-import os
-
 import pytest
 
 from bottleneck import extract
 from bottleneck.errors import ClusterError
-from bottleneck.extraction import ray_cluster, ray_pool
+from bottleneck.extraction import ray_pool
 from bottleneck.extraction.ray_task import Part
-from tests.helpers.ray_nodes import Nodes, rows_of, write_images
+from tests.helpers.ray_nodes import rows_of, write_images
 from tests.helpers.tiny_network import NET
 
 pytest.importorskip("ray", reason="needs the extra ray")
@@ -16,18 +14,8 @@ pytest.importorskip("ray", reason="needs the extra ray")
 COUNT = 40
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_cluster.short_folder() or "/tmp")
-        nodes = Nodes(tmp_path_factory.mktemp("faults"), on_head=True)
-        yield nodes
-        nodes.cluster.shutdown()
-
-
 @pytest.fixture(autouse=True)
-def few_restarts(monkeypatch, request):
+def few_restarts(monkeypatch):
     monkeypatch.setattr(ray_pool, "RESTARTS", 0)
 
 
@@ -36,13 +24,9 @@ def images(tmp_path_factory):
     return write_images(tmp_path_factory.mktemp("source") / "images", COUNT)
 
 
-def poison(nodes, *keys):
-    (nodes.faults / "poison").write_text("\n".join(keys))
-
-
 def test_an_image_that_ends_its_workers_is_a_failure_and_no_other_is(nodes, images, tmp_path):
     extract(images, tmp_path / "alone.h5", **NET)
-    poison(nodes, "0017.png", "0018.png", "0030.png")
+    nodes.poison("0017.png", "0018.png", "0030.png")
     result = extract(images, tmp_path / "ray.h5", ray=nodes.address, **NET)
     assert (result.computed, result.failed) == (COUNT - 3, 3)
     assert set(result.failures) == {"0017.png", "0018.png", "0030.png"}
@@ -58,18 +42,16 @@ def test_an_image_that_ends_its_workers_is_a_failure_and_no_other_is(nodes, imag
 
 def test_many_such_images_end_the_run_in_one_line(nodes, images, tmp_path, monkeypatch):
     monkeypatch.setattr(ray_pool, "MOST_DEADLY", 1)
-    poison(nodes, "0017.png", "0025.png", "0030.png")
+    nodes.poison("0017.png", "0025.png", "0030.png")
     with pytest.raises(ClusterError, match="2 images ended each Ray worker") as caught:
         extract(images, tmp_path / "ray.h5", ray=nodes.address, **NET)
     assert "without --ray" in caught.value.hint
-    nodes.repair()
 
 
 def test_nodes_on_which_every_batch_ends_its_worker_are_given_up(nodes, images, tmp_path):
-    poison(nodes, *(f"{number:04}.png" for number in range(4, COUNT)))
+    nodes.poison(*(f"{number:04}.png" for number in range(4, COUNT)))
     with pytest.raises(ClusterError, match=r"No Ray worker can take part: .* ended at its work: "):
         extract(images, tmp_path / "ray.h5", ray=nodes.address, **NET)
-    nodes.repair()
 
 
 def test_a_part_is_divided_into_its_images():

@@ -1,6 +1,5 @@
 """Sources of every form that the workers of a Ray cluster can read give the cache of one process."""
 
-import os
 import zipfile
 
 import fsspec
@@ -8,25 +7,14 @@ import pytest
 
 from bottleneck import extract
 from bottleneck.data.source import read_source
-from bottleneck.extraction import ray_cluster
 from tests.helpers.encoded import tar_of
-from tests.helpers.ray_nodes import Nodes, rows_of, write_images
+from tests.helpers.ray_nodes import rows_of, write_images
 from tests.helpers.tiny_network import NET
 from tests.helpers.web_server import Faults, serving
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
 COUNT = 30
-
-
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory):
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", ray_cluster.short_folder() or "/tmp")
-        nodes = Nodes(tmp_path_factory.mktemp("faults"))
-        yield nodes
-        nodes.cluster.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -24,26 +24,31 @@ FLAGS = ["--trust-code", "--engine", NET["engine"], "--image-size", "32", "--bat
 
 
 class Nodes:
-    """A head and `count` more nodes of one core; `faults` is the folder of the faults of those.
+    """A head and `count` more nodes of one core; `faults` is a folder for the faults of those.
 
-    on_head : the head has these faults too.
+    The head has faults of its own, by `poison` alone.
     """
 
-    def __init__(self, faults: Path, count: int = 1, on_head: bool = False) -> None:
+    def __init__(self, faults: Path, count: int = 1) -> None:
         from ray.cluster_utils import Cluster
 
-        self.faults, self._count = faults, count
-        path = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._plain = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
-        self._faulty = {**self._plain, "env_vars": {FAULTS: str(faults), "PYTHONPATH": path}}
-        self.cluster = Cluster(initialize_head=True, head_node_args=self._faulty if on_head else self._plain)
+        self.faults, self._on_head, self._count = faults, faults.with_name(f"{faults.name}-head"), count
+        self._on_head.mkdir()
+        self.cluster = Cluster(initialize_head=True, head_node_args=self._node(self._on_head))
         self.address = self.cluster.address
         self.others = []
         self.repair()
 
+    @staticmethod
+    def _node(faults):
+        path = os.pathsep.join([str(SITE), *filter(None, [os.environ.get("PYTHONPATH")])])
+        variables = {FAULTS: str(faults), "PYTHONPATH": path}
+        size = {"num_cpus": 1, "object_store_memory": 80 << 20}
+        return {**size, "include_dashboard": False, "env_vars": variables}
+
     def add(self):
         """Start a node with faults."""
-        self.others.append(self.cluster.add_node(**self._faulty))
+        self.others.append(self.cluster.add_node(**self._node(self.faults)))
 
     def remove(self):
         """End a node, as a machine does that loses its power."""
@@ -53,6 +58,11 @@ class Nodes:
         """Switch a fault of the nodes on or off."""
         (self.faults / fault).touch() if on else (self.faults / fault).unlink(missing_ok=True)
 
+    def poison(self, *keys):
+        """Let these images end each worker that gets them, on the head too."""
+        for folder in (self.faults, self._on_head):
+            (folder / "poison").write_text("\n".join(keys))
+
     def workers(self):
         """The processes of workers on the nodes with faults."""
         found = [each for each in psutil.process_iter() if marked(each, FAULTS, str(self.faults))]
@@ -60,7 +70,7 @@ class Nodes:
 
     def repair(self):
         """Leave a cluster as it began."""
-        for fault in self.faults.iterdir():
+        for fault in (*self.faults.iterdir(), *self._on_head.iterdir()):
             fault.unlink()
         while len(self.others) < self._count:
             self.add()
