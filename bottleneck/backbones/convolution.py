@@ -10,6 +10,8 @@ positions of the kernel.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,8 +19,22 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from bottleneck.processor import vector_units
+
 # Fewest channels, on both sides of a convolution, with which matrix products are faster (docs/measured.md).
 CHANNELS = 128
+
+
+def faster_convolutions() -> AbstractContextManager[object]:
+    """Return a `with` block in which convolutions are computed in the way that is faster on this processor."""
+    return MatrixConvolutions() if _products_are_faster() else nullcontext()
+
+
+@cache
+def _products_are_faster() -> bool:
+    """Whether the processor has AVX2 and no AVX-512, for which the library's kernels were not measured."""
+    units = vector_units() or []
+    return "avx2" in units and "avx512f" not in units
 
 
 class MatrixConvolutions(TorchFunctionMode):

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torchvision.models.feature_extraction import DualGraphModule
 
 from bottleneck.backbones.backbone import Backbone
-from bottleneck.backbones.convolution import MatrixConvolutions
+from bottleneck.backbones.convolution import faster_convolutions
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.graph import layer_of, trace
 from bottleneck.data.preprocess import Preprocess
@@ -131,7 +131,7 @@ class Section(nn.Module):
         if self.normalise is not None:
             rows = self.normalise(rows)
         layout = torch.channels_last if rows.ndim == 4 else torch.preserve_format  # faster on CPUs
-        with MatrixConvolutions():
+        with faster_convolutions():
             return self.pool(self.body(rows.to(torch.float32, memory_format=layout))).flatten(1).float()
 
     def train(self, mode: bool = True) -> Section:

@@ -124,8 +124,8 @@ class Contender:
         if late.is_set():
             raise subprocess.TimeoutExpired(self._name, timeout)
         self._errors.seek(0)
-        lines = self._errors.read().strip().splitlines() or [f"exit code {code}"]
-        raise RuntimeError(f"{self._name}: {lines[-1]}")
+        last = self._errors.read().strip().splitlines()[-1:]
+        raise RuntimeError(": ".join([f"{self._name} ended with {code}", *last]))
 
 
 def main() -> None:
