@@ -1,8 +1,9 @@
 """The library whose arrays the solver computes with: NumPy for few rows on the CPU, else torch.
 
-torch takes two seconds of a core to import, which a small problem does not need. The solver's modules call
-what both libraries have under one name, `xp.where(…)` or `x.sum(axis=1)`, with xp = `library(x)`. What they
-name or do differently is here, and in `products`.
+torch takes two seconds of a core to import, which a small problem does not need. On processors of AMD without
+AVX-512, NumPy's OpenBLAS multiplies faster than MKL and oneDNN, with which torch does, and NumPy computes for
+many rows as well. The solver's modules call what both libraries have under one name, `xp.where(…)` or
+`x.sum(axis=1)`, with xp = `library(x)`. What they name or do differently is here, and in `products`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
+from bottleneck.processor import is_of_amd, vector_units
 from bottleneck.threads import WorkerPool
 
 Array: TypeAlias = Any  # a numpy.ndarray or a torch.Tensor
@@ -48,13 +50,15 @@ class Place:
     device: str = "cpu"
 
     @classmethod
-    def of(cls, pool: WorkerPool, n: int, width: int, columns: int) -> Place:
+    def of(cls, pool: WorkerPool, n: int, width: int, columns: int, *, streamed: bool = False) -> Place:
         """Return the place of a problem that `pool` solves.
 
         columns : multiplied by the n rows of `width` features in each pass; 0 where there are no passes.
+        streamed : rows are converted from float16 in each pass, which torch does faster.
         """
         products = n * width * (columns + READING) if columns else -1
-        if pool.device == "cpu" and products < TORCH_FROM:
+        without_torch = products < TORCH_FROM or (numpy_is_faster() and not streamed)
+        if pool.device == "cpu" and without_torch:
             return cls()
         pool.use_torch()
         return cls("torch", pool.device)
@@ -80,6 +84,11 @@ class Place:
         if self.library == "numpy":
             return np.zeros(shape, dtype)
         return self.xp.zeros(shape, dtype=getattr(self.xp, np.dtype(dtype).name), device=self.device)
+
+
+def numpy_is_faster() -> bool:
+    """Whether NumPy multiplies faster than torch on this processor, however many rows there are."""
+    return is_of_amd() and "avx512f" not in (vector_units() or ("avx512f",))
 
 
 def library(x: Array) -> Any:

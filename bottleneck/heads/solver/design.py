@@ -239,9 +239,9 @@ def build_design(
         The rows do not fit in memory and are too wide to be streamed.
     """
     n, D = rows.shape
-    place = Place.of(pool, n, D, columns)
     width = D if components is None or n <= D or D > MAX_DECOMPOSITION else min(components, D)
     needed = RESIDENT_FACTOR * n * width * np.dtype(dtype).itemsize
+    place = Place.of(pool, n, D, columns, streamed=needed > memory)
     if needed <= memory:
         parts = np.zeros(n, np.int8) if parts is None else parts
         order = np.argsort(parts, kind="stable")

@@ -10,4 +10,5 @@ def place(request, monkeypatch):
     """Where the solver's arrays are."""
     if request.param == "torch":
         monkeypatch.setattr(arrays, "TORCH_FROM", 0)
+        monkeypatch.setattr(arrays, "numpy_is_faster", lambda: False)
     return arrays.Place(request.param)

@@ -22,10 +22,31 @@ def test_many_products_and_devices_are_torchs(monkeypatch):
     used = []
     monkeypatch.setattr(WorkerPool, "use_torch", lambda self: used.append(self.device))
     monkeypatch.setattr(arrays, "TORCH_FROM", 1 << 29)
+    monkeypatch.setattr(arrays, "numpy_is_faster", lambda: False)
     assert Place.of(WorkerPool(), 800, 1280, 50).library == "numpy"
     assert Place.of(WorkerPool(), 50_000, 1280, 50).library == "torch"
     assert Place.of(WorkerPool("cuda:0"), 8, 8, 0) == Place("torch", "cuda:0")
     assert used == ["cpu", "cuda:0"]
+
+
+@pytest.mark.parametrize(
+    ("amd", "units", "numpy"),
+    [
+        (True, ["avx2"], True),
+        (True, ["avx2", "avx512f"], False),
+        (False, ["avx2"], False),
+        (True, None, False),
+    ],
+)
+def test_numpy_computes_for_many_rows_where_it_was_measured(monkeypatch, amd, units, numpy):
+    monkeypatch.undo()
+    monkeypatch.setattr(arrays, "is_of_amd", lambda: amd)
+    monkeypatch.setattr(arrays, "vector_units", lambda: units)
+    monkeypatch.setattr(WorkerPool, "use_torch", lambda self: None)
+    expected = "numpy" if numpy else "torch"
+    assert Place.of(WorkerPool(), 50_000, 1280, 50).library == expected
+    assert Place.of(WorkerPool(), 50_000, 1280, 50, streamed=True).library == "torch"
+    assert Place.of(WorkerPool("cuda:0"), 50_000, 1280, 50).library == "torch"
 
 
 def test_functions_that_differ_agree_with_float64(place):
