@@ -26,7 +26,7 @@ CHANNELS = 128
 
 
 def faster_convolutions() -> AbstractContextManager[object]:
-    """Return a `with` block in which convolutions are computed in the way that is faster on this processor."""
+    """Return a `with` block in which convolutions are computed as is fastest on this processor."""
     return MatrixConvolutions() if _products_are_faster() else nullcontext()
 
 

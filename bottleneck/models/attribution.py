@@ -33,7 +33,7 @@ from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, Note
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.models.classifier import Classifier, mean_scores
+from bottleneck.models.classifier import Classifier, float32_notes, mean_scores
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.explanation import Explanation
 from bottleneck.models.terms import Found, Terms, ways_to
@@ -84,7 +84,7 @@ class Explainer:
                 "Leave --exact out for an approximation.",
             )
         self._mean_maps: list[Tensor] | None = None
-        self._notes = classifier.flip_notes(self.config.flip)
+        self._notes = [*classifier.flip_notes(self.config.flip), *float32_notes(self.head, "The explanation")]
         if not self.exact:
             self._notes.append(self._note())
 

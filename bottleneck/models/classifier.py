@@ -268,6 +268,23 @@ class Classifier:
             )
 
 
+def float32_notes(head: HeadArtifact, what: str) -> list[Note]:
+    """Return a note for each precision of features that a head learnt from and that `what` has not.
+
+    what : the subject of the note, which computes them in float32 alone
+    """
+    notes = []
+    for precision in sorted(_precisions(head)):
+        nodes = [node for node, record in head.computed.items() if record["precision"] == precision]
+        text = (
+            f"{what} computes the features of {' and '.join(nodes)} in fp32; those that were learnt from are "
+            f"in {precision}."
+        )
+        details = {"nodes": nodes, "precision": "fp32", "learnt_from": precision}
+        notes.append(Note("node-in-other-precision", text, True, details))
+    return notes
+
+
 def _precisions(head: HeadArtifact) -> set[str]:
     """Return the precisions of the features that a head was fitted on, but for float32 and float16."""
     return {record["precision"] for record in head.computed.values()}

@@ -29,7 +29,7 @@ from bottleneck.engines.onnx_graph import silence
 from bottleneck.errors import ArtifactError, EngineError, Note, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.models.classifier import mean_scores
+from bottleneck.models.classifier import float32_notes, mean_scores
 from bottleneck.names import EXPORT_FORMATS, nodes_in
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
@@ -177,7 +177,7 @@ def export(
         )
     write_whole(path, data)
     shapes: dict[str, list[int | str]] = {name: ["B", *array.shape[1:]] for name, array in example.items()}
-    notes = []
+    notes = float32_notes(head, "The exported file")
     if head.novelty or head.conformal:
         text = (
             "The exported file gives probabilities alone: --reject and --coverage stay with the head's file."

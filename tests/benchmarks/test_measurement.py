@@ -111,7 +111,7 @@ def test_a_child_returns_what_its_function_does_and_fails_with_its_last_line():
     assert done.found == {"value": 42}
     assert done.processor_seconds > 0
     assert done.megabytes > 5
-    with pytest.raises(RuntimeError, match=r"test_measurement\.doubled: ValueError: no value"):
+    with pytest.raises(RuntimeError, match=r"test_measurement\.doubled ended with 1: ValueError: no value"):
         run_child("test_measurement", "doubled", value=0)
     with pytest.raises(subprocess.TimeoutExpired):
         run_child("test_measurement", "doubled", timeout=0.01, value=1)

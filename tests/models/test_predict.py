@@ -12,6 +12,8 @@ from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, p
 from bottleneck.data.source import read_source
 from bottleneck.engines.base import SUPPORTED
 from bottleneck.errors import ArtifactError, SourceError, StrictError
+from bottleneck.models.attribution import Explainer
+from bottleneck.models.export import export
 from tests.helpers.stripes import write_stripes
 from tests.models.conftest import COLUMNS, write_rows
 
@@ -255,3 +257,17 @@ def test_features_are_computed_as_those_that_the_head_learnt_from(precision, tmp
     assert note.details == {"nodes": ["bottleneck"], "precision": "fp32", "learnt_from": precision}
     first, second = ([each["confidence"] for each in one["predictions"]] for one in (plain, told))
     assert first == pytest.approx(second, abs=1e-4)
+
+
+def test_what_computes_in_float32_alone_says_so_of_a_head_that_learnt_in_int8(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    source = write_stripes(tmp_path / "images", images=8)
+    options = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": "int8", "force": True}
+    cache = extract(source, tmp_path / "c.h5", **options).cache
+    head = fit_heads(cache, output=tmp_path / "heads").heads[0]["path"]
+    exported = export(head, format="onnx", output=tmp_path / "m.onnx")
+    explained = Explainer(load_model(head))
+    for subject, notes in (("exported file", exported.notes), ("explanation", explained.notes)):
+        (note,) = [note for note in notes if note.code == "node-in-other-precision"]
+        assert note.message.startswith(f"The {subject} computes the features of bottleneck in fp32")
+        assert note.details == {"nodes": ["bottleneck"], "precision": "fp32", "learnt_from": "int8"}
