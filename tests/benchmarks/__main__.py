@@ -30,7 +30,7 @@ FOLDER = Path(__file__).parent
 # Parts of the short form in their order, and the seconds that each may take on two quiet cores with the peers
 # that come with the package; fastai, img2vec_pytorch and Keras add about 60.
 SHORT = {
-    "startup": 150,
+    "startup": 90,
     "extraction": 115,
     "heads": 100,
     "finetuning": 55,

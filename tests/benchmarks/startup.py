@@ -77,12 +77,12 @@ def rows(short: bool) -> Iterator[Row]:
 
 
 def _imports(short: bool) -> Iterator[Row]:
-    """Yield rows of the commands' imports; the short form has one round of those without a wanted time."""
+    """Yield rows of the commands' imports; the short form has those with a wanted time."""
     usual = _code("import torch, torchvision, timm")
     theirs = tuple(_start(usual).processor for _ in range(REPEATS))
-    for command in COMMANDS:
+    for command in WANTED if short else COMMANDS:
         code = _code(f"import {', '.join(command_modules(command))}")
-        found = [_start(code) for _ in range(REPEATS if command in WANTED or not short else 1)]
+        found = [_start(code) for _ in range(REPEATS)]
         yield _row(f"{command}, imports", [each.processor for each in found], found, command, theirs)
 
 
