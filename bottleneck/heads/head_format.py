@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.trained_on import TrainedOn
+from bottleneck.names import PRECISIONS
 from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 3
@@ -45,6 +47,10 @@ def _is_object(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return is_integer(value) and 0 <= value < 2**63
+
+
+def _is_sha256(value: Any) -> bool:
+    return is_text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _are_texts(value: Any) -> bool:
@@ -98,8 +104,11 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
     "calibrated": is_flag,
 }
 WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}
-COMPUTED = {"precision": is_text, "calibration": lambda value: value is None or _is_object(value)}
-CALIBRATION = {"engine": is_text, "pixels_sha256": is_text, "float_layers": _is_count}
+COMPUTED = {
+    "precision": lambda value: value in PRECISIONS,
+    "calibration": lambda value: value is None or _is_object(value),
+}
+CALIBRATION = {"engine": is_text, "pixels_sha256": _is_sha256, "float_layers": _is_count}
 METRICS = {
     "accuracy": _is_finite_or_null,
     "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
@@ -168,8 +177,14 @@ def check_fields(head: Any) -> None:
     _check_some(head.without, WITHOUT, "What was left out of a head")
     for node, record in head.computed.items():
         require_fields(record, COMPUTED, f"How features of {node!r} were computed")
+        if record["precision"] == "int8" and not record["calibration"]:
+            raise ArtifactError(f"A head's features of {node!r} are in int8, but without a calibration.")
         _check_some(record["calibration"] or {}, CALIBRATION, f"The calibration of {node!r}")
     _check_some(head.backbone, BACKBONE, "A head's backbone")
+    try:  # they have fingerprints
+        json.dumps([head.backbone, head.preprocess, head.computed], allow_nan=False)
+    except (ValueError, RecursionError):
+        raise ArtifactError("A head's recipe or calibration holds NaN or infinite numbers.") from None
     _check_some(head.settings, SETTINGS, "The settings of a head")
     if head.form == "knn" and "k" not in head.settings:
         raise ArtifactError("The settings of a knn head lack k, the number of neighbours.")

@@ -147,6 +147,11 @@ def fields_of(head):
     return {name: value for name, value in vars(head).items() if name not in others}
 
 
+def computed(precision, calibration):
+    """The change to a head file whose features were computed so."""
+    return {"description": {"computed": {"n": {"precision": precision, "calibration": calibration}}}}
+
+
 def test_the_untouched_file_is_fine(tmp_path):
     assert load_head(written(tmp_path)).class_names[0] == "개미"
 
@@ -181,6 +186,12 @@ HOSTILE = {
     "form": {"description": {"form": "knn"}},
     "target kind": {"description": {"target_kind": "oracle"}},
     "negative temperature": {"description": {"temperature": -1}},
+    "nan in a recipe": {"description": {"backbone": {"name": "n", "other": np.nan}}},
+    "unknown precision": computed("\x1b[31m", None),
+    "nan in a calibration": computed("int8", {"pixels_sha256": "0" * 64, "cosine": [np.nan]}),
+    "surrogate in a calibration": computed("int8", {"pixels_sha256": "\ud800"}),
+    "int8 without a calibration": computed("int8", None),
+    "calibration of no object": computed("int8", []),
 }
 
 
