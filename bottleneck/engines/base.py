@@ -37,6 +37,7 @@ SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
 # fp16 within its bound keeps a cosine of 0.9999 with float32, and features are stored in it; bf16 does not.
 _AUTO_PRECISION = {"cpu": ("fp32",), "cuda": ("fp16", "fp32"), "mps": ("fp32",)}
 _HINT = "Leave --engine and --precision at auto; int8, onnxruntime and openvino are for --device cpu."
+_HINT_CONTINUED = "Go on where the earlier rows were computed, or extract all images again (-o)."
 
 
 class Engine(Protocol):
@@ -158,7 +159,7 @@ def build_engine(
             if refused:
                 _log.warning("%s", refused)
             return fastest(found, example, key, group, threads)
-    raise EngineError(refused, _HINT)
+    raise EngineError(refused, _HINT_CONTINUED if calibration else _HINT)
 
 
 def _candidates(engine: str, precision: str, device: str, calibration: dict | None) -> list[list[Candidate]]:
@@ -170,7 +171,7 @@ def _candidates(engine: str, precision: str, device: str, calibration: dict | No
     if calibration:  # of rows that no other engine may continue
         theirs = calibration.get("engine", ONNXRUNTIME).partition(" ")[0]
         if engine not in ("auto", theirs):
-            raise EngineError(f"The cache's rows were computed by {theirs}, not {engine}.", _HINT)
+            raise EngineError(f"The earlier rows were computed by {theirs}, not {engine}.", _HINT)
         engine = theirs
     precisions = _AUTO_PRECISION[kind] if precision in ("auto", FAST) else (precision,)
     if precision == FAST and kind == "cpu" and computes_bf16():

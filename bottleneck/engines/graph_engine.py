@@ -93,7 +93,7 @@ def bf16_engine(
     """
     ours = describe(runtime)
     if calibration and calibration.get("engine") != ours:
-        raise EngineError(f"the cache's rows were computed by {calibration.get('engine')}, not {ours}")
+        raise EngineError(f"the earlier rows were computed by {calibration.get('engine')}, not {ours}")
     graph, exact = _float_graph(eager, key, graphs, threads, ONNXRUNTIME)
     reference = exact(example)
     with refusal("running the ONNX graph"):
@@ -167,7 +167,7 @@ def _calibration_images(
             example = calibrated_on()
     if sha256 != pixels_sha256(example):
         raise EngineError(
-            "its rows must be calibrated as those in the cache are, but neither that graph nor its "
+            "its rows must be calibrated as the earlier ones are, but neither that graph nor its "
             "calibration images are on this machine"
         )
     return example
