@@ -21,6 +21,7 @@ from bottleneck.data.measures import measure
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BottleneckError, EngineError, Note, distinct, first_line
 from bottleneck.extraction.config import EngineConfig
+from bottleneck.extraction.settings import ADOPTS
 from bottleneck.names import FAST
 from bottleneck.store.spec import canonical_json, fingerprint
 from bottleneck.threads import thread_budget
@@ -115,8 +116,8 @@ class Trunk:
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
     calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
-    gives_way : where the engine that made the rows of nodes cannot be had, the one of `config` computes them,
-        with a note; else that is an error.
+    gives_way : where `config` names another precision than that of the rows of nodes, or the engine that made
+        them cannot be had, the one of `config` computes them, with a note; else that is an error.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -236,18 +237,24 @@ class Trunk:
                 force=self.config.force,
                 network=self.network["name"],
             )
-            try:
-                built = build(
-                    engine=engine,
-                    precision=precision,
-                    calibration=calibration,
-                    calibrated_on=self.calibrated_on,
-                )
-            except EngineError as error:
-                if not self.gives_way or nodes[0] not in self.precisions:
-                    raise
-                built = build(engine=self.config.engine, precision=self.config.precision)
-                self._gave_way.append(_gave_way_note(nodes, precision, built.precision, error))
+            given, why = self.config.precision, ""
+            if self.gives_way and given not in (*ADOPTS, precision):
+                why = f"--precision {given} was given."
+            else:
+                try:
+                    built = build(
+                        engine=engine,
+                        precision=precision,
+                        calibration=calibration,
+                        calibrated_on=self.calibrated_on,
+                    )
+                except EngineError as error:
+                    if not self.gives_way or given not in ADOPTS or nodes[0] not in self.precisions:
+                        raise
+                    why = error.message
+            if why:
+                built = build(engine=self.config.engine, precision=given)
+                self._gave_way.append(_gave_way_note(nodes, precision, built.precision, why))
             self._engines[nodes] = built
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
         return self._engines[nodes]
@@ -436,10 +443,10 @@ def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.nda
     return measure(_stacked(images), np.array([image.size for image in images]), preprocess)
 
 
-def _gave_way_note(nodes: Sequence[str], wanted: str, precision: str, error: EngineError) -> Note:
+def _gave_way_note(nodes: Sequence[str], wanted: str, precision: str, why: str) -> Note:
     text = (
         f"The features of {' and '.join(nodes)} that were learnt from are in {wanted}; those of these images "
-        f"are computed in {precision}: {error.message}"
+        f"are computed in {precision}: {why}"
     )
     details = {"nodes": list(nodes), "precision": precision, "learnt_from": wanted}
     return Note("node-in-other-precision", text, True, details)

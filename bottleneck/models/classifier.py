@@ -74,15 +74,14 @@ class Classifier:
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
         recipe = head.backbone if head.node_fingerprint else None  # a trained network has weights of its own
-        computed = {} if config.precision not in ("auto", *_precisions(head)) else head.computed
         self.trunk = Trunk(
             load,
             Preprocess.from_json(head.preprocess),
             config,
             recipe,
-            calibrations={node: record["calibration"] for node, record in computed.items()},
-            precisions={node: record["precision"] for node, record in computed.items()},
-            gives_way=config.precision == "auto",
+            calibrations={node: record["calibration"] for node, record in head.computed.items()},
+            precisions={node: record["precision"] for node, record in head.computed.items()},
+            gives_way=True,
         )
 
     @property
@@ -274,7 +273,7 @@ def float32_notes(head: HeadArtifact, what: str) -> list[Note]:
     what : the subject of the note, which computes them in float32 alone
     """
     notes = []
-    for precision in sorted(_precisions(head)):
+    for precision in sorted({record["precision"] for record in head.computed.values()}):
         nodes = [node for node, record in head.computed.items() if record["precision"] == precision]
         text = (
             f"{what} computes the features of {' and '.join(nodes)} in fp32; those that were learnt from are "
@@ -283,11 +282,6 @@ def float32_notes(head: HeadArtifact, what: str) -> list[Note]:
         details = {"nodes": nodes, "precision": "fp32", "learnt_from": precision}
         notes.append(Note("node-in-other-precision", text, True, details))
     return notes
-
-
-def _precisions(head: HeadArtifact) -> set[str]:
-    """Return the precisions of the features that a head was fitted on, but for float32 and float16."""
-    return {record["precision"] for record in head.computed.values()}
 
 
 def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:

@@ -246,8 +246,12 @@ def test_features_are_computed_as_those_that_the_head_learnt_from(precision, tmp
     found = predict(head, source, force=True)
     assert "node-in-other-precision" not in codes(found)
 
-    # Where that engine cannot be had, float32 takes its place and it is told.
+    assert predict(head, source, precision="fast", force=True)["predictions"] == found["predictions"]
+
+    # What was asked for is computed, and where that engine cannot be had, float32: it is told.
     plain = predict(head, source, engine="onnxruntime", precision="fp32")
+    (note,) = [note for note in plain["notes"] if note.code == "node-in-other-precision"]
+    assert note.message.endswith("computed in fp32: --precision fp32 was given.")
     if precision == "int8":
         shutil.rmtree(tmp_path / "user" / "graphs")
     else:
