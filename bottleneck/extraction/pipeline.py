@@ -116,8 +116,9 @@ class Trunk:
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
     calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
-    gives_way : where `config` names another precision than that of the rows of nodes, or the engine that made
-        them cannot be had, the one of `config` computes them, with a note; else that is an error.
+    gives_way : where `config` names another precision than that of the rows of nodes (fp32 where it is not
+        known), or the engine that made them cannot be had, the one of `config` computes them, with a note;
+        else that is an error.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -238,7 +239,9 @@ class Trunk:
                 network=self.network["name"],
             )
             given, why = self.config.precision, ""
-            if self.gives_way and given not in (*ADOPTS, precision):
+            learnt = self.precisions.get(nodes[0], "fp32")
+            alike = (learnt, "fp16") if learnt == "fp32" else (learnt,)  # both are finer than what is stored
+            if self.gives_way and given not in (*ADOPTS, *alike):
                 why = f"--precision {given} was given."
             else:
                 try:
@@ -254,7 +257,7 @@ class Trunk:
                     why = error.message
             if why:
                 built = build(engine=self.config.engine, precision=given)
-                self._gave_way.append(_gave_way_note(nodes, precision, built.precision, why))
+                self._gave_way.append(_gave_way_note(nodes, learnt, built.precision, why))
             self._engines[nodes] = built
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
         return self._engines[nodes]

@@ -263,6 +263,17 @@ def test_features_are_computed_as_those_that_the_head_learnt_from(precision, tmp
     assert first == pytest.approx(second, abs=1e-4)
 
 
+def test_int8_for_a_head_that_learnt_in_float32_is_told(tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    source = write_stripes(tmp_path / "images", images=8)
+    cache = extract(source, tmp_path / "c.h5", backbone="small_cnn", depth=1, image_size=16).cache
+    head = fit_heads(cache, output=tmp_path / "heads").heads[0]["path"]
+    assert "node-in-other-precision" not in codes(predict(head, source, precision="fp32"))
+    told = predict(head, source, precision="int8", force=True)
+    (note,) = [note for note in told["notes"] if note.code == "node-in-other-precision"]
+    assert note.details == {"nodes": ["bottleneck"], "precision": "int8", "learnt_from": "fp32"}
+
+
 def test_what_computes_in_float32_alone_says_so_of_a_head_that_learnt_in_int8(tmp_path, monkeypatch):
     monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
     source = write_stripes(tmp_path / "images", images=8)
