@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
@@ -44,6 +45,16 @@ def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: 
             raise ArtifactError(f"{what} has {name} {str(record[name])[:60]!r}, which is not of its type.")
 
 
+def require_calibration(record: Any, what: str) -> None:
+    """Raise ArtifactError unless `record` is what an engine may have recorded of itself (`NodeSpec`).
+
+    what : names the record, as the beginning of the message.
+    """
+    known = record if isinstance(record, dict) else {}
+    present = {name: check for name, check in CALIBRATION.items() if name in known}
+    require_fields(record, present, what, others=True)
+
+
 def is_text(value: Any) -> bool:
     """Return whether a field is a str."""
     return isinstance(value, str)
@@ -67,3 +78,10 @@ def is_number(value: Any) -> bool:
 def are_numbers(value: Any) -> bool:
     """Return whether a field is a list or tuple of numbers."""
     return isinstance(value, list | tuple) and all(map(is_number, value))
+
+
+CALIBRATION: dict[str, Check] = {  # its fields that are used
+    "engine": is_text,
+    "pixels_sha256": lambda value: is_text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None,
+    "float_layers": lambda value: is_integer(value) and 0 <= value < 2**63,
+}

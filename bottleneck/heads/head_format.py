@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,15 @@ import numpy as np
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.names import PRECISIONS
-from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
+from bottleneck.records import (
+    are_numbers,
+    is_flag,
+    is_integer,
+    is_number,
+    is_text,
+    require_calibration,
+    require_fields,
+)
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 3
 READ_VERSIONS = ("1", "2", "3")
@@ -47,10 +54,6 @@ def _is_object(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return is_integer(value) and 0 <= value < 2**63
-
-
-def _is_sha256(value: Any) -> bool:
-    return is_text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _are_texts(value: Any) -> bool:
@@ -108,7 +111,6 @@ COMPUTED = {
     "precision": lambda value: value in PRECISIONS,
     "calibration": lambda value: value is None or _is_object(value),
 }
-CALIBRATION = {"engine": is_text, "pixels_sha256": _is_sha256, "float_layers": _is_count}
 METRICS = {
     "accuracy": _is_finite_or_null,
     "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
@@ -179,7 +181,7 @@ def check_fields(head: Any) -> None:
         require_fields(record, COMPUTED, f"How features of {node!r} were computed")
         if record["precision"] == "int8" and not record["calibration"]:
             raise ArtifactError(f"A head's features of {node!r} are in int8, but without a calibration.")
-        _check_some(record["calibration"] or {}, CALIBRATION, f"The calibration of {node!r}")
+        require_calibration(record["calibration"] or {}, f"The calibration of {node!r}")
     _check_some(head.backbone, BACKBONE, "A head's backbone")
     try:  # they have fingerprints
         json.dumps([head.backbone, head.preprocess, head.computed], allow_nan=False)

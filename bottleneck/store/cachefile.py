@@ -18,8 +18,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bottleneck.errors import BottleneckError, CacheError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError
 from bottleneck.names import MEASURES
+from bottleneck.records import require_calibration
 from bottleneck.remote.path import path_of
 from bottleneck.samples import SampleTable
 from bottleneck.store import layout
@@ -83,7 +84,7 @@ class CacheFile:
             self.spec = CacheSpec(json.loads(attributes["backbone"]), json.loads(attributes["preprocess"]))
             self.nodes = {node.name: node for node in self._read_nodes()}
             self.engines = {name: self._read_engines(node) for name, node in self.nodes.items()}
-        except (KeyError, TypeError, ValueError, OSError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, OSError, RuntimeError, ArtifactError) as error:
             raise self.damaged(f"a recipe cannot be read ({error})") from None
         if self.spec.fingerprint != attributes["fingerprint"]:
             raise self.damaged("its fingerprint is not that of its recipes")
@@ -102,6 +103,8 @@ class CacheFile:
                 for name in ("calibration", "decoding_agreement")
                 if name in dataset.attrs
             }
+            if "calibration" in records:
+                require_calibration(records["calibration"], f"The calibration of {link!r}")
             aliases = tuple(json.loads(dataset.attrs.get("aliases", "[]")))
             node = NodeSpec(shape=dataset.shape[1:], views=recipe, aliases=aliases, **records, **texts)
             if dataset.shape[0] != self.file["images/key"].shape[0]:

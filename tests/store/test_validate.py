@@ -1,10 +1,14 @@
 """Files that anyone may have made are refused before any of their data is read."""
 
+import json
+from dataclasses import replace
+
 import h5py
 import pytest
 
 from bottleneck.errors import CacheError
 from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.layout import seal
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.validate import open_untrusted
 from tests.helpers.hostile import HOSTILE, make
@@ -68,8 +72,21 @@ def test_unknown_but_harmless_content_is_ignored(tmp_path):
     with h5py.File(path, "r+") as file:
         file.create_dataset("notes/page", data=[1, 2, 3], chunks=(3,), fletcher32=True)
         file["notes/page"].attrs["sha256"] = "0"
-        from bottleneck.store.layout import seal
-
         seal(file)
     with FeatureCache(path) as cache:
         assert list(cache.nodes) == [A.name]
+
+
+@pytest.mark.parametrize("value", [{"pixels_sha256": 5}, {"pixels_sha256": "\ud800"}, {"engine": 3}, []])
+def test_a_calibration_that_no_engine_wrote_is_refused(value, tmp_path):
+    path = tmp_path / "c.h5"
+    world_of(3).extract(path, [A])
+    with FeatureCache(path) as cache:
+        node = replace(cache.node(A.name), calibration=value)
+        fingerprint = node.fingerprint(cache.spec)
+    with h5py.File(path, "r+") as file:
+        attributes = file[node.dataset()].attrs
+        attributes["calibration"], attributes["fingerprint"] = json.dumps(value), fingerprint
+        seal(file)
+    with pytest.raises(CacheError, match="a recipe cannot be read"):
+        FeatureCache(path)
