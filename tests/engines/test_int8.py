@@ -3,7 +3,7 @@
 import bottleneck.engines.int8 as module
 from bottleneck.engines.int8 import quantised
 from bottleneck.engines.reference import Eager
-from tests.engines.test_base import WideAtFirst, photos
+from tests.helpers.networks import WideAtFirst, photos
 
 
 def test_ranges_are_measured_once_and_each_graph_is_as_if_made_alone(monkeypatch):
