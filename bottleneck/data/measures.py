@@ -33,8 +33,8 @@ def measure(pixels: np.ndarray, sizes: np.ndarray, preprocess: Preprocess) -> np
     """
     across, down = _brightness(pixels[:, ::LINE]), _brightness(pixels[:, :, ::LINE].swapaxes(1, 2))
     values = across.reshape(len(across), -1)
-    shares = _histograms(values)
-    below = shares.cumsum(axis=1)
+    counts = _histograms(values)
+    shares, below = counts / values.shape[1], counts.cumsum(axis=1) / values.shape[1]
     low, high = ((below < share).sum(axis=1) for share in (0.05, 0.99))
     logarithms = np.log2(shares, where=shares > 0, out=np.zeros_like(shares))
     entropy = abs((shares * logarithms).sum(axis=1))
@@ -57,11 +57,10 @@ def _brightness(pixels: np.ndarray) -> np.ndarray:
 
 
 def _histograms(values: np.ndarray) -> np.ndarray:
-    """Return the share of each level among values (B, N) from 0 to 255, cut to integers: (B, 256)."""
-    images, count = values.shape
+    """Return how often each level is among values (B, N) from 0 to 255, cut to integers: (B, 256) int."""
+    images = len(values)
     levels = values.astype(np.intp) + LEVELS * np.arange(images)[:, None]
-    counts = np.bincount(levels.ravel(), minlength=images * LEVELS)
-    return counts.reshape(images, LEVELS) / count
+    return np.bincount(levels.ravel(), minlength=images * LEVELS).reshape(images, LEVELS)
 
 
 def _bend(lines: np.ndarray) -> np.ndarray:

@@ -30,6 +30,11 @@ def test_percentiles_and_entropy_are_counted_by_hand():
     assert found["contrast"] == 100**2
 
 
+def test_a_percentile_is_the_first_level_that_has_its_share_exactly():
+    found = measured(np.arange(200)[None, :, None], size=(200, 1))  # a pixel of each level
+    assert (found["low"], found["high"]) == (9, 197)  # the 10th and the 198th of 200
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_noise_is_sharp_and_waves_are_not(channels):
     draw = np.random.default_rng(0)
