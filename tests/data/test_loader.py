@@ -182,7 +182,7 @@ class Tripwire:
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("stage", ["stat", "read", *STAGES])
 def test_the_fence_whatever_one_image_raises_is_its_failure_alone(stage, error, monkeypatch):
-    source = Shelf({f"{number:02}": picture(number) for number in range(64)})
+    source = Shelf({f"{number:02}": picture(number, side=9) for number in range(64)})
     wire = Tripwire(stage, error, source, monkeypatch)
     images = load(source)
     assert wire.raised == [stage]
