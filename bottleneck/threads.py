@@ -23,9 +23,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_blas_caller = Lock()
 _share: list[int] = []  # at most one: the cores of this process, see `use_cores`
 
 # More threads than these only wait for disks, memory or the interpreter.
@@ -134,6 +136,23 @@ def _openmp() -> Any:
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="openmp")
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Run NumPy's products on the calling thread, of one caller after the other: the limit is the process's.
+
+    The BLAS's own threads take ten times as long where several threads call it at once.
+    """
+    with _blas_caller, _blas().limit(limits=1):
+        yield
+
+
+@cache
+def _blas() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas")
 
 
 @contextmanager

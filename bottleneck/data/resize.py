@@ -1,15 +1,19 @@
 """Resize and cut uint8 pixels with torch's antialiased kernel: Pillow's algorithm, vectorised.
 
-Pixels differ from Pillow's by one grey level here and there. torch is imported only for this, and not for
-images that have the size already.
+Pixels differ from Pillow's by one grey level here and there. torch is imported only for this, and neither for
+images that have the size already nor for a few small ones, which `antialias` resizes to the same pixels.
 
 Shapes: H, W height and width, C channels.
 """
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
+from bottleneck.data.antialias import resized as resized_without_torch
+from bottleneck.data.antialias import suffices
 from bottleneck.data.modes import as_image
 from bottleneck.data.preprocess import ELONGATED, Preprocess
 from bottleneck.threads import one_torch_thread
@@ -34,7 +38,9 @@ def fast_pixels(
 
 
 def _resized(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Return (H, W, C) uint8 as (height, width, C), by torch."""
+    """Return (H, W, C) uint8 as (height, width, C)."""
+    if "torch" not in sys.modules and suffices(*pixels.shape[:2]):
+        return resized_without_torch(pixels, height, width, interpolation)
     import torch
 
     batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
