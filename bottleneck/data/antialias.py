@@ -16,19 +16,23 @@ from numpy.typing import DTypeLike
 from bottleneck.processor import vector_units
 from bottleneck.threads import one_blas_thread
 
-FEW = 32  # images
+FEW = 32  # images of a process
 MOST_PIXELS = 1_000_000  # of one image; for larger ones the time of each is near that of the import
 BLOCK = 256  # lines at a time: they stay in a core's cache
 REACH = {"bilinear": 1.0, "bicubic": 2.0}  # of a filter to each side, in pixels of the coarser grid
 CUBIC = -0.5  # the parameter of the bicubic filter, as Pillow has it
 _BITS, _MOST_BITS = 15, 22  # of a weight without its sign, and of the scale
+_sizes: list[tuple[int, int]] = []  # of the images that this process has resized so
 
 
 def suffices(height: int, width: int) -> bool:
     """Whether NumPy is to resize an image of this size, where torch is not yet imported.
 
-    The equality with torch was tested on processors with AVX2; others leave it to torch.
+    The equality with torch was tested on processors with AVX2; others leave it to torch. So does a process
+    that has resized `FEW` images, one by one or in small batches.
     """
+    if len(_sizes) >= FEW:
+        return False
     return height * width <= MOST_PIXELS and "avx2" in (vector_units() or ())
 
 
@@ -36,6 +40,7 @@ def resized(pixels: np.ndarray, height: int, width: int, interpolation: str) -> 
     """Return (H, W, C) uint8 as (height, width, C). interpolation : "bilinear" or "bicubic"."""
     old_height, old_width, _ = pixels.shape
     with one_blas_thread():
+        _sizes.append((old_height, old_width))
         if width != old_width:
             pixels = _along(pixels.transpose(0, 2, 1), width, interpolation).transpose(0, 2, 1)
         if height != old_height:

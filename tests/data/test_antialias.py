@@ -30,6 +30,7 @@ def test_pixels_are_those_of_torch(size, channels, interpolation):
 
 
 def test_large_images_and_unknown_processors_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(antialias, "_sizes", [])
     monkeypatch.setattr(antialias, "vector_units", lambda: ["avx2"])
     assert suffices(1000, 1000)
     assert not suffices(1000, 1001)
@@ -60,12 +61,24 @@ preprocess = Preprocess(32, 36, "bicubic", (0.5,) * 3, (0.5,) * 3)
 keys = [str(number) for number in range(33)]
 few = [image.pixels for image in load_images(Images(), keys[:32], preprocess, workers=2)]
 assert "torch" not in sys.modules
-many = [image.pixels for image in load_images(Images(), keys, preprocess, workers=2)]
+assert len(antialias._sizes) == antialias.FEW
+(one,) = load_images(Images(), keys[32:], preprocess, workers=2)  # in small batches
 assert "torch" in sys.modules
-assert np.array_equal(few, many[:32])
+many = [image.pixels for image in load_images(Images(), keys, preprocess, workers=2)]
+assert np.array_equal([*few, one.pixels], many)
 """
 
+MANY = (
+    FEW_AND_MANY.partition("few = ")[0]
+    + """
+for image in load_images(Images(), keys, preprocess, workers=2):
+    assert "torch" in sys.modules
+assert antialias._sizes == []
+"""
+)
 
-def test_few_images_need_no_torch_and_many_take_it():
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", FEW_AND_MANY], capture_output=True, text=True)
+
+@pytest.mark.parametrize("code", [FEW_AND_MANY, MANY])
+def test_few_images_need_no_torch_and_many_take_it(code):
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
