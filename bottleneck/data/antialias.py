@@ -22,7 +22,13 @@ BLOCK = 256  # lines at a time: they stay in a core's cache
 REACH = {"bilinear": 1.0, "bicubic": 2.0}  # of a filter to each side, in pixels of the coarser grid
 CUBIC = -0.5  # the parameter of the bicubic filter, as Pillow has it
 _BITS, _MOST_BITS = 15, 22  # of a weight without its sign, and of the scale
-_sizes: list[tuple[int, int]] = []  # of the images that this process has resized so
+_left = [FEW]  # images that this process may still resize so
+
+
+def expect(images: int) -> None:
+    """Leave resizing to torch from now on where more than `FEW` images are to come: its import pays."""
+    if images > FEW:
+        _left[0] = 0
 
 
 def suffices(height: int, width: int) -> bool:
@@ -31,16 +37,14 @@ def suffices(height: int, width: int) -> bool:
     The equality with torch was tested on processors with AVX2; others leave it to torch. So does a process
     that has resized `FEW` images, one by one or in small batches.
     """
-    if len(_sizes) >= FEW:
-        return False
-    return height * width <= MOST_PIXELS and "avx2" in (vector_units() or ())
+    return _left[0] > 0 and height * width <= MOST_PIXELS and "avx2" in (vector_units() or ())
 
 
 def resized(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
     """Return (H, W, C) uint8 as (height, width, C). interpolation : "bilinear" or "bicubic"."""
     old_height, old_width, _ = pixels.shape
     with one_blas_thread():
-        _sizes.append((old_height, old_width))
+        _left[0] -= 1
         if width != old_width:
             pixels = _along(pixels.transpose(0, 2, 1), width, interpolation).transpose(0, 2, 1)
         if height != old_height:

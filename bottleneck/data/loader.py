@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from bottleneck.data.antialias import FEW
+from bottleneck.data.antialias import expect
 from bottleneck.data.decode import IMAGE_NOTES, EncodedImage
 from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Mirror, Preprocess, Views
@@ -136,8 +136,9 @@ def load_images(
 
     Whatever reading or decoding an image raises, of our own code or of any library, is that image's failure.
     """
+    expect(len(keys))
     workers, reads = max(1, workers), getattr(source, "reads_at_once", 0)
-    run = _Run(source, preprocess, known, views, memory, bool(reads), many=len(keys) > FEW)
+    run = _Run(source, preprocess, known, views, memory, bool(reads))
     ahead = _images_ahead(preprocess, views, workers, memory)
     threads = decoders = WorkThreads(run.decode if reads else run.load, workers, "bottleneck-decode")
     if reads:
@@ -261,10 +262,8 @@ class _Run:
         views: Views | None,
         memory: int,
         remote: bool,
-        many: bool,
     ) -> None:
         self.source = source
-        self.many = many  # images, so that torch's import pays for itself
         self.remote = remote
         self.preprocess = preprocess
         self.known = known
@@ -335,8 +334,6 @@ class _Run:
             or not self._claim(image.digest, job.index)
         ):
             return image
-        if self.many:
-            import torch  # noqa: F401  (which then resizes)
         encoded = EncodedImage(data)
         needed = encoded.memory(self.preprocess) + max(0, len(data) - self.files.memory)
         if needed > self.budget.memory:

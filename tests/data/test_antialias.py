@@ -30,7 +30,7 @@ def test_pixels_are_those_of_torch(size, channels, interpolation):
 
 
 def test_large_images_and_unknown_processors_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(antialias, "_sizes", [])
+    monkeypatch.setattr(antialias, "_left", [1])
     monkeypatch.setattr(antialias, "vector_units", lambda: ["avx2"])
     assert suffices(1000, 1000)
     assert not suffices(1000, 1001)
@@ -61,7 +61,7 @@ preprocess = Preprocess(32, 36, "bicubic", (0.5,) * 3, (0.5,) * 3)
 keys = [str(number) for number in range(33)]
 few = [image.pixels for image in load_images(Images(), keys[:32], preprocess, workers=2)]
 assert "torch" not in sys.modules
-assert len(antialias._sizes) == antialias.FEW
+assert antialias._left == [0]
 (one,) = load_images(Images(), keys[32:], preprocess, workers=2)  # in small batches
 assert "torch" in sys.modules
 many = [image.pixels for image in load_images(Images(), keys, preprocess, workers=2)]
@@ -73,7 +73,7 @@ MANY = (
     + """
 for image in load_images(Images(), keys, preprocess, workers=2):
     assert "torch" in sys.modules
-assert antialias._sizes == []
+assert antialias._left == [0]
 """
 )
 
