@@ -151,7 +151,8 @@ def repeated_note(repeated: np.ndarray, file: str) -> list[Note]:
     if not repeated.any():
         return []
     rows = (np.flatnonzero(repeated) + 1).tolist()
-    message = f"{counted(len(rows), 'row')} of {file} with the cells of an earlier row, one sample with it: "
+    equal = counted(len(rows), f"row of {file} equals", f"rows of {file} equal")
+    message = f"{equal} an earlier row in every column, and the two count as one sample: "
     return [Note("repeated-rows", f"{message}{rows_named(rows)}.", True, {"rows": len(rows)})]
 
 

@@ -70,7 +70,8 @@ def target_from_column(
     notes: list[Note] = []
     if blank := sum(isinstance(cell, str) and not cell.strip() for cell in cells):
         cells = [None if isinstance(cell, str) and not cell.strip() else cell for cell in cells]
-        message = f"{counted(blank, 'label')} of {name!r}: spaces alone, which count as unlabelled."
+        labels = counted(blank, f"label of {name!r} is", f"labels of {name!r} are")
+        message = f"{labels} spaces alone, and counted as unlabelled."
         notes.append(Note("blank-labels", message, details={"target": name, "samples": blank}))
     if name in config.classes or name in config.regression:
         pass
@@ -99,7 +100,8 @@ def target_from_column(
         _refuse(name, cells, _is_numeric, "a number")
     _refuse(name, numbers, lambda number: not math.isinf(number), "a finite number")
     if undefined := sum(number is not None and math.isnan(number) for number in numbers):
-        message = f"{counted(undefined, 'label')} of {name!r}: NaN, which counts as unlabelled."
+        labels = counted(undefined, f"label of {name!r} is", f"labels of {name!r} are")
+        message = f"{labels} NaN, and counted as unlabelled."
         notes.append(Note("nan-labels", message, details={"target": name, "samples": undefined}))
     numbers = [None if number is None or math.isnan(number) else number for number in numbers]
     if name in config.regression or _are_quantities(cells, numbers):
