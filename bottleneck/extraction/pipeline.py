@@ -115,7 +115,7 @@ class Trunk:
     calibrations : by node, of the engine that made its rows in the cache; no other may continue them.
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
-    calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
+    calibrated_on : returns pixels (B, H, W, C) of the images of a calibration for their sha256.
     gives_way : where `config` names another precision than that of the rows of nodes (fp32 where it is not
         known), or the engine that made them cannot be had, the one of `config` computes them, with a note;
         else that is an error.
@@ -130,7 +130,7 @@ class Trunk:
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
     grouped: Sequence[tuple[str, ...]] = ()
-    calibrated_on: Callable[[], np.ndarray] | None = None
+    calibrated_on: Callable[[str], np.ndarray] | None = None
     gives_way: bool = False
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})

@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
 from typing import Any
@@ -24,6 +24,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
 CLOSE = 0.8  # of names that may be one, as difflib measures it
 DIGITS = re.compile("[0-9]+")
+SHA256 = re.compile("[0-9a-f]{64}")
 SHOWN = 60  # characters of a value in a message
 
 
@@ -145,6 +146,10 @@ class NodeSpec:
         Where images are not decoded exactly: "cosine", the mean of the features with those of exact decoding
         (None where no image differed), "images" that differed, "of" as many that were looked at. It makes no
         difference between two nodes: the recipe of the preprocessing does.
+    calibrated_on : tuple of str, optional
+        sha256, in hexadecimal, of the image files of an int8 calibration, in its order: its graph can be made
+        again of them. It makes no difference between two nodes: the calibration does. Empty in files of
+        earlier releases.
     """
 
     node: str
@@ -157,6 +162,7 @@ class NodeSpec:
     calibration: dict | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)
     decoding_agreement: dict | None = field(default=None, compare=False)
+    calibrated_on: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -169,6 +175,9 @@ class NodeSpec:
         for name in ("views", "calibration", "decoding_agreement"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
+        object.__setattr__(self, "calibrated_on", tuple(self.calibrated_on))
+        if not all(isinstance(each, str) and SHA256.fullmatch(each) for each in self.calibrated_on):
+            raise ValueError(f"the calibration images of node {self.node!r} are no list of sha256")
         if self.views is not None and int(self.views.get("count", 0)) < 1:
             raise CacheError(f"The views of node {self.node!r} have no positive 'count': {self.views}.")
 
@@ -235,10 +244,19 @@ class NodeSpec:
             }
         )
 
+    def with_facts_of(self, other: NodeSpec) -> NodeSpec:
+        """Return the node with what only the description of the same node `other` tells beside the recipe."""
+        return replace(
+            self,
+            aliases=self.aliases or other.aliases,
+            decoding_agreement=self.decoding_agreement or other.decoding_agreement,
+            calibrated_on=self.calibrated_on or other.calibrated_on,
+        )
+
     def to_json(self) -> dict:
         """Return all fields as JSON, for `from_json`."""
-        measured = self.decoding_agreement
-        return self.recipe() | ({} if measured is None else {"decoding_agreement": measured})
+        optional = {"decoding_agreement": self.decoding_agreement, "calibrated_on": list(self.calibrated_on)}
+        return self.recipe() | {name: value for name, value in optional.items() if value}
 
     def recipe(self) -> dict:
         """Return the fields of two nodes that are compared, as JSON."""
