@@ -119,6 +119,7 @@ class Trunk:
     gives_way : where `config` names another precision than that of the rows of nodes (fp32 where it is not
         known), or the engine that made them cannot be had, the one of `config` computes them, with a note;
         else that is an error.
+    first_notes : hold as soon as an image is computed.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -132,6 +133,7 @@ class Trunk:
     grouped: Sequence[tuple[str, ...]] = ()
     calibrated_on: Callable[[str], np.ndarray] | None = None
     gives_way: bool = False
+    first_notes: Sequence[Note] = ()
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class Trunk:
         return (
             *loading,
             *self._slow(),
+            *(self.first_notes if self._engines else ()),
             *self._gave_way,
             *self._forced(),
             *engines,

@@ -275,6 +275,12 @@ class NodeSpec:
             raise CacheError(f"A node's description cannot be read: {error}.") from None
 
 
+def vector_fingerprint(nodes: Sequence[NodeSpec], cache: CacheSpec) -> str:
+    """Return the fingerprint of the rows of nodes side by side, in a cache with the recipes `cache`."""
+    found = [node.fingerprint(cache) for node in nodes]
+    return found[0] if len(found) == 1 else fingerprint(found)
+
+
 def stored_name(nodes: Mapping[str, NodeSpec], name: str) -> str | None:
     """Return the name in `nodes` of the node that is called `name`; None if there is none."""
     if name in nodes:
