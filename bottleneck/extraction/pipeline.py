@@ -246,6 +246,8 @@ class Trunk:
             alike = (learnt, "fp16") if learnt == "fp32" else (learnt,)  # both are finer than what is stored
             if self.gives_way and given not in (*ADOPTS, *alike):
                 why = f"--precision {given} was given."
+                if given == "int8":
+                    why += " It is calibrated on the first of these images, on which the features depend."
             else:
                 try:
                     built = build(

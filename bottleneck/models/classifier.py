@@ -28,7 +28,7 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.config import TrustConfig
-from bottleneck.models.learnt_from import how_computed, unknown_notes
+from bottleneck.models.learnt_from import how_computed, require_calibration_of, unknown_notes
 from bottleneck.models.trust import Trust
 from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
@@ -74,6 +74,7 @@ class Classifier:
 
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
+        require_calibration_of(head, config)
         recipe = head.backbone if head.node_fingerprint else None  # a trained network has weights of its own
         computed = how_computed(head) or {}
         self.trunk = Trunk(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from bottleneck.errors import Note
+from bottleneck.errors import EngineError, Note
+from bottleneck.extraction.config import EngineConfig
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.names import DTYPES, default_pool, nodes_in
 from bottleneck.store.spec import CacheSpec, NodeSpec, vector_fingerprint
@@ -39,6 +40,25 @@ def _uncalibrated(name: str) -> list[NodeSpec]:
     node, _, pool = name.partition("@")
     pool = pool or default_pool(node)
     return [NodeSpec(node, pool, (1,), *way) for way in product(DTYPES, UNCALIBRATED)]
+
+
+def require_calibration_of(head: HeadArtifact, config: EngineConfig) -> None:
+    """Raise EngineError where the user asks for int8 without force, and the head did not learn in it.
+
+    It would be calibrated on the images to predict, so that a prediction depends on the other images.
+    """
+    computed = how_computed(head) or {}
+    if config.precision != "int8" or config.force:
+        return
+    if any(computed.get(node, {}).get("precision") != "int8" for node in nodes_in(head.node)):
+        raise EngineError(
+            "--precision int8 is calibrated on the images that a head learns from, and this one did not "
+            "learn in it. Calibrated on the images to predict, a prediction would depend on the "
+            "other images.",
+            "Leave --precision out; or `bottleneck extract` the training images with --precision int8 into "
+            "another cache and fit a head there, which computes int8 by itself. --force calibrates on the "
+            "images to predict.",
+        )
 
 
 def unknown_notes(head: HeadArtifact) -> list[Note]:

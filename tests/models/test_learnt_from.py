@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
+from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import read_source
+from bottleneck.errors import EngineError
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.export import export
@@ -83,6 +85,26 @@ def test_a_record_goes_before_the_fingerprint_and_a_trained_network_has_neither(
     head = replace(old_head(("a", "float16", "fp32", None)), computed={"a": BF16})
     assert how_computed(head) == {"a": BF16}
     assert how_computed(replace(head, computed={}, node_fingerprint="")) == {}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_int8_is_not_calibrated_on_the_images_to_predict(precision, tmp_path):
+    """Two images predicted together would change each other: the command says so before it reads any."""
+    record = {"precision": precision, "calibration": CALIBRATED if precision == "int8" else None}
+    head = replace(
+        old_head(("bottleneck", "float16", "fp32", None)),
+        preprocess=Preprocess(16, 16, "bilinear", (0.5,), (0.5,), "L").to_json(),
+        computed={} if precision == "fp32" else {"bottleneck": record},
+    )
+    for name, trained in (("head", head), ("model", replace(head, node_fingerprint="", computed={}))):
+        path = trained.save(tmp_path / f"{name}.safetensors")
+        if precision == "int8" and name == "head":
+            assert load_model(path, precision="int8").head.computed == {"bottleneck": record}
+            continue
+        for run, sources in ((load_model, ()), (predict, ("absent",)), (evaluate, ("absent",))):
+            with pytest.raises(EngineError, match=r"would depend on the other images.*Leave --precision out"):
+                run(path, *sources, precision="int8")
+        assert load_model(path, precision="int8", force=True)
 
 
 def test_many_nodes_side_by_side_are_not_tried_for_ever():
