@@ -213,6 +213,11 @@ class Trunk:
             for nodes, one in self._engines.items()
         ]
 
+    @property
+    def precisions_used(self) -> dict[str, str]:
+        """The precision of the engine that ran for a node, by node."""
+        return {name: engine.precision for nodes, engine in self._engines.items() for name in nodes}
+
     def engines_of(self, nodes: Sequence[str]) -> dict[str, str]:
         """Return by node the name of the engine that computes it, of nodes that have one by now."""
         groups = [group for group in self._groups(tuple(nodes)) if group in self._engines]

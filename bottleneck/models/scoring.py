@@ -185,6 +185,7 @@ class Scored:
     failed : reason by image key.
     digests : (I, 32) uint8, sha256 of their images.
     novelty : (n,), where it is wanted.
+    precisions : of the features, by node.
     notes : what was decided.
     """
 
@@ -194,6 +195,7 @@ class Scored:
     failed: dict[str, str]
     digests: np.ndarray
     novelty: np.ndarray | None = None
+    precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -209,7 +211,10 @@ def score_images(
     chosen = source.take(rows)
     outputs = classifier.outputs(chosen, flip, trust, reporter)
     images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    return Scored(outputs.rows, images, outputs.scores, outputs.failed, outputs.digests, outputs.novelty)
+    precisions = classifier.trunk.precisions_used
+    return Scored(
+        outputs.rows, images, outputs.scores, outputs.failed, outputs.digests, outputs.novelty, precisions
+    )
 
 
 def score_cache(
@@ -231,6 +236,7 @@ def score_cache(
             message += "`bottleneck extract --flip` stores them."
             return replace(scored, notes=[Note("flip-computed", message)])
         blocks = cached_inputs(cache, head.node, rows, flip)
+        precisions = cache.precisions_of(head.node)
     else:  # The network was trained: no cache has its features, but one may have the map that training took.
         node = head.settings.get("finetuned", {}).get("input")
         other = recipe_differences(head, cache)
@@ -238,6 +244,7 @@ def score_cache(
             why = "A trained network is measured on images"
             return _score_images_of(classifier, cache, rows, flip, why, reporter, trust)
         blocks = _inputs_from_map(classifier, cache, node, rows, flip)
+        precisions = {head.node: "fp32"}
     scores: list[np.ndarray] = []
     novelty: list[np.ndarray] = []
     with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
@@ -249,7 +256,7 @@ def score_cache(
     image = cache.samples.image[rows]
     digests = cache.images.digest[np.unique(image)]
     keys, new = cache.images.key[image[:, 0]], np.concatenate(novelty) if novelty else None
-    return Scored(np.arange(len(rows)), keys, np.concatenate(scores), {}, digests, new)
+    return Scored(np.arange(len(rows)), keys, np.concatenate(scores), {}, digests, new, precisions)
 
 
 def _score_images_of(

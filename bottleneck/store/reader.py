@@ -215,6 +215,10 @@ class FeatureCache:
         """Return the fingerprint of the rows that a head on `name` takes; errors as from `vectors`."""
         return vector_fingerprint(self.vectors(name), self.spec)
 
+    def precisions_of(self, name: str) -> dict[str, str]:
+        """Return by node the precision of the rows that a head on `name` takes; errors as from `vectors`."""
+        return {node.name: node.precision for node in self.vectors(name)}
+
     def features(self, name: str) -> FeatureRows:
         """Return the rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.
 

@@ -68,6 +68,8 @@ def test_an_int8_graph_that_is_gone_is_made_again_of_the_images_of_the_cache(fol
     path = extract(images, tmp_path / "c.h5", precision="int8", force=True, **NETWORK).cache
     shutil.rmtree(tmp_path / "user" / "graphs")
     found = similar(path, [str(last)], count=1, force=True)
+    used = {"engine": "onnxruntime", "precision": "int8", "nodes": ["bottleneck"]}
+    assert (found.to_json()["engines"], found.to_json()["precisions"]) == ([used], {"bottleneck": "int8"})
     shutil.rmtree(tmp_path / "user" / "graphs")
     shutil.move(last, images / "a" / "new.png")
     assert extract(images, path, force=True).computed == 1

@@ -132,6 +132,11 @@ def test_an_old_head_on_bf16_of_torch_computes_bf16(torch_bf16):
     keys = [opened.images[opened.samples.image[row, 0]] for row in rows]
     np.testing.assert_allclose(features, [cached[key] for key in keys], rtol=1e-5, atol=1e-5)
     assert model.trunk.notes == ()
+    used = [{"engine": "torch", "precision": "bf16", "nodes": ["bottleneck"]}]
+    for found in (predict(path, source, engine="torch"), evaluate(path, source, engine="torch")):
+        assert (found["engines"], found["precisions"]) == (used, {"bottleneck": "bf16"})
+    found = evaluate(path, cache)
+    assert (found["engines"], found["precisions"]) == ([], {"bottleneck": "bf16"})
 
 
 def test_an_old_head_on_int8_is_told_where_features_are_computed_alone(torch_bf16, tmp_path):
