@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError, FingerprintError, Note
-from bottleneck.names import DTYPES, POOLS, default_pool
+from bottleneck.errors import ArtifactError, CacheError, FingerprintError, Note, first_line
+from bottleneck.names import COMPUTED_IN, DTYPES, POOLS, default_pool
+from bottleneck.records import Check, is_integer, is_text, require_calibration, require_known_fields
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
@@ -270,9 +271,25 @@ class NodeSpec:
     def from_json(value: Mapping) -> NodeSpec:
         """Return the node that `to_json` described. Raises CacheError if a field is absent or malformed."""
         try:
+            require_known_fields(value, NODE_FIELDS, "The record")
+            if value.get("calibration") is not None or value["precision"] == "int8":
+                require_calibration(value.get("calibration"), "Its calibration")
             return NodeSpec(**{**value, "shape": tuple(value["shape"])})
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise CacheError(f"A node's description cannot be read: {error}.") from None
+        except (TypeError, KeyError, ValueError, AttributeError, ArtifactError) as error:
+            raise CacheError(f"A node's description cannot be read: {first_line(error)}.") from None
+
+
+def _is_object_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+NODE_FIELDS: dict[str, Check] = {
+    **dict.fromkeys(("node", "pool", "dtype", "layout"), is_text),
+    "precision": lambda value: value in COMPUTED_IN,
+    "shape": lambda value: isinstance(value, list) and all(map(is_integer, value)),
+    **dict.fromkeys(("views", "calibration", "decoding_agreement"), _is_object_or_null),
+    **dict.fromkeys(("aliases", "calibrated_on"), lambda value: isinstance(value, list)),
+}
 
 
 def vector_fingerprint(nodes: Sequence[NodeSpec], cache: CacheSpec) -> str:
