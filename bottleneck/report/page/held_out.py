@@ -30,8 +30,8 @@ from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.judged import from_head
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.trials.heads import KIND, fit_on, head_on, held_out
-from bottleneck.trials.mirrors import mirrored_outputs
+from bottleneck.trials.heads import KIND, fit_on
+from bottleneck.trials.mirrors import mirrored_folds
 from bottleneck.trials.task import Task, task_of
 
 FOLDS = "folds"  # in place of a split: each sample judged by a head that was fitted without it
@@ -160,12 +160,10 @@ def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Rep
         fit = fit_on(task, head.node, rows, problem, head.C or "auto", scales, reporter)
     except BottleneckError:
         return None
-    held = held_out(fit)
-    if not len(held) or fit.out_of_fold is None:
+    held, logits = fit.held_out()
+    if not len(held):
         return None
-    return _folds(
-        head, task.target, rows[held], apply_link(fit.out_of_fold[held], head.link, head.temperature)
-    )
+    return _folds(head, task.target, rows[held], apply_link(logits, head.link, head.temperature))
 
 
 def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Judged | None:
@@ -176,17 +174,10 @@ def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Ju
         or not has_mirrors(task.cache, head.node)
     ):
         return None
-    train, scales = task.rows["train"], head.settings.get("scales") or {}
-    rows, outputs = [], []
-    for fold in range(int(task.fold.max()) + 1):
-        held = task.fold == fold
-        if held.any():
-            fitted = head_on(task, head.node, train[~held], head.C, scales, reporter)
-            alone = replace(fitted, temperature=head.temperature)
-            rows.append(train[held])
-            outputs.append(mirrored_outputs(task, alone, train[held]))
-    found = np.concatenate(rows)
-    return _folds(head, task.target, found, apply_link(np.concatenate(outputs), head.link, 1.0))
+    settings = {"C": head.C, "scales": head.settings.get("scales") or {}, "temperature": head.temperature}
+    parts = zip(*mirrored_folds(task, head.node, settings, reporter), strict=True)
+    rows, outputs = (np.concatenate(part) for part in parts)
+    return _folds(head, task.target, rows, apply_link(outputs, head.link, 1.0))
 
 
 def _folds(head: HeadArtifact, target: Target, rows: np.ndarray, probabilities: np.ndarray) -> Judged:

@@ -39,7 +39,7 @@ from bottleneck.studies.new_images import new_images
 from bottleneck.studies.study_config import DriftConfig
 from bottleneck.studies.suggest.selector import Space
 from bottleneck.threads import one_thread
-from bottleneck.trials.heads import artifact_of, fit_on, held_out
+from bottleneck.trials.heads import artifact_of, fit_on
 from bottleneck.trials.task import task_of
 
 MOST = 2000  # old images, and new ones, that the head is fitted on
@@ -260,11 +260,10 @@ def _shares(
     if not reason:
         problem = task.problem()
         fit = fit_on(task, config.node, task.rows["train"], problem, reporter=reporter)
-        held = held_out(fit)
+        held, logits = fit.held_out()
         if len(held):
-            assert fit.out_of_fold is not None
             head = artifact_of(task, config.node, task.rows["train"], fit, problem)
-            before = apply_link(fit.out_of_fold[held], head.link)
+            before = apply_link(logits, head.link)
             after = blockwise(new, head.probabilities)
             return _compare_shares(_answers(before, head.link), _answers(after, head.link), head.class_names)
         reason = "there was no cross-validation"
