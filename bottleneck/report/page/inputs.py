@@ -24,6 +24,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import CACHE_SUFFIXES, HEADS_FOLDER
 from bottleneck.records import is_number
+from bottleneck.store.layout import companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
 HEADS = ".safetensors"
@@ -106,7 +107,9 @@ def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
     seen.add(where)
     suffix = path.suffix.lower()
     if suffix in CACHE_SUFFIXES:
-        inputs.caches.append(FeatureCache(path))
+        inputs.caches.append(cache := FeatureCache(path))
+        maps = [companion_path(path, node) for node in cache.nodes.values() if node.is_map]
+        seen.update(each.resolve() for each in (*maps, statistics_path(path)))  # they belong to the cache
     elif not path.exists():
         raise BottleneckError(f"There is no file or folder {path}.", "Name a cache, a head or a model.")
     elif path.is_dir():
@@ -134,25 +137,31 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
     if (folder / "runs.json").is_file():
         inputs.results.setdefault("compare", []).append(_comparison(folder))
         return
-    inside = [path for path in sorted(folder.iterdir()) if path.suffix in (HEADS, ".h5")]
+    # By stem: a cache is before the files that belong to it.
+    inside = sorted(
+        (path for path in folder.iterdir() if path.suffix in (HEADS, ".h5")), key=lambda path: path.stem
+    )
     if not inside:
         raise BottleneckError(
             f"{folder} contains no head, model, cache, comparison or study.",
             f"Heads are in {HEADS_FOLDER}/ by default.",
         )
-    maps = [path for path in inside if path.suffix == ".h5" and "--" in path.stem]
     for path in inside:
-        if path not in maps or path.stem.partition("--")[0] not in {other.stem for other in inside}:
-            _add(inputs, path, seen)
+        _add(inputs, path, seen)
 
 
 def _add_head(inputs: Inputs, path: Path) -> None:
     history = _optional(path.with_suffix(".history.json"), dict)
     candidates = _optional(path.with_suffix(".candidates.json"), list)
     inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
-    stem = path.stem.partition("--")[0]
-    curve = path.with_name(stem + SHOTS)
-    if curve.is_file() and not any(each["path"] == str(curve) for each in inputs.shots):
+    # CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors; the name of a cache may have a "--".
+    curves = [
+        each
+        for each in path.parent.glob(f"*{SHOTS}")
+        if path.stem.startswith(f"{each.name.removesuffix(SHOTS)}--")
+    ]
+    curve = max(curves, key=lambda each: len(each.name), default=None)
+    if curve and not any(each["path"] == str(curve) for each in inputs.shots):
         inputs.shots += read_shots(curve)
 
 

@@ -345,6 +345,18 @@ def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
     assert "held-out folds" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
+def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tmp_path):
+    """Maps and statistics belong to the cache, and the k-shot curve to its heads."""
+    nodes = ["bottleneck", "features.block2@none"]
+    options = {"backbone": "small_cnn", "engine": "torch", "image_size": 48, "nodes": nodes}
+    extract(flipped[0] / "images", tmp_path / "pets--small.h5", **options)
+    fit_heads(tmp_path / "pets--small.h5", output=tmp_path, cv=3, shots=[1])
+    assert len(list(tmp_path.glob("pets--small--*"))) >= 4  # map, statistics, head, curve
+    result = write_report([tmp_path], output=tmp_path / "r.html")
+    assert [name for name in result.sections["provenance"] if name.startswith("cache")] == ["cache"]
+    assert "shots" in result.sections["choice"]
+
+
 def test_an_audit_that_is_given_is_not_asked_for(flipped, tmp_path):
     folder, head = flipped
     with FeatureCache(folder / "c.h5") as cache:
