@@ -28,7 +28,8 @@ from bottleneck.store.layout import companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
 HEADS = ".safetensors"
-MOST_JSON = 256 << 20  # bytes
+MOST_JSON, MOST_TABLE = 256 << 20, 16 << 20  # bytes
+DAMAGED = (OSError, ValueError, KeyError, TypeError, csv.Error)  # what reading a table may raise
 SHOTS = "--shot-curve.csv"
 RESULTS = {  # keys that tell which command printed a JSON object
     "audit": {"label_issues", "duplicates", "leaks"},
@@ -199,18 +200,24 @@ def _add_result(inputs: Inputs, path: Path) -> None:
 def read_shots(path: Path) -> list[dict[str, Any]]:
     """Return the k-shot curves of a table that `fit-head --shots` wrote."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
         curves = []
-        for (target, node), points in groupby(rows, key=lambda row: (row["target"], row["node"])):
+        for (target, node), points in groupby(_rows_of(path), key=lambda row: (row["target"], row["node"])):
             columns = {name: [] for name in ("shots", "mean", "low", "high")}  # type: dict[str, list[float]]
             for point in points:
                 for name, values in columns.items():
                     values.append(float(point[name]))
             curves.append({"target": target, "node": node, "path": str(path), **columns})
         return curves
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise ArtifactError(f"{path} is no table of a k-shot curve: {first_line(error)}.") from None
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file. Raises one of `DAMAGED` where it is none, or too large."""
+    if path.stat().st_size > MOST_TABLE:
+        raise ValueError(f"it has more than {MOST_TABLE >> 20} MiB")
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _comparison(folder: Path) -> dict[str, Any]:
@@ -225,7 +232,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
         judged = all("val" in row.evidence for row in rows)  # else it is of an earlier version
         chosen = choose_row(rows)[0].to_json() if judged else None
         return {"rows": [row.to_json() for row in rows], "chosen": chosen, "measured_on": shown}
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise ArtifactError(f"{folder / RUNS} is damaged: {first_line(error)}.") from None
 
 
@@ -233,13 +240,11 @@ def _study(folder: Path) -> dict[str, Any]:
     """Return accuracy by kind and number of layers of a study's runs."""
     found: dict[str, dict[int, list[float]]] = {}
     try:
-        with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if float(row.get("share") or 1) == 1:
-                    found.setdefault(row["kind"], {}).setdefault(int(row["n"]), []).append(
-                        float(row["accuracy"])
-                    )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for row in _rows_of(folder / "runs.csv"):
+            if float(row.get("share") or 1) == 1:
+                accuracies = found.setdefault(row["kind"], {}).setdefault(int(row["n"]), [])
+                accuracies.append(float(row["accuracy"]))
+    except DAMAGED as error:
         raise ArtifactError(f"{folder} has no readable runs.csv: {first_line(error)}.") from None
     curves = {kind: [_point(n, each) for n, each in sorted(by_n.items())] for kind, by_n in found.items()}
     return {"curves": curves, "folder": str(folder), "picture": str(folder / "figure.png")}

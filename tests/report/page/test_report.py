@@ -298,6 +298,18 @@ def test_what_is_no_result_is_refused(content, tmp_path):
         write_report([path], output=tmp_path / "r.html")
 
 
+@pytest.mark.parametrize("content", ["a" * 200_000, "target,node\n\0", "target,node,shots\nlabel,a,x\n"])
+@pytest.mark.parametrize("name", ["c--shot-curve.csv", "study/runs.csv"])
+def test_a_table_that_cannot_be_read_is_refused(name, content, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    (path.parent / "study.json").write_text("{}")
+    given = path.parent if path.name == "runs.csv" else path
+    with pytest.raises(ArtifactError, match=r"no table of|no readable runs\.csv"):
+        write_report([given], output=tmp_path / "r.html")
+
+
 def test_the_command_prints_where_and_how_large(made_cache, made_head, tmp_path):
     arguments = [str(made_head), str(made_cache), "-o", str(tmp_path / "r.html"), "--json"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
