@@ -75,6 +75,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_object(value: Any) -> bool:
+    """Return whether a field is a JSON object."""
+    return isinstance(value, dict)
+
+
+def are_objects(value: Any) -> bool:
+    """Return whether a field is a list of JSON objects."""
+    return isinstance(value, list) and all(map(is_object, value))
+
+
 def are_numbers(value: Any) -> bool:
     """Return whether a field is a list or tuple of numbers."""
     return isinstance(value, list | tuple) and all(map(is_number, value))

@@ -137,7 +137,7 @@ def _shots(curves: Sequence[Mapping[str, Any]]) -> Chart:
 
 def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]:
     """Return loss and accuracy by epoch, with the epoch that is kept."""
-    epochs = [each for each in history["epochs"] if isinstance(each, dict) and is_number(each.get("epoch"))]
+    epochs = [each for each in history["epochs"] if is_number(each.get("epoch"))]
     blocks: list[Block] = []
     for what in ("accuracy", "loss"):
         series = []
@@ -149,7 +149,7 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
                 series.append(Series(label, [p[0] for p in points], [p[1] for p in points], drawn=drawn))
         if series:
             best = history.get("best_epoch")
-            marks = [(float(best), "kept")] if best is not None else []
+            marks = [(float(best), "kept")] if is_number(best) else []
             blocks.append(
                 Chart(
                     f"training-{what}{suffix}",
@@ -177,7 +177,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], name: str) -> Table:
     """Return what `train` tried."""
     metric = "r2" if any("cv_r2" in each for each in candidates) else "accuracy"
     rows: list[list[Any]] = []
-    several = len({each.get("backbone") for each in candidates}) > 1
+    several = len({str(each.get("backbone")) for each in candidates}) > 1
     for each in candidates:
         backbone = [each.get("backbone")] if several else []
         cells = [each.get(f"cv_{metric}"), each.get(f"val_{metric}"), each.get("pooled"), each.get("seconds")]

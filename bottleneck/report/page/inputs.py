@@ -23,7 +23,7 @@ import numpy as np
 from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import CACHE_SUFFIXES, HEADS_FOLDER
-from bottleneck.records import is_number
+from bottleneck.records import Check, are_objects, is_number, is_object, is_text, require_fields
 from bottleneck.store.layout import companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
@@ -31,15 +31,42 @@ HEADS = ".safetensors"
 MOST_JSON, MOST_TABLE = 256 << 20, 16 << 20  # bytes
 DAMAGED = (OSError, ValueError, KeyError, TypeError, csv.Error)  # what reading a table may raise
 SHOTS = "--shot-curve.csv"
-RESULTS = {  # keys that tell which command printed a JSON object
-    "audit": {"label_issues", "duplicates", "leaks"},
-    "advise": {"scenario", "recommendation"},
-    "compare": {"runs", "rows", "chosen"},
-    "train": {"candidates", "chosen", "rule"},
-    "finetune": {"epochs", "best_epoch", "kept"},
-    "transfer-study": {"curves", "effects", "layers"},
-    "fit-head": {"heads"},
-    "extract": {"cache", "data", "computed"},
+
+
+def _any(value: Any) -> bool:
+    return True
+
+
+def _are_leaks(value: Any) -> bool:
+    """Return whether the pairs of an audit have what is shown of them."""
+    items = value.get("items", []) if is_object(value) else None
+    return are_objects(items) and all(
+        isinstance(item.get("images", []), list)
+        and all(map(is_text, item.get("images", [])))
+        and isinstance(item.get("splits", []), list)
+        and (bool(item.get("exact")) or is_number(item.get("cosine")))
+        for item in items
+    )
+
+
+# Keys that tell which command printed a JSON object, and the types of their values.
+RESULTS: dict[str, dict[str, Check]] = {
+    "audit": {"label_issues": _any, "duplicates": _any, "leaks": _are_leaks},
+    "advise": {"scenario": _any, "recommendation": _any},
+    "compare": {
+        "runs": _any,
+        "rows": lambda rows: are_objects(rows) and all(is_object(row.get("accuracy", {})) for row in rows),
+        "chosen": lambda value: value is None or is_object(value),
+    },
+    "train": {"candidates": are_objects, "chosen": _any, "rule": _any},
+    "finetune": {"epochs": are_objects, "best_epoch": _any, "kept": _any},
+    "transfer-study": {"curves": _any, "effects": _any, "layers": _any},
+    "fit-head": {"heads": _any},
+    "extract": {
+        "cache": _any,
+        "data": lambda data: is_object(data) and is_object(data.get("ignored") or {}),
+        "computed": _any,
+    },
 }
 
 
@@ -152,8 +179,8 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
 
 
 def _add_head(inputs: Inputs, path: Path) -> None:
-    history = _optional(path.with_suffix(".history.json"), dict)
-    candidates = _optional(path.with_suffix(".candidates.json"), list)
+    history = _optional(path.with_suffix(".history.json"), _is_history)
+    candidates = _optional(path.with_suffix(".candidates.json"), are_objects)
     inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
     # CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors; the name of a cache may have a "--".
     curves = [
@@ -166,13 +193,19 @@ def _add_head(inputs: Inputs, path: Path) -> None:
         inputs.shots += read_shots(curve)
 
 
-def _optional(path: Path, kind: type) -> Any:
-    """Return the JSON of a file beside a head, or None where there is none of this kind."""
+def _is_history(value: Any) -> bool:
+    return (
+        is_object(value) and are_objects(value.get("epochs", [])) and is_object(value.get("settings") or {})
+    )
+
+
+def _optional(path: Path, accepts: Check) -> Any:
+    """Return the JSON of a file beside a head, or None where there is none that is accepted."""
     try:
         value = read_json(path) if path.is_file() else None
     except BottleneckError:
         return None
-    return value if isinstance(value, kind) else None
+    return value if accepts(value) else None
 
 
 def read_json(path: Path) -> Any:
@@ -188,12 +221,13 @@ def read_json(path: Path) -> Any:
 def _add_result(inputs: Inputs, path: Path) -> None:
     value = read_json(path)
     keys = value.keys() if isinstance(value, dict) else set()
-    command = next((name for name, needed in RESULTS.items() if needed <= keys), None)
+    command = next((name for name, needed in RESULTS.items() if needed.keys() <= keys), None)
     if command is None:
         raise BottleneckError(
             f"{path} is not the result of a command that a report shows.",
             f"It shows the --json of {', '.join(RESULTS)}.",
         )
+    require_fields(value, RESULTS[command], f"{path}, a result of {command},", others=True)
     inputs.results.setdefault(command, []).append(value)
 
 
@@ -260,7 +294,7 @@ def study_curves(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     curves = result.get("curves")
     kinds = curves.items() if isinstance(curves, dict) else ()
     return {
-        str(kind): [point for point in points if {"n", "mean"} <= point.keys()]
+        str(kind): [point for point in points if is_number(point.get("n")) and is_number(point.get("mean"))]
         for kind, points in kinds
-        if isinstance(points, list) and all(isinstance(point, dict) for point in points)
+        if are_objects(points)
     }

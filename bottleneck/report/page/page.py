@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,11 +101,13 @@ def embedded_json(value: Any) -> Markup:
 
 
 def _shown(value: Any) -> Any:
-    """Return a value with its texts as the page shows them."""
+    """Return a value with its texts as the page shows them; NaN and infinity, which JSON lacks, as null."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
         return {_shown(key): _shown(each) for key, each in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return [_shown(each) for each in value] if isinstance(value, list | tuple) else value
 
 

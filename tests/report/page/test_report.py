@@ -298,6 +298,44 @@ def test_what_is_no_result_is_refused(content, tmp_path):
         write_report([path], output=tmp_path / "r.html")
 
 
+AUDIT = {"cache": "c.h5", "label_issues": {}, "duplicates": {}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        AUDIT | {"leaks": []},
+        AUDIT | {"leaks": {"items": [1]}},
+        AUDIT | {"leaks": {"items": [{"images": [[1]], "splits": [], "cosine": 1.0}]}},
+        AUDIT | {"leaks": {"items": [{"images": ["a", "b"], "splits": [], "cosine": None}]}},
+        {"candidates": 5, "chosen": {}, "rule": ""},
+        {"candidates": ["x"], "chosen": {}, "rule": ""},
+        {"runs": [], "rows": [3], "chosen": None},
+        {"runs": [], "rows": [{"accuracy": 1}], "chosen": None},
+        {"runs": [], "rows": [], "chosen": "x"},
+        {"epochs": 3, "best_epoch": 1, "kept": "head"},
+        {"cache": "c.h5", "computed": 1, "data": {"ignored": [1]}},
+    ],
+)
+def test_a_result_of_another_form_is_refused_with_its_path(value, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(ArtifactError, match=r"x\.json, a result of .*not of its type"):
+        write_report([path], output=tmp_path / "r.html")
+
+
+def test_numbers_that_json_lacks_and_files_of_another_form_beside_a_head_are_left_out(tmp_path):
+    head = fitted(blobs(tmp_path / "c.h5"), tmp_path)
+    for end, value in ((".history.json", {"epochs": 3}), (".candidates.json", [1])):
+        (tmp_path / "heads" / head).with_suffix(end).write_text(json.dumps(value))
+    curves = {"BnB": [{"n": 1, "mean": 1e999}, {"n": 2, "mean": "x"}], "AnB": [1]}
+    (tmp_path / "s.json").write_text(json.dumps({"curves": curves, "effects": 1, "layers": 1}))
+    tried = {"candidates": [{"what": "a", "cv_accuracy": float("nan")}], "chosen": 1, "rule": 1}
+    (tmp_path / "t.json").write_text(json.dumps(tried))
+    result = write_report([head, tmp_path / "s.json", tmp_path / "t.json"], output=tmp_path / "r.html")
+    assert result.sections["network"]["transfer-study"][0]["x"] == [1]
+
+
 @pytest.mark.parametrize("content", ["a" * 200_000, "target,node\n\0", "target,node,shots\nlabel,a,x\n"])
 @pytest.mark.parametrize("name", ["c--shot-curve.csv", "study/runs.csv"])
 def test_a_table_that_cannot_be_read_is_refused(name, content, tmp_path):
