@@ -148,7 +148,7 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
                 label = f"{split}, while learning" if split == "train" else split
                 series.append(Series(label, [p[0] for p in points], [p[1] for p in points], drawn=drawn))
         if series:
-            best = history.get("best_epoch")
+            best: Any = history.get("best_epoch")
             marks = [(float(best), "kept")] if is_number(best) else []
             blocks.append(
                 Chart(

@@ -39,7 +39,7 @@ def _any(value: Any) -> bool:
 
 def _are_leaks(value: Any) -> bool:
     """Return whether the pairs of an audit have what is shown of them."""
-    items = value.get("items", []) if is_object(value) else None
+    items: Any = value.get("items", []) if is_object(value) else None
     return are_objects(items) and all(
         isinstance(item.get("images", []), list)
         and all(map(is_text, item.get("images", [])))
