@@ -102,6 +102,7 @@ def because(
     pulls: list[dict[str, Any]] = []
     failed: dict[str, str] = {}
     for source in read_sources(sources, classifier.reading(reading or ReadConfig(), inputs_only=True)):
+        notes += source.notes
         rows, inputs, bad = classifier.inputs(source, reporter)
         failed |= bad
         for row, features in zip(rows, inputs, strict=True):
