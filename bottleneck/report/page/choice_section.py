@@ -29,10 +29,10 @@ def choice_section(inputs: Inputs, main: Fitted | None) -> Section:
     if inputs.shots:
         blocks.append(_shots(inputs.shots))
     histories = [each for each in inputs.fitted if each.history.get("epochs")]
-    for number, each in enumerate(histories):
-        blocks += _training(each.history, each.path.name, f"-{number + 1}" if number else "")
+    for each in histories:
+        blocks += _training(each.history, each.path.name)
     if not histories and (result := inputs.result("finetune")):
-        blocks += _training(result, "the training", "")
+        blocks += _training(result, "the training")
     for each in inputs.fitted:
         if each.candidates:
             blocks.append(_candidates(each.candidates, each.path.name))
@@ -135,7 +135,7 @@ def _shots(curves: Sequence[Mapping[str, Any]]) -> Chart:
     )
 
 
-def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]:
+def _training(history: Mapping[str, Any], name: str) -> list[Block]:
     """Return loss and accuracy by epoch, with the epoch that is kept."""
     epochs = [each for each in history["epochs"] if is_number(each.get("epoch"))]
     blocks: list[Block] = []
@@ -152,7 +152,7 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
             marks = [(float(best), "kept")] if is_number(best) else []
             blocks.append(
                 Chart(
-                    f"training-{what}{suffix}",
+                    f"training-{what}",
                     f"Training: {what} by epoch",
                     name,
                     x_label="epoch",
@@ -169,7 +169,7 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
     kept = {"head": "The head was kept: no epoch was better on val.", "finetuned": "The network was kept."}
     text = " ".join(filter(None, [kept.get(str(history.get("kept")), ""), f"Cost: {told}." if told else ""]))
     if text:
-        blocks.append(Prose(f"training-cost{suffix}", text=text))
+        blocks.append(Prose("training-cost", text=text))
     return blocks
 
 

@@ -50,18 +50,18 @@ def model_section(
     cache: FeatureCache | None,
     pictures: Pictures,
     options: LoadOptions,
-) -> tuple[Section, list[Problem], list[Note]]:
-    """Return the section, its problems, and notes."""
+) -> Section:
+    """Return the section, with its problems and notes."""
     if fitted is None:
         missing = (
             "No head or model is among the paths. Fit one with bottleneck fit-head, or use bottleneck train."
         )
-        return Section("model", "Model", missing=missing), [], []
+        return Section("model", "Model", missing=missing)
     if found is None or cache is None:
         split, metrics = stored(fitted)
-        blocks = metric_blocks(metrics, split) if metrics else []
+        blocks = metric_blocks(metrics, split)
         why = "" if blocks else "The file has no metrics, and nothing was measured."
-        return Section("model", "Model", blocks, why), class_problems(metrics, split) if metrics else [], []
+        return Section("model", "Model", blocks, why, class_problems(metrics, split))
     numbers = [pictures.want(name, HIT) for name in _images(cache, found.rows)]
     blocks = metric_blocks(found.metrics, found.of, _cells(found, numbers, pictures))
     problems = class_problems(found.metrics, found.of)
@@ -81,7 +81,7 @@ def model_section(
     if len(first) and found.head.target_kind == "class":
         looked, notes = overlays(fitted.path, cache, found.rows[first], options, pictures)
     blocks += galleries(found, cache, pictures, near, looked)
-    return Section("model", "Model", blocks), problems, [*near.notes, *notes]
+    return Section("model", "Model", blocks, problems=problems, notes=[*near.notes, *notes])
 
 
 def stored(fitted: Fitted) -> tuple[str, dict[str, Any]]:

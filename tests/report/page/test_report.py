@@ -407,6 +407,22 @@ def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tm
     assert "shots" in result.sections["choice"]
 
 
+def test_blocks_of_one_name_are_told_apart(tmp_path, opened):
+    cache = blobs(tmp_path / "c.h5")
+    paths = []
+    for folder in ("a", "b"):
+        head = fitted(cache, tmp_path / folder)
+        tried = [{"what": folder, "cv_accuracy": 0.5, "chosen": True}]
+        (tmp_path / head).with_suffix(".candidates.json").write_text(json.dumps(tried))
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "x.png")
+        paths += [head, tmp_path / folder / "x.png"]
+    result = write_report(paths, output=tmp_path / "r.html")
+    assert {"picture-x", "picture-x-2"} <= set(result.sections["network"])
+    assert [result.sections["choice"][name][0]["tried"] for name in ("tried", "tried-2")] == ["a", "b"]
+    ids = [tag["id"] for _, tag in opened(tmp_path / "r.html").tags if "id" in tag]
+    assert len(ids) == len(set(ids))
+
+
 def test_an_audit_that_is_given_is_not_asked_for(flipped, tmp_path):
     folder, head = flipped
     with FeatureCache(folder / "c.h5") as cache:
