@@ -282,7 +282,7 @@ class Neighbours:
 
     def __init__(self, cache: FeatureCache, found: Judged, pictures: Pictures) -> None:
         self.notes: list[Note] = []
-        self._cache, self._pictures = cache, pictures
+        self._cache, self._pictures, self._target = cache, pictures, found.head.target
         names = cache.vector_names
         one = nodes_in(found.head.node)[0]
         self._node = cache.stored_name(one) if cache.stored_name(one) in names else next(iter(names), None)
@@ -324,10 +324,11 @@ class Neighbours:
         ]
 
     def _labels(self) -> dict[int, str]:
-        """Return the class of each image, of the first target with classes."""
+        """Return the class of each image by the head's target, or by the only one; none of other kinds."""
         samples = self._cache.samples
-        target = next((each for each in samples.targets.values() if each.kind == "class"), None)
-        if target is None:
+        targets = list(samples.targets.values())
+        target = samples.targets.get(self._target, targets[0] if len(targets) == 1 else None)
+        if target is None or target.kind != "class":
             return {}
         pairs = zip(samples.image[:, 0].tolist(), target.values.tolist(), strict=True)
         return {image: target.class_names[code] for image, code in pairs if code >= 0}

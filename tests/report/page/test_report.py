@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
 from bottleneck.report.page import verdict_section
+from bottleneck.report.page.model_section import Neighbours
+from bottleneck.report.page.pictures import Pictures
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
@@ -405,6 +408,21 @@ def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tm
     result = write_report([tmp_path], output=tmp_path / "r.html")
     assert [name for name in result.sections["provenance"] if name.startswith("cache")] == ["cache"]
     assert "shots" in result.sections["choice"]
+
+
+def test_neighbours_have_the_labels_of_the_head_s_target(tmp_path):
+    """The cache has another target before it."""
+    random, y = np.random.default_rng(0), np.arange(12) % 3
+    targets = [
+        replace(class_target(y, names=["red", "green", "blue"]), name="colour"),
+        class_target(y, names=["a", "b", "c"]),
+    ]
+    path = write_cache(tmp_path / "c.h5", random.normal(size=(12, 4)).astype(np.float32), targets)
+    for target, names in (("label", {"a", "b", "c"}), ("colour", {"red", "green", "blue"}), ("gone", {""})):
+        found = SimpleNamespace(head=SimpleNamespace(node="bottleneck", target=target))
+        with FeatureCache(path) as cache:
+            near = Neighbours(cache, found, Pictures()).of(np.arange(12))
+        assert {label for each in near for _, label in each} == names
 
 
 def test_blocks_of_one_name_are_told_apart(tmp_path, opened):
