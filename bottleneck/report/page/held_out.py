@@ -175,8 +175,10 @@ def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Ju
     ):
         return None
     settings = {"C": head.C, "scales": head.settings.get("scales") or {}, "temperature": head.temperature}
-    parts = zip(*mirrored_folds(task, head.node, settings, reporter), strict=True)
-    rows, outputs = (np.concatenate(part) for part in parts)
+    parts = list(mirrored_folds(task, head.node, settings, reporter))
+    if not parts:  # all samples of train are of one group
+        return None
+    rows, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))
     return _folds(head, task.target, rows, apply_link(outputs, head.link, 1.0))
 
 

@@ -20,13 +20,15 @@ from bottleneck.errors import ArtifactError, BottleneckError, WriteError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
-from bottleneck.report.page import verdict_section
+from bottleneck.progress import SILENT
+from bottleneck.report.page import held_out, verdict_section
 from bottleneck.report.page.model_section import Neighbours
 from bottleneck.report.page.pictures import Pictures
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.embedding.map_file import export_map
+from bottleneck.trials.task import task_of
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.fitted_cache import COUNTS, write_images
 
@@ -396,6 +398,16 @@ def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
     assert here["seed of the map"] == 3
     assert result.overlays > 0 or "mistakes" not in result.sections["model"]
     assert "held-out folds" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_flipped_model_of_samples_without_folds_is_not_judged_by_folds(flipped):
+    """As where all of train is of one group, and val was learnt from."""
+    folder, head = flipped
+    with FeatureCache(folder / "c.h5") as cache:
+        task = task_of(cache, None, cv=3, seed=0)
+        alone = replace(task, fold=np.full_like(task.fold, -1))
+        assert held_out._of_mirrored_folds(task, load_head(head), SILENT) is not None
+        assert held_out._of_mirrored_folds(alone, load_head(head), SILENT) is None
 
 
 def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tmp_path):
