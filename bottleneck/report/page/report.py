@@ -93,10 +93,9 @@ def write_report(
     require_file_name(path)
     if not paths:
         raise BottleneckError("A report needs a path.", "Name a cache, a head or a model.")
-    options = LoadOptions(weights, trust_code)
     inputs = read_inputs(paths)
     try:
-        page, cache = _page(inputs, options, config, command, reporter)
+        page, cache = _page(inputs, LoadOptions(weights, trust_code), config, command, reporter)
         data, shown, notes = fitted_page(page, cache, config.max_size, reporter)
     finally:
         inputs.close()
