@@ -303,11 +303,10 @@ def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
     return found if link_loss(values, logits, link, found) < link_loss(values, logits, link) else 1.0
 
 
-def least_loss(values: np.ndarray, logits: np.ndarray, link: str) -> float:
-    """Return the least `link_loss` over all temperatures; it does not depend on the logits' scale."""
-    if not len(values) or not logits.any():
-        return link_loss(values, logits, link)
-    return link_loss(values, logits, link, _best_temperature(values, logits, link, 0.0))
+def least_loss(codes: np.ndarray, logits: np.ndarray) -> float:
+    """Return the least loss of a softmax over all temperatures; it does not depend on the logits' scale."""
+    temperature = _best_temperature(codes, logits, "softmax", 0.0) if logits.any() else 1.0
+    return link_loss(codes, logits, "softmax", temperature)
 
 
 def _best_temperature(values: np.ndarray, logits: np.ndarray, link: str, smoothing: float) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +91,13 @@ class Pictures:
         with reporter.step("Reading images", total=len(wanted), unit="") as advance:
             read = thumbnails(source, list(wanted), preprocess)
             advance(len(wanted))
-        unreadable = {name: picture for name, picture in read.items() if isinstance(picture, str)}
         pixels |= {wanted[name]: picture for name, picture in read.items() if not isinstance(picture, str)}
-        return pixels, [*_unreadable(unreadable, len(wanted))]
+        reasons = [(name, picture) for name, picture in read.items() if isinstance(picture, str)]
+        if not reasons:
+            return pixels, []
+        text = f"{len(reasons):,} of {len(wanted):,} images cannot be read and are shown by name; "
+        text += "{}: {}.".format(*reasons[0])
+        return pixels, [Note("images-unreadable", text, details={"images": len(reasons)})]
 
     def left_out(self, shown: int) -> list[Note]:
         """Return a note where the budget left fewer thumbnails than there are images."""
@@ -117,15 +120,6 @@ class Pictures:
                 return Sprite(data, columns, rows, {number: at for at, number in enumerate(order)})
             order = order[: int(min(0.95, 0.97 * budget / size) * len(order))]
         return Sprite()
-
-
-def _unreadable(reasons: dict[str, str], wanted: int) -> Iterable[Note]:
-    if reasons:
-        name, reason = next(iter(reasons.items()))
-        text = (
-            f"{len(reasons):,} of {wanted:,} images cannot be read and are shown by name; {name}: {reason}."
-        )
-        yield Note("images-unreadable", text, details={"images": len(reasons)})
 
 
 def _encoded(tiles: list[np.ndarray]) -> tuple[bytes, int, int]:
