@@ -38,7 +38,7 @@ def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float,
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # Rounding may leave the share itself a hair outside.
+    # By rounding, the share itself may be slightly outside.
     return max(0.0, float(min(centre - half, share))), min(1.0, float(max(centre + half, share)))
 
 

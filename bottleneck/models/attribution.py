@@ -107,10 +107,7 @@ class Explainer:
         count = len(source.samples)
         rows = np.unique(np.linspace(0, count - 1, min(count, REFERENCES)).round().astype(int))
         total, used, failed, noted = [torch.zeros(())] * len(self._ways), 0, self.failed, self._noted
-        self.failed, self._noted = (
-            {},
-            NotedImages(),
-        )  # what is said of images is said of those that are explained
+        self.failed, self._noted = {}, NotedImages()  # those of reference images are not reported
         with reporter.step("Averaging reference images", total=len(rows), unit="samples") as advance:
             for start in range(0, len(rows), BLOCK):
                 part = source.take(rows[start : start + BLOCK])
@@ -133,10 +130,11 @@ class Explainer:
         self._notes.append(Note("reference-images", message, details={"samples": used, "of": count}))
 
     def _between(self) -> str:
-        bent = [way for way in self._ways if not way.linear]
-        if not bent:
+        """Return the layers that are not linear, as the subject of a sentence."""
+        not_linear = [way for way in self._ways if not way.linear]
+        if not not_linear:
             return "The layers of the mlp head"
-        return f"The layers between {bent[0].map.removesuffix('@none')} and the head"
+        return f"The layers between {not_linear[0].map.removesuffix('@none')} and the head"
 
     def _note(self) -> Note:
         message = f"{self._between()} are not linear: the maps are gradient × input, an approximation. "

@@ -34,9 +34,8 @@ from bottleneck.names import EXPORT_FORMATS, nodes_in
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
 BOUND = 1e-4  # greatest allowed difference of a probability, or of a quantity relative to the target's spread
-ROUNDING = 64 * float(
-    np.finfo(np.float32).eps
-)  # relative, of a quantity: a float32 of 500,000 has steps of 0.03
+# Relative, of a quantity: a float32 of 500,000 has steps of 0.03.
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
 SIZES = (1, 3)  # batch sizes at which the difference is measured
 METADATA = "bottleneck.json"  # name of the metadata within a .pt2
 

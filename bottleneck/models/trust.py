@@ -129,7 +129,7 @@ class Trust:
     def measured(
         self, scores: np.ndarray, answers: np.ndarray, novelty: np.ndarray | None, known: str
     ) -> tuple[dict[str, Any], list[Note]]:
-        """Return what `evaluate` adds for samples of known classes, and notes where a promise is not kept.
+        """Return what `evaluate` adds for samples of known classes, and notes where a rate is missed.
 
         scores : probabilities (n, K), or values (n,). answers : of the samples. known : names them.
         """

@@ -1,7 +1,8 @@
-"""The contributions of places drawn over an image: it comes in with an explanation, and a picture comes out.
+"""Draw the contributions of places over an image: an explanation and its image → a picture.
 
 An overlay is the image in grey, brighter and yellow where it speaks for the class, darker and blue where it
-speaks against it, so that it reads without colours too. A frame shows what the network sees of the image.
+speaks against it, so that it can be read without colours too. A frame shows what the network sees of the
+image.
 
 Shapes: H × W pixels of an image.
 """

@@ -1,8 +1,7 @@
 """The images of a page, and overlays of where the model looked, as one sprite of WebP thumbnails.
 
-Whoever shows an image asks for it with a weight; where the budget is short, those of the least weight are
-left out, and the page shows their names alone. Images are read only where `extraction.cached_source` trusts
-the cache.
+Each use of an image gives it a weight. Where the budget is short, images of the least weight are left out,
+and the page shows their names alone. Images are read only where `extraction.cached_source` trusts the cache.
 """
 
 from __future__ import annotations
