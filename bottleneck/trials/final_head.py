@@ -28,7 +28,7 @@ def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT)
     flip = bool(tried.settings.get("flip", False))
     head, metrics = alone, {name: each for name, each in tried.metrics.items() if name == "cv"}
     if "val" in task.rows:
-        rows, problem, _ = task.refit_problem()
+        rows, problem = task.refit_problem()
         fit = fit_on(task, node, rows, problem, reporter=reporter)
         head, (held, logits) = artifact_of(task, node, rows, fit, problem), fit.held_out()
         if len(held) and not flip:

@@ -155,7 +155,7 @@ def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Rep
         if not linear or len(task.judged) * head.n_features > MOST_WORK:
             return None
         both = "val" in head.settings.get("fitted_on", ())
-        rows, problem = (*task.refit_problem()[:2],) if both else (task.rows["train"], task.problem())
+        rows, problem = task.refit_problem() if both else (task.rows["train"], task.problem())
         scales = head.settings.get("scales") or {}
         fit = fit_on(task, head.node, rows, problem, head.C or "auto", scales, reporter)
     except BottleneckError:

@@ -244,7 +244,7 @@ def _prefixes(*caches: FeatureCache) -> list[str]:
 
 def fitted_head(task: Task, config: SuggestConfig, reporter: Reporter) -> HeadArtifact:
     """Return a head on train and val, with the temperature of its held-out logits."""
-    rows, problem, _ = task.refit_problem()
+    rows, problem = task.refit_problem()
     fit = fit_on(task, config.node, rows, problem, reporter=reporter)
     return artifact_of(task, config.node, rows, fit, problem)
 
