@@ -44,13 +44,14 @@ CHUNK = 4096  # images among which copies are recognised; their features stay in
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of a head for a source.
+    """Outputs of a head for samples.
 
-    rows : (B,) indices of the source's samples, ascending; samples with a failed image are missing.
+    rows : (B,) indices of the samples, ascending; samples with a failed image are missing.
     scores : probabilities (B, K) or (B, L) after temperature scaling, or values (B,) of a regression.
     failed : reason by image key.
-    digests : (I, 32) uint8, sha256 of the images that were read.
+    digests : (I, 32) uint8, sha256 of their images.
     novelty : (B,), where it is wanted.
+    notes : what was decided.
     """
 
     rows: np.ndarray
@@ -58,6 +59,7 @@ class Outputs:
     failed: dict[str, str]
     digests: np.ndarray
     novelty: np.ndarray | None = None
+    notes: list[Note] = field(default_factory=list)
 
 
 class Classifier:

@@ -23,7 +23,7 @@ from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import open_model
-from bottleneck.models.scoring import has_mirrors, require_fitted_on, score_cache, select, with_target_of
+from bottleneck.models.scoring import has_mirrors, require_fitted_on, score, select, with_target_of
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable, Target
@@ -133,8 +133,8 @@ def _of_split(
 ) -> Judged:
     selection = select(head, samples, split)
     classifier = open_model(path, options, EngineConfig())
-    scored = score_cache(classifier, cache, selection.rows, classifier.flips, reporter)
-    return Judged(head, split, selection.rows[scored.index], selection.answers[scored.index], scored.scores)
+    found = score(classifier, cache, selection.rows, classifier.flips, reporter)
+    return Judged(head, split, selection.rows[found.rows], selection.answers[found.rows], found.scores)
 
 
 def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Reporter) -> Judged | None:
