@@ -1,13 +1,14 @@
-"""Build a config from a function's arguments; check the fields of a record from a stranger's file."""
+"""Configs from arguments of functions, values as JSON, and checks of the records in a stranger's file."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, Note
 
 Check = Callable[[Any], bool]
 Config = TypeVar("Config")
@@ -26,6 +27,25 @@ def config_from(kind: type[Config], arguments: Mapping[str, Any], **others: Any)
         elif item.name in arguments:
             values.setdefault(item.name, arguments[item.name])
     return kind(**values)
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON: a note is an object, numpy values are Python's, NaN and infinity null, and
+    other types text.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Note):
+        return plain(value.to_json())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
 
 
 def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: bool = False) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from markupsafe import Markup
 from bottleneck.errors import Note
 from bottleneck.names import SPLITS
 from bottleneck.progress import printable
+from bottleneck.records import plain
 from bottleneck.report.page.blocks import Block, Confusion, Interval, Section, Share
 from bottleneck.report.page.pictures import SIDE, Pictures, Sprite
 from bottleneck.report.page.svg import bar_svg, chart_svg, interval_svg, legend_svg
@@ -94,28 +94,17 @@ def embedded_json(value: Any) -> Markup:
     """Return JSON that can stand in a script element: no character of it ends the element or the script, and
     its texts are as the page shows them (`progress.printable`).
     """
-    text = json.dumps(
-        _shown(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
-    )
+    text = json.dumps(_shown(plain(value)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def _shown(value: Any) -> Any:
-    """Return a value with its texts as the page shows them; NaN and infinity, which JSON lacks, as null."""
+    """Return JSON values with their texts as the page shows them."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
         return {_shown(key): _shown(each) for key, each in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return [_shown(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """Return a numpy value as Python's."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
+    return [_shown(each) for each in value] if isinstance(value, list) else value
 
 
 def _asset(name: str) -> str:
@@ -162,9 +151,9 @@ def _environment(pictures: Pictures) -> Environment:
 
 def _identifier(block: Block) -> str:
     """Return the id of a block; a name with other characters than words gets a digest."""
-    plain = re.sub(r"[^\w-]", "_", block.name, flags=re.ASCII)
+    word = re.sub(r"[^\w-]", "_", block.name, flags=re.ASCII)
     digest = hashlib.sha256(block.name.encode("utf-8", "replace")).hexdigest()[:6]
-    return f"block-{plain}" if plain == block.name else f"block-{plain}-{digest}"
+    return f"block-{word}" if word == block.name else f"block-{word}-{digest}"
 
 
 def _kind_of(value: Any) -> str:
