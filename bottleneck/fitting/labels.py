@@ -188,9 +188,10 @@ class _LabelTable:
                     raise FitError(f"The {where} names {cells[row]!r} twice, in {rows}.")
                 row_of[sample] = row
         if (row_of < 0).all():
+            example = repr(samples.key[0]) if len(samples) else "no samples"
             raise FitError(
                 f"The labels join to nothing: none of {len(cells)} cells of {where} is a "
-                f"sample or image of the cache. The file has {cells[0]!r}; the cache has {samples.key[0]!r}."
+                f"sample or image of the cache. The file has {cells[0]!r}; the cache has {example}."
             )
         return row_of
 

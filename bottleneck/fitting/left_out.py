@@ -137,6 +137,7 @@ def seen_images(
         )
     trained = TrainedOn.from_json(model.trained_on)
     with FeatureCache(cache) as opened:
+        opened.require_rows()
         found = left_out(opened, listed)
         digests = opened.images.digest[found.images]
         keys = opened.images.key[found.images]

@@ -41,8 +41,13 @@ def measure_unknown(
     head, notes, rows = classifier.head, list[Note](), np.arange(len(opened.samples.image))
     if isinstance(opened, FeatureCache):
         opened.require_rows()
+        opened.samples.require_finished(str(opened.path))
     else:
         notes += opened.notes
+    if not len(rows):
+        raise BottleneckError(
+            "What is given as unknown has no samples.", "Give images, or the main file of a cache."
+        )
     scored = score(classifier, opened, rows, flip, reporter, trust)
     if known.novelty is None or scored.novelty is None or not len(scored.rows):
         raise BottleneckError("None of the images given as unknown could be read.")

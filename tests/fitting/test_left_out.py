@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bottleneck import fit_heads
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError, FitError
+from bottleneck.errors import ArtifactError, CacheError, FitError
 from bottleneck.fitting.left_out import left_out, seen_images
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.trained_on import TrainedOn
@@ -133,6 +133,15 @@ def test_the_command_checks_and_exits_1_for_a_head_that_has_seen_one(cache, head
     seen = CliRunner().invoke(group, [*arguments, heads[0], "--json"], input=names)
     assert (seen.exit_code, json.loads(seen.stdout)["proven"]) == (1, False)
     assert "has seen 4 of the 6 images" in str(seen.exception)
+
+
+def test_a_cache_without_rows_is_refused(cache, listed, heads, monkeypatch):
+    def refuse(cache):
+        raise CacheError("It has no rows.")
+
+    monkeypatch.setattr(FeatureCache, "require_rows", refuse)
+    with pytest.raises(CacheError, match="no rows"):
+        seen_images(heads[0], cache, listed)
 
 
 def test_a_name_leaves_out_all_files_that_it_is_the_same_name_of():
