@@ -32,7 +32,7 @@ from bottleneck.models.config import REJECT, TrustConfig
 from bottleneck.models.scoring import Selection, listed, score, select, where_of, with_target_of
 from bottleneck.models.trust import Trust
 from bottleneck.models.unknown import measure_unknown
-from bottleneck.names import ALL_SAMPLES, CACHE_SUFFIXES
+from bottleneck.names import ALL_SAMPLES, is_cache
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.samples import SampleTable
@@ -296,7 +296,7 @@ def _unused_notes(reading: ReadConfig, with_labels: bool) -> list[Note]:
 @contextmanager
 def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
     """Open the cache or read the source; a cache is closed on leaving."""
-    if not isinstance(source, Source) and str(source).lower().endswith(CACHE_SUFFIXES):
+    if not isinstance(source, Source) and is_cache(source):
         with FeatureCache(source) as cache:
             yield cache
     else:

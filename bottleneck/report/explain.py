@@ -29,7 +29,7 @@ from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.explanation import Explanation
-from bottleneck.names import CACHE_SUFFIXES
+from bottleneck.names import is_cache
 from bottleneck.progress import SILENT, Reporter, probability
 from bottleneck.records import config_from
 from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet
@@ -182,7 +182,7 @@ def _own_output(path: Path) -> tuple[Path, list[Note]]:
 
 def _reference(path: str | Path, classifier: Classifier, reading: ReadConfig) -> Source:
     """Return the samples of a cache's train split, of all its splits where that is empty, or of images."""
-    if Path(path).suffix in CACHE_SUFFIXES:
+    if is_cache(path):
         with FeatureCache(path) as cache:
             return training_images(cache)
     (source,) = read_sources([path], classifier.reading(reading, inputs_only=True))

@@ -226,6 +226,15 @@ def test_the_quadrant_that_decides_has_the_contribution(tmp_path, mark):
                 assert _share_in_quadrant(cells) >= 0.95
 
 
+def test_a_reference_is_a_cache_by_its_suffix_in_any_case(fitted, tmp_path):
+    folder, head, images = fitted
+    (tmp_path / "C.H5").write_bytes((folder / "c.h5").read_bytes())
+    one, other = (
+        explain(head, images[0], reference=path, output=None) for path in (folder / "c.h5", tmp_path / "C.H5")
+    )
+    assert [each.sums for each in one.maps] == [each.sums for each in other.maps]
+
+
 def test_reference_images_are_named_and_refused_for_an_approximation(fitted, tmp_path):
     folder, head, images = fitted
     result = explain(head, images[0], reference=folder / "images", output=None)

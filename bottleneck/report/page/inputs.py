@@ -22,7 +22,7 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.names import CACHE_SUFFIXES, HEADS_FOLDER
+from bottleneck.names import HEADS_FOLDER, is_cache
 from bottleneck.records import Check, are_objects, is_number, is_object, is_text, require_fields
 from bottleneck.store.layout import companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
@@ -134,7 +134,7 @@ def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
         return
     seen.add(where)
     suffix = path.suffix.lower()
-    if suffix in CACHE_SUFFIXES:
+    if is_cache(path):
         inputs.caches.append(cache := FeatureCache(path))
         maps = [companion_path(path, node) for node in cache.nodes.values() if node.is_map]
         seen.update(each.resolve() for each in (*maps, statistics_path(path)))  # they belong to the cache
