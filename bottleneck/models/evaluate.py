@@ -141,12 +141,13 @@ def evaluate(
     notes += one_answer_notes("The head", measured.split, metrics)
     doubts, told = trust.measured(outputs.scores, answers, outputs.novelty, measured.where)
     notes += told
+    failed = list(outputs.failed.items())
     if unknown is not None:
-        figures, failed, told = call.compared_with(unknown, outputs)
+        figures, others, told = call.compared_with(unknown, outputs)
         notes += told
         refuse_strict(notes, strict)
         doubts |= figures
-        outputs.failed.update(failed)
+        failed += others.items()
     return {
         **metrics,
         **doubts,
@@ -154,7 +155,7 @@ def evaluate(
         "unknown_classes": measured.unknown_classes,
         "trained_on": measured.trained_on,
         "flip": call.flip,
-        "failed": [{"image": key, "error": reason} for key, reason in outputs.failed.items()],
+        "failed": [{"image": key, "error": reason} for key, reason in failed],
         "notes": [
             *head.notes,
             *classifier.flip_notes(flip),

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -110,6 +111,17 @@ def test_unknown_images_that_seem_better_known_are_told(fitted, made_cache):
     found = evaluate(fitted[0], made_cache, split="test", unknown=made_cache)
     assert found["auroc_ci95"][1] < 0.5
     assert "unknown-nearer-than-known" in codes(found)
+
+
+def test_failed_images_of_one_name_are_listed_for_both_sources(fitted, images, tmp_path, monkeypatch):
+    head, others = fitted
+    broken = next(copytree(images / "test", tmp_path / "known").iterdir()) / "broken.png"
+    broken.write_bytes(b"")
+    key = broken.relative_to(tmp_path / "known").as_posix()
+    monkeypatch.setattr("bottleneck.models.evaluate.measure_unknown", lambda *_: ({}, {key: "lost"}, []))
+    found = evaluate(head, tmp_path / "known", unknown=others, **RUN)["failed"]
+    assert [each["image"] for each in found] == [key, key]
+    assert found[1]["error"] == "lost"
 
 
 @pytest.mark.parametrize(
