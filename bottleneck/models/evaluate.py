@@ -138,7 +138,7 @@ def evaluate(
     if errors is not None:
         write_whole(Path(errors), _errors_csv(measured, head.class_names, raw))
     metrics = measure(head.target_kind, answers, outputs.scores, head.class_names)
-    notes += one_answer_notes("The head", measured.split, metrics)
+    notes += one_answer_notes("The head", measured.selection.split, metrics)
     doubts, told = trust.measured(outputs.scores, answers, outputs.novelty, measured.where)
     notes += told
     failed = list(outputs.failed.items())
@@ -151,9 +151,9 @@ def evaluate(
     return {
         **metrics,
         **doubts,
-        "split": measured.split,
-        "unknown_classes": measured.unknown_classes,
-        "trained_on": measured.trained_on,
+        "split": measured.selection.split,
+        "unknown_classes": measured.selection.unknown,
+        "trained_on": measured.seen.images,
         "flip": call.flip,
         "failed": [{"image": key, "error": reason} for key, reason in failed],
         "notes": [
@@ -179,18 +179,16 @@ def _require_errors_of(head: HeadArtifact, path: Path) -> None:
 class _Measured:
     """The n samples that were scored.
 
-    answers : (n, …) in the head's codes. images : n keys of their first images. outputs : of the head.
-    split : "all" for a source without splits. where : names the samples in a sentence. unknown_classes :
-    {name: samples} that were left out. trained_on : images that the head was fitted on, None if unknown.
+    selection : that they are of. answers : (n, …) in the head's codes. images : (n,) keys of their first
+    images. seen : how many of the images the head was fitted on. where : names the samples in a sentence.
     """
 
+    selection: Selection
     answers: np.ndarray
     images: np.ndarray
     outputs: Outputs
-    split: str
+    seen: _Seen
     where: str
-    unknown_classes: dict[str, int]
-    trained_on: int | None
 
 
 @dataclass(frozen=True)
@@ -225,15 +223,9 @@ class _Call:
             selection = replace(selection, split=ALL_SAMPLES)
         notes += [*outputs.notes, *_notes(head, selection, seen, self.split is not None)]
         refuse_strict(notes, self.strict)
-        return _Measured(
-            selection.answers[outputs.rows],
-            keys[samples.image[selection.rows[outputs.rows], 0]],
-            outputs,
-            selection.split,
-            where,
-            selection.unknown,
-            seen.images,
-        ), notes
+        images = keys[samples.image[selection.rows[outputs.rows], 0]]
+        answers = selection.answers[outputs.rows]
+        return _Measured(selection, answers, images, outputs, seen, where), notes
 
     def _labelled(
         self, opened: FeatureCache | Source, keys: np.ndarray, labels: str | Path | None
