@@ -69,12 +69,13 @@ def test_other_caches_and_other_heads_are_refused(listed, few, made_cache, made_
         training_rows(load_head(made_head), cache, replace(cache.samples, finished=False))
 
 
-def test_what_was_decided_about_the_images_is_noted(made_cache, made_head, images, tmp_path):
+def test_what_was_decided_about_the_images_is_noted(made_cache, images, tmp_path):
+    (head,) = fit_heads(made_cache, C=0.1, output=tmp_path).heads
     copied = tmp_path / "given" / "a.png"
     copied.parent.mkdir()
     copied.write_bytes(next(images.rglob("*.png")).read_bytes())
     (copied.parent / "b.txt").write_text("")
-    found = because(made_head, copied.parent, cache=made_cache)
+    found = because(head["path"], copied.parent, cache=made_cache)
     assert "files-ignored" in [note.code for note in found.notes]
 
 
