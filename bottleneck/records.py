@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
@@ -12,6 +12,16 @@ from bottleneck.errors import ArtifactError, Note
 
 Check = Callable[[Any], bool]
 Config = TypeVar("Config")
+
+
+class Result:
+    """Base class of the result of a public function: a dataclass whose fields are what `--json` prints."""
+
+    notes: Sequence[Note]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, the notes as JSON objects."""
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def config_from(kind: type[Config], arguments: Mapping[str, Any], **others: Any) -> Config:

@@ -36,14 +36,14 @@ from bottleneck.heads.fit import fit_kind, shot_scores
 from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import config_from
+from bottleneck.records import Result, config_from
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Result):
     """Result of `fit_heads`.
 
     heads : one dict per head, as `fit-head --json` prints them.
@@ -58,10 +58,6 @@ class FitResult:
     files: dict[str, str] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck fit-head --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def fit_heads(

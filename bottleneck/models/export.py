@@ -31,6 +31,7 @@ from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.classifier import float32_notes, mean_scores
 from bottleneck.names import EXPORT_FORMATS, nodes_in
+from bottleneck.records import Result
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
 BOUND = 1e-4  # greatest allowed difference of a probability, or of a quantity relative to the target's spread
@@ -44,7 +45,7 @@ Program = Callable[[Arrays], np.ndarray]  # inputs by name → probabilities
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Result):
     """The written file.
 
     max_difference : of its outputs from the model's, in its unit. allowed : the greatest accepted one.
@@ -58,10 +59,6 @@ class Exported:
     classes: tuple[str, ...]
     allowed: float = BOUND
     notes: tuple[Note, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck export --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 class Deployed(nn.Module):

@@ -17,6 +17,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import BottleneckError, Note, distinct
 from bottleneck.files import readable, require_file_name, write_whole
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.report.page.blocks import uniquely_named
 from bottleneck.report.page.choice_section import choice_section
 from bottleneck.report.page.config import ReportConfig
@@ -33,7 +34,7 @@ from bottleneck.store.reader import FeatureCache
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Result):
     """The written page.
 
     path, bytes : of the page. thumbnails : pictures that have one, of `images` that the page names, of which
@@ -50,10 +51,6 @@ class Report:
     figures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck report --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def write_report(

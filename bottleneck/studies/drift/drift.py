@@ -28,6 +28,7 @@ from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.heads.row_blocks import SelectedRows
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.rows import SideBySide
@@ -50,7 +51,7 @@ FOREIGN = 0.99  # quantile of the old images' distances beyond which a new one i
 
 
 @dataclass(frozen=True)
-class DriftResult:
+class DriftResult(Result):
     """Result of `drift`.
 
     verdict : in words. auc, auc_ci95, p_value, chance : see `Domain`; None with too few images.
@@ -82,10 +83,6 @@ class DriftResult:
     seconds: float = 0.0
     extract_seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck drift --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def drift(

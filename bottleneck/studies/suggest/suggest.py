@@ -30,6 +30,7 @@ from bottleneck.fitting.head_files import blockwise
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.samples import RowReader
 from bottleneck.store.join import common_root
 from bottleneck.store.reader import FeatureCache
@@ -48,7 +49,7 @@ CURVE_FOLDS = 4  # the curve is measured on one of them
 
 
 @dataclass(frozen=True)
-class SuggestResult:
+class SuggestResult(Result):
     """Result of `suggest`.
 
     suggestions : {image, predicted, confidence, margin, score, reason}, the first to be labelled first.
@@ -74,10 +75,6 @@ class SuggestResult:
     seconds: float = 0.0
     extract_seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck suggest --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 @dataclass(frozen=True)
