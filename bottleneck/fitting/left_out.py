@@ -86,8 +86,8 @@ def left_out(cache: FeatureCache, listed: Listed) -> LeftOut:
     where = "the list" if not isinstance(listed, str | os.PathLike) else str(listed)
     names = list(dict.fromkeys(names_in(listed)))
     samples = cache.samples
-    groups = () if samples.group is None else samples.group
-    images_of, samples_of, members = map(_rows_by_name, (cache.images.key, samples.key, groups))
+    images_of, samples_of = _rows_by_name(cache.images.key), _rows_by_name(samples.key)
+    members = _rows_by_name(() if samples.group is None else samples.group)
     chosen, unknown = set[int](), []
     for name in names:
         key = _relative(name, cache.source_root)

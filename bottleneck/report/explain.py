@@ -117,7 +117,10 @@ def explain(
         None of the images could be read.
     """
     config, reading = config_from(ExplainConfig, locals()), config_from(ReadConfig, locals())
-    sheet, notes = (None, []) if output is None else _Sheet.at(Path(output))
+    sheet: _Sheet | None = None
+    notes = list[Note]()
+    if output is not None:
+        sheet, notes = _Sheet.at(Path(output))
     classifier = open_model(model, LoadOptions(weights, trust_code), EngineConfig())
     started = time.perf_counter()
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
