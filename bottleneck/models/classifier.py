@@ -193,7 +193,7 @@ class Classifier:
         order = np.argsort(columns[0])
         row, score, *novelty = (column[order] for column in columns)
         digests = np.frombuffer(b"".join(read.digests), np.uint8).reshape(-1, 32)
-        return Outputs(row, score, read.failed, digests, *novelty)
+        return Outputs(row, score, read.failed, digests, novelty[0] if novelty else None)
 
     def inputs(
         self, source: Source, reporter: Reporter = SILENT
