@@ -55,3 +55,8 @@ def nodes_in(name: str) -> tuple[str, ...]:
 def default_pool(node: str) -> str:
     """The pool that a node's name means without @POOL."""
     return NATIVE if node == BOTTLENECK else DEFAULT_POOL
+
+
+def is_cache(path: object) -> bool:
+    """Return whether a path is that of a feature cache by its suffix, in any case."""
+    return str(path).lower().endswith(CACHE_SUFFIXES)

@@ -1,16 +1,27 @@
-"""Build a config from a function's arguments; check the fields of a record from a stranger's file."""
+"""Configs from arguments of functions, values as JSON, and checks of the records in a stranger's file."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar, cast
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, Note
 
 Check = Callable[[Any], bool]
 Config = TypeVar("Config")
+
+
+class Result:
+    """Base class of the result of a public function: a dataclass whose fields are what `--json` prints."""
+
+    notes: Sequence[Note]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields, the notes as JSON objects."""
+        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def config_from(kind: type[Config], arguments: Mapping[str, Any], **others: Any) -> Config:
@@ -26,6 +37,25 @@ def config_from(kind: type[Config], arguments: Mapping[str, Any], **others: Any)
         elif item.name in arguments:
             values.setdefault(item.name, arguments[item.name])
     return kind(**values)
+
+
+def plain(value: Any) -> Any:
+    """Return a value for JSON: a note is an object, numpy values are Python's, NaN and infinity null, and
+    other types text.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Note):
+        return plain(value.to_json())
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
 
 
 def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: bool = False) -> None:
@@ -81,6 +111,16 @@ def is_integer(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Return whether a field is an int or float and no bool."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_object(value: Any) -> bool:
+    """Return whether a field is a JSON object."""
+    return isinstance(value, dict)
+
+
+def are_objects(value: Any) -> bool:
+    """Return whether a field is a list of JSON objects."""
+    return isinstance(value, list) and all(map(is_object, value))
 
 
 def are_numbers(value: Any) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from bottleneck.cli.options import flags_of, loading_options, strict_option
-from bottleneck.cli.terminal import Command, Terminal, plain, shows_results, table
+from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.files import write_whole
+from bottleneck.records import plain
 from bottleneck.studies.study_config import LEAST_BUDGET, AdviseConfig
 
 flag = flags_of(AdviseConfig)

@@ -22,6 +22,7 @@ from bottleneck.records import config_from
 
 if TYPE_CHECKING:
     from bottleneck.models.because import Because
+    from bottleneck.report.explain import Explanations
 
 ROWS_SHOWN = 20
 flag = flags_of(ExplainConfig)
@@ -101,6 +102,22 @@ def command(
             reporter=terminal,
         )
     result = explain(model, *sources, reporter=terminal, **options)
+    values = result.to_json() if terminal.as_json else {"notes": result.notes}
+    parts = _places(result)
+    if found is not None:
+        sheet = None
+        if result.sheet:
+            from bottleneck.report.because_sheet import because_sheet
+
+            path = Path(result.sheet)
+            sheet = str(because_sheet(found, path.with_stem(f"{path.stem}-because")))
+        values |= {"because": found.to_json() | {"sheet": sheet}} if terminal.as_json else {}
+        parts += [*_pulls(found), *([f"Sheet of them: {sheet}"] if sheet else [])]
+    terminal.result(values, *parts)
+
+
+def _places(result: Explanations) -> list[RenderableType]:
+    """Return the table of logits and their terms, then lines on what it leaves out and on files."""
     shown = result.maps[:ROWS_SHOWN]
     several = any(len(one.images) > 1 for one in shown)
     rest = any(one.unplaced or not one.exact for one in shown)
@@ -122,19 +139,9 @@ def command(
     if result.failed:
         parts.append(table("Images without an explanation", ("image", "reason"), result.failed.items()))
     if result.sheet:
-        folder = result.paths[0][0].rpartition("/")[0]
+        folder = Path(result.paths[0][0]).parent
         parts.append(f"Sheet: {result.sheet}. Overlays at the images' own size: {folder}/")
-    values = result.to_json() if terminal.as_json else {"notes": result.notes}
-    if found is not None:
-        sheet = None
-        if result.sheet:
-            from bottleneck.report.because_sheet import because_sheet
-
-            path = Path(result.sheet)
-            sheet = str(because_sheet(found, path.with_stem(f"{path.stem}-because")))
-        values |= {"because": found.to_json() | {"sheet": sheet}} if terminal.as_json else {}
-        parts += [*_pulls(found), *([f"Sheet of them: {sheet}"] if sheet else [])]
-    terminal.result(values, *parts)
+    return parts
 
 
 def _pulls(found: Because) -> list[RenderableType]:

@@ -36,9 +36,10 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.errors import Note, counted
+from bottleneck.errors import counted
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter, printable, probability
+from bottleneck.records import plain
 from bottleneck.remote.urls import allow
 from bottleneck.report.glyphs import take_note
 
@@ -302,23 +303,6 @@ def shown_prediction(record: dict[str, Any]) -> tuple[Any, ...]:
     label, confidence = record["label"], record["confidence"]
     named = (", ".join(label) or "none") if isinstance(label, list) else label
     return record["image"], named, None if confidence is None else probability(confidence)
-
-
-def plain(value: Any) -> Any:
-    """Return a value for JSON: a note is an object, numpy values are Python's, NaN and infinity null."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, Note):
-        return plain(value.to_json())
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int):
-        return value
-    return str(value)
 
 
 def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:

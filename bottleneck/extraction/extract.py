@@ -35,7 +35,7 @@ from bottleneck.extraction.prepare import Extraction, prepare
 from bottleneck.extraction.settings import cache_path, shared_views
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_whole
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import config_from
+from bottleneck.records import Result, config_from
 from bottleneck.remote.path import RemotePath
 from bottleneck.store.layout import statistics_path
 from bottleneck.store.plan import Plan, Work, plan_run
@@ -48,7 +48,7 @@ from bottleneck.threads import thread_budget
 
 
 @dataclass(frozen=True)
-class ExtractResult:
+class ExtractResult(Result):
     """What an extraction did.
 
     engine : of the first of `engines`; None where nothing had to be computed. engines : those that ran, each
@@ -81,10 +81,6 @@ class ExtractResult:
     data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck extract --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
-
     def require_rows(self) -> None:
         """Raise CacheError if no image gave a row, so that nothing can follow."""
         if not self.images:
@@ -93,7 +89,7 @@ class ExtractResult:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Survey(Result):
     """What `extract` would do.
 
     to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
@@ -112,10 +108,6 @@ class Survey:
     nodes: dict[str, tuple[int, ...]]
     data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck extract --dry-run --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def extract(

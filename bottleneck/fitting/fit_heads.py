@@ -36,14 +36,14 @@ from bottleneck.heads.fit import fit_kind, shot_scores
 from bottleneck.heads.solver.problem import ClassWeight, TargetProblem
 from bottleneck.names import HEADS_FOLDER, LINEAR_HEADS
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import config_from
-from bottleneck.samples import Target
+from bottleneck.records import Result, config_from
+from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
 
 
 @dataclass(frozen=True)
-class FitResult:
+class FitResult(Result):
     """Result of `fit_heads`.
 
     heads : one dict per head, as `fit-head --json` prints them.
@@ -58,10 +58,6 @@ class FitResult:
     files: dict[str, str] = field(default_factory=dict)
     curves: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck fit-head --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def fit_heads(
@@ -138,42 +134,16 @@ def fit_heads(
         one_standard_error=one_standard_error,
         scales=scales,
     )
+    kinds = LabelConfig(tuple(classes), tuple(regression), label_separator)
     with FeatureCache(cache) as opened:
         opened.require_rows()
-        samples, notes = relabelled(
-            opened.samples,
-            opened.images.key,
-            labels,
-            targets=targets or (),
-            group=group,
-            config=LabelConfig(tuple(classes), tuple(regression), label_separator),
-        )
-        require_classes(samples, classes)
-        complete, left = with_numbers(samples, regression), None
-        if without is not None:
-            found = left_out(opened, without)
-            complete, left = without_rows(complete, found.rows), found.record(opened)
-            notes += found.notes(opened)
-        samples, unseen = with_training_classes(complete, targets)
-        train, requested = training_samples(samples, targets, opened.path)
-        notes += [*unseen, *_left_out(config, requested), *_unused(config, requested)]
-        notes += _fewer_shots(config, requested)
-        problems = [
-            TargetProblem(
-                target,
-                folds_of(target, samples, train, cv, seed, notes),
-                class_weight=_weights_for(target, complete.targets[target.name], class_weight),
-                multi_class=multi_class,
-            )
-            for target in requested
-        ]
+        data, notes = _data_of(opened, _Wanted(targets, labels, group, without, kinds), config)
         names, renamed = stored_nodes(opened, nodes or ())
         notes += renamed
         refuse_strict(notes, strict)
-        unseen_of = {note.details["target"]: note.details["unseen"] for note in unseen}
         require_file_name(Path(output) / "head.safetensors")
-        files = HeadFiles(opened, samples, Path(output), unseen_of, left, seed)
-        run = _Run(opened, train, problems, config, sweep, files, reporter, notes, strict)
+        files = HeadFiles(opened, data.samples, Path(output), data.unseen, data.left, seed)
+        run = _Run(opened, data, config, sweep, files, reporter, notes, strict)
         records: list[dict[str, Any]] = []
         curves: list[dict[str, Any]] = []
         for node in dict.fromkeys(names or _vectors(opened)):
@@ -182,6 +152,61 @@ def fit_heads(
             curves += run.shot_curves(node, records)
         written, drawn = files.curves(records, curves)
     return FitResult(records, time.perf_counter() - started, written, drawn, [*run.notes, *files.notes])
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """The answers that heads are fitted to; the fields are the arguments of `fit_heads`."""
+
+    targets: Sequence[str] | None
+    labels: str | os.PathLike[str] | None
+    group: str | None
+    without: Listed | None
+    kinds: LabelConfig
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The samples that heads are fitted to.
+
+    samples : with the classes that train has. train : (n,) rows of it. problems : on these, one a target.
+    unseen : {target: {class: samples}} of the classes that train lacks. left : what a list left out.
+    """
+
+    samples: SampleTable
+    train: np.ndarray
+    problems: list[TargetProblem]
+    unseen: dict[str, dict[str, int]]
+    left: dict[str, Any] | None
+
+
+def _data_of(cache: FeatureCache, wanted: _Wanted, config: FitConfig) -> tuple[_Data, list[Note]]:
+    """Return samples, targets and folds of a cache, and notes on them."""
+    targets, kinds = wanted.targets, wanted.kinds
+    samples, notes = relabelled(
+        cache.samples, cache.images.key, wanted.labels, targets or (), wanted.group, kinds
+    )
+    require_classes(samples, kinds.classes)
+    complete, left = with_numbers(samples, kinds.regression), None
+    if wanted.without is not None:
+        found = left_out(cache, wanted.without)
+        complete, left = without_rows(complete, found.rows), found.record(cache)
+        notes += found.notes(cache)
+    samples, lacking = with_training_classes(complete, targets)
+    train, requested = training_samples(samples, targets, cache.path)
+    notes += [*lacking, *_left_out(config, requested), *_unused(config, requested)]
+    notes += _fewer_shots(config, requested)
+    problems = [
+        TargetProblem(
+            target,
+            folds_of(target, samples, train, config.cv, config.seed, notes),
+            class_weight=_weights_for(target, complete.targets[target.name], config.class_weight),
+            multi_class=config.multi_class,
+        )
+        for target in requested
+    ]
+    unseen = {note.details["target"]: note.details["unseen"] for note in lacking}
+    return _Data(samples, train, problems, unseen, left), notes
 
 
 def _vectors(cache: FeatureCache) -> list[str]:
@@ -194,14 +219,10 @@ def _vectors(cache: FeatureCache) -> list[str]:
 
 @dataclass(frozen=True)
 class _Run:
-    """The heads of one call.
-
-    train : (n,) samples. problems : one for each target, on these samples. notes : those on heads are added.
-    """
+    """The heads of one call. notes : those on heads are added."""
 
     cache: FeatureCache
-    train: np.ndarray
-    problems: list[TargetProblem]
+    data: _Data
     config: FitConfig
     sweep: SweepConfig
     files: HeadFiles
@@ -212,13 +233,14 @@ class _Run:
     def fit(self, node: str, kind: str) -> list[dict[str, Any]]:
         """Fit, measure and write the heads of one kind on one node, and return their records."""
         started = time.perf_counter()
-        problems = [problem for problem in self.problems if self._is_fitted(kind, problem.target)]
+        problems = [problem for problem in self.data.problems if self._is_fitted(kind, problem.target)]
         if not problems:
             return []
-        views = self.cache.sample_rows(node, self.train, views=True) if self.config.views else None
+        train = self.data.train
+        views = self.cache.sample_rows(node, train, views=True) if self.config.views else None
         heads = fit_kind(
             kind,
-            self.cache.sample_rows(node, self.train),
+            self.cache.sample_rows(node, train),
             problems,
             self.config.C,
             config=self.sweep,
@@ -233,7 +255,7 @@ class _Run:
         refuse_strict(self.notes, self.strict)
         records = []
         for problem, head in zip(problems, heads, strict=True):
-            record = self.files.write(node, problem, head, self.train)
+            record = self.files.write(node, problem, head, train)
             solved = {"seconds": seconds, "converged": head.converged, "library": head.library}
             records.append(record | solved)
         return records
@@ -249,12 +271,12 @@ class _Run:
         """Return the k-shot curve of every class target on one node, at the C of its first head with one."""
         shots = self.config.shots
         curves = []
-        for target in (problem.target for problem in self.problems if shots):
+        for target in (problem.target for problem in self.data.problems if shots):
             if target.kind != "class":
                 continue
             like = [r for r in records if r["target"] == target.name and r["node"] == node and r["C"]]
             scores = shot_scores(
-                self.cache.sample_rows(node, self.train),
+                self.cache.sample_rows(node, self.data.train),
                 target,
                 like[0]["C"] if like else 1.0,
                 shots,

@@ -124,10 +124,10 @@ class HeadFiles:
         problem : on the n samples `train`.
         """
         target = problem.target
-        held_out = _held_out(fit, target)
-        temperature = 1.0
-        if held_out is not None and fit.link != "identity":
-            temperature = fit_temperature(*held_out, fit.link)
+        held, logits = fit.held_out()
+        answers, temperature = target.values[held], 1.0
+        if fit.link != "identity":
+            temperature = fit_temperature(answers, logits, fit.link)
             trim_memory()
         fitted_on = train[target.labelled]
         description = describe_head(
@@ -136,9 +136,10 @@ class HeadFiles:
         head = fit.artifact(description, temperature=temperature, n_train=len(fitted_on))
         head = replace(head, novelty=self._novelty_of(node, fitted_on))
         metrics = {}
-        if held_out is not None:
-            head = replace(head, conformal=conformal_of(target.kind, fit.link, temperature, *held_out))
-            metrics["cv"] = _measured_on_logits(head, target, *held_out)
+        if len(held):
+            head = replace(head, conformal=conformal_of(target.kind, fit.link, temperature, answers, logits))
+            outputs = blockwise(ArrayRows(logits), lambda part: apply_link(part, fit.link, temperature))
+            metrics["cv"] = measure(target.kind, answers, outputs, target.class_names)
             trim_memory()
         head = replace(head, metrics=metrics | self._metrics(head))
         which = f"The {fit.kind} head of target {target.name!r} on {node}"
@@ -225,24 +226,6 @@ class HeadFiles:
             files["shot_curve_table"] = str(_write_table(path, _shot_table(shots)))
             curves["shots"] = list(shots)
         return files, curves
-
-
-def _held_out(fit: HeadFit, target: Target) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return answers (m,) and logits (m, K) of the samples that a fold held out; None without folds."""
-    if fit.out_of_fold is None:
-        return None
-    held = np.isfinite(fit.out_of_fold).all(axis=1)
-    if held.all():  # as is usual; a copy of millions of rows takes much memory
-        return target.values, fit.out_of_fold
-    return target.values[held], fit.out_of_fold[held]
-
-
-def _measured_on_logits(
-    head: HeadArtifact, target: Target, values: np.ndarray, logits: np.ndarray
-) -> dict[str, Any]:
-    rows = ArrayRows(logits)
-    outputs = blockwise(rows, lambda block: apply_link(block, head.link, head.temperature))
-    return measure(target.kind, values, outputs, target.class_names)
 
 
 def blockwise(rows: RowReader, work: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

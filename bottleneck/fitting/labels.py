@@ -9,7 +9,7 @@ import difflib
 import os
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -96,74 +96,133 @@ def join_labels(
     FitError
         No such file or column, a sample named twice, or no row that names a sample.
     """
-    path = Path(path)
-    if not path.is_file():
-        fault = f"{path} is {other_than_file(path)}; expected a table of labels." if path.exists() else ""
-        raise FitError(fault or f"There is no labels file {path}.")
-    table = read_table(path.name, path.read_bytes())
-    keys = [column for name in KEY_COLUMNS if (column := find_column(table, name, path.name))]
-    if not keys:
-        known = ", ".join(KEY_COLUMNS)
-        raise FitError(f"{path.name} has columns {', '.join(table)}; expected one of {known}.")
-    key = keys[0]
-    repeated = repeated_rows(table)
-    row_of = _rows_by_sample(table[key], repeated, samples, image_keys, f"column {key!r} of {path.name}")
-    has_row = row_of >= 0
-    split = find_column(table, "split", path.name)
-    others = (*keys, split, None if group is None else _found(table, group, path.name))
-    wanted = tuple(targets) or tuple(_plain_name(column, table) for column in table if column not in others)
-    if not wanted:
-        raise FitError(f"{path.name} has no column of labels beside {', '.join(table)}.")
-    notes = _column_notes(table, key, (*wanted, *filter(None, [group])), path.name)
-    notes += repeated_note(repeated, path.name)
-    if split is not None and split not in targets:
-        message = f"Column {split!r} of {path.name} is not used: samples keep the splits of the cache."
-        notes.append(Note("split-column-unused", message, True, {"column": split}))
+    table = _LabelTable.read(Path(path))
+    row_of = table.rows_of(samples, image_keys)
+    wanted = tuple(targets) or table.label_columns(group)
+    notes = [*table.spelling_notes((*wanted, *filter(None, [group]))), *table.read_notes(targets)]
     joined = {}
     for name in wanted:
-        cells = table[_found(table, name, path.name)]
-        target, told = target_from_column(name, cells, config, alone=len(wanted) == 1)
+        target, told = target_from_column(name, table.cells(name), config, alone=len(wanted) == 1)
         joined[name] = in_order_of(target, row_of)
         notes += told
     groups = samples.group
     if group is not None:
-        cells = table[_found(table, group, path.name)]
+        cells = table.cells(group)
         groups = np.array(
             [str(cells[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
-    if unmatched := int((~repeated).sum()) - len(np.unique(row_of[has_row])):
-        message = (
-            f"{unmatched} of {counted(len(table[key]), 'row')} of {path.name} name no sample of the cache."
-        )
-        notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
-    if missing := int((~has_row).sum()):
-        message = (
-            f"{missing} of {counted(len(samples), 'sample')} {'has' if missing == 1 else 'have'} no row "
-            f"in {path.name}; they count as unlabelled."
-        )
-        notes.append(Note("samples-without-label-row", message, True, {"samples": missing}))
-    return replace(samples, targets=joined, group=groups), notes
+    return replace(samples, targets=joined, group=groups), [*notes, *table.unmatched_notes(row_of)]
 
 
-def _found(table: Table, name: str, file: str) -> str:
-    """Return the column's name in the table."""
-    if (column := find_column(table, name, file)) is None:
-        close = difflib.get_close_matches(name, table, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else ""
-        raise FitError(f"{file} has no column {name!r}; it has {', '.join(table)}.", hint)
-    return column
+@dataclass(frozen=True)
+class _LabelTable:
+    """A table whose rows name samples.
 
+    file : its name. columns : cells by name. keys : names of columns that may name samples; the first does.
+    repeated : (rows,) bool, rows that equal an earlier one.
+    """
 
-def _plain_name(column: str, table: Table) -> str:
-    """Return the target that a column is called: without outer spaces, where this names no other column."""
-    return column if column.strip() in table else column.strip()
+    file: str
+    columns: Table
+    keys: list[str]
+    repeated: np.ndarray
 
+    @classmethod
+    def read(cls, path: Path) -> _LabelTable:
+        """Read a file. Raises FitError where there is none, or no column names samples."""
+        if not path.is_file():
+            fault = f"{path} is {other_than_file(path)}; expected a table of labels." if path.exists() else ""
+            raise FitError(fault or f"There is no labels file {path}.")
+        columns = read_table(path.name, path.read_bytes())
+        keys = [column for name in KEY_COLUMNS if (column := find_column(columns, name, path.name))]
+        if not keys:
+            known = ", ".join(KEY_COLUMNS)
+            raise FitError(f"{path.name} has columns {', '.join(columns)}; expected one of {known}.")
+        return cls(path.name, columns, keys, repeated_rows(columns))
 
-def _column_notes(table: Table, key: str, names: Sequence[str], file: str) -> list[Note]:
-    """Return a note for each column that is not written as it is named."""
-    pairs = [(_found(table, name, file), name) for name in names]
-    pairs += [] if key in KEY_COLUMNS else [(key, folded(key))]
-    return [spelling_note(column, name, file) for column, name in pairs if column != name]
+    def column(self, name: str) -> str:
+        """Return the name in the table of the column that is called `name`."""
+        if (column := find_column(self.columns, name, self.file)) is None:
+            close = difflib.get_close_matches(name, self.columns, n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else ""
+            raise FitError(f"{self.file} has no column {name!r}; it has {', '.join(self.columns)}.", hint)
+        return column
+
+    def cells(self, name: str) -> Sequence:
+        """Return the cells of the column that is called `name`."""
+        return self.columns[self.column(name)]
+
+    @property
+    def split(self) -> str | None:
+        """The column of splits, which is not used."""
+        return find_column(self.columns, "split", self.file)
+
+    def label_columns(self, group: str | None) -> tuple[str, ...]:
+        """Return the targets that the columns are called, all but the key, the split and the groups.
+
+        A target is called as its column without outer spaces, where this names no other column.
+        """
+        others = (*self.keys, self.split, None if group is None else self.column(group))
+        columns = [column for column in self.columns if column not in others]
+        if not columns:
+            raise FitError(f"{self.file} has no column of labels beside {', '.join(self.columns)}.")
+        return tuple(column if column.strip() in self.columns else column.strip() for column in columns)
+
+    def rows_of(self, samples: SampleTable, image_keys: np.ndarray) -> np.ndarray:
+        """Return (S,) the row that names each sample, −1 where none does."""
+        cells = self.columns[self.keys[0]]
+        where = f"column {self.keys[0]!r} of {self.file}"
+        samples_of: dict[str, list[int]] = {}
+        for sample, name in enumerate(samples.key):
+            samples_of.setdefault(plain_key(name), []).append(sample)
+        if samples.image.shape[1] == 1:
+            for sample, image in enumerate(samples.image[:, 0]):
+                named = samples_of.setdefault(plain_key(image_keys[image]), [])
+                if sample not in named:
+                    named.append(sample)
+        row_of = np.full(len(samples), -1, np.int64)
+        for row in np.flatnonzero(~self.repeated).tolist():
+            for sample in samples_of.get(plain_key(str(cells[row])), ()):
+                if row_of[sample] >= 0:
+                    rows = rows_named([int(row_of[sample]) + 1, row + 1])
+                    raise FitError(f"The {where} names {cells[row]!r} twice, in {rows}.")
+                row_of[sample] = row
+        if (row_of < 0).all():
+            example = repr(samples.key[0]) if len(samples) else "no samples"
+            raise FitError(
+                f"The labels join to nothing: none of {counted(len(cells), 'cell')} of {where} is a "
+                f"sample or image of the cache. The file has {cells[0]!r}; the cache has {example}."
+            )
+        return row_of
+
+    def spelling_notes(self, names: Sequence[str]) -> list[Note]:
+        """Return a note for each column that is not written as it is named."""
+        key = self.keys[0]
+        pairs = [(self.column(name), name) for name in names]
+        pairs += [] if key in KEY_COLUMNS else [(key, folded(key))]
+        return [spelling_note(column, name, self.file) for column, name in pairs if column != name]
+
+    def read_notes(self, targets: Sequence[str]) -> list[Note]:
+        """Return notes on rows that repeat others, and on splits. targets : columns that the user named."""
+        notes, split = repeated_note(self.repeated, self.file), self.split
+        if split is not None and split not in targets:
+            message = f"Column {split!r} of {self.file} is not used: samples keep the splits of the cache."
+            notes.append(Note("split-column-unused", message, True, {"column": split}))
+        return notes
+
+    def unmatched_notes(self, row_of: np.ndarray) -> list[Note]:
+        """Return notes on rows without a sample and on samples without a row. row_of : (S,), −1 for none."""
+        notes, named = [], row_of[row_of >= 0]
+        if unmatched := int((~self.repeated).sum()) - len(np.unique(named)):
+            rows = counted(len(self.repeated), "row")
+            message = f"{unmatched} of {rows} of {self.file} name no sample of the cache."
+            notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
+        if missing := len(row_of) - len(named):
+            have = "has" if missing == 1 else "have"
+            samples = counted(len(row_of), "sample")
+            message = f"{missing} of {samples} {have} no row in {self.file}; they count as unlabelled."
+            notes.append(Note("samples-without-label-row", message, True, {"samples": missing}))
+        return notes
 
 
 def in_order_of(target: Target, row_of: np.ndarray) -> Target:
@@ -173,34 +232,6 @@ def in_order_of(target: Target, row_of: np.ndarray) -> Target:
     values = np.full((len(row_of), *target.values.shape[1:]), unlabelled, target.values.dtype)
     values[has_row] = target.values[row_of[has_row]]
     return replace(target, values=values)
-
-
-def _rows_by_sample(
-    cells: Sequence, repeated: np.ndarray, samples: SampleTable, image_keys: np.ndarray, column: str
-) -> np.ndarray:
-    """Return (S,) the row of the file that names each sample, −1 where none does."""
-    samples_of: dict[str, list[int]] = {}
-    for sample, name in enumerate(samples.key):
-        samples_of.setdefault(plain_key(name), []).append(sample)
-    if samples.image.shape[1] == 1:
-        for sample, image in enumerate(samples.image[:, 0]):
-            named = samples_of.setdefault(plain_key(image_keys[image]), [])
-            if sample not in named:
-                named.append(sample)
-    row_of = np.full(len(samples), -1, np.int64)
-    for row, cell in enumerate(cells):
-        for sample in () if repeated[row] else samples_of.get(plain_key(str(cell)), ()):
-            if row_of[sample] >= 0:
-                raise FitError(
-                    f"The {column} names {cell!r} twice, in {rows_named([int(row_of[sample]) + 1, row + 1])}."
-                )
-            row_of[sample] = row
-    if (row_of < 0).all():
-        raise FitError(
-            f"The labels join to nothing: none of {counted(len(cells), 'cell')} of {column} is a "
-            f"sample or image of the cache. The file has {cells[0]!r}; the cache has {samples.key[0]!r}."
-        )
-    return row_of
 
 
 def plain_key(key: str) -> str:

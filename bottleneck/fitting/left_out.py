@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,14 @@ def left_out(cache: FeatureCache, listed: Listed) -> LeftOut:
     """
     where = "the list" if not isinstance(listed, str | os.PathLike) else str(listed)
     names = list(dict.fromkeys(names_in(listed)))
-    samples, image_of = cache.samples, _rows_by_name(cache.images.key)
-    sample_of = _rows_by_name(samples.key)
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(() if samples.group is None else samples.group):
-        members.setdefault(plain_key(str(group)), []).append(row)
+    samples = cache.samples
+    images_of, samples_of = _rows_by_name(cache.images.key), _rows_by_name(samples.key)
+    members = _rows_by_name(() if samples.group is None else samples.group)
     chosen, unknown = set[int](), []
     for name in names:
         key = _relative(name, cache.source_root)
-        of = [sample_of[key]] if key in sample_of else members.get(key, [])
-        found = [image_of[key]] if key in image_of else samples.image[of].ravel().tolist()
+        of = samples_of.get(key) or members.get(key, [])
+        found = images_of.get(key) or samples.image[of].ravel().tolist()
         chosen.update(found)
         unknown += [] if found else [name]
     if not chosen:
@@ -143,6 +141,7 @@ def seen_images(
         )
     trained = TrainedOn.from_json(model.trained_on)
     with FeatureCache(cache) as opened:
+        opened.require_rows()
         found = left_out(opened, listed)
         digests = opened.images.digest[found.images]
         keys = opened.images.key[found.images]
@@ -199,8 +198,12 @@ def _lines(path: Path) -> list[str]:
         raise FitError(f"{path} is not UTF-8 text; expected one name a line.", "Save it as UTF-8.") from None
 
 
-def _rows_by_name(keys: np.ndarray) -> dict[str, int]:
-    return {plain_key(key): row for row, key in enumerate(keys)}
+def _rows_by_name(names: Iterable[object]) -> dict[str, list[int]]:
+    """Return the rows of each name as it is compared: names of two files may be the same one."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(plain_key(str(name)), []).append(row)
+    return rows
 
 
 def _relative(name: str, root: str) -> str:

@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,20 @@ class HeadArtifact(HeadDescription):
     def scale(self) -> np.ndarray:
         """(D,) standard deviation of the training rows; 1 where a feature is constant."""
         return self.arrays["scale"]
+
+    def code_of(self, name: str) -> int:
+        """Return the code of a class or label that the user named; ArtifactError if there is none."""
+        if self.target_kind == "regression":
+            raise ArtifactError(
+                f"The head predicts {self.target!r}, a quantity, and has no class {name!r}.",
+                "Leave --class out.",
+            )
+        if name not in self.class_names:
+            close = get_close_matches(name, self.class_names, n=4, cutoff=0.4) or self.class_names[:8]
+            raise ArtifactError(
+                f"The head has no class {name!r}; it has {len(self.class_names)}, such as {', '.join(close)}."
+            )
+        return self.class_names.index(name)
 
     def decision(self, features: np.ndarray) -> np.ndarray:
         """Logits (n, K) of raw features (n, D) before the temperature; values (n, 1) of a regression."""

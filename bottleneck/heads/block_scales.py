@@ -1,15 +1,15 @@
 """The scale of each block of inputs (a node, an image, the covariates), chosen by cross-validation.
 
-All features are standardised, so that a block's say grows with its width: one covariate beside 2,560 features
-is hardly heard. A scale s multiplies the standardised features of a block, which divides their penalty by s²;
-a block of scale 0 is left out (the selection of groups of Head2Toe, Evci et al. 2022).
+All features are standardised, so that a block's influence grows with its width: one covariate beside 2,560
+features has little. A scale s multiplies the standardised features of a block, which divides their penalty
+by s²; a block of scale 0 is left out (the selection of groups of Head2Toe, Evci et al. 2022).
 
     start     all equal; each block with an equal share of the variance; each block alone
     search    of each block in turn: without it, a quarter of its scale, four times its scale
 
 A choice takes the place of another one where the loss of held-out samples is lower by more than one standard
 error of the paired differences. The search is by least squares, which is solved in closed form; what it finds
-is then held against its start and against equal scales by the head's own loss. Only products of rows with
+is then compared with its start and with equal scales by the loss of the head. Only products of rows with
 each other are needed, which are Z Zᵀ = Σ s² Z_b Z_bᵀ, so that the features of up to `SAMPLES` samples are
 read once.
 
@@ -107,7 +107,7 @@ class _LeastSquares:
 
     def __init__(self, problem: TargetProblem) -> None:
         self.answers, weights = answers_of(problem)
-        self.penalty = 1 / np.maximum(weights, JITTER)  # a sample of weight 0 has next to no say
+        self.penalty = 1 / np.maximum(weights, JITTER)  # a sample of weight 0 has next to no influence
         self.parts = [
             (np.flatnonzero(problem.fold != fold), np.flatnonzero(problem.fold == fold))
             for fold in np.unique(problem.fold)

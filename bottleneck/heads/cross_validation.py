@@ -63,8 +63,8 @@ def _folds_of_samples(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Return the fold (n,) of each sample. These are the folds of scikit-learn's shuffled StratifiedKFold, or
     of KFold where no stratum has a sample per fold; scikit-learn takes a second of a core to import.
 
-    Strata are dealt to the folds in turn, each from where the last one ended; within a stratum, the order is
-    random.
+    Strata are assigned to the folds in turn, each from where the last one ended; within a stratum, the order
+    is random.
     """
     generator = np.random.RandomState(seed)
     fold = np.empty(len(strata), np.int16)
@@ -72,13 +72,13 @@ def _folds_of_samples(strata: np.ndarray, count: int, seed: int) -> np.ndarray:
         fold[generator.permutation(len(strata))] = np.sort(np.arange(len(strata)) % count)
         return fold
     _, first = np.unique(strata, return_index=True)
-    dealt = 0
+    assigned = 0
     for stratum in strata[np.sort(first)]:
         members = np.flatnonzero(strata == stratum)
-        numbers = np.sort((dealt + np.arange(len(members))) % count)
+        numbers = np.sort((assigned + np.arange(len(members))) % count)
         generator.shuffle(numbers)
         fold[members] = numbers
-        dealt += len(members)
+        assigned += len(members)
     return fold
 
 

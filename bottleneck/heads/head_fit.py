@@ -46,6 +46,14 @@ class HeadFit:
     grows: bool = False
     library: str = "numpy"
 
+    def held_out(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the indices (m,) of the samples that a fold held out, and their logits (m, K)."""
+        if self.out_of_fold is None:
+            return np.zeros(0, np.int64), np.zeros((0, 1), np.float32)
+        held = np.flatnonzero(np.isfinite(self.out_of_fold).all(axis=1))
+        # Mostly all are held out; a copy of millions of rows takes much memory.
+        return held, self.out_of_fold if len(held) == len(self.out_of_fold) else self.out_of_fold[held]
+
     def notes(self, target: str, node: str) -> list[Note]:
         """Return what a user of the head must know of its convergence and of the grid of C."""
         if self.C is None:

@@ -27,6 +27,7 @@ from bottleneck.records import (
     is_flag,
     is_integer,
     is_number,
+    is_object,
     is_text,
     require_calibration,
     require_fields,
@@ -47,10 +48,6 @@ BESIDE = {"novelty.rows": "F16", "novelty.scores": "F32", "conformal.scores": "F
 LARGEST = 1e24  # of an array's numbers: a product with a feature and a sum of many stay far below 3e38
 TEMPERATURES = (1e-30, 1e30)
 MAX_IMAGES = 10_000  # per sample
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _is_count(value: Any) -> bool:
@@ -81,24 +78,24 @@ FIELDS = {  # of the description, in the order of the file
     "covariate_names": _are_texts,
     "temperature": is_number,
     "C": _is_finite_or_null,
-    "settings": _is_object,
-    "cv": _is_object,
+    "settings": is_object,
+    "cv": is_object,
     "n_train": _is_count,
-    "metrics": _is_object,
-    "backbone": _is_object,
-    "preprocess": _is_object,
+    "metrics": is_object,
+    "backbone": is_object,
+    "preprocess": is_object,
     "fingerprint": is_text,
     "node_fingerprint": is_text,
     "version": is_text,
 }
 OPTIONAL = {  # fields that files of earlier releases lack
-    "columns": lambda value: _is_object(value) and all(map(_are_texts, value.values())),
-    "trained_on": _is_object,
-    "without": _is_object,
-    "computed": lambda value: _is_object(value) and all(map(_is_object, value.values())),
+    "columns": lambda value: is_object(value) and all(map(_are_texts, value.values())),
+    "trained_on": is_object,
+    "without": is_object,
+    "computed": lambda value: is_object(value) and all(map(is_object, value.values())),
     "seed": lambda value: value is None or _is_count(value),
 }
-RECORDS = {"novelty": _is_object, "conformal": _is_object}  # that belong to arrays of `BESIDE`
+RECORDS = {"novelty": is_object, "conformal": is_object}  # that belong to arrays of `BESIDE`
 BACKBONE = {  # fields of a recipe that are used before it is compared with the network
     "name": is_text,
     "weights": is_text,
@@ -110,7 +107,7 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
 WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}
 COMPUTED = {
     "precision": lambda value: value in COMPUTED_IN,
-    "calibration": lambda value: value is None or _is_object(value),
+    "calibration": lambda value: value is None or is_object(value),
 }
 METRICS = {
     "accuracy": _is_finite_or_null,
@@ -122,9 +119,9 @@ METRICS = {
 SETTINGS = {
     "k": lambda value: is_integer(value) and value > 0,
     "chosen_on": _are_texts,
-    "scales": lambda value: _is_object(value) and all(_is_finite(s) and s >= 0 for s in value.values()),
+    "scales": lambda value: is_object(value) and all(_is_finite(s) and s >= 0 for s in value.values()),
     "flip": is_flag,
-    "finetuned": lambda value: _is_object(value) and is_text(value.get("input", "")),
+    "finetuned": lambda value: is_object(value) and is_text(value.get("input", "")),
 }
 
 

@@ -38,7 +38,7 @@ def wilson_interval(correct: float, n: int, level: float = 0.95) -> tuple[float,
     share = correct / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    # Rounding may leave the share itself a hair outside.
+    # By rounding, the share itself may be slightly outside.
     return max(0.0, float(min(centre - half, share))), min(1.0, float(max(centre + half, share)))
 
 
@@ -304,11 +304,10 @@ def fit_temperature(values: np.ndarray, logits: np.ndarray, link: str) -> float:
     return found if link_loss(values, logits, link, found) < link_loss(values, logits, link) else 1.0
 
 
-def least_loss(values: np.ndarray, logits: np.ndarray, link: str) -> float:
-    """Return the least `link_loss` over all temperatures; it does not depend on the logits' scale."""
-    if not len(values) or not logits.any():
-        return link_loss(values, logits, link)
-    return link_loss(values, logits, link, _best_temperature(values, logits, link, 0.0))
+def least_loss(codes: np.ndarray, logits: np.ndarray) -> float:
+    """Return the least loss of a softmax over all temperatures; it does not depend on the logits' scale."""
+    temperature = _best_temperature(codes, logits, "softmax", 0.0) if logits.any() else 1.0
+    return link_loss(codes, logits, "softmax", temperature)
 
 
 def _best_temperature(values: np.ndarray, logits: np.ndarray, link: str, smoothing: float) -> float:

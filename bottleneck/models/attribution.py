@@ -22,7 +22,6 @@ h × w places, K classes, P covariates, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from bottleneck.data.loader import NotedImages, load_images
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, Note, counted
-from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.classifier import Classifier, mean_scores
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.explanation import Explanation
@@ -74,7 +72,7 @@ class Explainer:
                 "A knn head compares whole images with those of training: its answer is no sum over places.",
                 "Fit one that is: bottleneck fit-head CACHE --head logistic",
             )
-        self._codes = [_code(self.head, name) for name in self.config.class_names]
+        self._codes = [self.head.code_of(name) for name in self.config.class_names]
         backbone, preprocess = classifier.trunk.backbone, classifier.trunk.preprocess
         self._ways = ways_to(backbone, classifier, self.config.exact)
         self._extractor = backbone.extractor([way.map for way in self._ways], preprocess)
@@ -110,10 +108,7 @@ class Explainer:
         count = len(source.samples)
         rows = np.unique(np.linspace(0, count - 1, min(count, REFERENCES)).round().astype(int))
         total, used, failed, noted = [torch.zeros(())] * len(self._ways), 0, self.failed, self._noted
-        self.failed, self._noted = (
-            {},
-            NotedImages(),
-        )  # what is said of images is said of those that are explained
+        self.failed, self._noted = {}, NotedImages()  # those of reference images are not reported
         with reporter.step("Averaging reference images", total=len(rows), unit="samples") as advance:
             for start in range(0, len(rows), BLOCK):
                 part = source.take(rows[start : start + BLOCK])
@@ -137,10 +132,11 @@ class Explainer:
         self._notes.append(Note("reference-images", message, details={"samples": used, "of": count}))
 
     def _between(self) -> str:
-        bent = [way for way in self._ways if not way.linear]
-        if not bent:
+        """Return the layers that are not linear, as the subject of a sentence."""
+        not_linear = [way for way in self._ways if not way.linear]
+        if not not_linear:
             return "The layers of the mlp head"
-        return f"The layers between {bent[0].map.removesuffix('@none')} and the head"
+        return f"The layers between {not_linear[0].map.removesuffix('@none')} and the head"
 
     def _note(self) -> Note:
         message = f"{self._between()} are not linear: the maps are gradient × input, an approximation. "
@@ -240,17 +236,3 @@ def _maps(extractor: torch.nn.Module, pixels: np.ndarray) -> list[Tensor]:
     with torch.no_grad():
         parts = [extractor(flat[at : at + BLOCK]) for at in range(0, len(flat), BLOCK)]
     return [torch.cat(part).unflatten(0, pixels.shape[:3]) for part in zip(*parts, strict=True)]
-
-
-def _code(head: HeadArtifact, name: str) -> int:
-    """Return the code of a class that the user named; ArtifactError if the head has none of that name."""
-    if head.target_kind == "regression":
-        raise ArtifactError(
-            f"The head predicts {head.target!r}, a quantity, and has no class {name!r}.", "Leave --class out."
-        )
-    if name not in head.class_names:
-        close = get_close_matches(name, head.class_names, n=4, cutoff=0.4) or head.class_names[:8]
-        raise ArtifactError(
-            f"The head has no class {name!r}; it has {len(head.class_names)}, such as {', '.join(close)}."
-        )
-    return head.class_names.index(name)

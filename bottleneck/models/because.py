@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,11 +87,7 @@ def because(
     classifier = open_model(model, options or LoadOptions(), EngineConfig())
     head = classifier.head
     require_linear(head)
-    unknown = sorted(set(class_names) - set(head.class_names))
-    if unknown:
-        raise ArtifactError(
-            f"The head has no class {unknown[0]!r}; it has {', '.join(head.class_names[:8])}."
-        )
+    codes = [head.code_of(name) for name in class_names]
     if not head.node_fingerprint or classifier.flips:
         raise ArtifactError(
             "The model reads a network of its own, or averages mirror images: what its training samples pull "
@@ -102,48 +98,65 @@ def because(
         samples, notes = relabelled(
             opened.samples, opened.images.key, labels, (head.target,), config=_as_of(head, reading)
         )
-        rows, target, samples = training_rows(head, opened, samples)
-        require_memory(head, len(rows))
-        features = opened.sample_rows(head.node, rows).read(0, len(rows))
-        _require_its_labels(head, features, target, opened.path)
-        with reporter.step("Weighing training samples", unit="samples") as advance:
-            influence = Influence(head, features, target)
-            advance(len(rows))
-        images = opened.images.key[samples.image[rows, 0]]
-        pulls: list[dict[str, Any]] = []
-        failed: dict[str, str] = {}
-        for source in read_sources(sources, classifier.reading(reading or ReadConfig(), inputs_only=True)):
-            found, inputs, bad = classifier.inputs(source, reporter)
-            failed |= bad
-            wanted = _wanted(head, inputs, class_names)
-            for index, of, label, against in wanted:
-                pull = influence.pulls(inputs[index : index + 1], of[None])[0]
-                strongest = np.argsort(-np.abs(pull), kind="stable")[:MOST]
-                sample = found[index]
-                pulls.append(
-                    {
-                        "image": source.images[source.samples.image[sample, 0]],
-                        "sample": source.samples.key[sample],
-                        "class": label,
-                        "against": against,
-                        "margin": float(head.decision(inputs[index : index + 1])[0] @ of),
-                        "training": [
-                            {
-                                "sample": samples.key[rows[i]],
-                                "image": images[i],
-                                "given": target.answer(i),
-                                "pull": float(pull[i]),
-                            }
-                            for i in strongest
-                        ],
-                    }
-                )
+        training = _Training.of(head, opened, samples, reporter)
+    pulls: list[dict[str, Any]] = []
+    failed: dict[str, str] = {}
+    for source in read_sources(sources, classifier.reading(reading or ReadConfig(), inputs_only=True)):
+        notes += source.notes
+        rows, inputs, bad = classifier.inputs(source, reporter)
+        failed |= bad
+        for row, features in zip(rows, inputs, strict=True):
+            image = source.images[source.samples.image[row, 0]]
+            named = {"image": image, "sample": source.samples.key[row]}
+            pulls += [named | pull for pull in training.pulls_on(features, codes)]
     if not pulls:
         first = "".join(f"; the first: {key} {why}" for key, why in [*failed.items()][:1])
         raise BottleneckError(f"None of the images could be explained{first}.")
     seconds = time.perf_counter() - started
     notes = [*classifier.trunk.notes, *notes]
     return Because(str(cache), head.kind == "ridge", pulls, failed, seconds, notes)
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The n samples that a head was fitted on.
+
+    samples, images : (n,) their keys, and those of their first images. target, influence : of these samples.
+    """
+
+    head: HeadArtifact
+    samples: np.ndarray
+    images: np.ndarray
+    target: Target
+    influence: Influence
+
+    @classmethod
+    def of(cls, head: HeadArtifact, cache: FeatureCache, table: SampleTable, reporter: Reporter) -> _Training:
+        """Read the samples of a cache; arguments and errors as of `training_rows`."""
+        rows, target, samples = training_rows(head, cache, table)
+        require_memory(head, len(rows))
+        features = cache.sample_rows(head.node, rows).read(0, len(rows))
+        _require_its_labels(head, features, target, cache.path)
+        with reporter.step("Weighing training samples", unit="samples") as advance:
+            influence = Influence(head, features, target)
+            advance(len(rows))
+        return cls(head, samples.key[rows], cache.images.key[samples.image[rows, 0]], target, influence)
+
+    def pulls_on(self, features: np.ndarray, codes: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """Yield records as in `Because.pulls` for features (D,): of the predicted class, then of `codes`."""
+        logits = self.head.decision(features[None])[0]
+        for of, label, against in _combinations(self.head, logits, codes):
+            pull = self.influence.pulls(features[None], of[None])[0]
+            training = [
+                {
+                    "sample": self.samples[i],
+                    "image": self.images[i],
+                    "given": self.target.answer(i),
+                    "pull": float(pull[i]),
+                }
+                for i in np.argsort(-np.abs(pull), kind="stable")[:MOST]
+            ]
+            yield {"class": label, "against": against, "margin": float(logits @ of), "training": training}
 
 
 def training_rows(
@@ -210,22 +223,17 @@ def _require_its_labels(head: HeadArtifact, features: np.ndarray, target: Target
         )
 
 
-def _wanted(
-    head: HeadArtifact, inputs: np.ndarray, class_names: Sequence[str]
-) -> list[tuple[int, np.ndarray, str, str | None]]:
-    """Return (index, combination (K,), class, other class) of each explained sample and class."""
-    wanted: list[tuple[int, np.ndarray, str, str | None]] = []
-    K = head.outputs
-    for index, each in enumerate(head.decision(inputs)):
-        if head.target_kind == "regression":
-            wanted.append((index, np.ones(1), head.target, None))
-            continue
-        order = np.argsort(-each, kind="stable")
-        codes = [int(order[0]), *(head.class_names.index(name) for name in class_names)]
-        for code in dict.fromkeys(codes):
-            other = next(int(k) for k in order if k != code) if head.target_kind == "class" else None
-            of = np.eye(K)[code] - (0 if other is None else np.eye(K)[other])
-            wanted.append(
-                (index, of, head.class_names[code], None if other is None else head.class_names[other])
-            )
-    return wanted
+def _combinations(
+    head: HeadArtifact, logits: np.ndarray, codes: Sequence[int]
+) -> Iterator[tuple[np.ndarray, str, str | None]]:
+    """Yield (combination (K,) of the logits, class, other class) of the predicted class, then of `codes`."""
+    if head.target_kind == "regression":
+        yield np.ones(1), head.target, None
+        return
+    unit, names, order = np.eye(head.outputs), head.class_names, np.argsort(-logits, kind="stable").tolist()
+    for code in dict.fromkeys([order[0], *codes]):
+        if head.target_kind == "class":
+            other = next(k for k in order if k != code)
+            yield unit[code] - unit[other], names[code], names[other]
+        else:
+            yield unit[code], names[code], None

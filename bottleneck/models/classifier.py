@@ -45,13 +45,15 @@ CHUNK = 4096  # images among which copies are recognised; their features stay in
 
 @dataclass(frozen=True)
 class Outputs:
-    """Outputs of a head for a source.
+    """Outputs of a head for samples.
 
-    rows : (B,) indices of the source's samples, ascending; samples with a failed image are missing.
+    rows : (B,) indices of the samples, ascending; samples with a failed image are missing.
     scores : probabilities (B, K) or (B, L) after temperature scaling, or values (B,) of a regression.
     failed : reason by image key.
-    digests : (I, 32) uint8, sha256 of the images that were read.
+    digests : (I, 32) uint8, sha256 of their images.
     novelty : (B,), where it is wanted.
+    precisions : of the features, by node.
+    notes : what was decided.
     """
 
     rows: np.ndarray
@@ -59,6 +61,8 @@ class Outputs:
     failed: dict[str, str]
     digests: np.ndarray
     novelty: np.ndarray | None = None
+    precisions: dict[str, str] = field(default_factory=dict)
+    notes: list[Note] = field(default_factory=list)
 
 
 class Classifier:
@@ -195,7 +199,8 @@ class Classifier:
         order = np.argsort(columns[0])
         row, score, *novelty = (column[order] for column in columns)
         digests = np.frombuffer(b"".join(read.digests), np.uint8).reshape(-1, 32)
-        return Outputs(row, score, read.failed, digests, *novelty)
+        new = novelty[0] if novelty else None
+        return Outputs(row, score, read.failed, digests, new, self.trunk.precisions_used)
 
     def inputs(
         self, source: Source, reporter: Reporter = SILENT

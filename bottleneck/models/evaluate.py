@@ -27,23 +27,15 @@ from bottleneck.fitting.labels import relabelled
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import measure, one_answer_notes
 from bottleneck.heads.trained_on import TrainedOn
-from bottleneck.models.classifier import Classifier, open_model
+from bottleneck.models.classifier import Classifier, Outputs, open_model
 from bottleneck.models.config import REJECT, TrustConfig
-from bottleneck.models.scoring import (
-    Scored,
-    Selection,
-    listed,
-    score_cache,
-    score_images,
-    select,
-    where_of,
-    with_target_of,
-)
+from bottleneck.models.scoring import Selection, listed, score, select, where_of, with_target_of
 from bottleneck.models.trust import Trust
 from bottleneck.models.unknown import measure_unknown
-from bottleneck.names import ALL_SAMPLES, CACHE_SUFFIXES
+from bottleneck.names import ALL_SAMPLES, is_cache
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
+from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 
 
@@ -135,68 +127,131 @@ def evaluate(
     reading = config_from(ReadConfig, locals())
     running = config_from(EngineConfig, locals())
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
-    if unknown is not None and reject is None:
-        reject = REJECT
-    trust = Trust.of(classifier.head, TrustConfig(reject, coverage))
-    head, flip_notes = classifier.head, [*classifier.flip_notes(flip), *trust.notes(flip)]
-    flip = flip or classifier.flips
-    if errors is not None and head.target_kind != "class":
-        raise BottleneckError(
-            f"--errors lists misclassified samples; the target is a {head.target_kind} one."
-        )
-    reading = classifier.reading(reading)
+    head = classifier.head
+    rate = REJECT if unknown is not None and reject is None else reject
+    trust = Trust.of(head, TrustConfig(rate, coverage))
     if errors is not None:
-        require_file_name(Path(errors))
-    with _opened(source, reading) as opened:
-        keys = _image_keys(opened)
-        samples, notes = relabelled(opened.samples, keys, labels, (head.target,), config=reading.labels)
-        if isinstance(opened, Source):
-            notes = [*opened.notes, *notes]
-        else:
-            notes += _unused_notes(reading, labels is not None)
-        samples, renamed = with_target_of(head, samples, tuple(label_columns), labels is not None)
-        selection = select(head, samples, split)
-        notes += renamed
-        refuse_strict(notes, strict)
-        if isinstance(opened, FeatureCache):
-            scored = score_cache(classifier, opened, selection.rows, flip, reporter, trust)
-        else:
-            scored = score_images(classifier, opened, selection.rows, flip, reporter, trust)
-    answers = selection.answers[scored.index]
-    if not len(answers):
-        raise BottleneckError(f"No image of {where_of(samples, selection.split, split)} could be read.")
-    seen = _Seen.of_head(head, scored.digests)
-    foreign = seen.images == 0 or (seen.images is None and isinstance(opened, Source))
-    if split is None and foreign and (samples.split == "train").all():
-        selection = replace(selection, split=ALL_SAMPLES)
-    notes += [*scored.notes, *_notes(head, selection, seen, split is not None)]
-    refuse_strict(notes, strict)
+        _require_errors_of(head, Path(errors))
+    call = _Call(
+        classifier, classifier.reading(reading), flip or classifier.flips, trust, split, strict, reporter
+    )
+    measured, notes = call.measured(source, labels)
+    outputs, answers = measured.outputs, measured.answers
     if errors is not None:
-        write_whole(Path(errors), _errors_csv(scored, answers, head.class_names, raw))
-    metrics = measure(head.target_kind, answers, scored.scores, head.class_names)
-    notes += one_answer_notes("The head", selection.split, metrics)
-    where = where_of(samples, selection.split, split)
-    doubts, told = trust.measured(scored.scores, answers, scored.novelty, where)
+        write_whole(Path(errors), _errors_csv(measured, head.class_names, raw))
+    metrics = measure(head.target_kind, answers, outputs.scores, head.class_names)
+    notes += one_answer_notes("The head", measured.selection.split, metrics)
+    doubts, told = trust.measured(outputs.scores, answers, outputs.novelty, measured.where)
     notes += told
+    failed = list(outputs.failed.items())
     if unknown is not None:
-        with _opened(unknown, replace(reading, inputs_only=True)) as others:
-            figures, failed, told = measure_unknown(classifier, others, scored, flip, trust, reporter)
+        figures, others, told = call.compared_with(unknown, outputs)
         notes += told
         refuse_strict(notes, strict)
         doubts |= figures
-        scored.failed.update(failed)
+        failed += others.items()
     return {
         **metrics,
         **doubts,
-        "split": selection.split,
-        "unknown_classes": selection.unknown,
-        "trained_on": seen.images,
-        "flip": flip,
-        "failed": [{"image": key, "error": reason} for key, reason in scored.failed.items()],
+        "split": measured.selection.split,
+        "unknown_classes": measured.selection.unknown,
+        "trained_on": measured.seen.images,
+        "flip": call.flip,
+        "failed": [{"image": key, "error": reason} for key, reason in failed],
         "engines": classifier.trunk.engines_used,
-        "precisions": scored.precisions,
-        "notes": [*head.notes, *flip_notes, *notes, *classifier.trunk.notes],
+        "precisions": outputs.precisions,
+        "notes": [
+            *head.notes,
+            *classifier.flip_notes(flip),
+            *trust.notes(flip),
+            *notes,
+            *classifier.trunk.notes,
+        ],
     }
+
+
+def _require_errors_of(head: HeadArtifact, path: Path) -> None:
+    """Raise BottleneckError unless a head has mistakes to list, which can be written to `path`."""
+    if head.target_kind != "class":
+        raise BottleneckError(
+            f"--errors lists misclassified samples; the target is a {head.target_kind} one."
+        )
+    require_file_name(path)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The n samples that were scored.
+
+    selection : that they are of. answers : (n, …) in the head's codes. images : (n,) keys of their first
+    images. seen : how many of the images the head was fitted on. where : names the samples in a sentence.
+    """
+
+    selection: Selection
+    answers: np.ndarray
+    images: np.ndarray
+    outputs: Outputs
+    seen: _Seen
+    where: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """How one call measures. split : that the user named."""
+
+    classifier: Classifier
+    reading: ReadConfig
+    flip: bool
+    trust: Trust
+    split: str | None
+    strict: bool
+    reporter: Reporter
+
+    def measured(
+        self, source: str | Path | Source, labels: str | Path | None
+    ) -> tuple[_Measured, list[Note]]:
+        """Choose the samples of a cache or of images, and score them. Errors as from `evaluate`."""
+        head = self.classifier.head
+        with _opened(source, self.reading) as opened:
+            keys = _image_keys(opened)
+            samples, notes = self._labelled(opened, keys, labels)
+            selection = select(head, samples, self.split)
+            refuse_strict(notes, self.strict)
+            outputs = score(self.classifier, opened, selection.rows, self.flip, self.reporter, self.trust)
+        where = where_of(samples, selection.split, self.split)
+        if not len(outputs.rows):
+            raise BottleneckError(f"No image of {where} could be read.")
+        seen = _Seen.of_head(head, outputs.digests)
+        foreign = seen.images == 0 or (seen.images is None and isinstance(opened, Source))
+        if self.split is None and foreign and (samples.split == "train").all():
+            selection = replace(selection, split=ALL_SAMPLES)
+        notes += [*outputs.notes, *_notes(head, selection, seen, self.split is not None)]
+        refuse_strict(notes, self.strict)
+        images = keys[samples.image[selection.rows[outputs.rows], 0]]
+        answers = selection.answers[outputs.rows]
+        return _Measured(selection, answers, images, outputs, seen, where), notes
+
+    def _labelled(
+        self, opened: FeatureCache | Source, keys: np.ndarray, labels: str | Path | None
+    ) -> tuple[SampleTable, list[Note]]:
+        """Return the samples with the target that the head predicts, and notes. keys : (I,) of images."""
+        head = self.classifier.head
+        samples, notes = relabelled(opened.samples, keys, labels, (head.target,), config=self.reading.labels)
+        if isinstance(opened, Source):
+            notes = [*opened.notes, *notes]
+        else:
+            notes += _unused_notes(self.reading, labels is not None)
+        samples, renamed = with_target_of(
+            head, samples, tuple(self.reading.label_columns), labels is not None
+        )
+        return samples, [*notes, *renamed]
+
+    def compared_with(
+        self, unknown: str | Path | Source, known: Outputs
+    ) -> tuple[dict[str, Any], dict[str, str], list[Note]]:
+        """Return what `measure_unknown` does of a cache or of images without labels."""
+        with _opened(unknown, replace(self.reading, inputs_only=True)) as opened:
+            return measure_unknown(self.classifier, opened, known, self.flip, self.trust, self.reporter)
 
 
 @dataclass(frozen=True)
@@ -238,7 +293,7 @@ def _unused_notes(reading: ReadConfig, with_labels: bool) -> list[Note]:
 @contextmanager
 def _opened(source: str | Path | Source, reading: ReadConfig) -> Iterator[FeatureCache | Source]:
     """Open the cache or read the source; a cache is closed on leaving."""
-    if not isinstance(source, Source) and str(source).lower().endswith(CACHE_SUFFIXES):
+    if not isinstance(source, Source) and is_cache(source):
         with FeatureCache(source) as cache:
             yield cache
     else:
@@ -288,12 +343,13 @@ def _notes(head: HeadArtifact, selection: Selection, seen: _Seen, stated: bool) 
     return notes
 
 
-def _errors_csv(scored: Scored, answers: np.ndarray, class_names: Sequence[str], raw: bool) -> bytes:
+def _errors_csv(measured: _Measured, class_names: Sequence[str], raw: bool) -> bytes:
     """Return the misclassified samples as CSV, the most confident mistakes first."""
-    predicted, confidence = scored.scores.argmax(axis=1), scored.scores.max(axis=1)
+    scores, answers = measured.outputs.scores, measured.answers
+    predicted, confidence = scores.argmax(axis=1), scores.max(axis=1)
     wrong = np.flatnonzero(predicted != answers)
     lines = [("image", "true", "predicted", "confidence")]
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
         names = (class_names[answers[row]], class_names[predicted[row]])
-        lines.append((scored.images[row], *names, f"{confidence[row]:.4f}"))
+        lines.append((measured.images[row], *names, f"{confidence[row]:.4f}"))
     return "".join(csv_lines(lines, raw)).encode()

@@ -48,28 +48,13 @@ class Explanation:
         """Return what of the logit no term accounts for."""
         return self.logit - self.intercept - sum(self.sums) - sum(self.unplaced.values())
 
-    def contributions(self, image: int = 0) -> np.ndarray:
-        """Return the contribution of each pixel of the network's input, (size, size), of all nodes together.
-
-        A place spreads its contribution evenly over the pixels that it covers, so that their sum is kept.
-        """
-        total = np.zeros((self.size, self.size))
-        for values in self.maps[image].values():
-            rows, columns = (_overlap(count, self.size) for count in values.shape)
-            total += rows @ values @ columns.T
-        return total
-
     def smooth(self, image: int = 0) -> np.ndarray:
-        """Return the same for the eye, (size, size) float32: without steps from place to place."""
+        """Return the contribution of each pixel of the network's input, (size, size) float32, of all nodes.
+
+        They are interpolated, so that a picture has no steps from place to place.
+        """
         total = np.zeros((self.size, self.size), np.float32)
         for values in self.maps[image].values():
             density = Image.fromarray((values * values.size / self.size**2).astype(np.float32))
             total += np.asarray(density.resize((self.size, self.size), Image.Resampling.BILINEAR))
         return total
-
-
-def _overlap(count: int, size: int) -> np.ndarray:
-    """Return the share of each of `count` parts of a side that is in each of `size` pixels, (size, count)."""
-    ends = np.arange(size + 1) * count / size
-    part = np.arange(count)
-    return np.clip(np.minimum(ends[1:, None], part + 1) - np.maximum(ends[:-1, None], part), 0, None)

@@ -32,12 +32,12 @@ from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.classifier import mean_scores
 from bottleneck.models.learnt_from import float32_notes
 from bottleneck.names import EXPORT_FORMATS, nodes_in
+from bottleneck.records import Result
 
 SUFFIXES = dict(zip(EXPORT_FORMATS, (".onnx", ".pt2"), strict=True))
 BOUND = 1e-4  # greatest allowed difference of a probability, or of a quantity relative to the target's spread
-ROUNDING = 64 * float(
-    np.finfo(np.float32).eps
-)  # relative, of a quantity: a float32 of 500,000 has steps of 0.03
+# Relative, of a quantity: a float32 of 500,000 has steps of 0.03.
+ROUNDING = 64 * float(np.finfo(np.float32).eps)
 SIZES = (1, 3)  # batch sizes at which the difference is measured
 METADATA = "bottleneck.json"  # name of the metadata within a .pt2
 
@@ -46,7 +46,7 @@ Program = Callable[[Arrays], np.ndarray]  # inputs by name → probabilities
 
 
 @dataclass(frozen=True)
-class Exported:
+class Exported(Result):
     """The written file.
 
     max_difference : of its outputs from the model's, in its unit. allowed : the greatest accepted one.
@@ -60,10 +60,6 @@ class Exported:
     classes: tuple[str, ...]
     allowed: float = BOUND
     notes: tuple[Note, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck export --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 class Deployed(nn.Module):

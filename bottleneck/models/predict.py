@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +29,7 @@ from bottleneck.models.config import TrustConfig
 from bottleneck.models.trust import Trust
 from bottleneck.names import TOP_CLASSES
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import config_from
+from bottleneck.records import config_from, plain
 from bottleneck.store.exchange import import_pyarrow
 
 # Between several labels or images in one cell; the first that none contains.
@@ -129,13 +128,7 @@ def predict(
     predictions, failed = _classified(
         opened, lambda source: classifier.classify(source, top, probabilities, flip, trust, reporter)
     )
-    if not predictions:
-        reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
-        raise BottleneckError(f"None of {counted(images, 'image')} could be classified{reason}.")
-    if failed:
-        first = f"{failed[0]['image']}: {failed[0]['error']}"
-        text = f"Images without a prediction, and so without a row: {len(failed):,}; the first is {first}."
-        notes.append(Note("images-without-prediction", text, True, {"failed": len(failed)}))
+    notes += _failure_notes(failed, images, bool(predictions))
     refuse_strict(notes, strict)
     if output is not None:
         notes += write_table(Path(output), predictions, raw)
@@ -170,6 +163,17 @@ def _classified(
     return predictions, failed
 
 
+def _failure_notes(failed: Sequence[dict[str, str]], images: int, any_predicted: bool) -> list[Note]:
+    """Return a note on failed images; BottleneckError if none of `images` has a prediction."""
+    first = "".join(f"{each['image']}: {each['error']}" for each in failed[:1])
+    if not any_predicted:
+        reason = f"; the first: {first}" if first else ""
+        raise BottleneckError(f"None of {counted(images, 'image')} could be classified{reason}.")
+    text = f"Images without a prediction, and so without a row: {len(failed):,}; the first is {first}."
+    details = {"failed": len(failed)}
+    return [Note("images-without-prediction", text, True, details)] if failed else []
+
+
 def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:
     """Name the images of records by their whole paths, which differ between sources."""
     for record in records:
@@ -189,15 +193,12 @@ def write_table(path: Path, predictions: Records, raw: bool) -> list[Note]:
     """
     suffix = path.suffix.lower()
     if suffix == ".jsonl":
-        write_whole(path, "".join(_line(record) for record in predictions).encode())
+        lines = (json.dumps(plain(record), ensure_ascii=False) + "\n" for record in predictions)
+        write_whole(path, "".join(lines).encode())
         return []
     columns, notes = _columns(predictions)
     write_whole(path, _as_csv(columns, raw) if suffix == ".csv" else _as_parquet(columns))
     return notes
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False) + "\n"
 
 
 def _as_csv(columns: Columns, raw: bool) -> bytes:
@@ -277,19 +278,8 @@ def _text(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list | dict | bool):
-        return json.dumps(_plain(value), ensure_ascii=False)
+        return json.dumps(plain(value), ensure_ascii=False)
     return str(value)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value for JSON: NaN and infinity are null, types that JSON lacks are text."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")

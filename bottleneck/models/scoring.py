@@ -9,8 +9,8 @@ L labels; V views of an image: itself, and with `flip` its mirror image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from shlex import quote
 
 import numpy as np
@@ -21,7 +21,7 @@ from bottleneck.data.table_file import to_number
 from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note, counted
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.heads.artifact import HeadArtifact
-from bottleneck.models.classifier import Classifier, mean_scores
+from bottleneck.models.classifier import Classifier, Outputs, mean_scores
 from bottleneck.models.trust import Trust
 from bottleneck.names import nodes_in
 from bottleneck.progress import Reporter
@@ -176,103 +176,61 @@ def listed(counts: dict[str, int]) -> str:
     return ", ".join(f"{name!r} ({counts[name]})" for name in names[:5]) + (" …" if len(names) > 5 else "")
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Scores of the selected samples that could be computed.
+def score(
+    classifier: Classifier,
+    opened: FeatureCache | Source,
+    rows: np.ndarray,
+    flip: bool,
+    reporter: Reporter,
+    trust: Trust | None = None,
+) -> Outputs:
+    """Score the samples `rows` (n,) of images, or of a cache from its features, a map, or else the images.
 
-    index : (n,) which of the selected samples they are.
-    images : n keys of their first images.
-    scores : probabilities (n, K) or (n, L), or values (n,) of a regression.
-    failed : reason by image key.
-    digests : (I, 32) uint8, sha256 of their images.
-    novelty : (n,), where it is wanted.
-    precisions : of the features, by node.
-    notes : what was decided.
+    The outputs' rows are indices of `rows`.
     """
-
-    index: np.ndarray
-    images: Sequence[str]
-    scores: np.ndarray
-    failed: dict[str, str]
-    digests: np.ndarray
-    novelty: np.ndarray | None = None
-    precisions: dict[str, str] = field(default_factory=dict)
-    notes: list[Note] = field(default_factory=list)
-
-
-def score_images(
-    classifier: Classifier,
-    source: Source,
-    rows: np.ndarray,
-    flip: bool,
-    reporter: Reporter,
-    trust: Trust | None = None,
-) -> Scored:
-    """Score the samples `rows` by running the whole network on their images."""
-    chosen = source.take(rows)
-    outputs = classifier.outputs(chosen, flip, trust, reporter)
-    images = [chosen.images[image] for image in chosen.samples.image[outputs.rows, 0]]
-    precisions = classifier.trunk.precisions_used
-    return Scored(
-        outputs.rows, images, outputs.scores, outputs.failed, outputs.digests, outputs.novelty, precisions
-    )
-
-
-def score_cache(
-    classifier: Classifier,
-    cache: FeatureCache,
-    rows: np.ndarray,
-    flip: bool,
-    reporter: Reporter,
-    trust: Trust | None = None,
-) -> Scored:
-    """Score the samples `rows` of a cache from its features, from a map, or else from the images."""
-    head = classifier.head
-    if head.node_fingerprint:
-        require_fitted_on(head, cache)
-        if flip and not has_mirrors(cache, head.node):
-            why = "A flip needs the images, since the cache has no mirrored views"
-            scored = _score_images_of(classifier, cache, rows, flip, why, reporter, trust)
-            message = f"{cache.path} has no mirrored views, so its images were run through the network. "
-            message += "`bottleneck extract --flip` stores them."
-            return replace(scored, notes=[Note("flip-computed", message)])
-        blocks = cached_inputs(cache, head.node, rows, flip)
-        precisions = cache.precisions_of(head.node)
-    else:  # The network was trained: no cache has its features, but one may have the map that training took.
-        node = head.settings.get("finetuned", {}).get("input")
-        other = recipe_differences(head, cache)
-        if other or node not in cache.nodes or (flip and not has_mirrors(cache, node)):
-            why = "A trained network is measured on images"
-            return _score_images_of(classifier, cache, rows, flip, why, reporter, trust)
-        blocks = _inputs_from_map(classifier, cache, node, rows, flip)
-        precisions = {head.node: "fp32"}
+    if isinstance(opened, Source):
+        return classifier.outputs(opened.take(rows), flip, trust, reporter)
+    blocks = _cached_blocks(classifier, opened, rows, flip)
+    if isinstance(blocks, str):
+        source = source_of(opened)
+        require_images(source, rows, blocks, opened.path)
+        outputs = classifier.outputs(source.take(rows), flip, trust, reporter)
+        if not classifier.head.node_fingerprint:
+            return outputs
+        message = f"{opened.path} has no mirrored views, so its images were run through the network. "
+        message += "`bottleneck extract --flip` stores them."
+        return replace(outputs, notes=[Note("flip-computed", message)])
     scores: list[np.ndarray] = []
     novelty: list[np.ndarray] = []
     with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
         for block in blocks:
-            scores.append(mean_scores(head, block))
+            scores.append(mean_scores(classifier.head, block))
             if trust is not None and (values := trust.novelty(block)) is not None:
                 novelty.append(values)
             advance(len(block))
-    image = cache.samples.image[rows]
-    digests = cache.images.digest[np.unique(image)]
-    keys, new = cache.images.key[image[:, 0]], np.concatenate(novelty) if novelty else None
-    return Scored(np.arange(len(rows)), keys, np.concatenate(scores), {}, digests, new, precisions)
+    digests = opened.images.digest[np.unique(opened.samples.image[rows])]
+    new = np.concatenate(novelty) if novelty else None
+    # A head without a fingerprint has a trained network, which computes in float32 from the map on.
+    head = classifier.head
+    precisions = opened.precisions_of(head.node) if head.node_fingerprint else {head.node: "fp32"}
+    return Outputs(np.arange(len(rows)), np.concatenate(scores), {}, digests, new, precisions)
 
 
-def _score_images_of(
-    classifier: Classifier,
-    cache: FeatureCache,
-    rows: np.ndarray,
-    flip: bool,
-    why: str,
-    reporter: Reporter,
-    trust: Trust | None,
-) -> Scored:
-    """Score the samples `rows` of a cache on its images. why : they are needed, for an error's message."""
-    source = source_of(cache)
-    require_images(source, rows, why, cache.path)
-    return score_images(classifier, source, rows, flip, reporter, trust)
+def _cached_blocks(
+    classifier: Classifier, cache: FeatureCache, rows: np.ndarray, flip: bool
+) -> Iterator[np.ndarray] | str:
+    """Return the head's inputs from cached features or a cached map; or why they need the images."""
+    head = classifier.head
+    if head.node_fingerprint:
+        require_fitted_on(head, cache)
+        if flip and not has_mirrors(cache, head.node):
+            return "A flip needs the images, since the cache has no mirrored views"
+        return cached_inputs(cache, head.node, rows, flip)
+    # The network was trained: no cache has its features, but one may have the map that training took.
+    node = head.settings.get("finetuned", {}).get("input")
+    if recipe_differences(head, cache) or node not in cache.nodes or (flip and not has_mirrors(cache, node)):
+        return "A trained network is measured on images"
+    return _inputs_from_map(classifier, cache, node, rows, flip)
 
 
 def has_mirrors(cache: FeatureCache, name: str) -> bool:

@@ -16,6 +16,32 @@ from bottleneck.heads.metrics import wilson_interval
 from bottleneck.models.config import TrustConfig
 
 UNKNOWN = "unknown"  # the label of a rejected sample
+AGAIN = "Fit it again: bottleneck fit-head CACHE."
+# Message and hint where a file lacks the data, by whether the network was trained.
+NO_NOVELTY = {
+    True: (
+        "The network of this model was trained on its images, whose features tell nothing of new ones: "
+        "its file has no data for --reject.",
+        "Use a head on the network as it was: bottleneck fit-head CACHE.",
+    ),
+    False: (
+        "The head's file has no data for --reject: an earlier version wrote it, its training samples are "
+        "of one group, or it was not made by fit-head or train.",
+        AGAIN,
+    ),
+}
+NO_CONFORMAL = {
+    True: (
+        "No sample was held out from the training of this model but val, which chose it; its file has no "
+        "data for --coverage.",
+        "Use a model of bottleneck train, or a head: bottleneck fit-head CACHE.",
+    ),
+    False: (
+        "The head's file has no data for --coverage: an earlier version wrote it, or it was fitted without "
+        "cross-validation.",
+        AGAIN,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +61,7 @@ class Trust:
         limit = None
         if config.reject is not None:
             if head.novelty is None:
-                raise _no_novelty(head)
+                raise ArtifactError(*NO_NOVELTY[_is_trained(head)])
             limit = head.novelty.threshold(config.reject)
         if config.coverage is not None:
             if head.target_kind != "class":
@@ -44,7 +70,7 @@ class Trust:
                     "Leave --coverage out.",
                 )
             if head.conformal is None:
-                raise _no_conformal(head)
+                raise ArtifactError(*NO_CONFORMAL[_is_trained(head)])
             head.conformal.threshold(config.coverage)
         return cls(head, config, limit)
 
@@ -103,7 +129,7 @@ class Trust:
     def measured(
         self, scores: np.ndarray, answers: np.ndarray, novelty: np.ndarray | None, known: str
     ) -> tuple[dict[str, Any], list[Note]]:
-        """Return what `evaluate` adds for samples of known classes, and notes where a promise is not kept.
+        """Return what `evaluate` adds for samples of known classes, and notes where a rate is missed.
 
         scores : probabilities (n, K), or values (n,). answers : of the samples. known : names them.
         """
@@ -156,34 +182,6 @@ def _is_off(hits: np.ndarray, asked: float, m: int) -> bool:
     """
     error = np.sqrt(asked * (1 - asked) * (1 / len(hits) + 1 / m))
     return bool(abs(hits.mean() - asked) > 1.96 * error)
-
-
-def _no_novelty(head: HeadArtifact) -> ArtifactError:
-    if _is_trained(head):
-        return ArtifactError(
-            "The network of this model was trained on its images, whose features tell nothing of new ones: "
-            "its file has no data for --reject.",
-            "Use a head on the network as it was: bottleneck fit-head CACHE.",
-        )
-    return ArtifactError(
-        "The head's file has no data for --reject: an earlier version wrote it, its training samples are "
-        "of one group, or it was not made by fit-head or train.",
-        "Fit it again: bottleneck fit-head CACHE.",
-    )
-
-
-def _no_conformal(head: HeadArtifact) -> ArtifactError:
-    if _is_trained(head):
-        return ArtifactError(
-            "No sample was held out from the training of this model but val, which chose it; its file has no "
-            "data for --coverage.",
-            "Use a model of bottleneck train, or a head: bottleneck fit-head CACHE.",
-        )
-    return ArtifactError(
-        "The head's file has no data for --coverage: an earlier version wrote it, or it was fitted without "
-        "cross-validation.",
-        "Fit it again: bottleneck fit-head CACHE.",
-    )
 
 
 def _is_trained(head: HeadArtifact) -> bool:

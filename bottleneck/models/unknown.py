@@ -14,8 +14,8 @@ from bottleneck.data.source import Source
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.heads.trained_on import TrainedOn
-from bottleneck.models.classifier import Classifier
-from bottleneck.models.scoring import Scored, score_cache, score_images
+from bottleneck.models.classifier import Classifier, Outputs
+from bottleneck.models.scoring import score
 from bottleneck.models.trust import Trust
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
@@ -28,7 +28,7 @@ CHANCE = 0.5  # AUROC of a score that tells nothing
 def measure_unknown(
     classifier: Classifier,
     opened: FeatureCache | Source,
-    known: Scored,
+    known: Outputs,
     flip: bool,
     trust: Trust,
     reporter: Reporter,
@@ -41,11 +41,15 @@ def measure_unknown(
     head, notes, rows = classifier.head, list[Note](), np.arange(len(opened.samples.image))
     if isinstance(opened, FeatureCache):
         opened.require_rows()
-        scored = score_cache(classifier, opened, rows, flip, reporter, trust)
+        opened.samples.require_finished(str(opened.path))
     else:
         notes += opened.notes
-        scored = score_images(classifier, opened, rows, flip, reporter, trust)
-    if known.novelty is None or scored.novelty is None or not len(scored.index):
+    if not len(rows):
+        raise BottleneckError(
+            "What is given as unknown has no samples.", "Give images, or the main file of a cache."
+        )
+    scored = score(classifier, opened, rows, flip, reporter, trust)
+    if known.novelty is None or scored.novelty is None or not len(scored.rows):
         raise BottleneckError("None of the images given as unknown could be read.")
     measured = len({bytes(each) for each in known.digests} & {bytes(each) for each in scored.digests})
     fitted = 0

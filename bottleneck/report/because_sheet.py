@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
-from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError
-from bottleneck.extraction.cached_source import source_of
 from bottleneck.models.because import Because
-from bottleneck.report.image_sheets import ACROSS, MOST_LINES, SIDE, Strip, Tile, contact_sheet, thumbnails
+from bottleneck.report.image_sheets import ACROSS, MOST_LINES, Strip, Tile, cached_thumbnails, contact_sheet
 from bottleneck.store.reader import FeatureCache
 
 LINES = 2  # of tiles for each prediction
@@ -33,13 +28,8 @@ def because_sheet(found: Because, path: str | Path) -> Path:
         ]
         strips.append(Strip(f"{one['class']}{over}: {one['image']}", tiles))
     keys = sorted({tile.image for strip in strips for tile in strip.tiles})
-    pictures: dict[str, np.ndarray | str]
     with FeatureCache(found.cache) as cache:
-        preprocess = Preprocess.from_json(cache.spec.preprocess).override(image_size=SIDE)
-        try:
-            pictures = thumbnails(source_of(cache), keys, preprocess)
-        except BottleneckError as error:  # the whole source is gone
-            pictures = dict.fromkeys(keys, str(error).rstrip("."))
+        pictures = cached_thumbnails(cache, keys)
     left_out = len(found.pulls) - len(strips)
     more = f" {left_out:,} more predictions are in --json." if left_out else ""
     return contact_sheet(strips, pictures, path, footer=LEGEND + more)

@@ -29,7 +29,7 @@ from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import Classifier, open_model
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.explanation import Explanation
-from bottleneck.names import CACHE_SUFFIXES
+from bottleneck.names import is_cache
 from bottleneck.progress import SILENT, Reporter, probability
 from bottleneck.records import config_from
 from bottleneck.report.image_sheets import MOST_LINES, MOST_TILES, SIDE, Strip, Tile, contact_sheet
@@ -117,11 +117,10 @@ def explain(
         None of the images could be read.
     """
     config, reading = config_from(ExplainConfig, locals()), config_from(ReadConfig, locals())
+    sheet: _Sheet | None = None
     notes = list[Note]()
     if output is not None:
-        require_file_name(Path(output))
-        output, told = _own_output(Path(output))
-        notes += told
+        sheet, notes = _Sheet.at(Path(output))
     classifier = open_model(model, LoadOptions(weights, trust_code), EngineConfig())
     started = time.perf_counter()
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
@@ -130,32 +129,35 @@ def explain(
     explainer = Explainer(classifier, config)
     if reference is not None:
         explainer.compare_with(_reference(reference, classifier, reading), Path(reference).name, reporter)
-    sheet = _Sheet(Path(output)) if output is not None else None
     maps: list[Explanation] = []
     paths: list[list[str]] = []
     for source in opened:
         for one in explainer.explain(source, reporter):
             maps.append(one)
             paths += [sheet.add(one, source, classifier.trunk.preprocess)] if sheet else []
-    failed, images = explainer.failed, sum(len(source.images) for source in opened)
-    if not maps:
-        reason = "".join(f"; the first: {key}: {why}" for key, why in [*failed.items()][:1])
-        raise BottleneckError(f"None of {counted(images, 'image')} could be explained{reason}.")
-    if failed:
-        text = f"Images that are not explained: {len(failed):,}; the first is {next(iter(failed))}: "
-        notes.append(Note("images-unread", text + f"{next(iter(failed.values()))}.", True))
-        refuse_strict(notes, strict)
+    notes += _unread(explainer.failed, bool(maps), sum(len(source.images) for source in opened))
+    refuse_strict(notes, strict)
     if sheet:
         notes += [*sheet.notes, *sheet.write()]
     return Explanations(
         maps,
         paths,
-        None if output is None else str(output),
-        failed,
+        str(sheet.path) if sheet else None,
+        explainer.failed,
         flip or classifier.flips,
         time.perf_counter() - started,
         distinct([*notes, *explainer.notes, *classifier.trunk.notes]),
     )
+
+
+def _unread(failed: dict[str, str], any_explained: bool, images: int) -> list[Note]:
+    """Return a note on failed images; BottleneckError if none of `images` was explained."""
+    first = "".join(f"{key}: {why}" for key, why in [*failed.items()][:1])
+    if not any_explained:
+        reason = f"; the first: {first}" if first else ""
+        raise BottleneckError(f"None of {counted(images, 'image')} could be explained{reason}.")
+    text = f"Images that are not explained: {len(failed):,}; the first is {first}."
+    return [Note("images-unread", text, True)] if failed else []
 
 
 def _own_output(path: Path) -> tuple[Path, list[Note]]:
@@ -183,7 +185,7 @@ def _own_output(path: Path) -> tuple[Path, list[Note]]:
 
 def _reference(path: str | Path, classifier: Classifier, reading: ReadConfig) -> Source:
     """Return the samples of a cache's train split, of all its splits where that is empty, or of images."""
-    if Path(path).suffix in CACHE_SUFFIXES:
+    if is_cache(path):
         with FeatureCache(path) as cache:
             return training_images(cache)
     (source,) = read_sources([path], classifier.reading(reading, inputs_only=True))
@@ -206,6 +208,13 @@ class _Sheet:
         self._strips: dict[str, Strip] = {}
         self._pictures: dict[str, np.ndarray | str] = {}
         self._count = 0  # of overlays
+
+    @classmethod
+    def at(cls, path: Path) -> tuple[_Sheet, list[Note]]:
+        """Return a sheet for `path`, or for a free name in its place, and a note on that."""
+        require_file_name(path)
+        chosen, notes = _own_output(path)
+        return cls(chosen), notes
 
     def add(self, one: Explanation, source: Source, preprocess: Preprocess) -> list[str]:
         """Write the overlays of the sample's images; return their paths."""

@@ -169,14 +169,22 @@ def _pictures(result: Similar, names: Iterable[str]) -> dict[str, np.ndarray | s
     """Read images of the cache from its source, others from their files."""
     keys = set(result.keys)
     cached, others = ([name for name in names if (name in keys) == inside] for inside in (True, False))
-    pictures: dict[str, np.ndarray | str] = {}
     with FeatureCache(result.cache) as cache:
-        preprocess = Preprocess.from_json(cache.spec.preprocess).override(image_size=SIDE)
-        try:
-            pictures |= thumbnails(source_of(cache), cached, preprocess) if cached else {}
-        except BottleneckError as error:  # the whole source is gone
-            pictures |= dict.fromkeys(cached, str(error).rstrip("."))
+        pictures = cached_thumbnails(cache, cached)
+        preprocess = _tile_preprocess(cache)
     return pictures | (thumbnails(image_files(others), others, preprocess) if others else {})
+
+
+def _tile_preprocess(cache: FeatureCache) -> Preprocess:
+    return Preprocess.from_json(cache.spec.preprocess).override(image_size=SIDE)
+
+
+def cached_thumbnails(cache: FeatureCache, keys: Sequence[str]) -> dict[str, np.ndarray | str]:
+    """Return `thumbnails` of images of a cache for tiles; the reason for all where the source is gone."""
+    try:
+        return thumbnails(source_of(cache), keys, _tile_preprocess(cache)) if keys else {}
+    except BottleneckError as error:
+        return dict.fromkeys(keys, str(error).rstrip("."))
 
 
 def _draw(axes: Axes, tile: Tile, picture: np.ndarray | str, left: int, top: int) -> None:

@@ -1,7 +1,8 @@
-"""The contributions of places drawn over an image: it comes in with an explanation, and a picture comes out.
+"""Draw the contributions of places over an image: an explanation and its image → a picture.
 
 An overlay is the image in grey, brighter and yellow where it speaks for the class, darker and blue where it
-speaks against it, so that it reads without colours too. A frame shows what the network sees of the image.
+speaks against it, so that it can be read without colours too. A frame shows what the network sees of the
+image.
 
 Shapes: H × W pixels of an image.
 """
@@ -25,18 +26,17 @@ FRAME = (255, 255, 255)
 
 
 def overlay(
-    explanation: Explanation, source: Source, preprocess: Preprocess, image: int = 0, side: int | None = None
+    explanation: Explanation, source: Source, preprocess: Preprocess, side: int | None = None
 ) -> Image.Image:
-    """Return one image of a sample with its contributions over it, RGB, upright and at its own size.
+    """Return the first image of a sample with its contributions over it, RGB, upright and at its own size.
 
     explanation : as `Explainer.explain` yields it. source, preprocess : that it was made of.
-    image : number of the image among those of the sample.
     side : longest side in pixels to which the result is scaled down; its own by default.
 
     Raises ImageError or OSError where the image cannot be read.
     """
-    picture, _ = upright(source, explanation.images[image], preprocess)
-    return laid_over(explanation.smooth(image), picture, preprocess, side)
+    picture, _ = upright(source, explanation.images[0], preprocess)
+    return laid_over(explanation.smooth(), picture, preprocess, side)
 
 
 def laid_over(

@@ -14,7 +14,7 @@ from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.errors import CacheError, FingerprintError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.names import CACHE_SUFFIXES
+from bottleneck.names import is_cache
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 
@@ -73,12 +73,14 @@ def new_images(
         It has no rows, or is `cache` itself.
     SourceError, BackboneError, EngineError
     """
-    is_cache = str(new).lower().endswith(CACHE_SUFFIXES)
-    found = NewImages(FeatureCache(new)) if is_cache else _extracted(cache, node, new, load, engine, reporter)
+    if is_cache(new):
+        found = NewImages(FeatureCache(new))
+    else:
+        found = _extracted(cache, node, new, load, engine, reporter)
     with found.cache:
         if found.cache.path.resolve() == cache.path.resolve():
             raise CacheError(f"{new} is {cache.path} itself; expected other images.")
-        _require_alike(cache, found.cache, node, is_cache)
+        _require_alike(cache, found.cache, node, is_cache(new))
         found.cache.require_rows()
         yield found
 

@@ -22,7 +22,6 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import config_from
+from bottleneck.records import Result, config_from
 from bottleneck.remote.path import path_of
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
@@ -234,17 +233,13 @@ def _fingerprint(plan: FinetunePlan, cache: FeatureCache, config: FinetuneConfig
 
 
 @dataclass(frozen=True)
-class FoundRate:
+class FoundRate(Result):
     """lr : the suggestion for the head. rates, losses : the curve, losses smoothed. notes : on the data."""
 
     lr: float
     rates: tuple[float, ...]
     losses: tuple[float, ...]
     notes: tuple[Note, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck finetune --find-lr --json` without the figure."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def _endless(train: Batches) -> Generator[Batch]:

@@ -63,7 +63,7 @@ def calibrated_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     codes, values = labels.numpy(), two_logits(logits).double().numpy()
     if not np.isfinite(values).all():
         return 1.0, math.inf
-    return fit_temperature(codes, values, "softmax"), least_loss(codes, values, "softmax")
+    return fit_temperature(codes, values, "softmax"), least_loss(codes, values)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from bottleneck.fitting.calibrated import novelty_on
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.trials.heads import Tried, artifact_of, fit_on, head_as_tried, held_out, measured, outputs_of
+from bottleneck.trials.heads import Tried, artifact_of, fit_on, head_as_tried, measured, outputs_of
 from bottleneck.trials.mirrors import mirrored_outputs
 from bottleneck.trials.task import Task
 
@@ -24,16 +24,15 @@ def final_head(task: Task, node: str, tried: Tried, reporter: Reporter = SILENT)
     Without val, the samples are those of the trial, whose C and temperature are taken. With val, both are
     found again; on val a head that learnt from train alone, as in the trial, is measured.
     """
-    alone = head_as_tried(task, node, tried, task.rows["train"], reporter)
+    alone = head_as_tried(task, node, tried.settings, task.rows["train"], reporter)
     flip = bool(tried.settings.get("flip", False))
     head, metrics = alone, {name: each for name, each in tried.metrics.items() if name == "cv"}
     if "val" in task.rows:
-        rows, problem, _ = task.refit_problem()
+        rows, problem = task.refit_problem()
         fit = fit_on(task, node, rows, problem, reporter=reporter)
-        head, held = artifact_of(task, node, rows, fit, problem), held_out(fit)
+        head, (held, logits) = artifact_of(task, node, rows, fit, problem), fit.held_out()
         if len(held) and not flip:
-            assert fit.out_of_fold is not None
-            metrics["cv"] = measured(task, rows[held], fit.out_of_fold[held], head.link, head.temperature)
+            metrics["cv"] = measured(task, rows[held], logits, head.link, head.temperature)
     for split, indices in task.rows.items():
         metrics[split] = _measured(task, alone if split == "val" else head, indices, flip)
     fitted_on = [split for split in ("train", "val") if split in task.rows]

@@ -25,7 +25,6 @@ import torch
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.backbones.section import Cut, find_cut
-from bottleneck.fitting.calibrated import conformal_of
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.metrics import fit_temperature
 from bottleneck.progress import Reporter
@@ -39,7 +38,7 @@ from bottleneck.training.labelled_splits import LabelledSplits
 from bottleneck.training.network import TransferNetwork, folded
 from bottleneck.training.results import PIXELS
 from bottleneck.trials.evidence import Evidence, difference
-from bottleneck.trials.heads import Tried, evidence_of, head_fingerprint, head_on, measured, summary
+from bottleneck.trials.heads import Tried, head_fingerprint, head_on, judged, measured
 from bottleneck.trials.task import Records, Task
 
 EPOCHS = 10  # of few samples; see `epochs_for`
@@ -182,10 +181,11 @@ def try_finetuning(
     inputs = fingerprint(
         {"start": head_fingerprint(task, tuning.node), "config": tuning.config.nested(), "C": tuning.C}
     )
-    parts = _parts(task)
-    done: list[tuple[np.ndarray, np.ndarray, float]] = []
+    parts, seconds = _parts(task), 0.0
+    done: list[tuple[str, np.ndarray, np.ndarray]] = []
+    tried: Tried | None = None
     with opened(task, tuning, records.folder, reporter) as tune:
-        for number, (train, held) in enumerate(parts):
+        for number, (kind, train, held) in enumerate(parts):
             record = f"{name}--{number}"
             stored = records.read(record, inputs)
             if stored is None:
@@ -197,12 +197,12 @@ def try_finetuning(
                 logits = tune.held_out_logits(train, held)
                 stored = {"seconds": time.perf_counter() - started}, {"logits": logits}
                 records.write(record, inputs, *stored)
-            done.append((held, stored[1]["logits"], stored[0]["seconds"]))
-            if against is None or difference(_evidence(task, done), against).gain <= 0:
+            done.append((kind, held, stored[1]["logits"]))
+            seconds += stored[0]["seconds"]
+            tried = _tried(task, done, seconds)
+            if against is None or difference(tried.evidence, against).gain <= 0:
                 break
-    if not done:
-        return "there is no time for it"
-    return _tried(task, done)
+    return tried or "there is no time for it"
 
 
 def seconds_at_most(pace: Pace, train: int, val: int, test: int, cv: int) -> float:
@@ -226,26 +226,12 @@ def epochs_for(n: int) -> int:
     return min(EPOCHS, max(LEAST_EPOCHS, PASSES // max(1, n)))
 
 
-def _evidence(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Evidence:
-    """Return the finished parts as evidence."""
-    return evidence_of(
-        task, np.concatenate([held for held, _, _ in done]), np.concatenate([logits for _, logits, _ in done])
-    )
-
-
-def _tried(task: Task, done: list[tuple[np.ndarray, np.ndarray, float]]) -> Tried:
-    """Return the finished parts as one candidate."""
-    rows = np.concatenate([held for held, _, _ in done])
-    logits = np.concatenate([logits for _, logits, _ in done])
+def _tried(task: Task, done: list[tuple[str, np.ndarray, np.ndarray]], seconds: float) -> Tried:
+    """Return the finished parts as one candidate. done : (name, rows (m,), logits (m, K)) of each part."""
+    rows, logits = (np.concatenate([part[index] for part in done]) for index in (1, 2))
     temperature = fit_temperature(task.target.values[rows], logits, "softmax")
-    metrics = {}
-    in_val = np.isin(rows, task.rows.get("val", []))
-    for split, among in (("cv", ~in_val), ("val", in_val)):
-        if among.any():
-            metrics[split] = summary(measured(task, rows[among], logits[among], "softmax", temperature))
-    seconds = sum(seconds for _, _, seconds in done)
-    conformal = conformal_of("class", "softmax", temperature, task.target.values[rows], logits)
-    return Tried(_evidence(task, done), metrics, seconds, {"temperature": temperature}, conformal)
+    _, evidence, metrics, conformal = judged(task, done, "softmax", temperature)
+    return Tried(evidence, metrics, seconds, {"temperature": temperature}, conformal)
 
 
 def final_network(
@@ -297,15 +283,18 @@ def final_network(
     return trained, state
 
 
-def _parts(task: Task) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (train, held out) rows of each part: val first, then folds, until `ENOUGH` are held out."""
+def _parts(task: Task) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Return ("val" or "cv", rows of train, held-out rows) of each part.
+
+    Val is first, then folds follow until `ENOUGH` samples are held out.
+    """
     train = task.rows["train"]
-    parts = [(train, task.rows["val"])] if "val" in task.rows else []
+    parts = [("val", train, task.rows["val"])] if "val" in task.rows else []
     for fold in range(int(task.fold.max()) + 1):
-        if sum(len(held) for _, held in parts) >= ENOUGH:
+        if sum(len(held) for _, _, held in parts) >= ENOUGH:
             break
         held = task.fold == fold
         seen = task.target.values[train[~held]]
         if held.any() and len(np.unique(seen)) == len(task.target.class_names):
-            parts.append((train[~held], train[held]))
+            parts.append(("cv", train[~held], train[held]))
     return parts

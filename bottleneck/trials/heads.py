@@ -151,19 +151,12 @@ def artifact_of(
     task: Task, node: str, rows: np.ndarray, fit: HeadFit, problem: TargetProblem
 ) -> HeadArtifact:
     """Return the head fitted on the samples `rows` (n,), with the temperature of its held-out logits."""
-    temperature, held = 1.0, held_out(fit)
-    if len(held) and fit.link != "identity":
-        assert fit.out_of_fold is not None
-        temperature = fit_temperature(problem.target.values[held], fit.out_of_fold[held], fit.link)
+    held, logits = fit.held_out()
+    temperature = 1.0
+    if fit.link != "identity":
+        temperature = fit_temperature(problem.target.values[held], logits, fit.link)
     description = describe_head(task.cache, task.samples, task.target, node, np.sort(rows), seed=task.seed)
     return fit.artifact(description, temperature=temperature, n_train=int(problem.target.labelled.sum()))
-
-
-def held_out(fit: HeadFit) -> np.ndarray:
-    """Return which of the n samples a fold held out, as indices; none without folds."""
-    if fit.out_of_fold is None:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(np.isfinite(fit.out_of_fold).all(axis=1))
 
 
 def head_on(
@@ -183,12 +176,11 @@ def head_on(
 
 
 def head_as_tried(
-    task: Task, node: str, tried: Tried, rows: np.ndarray, reporter: Reporter = SILENT
+    task: Task, node: str, settings: Mapping[str, Any], rows: np.ndarray, reporter: Reporter = SILENT
 ) -> HeadArtifact:
-    """Fit a head on the samples `rows` (n,) at the C, the scales and the temperature that a trial found."""
-    found = tried.settings
-    head = head_on(task, node, rows, found["C"], found["scales"], reporter)
-    return replace(head, temperature=found["temperature"])
+    """Fit a head on the samples `rows` (n,). settings : C, scales and temperature, as of `Tried`."""
+    head = head_on(task, node, rows, settings["C"], settings["scales"], reporter)
+    return replace(head, temperature=settings["temperature"])
 
 
 def _judged(
@@ -196,11 +188,8 @@ def _judged(
 ) -> tuple[np.ndarray, Evidence, dict[str, dict[str, Any]], Conformal | None, float]:
     """Return what `judged` does of the head on its held-out samples and on val, and the temperature."""
     head = artifact_of(task, node, task.rows["train"], fit, task.problem())
-    parts: list[tuple[str, np.ndarray, np.ndarray]] = []
-    held = held_out(fit)
-    if len(held):
-        assert fit.out_of_fold is not None
-        parts.append(("cv", task.rows["train"][held], fit.out_of_fold[held]))
+    held, logits = fit.held_out()
+    parts = [("cv", task.rows["train"][held], logits)] if len(held) else []
     if "val" in task.rows:
         parts.append(("val", task.rows["val"], outputs_of(task, head, task.rows["val"])))
     return *judged(task, parts, head.link, head.temperature), head.temperature
@@ -215,17 +204,13 @@ def judged(
         together.
     """
     metrics = {}
-    for name in dict.fromkeys(name for name, _, _ in parts):
+    for name in sorted({name for name, _, _ in parts}):
         rows, outputs = (
             np.concatenate([part[index] for part in parts if part[0] == name]) for index in (1, 2)
         )
-        metrics[name] = summary(measured(task, rows, outputs, link, temperature))
+        found = measured(task, rows, outputs, link, temperature)
+        metrics[name] = {figure: found[figure] for figure in SUMMARY if figure in found}
     index = np.concatenate([rows for _, rows, _ in parts])
     logits = np.concatenate([part[2] for part in parts])
     conformal = conformal_of(task.target.kind, link, temperature, task.target.values[index], logits)
     return index, evidence_of(task, index, logits), metrics, conformal
-
-
-def summary(metrics: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures that are shown of a trial, without those by class."""
-    return {name: metrics[name] for name in SUMMARY if name in metrics}

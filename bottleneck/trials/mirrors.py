@@ -9,6 +9,8 @@ Shapes: n samples, K classes or labels.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -33,21 +35,30 @@ def try_mirrored(
     if stored := stored_trial(task, records, name, inputs):
         return stored
     started = time.perf_counter()
-    train = task.rows["train"]
-    parts: list[tuple[str, np.ndarray, np.ndarray]] = []
-    for fold in range(int(task.fold.max()) + 1):
-        held = task.fold == fold
-        if held.any():
-            head = head_as_tried(task, node, plain, train[~held], reporter)
-            parts.append(("cv", train[held], mirrored_outputs(task, head, train[held])))
+    parts = [("cv", *part) for part in mirrored_folds(task, node, plain.settings, reporter)]
     if "val" in task.rows:
-        head = head_as_tried(task, node, plain, train, reporter)
+        head = head_as_tried(task, node, plain.settings, task.rows["train"], reporter)
         parts.append(("val", task.rows["val"], mirrored_outputs(task, head, task.rows["val"])))
-    index, evidence, metrics, conformal = judged(task, parts, head.link, 1.0)
+    index, evidence, metrics, conformal = judged(task, parts, task.problem().link, 1.0)
     settings = {**plain.settings, "flip": True}
     tried = Tried(evidence, metrics, time.perf_counter() - started, settings, conformal)
     store_trial(records, name, inputs, tried, index)
     return tried
+
+
+def mirrored_folds(
+    task: Task, node: str, settings: Mapping[str, Any], reporter: Reporter
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the samples (m,) of each fold and their `mirrored_outputs` (m, K) by a head without them.
+
+    settings : of these heads, as `head_as_tried` takes them.
+    """
+    train = task.rows["train"]
+    for fold in range(int(task.fold.max()) + 1):
+        held = task.fold == fold
+        if held.any():
+            head = head_as_tried(task, node, settings, train[~held], reporter)
+            yield train[held], mirrored_outputs(task, head, train[held])
 
 
 def mirrored_outputs(task: Task, head: HeadArtifact, rows: np.ndarray) -> np.ndarray:

@@ -70,12 +70,11 @@ class Task:
         """Return the target on train with its folds."""
         return TargetProblem(self.target.take(self.rows["train"]), self.fold)
 
-    def refit_problem(self) -> tuple[np.ndarray, TargetProblem, list[Note]]:
-        """Return train and val together: rows (n,), the target on them with folds, notes on these."""
-        rows, notes = np.sort(self.judged), list[Note]()
+    def refit_problem(self) -> tuple[np.ndarray, TargetProblem]:
+        """Return train and val together: rows (n,), and the target on them with folds."""
+        rows = np.sort(self.judged)
         target = self.target.take(rows)
-        fold = folds_of(target, self.samples, rows, self.cv, self.seed, notes)
-        return rows, TargetProblem(target, fold), notes
+        return rows, TargetProblem(target, folds_of(target, self.samples, rows, self.cv, self.seed, []))
 
     @cached_property
     def digest(self) -> str:

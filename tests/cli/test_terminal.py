@@ -12,7 +12,8 @@ from rich.console import Console
 
 from bottleneck.cli.main import COMMANDS, group
 from bottleneck.cli.options import Crop
-from bottleneck.cli.terminal import Terminal, _Rate, plain, shows_results, table
+from bottleneck.cli.terminal import Terminal, _Rate, shows_results, table
+from bottleneck.records import plain
 
 
 def test_plain_makes_numpy_and_what_is_not_finite_json():

@@ -8,6 +8,8 @@ import pytest
 
 from bottleneck.errors import CacheError, FitError, Note, SourceError
 from bottleneck.fitting.fit_heads import fit_heads
+from bottleneck.fitting.labels import relabelled
+from bottleneck.store.reader import FeatureCache
 from tests.helpers.caches import D, class_target, write_cache
 from tests.helpers.problems import features
 
@@ -89,6 +91,14 @@ class TestLabelsFile:
                 fit_heads(cache, labels=tmp_path / name, output=tmp_path / "heads")
         with pytest.raises(CacheError, match="pipe is a pipe or a device; expected a feature cache"):
             fit_heads(tmp_path / "pipe", output=tmp_path / "heads")
+
+    def test_a_cache_without_samples_is_refused(self, cache, tmp_path):
+        """As the file of one map is."""
+        path = self.write(tmp_path, [("image", "sex"), ("그림/000.png", "f")])
+        with FeatureCache(cache) as opened:
+            none = opened.samples.take(np.zeros(0, np.int64))
+            with pytest.raises(FitError, match="the cache has no samples"):
+                relabelled(none, opened.images.key, path)
 
     def test_no_such_file_or_group(self, cache, tmp_path):
         with pytest.raises(FitError, match="no labels file"):

@@ -1,6 +1,7 @@
 """Heads without listed images: those of a cache that lacks them, and a proof of what a head has seen."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from click.testing import CliRunner
 
 from bottleneck import fit_heads
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError, FitError
+from bottleneck.errors import ArtifactError, CacheError, FitError
 from bottleneck.fitting.left_out import left_out, seen_images
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.trained_on import TrainedOn
+from bottleneck.samples import SampleTable
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training.finetune import finetune
 from tests.helpers.caches import class_target, write_cache
@@ -131,3 +133,23 @@ def test_the_command_checks_and_exits_1_for_a_head_that_has_seen_one(cache, head
     seen = CliRunner().invoke(group, [*arguments, heads[0], "--json"], input=names)
     assert (seen.exit_code, json.loads(seen.stdout)["proven"]) == (1, False)
     assert "has seen 4 of the 6 images" in str(seen.exception)
+
+
+def test_a_cache_without_rows_is_refused(cache, listed, heads, monkeypatch):
+    def refuse(cache):
+        raise CacheError("It has no rows.")
+
+    monkeypatch.setattr(FeatureCache, "require_rows", refuse)
+    with pytest.raises(CacheError, match="no rows"):
+        seen_images(heads[0], cache, listed)
+
+
+def test_a_name_leaves_out_all_files_that_it_is_the_same_name_of():
+    """Two files may have names that differ in the composition of their letters alone."""
+    keys = np.array(["caf\u00e9.png", "cafe\u0301.png", "b.png"], object)
+    digest = np.arange(96, dtype=np.uint8).reshape(3, 32)
+    images = SimpleNamespace(key=keys, digest=digest, digests=lambda: [bytes(each) for each in digest])
+    samples = SampleTable(keys, np.arange(3)[:, None], np.array(["train"] * 3, object))
+    cache = SimpleNamespace(images=images, samples=samples, source_root="/images", path="c.h5")
+    found = left_out(cache, ["cafe\u0301.png"])
+    assert (found.rows.tolist(), found.images.tolist()) == ([0, 1], [0, 1])

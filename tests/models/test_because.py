@@ -69,6 +69,21 @@ def test_other_caches_and_other_heads_are_refused(listed, few, made_cache, made_
         training_rows(load_head(made_head), cache, replace(cache.samples, finished=False))
 
 
+def test_what_was_decided_about_the_images_is_noted(made_cache, images, tmp_path):
+    (head,) = fit_heads(made_cache, C=0.1, output=tmp_path).heads
+    copied = tmp_path / "given" / "a.png"
+    copied.parent.mkdir()
+    copied.write_bytes(next(images.rglob("*.png")).read_bytes())
+    (copied.parent / "b.txt").write_text("")
+    found = because(head["path"], copied.parent, cache=made_cache)
+    assert "files-ignored" in [note.code for note in found.notes]
+
+
+def test_a_class_of_a_head_of_numbers_is_refused_as_one(listed, few):
+    with pytest.raises(ArtifactError, match="a quantity, and has no class 'bee'"):
+        because(listed.heads["weight"], few, cache=listed.cache, class_names=["bee"])
+
+
 def test_a_head_fitted_to_a_labels_file_is_explained_with_that_file_alone(listed, few, tmp_path):
     with FeatureCache(listed.cache) as cache:
         samples = cache.samples

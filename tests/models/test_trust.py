@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from bottleneck import FeatureCache, evaluate, fit_heads, load_model, predict
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError, BottleneckError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError
 from bottleneck.fitting.calibrated import novelty_on
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.novelty import fit_novelty
@@ -110,6 +111,33 @@ def test_unknown_images_that_seem_better_known_are_told(fitted, made_cache):
     found = evaluate(fitted[0], made_cache, split="test", unknown=made_cache)
     assert found["auroc_ci95"][1] < 0.5
     assert "unknown-nearer-than-known" in codes(found)
+
+
+def test_failed_images_of_one_name_are_listed_for_both_sources(fitted, images, tmp_path, monkeypatch):
+    head, others = fitted
+    broken = next(copytree(images / "test", tmp_path / "known").iterdir()) / "broken.png"
+    broken.write_bytes(b"")
+    key = broken.relative_to(tmp_path / "known").as_posix()
+    monkeypatch.setattr("bottleneck.models.evaluate.measure_unknown", lambda *_: ({}, {key: "lost"}, []))
+    found = evaluate(head, tmp_path / "known", unknown=others, **RUN)["failed"]
+    assert [each["image"] for each in found] == [key, key]
+    assert found[1]["error"] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("finished", "error", "text"),
+    [(False, CacheError, "extraction was interrupted"), (True, BottleneckError, "has no samples")],
+)
+def test_unknown_without_samples_is_refused(drawn, monkeypatch, finished, error, text):
+    """A cache of an interrupted extraction, and the file of one map."""
+    head, known, other = drawn
+    none = replace(FeatureCache(other).samples.take(np.zeros(0, np.int64)), finished=finished)
+    samples = FeatureCache.samples.fget
+    monkeypatch.setattr(
+        FeatureCache, "samples", property(lambda cache: none if cache.path == other else samples(cache))
+    )
+    with pytest.raises(error, match=text):
+        evaluate(head, known, unknown=other)
 
 
 def test_known_images_that_are_given_as_unknown_are_told(fitted, made_cache, images):

@@ -123,19 +123,17 @@ def zeros_like(x: Array, *shape: int, dtype: DTypeLike | None = None) -> Array:
     return place_of(x).zeros(*shape, dtype=dtype_of(x) if dtype is None else dtype)
 
 
-def take_along(x: Array, index: Array, axis: int) -> Array:
-    """Return the numbers of x at `index` along an axis."""
-    if isinstance(x, np.ndarray):
-        return np.take_along_axis(x, index, axis)
-    return x.gather(axis, index)
+def take_along(x: Array, index: Array) -> Array:
+    """Return the numbers of x at `index` along axis 1."""
+    return np.take_along_axis(x, index, 1) if isinstance(x, np.ndarray) else x.gather(1, index)
 
 
-def put_along(x: Array, index: Array, values: Array | float, axis: int) -> None:
-    """Set the numbers of x at `index` along an axis, in place."""
+def put_along(x: Array, index: Array, values: Array | float) -> None:
+    """Set the numbers of x at `index` along axis 1, in place."""
     if isinstance(x, np.ndarray):
-        np.put_along_axis(x, index, values, axis)
+        np.put_along_axis(x, index, values, 1)
     else:
-        x.scatter_(axis, index, values)
+        x.scatter_(1, index, values)
 
 
 def transposed(x: Array) -> Array:

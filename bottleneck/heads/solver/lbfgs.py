@@ -83,14 +83,14 @@ class History:
         E = R[:, slots, slots]
         R[:, slots, slots] = xp.where(E == 0, 1.0, E)  # a 1 for unused slots
         last = xp.clip(xp.clip(self.count, None, self.memory) - 1, 0, None)[:, None]
-        newest = take_along(order, last, 1)
-        scale = take_along(E, last, 1) / take_along(self.YHY[:, slots, slots], newest, 1)
+        newest = take_along(order, last)
+        scale = take_along(E, last) / take_along(self.YHY[:, slots, slots], newest)
         gamma = xp.where(self.count[:, None] > 0, scale, 1.0)
-        x = solve_triangular(R, take_along(a, order, 1)[..., None], upper=True)
-        by_slot = take_along(x[..., 0], back, 1)[..., None]
+        x = solve_triangular(R, take_along(a, order)[..., None], upper=True)
+        by_slot = take_along(x[..., 0], back)[..., None]
         right = gamma * ((self.YHY @ by_slot)[..., 0] - b)
-        right = E[..., None] * x + take_along(right, order, 1)[..., None]
-        p = take_along(solve_triangular(transposed(R), right, upper=False)[..., 0], back, 1)
+        right = E[..., None] * x + take_along(right, order)[..., None]
+        p = take_along(solve_triangular(transposed(R), right, upper=False)[..., 0], back)
         factors = cast(xp.concatenate([p, -gamma * by_slot[..., 0]], axis=1), dtype_of(g))
         direction = cast(gamma, dtype_of(g)) * hg + (factors[:, None] @ self.S_HY)[:, 0]
         return xp.negative(direction, out=direction)

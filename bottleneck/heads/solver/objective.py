@@ -58,14 +58,14 @@ def _softmax(logits: Array, codes: Array, weights: Array) -> Array:
     """1 − p(true) is the sum over the other classes: as a difference it would be rounded off near p = 1."""
     xp, true = library(logits), cast(codes, np.int64)[:, None]
     logits -= xp.amax(logits, axis=1, keepdims=True)
-    z = take_along(logits, true, 1)[:, 0]
+    z = take_along(logits, true)[:, 0]
     e = xp.exp(z)
     xp.exp(logits, out=logits)
-    put_along(logits, true, 0.0, 1)
+    put_along(logits, true, 0.0)
     others = logits.sum(axis=1)
     scale = weights / (others + e)
     logits *= scale[:, None]
-    put_along(logits, true, -(others * scale)[:, None], 1)
+    put_along(logits, true, -(others * scale)[:, None])
     return xp.log1p(others + (e - 1)) - z
 
 

@@ -13,6 +13,7 @@ Shapes: n rows, B rows of a block, D features, K outputs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,8 +24,7 @@ from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.threads import WorkerPool
 
 
-@dataclass(frozen=True)
-class Moments:
+class Moments(NamedTuple):
     """Weighted sums over rows in float64: weight (), x (D,), y (K,), xx (D, D), xy (D, K) and yy (K,)."""
 
     weight: np.ndarray
@@ -56,18 +56,14 @@ class Moments:
             (y * yw).sum(axis=0),
         )
 
-    def parts(self) -> tuple[np.ndarray, ...]:
-        """Return all sums."""
-        return self.weight, self.x, self.y, self.xx, self.xy, self.yy
-
     def add(self, other: Moments) -> None:
         """Add the sums over other rows, in place."""
-        for total, part in zip(self.parts(), other.parts(), strict=True):
+        for total, part in zip(self, other, strict=True):
             total += part
 
     def without(self, other: Moments) -> Moments:
         """Return the moments without the rows of `other`."""
-        return Moments(*(mine - theirs for mine, theirs in zip(self.parts(), other.parts(), strict=True)))
+        return Moments(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 @dataclass(frozen=True)

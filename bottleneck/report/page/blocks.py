@@ -5,11 +5,12 @@ A cell of a table is text, a number, None, a `Share` or an `Interval`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, ClassVar
 
-Number = int | float | None
+from bottleneck.errors import Note
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Interval:
 class Share:
     """A number as a bar of a share of 0 … 1 of the widest one. rare : marked, as text in words."""
 
-    value: Number
+    value: int | float | None
     share: float
     rare: str = ""
 
@@ -254,9 +255,28 @@ class Picture(Block):
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page. missing : why it is empty, and what fills it."""
+    """One part of the page.
+
+    missing : why it is empty, and what fills it. problems : what its blocks show. notes : on what they lack.
+    """
 
     name: str
     title: str
     blocks: Sequence[Block] = ()
     missing: str = ""
+    problems: Sequence[Problem] = ()
+    notes: Sequence[Note] = ()
+
+
+def uniquely_named(sections: Iterable[Section]) -> list[Section]:
+    """Return the sections of a page; a block whose name an earlier one has gets a number: NAME-2, NAME-3."""
+    used, named = set[str](), []
+    for section in sections:
+        blocks = []
+        for block in section.blocks:
+            names = chain([block.name], (f"{block.name}-{number}" for number in count(2)))
+            name = next(each for each in names if each not in used)
+            used.add(name)
+            blocks.append(replace(block, name=name))
+        named.append(replace(section, blocks=blocks))
+    return named

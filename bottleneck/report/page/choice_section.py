@@ -30,10 +30,10 @@ def choice_section(inputs: Inputs, main: Fitted | None) -> Section:
     if inputs.shots:
         blocks.append(_shots(inputs.shots))
     histories = [each for each in inputs.fitted if each.history.get("epochs")]
-    for number, each in enumerate(histories):
-        blocks += _training(each.history, each.path.name, f"-{number + 1}" if number else "")
+    for each in histories:
+        blocks += _training(each.history, each.path.name)
     if not histories and (result := inputs.result("finetune")):
-        blocks += _training(result, "the training", "")
+        blocks += _training(result, "the training")
     for each in inputs.fitted:
         if each.candidates:
             blocks.append(_candidates(each.candidates, each.path.name))
@@ -136,9 +136,9 @@ def _shots(curves: Sequence[Mapping[str, Any]]) -> Chart:
     )
 
 
-def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]:
+def _training(history: Mapping[str, Any], name: str) -> list[Block]:
     """Return loss and accuracy by epoch, with the epoch that is kept."""
-    epochs = [each for each in history["epochs"] if isinstance(each, dict) and is_number(each.get("epoch"))]
+    epochs = [each for each in history["epochs"] if is_number(each.get("epoch"))]
     blocks: list[Block] = []
     for what in ("accuracy", "loss"):
         series = []
@@ -149,11 +149,11 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
                 label = f"{split}, while learning" if split == "train" else split
                 series.append(Series(label, [p[0] for p in points], [p[1] for p in points], drawn=drawn))
         if series:
-            best = history.get("best_epoch")
-            marks = [(float(best), "kept")] if best is not None else []
+            best: Any = history.get("best_epoch")
+            marks = [(float(best), "kept")] if is_number(best) else []
             blocks.append(
                 Chart(
-                    f"training-{what}{suffix}",
+                    f"training-{what}",
                     f"Training: {what} by epoch",
                     name,
                     x_label="epoch",
@@ -170,7 +170,7 @@ def _training(history: Mapping[str, Any], name: str, suffix: str) -> list[Block]
     kept = {"head": "The head was kept: no epoch was better on val.", "finetuned": "The network was kept."}
     text = " ".join(filter(None, [kept.get(str(history.get("kept")), ""), f"Cost: {told}." if told else ""]))
     if text:
-        blocks.append(Prose(f"training-cost{suffix}", text=text))
+        blocks.append(Prose("training-cost", text=text))
     return blocks
 
 
@@ -178,7 +178,7 @@ def _candidates(candidates: Sequence[Mapping[str, Any]], name: str) -> Table:
     """Return what `train` tried."""
     metric = "r2" if any("cv_r2" in each for each in candidates) else "accuracy"
     rows: list[list[Any]] = []
-    several = len({each.get("backbone") for each in candidates}) > 1
+    several = len({str(each.get("backbone")) for each in candidates}) > 1
     for each in candidates:
         backbone = [each.get("backbone")] if several else []
         cells = [each.get(f"cv_{metric}"), each.get(f"val_{metric}"), each.get("pooled"), each.get("seconds")]

@@ -29,14 +29,11 @@ MOST_REASONS = 20
 MOST_MEASURED = 256  # images whose pixels are counted
 
 
-def data_section(
-    inputs: Inputs, cache: FeatureCache | None, pictures: Pictures
-) -> tuple[Section, list[Problem]]:
-    """Return the section, and the problems that it shows."""
-    title = "Data"
+def data_section(inputs: Inputs, cache: FeatureCache | None, pictures: Pictures) -> Section:
+    """Return the section, with the problems that it shows."""
     if cache is None:
         missing = "No cache is among the paths, so the data are not shown. Name the cache as well."
-        return Section("data", title, missing=missing), []
+        return Section("data", "Data", missing=missing)
     sheet = data_sheet(cache.samples, cache.failures)
     extraction = extracted(inputs.results.get("extract", ()), cache)
     blocks: list[Block] = []
@@ -71,7 +68,7 @@ def data_section(
             "result of bottleneck audit --json as a further path."
         )
         blocks.append(Prose("look-alikes", "Look-alikes", text))
-    return Section("data", title, blocks), problems
+    return Section("data", "Data", blocks, problems=problems)
 
 
 def extracted(results: Any, cache: FeatureCache) -> dict[str, Any]:

@@ -23,15 +23,15 @@ from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.metrics import measure
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import open_model
-from bottleneck.models.scoring import has_mirrors, require_fitted_on, score_cache, select, with_target_of
+from bottleneck.models.scoring import has_mirrors, require_fitted_on, score, select, with_target_of
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable, Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.judged import from_head
 from bottleneck.studies.study_config import TrainConfig
-from bottleneck.trials.heads import KIND, fit_on, head_on, held_out
-from bottleneck.trials.mirrors import mirrored_outputs
+from bottleneck.trials.heads import KIND, fit_on
+from bottleneck.trials.mirrors import mirrored_folds
 from bottleneck.trials.task import Task, task_of
 
 FOLDS = "folds"  # in place of a split: each sample judged by a head that was fitted without it
@@ -133,8 +133,8 @@ def _of_split(
 ) -> Judged:
     selection = select(head, samples, split)
     classifier = open_model(path, options, EngineConfig())
-    scored = score_cache(classifier, cache, selection.rows, classifier.flips, reporter)
-    return Judged(head, split, selection.rows[scored.index], selection.answers[scored.index], scored.scores)
+    found = score(classifier, cache, selection.rows, classifier.flips, reporter)
+    return Judged(head, split, selection.rows[found.rows], selection.answers[found.rows], found.scores)
 
 
 def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Reporter) -> Judged | None:
@@ -155,17 +155,15 @@ def _of_folds(path: Path, head: HeadArtifact, cache: FeatureCache, reporter: Rep
         if not linear or len(task.judged) * head.n_features > MOST_WORK:
             return None
         both = "val" in head.settings.get("fitted_on", ())
-        rows, problem = (*task.refit_problem()[:2],) if both else (task.rows["train"], task.problem())
+        rows, problem = task.refit_problem() if both else (task.rows["train"], task.problem())
         scales = head.settings.get("scales") or {}
         fit = fit_on(task, head.node, rows, problem, head.C or "auto", scales, reporter)
     except BottleneckError:
         return None
-    held = held_out(fit)
-    if not len(held) or fit.out_of_fold is None:
+    held, logits = fit.held_out()
+    if not len(held):
         return None
-    return _folds(
-        head, task.target, rows[held], apply_link(fit.out_of_fold[held], head.link, head.temperature)
-    )
+    return _folds(head, task.target, rows[held], apply_link(logits, head.link, head.temperature))
 
 
 def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Judged | None:
@@ -176,17 +174,12 @@ def _of_mirrored_folds(task: Task, head: HeadArtifact, reporter: Reporter) -> Ju
         or not has_mirrors(task.cache, head.node)
     ):
         return None
-    train, scales = task.rows["train"], head.settings.get("scales") or {}
-    rows, outputs = [], []
-    for fold in range(int(task.fold.max()) + 1):
-        held = task.fold == fold
-        if held.any():
-            fitted = head_on(task, head.node, train[~held], head.C, scales, reporter)
-            alone = replace(fitted, temperature=head.temperature)
-            rows.append(train[held])
-            outputs.append(mirrored_outputs(task, alone, train[held]))
-    found = np.concatenate(rows)
-    return _folds(head, task.target, found, apply_link(np.concatenate(outputs), head.link, 1.0))
+    settings = {"C": head.C, "scales": head.settings.get("scales") or {}, "temperature": head.temperature}
+    parts = list(mirrored_folds(task, head.node, settings, reporter))
+    if not parts:  # all samples of train are of one group
+        return None
+    rows, outputs = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return _folds(head, task.target, rows, apply_link(outputs, head.link, 1.0))
 
 
 def _folds(head: HeadArtifact, target: Target, rows: np.ndarray, probabilities: np.ndarray) -> Judged:

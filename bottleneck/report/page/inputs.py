@@ -22,22 +22,51 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.names import CACHE_SUFFIXES, HEADS_FOLDER
-from bottleneck.records import is_number
+from bottleneck.names import HEADS_FOLDER, is_cache
+from bottleneck.records import Check, are_objects, is_number, is_object, is_text, require_fields
+from bottleneck.store.layout import companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
 HEADS = ".safetensors"
-MOST_JSON = 256 << 20  # bytes
+MOST_JSON, MOST_TABLE = 256 << 20, 16 << 20  # bytes
+DAMAGED = (OSError, ValueError, KeyError, TypeError, csv.Error)  # what reading a table may raise
 SHOTS = "--shot-curve.csv"
-RESULTS = {  # keys that tell which command printed a JSON object
-    "audit": {"label_issues", "duplicates", "leaks"},
-    "advise": {"scenario", "recommendation"},
-    "compare": {"runs", "rows", "chosen"},
-    "train": {"candidates", "chosen", "rule"},
-    "finetune": {"epochs", "best_epoch", "kept"},
-    "transfer-study": {"curves", "effects", "layers"},
-    "fit-head": {"heads"},
-    "extract": {"cache", "data", "computed"},
+
+
+def _any(value: Any) -> bool:
+    return True
+
+
+def _are_leaks(value: Any) -> bool:
+    """Return whether the pairs of an audit have what is shown of them."""
+    items: Any = value.get("items", []) if is_object(value) else None
+    return are_objects(items) and all(
+        isinstance(item.get("images", []), list)
+        and all(map(is_text, item.get("images", [])))
+        and isinstance(item.get("splits", []), list)
+        and (bool(item.get("exact")) or is_number(item.get("cosine")))
+        for item in items
+    )
+
+
+# Keys that tell which command printed a JSON object, and the types of their values.
+RESULTS: dict[str, dict[str, Check]] = {
+    "audit": {"label_issues": _any, "duplicates": _any, "leaks": _are_leaks},
+    "advise": {"scenario": _any, "recommendation": _any},
+    "compare": {
+        "runs": _any,
+        "rows": lambda rows: are_objects(rows) and all(is_object(row.get("accuracy", {})) for row in rows),
+        "chosen": lambda value: value is None or is_object(value),
+    },
+    "train": {"candidates": are_objects, "chosen": _any, "rule": _any},
+    "finetune": {"epochs": are_objects, "best_epoch": _any, "kept": _any},
+    "transfer-study": {"curves": _any, "effects": _any, "layers": _any},
+    "fit-head": {"heads": _any},
+    "extract": {
+        "cache": _any,
+        "data": lambda data: is_object(data) and is_object(data.get("ignored") or {}),
+        "computed": _any,
+    },
 }
 
 
@@ -105,8 +134,10 @@ def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
         return
     seen.add(where)
     suffix = path.suffix.lower()
-    if suffix in CACHE_SUFFIXES:
-        inputs.caches.append(FeatureCache(path))
+    if is_cache(path):
+        inputs.caches.append(cache := FeatureCache(path))
+        maps = [companion_path(path, node) for node in cache.nodes.values() if node.is_map]
+        seen.update(each.resolve() for each in (*maps, statistics_path(path)))  # they belong to the cache
     elif not path.exists():
         raise BottleneckError(f"There is no file or folder {path}.", "Name a cache, a head or a model.")
     elif path.is_dir():
@@ -134,35 +165,47 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
     if (folder / "runs.json").is_file():
         inputs.results.setdefault("compare", []).append(_comparison(folder))
         return
-    inside = [path for path in sorted(folder.iterdir()) if path.suffix in (HEADS, ".h5")]
+    # By stem: a cache is before the files that belong to it.
+    inside = sorted(
+        (path for path in folder.iterdir() if path.suffix in (HEADS, ".h5")), key=lambda path: path.stem
+    )
     if not inside:
         raise BottleneckError(
             f"{folder} contains no head, model, cache, comparison or study.",
             f"Heads are in {HEADS_FOLDER}/ by default.",
         )
-    maps = [path for path in inside if path.suffix == ".h5" and "--" in path.stem]
     for path in inside:
-        if path not in maps or path.stem.partition("--")[0] not in {other.stem for other in inside}:
-            _add(inputs, path, seen)
+        _add(inputs, path, seen)
 
 
 def _add_head(inputs: Inputs, path: Path) -> None:
-    history = _optional(path.with_suffix(".history.json"), dict)
-    candidates = _optional(path.with_suffix(".candidates.json"), list)
+    history = _optional(path.with_suffix(".history.json"), _is_history)
+    candidates = _optional(path.with_suffix(".candidates.json"), are_objects)
     inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
-    stem = path.stem.partition("--")[0]
-    curve = path.with_name(stem + SHOTS)
-    if curve.is_file() and not any(each["path"] == str(curve) for each in inputs.shots):
+    # CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors; the name of a cache may have a "--".
+    curves = [
+        each
+        for each in path.parent.glob(f"*{SHOTS}")
+        if path.stem.startswith(f"{each.name.removesuffix(SHOTS)}--")
+    ]
+    curve = max(curves, key=lambda each: len(each.name), default=None)
+    if curve and not any(each["path"] == str(curve) for each in inputs.shots):
         inputs.shots += read_shots(curve)
 
 
-def _optional(path: Path, kind: type) -> Any:
-    """Return the JSON of a file beside a head, or None where there is none of this kind."""
+def _is_history(value: Any) -> bool:
+    return (
+        is_object(value) and are_objects(value.get("epochs", [])) and is_object(value.get("settings") or {})
+    )
+
+
+def _optional(path: Path, accepts: Check) -> Any:
+    """Return the JSON of a file beside a head, or None where there is none that is accepted."""
     try:
         value = read_json(path) if path.is_file() else None
     except BottleneckError:
         return None
-    return value if isinstance(value, kind) else None
+    return value if accepts(value) else None
 
 
 def read_json(path: Path) -> Any:
@@ -178,30 +221,37 @@ def read_json(path: Path) -> Any:
 def _add_result(inputs: Inputs, path: Path) -> None:
     value = read_json(path)
     keys = value.keys() if isinstance(value, dict) else set()
-    command = next((name for name, needed in RESULTS.items() if needed <= keys), None)
+    command = next((name for name, needed in RESULTS.items() if needed.keys() <= keys), None)
     if command is None:
         raise BottleneckError(
             f"{path} is not the result of a command that a report shows.",
             f"It shows the --json of {', '.join(RESULTS)}.",
         )
+    require_fields(value, RESULTS[command], f"{path}, a result of {command},", others=True)
     inputs.results.setdefault(command, []).append(value)
 
 
 def read_shots(path: Path) -> list[dict[str, Any]]:
     """Return the k-shot curves of a table that `fit-head --shots` wrote."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
         curves = []
-        for (target, node), points in groupby(rows, key=lambda row: (row["target"], row["node"])):
+        for (target, node), points in groupby(_rows_of(path), key=lambda row: (row["target"], row["node"])):
             columns = {name: [] for name in ("shots", "mean", "low", "high")}  # type: dict[str, list[float]]
             for point in points:
                 for name, values in columns.items():
                     values.append(float(point[name]))
             curves.append({"target": target, "node": node, "path": str(path), **columns})
         return curves
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise ArtifactError(f"{path} is no table of a k-shot curve: {first_line(error)}.") from None
+
+
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file. Raises one of `DAMAGED` where it is none, or too large."""
+    if path.stat().st_size > MOST_TABLE:
+        raise ValueError(f"it has more than {MOST_TABLE >> 20} MiB")
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _comparison(folder: Path) -> dict[str, Any]:
@@ -216,7 +266,7 @@ def _comparison(folder: Path) -> dict[str, Any]:
         judged = all("val" in row.evidence for row in rows)  # else it is of an earlier version
         chosen = choose_row(rows)[0].to_json() if judged else None
         return {"rows": [row.to_json() for row in rows], "chosen": chosen, "measured_on": shown}
-    except (KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise ArtifactError(f"{folder / RUNS} is damaged: {first_line(error)}.") from None
 
 
@@ -224,13 +274,11 @@ def _study(folder: Path) -> dict[str, Any]:
     """Return accuracy by kind and number of layers of a study's runs."""
     found: dict[str, dict[int, list[float]]] = {}
     try:
-        with open(folder / "runs.csv", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                if float(row.get("share") or 1) == 1:
-                    found.setdefault(row["kind"], {}).setdefault(int(row["n"]), []).append(
-                        float(row["accuracy"])
-                    )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        for row in _rows_of(folder / "runs.csv"):
+            if float(row.get("share") or 1) == 1:
+                accuracies = found.setdefault(row["kind"], {}).setdefault(int(row["n"]), [])
+                accuracies.append(float(row["accuracy"]))
+    except DAMAGED as error:
         raise ArtifactError(f"{folder} has no readable runs.csv: {first_line(error)}.") from None
     curves = {kind: [_point(n, each) for n, each in sorted(by_n.items())] for kind, by_n in found.items()}
     return {"curves": curves, "folder": str(folder), "picture": str(folder / "figure.png")}
@@ -246,7 +294,7 @@ def study_curves(result: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     curves = result.get("curves")
     kinds = curves.items() if isinstance(curves, dict) else ()
     return {
-        str(kind): [point for point in points if {"n", "mean"} <= point.keys()]
+        str(kind): [point for point in points if is_number(point.get("n")) and is_number(point.get("mean"))]
         for kind, points in kinds
-        if isinstance(points, list) and all(isinstance(point, dict) for point in points)
+        if are_objects(points)
     }

@@ -19,14 +19,14 @@ from bottleneck.studies.embedding.plane import MOST, PCA_NAME, TSNE_NAME, drawn_
 
 def map_section(
     cache: FeatureCache | None, found: Judged | None, pictures: Pictures, seed: int, reporter: Reporter
-) -> tuple[Section, list[Note]]:
-    """Return the section, and notes."""
+) -> Section:
+    """Return the section, with notes."""
     if cache is None or len(cache.samples) < 2:
-        return Section("map", "Map", missing="No cache with samples is among the paths."), []
+        return Section("map", "Map", missing="No cache with samples is among the paths.")
     node = _node(cache, found)
     if node is None:
         missing = "The cache has no vectors, only maps: bottleneck extract --node bottleneck adds them."
-        return Section("map", "Map", missing=missing), []
+        return Section("map", "Map", missing=missing)
     samples = cache.samples
     wrong = np.zeros(0, np.int64)
     if found is not None and found.head.target_kind == "class":
@@ -35,7 +35,7 @@ def map_section(
     try:
         plane = plane_of(cache.sample_rows(node), chosen, seed, reporter)
     except BottleneckError as error:
-        return Section("map", "Map", missing=f"No map could be drawn: {error.message}"), []
+        return Section("map", "Map", missing=f"No map could be drawn: {error.message}")
     codes, names = label_codes(samples, None if found is None else found.head.target)
     if not names:
         target = next((name for name, each in samples.targets.items() if each.kind == "class"), None)
@@ -76,7 +76,7 @@ def map_section(
             for row, name in zip(chosen.tolist(), images, strict=True)
         ],
     )
-    return Section("map", "Map", [block]), notes
+    return Section("map", "Map", [block], notes=notes)
 
 
 def _node(cache: FeatureCache, found: Judged | None) -> str | None:

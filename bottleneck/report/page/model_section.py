@@ -50,18 +50,18 @@ def model_section(
     cache: FeatureCache | None,
     pictures: Pictures,
     options: LoadOptions,
-) -> tuple[Section, list[Problem], list[Note]]:
-    """Return the section, its problems, and notes."""
+) -> Section:
+    """Return the section, with its problems and notes."""
     if fitted is None:
         missing = (
             "No head or model is among the paths. Fit one with bottleneck fit-head, or use bottleneck train."
         )
-        return Section("model", "Model", missing=missing), [], []
+        return Section("model", "Model", missing=missing)
     if found is None or cache is None:
         split, metrics = stored(fitted)
-        blocks = metric_blocks(metrics, split) if metrics else []
+        blocks = metric_blocks(metrics, split)
         why = "" if blocks else "The file has no metrics, and nothing was measured."
-        return Section("model", "Model", blocks, why), class_problems(metrics, split) if metrics else [], []
+        return Section("model", "Model", blocks, why, class_problems(metrics, split))
     numbers = [pictures.want(name, HIT) for name in _images(cache, found.rows)]
     blocks = metric_blocks(found.metrics, found.of, _cells(found, numbers, pictures))
     problems = class_problems(found.metrics, found.of)
@@ -81,7 +81,7 @@ def model_section(
     if len(first) and found.head.target_kind == "class":
         looked, notes = overlays(fitted.path, cache, found.rows[first], options, pictures)
     blocks += galleries(found, cache, pictures, near, looked)
-    return Section("model", "Model", blocks), problems, [*near.notes, *notes]
+    return Section("model", "Model", blocks, problems=problems, notes=[*near.notes, *notes])
 
 
 def stored(fitted: Fitted) -> tuple[str, dict[str, Any]]:
@@ -285,7 +285,7 @@ class Neighbours:
 
     def __init__(self, cache: FeatureCache, found: Judged, pictures: Pictures) -> None:
         self.notes: list[Note] = []
-        self._cache, self._pictures = cache, pictures
+        self._cache, self._pictures, self._target = cache, pictures, found.head.target
         names = cache.vector_names
         one = nodes_in(found.head.node)[0]
         self._node = cache.stored_name(one) if cache.stored_name(one) in names else next(iter(names), None)
@@ -327,10 +327,11 @@ class Neighbours:
         ]
 
     def _labels(self) -> dict[int, str]:
-        """Return the class of each image, of the first target with classes."""
+        """Return the class of each image by the head's target, or by the only one; none of other kinds."""
         samples = self._cache.samples
-        target = next((each for each in samples.targets.values() if each.kind == "class"), None)
-        if target is None:
+        targets = list(samples.targets.values())
+        target = samples.targets.get(self._target, targets[0] if len(targets) == 1 else None)
+        if target is None or target.kind != "class":
             return {}
         pairs = zip(samples.image[:, 0].tolist(), target.values.tolist(), strict=True)
         return {image: target.class_names[code] for image, code in pairs if code >= 0}

@@ -36,8 +36,8 @@ LINES = {"BnB": "line", "BnB+": "line", "AnB": "line", "AnB+": "line", "random":
 
 def network_section(
     inputs: Inputs, cache: FeatureCache | None, options: LoadOptions, max_size: int, reporter: Reporter
-) -> tuple[Section, list[Note]]:
-    """Return the section, and notes. max_size : of the page, of which sheets of patches take a part only."""
+) -> Section:
+    """Return the section, with notes. max_size : of the page, of which sheets of patches take a part only."""
     blocks: list[Block] = []
     notes: list[Note] = []
     if cache is not None:
@@ -56,7 +56,7 @@ def network_section(
     if result := inputs.result("transfer-study"):
         blocks += _study(result)
     missing = "" if blocks else "No cache of a network is among the paths."
-    return Section("network", "Network", blocks, missing), notes
+    return Section("network", "Network", blocks, missing, notes=notes)
 
 
 def _kernels(backbone: Backbone) -> Picture:

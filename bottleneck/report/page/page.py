@@ -22,7 +22,8 @@ from markupsafe import Markup
 from bottleneck.errors import Note, counted
 from bottleneck.names import SPLITS
 from bottleneck.progress import printable
-from bottleneck.report.page.blocks import Block, Confusion, Interval, Map, Picture, Section, Share
+from bottleneck.records import plain
+from bottleneck.report.page.blocks import Block, Confusion, Interval, Section, Share
 from bottleneck.report.page.pictures import SIDE, Pictures, Sprite
 from bottleneck.report.page.svg import bar_svg, chart_svg, interval_svg, legend_svg
 
@@ -86,54 +87,42 @@ class Page:
                 data=embedded_json(data),
             )
         )
-        return _printable(text).encode()
+        return "\n".join(map(printable, text.split("\n"))).encode()
 
 
 def embedded_json(value: Any) -> Markup:
     """Return JSON that can stand in a script element: no character of it ends the element or the script, and
     its texts are as the page shows them (`progress.printable`).
     """
-    text = json.dumps(
-        _shown(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
-    )
+    text = json.dumps(_shown(plain(value)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return Markup(UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def _shown(value: Any) -> Any:
-    """Return a value with its texts as the page shows them."""
+    """Return JSON values with their texts as the page shows them."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):
         return {_shown(key): _shown(each) for key, each in value.items()}
-    return [_shown(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def _plain(value: Any) -> Any:
-    """Return a numpy value as Python's."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} cannot be written as JSON.")
-
-
-def _printable(text: str) -> str:
-    """Return text without characters that a page cannot hold or that reverse it: they become escapes."""
-    return "\n".join(map(printable, text.split("\n")))
+    return [_shown(each) for each in value] if isinstance(value, list) else value
 
 
 def _asset(name: str) -> str:
     return files("bottleneck").joinpath(f"{TEMPLATES}/{name}").read_text(encoding="utf-8").strip()
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return f"'sha256-{_base64(hashlib.sha256(text.encode()).digest())}'"
 
 
 def _sprite_style(sprite: Sprite) -> str:
     if not sprite.data:
         return ".thumb{background-image:none}"
-    return (
-        f".thumb.has{{background-image:url(data:image/webp;base64,{base64.b64encode(sprite.data).decode()})}}"
-    )
+    return f".thumb.has{{background-image:url(data:image/webp;base64,{_base64(sprite.data)})}}"
 
 
 def _environment(pictures: Pictures) -> Environment:
@@ -153,21 +142,18 @@ def _environment(pictures: Pictures) -> Environment:
         chart_svg=chart_svg,
         legend_svg=legend_svg,
         confusion_svg=confusion_svg,
-        picture_source=_picture_source,
-        splits_of=_splits_of,
-        section_id=lambda block: f"block-{_identifier(block)}",
+        picture_source=lambda block: Markup("data:image/webp;base64,") + _base64(block.data),
+        splits_of=lambda block: [split for split in SPLITS if split in block.split],
+        section_id=_identifier,
     )
     return environment
 
 
 def _identifier(block: Block) -> str:
-    """Return the name of a block as an id; a name with other characters than words gets a digest."""
-    plain = re.sub(r"[^\w-]", "_", block.name, flags=re.ASCII)
-    return (
-        plain
-        if plain == block.name
-        else f"{plain}-{hashlib.sha256(block.name.encode('utf-8', 'replace')).hexdigest()[:6]}"
-    )
+    """Return the id of a block; a name with other characters than words gets a digest."""
+    word = re.sub(r"[^\w-]", "_", block.name, flags=re.ASCII)
+    digest = hashlib.sha256(block.name.encode("utf-8", "replace")).hexdigest()[:6]
+    return f"block-{word}" if word == block.name else f"block-{word}-{digest}"
 
 
 def _kind_of(value: Any) -> str:
@@ -181,24 +167,12 @@ def _kind_of(value: Any) -> str:
 
 
 def _number(value: float | None) -> str:
+    """Return a number with as many digits as its size needs; shares have four, so that they line up."""
     if value is None:
         return "–"
-    return _text_of(value)
-
-
-def _text_of(value: float) -> str:
-    """Return a number with as many digits as its size needs; shares have four, so that they line up."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4f}" if 1e-3 <= abs(value) <= 1 or not value else f"{value:.4g}"
-
-
-def _picture_source(block: Picture) -> Markup:
-    return Markup("data:image/webp;base64,") + base64.b64encode(block.data).decode()
-
-
-def _splits_of(block: Map) -> list[str]:
-    return [split for split in SPLITS if split in block.split]
 
 
 def confusion_svg(block: Confusion) -> Markup:

@@ -1,15 +1,13 @@
 """The images of a page, and overlays of where the model looked, as one sprite of WebP thumbnails.
 
-Whoever shows an image asks for it with a weight; where the budget is short, those of the least weight are
-left out, and the page shows their names alone. Images are read only where `extraction.cached_source` trusts
-the cache.
+Each use of an image gives it a weight. Where the budget is short, images of the least weight are left out,
+and the page shows their names alone. Images are read only where `extraction.cached_source` trusts the cache.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,9 +90,13 @@ class Pictures:
         with reporter.step("Reading images", total=len(wanted), unit="") as advance:
             read = thumbnails(source, list(wanted), preprocess)
             advance(len(wanted))
-        unreadable = {name: picture for name, picture in read.items() if isinstance(picture, str)}
         pixels |= {wanted[name]: picture for name, picture in read.items() if not isinstance(picture, str)}
-        return pixels, [*_unreadable(unreadable, len(wanted))]
+        reasons = [(name, picture) for name, picture in read.items() if isinstance(picture, str)]
+        if not reasons:
+            return pixels, []
+        text = f"{len(reasons):,} of {counted(len(wanted), 'image')} cannot be read and are shown by name; "
+        text += "{}: {}.".format(*reasons[0])
+        return pixels, [Note("images-unreadable", text, details={"images": len(reasons)})]
 
     def left_out(self, shown: int) -> list[Note]:
         """Return a note where the budget left fewer thumbnails than there are images."""
@@ -118,16 +120,6 @@ class Pictures:
                 return Sprite(data, columns, rows, {number: at for at, number in enumerate(order)})
             order = order[: int(min(0.95, 0.97 * budget / size) * len(order))]
         return Sprite()
-
-
-def _unreadable(reasons: dict[str, str], wanted: int) -> Iterable[Note]:
-    if reasons:
-        name, reason = next(iter(reasons.items()))
-        text = (
-            f"{len(reasons):,} of {counted(wanted, 'image')} cannot be read and are shown by name; "
-            f"{name}: {reason}."
-        )
-        yield Note("images-unreadable", text, details={"images": len(reasons)})
 
 
 def _encoded(tiles: list[np.ndarray]) -> tuple[bytes, int, int]:

@@ -17,7 +17,8 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.errors import BottleneckError, Note, counted, distinct
 from bottleneck.files import readable, require_file_name, write_whole
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.report.page.blocks import Section
+from bottleneck.records import Result
+from bottleneck.report.page.blocks import uniquely_named
 from bottleneck.report.page.choice_section import choice_section
 from bottleneck.report.page.config import ReportConfig
 from bottleneck.report.page.data_section import data_section
@@ -33,7 +34,7 @@ from bottleneck.store.reader import FeatureCache
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Result):
     """The written page.
 
     path, bytes : of the page. thumbnails : pictures that have one, of `images` that the page names, of which
@@ -50,10 +51,6 @@ class Report:
     figures: list[str] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck report --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def write_report(
@@ -93,10 +90,9 @@ def write_report(
     require_file_name(path)
     if not paths:
         raise BottleneckError("A report needs a path.", "Name a cache, a head or a model.")
-    options = LoadOptions(weights, trust_code)
     inputs = read_inputs(paths)
     try:
-        page, cache = _page(inputs, options, config, command, reporter)
+        page, cache = _page(inputs, LoadOptions(weights, trust_code), config, command, reporter)
         data, shown, notes = fitted_page(page, cache, config.max_size, reporter)
     finally:
         inputs.close()
@@ -131,22 +127,18 @@ def _page(
     if main is not None and cache is not None:
         found, told = judged(main.path, main.head, cache, options, reporter)
         notes += told
-    data, of_data = data_section(inputs, cache, pictures)
-    model, of_model, told = model_section(main, found, cache, pictures, options)
-    notes += told
-    plane, told = map_section(cache, found, pictures, config.seed, reporter)
-    notes += told
-    network, told = network_section(inputs, cache, options, config.max_size, reporter)
-    notes += told
-    sections: list[Section] = [
-        verdict_section(inputs, main, found, cache, [*of_data, *of_model]),
-        provenance_section(inputs, main, cache, command, config.seed),
-        data,
+    shown = [
+        data_section(inputs, cache, pictures),
         choice_section(inputs, main),
-        model,
-        plane,
-        network,
+        model_section(main, found, cache, pictures, options),
+        map_section(cache, found, pictures, config.seed, reporter),
+        network_section(inputs, cache, options, config.max_size, reporter),
     ]
+    problems = [problem for section in shown for problem in section.problems]
+    notes += [note for section in shown for note in section.notes]
+    verdict = verdict_section(inputs, main, found, cache, problems)
+    provenance = provenance_section(inputs, main, cache, command, config.seed)
+    sections = uniquely_named([verdict, provenance, *shown])
     if main is not None:
         notes = [*main.head.notes, *notes]
     heading = main.path.stem if main is not None else cache.path.stem if cache is not None else "Results"

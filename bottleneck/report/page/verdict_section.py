@@ -212,14 +212,7 @@ def provenance_section(
     blocks: list[Block] = [Table("page", "This page", columns=("what", "value"), rows=rows, sortable=False)]
     if main is not None:
         blocks.append(_model(main))
-    for number, each in enumerate(inputs.caches):
-        blocks.append(
-            _cache(
-                each,
-                "" if number == 0 else f"-{number + 1}",
-                each is cache and len(inputs.caches) > 1,
-            )
-        )
+    blocks += [_cache(each, each is cache and len(inputs.caches) > 1) for each in inputs.caches]
     return Section("provenance", "Provenance", blocks)
 
 
@@ -249,7 +242,7 @@ def _model(main: Fitted) -> Table:
     return Table("model-file", "Model", columns=("what", "value"), rows=rows, sortable=False, shown=9)
 
 
-def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
+def _cache(cache: FeatureCache, shown: bool) -> Table:
     """Return what a cache was made with."""
     engines, nodes, split = cache.engines, cache.nodes.values(), cache.samples.split
     names = sorted({engine or "not recorded" for each in engines.values() for engine in each})
@@ -276,7 +269,7 @@ def _cache(cache: FeatureCache, suffix: str, shown: bool) -> Table:
     if not cache.finished:
         rows.append(["state", "unfinished: the rows that were committed so far"])
     caption = f"Cache {Path(cache.path).name}" + (", shown here" if shown else "")
-    return Table(f"cache{suffix}", caption, columns=("what", "value"), rows=rows, sortable=False, shown=11)
+    return Table("cache", caption, columns=("what", "value"), rows=rows, sortable=False, shown=11)
 
 
 def _text(value: Any) -> str:

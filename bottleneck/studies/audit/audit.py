@@ -23,6 +23,7 @@ from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.files import require_file_name
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.classes import confusable_classes, thin_classes
 from bottleneck.studies.audit.copies import (
@@ -51,7 +52,7 @@ THRESHOLDS = ("doubt", "precision", "cosine", "ratio", "fence", "confusion", "th
 
 
 @dataclass(frozen=True)
-class AuditResult:
+class AuditResult(Result):
     """Result of `audit`. The fields of issues are dicts with `flag`, the number of flagged ones, and `items`.
 
     label_issues : items {sample, split, given, suggested, score, wrong, flag, neighbours}, the worst first;
@@ -88,10 +89,6 @@ class AuditResult:
     files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck audit --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def audit(

@@ -19,7 +19,7 @@ from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.progress import Reporter
 from bottleneck.samples import Target
 from bottleneck.studies.audit.label_errors import LabelQuality, label_quality, multilabel_quality
-from bottleneck.trials.heads import artifact_of, fit_on, held_out, outputs_of
+from bottleneck.trials.heads import artifact_of, fit_on, outputs_of
 from bottleneck.trials.task import Task
 
 FEW = 10_000  # samples of train; with more, C is chosen on `SAMPLE` of them first
@@ -68,16 +68,15 @@ def fitted(task: Task, node: str, reporter: Reporter) -> Judged:
     """Fit a head with cross-validation and return all labelled samples, judged."""
     problem = task.problem()
     fit, notes = _fit(task, node, problem, reporter)
-    held = held_out(fit)
+    held, logits = fit.held_out()
     if not len(held):
         raise FitError(
             f"Target {task.target.name!r} has too few samples of a class for folds to judge its labels.",
             "Bring more samples, or fewer folds with --cv.",
         )
-    assert fit.out_of_fold is not None
     train = task.rows["train"]
     head = artifact_of(task, node, train, fit, problem)
-    judged = _with_other_splits(task, node, train[held], fit.out_of_fold[held], head)
+    judged = _with_other_splits(task, node, train[held], logits, head)
     return replace(judged, notes=(*notes, *judged.notes))
 
 

@@ -28,6 +28,7 @@ from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.heads.row_blocks import SelectedRows
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.rows import SideBySide
@@ -39,7 +40,7 @@ from bottleneck.studies.new_images import new_images
 from bottleneck.studies.study_config import DriftConfig
 from bottleneck.studies.suggest.selector import Space
 from bottleneck.threads import one_thread
-from bottleneck.trials.heads import artifact_of, fit_on, held_out
+from bottleneck.trials.heads import artifact_of, fit_on
 from bottleneck.trials.task import task_of
 
 MOST = 2000  # old images, and new ones, that the head is fitted on
@@ -50,7 +51,7 @@ FOREIGN = 0.99  # quantile of the old images' distances beyond which a new one i
 
 
 @dataclass(frozen=True)
-class DriftResult:
+class DriftResult(Result):
     """Result of `drift`.
 
     verdict : in words. auc, auc_ci95, p_value, chance : see `Domain`; None with too few images.
@@ -86,10 +87,6 @@ class DriftResult:
     engines: list[dict[str, Any]] = field(default_factory=list)
     precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck drift --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def drift(
@@ -269,11 +266,10 @@ def _shares(
     if not reason:
         problem = task.problem()
         fit = fit_on(task, config.node, task.rows["train"], problem, reporter=reporter)
-        held = held_out(fit)
+        held, logits = fit.held_out()
         if len(held):
-            assert fit.out_of_fold is not None
             head = artifact_of(task, config.node, task.rows["train"], fit, problem)
-            before = apply_link(fit.out_of_fold[held], head.link)
+            before = apply_link(logits, head.link)
             after = blockwise(new, head.probabilities)
             return _compare_shares(_answers(before, head.link), _answers(after, head.link), head.class_names)
         reason = "there was no cross-validation"

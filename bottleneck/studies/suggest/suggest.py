@@ -30,6 +30,7 @@ from bottleneck.fitting.head_files import blockwise
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import Result
 from bottleneck.samples import RowReader
 from bottleneck.store.join import common_root
 from bottleneck.store.reader import FeatureCache
@@ -48,7 +49,7 @@ CURVE_FOLDS = 4  # the curve is measured on one of them
 
 
 @dataclass(frozen=True)
-class SuggestResult:
+class SuggestResult(Result):
     """Result of `suggest`.
 
     suggestions : {image, predicted, confidence, margin, score, reason}, the first to be labelled first.
@@ -78,10 +79,6 @@ class SuggestResult:
     engines: list[dict[str, Any]] = field(default_factory=list)
     precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the JSON object of `bottleneck suggest --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 @dataclass(frozen=True)
@@ -254,7 +251,7 @@ def _prefixes(*caches: FeatureCache) -> list[str]:
 
 def fitted_head(task: Task, config: SuggestConfig, reporter: Reporter) -> HeadArtifact:
     """Return a head on train and val, with the temperature of its held-out logits."""
-    rows, problem, _ = task.refit_problem()
+    rows, problem = task.refit_problem()
     fit = fit_on(task, config.node, rows, problem, reporter=reporter)
     return artifact_of(task, config.node, rows, fit, problem)
 

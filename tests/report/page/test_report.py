@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +20,15 @@ from bottleneck.errors import ArtifactError, BottleneckError, WriteError
 from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
-from bottleneck.report.page import verdict_section
+from bottleneck.progress import SILENT
+from bottleneck.report.page import held_out, verdict_section
+from bottleneck.report.page.model_section import Neighbours
+from bottleneck.report.page.pictures import Pictures
 from bottleneck.report.page.report import write_report
 from bottleneck.samples import Target
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.embedding.map_file import export_map
+from bottleneck.trials.task import task_of
 from tests.helpers.caches import class_target, write_cache
 from tests.helpers.fitted_cache import COUNTS, write_images
 
@@ -298,6 +303,56 @@ def test_what_is_no_result_is_refused(content, tmp_path):
         write_report([path], output=tmp_path / "r.html")
 
 
+AUDIT = {"cache": "c.h5", "label_issues": {}, "duplicates": {}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        AUDIT | {"leaks": []},
+        AUDIT | {"leaks": {"items": [1]}},
+        AUDIT | {"leaks": {"items": [{"images": [[1]], "splits": [], "cosine": 1.0}]}},
+        AUDIT | {"leaks": {"items": [{"images": ["a", "b"], "splits": [], "cosine": None}]}},
+        {"candidates": 5, "chosen": {}, "rule": ""},
+        {"candidates": ["x"], "chosen": {}, "rule": ""},
+        {"runs": [], "rows": [3], "chosen": None},
+        {"runs": [], "rows": [{"accuracy": 1}], "chosen": None},
+        {"runs": [], "rows": [], "chosen": "x"},
+        {"epochs": 3, "best_epoch": 1, "kept": "head"},
+        {"cache": "c.h5", "computed": 1, "data": {"ignored": [1]}},
+    ],
+)
+def test_a_result_of_another_form_is_refused_with_its_path(value, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(ArtifactError, match=r"x\.json, a result of .*not of its type"):
+        write_report([path], output=tmp_path / "r.html")
+
+
+def test_numbers_that_json_lacks_and_files_of_another_form_beside_a_head_are_left_out(tmp_path):
+    head = fitted(blobs(tmp_path / "c.h5"), tmp_path)
+    for end, value in ((".history.json", {"epochs": 3}), (".candidates.json", [1])):
+        (tmp_path / "heads" / head).with_suffix(end).write_text(json.dumps(value))
+    curves = {"BnB": [{"n": 1, "mean": 1e999}, {"n": 2, "mean": "x"}], "AnB": [1]}
+    (tmp_path / "s.json").write_text(json.dumps({"curves": curves, "effects": 1, "layers": 1}))
+    tried = {"candidates": [{"what": "a", "cv_accuracy": float("nan")}], "chosen": 1, "rule": 1}
+    (tmp_path / "t.json").write_text(json.dumps(tried))
+    result = write_report([head, tmp_path / "s.json", tmp_path / "t.json"], output=tmp_path / "r.html")
+    assert result.sections["network"]["transfer-study"][0]["x"] == [1]
+
+
+@pytest.mark.parametrize("content", ["a" * 200_000, "target,node\n\0", "target,node,shots\nlabel,a,x\n"])
+@pytest.mark.parametrize("name", ["c--shot-curve.csv", "study/runs.csv"])
+def test_a_table_that_cannot_be_read_is_refused(name, content, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    (path.parent / "study.json").write_text("{}")
+    given = path.parent if path.name == "runs.csv" else path
+    with pytest.raises(ArtifactError, match=r"no table of|no readable runs\.csv"):
+        write_report([given], output=tmp_path / "r.html")
+
+
 def test_the_command_prints_where_and_how_large(made_cache, made_head, tmp_path):
     arguments = [str(made_head), str(made_cache), "-o", str(tmp_path / "r.html"), "--json"]
     result = CliRunner().invoke(command, arguments, catch_exceptions=False)
@@ -343,6 +398,59 @@ def test_the_network_and_what_made_the_cache_are_shown(flipped, tmp_path):
     assert here["seed of the map"] == 3
     assert result.overlays > 0 or "mistakes" not in result.sections["model"]
     assert "held-out folds" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_a_flipped_model_of_samples_without_folds_is_not_judged_by_folds(flipped):
+    """As where all of train is of one group, and val was learnt from."""
+    folder, head = flipped
+    with FeatureCache(folder / "c.h5") as cache:
+        task = task_of(cache, None, cv=3, seed=0)
+        alone = replace(task, fold=np.full_like(task.fold, -1))
+        assert held_out._of_mirrored_folds(task, load_head(head), SILENT) is not None
+        assert held_out._of_mirrored_folds(alone, load_head(head), SILENT) is None
+
+
+def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tmp_path):
+    """Maps and statistics belong to the cache, and the k-shot curve to its heads."""
+    nodes = ["bottleneck", "features.block2@none"]
+    options = {"backbone": "small_cnn", "engine": "torch", "image_size": 48, "nodes": nodes}
+    extract(flipped[0] / "images", tmp_path / "pets--small.h5", **options)
+    fit_heads(tmp_path / "pets--small.h5", output=tmp_path, cv=3, shots=[1])
+    assert len(list(tmp_path.glob("pets--small--*"))) >= 4  # map, statistics, head, curve
+    result = write_report([tmp_path], output=tmp_path / "r.html")
+    assert [name for name in result.sections["provenance"] if name.startswith("cache")] == ["cache"]
+    assert "shots" in result.sections["choice"]
+
+
+def test_neighbours_have_the_labels_of_the_head_s_target(tmp_path):
+    """The cache has another target before it."""
+    random, y = np.random.default_rng(0), np.arange(12) % 3
+    targets = [
+        replace(class_target(y, names=["red", "green", "blue"]), name="colour"),
+        class_target(y, names=["a", "b", "c"]),
+    ]
+    path = write_cache(tmp_path / "c.h5", random.normal(size=(12, 4)).astype(np.float32), targets)
+    for target, names in (("label", {"a", "b", "c"}), ("colour", {"red", "green", "blue"}), ("gone", {""})):
+        found = SimpleNamespace(head=SimpleNamespace(node="bottleneck", target=target))
+        with FeatureCache(path) as cache:
+            near = Neighbours(cache, found, Pictures()).of(np.arange(12))
+        assert {label for each in near for _, label in each} == names
+
+
+def test_blocks_of_one_name_are_told_apart(tmp_path, opened):
+    cache = blobs(tmp_path / "c.h5")
+    paths = []
+    for folder in ("a", "b"):
+        head = fitted(cache, tmp_path / folder)
+        tried = [{"what": folder, "cv_accuracy": 0.5, "chosen": True}]
+        (tmp_path / head).with_suffix(".candidates.json").write_text(json.dumps(tried))
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "x.png")
+        paths += [head, tmp_path / folder / "x.png"]
+    result = write_report(paths, output=tmp_path / "r.html")
+    assert {"picture-x", "picture-x-2"} <= set(result.sections["network"])
+    assert [result.sections["choice"][name][0]["tried"] for name in ("tried", "tried-2")] == ["a", "b"]
+    ids = [tag["id"] for _, tag in opened(tmp_path / "r.html").tags if "id" in tag]
+    assert len(ids) == len(set(ids))
 
 
 def test_an_audit_that_is_given_is_not_asked_for(flipped, tmp_path):
