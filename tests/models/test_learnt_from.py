@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
 from bottleneck.data.preprocess import Preprocess
@@ -13,6 +14,7 @@ from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.export import export
 from bottleneck.models.learnt_from import float32_notes, how_computed, unknown_notes
+from bottleneck.names import STATE_PREFIX
 from bottleneck.store.spec import CacheSpec, NodeSpec, vector_fingerprint
 from tests.helpers.stripes import write_stripes
 
@@ -111,6 +113,13 @@ def test_many_nodes_side_by_side_are_not_tried_for_ever():
     assert how_computed(old_head(*((f"n{i}", "float16", "fp32", None) for i in range(40)))) is None
 
 
+def rewritten(head, path, **fields):
+    """Write a head file again with other fields, and the statistics of its random network."""
+    tensors = load_file(head).items()
+    network = {name.removeprefix(STATE_PREFIX): t for name, t in tensors if name.startswith(STATE_PREFIX)}
+    return replace(load_head(head), **fields).save(path, network)
+
+
 @pytest.fixture(scope="module")
 def torch_bf16(tmp_path_factory):
     """A folder of images, its cache in bf16 of torch, and a head on it as an earlier release wrote it."""
@@ -119,8 +128,8 @@ def torch_bf16(tmp_path_factory):
     settings = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "dtype": "float32"}
     cache = extract(source, folder / "c.h5", engine="torch", precision="bf16", **settings).cache
     (head,) = fit_heads(cache, output=folder / "heads").heads
-    old = replace(load_head(head["path"]), computed={})
-    return source, cache, old.save(folder / "old.safetensors")
+    old = rewritten(head["path"], folder / "old.safetensors", computed={})
+    return source, cache, old
 
 
 def test_an_old_head_on_bf16_of_torch_computes_bf16(torch_bf16):
@@ -145,7 +154,7 @@ def test_an_old_head_on_int8_is_told_where_features_are_computed_alone(torch_bf1
     with FeatureCache(cache) as stored:
         node = replace(stored.nodes["bottleneck"], precision="int8", calibration=CALIBRATED)
         assert head.node_fingerprint == stored.vector_fingerprint("bottleneck")
-        old = replace(head, node_fingerprint=node.fingerprint(stored.spec)).save(tmp_path / "old.safetensors")
+        old = rewritten(path, tmp_path / "old.safetensors", node_fingerprint=node.fingerprint(stored.spec))
     explainer = Explainer(load_model(old, engine="torch"))
     told = [
         predict(old, source, engine="torch")["notes"],
