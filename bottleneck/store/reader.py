@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.names import BOTTLENECK, EXACT, SPLITS, nodes_in
+from bottleneck.names import BOTTLENECK, COLUMN_FLAGS, EXACT, SPLITS, nodes_in
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import RowReader, SampleTable, Target
 from bottleneck.store.cachefile import CacheFile, find_companions
@@ -368,9 +368,24 @@ class FeatureCache:
             )
         return rows
 
+    @property
+    def source_words(self) -> str:
+        """The source as a command names it, with the columns of a manifest, which give the samples labels."""
+        columns = {} if isinstance(self._samples, CacheError) else self._samples.columns
+        named = [
+            f"{COLUMN_FLAGS[role]} {quote(name)}"
+            for role, names in columns.items()
+            if role in COLUMN_FLAGS and names != (role,)
+            for name in names
+        ]
+        return " ".join([quote(self.source), *named])
+
+    def extract_command(self, flags: str) -> str:
+        """Return the command that extracts the source of the cache into it again, with `flags`."""
+        return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}"
+
     def _add_with(self, node: str) -> str:
-        source, path = quote(self.source), quote(str(self.path))
-        return f"Add them with `bottleneck extract {source} -o {path} --node {node}`."
+        return f"Add them with `{self.extract_command(f'--node {quote(node)}')}`."
 
     def close(self) -> None:
         """Close every file."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -72,8 +71,7 @@ def relabelled_task(task: Task, labels: str | os.PathLike[str]) -> Relabelled:
     if "test" not in task.rows:
         raise FitError(
             "There is no test split, on which a repair could be measured.",
-            f"Set one aside, which computes no image: bottleneck extract {quote(task.cache.source)} "
-            f"-o {quote(str(task.cache.path))} --test-fraction 0.2",
+            f"Set one aside, which computes no image: {task.cache.extract_command('--test-fraction 0.2')}",
         )
     codes = np.array([task.target.class_names.index(each) for each in new.class_names], np.int64)
     named = new.labelled

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from io import TextIOWrapper
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -226,5 +225,5 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
     raise CacheError(
         f"Cosines need a vector for each image; {cache.path} has maps at {name or ', '.join(cache.nodes)} "
         f"and vectors at {', '.join(vectors) or 'no node'}.",
-        f"Add one: bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))} --node bottleneck",
+        f"Add one: {cache.extract_command('--node bottleneck')}",
     )
