@@ -12,6 +12,7 @@ Shapes: S samples, k neighbours.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def export_map(
         if samples.group is not None:
             columns["group"] = pyarrow.array(_texts(samples.group))
         for name, target in samples.targets.items():
-            columns[f"label_{name}" if name in TAKEN else name] = pyarrow.array(_labels(target))
+            columns[_column_of(name, samples.targets)] = pyarrow.array(_labels(target))
         if artifact is not None:
             columns |= {key: pyarrow.array(value) for key, value in _predicted(artifact, opened).items()}
     table = pyarrow.table(columns)
@@ -125,6 +126,14 @@ def _neighbours(pyarrow: Any, x: np.ndarray, reporter: Reporter) -> Any:
         [("ids", pyarrow.list_(pyarrow.int64())), ("distances", pyarrow.list_(pyarrow.float64()))]
     )
     return pyarrow.array(records, kind)
+
+
+def _column_of(target: str, targets: Collection[str]) -> str:
+    """Return the column of a target: its name, with `label_` before it where another column has that name."""
+    column = target
+    while column in TAKEN or (column != target and column in targets):
+        column = f"label_{column}"
+    return column
 
 
 def _texts(values: np.ndarray) -> list[str]:

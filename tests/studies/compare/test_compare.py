@@ -161,6 +161,27 @@ def test_the_interval_is_of_the_samples_that_a_run_could_read():
     assert rows[0].interval == wilson_interval(40, 50)
 
 
+def test_seeds_are_averaged_sample_by_sample_also_where_other_images_could_be_read():
+    first, second = run(1, val=0.5), run(1, val=0.5, seed=1)
+    kept = {
+        0: slice(20, None),
+        1: np.r_[150:200, 0:150],
+    }  # the second run has other samples, in another order
+    parts = [
+        replace(
+            one,
+            evidence={"val": Evidence(*(getattr(one.evidence["val"], name)[kept[seed]] for name in names))},
+        )
+        for seed, one in enumerate((first, second))
+        for names in [("keys", "score", "loss")]
+    ]
+    (row,) = summarise(parts, "val", 200)
+    judged = row.evidence["val"]
+    assert judged.keys.tolist() == first.evidence["val"].keys[20:].tolist()
+    assert judged.score.tolist() == first.evidence["val"].score[20:].tolist()
+    assert judged.loss.tolist() == first.evidence["val"].loss[20:].tolist()
+
+
 @pytest.mark.parametrize(
     ("second", "verdict"), [(0.81, "cannot tell"), (0.99, "2 blocks, from the head is better")]
 )
