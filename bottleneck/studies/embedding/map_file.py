@@ -12,7 +12,6 @@ Shapes: S samples, k neighbours.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from bottleneck.models.scoring import cached_inputs, has_mirrors, require_fitted
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, Target
-from bottleneck.store.exchange import import_pyarrow
+from bottleneck.store.exchange import import_pyarrow, target_columns
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.embedding.plane import PCA_NAME, TSNE_NAME, plane_of
 from bottleneck.studies.similar.neighbours import nearest
@@ -86,8 +85,8 @@ def export_map(
         artifact = None if head is None else load_head(head)
         if artifact is not None:
             require_fitted_on(artifact, opened)
-        names = opened.vector_names
-        node = BOTTLENECK if BOTTLENECK in names else next(iter(names), BOTTLENECK)
+        vectors = opened.vector_names
+        node = BOTTLENECK if BOTTLENECK in vectors else next(iter(vectors), BOTTLENECK)
         node = node if artifact is None else artifact.node
         rows = opened.sample_rows(node)
         plane = plane_of(rows, np.arange(len(samples)), seed, reporter)
@@ -101,8 +100,9 @@ def export_map(
         columns["split"] = pyarrow.array(_texts(samples.split))
         if samples.group is not None:
             columns["group"] = pyarrow.array(_texts(samples.group))
+        names = target_columns(samples.targets, TAKEN)
         for name, target in samples.targets.items():
-            columns[_column_of(name, samples.targets)] = pyarrow.array(_labels(target))
+            columns[names[name]] = pyarrow.array(_labels(target))
         if artifact is not None:
             columns |= {key: pyarrow.array(value) for key, value in _predicted(artifact, opened).items()}
     table = pyarrow.table(columns)
@@ -126,14 +126,6 @@ def _neighbours(pyarrow: Any, x: np.ndarray, reporter: Reporter) -> Any:
         [("ids", pyarrow.list_(pyarrow.int64())), ("distances", pyarrow.list_(pyarrow.float64()))]
     )
     return pyarrow.array(records, kind)
-
-
-def _column_of(target: str, targets: Collection[str]) -> str:
-    """Return the column of a target: its name, with `label_` before it where another column has that name."""
-    column = target
-    while column in TAKEN or (column != target and column in targets):
-        column = f"label_{column}"
-    return column
 
 
 def _texts(values: np.ndarray) -> list[str]:
