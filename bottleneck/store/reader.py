@@ -339,14 +339,15 @@ class FeatureCache:
             self.vectors(node)
         rows, left_out = self.select(split, target)
         chosen = None if target is None else self.target(target).take(rows)
-        opener = partial(_open_rows, self.path, node, self._identity())
+        opener = partial(_open_rows, self.path, node, self.identity)
         return CacheDataset(opener, self.samples.key[rows], rows, chosen, left_out)
 
     def _is_map(self, node: str) -> bool:
         return node in self.nodes and self.nodes[node].is_map
 
-    def _identity(self) -> str:
-        """Return a sha256 of what another state of the file would change: recipe, samples and images."""
+    @property
+    def identity(self) -> str:
+        """A sha256 of what another state of the file would change: recipe, samples and images."""
         state = hashlib.sha256(self.fingerprint.encode())
         for array in (encode(self.samples.key), self.samples.image, self.images.digest):
             state.update(np.ascontiguousarray(array).tobytes())
@@ -401,7 +402,7 @@ class FeatureCache:
 def _open_rows(path: Path, node: str, identity: str) -> RowReader:
     """Open the cache at `path` and return the rows of its samples, while they are those of `identity`."""
     cache = FeatureCache(path)
-    if cache._identity() != identity:
+    if cache.identity != identity:
         cache.close()
         raise CacheError(
             f"{path} has been written anew since this dataset was made.",
