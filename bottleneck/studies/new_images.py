@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ class NewImages:
     extract_seconds: float = 0.0
     engines: Sequence[dict[str, Any]] = ()
 
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """[{image, error}] of the images that have no row."""
+        return [{"image": key, "error": why} for key, why in self.cache.failures.items()]
+
 
 def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
     """Return the fields of `ExtractConfig` that give the network and the preprocessing of a cache."""
@@ -54,7 +60,7 @@ def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
 @contextmanager
 def new_images(
     cache: FeatureCache,
-    new: str | Path,
+    new: str | os.PathLike[str],
     node: str,
     load: LoadOptions,
     engine: EngineConfig,
@@ -86,7 +92,7 @@ def new_images(
 def _extracted(
     cache: FeatureCache,
     node: str,
-    new: str | Path,
+    new: str | os.PathLike[str],
     load: LoadOptions,
     engine: EngineConfig,
     reporter: Reporter,
