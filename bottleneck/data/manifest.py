@@ -34,7 +34,7 @@ from bottleneck.data.table_file import (
     to_number,
 )
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, listed
 from bottleneck.samples import SampleTable
 
 NONE_READ = "none of their images can be read"
@@ -190,7 +190,7 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
         _require_header(table, name)
         close = [column for column in table if _holds_images(table[column])] or _close(table, IMAGE_NAMES)
         raise SourceError(
-            f"The manifest {name} has columns {_listed(table)}; expected 'image' or 'file_name'.",
+            f"The manifest {name} has columns {listed(table, 20)}; expected 'image' or 'file_name'.",
             f"Name the column of image paths: --image-column {_quoted(close[0] if close else 'NAME')}.",
         )
     labels, split = config.label_columns, config.split_column
@@ -261,7 +261,7 @@ def _found(table: Table, column: str, name: str) -> str:
     close = difflib.get_close_matches(folded(column), {folded(other): other for other in table}, n=1)
     offered = [other for other in table if folded(other) in close]
     raise SourceError(
-        f"The manifest {name} has no column {column!r}; it has {_listed(table)}.",
+        f"The manifest {name} has no column {column!r}; it has {listed(table, 20)}.",
         f"Did you mean {offered[0]!r}?" if offered else "",
     )
 
@@ -319,11 +319,6 @@ def _close(columns: Sequence[str] | Table, words: Sequence[str]) -> list[str]:
     inside = [column for word in words for column in columns if len(word) > 1 and word in folded(column)]
     alike = [c for word in words for c in columns if difflib.get_close_matches(folded(c), [word], cutoff=0.7)]
     return list(dict.fromkeys(whole + inside + alike))
-
-
-def _listed(table: Table) -> str:
-    names = list(table)
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _quoted(column: str) -> str:

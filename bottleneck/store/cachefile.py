@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bottleneck.errors import ArtifactError, BottleneckError, CacheError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, listed
 from bottleneck.names import MEASURES
 from bottleneck.records import require_calibration
 from bottleneck.remote.path import path_of
@@ -313,8 +313,7 @@ def describe_rows(dataset: str, rows: np.ndarray) -> str:
     if len(rows) == 1:
         return f"row {rows[0]} of {node} does not match its checksum"
     spans = [str(first) if first == last else f"{first} to {last}" for first, last in spans_of(rows)]
-    more = f" and {len(spans) - 4} more" if len(spans) > 4 else ""
-    return f"rows {', '.join(spans[:4])}{more} of {node} do not match their checksums"
+    return f"rows {listed(spans, 4)} of {node} do not match their checksums"
 
 
 class FilePool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, listed
 from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.progress import Reporter
@@ -67,7 +67,7 @@ def relabelled_task(task: Task, labels: str | os.PathLike[str]) -> Relabelled:
         )
     unknown = sorted(set(new.class_names) - set(task.target.class_names))
     if unknown:
-        raise FitError(f"{labels} has classes that train of the cache lacks: {', '.join(unknown[:5])}.")
+        raise FitError(f"{labels} has classes that train of the cache lacks: {listed(unknown)}.")
     if "test" not in task.rows:
         raise FitError(
             "There is no test split, on which a repair could be measured.",
