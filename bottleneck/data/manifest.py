@@ -96,22 +96,38 @@ def read_manifest(
     _require_targets(wanted, name)
     cells = {column: values for column, values in table.items() if config.inputs_only}
     table, columns, told = _present_columns(table, wanted, name)
-    notes += told
     spelt = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
-    absent = _absent({key for row in spelt for key in row}, missing)
-    found = _otherwise_spelt(absent, missing)
-    absent = {key: reason for key, reason in absent.items() if key not in found}
-    keys = [tuple(found.get(key, key) for key in row) for row in spelt]
-    notes += _respelt_note(found, name)
+    keys, absent, respelt = _files_of(spelt, missing, name)
     repeated = np.zeros(len(keys), bool) if config.inputs_only else repeated_rows(table)
-    sample_keys = _sample_keys(table, wanted, spelt if config.inputs_only else keys, repeated)
-    targets = {}
-    for label in wanted.label_columns:
-        alone = len(wanted.label_columns) == 1
-        targets[label], told = target_from_column(label, table[label], config.labels, alone)
-        notes += told
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool) & ~repeated
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
+    sample_keys = _sample_keys(table, wanted, spelt if config.inputs_only else keys, repeated)
+    complete, on_labels = _samples(table, wanted, sample_keys, keys, images)
+    samples = complete.take(whole)
+    notes += [*told, *respelt, *on_labels, *repeated_note(repeated, name)]
+    notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
+    shown = {encodable(key): reason for key, reason in absent.items()}
+    kept = {
+        column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
+        for column, values in cells.items()
+        if column not in columns["image"]
+    }
+    return Manifest(images, samples, shown, columns, tuple(notes), kept)
+
+
+def _samples(
+    table: Table,
+    wanted: ReadConfig,
+    sample_keys: list[str],
+    keys: list[tuple[str, ...]],
+    images: list[str],
+) -> tuple[SampleTable, list[Note]]:
+    """Return all samples of a table, those without all of their images included, and notes on the cells."""
+    targets, notes = {}, list[Note]()
+    for label in wanted.label_columns:
+        alone = len(wanted.label_columns) == 1
+        targets[label], told = target_from_column(label, table[label], wanted.labels, alone)
+        notes += told
     index = {key: number for number, key in enumerate(images)}
     samples = SampleTable(
         key=np.array(sample_keys, object),
@@ -125,16 +141,17 @@ def read_manifest(
     )
     if wanted.split_column is not None:
         notes += merged_notes(table[wanted.split_column])
-    notes += repeated_note(repeated, name)
-    samples, complete = samples.take(whole), samples
-    notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
-    shown = {encodable(key): reason for key, reason in absent.items()}
-    kept = {
-        column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
-        for column, values in cells.items()
-        if column not in columns["image"]
-    }
-    return Manifest(images, samples, shown, columns, tuple(notes), kept)
+    return samples, notes
+
+
+def _files_of(
+    spelt: list[tuple[str, ...]], missing: Callable[[Sequence[str]], dict[str, str]], name: str
+) -> tuple[list[tuple[str, ...]], dict[str, str], list[Note]]:
+    """Return the keys of the files that the rows name; those that cannot be read, and why; and notes."""
+    absent = _absent({key for row in spelt for key in row}, missing)
+    found = _otherwise_spelt(absent, missing)
+    absent = {key: reason for key, reason in absent.items() if key not in found}
+    return [tuple(found.get(key, key) for key in row) for row in spelt], absent, _respelt_note(found, name)
 
 
 def _in_use(wanted: ReadConfig) -> Columns:
