@@ -29,8 +29,8 @@ from bottleneck.data.source import read_source
 from bottleneck.errors import BottleneckError, ClusterError
 from bottleneck.extraction import ray_actor, ray_cluster, ray_pool, ray_trunk
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import survey
 from bottleneck.extraction.ray_cluster import ClusterNode, Size, sizes_of
+from bottleneck.extraction.survey import survey
 from tests.helpers.ray_nodes import (
     AfterImages,
     marked,
