@@ -19,7 +19,8 @@ from safetensors.numpy import save
 from bottleneck.data.class_names import lost_classes
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.manifest import NONE_READ
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.data.untrusted import remember_root
 from bottleneck.errors import Note, counted, distinct, refuse_strict
 from bottleneck.extraction.compute import compute

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import Note, refuse_strict
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.data_sheet import source_sheet

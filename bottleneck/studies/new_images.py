@@ -12,7 +12,8 @@ from typing import Any
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import MIRROR, Preprocess
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import CacheError, FingerprintError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import CACHE_SUFFIXES

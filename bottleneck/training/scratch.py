@@ -23,7 +23,8 @@ from bottleneck.backbones.registry import load_backbone, new_classifier
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.scaled_decoding import both_decodings, unscaled_note

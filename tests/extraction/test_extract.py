@@ -15,7 +15,8 @@ from bottleneck import extract, train
 from bottleneck.cli.cache import info
 from bottleneck.cli.extract import command
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.data.storage import LocalFiles
 from bottleneck.errors import CacheError, FingerprintError, StrictError
 from bottleneck.extraction.config import ExtractConfig

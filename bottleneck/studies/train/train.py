@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter

@@ -30,7 +30,8 @@ import numpy as np
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import BottleneckError, Note, SourceError, listed
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.studies.study_config import StudyConfig
