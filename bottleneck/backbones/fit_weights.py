@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -51,10 +51,10 @@ _AVERAGES = (
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """A network with the weights of a file.
+    """A network with its weights.
 
     preprocess : of its images; grey if its first layer is.
-    published_classes : whether its last layer is from the file and has the published number of classes.
+    published_classes : whether its last layer has the published classes: of a file, their number.
     untrained : names of the last layer's entries that the file lacks; they are zero.
     notes : what was decided.
     """
@@ -62,8 +62,8 @@ class FittedWeights:
     module: nn.Module
     preprocess: Preprocess
     published_classes: bool
-    untrained: frozenset[str]
-    notes: tuple[Note, ...]
+    untrained: frozenset[str] = frozenset()
+    notes: tuple[Note, ...] = ()
 
 
 def load_file(architecture: Architecture, file: str, in_channels: int) -> FittedWeights:
@@ -100,7 +100,7 @@ def _with_note_of_choice(
         f"{file} holds several sets of weights: {averaged} loaded, not {some(others)}.",
         details={"chosen": name, "others": others},
     )
-    return FittedWeights(**{**vars(fitted), "notes": (note, *fitted.notes)})
+    return replace(fitted, notes=(note, *fitted.notes))
 
 
 @dataclass
