@@ -26,10 +26,9 @@ from bottleneck.backbones.weights import (
     load_weights,
     read_checkpoint,
     reshaped_entries,
-    some,
 )
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import BackboneError, Note, listed
 
 _TRAINING_STATE = (
     "n_averaged",
@@ -97,7 +96,7 @@ def _with_note_of_choice(
     averaged = f"the averaged weights {name} are" if chosen.averaged else f"{name} is"
     note = Note(
         "weights-entry-chosen",
-        f"{file} holds several sets of weights: {averaged} loaded, not {some(others)}.",
+        f"{file} holds several sets of weights: {averaged} loaded, not {listed(others)}.",
         details={"chosen": name, "others": others},
     )
     return replace(fitted, notes=(note, *fitted.notes))
@@ -182,7 +181,7 @@ def _best_match(
             Note(
                 "weights-entries-ignored",
                 f"Entries of {file} beside the network were ignored ({len(best.ignored)}): "
-                f"{some(best.ignored)}.",
+                f"{listed(best.ignored)}.",
                 details={"entries": best.ignored},
             )
         )
@@ -297,11 +296,11 @@ def _drop_last_layer(
     lacking = _needed(untrained)
     if lacking:
         other = [*theirs, *dropped]
-        what = f"has another last layer ({some(other)}), ignored:" if other else "lacks the last layer:"
+        what = f"has another last layer ({listed(other)}), ignored:" if other else "lacks the last layer:"
         match.notes.append(
             Note(
                 "last-layer-ignored",
-                f"{file} {what} features do not need {some(lacking)} of {architecture.name}, "
+                f"{file} {what} features do not need {listed(lacking)} of {architecture.name}, "
                 "nodes above them cannot be given.",
                 details={"entries": lacking},
             )
@@ -313,7 +312,7 @@ def _drop_last_layer(
             Note(
                 "weights-entries-ignored",
                 f"Entries of {file} that {architecture.name} does not have were ignored ({len(foreign)}): "
-                f"{some(foreign)}.",
+                f"{listed(foreign)}.",
                 details={"entries": foreign},
             )
         )
@@ -345,7 +344,7 @@ def _check_values(
     broken = [name for name, value in floats.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise BackboneError(
-            f"The weights in {file} hold NaN or infinite values in {len(broken)} entries ({some(broken)}).",
+            f"The weights in {file} hold NaN or infinite values in {len(broken)} entries ({listed(broken)}).",
             "The training that wrote them diverged; give an earlier checkpoint.",
         )
     kinds = sorted({_dtype(value) for value in floats.values()} - {"float32"})
