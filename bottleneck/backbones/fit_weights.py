@@ -30,22 +30,11 @@ from bottleneck.backbones.weights import (
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import BackboneError, Note, listed
 
-_TRAINING_STATE = (
-    "n_averaged",
-    "queue",
-    "queue_ptr",
-    "center",
-    "mask_token",
-)  # tensors beside a network's layers
+_TRAINING_STATE = ("n_averaged", "queue", "queue_ptr", "center", "mask_token")  # beside a network's layers
 _COUNTER = "num_batches_tracked"  # of BatchNorm: old files lack it, and features do not need it
 # Modules that training puts around a part of a network.
 _INNER_WRAPPER = re.compile(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_AVERAGES = (
-    "teacher",
-    "ema",
-    "momentum",
-    "target",
-)  # in a prefix: of two copies of a network, the averaged one
+_AVERAGES = ("teacher", "ema", "momentum", "target")  # in a prefix: the averaged one of two copies
 
 
 @dataclass(frozen=True)

@@ -291,7 +291,7 @@ def _untrained_head(
 def _fingerprint(
     source: Source, backbone: Backbone, preprocess: Preprocess, splits: LabelledSplits, config: ScratchConfig
 ) -> str:
-    """Of everything that decides the course of a run; a checkpoint is valid for the same one only."""
+    """Fingerprint of everything that a run depends on; a checkpoint is valid for the same one only."""
     return fingerprint(
         {
             "backbone": backbone.recipe,

@@ -307,7 +307,7 @@ class Trials:
         return preprocess.override(min(preprocess.size, cached.size), None, cached.decoding)
 
     def _settings_fingerprint(self) -> str:
-        """Of everything that a run's result depends on beside its trial."""
+        """Fingerprint of everything that a run's result depends on beside its trial."""
         digests = hashlib.sha256(self.cache.images.digest.tobytes())
         for array in (self.splits.labels, *self.splits.rows.values()):
             digests.update(np.ascontiguousarray(array).tobytes())
