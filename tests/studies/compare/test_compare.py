@@ -1,7 +1,10 @@
 """Comparisons: every trial is run once, kept, and chosen among on val."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.compare.compare import answers, choose_row, compare, summarise
 from bottleneck.studies.compare.runs import Trials
-from bottleneck.studies.compare.stored_runs import CompareRun, stored_runs
+from bottleneck.studies.compare.stored_runs import CompareRun, store_run, stored_runs
 from bottleneck.training.config import LEAST_STEPS, CompareConfig
 from bottleneck.trials.evidence import Evidence
 from tests.helpers.recorder import Recorder
@@ -151,6 +154,19 @@ def test_means_and_intervals_over_seeds():
     assert rows[0].accuracy["test"] == pytest.approx(0.85)
     assert rows[0].spread == pytest.approx(0.05)
     assert rows[0].interval[0] < 0.85 < rows[0].interval[1]
+
+
+def test_stored_runs_are_read_whatever_the_encoding_of_the_machine(tmp_path):
+    unread = replace(run(1), unread="1 image could not be read: 그림/개.png", evidence={})
+    store_run(tmp_path, "settings", unread, [unread])
+    code = (
+        "import sys; from pathlib import Path; from bottleneck.studies.compare.stored_runs import stored_runs"
+    )
+    code += "; print(ascii(stored_runs(Path(sys.argv[1]))[0].unread))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert shown.stdout.strip() == ascii(unread.unread), shown.stderr
 
 
 def test_the_interval_is_of_the_samples_that_a_run_could_read():
