@@ -386,7 +386,7 @@ class FeatureCache:
         return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}"
 
     def _add_with(self, node: str) -> str:
-        return f"Add them with `{self.extract_command(f'--node {quote(node)}')}`."
+        return f"Add them with `{self.extract_command(f'--node {node}')}`."
 
     def close(self) -> None:
         """Close every file."""
