@@ -9,6 +9,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,8 @@ from bottleneck.store.tables import (
     Column,
     Failure,
     ImageTable,
+    column_flags,
+    columns_of,
     failures_of,
     no_samples,
     samples_of,
@@ -282,7 +285,10 @@ class CacheFile:
         else:
             main, before = self.path, "Run "
         source = self.origin.source if not self.origin.source.startswith("-") else f"./{self.origin.source}"
-        command = f"bottleneck extract {quote(source)} -o {quote(str(main))}"
+        columns: dict[str, tuple[str, ...]] = {}
+        with suppress(KeyError, TypeError, ValueError, CacheError):  # a part or a map, or an odd record
+            columns = columns_of(self.file["samples/key"].attrs["columns"])
+        command = f"bottleneck extract {quote(source)}{column_flags(columns)} -o {quote(str(main))}"
         return f"{before}`{command}`"
 
     def damaged(self, what: str) -> CacheError:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bottleneck.errors import CacheError
-from bottleneck.names import BOTTLENECK, COLUMN_FLAGS, EXACT, SPLITS, nodes_in
+from bottleneck.names import BOTTLENECK, EXACT, SPLITS, nodes_in
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import RowReader, SampleTable, Target
 from bottleneck.store.cachefile import CacheFile, find_companions
@@ -26,7 +26,7 @@ from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide
 from bottleneck.store.spec import NodeSpec, stored_name, vector_fingerprint
-from bottleneck.store.tables import ImageTable, encode, no_samples
+from bottleneck.store.tables import ImageTable, column_flags, encode, no_samples
 
 if TYPE_CHECKING:
     import pyarrow
@@ -373,13 +373,7 @@ class FeatureCache:
     def source_words(self) -> str:
         """The source as a command names it, with the columns of a manifest, which give the samples labels."""
         columns = {} if isinstance(self._samples, CacheError) else self._samples.columns
-        named = [
-            f"{COLUMN_FLAGS[role]} {quote(name)}"
-            for role, names in columns.items()
-            if role in COLUMN_FLAGS and names != (role,)
-            for name in names
-        ]
-        return " ".join([quote(self.source), *named])
+        return quote(self.source) + column_flags(columns)
 
     def extract_command(self, flags: str) -> str:
         """Return the command that extracts the source of the cache into it again, with `flags`."""

@@ -16,6 +16,7 @@ from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, CacheError, FitError
 from bottleneck.extraction.extract import extract
 from bottleneck.progress import SILENT
+from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise import strategies
 from bottleneck.studies.advise.advise import advise
@@ -84,6 +85,8 @@ def test_commands_name_the_manifest_and_its_columns_so_that_no_sample_loses_its_
     node = next(node for node in trial.nodes if node != "bottleneck")
     with FeatureCache(path) as before:
         samples = before.samples
+    with CacheFile(path) as file:
+        assert "--label-column 'kind of stripe' --split-column part -o" in file.mend
     command, *_ = trial.user.fit_command(node).split(" && ")
     shown = CliRunner().invoke(group, shlex.split(command)[1:], catch_exceptions=False)
     assert shown.exit_code == 0, shown.output
