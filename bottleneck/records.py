@@ -92,4 +92,5 @@ CALIBRATION: dict[str, Check] = {  # its fields that are used
     "engine": is_text,
     "pixels_sha256": lambda value: is_text(value) and re.fullmatch("[0-9a-f]{64}", value) is not None,
     "float_layers": lambda value: is_integer(value) and 0 <= value < 2**63,
+    "cosine": are_numbers,
 }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Generator, Iterable, Iterator, 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -102,6 +102,20 @@ class _Calls:
         self.busy_seconds += max(0.0, ended - max(started, self._until))
         self._until = max(ended, self._until)
         return done
+
+
+class _Some:
+    """An engine that gives the outputs at `indices` of another one."""
+
+    def __init__(self, engine: Engine, indices: Sequence[int]) -> None:
+        self._engine, self._indices = engine, indices
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def __call__(self, pixels: np.ndarray) -> tuple[np.ndarray, ...]:
+        rows = self._engine(pixels)
+        return tuple(rows[index] for index in self._indices)
 
 
 @dataclass
@@ -237,15 +251,18 @@ class Trunk:
             precision = self.precisions.get(nodes[0], self.config.precision)
             if nodes[0] in self.calibrations and precision == "bf16" and not calibration:
                 engine = "torch" if engine == "auto" else engine  # it computed the rows of the cache
-            build = partial(
-                build_engine,
-                lambda: self.backbone.extractor(nodes, self.preprocess),
-                example,
-                key=self.graph_key(nodes),
-                device=self.config.device,
-                force=self.config.force,
-                network=self.network["name"],
-            )
+
+            def build(nodes: tuple[str, ...], **settings: Any) -> Engine:
+                return build_engine(
+                    lambda: self.backbone.extractor(nodes, self.preprocess),
+                    example,
+                    key=self.graph_key(nodes),
+                    device=self.config.device,
+                    force=self.config.force,
+                    network=self.network["name"],
+                    **settings,
+                )
+
             given, why = self.config.precision, ""
             learnt = self.precisions.get(nodes[0], "fp32")
             alike = (learnt, "fp16") if learnt == "fp32" else (learnt,)  # both are finer than what is stored
@@ -255,22 +272,36 @@ class Trunk:
                     why += " It is calibrated on the first of these images, on which the features depend."
             else:
                 try:
+                    whole = self.made_with(nodes)
                     built = build(
+                        whole,
                         engine=engine,
                         precision=precision,
                         calibration=calibration,
                         calibrated_on=self.calibrated_on,
                     )
+                    if whole != nodes:
+                        built = _Some(built, [whole.index(name) for name in nodes])
                 except EngineError as error:
                     if not self.gives_way or given not in ADOPTS or nodes[0] not in self.precisions:
                         raise
                     why = error.message
             if why:
-                built = build(engine=self.config.engine, precision=given)
+                built = build(nodes, engine=self.config.engine, precision=given)
                 self._gave_way.append(_gave_way_note(nodes, learnt, built.precision, why))
             self._engines[nodes] = built
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
         return self._engines[nodes]
+
+    def made_with(self, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Return the sorted nodes of the int8 graph that made the rows of `nodes`, which may have others too.
+
+        Quantised for some of them alone, it could round otherwise. A calibration has a cosine for each node.
+        """
+        calibration = self.calibrations.get(nodes[0]) or {}
+        alike = sorted(name for name, each in self.calibrations.items() if each == calibration)
+        together = "pixels_sha256" in calibration and len(calibration.get("cosine", ())) == len(alike)
+        return tuple(alike) if together else tuple(nodes)
 
     def build_engine(
         self,
@@ -407,7 +438,10 @@ class Trunk:
             return list(self.grouped)
         groups: dict[str, list[str]] = {}
         for name in sorted(nodes):
-            made_by = [self.precisions.get(name, self.config.precision), self.calibrations.get(name)]
+            calibration = self.calibrations.get(name)
+            made_by = [self.precisions.get(name, self.config.precision), calibration]
+            if calibration and "pixels_sha256" in calibration and len(calibration.get("cosine", ())) == 1:
+                made_by.append(name)  # each of these nodes has a graph of its own
             groups.setdefault(canonical_json(made_by), []).append(name)
         return [tuple(group) for group in groups.values()]
 

@@ -52,12 +52,16 @@ class Part:
 
 @dataclass(frozen=True)
 class EngineOf:
-    """An engine of the driver: its nodes, sorted, and what decides their rows."""
+    """An engine of the driver: its nodes, sorted, and what decides their rows.
+
+    made_with : sorted nodes of its graph (`Trunk.made_with`).
+    """
 
     nodes: tuple[str, ...]
     name: str
     precision: str
     calibration: dict[str, Any] | None
+    made_with: tuple[str, ...]
 
 
 @dataclass(frozen=True)

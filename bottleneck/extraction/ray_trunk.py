@@ -228,7 +228,7 @@ class RayTrunk(Trunk):
             preprocess=self.preprocess,
             config=self.config,
             engines=tuple(
-                EngineOf(group, engine.name, engine.precision, engine.calibration)
+                EngineOf(group, engine.name, engine.precision, engine.calibration, self.made_with(group))
                 for group, engine in engines
             ),
             graphs=tuple(self._graphs(nodes)),
@@ -256,7 +256,7 @@ class RayTrunk(Trunk):
     def _graphs(self, nodes: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], StoredGraph]]:
         """Yield the stored graphs of the engines of `nodes`, with their keys."""
         for group in self._groups(nodes):
-            calibration, key = self._engines[group].calibration or {}, self.graph_key(group)
+            calibration, key = self._engines[group].calibration or {}, self.graph_key(self.made_with(group))
             pixels = calibration.get("pixels_sha256")
             for kind in [("fp32",), *(int8_keys(pixels, calibration) if pixels else [])]:
                 if (stored := GraphCache().load(key, *kind)) is not None:

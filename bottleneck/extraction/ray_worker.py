@@ -67,7 +67,7 @@ class Worker:
             task.preprocess,
             replace(task.config, device="cuda" if on_gpu else "cpu"),
             task.network,
-            {node: engine.calibration for node, engine in engines if engine.calibration},
+            {node: each.calibration for each in task.engines if each.calibration for node in each.made_with},
             {node: engine.precision for node, engine in engines},
             [engine.nodes for engine in task.engines],
         )

@@ -78,13 +78,20 @@ def describe_head(
         columns=dict(samples.columns),
         trained_on={} if rows is None else seen_before({}, cache.images.digest, samples, rows),
         without=dict(without or {}),
-        computed={
-            part.name: {"precision": part.precision, "calibration": part.calibration}
-            for part in cache.vectors(node)
-            if not part.computed_exactly
-        },
+        computed=_computed(cache, node),
         seed=seed,
     )
+
+
+def _computed(cache: FeatureCache, name: str) -> dict[str, dict[str, Any]]:
+    """Return `HeadDescription.computed` of a head on the nodes `name` of a cache."""
+    parts = [part for part in cache.vectors(name) if not part.computed_exactly]
+    int8 = [part.calibration for part in parts if part.precision == "int8"]
+    with_them = [other for other in cache.nodes.values() if other not in parts and other.calibration in int8]
+    return {
+        part.name: {"precision": part.precision, "calibration": part.calibration}
+        for part in [*parts, *with_them]
+    }
 
 
 class HeadFiles:

@@ -69,7 +69,8 @@ class HeadDescription:
     trained_on : the images that it was fitted on, as `TrainedOn.to_json`; {} where they are not known.
     without : what was left out of the fit by a list, as `fitting.left_out.LeftOut.record`; {} for nothing.
     computed : by node, {"precision", "calibration"} of features that were computed in bf16 or int8, as of
-        `NodeSpec`; nodes in float32 or float16 are absent, as are all in files of earlier releases.
+        `NodeSpec`, and of other nodes of the cache that an int8 graph computed with them; nodes in float32 or
+        float16 are absent, as are all in files of earlier releases.
     seed : of the folds and of what else of the fit is drawn; None where it is not known.
     """
 

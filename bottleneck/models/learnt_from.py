@@ -81,7 +81,7 @@ def float32_notes(head: HeadArtifact, what: str) -> list[Note]:
     """
     notes, computed = unknown_notes(head), how_computed(head) or {}
     for precision in sorted({record["precision"] for record in computed.values()}):
-        nodes = [node for node, record in computed.items() if record["precision"] == precision]
+        nodes = [node for node in nodes_in(head.node) if computed.get(node, {}).get("precision") == precision]
         text = (
             f"{what} computes the features of {' and '.join(nodes)} in fp32; those that were learnt from are "
             f"in {precision}."

@@ -124,6 +124,21 @@ def test_nodes_in_another_order_are_the_same_engine_and_come_as_asked(tmp_path, 
     assert keys[0] == keys[1]
 
 
+def test_nodes_of_one_int8_graph_are_known_by_their_cosines(tmp_path):
+    """Nodes with one calibration have as many cosines as there are nodes, or each had a graph of its own."""
+
+    def trunk(cosines, **others):
+        calibration = {"pixels_sha256": "0" * 64, "cosine": cosines, **others}
+        return Trunk(lambda: None, GREY, EngineConfig(), {}, {"b": calibration, "a": calibration, "c": None})
+
+    assert trunk([0.99, 0.98]).made_with(["b"]) == ("a", "b")
+    assert trunk([0.99]).made_with(["b"]) == ("b",)
+    assert trunk([0.99] * 3).made_with(["a", "b"]) == ("a", "b")  # one of the nodes is gone
+    assert trunk([0.99, 0.98]).made_with(["c"]) == ("c",)
+    assert trunk([0.99, 0.98])._groups(("c", "b", "a")) == [("a", "b"), ("c",)]
+    assert trunk([0.99])._groups(("c", "b", "a")) == [("a",), ("b",), ("c",)]
+
+
 def test_loading_within_the_building_of_an_engine_is_counted_once(monkeypatch):
     def load():
         time.sleep(0.05)

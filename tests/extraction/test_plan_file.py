@@ -240,6 +240,9 @@ HOSTILE = {
     "layers of a text": lambda record: edited_node(
         record, precision="int8", calibration={"float_layers": "3"}
     ),
+    "a cosine that is no list": lambda record: edited_node(
+        record, precision="int8", calibration={"cosine": 1}
+    ),
     "an engine of a list": lambda record: edited_node(
         record, precision="bf16", calibration={"engine": ["x"]}
     ),

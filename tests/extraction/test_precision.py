@@ -16,10 +16,12 @@ from bottleneck.cli.main import group
 from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
 from bottleneck.errors import EngineError, FingerprintError
+from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.layout import seal
 from bottleneck.store.merge import merge
 from bottleneck.store.reader import describe
+from bottleneck.studies.similar.neighbours import named_images
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
 
@@ -137,6 +139,33 @@ def test_an_int8_cache_that_got_images_since_goes_on_without_its_graph_to_the_sa
     rows, expected = rows_of(path), rows_of(tmp_path / "twin.h5")
     assert len(rows) == 12
     assert all(np.array_equal(rows[key], expected[key]) for key in expected)
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_node_alone_has_the_rows_of_the_graph_that_made_it_with_others(
+    folder, tmp_path, monkeypatch, is_stored
+):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    images, nodes = without(folder, tmp_path / "images", 3), ("features.block1", "bottleneck")
+    settings = {"precision": "int8", "force": True, "dtype": "float32", **NETWORK}
+    path = extract(images, tmp_path / "c.h5", nodes=nodes, **settings).cache
+    alone = {}
+    for name in nodes:
+        if not is_stored:
+            forget_int8(tmp_path / "user")
+        config = ExtractConfig(nodes=(name,), engine=EngineConfig(force=True))
+        with FeatureCache(path) as cache:
+            found = named_images(cache, [str(tmp_path / "3.png")], config)
+        assert [one["nodes"] for one in found.engines] == [[name]]
+        alone[name] = found.rows.read(0, 1)[0]
+    graphs = len([*(tmp_path / "user" / "graphs").iterdir()])
+    shutil.copy(tmp_path / "3.png", images / "a" / "3.png")
+    assert extract(images, path, force=True).computed == 1
+    with FeatureCache(path) as cache:
+        (row,) = np.flatnonzero(cache.images.key == "a/3.png")
+        for name in nodes:
+            assert np.array_equal(cache.to_numpy(name)[0][row], alone[name])
+    assert len([*(tmp_path / "user" / "graphs").iterdir()]) == graphs == 2  # in float32 and in int8
 
 
 def test_calibration_images_are_found_under_another_name(grown):
