@@ -138,7 +138,10 @@ def distinct(notes: Iterable[Note]) -> list[Note]:
 
 def reused_note(reused: int, total: int, folder: object) -> Note:
     """Return a note on runs that an earlier call did."""
-    text = f"{reused} of {total} runs are those of an earlier call with the same settings, from {folder}."
+    text = (
+        f"{reused} of {counted(total, 'run')} {'is' if reused == 1 else 'are'} those of an earlier call "
+        f"with the same settings, from {folder}."
+    )
     return Note("runs-reused", text, details={"runs": reused})
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bottleneck.errors import CacheError, Note, SourceError
+from bottleneck.errors import CacheError, Note, SourceError, counted
 from bottleneck.names import TARGET_KINDS
 
 UNLABELLED = -1
@@ -212,12 +212,15 @@ class SampleTable:
             columns["position"] = self.position
         for name, values in columns.items():
             if len(values) != S:
-                raise SourceError(f"The sample table has {S} keys but {len(values)} rows of {name}.")
+                raise SourceError(
+                    f"The sample table has {counted(S, 'key')} but {counted(len(values), 'row')} of {name}."
+                )
         if self.image.ndim != 2:
             raise SourceError(f"The sample table's images have shape {self.image.shape}; expected (S, M).")
         if self.covariates.shape != (S, len(self.covariate_names)):
             raise SourceError(
-                f"The covariates have shape {self.covariates.shape} but {len(self.covariate_names)} names."
+                f"The covariates have shape {self.covariates.shape} but "
+                f"{counted(len(self.covariate_names), 'name')}."
             )
 
     def __len__(self) -> int:
@@ -250,5 +253,8 @@ class SampleTable:
             return []
         missing, of = self.shard.missing, self.shard.of
         shown = ", ".join(map(str, missing[:8])) + (" …" if len(missing) > 8 else "")
-        text = f"Missing of the {of} shards of the source: {shown}. Add them with `bottleneck cache merge`."
+        text = (
+            f"Missing of the {counted(of, 'shard')} of the source: {shown}. Add them with `bottleneck "
+            "cache merge`."
+        )
         return [Note("shards-missing", text, True, {"missing": list(missing), "of": of})]

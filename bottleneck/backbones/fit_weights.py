@@ -29,7 +29,7 @@ from bottleneck.backbones.weights import (
     some,
 )
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import BackboneError, Note, counted
 
 _TRAINING_STATE = (
     "n_averaged",
@@ -130,7 +130,8 @@ def _fit(architecture: Architecture, chosen: NamedState, file: str, in_channels:
         match.notes.append(
             Note(
                 "last-layer-of-other-classes",
-                f"The last layer in {file} has {classes} outputs; it is loaded so, without names of classes.",
+                f"The last layer in {file} has {counted(classes, 'output')}; it is loaded so, without "
+                "names of classes.",
                 details={"outputs": classes},
             )
         )
@@ -345,7 +346,8 @@ def _check_values(
     broken = [name for name, value in floats.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise BackboneError(
-            f"The weights in {file} hold NaN or infinite values in {len(broken)} entries ({some(broken)}).",
+            f"The weights in {file} hold NaN or infinite values in "
+            f"{counted(len(broken), 'entry', 'entries')} ({some(broken)}).",
             "The training that wrote them diverged; give an earlier checkpoint.",
         )
     kinds = sorted({_dtype(value) for value in floats.values()} - {"float32"})

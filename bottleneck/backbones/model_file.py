@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, counted
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.tensor_file import AGAIN, fault_of
@@ -160,7 +160,7 @@ def _network_names(file: Any, path: str | Path) -> list[str]:
     """Names of the network's tensors in an open file, without the prefix."""
     names = [name.removeprefix(STATE_PREFIX) for name in file.keys() if name.startswith(STATE_PREFIX)]  # noqa: SIM118
     if len(names) > MOST_TENSORS:
-        raise ArtifactError(f"{path} holds {len(names)} tensors; at most {MOST_TENSORS} are read.")
+        raise ArtifactError(f"{path} holds {counted(len(names), 'tensor')}; at most {MOST_TENSORS} are read.")
     return names
 
 

@@ -21,7 +21,7 @@ from bottleneck.backbones.convolution import faster_convolutions
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.graph import layer_of, trace
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, counted
 from bottleneck.names import BOTTLENECK
 
 
@@ -64,7 +64,8 @@ def find_cut(backbone: Backbone, head_node: str, unfreeze: int | str) -> Cut:
         count = int(unfreeze)
         if not 1 <= count <= len(pieces):
             raise BackboneError(
-                f"Cannot unfreeze {count} blocks: below the head's node {head_node} there are {len(pieces)}, "
+                f"Cannot unfreeze {counted(count, 'block')}: below the head's node {head_node} there are "
+                f"{len(pieces)}, "
                 f"{', '.join(piece.block for piece in pieces)}.",
                 f"Use 1 to {len(pieces)}, or all.",
             )

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, first_line
+from bottleneck.errors import BackboneError, counted, first_line
 from bottleneck.heads.head_format import FORMAT
 from bottleneck.heads.tensor_file import PICKLE, ZIP, fault_of, kind_of
 from bottleneck.names import STATE_PREFIX
@@ -138,7 +138,8 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
     ]
     if problems:
         raise BackboneError(
-            f"The weights in {origin} do not fit {name}: of {len(expected)} entries {', '.join(problems)}.",
+            f"The weights in {origin} do not fit {name}: of {counted(len(expected), 'entry', 'entries')} "
+            f"{', '.join(problems)}.",
             "Give the weights of this very architecture, or its name as --backbone.",
         )
 

@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import flags_of, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.studies.study_config import ODD, AuditConfig
 
 if TYPE_CHECKING:
@@ -174,7 +175,8 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
         )
     if test := result.label_issues.get("self_test"):
         lines.append(
-            f"Of {test['changed']:,} labels changed at random as a test, {test['found']:,} would be flagged."
+            f"Of {counted(test['changed'], 'label')} changed at random as a test, {test['found']:,} would "
+            "be flagged."
         )
     if result.failures:
         rows = [f"{key}: {reason}" for key, reason in [*result.failures.items()][:SHOWN]]
@@ -183,13 +185,13 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
         leaks = result.leaks
         lines.append(
             f"Accuracy on test: {_with_interval(leaks, 'test_accuracy')}; without "
-            f"{leaks['test_samples_leaked']} leaked samples: "
+            f"{counted(leaks['test_samples_leaked'], 'leaked sample')}: "
             f"{_with_interval(leaks, 'test_accuracy_without')}."
         )
     if result.repair is not None:
         repair, (low, high) = result.repair, result.repair["gain_ci95"]
         lines.append(
-            f"Repair: {repair['changed']:,} labels changed. Accuracy on test, by the new labels: "
+            f"Repair: {counted(repair['changed'], 'label')} changed. Accuracy on test, by the new labels: "
             f"{repair['test_accuracy_before']:.4f} before, {repair['test_accuracy_after']:.4f} after "
             f"(gain {repair['gain']:+.4f}, 95 % interval {low:+.4f} … {high:+.4f})."
         )
@@ -207,7 +209,7 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
 
 
 def _labels(flagged: int) -> str:
-    return "1 flagged label" if flagged == 1 else f"{flagged:,} flagged labels"
+    return counted(flagged, "flagged label")
 
 
 def _with_interval(figures: dict[str, Any], name: str) -> str:

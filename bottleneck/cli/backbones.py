@@ -8,6 +8,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 
 
 @click.command(cls=Command)
@@ -24,7 +25,9 @@ def command(terminal: Terminal, pattern: str | None) -> None:
         "Use one with --backbone NAME, other weights with --backbone NAME:WEIGHTS (timm/NAME.WEIGHTS).",
     ]
     if not pattern:
-        shown.append(f"{timm_count():,} more architectures come with timm: bottleneck backbones 'timm/*'.")
+        shown.append(
+            f"{counted(timm_count(), 'architecture')} more with timm: bottleneck backbones 'timm/*'."
+        )
     if matches[0].features is None:
         shown.append(
             f"Feature widths are shown for up to {MOST_OPENED} architectures: give a narrower PATTERN."

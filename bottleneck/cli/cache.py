@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bottleneck.cli.terminal import Command, Terminal, data_sheet_lines, shows_results, table, views_text
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 
 
 @click.group()
@@ -116,6 +116,6 @@ def merge(terminal: Terminal, caches: tuple[str, ...], output: str, dry_run: boo
     from bottleneck.store.merge import merge as merge_caches
 
     values = merge_caches(caches, output, dry_run, terminal.tell)
-    images = f"{values['images']:,} images"
+    images = counted(values["images"], "image")
     done = f"Would write {images} to {output}" if dry_run else f"Written to {output}: {images}"
     terminal.result(values, done)

@@ -10,6 +10,7 @@ import click
 from bottleneck.cli.options import setting
 from bottleneck.cli.terminal import Command, Terminal, link_to, shown_prediction, shows_results, table
 from bottleneck.data.config import ReadConfig
+from bottleneck.errors import counted
 from bottleneck.names import DEMO_FOLDER
 
 
@@ -59,7 +60,7 @@ def _shown(result: dict[str, Any]) -> str:
     """Return what the demo has shown, in one sentence."""
     evaluation = result["evaluation"]
     return (
-        f"A network trained on photographs ran once over {result['images']:,} images of digits; of "
+        f"A network trained on photographs ran once over {counted(result['images'], 'image')} of digits; of "
         f"{len(result['heads'])} classifiers on what it computed, the one that cross-validation chose names "
-        f"{evaluation['accuracy']:.1%} of {evaluation['n']:,} test images correctly."
+        f"{evaluation['accuracy']:.1%} of {counted(evaluation['n'], 'test image')} correctly."
     )

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from bottleneck.cli.completion import complete_node
 from bottleneck.cli.options import engine_options, flags_of, loading_options
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.studies.study_config import DriftConfig
 
 if TYPE_CHECKING:
@@ -57,12 +58,16 @@ def _shown(result: DriftResult) -> list[RenderableType]:
         columns = ("class", "old", "new", "change from", "to", "")
         parts.append(table(f"Shares of the predicted classes ({result.target})", columns, rows))
         if len(result.classes) > SHOWN:
-            parts.append(f"… and {len(result.classes) - SHOWN:,} more classes; --json has them all.")
+            parts.append(
+                f"… and {counted(len(result.classes) - SHOWN, 'more class', 'more classes')}; --json has "
+                "them all."
+            )
     if result.foreign:
         listed = [(each["image"], each["score"], each["beyond"]) for each in result.foreign]
         parts.append(table("The most foreign images", ("image", "distance", "share of old nearer"), listed))
     parts.append(
-        f"{100 * result.foreign_share:.1f} % of {result.new:,} new images are farther from the old ones than "
+        f"{100 * result.foreign_share:.1f} % of {counted(result.new, 'new image is', 'new images are')} "
+        "farther from the old ones than "
         "99 % of these are from each other."
     )
     if result.failed:

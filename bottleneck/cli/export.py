@@ -8,6 +8,7 @@ import click
 
 from bottleneck.cli.options import trust_code_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.names import EXPORT_FORMATS, MAP_FORMAT
 
 
@@ -55,7 +56,7 @@ def command(
 
         written = export_map(model, output=output, head=head, seed=seed, reporter=terminal)
         shown = f"--x x --y y --neighbors neighbors {quote(written.path)}"
-        lines = f"Written to {written.path}: {written.samples:,} samples by {written.node}."
+        lines = f"Written to {written.path}: {counted(written.samples, 'sample')} by {written.node}."
         terminal.result(written.to_json(), lines, f"Open it: embedding-atlas {shown}")
         return
     if head is not None:

@@ -194,7 +194,7 @@ def _next_step(result: ExtractResult) -> str:
         first, last = result.cache.rsplit(f"--shard-{taken['shard']}-of-", 1)
         whole = quote(first + last.removeprefix(str(taken["of"])))
         of = f"{quote(first)}--shard-*-of-{quote(last)}"
-        return f"Next, with all {taken['of']} shards: bottleneck cache merge {of} -o {whole}"
+        return f"Next, with all {counted(taken['of'], 'shard')}: bottleneck cache merge {of} -o {whole}"
     cache = quote(result.cache)
     if any(target["labelled"] for target in result.data["targets"].values()):
         return f"Next: bottleneck fit-head {cache}"

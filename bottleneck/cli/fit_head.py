@@ -21,7 +21,7 @@ from bottleneck.cli.options import (
     strict_option,
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.fitting.config import FitConfig
 from bottleneck.heads.config import AUTO_C
 from bottleneck.names import CLASS_WEIGHTS, HEAD_KINDS, HEADS_FOLDER, MULTI_CLASS, SCALES, SPLITS
@@ -209,9 +209,11 @@ def _checked(terminal: Terminal, head: str, cache: str, listed: str | list[str])
 
     found = seen_images(head, cache, listed)
     seen, images = len(found["seen"]), found["images"]
-    line = f"{head} was fitted on {found['trained_on']:,} images; none is among the {images:,} listed."
+    line = (
+        f"{head} was fitted on {counted(found['trained_on'], 'image')}; none is among the {images:,} listed."
+    )
     if not found["proven"]:
-        line = f"{head} has seen {seen:,} of the {images:,} images of the list"
+        line = f"{head} has seen {seen:,} of the {counted(images, 'image')} of the list"
         line += f", such as {found['seen'][0]}" if seen else ""
         line += f"; of {found['undecided']:,} its file cannot tell." if found["undecided"] else "."
     terminal.result(found, *([line] if found["proven"] else []))

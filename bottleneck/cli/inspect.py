@@ -9,7 +9,7 @@ import click
 
 from bottleneck.cli.options import input_options, trust_code_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, counted
 from bottleneck.names import DEFAULT_CHANNELS, PATCH_IMAGES
 
 if TYPE_CHECKING:
@@ -135,7 +135,8 @@ def _tables(result: Inspection) -> list[RenderableType]:
     shown: list[RenderableType] = [
         table(f"{result.name}, weights {result.weights}, images {size}", columns, rows),
         f"{result.parameters:,} parameters, {result.trainable:,} trainable, {result.macs:,} MACs {unit}.",
-        f"bottleneck: {result.features:,} features, {result.bottleneck_rule}; map {result.bottleneck_node}"
+        f"bottleneck: {counted(result.features, 'feature')}, {result.bottleneck_rule}; map "
+        f"{result.bottleneck_node}"
         f"{_tokens(result)}.",
     ]
     if result.classifier:

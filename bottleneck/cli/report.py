@@ -11,6 +11,7 @@ from rich.console import RenderableType
 
 from bottleneck.cli.options import Memory, flags_of, loading_options
 from bottleneck.cli.terminal import Command, Terminal, link_to, shows_results
+from bottleneck.errors import counted
 from bottleneck.files import readable
 from bottleneck.report.page.config import ReportConfig
 
@@ -41,11 +42,13 @@ def command(terminal: Terminal, paths: tuple[str, ...], **options: Any) -> None:
 
     called = shlex.join(["bottleneck", *sys.argv[1:]])
     result = write_report(paths, command=called, reporter=terminal, **options)
-    shown = f"{result.thumbnails:,} of {result.images:,} thumbnails" if result.images else "no image"
+    shown = f"{result.thumbnails:,} of {counted(result.images, 'thumbnail')}" if result.images else "no image"
     if result.overlays:
         images = result.images - result.overlays
-        shown += f": {images:,} images, {result.overlays:,} overlays of where the model looked"
+        shown += (
+            f": {counted(images, 'image')}, {counted(result.overlays, 'overlay')} of where the model looked"
+        )
     lines: list[RenderableType] = [link_to("Report", result.path, f" ({readable(result.bytes)}, {shown}).")]
     if result.figures:
-        lines.append(f"Figures: {len(result.figures)} files in {options['figures']}")
+        lines.append(f"Figures: {counted(len(result.figures), 'file')} in {options['figures']}")
     terminal.result(result.to_json(), *lines)

@@ -106,7 +106,7 @@ def _shown(result: Similar, threshold: float | None, unreadable: dict[str, str])
     if len(result.images):
         parts.append(table(f"Nearest by {result.node}", ("image", "neighbour", "cosine"), rows))
     if many:
-        parts.append(f"… and {len(result.images) - IMAGES_SHOWN:,} more images; -o writes them all.")
+        parts.append(f"… and {counted(len(result.images) - IMAGES_SHOWN, 'more image')}; -o writes them all.")
     if threshold is not None:
         groups = result.groups()
         shown = [

@@ -348,7 +348,8 @@ def show_result(terminal: Terminal, result: TrainingResult, title: str) -> None:
         table(title, ("split", "samples", "head", "kept", "95 % interval", ""), rows),
         kept,
         f"{result.parameters:,} parameters, classifier {' → '.join(result.classifier)}.",
-        f"{len(result.epochs) - 1} epochs at {result.images_per_second:.0f} images/s. Curves: {figure}",
+        f"{counted(len(result.epochs) - 1, 'epoch')} at {result.images_per_second:.0f} images/s. Curves: "
+        f"{figure}",
         f"Model: {result.model}. Next: bottleneck predict {quote(result.model)} IMAGES",
     )
 

@@ -201,7 +201,9 @@ def _plan_lines(plan: TrainPlan) -> list[RenderableType]:
         (f"extract {cost}", duration(cost.seconds), readable(cost.bytes), cost.known_by)
         for cost in plan.extraction
     ]
-    fits = f"{plan.heads} heads on single nodes, up to {plan.combinations} on several; the final fit"
+    fits = (
+        f"{counted(plan.heads, 'head')} on single nodes, up to {plan.combinations} on several; the final fit"
+    )
     rows.append((fits, duration(plan.head_seconds), "", plan.known_by["heads"]))
     start = "load libraries and networks, build engines, write the model"
     rows.append((start, duration(plan.startup_seconds), "", plan.known_by["start"]))

@@ -9,6 +9,7 @@ import click
 
 from bottleneck.cli.options import flags_of, reading_options, strict_option
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.errors import counted
 from bottleneck.studies.study_config import ALEXNET, StudyConfig
 
 if TYPE_CHECKING:
@@ -110,7 +111,8 @@ def command(
         ),
         LEGEND,
         *(f"• {sentence}" for sentence in study.text),
-        f"{study.trained} runs trained in {study.seconds:.0f} s. Figure: {figure}  Runs: {values['csv']}",
+        f"{counted(study.trained, 'run')} trained in {study.seconds:.0f} s. Figure: {figure}  Runs: "
+        f"{values['csv']}",
     )
 
 

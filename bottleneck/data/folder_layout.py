@@ -228,5 +228,7 @@ def _empty_notes(
 def by_suffix(files: Counter[str]) -> str:
     """Return "2 × .txt, 1 × .csv", the most frequent first."""
     shown = [f"{count} × {suffix}" for suffix, count in files.most_common(5)]
-    more = [f"{files.total() - sum(dict(files.most_common(5)).values())} others"] if len(files) > 5 else []
+    more = (
+        [counted(files.total() - sum(dict(files.most_common(5)).values()), "other")] if len(files) > 5 else []
+    )
     return ", ".join(shown + more) or "empty"

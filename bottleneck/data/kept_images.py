@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.files import EARLIEST, TEMPORARY, FileStat, readable, require_no_url
 from bottleneck.remote.urls import without_secrets
 
@@ -99,7 +99,9 @@ class KeptImages:
             f"({readable(self._bytes)}) were added to it."
         )
         if self._damaged:
-            message += f" {self._damaged:,} kept files were damaged and were read anew."
+            message += (
+                f" {counted(self._damaged, 'kept file was', 'kept files were')} damaged and were read anew."
+            )
         if self._untold:
             message += f" {self._untold:,} are not kept: nothing tells whether they have changed."
         if self._refused:

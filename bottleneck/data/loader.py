@@ -28,7 +28,7 @@ from bottleneck.data.decode import IMAGE_NOTES, EncodedImage
 from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Mirror, Preprocess, Views
 from bottleneck.data.workers import Job, MemoryBudget, WorkThreads
-from bottleneck.errors import ImageError, Note, SourceError
+from bottleneck.errors import ImageError, Note, SourceError, counted
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.remote.retries import seconds_with_retries
 from bottleneck.remote.urls import one_line, without_secrets
@@ -223,7 +223,7 @@ def readable_images(
         advance(1)
     if not pixels:
         raise SourceError(
-            f"None of {len(keys)} images of {source.root} can be read; {keys[0]}: {reason}.",
+            f"None of {counted(len(keys), 'image')} of {source.root} can be read; {keys[0]}: {reason}.",
             "Repair them, or name the place where they are now.",
         )
     return np.stack(pixels), digests

@@ -34,7 +34,7 @@ from bottleneck.data.table_file import (
     to_number,
 )
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, counted
 from bottleneck.samples import SampleTable
 
 NONE_READ = "none of their images can be read"
@@ -369,7 +369,7 @@ def _sample_keys(
             rows.setdefault(key, []).append(row)
     twice = [key for key, numbers in rows.items() if len(numbers) > 1]
     if twice:
-        more = f", and {len(twice) - 1} more keys" if len(twice) > 1 else ""
+        more = f", and {counted(len(twice) - 1, 'more key')}" if len(twice) > 1 else ""
         raise SourceError(
             f"Duplicate sample keys: {twice[0]!r} in {rows_named(rows[twice[0]])}{more}.",
             "Remove the repeated rows, or name a column of unique keys with --sample-column.",

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from bottleneck.errors import ArtifactError, BottleneckError
+from bottleneck.errors import ArtifactError, BottleneckError, counted
 from bottleneck.names import DECODINGS, EXACT
 from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
 
@@ -256,7 +256,9 @@ class ViewRecipe:
         object.__setattr__(self, "ratio", tuple(float(value) for value in self.ratio))
         object.__setattr__(self, "torchvision", self.torchvision or version("torchvision").partition("+")[0])
         if not 1 <= self.count <= 1000:
-            raise BottleneckError(f"{self.count} views are asked for; expected 1 to 1000.")
+            raise BottleneckError(
+                f"{counted(self.count, 'view is', 'views are')} asked for; expected 1 to 1000."
+            )
         if self.seed < 0:
             raise BottleneckError(f"The views' seed is {self.seed}; expected 0 or more.")
         if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1] <= 1:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import SourceError
+from bottleneck.errors import SourceError, counted
 from bottleneck.samples import MOST_SHARDS, SampleTable
 
 AUTO = "auto"
@@ -80,7 +80,7 @@ def _checked(number: int, of: int, where: str) -> tuple[int, int, str]:
     if not 1 <= number <= of:
         raise SourceError(f"{where} asks for shard {number} of {of}; {FORM}.")
     if of > MOST_SHARDS:
-        raise SourceError(f"{where} asks for {of:,} shards; expected at most {MOST_SHARDS:,}.")
+        raise SourceError(f"{where} asks for {counted(of, 'shard')}; expected at most {MOST_SHARDS:,}.")
     return number, of, where
 
 

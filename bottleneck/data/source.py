@@ -369,7 +369,10 @@ def _ignored_notes(listing: Listing) -> list[Note]:
     if not others:
         return []
     count = others.total()
-    message = f"{count} files are not read, being no images by their names: {by_suffix(others)}."
+    message = (
+        f"{counted(count, 'file is', 'files are')} not read, being no images by their names: "
+        f"{by_suffix(others)}."
+    )
     if count == 1:
         message = f"1 file is not read, being no image by its name: {by_suffix(others)}."
     if listing.shards:
@@ -428,7 +431,7 @@ def _manifest(files: LocalFiles | RemoteFiles, name: str, config: ReadConfig) ->
     if not manifest.images:
         key, reason = next(iter(manifest.absent.items()))
         raise SourceError(
-            f"None of the {len(manifest.absent)} images that {name} names can be read; "
+            f"None of the {counted(len(manifest.absent), 'image')} that {name} names can be read; "
             f"the first is {key}: {reason}.",
             f"Paths are relative to {files.root}.",
         )
@@ -482,13 +485,15 @@ def _shard(source: Source, text: str) -> Source:
         )
     taken = source.take(rows)
     message = (
-        f"Shard {number} of {of}, by {where}: {len(rows):,} of {S:,} samples. Splits and classes are those "
+        f"Shard {number} of {of}, by {where}: {len(rows):,} of {counted(S, 'sample')}. Splits and classes "
+        "are those "
         "of the whole source."
     )
     notes = [Note("shard-taken", message, details={"shard": number, "of": of})]
     if shared := shared_images(samples, inside):
         text = (
-            f"{shared:,} of its {len(taken.images):,} images are also of samples in other shards, and are "
+            f"{shared:,} of its {counted(len(taken.images), 'image')} {'is' if shared == 1 else 'are'} "
+            "also of samples in other shards, and are "
             "computed there too; merging keeps one row of each. A --group-column that joins such samples "
             "avoids this."
         )

@@ -77,7 +77,7 @@ def read_table(name: str, data: bytes) -> Table:
 def _require_columns(name: str, count: int) -> None:
     if count > MOST_COLUMNS:
         raise SourceError(
-            f"The table {name} has {count:,} columns; at most {MOST_COLUMNS:,} are read.",
+            f"The table {name} has {counted(count, 'column')}; at most {MOST_COLUMNS:,} are read.",
             "Leave out columns that are no image, label, split, group or covariate.",
         )
 
@@ -187,8 +187,8 @@ def _read_csv(name: str, text: str) -> Table:
         raise SourceError(f"The table {name} has two columns named {twice[0]!r}.")
     if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
         raise SourceError(
-            f"The table {name} has {len(header)} columns, "
-            f"but {len(rows[odd[0] - 1])} cells in {rows_named(odd)}."
+            f"The table {name} has {counted(len(header), 'column')}, "
+            f"but {counted(len(rows[odd[0] - 1]), 'cell')} in {rows_named(odd)}."
         )
     return {column: [row[index] or None for row in rows] for index, column in enumerate(header)}
 
@@ -210,7 +210,8 @@ def _read_jsonl(name: str, text: str) -> Table:
     cells, present = len(rows) * len(columns), sum(map(len, rows))
     if cells > max(MOST_CELLS, SPARSEST * present):
         raise SourceError(
-            f"The rows of {name} have few columns in common: {present:,} of {cells:,} cells are given.",
+            f"The rows of {name} have few columns in common: {present:,} of {counted(cells, 'cell')} "
+            f"{'is' if present == 1 else 'are'} given.",
             "Write the same columns in each row.",
         )
     return {column: [row.get(column) for row in rows] for column in columns}

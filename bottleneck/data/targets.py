@@ -113,7 +113,9 @@ def target_from_column(
     target = class_target(name, names, _order(cells))
     K, labelled = len(target.class_names), int(target.labelled.sum())
     if any(number % 1 for number in numbers if number is not None) or (K > 20 and labelled < REPEATS * K):
-        notes.append(_kind_note(name, "classes", f"the names of {K} classes", "regression"))
+        notes.append(
+            _kind_note(name, "classes", f"the names of {counted(K, 'class', 'classes')}", "regression")
+        )
     return target, notes + name_notes(target)
 
 
@@ -135,7 +137,8 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
     lists = [text for text in texts if _LIST.fullmatch(text.strip())]
     if len(lists) > len(texts) / 2:
         message = (
-            f"{len(lists)} of {len(texts)} labels of {name!r} look like lists, such as {lists[0][:40]!r}, "
+            f"{len(lists)} of {counted(len(texts), 'label')} of {name!r} look like lists, such as "
+            f"{lists[0][:40]!r}, "
             "and each text is one class. If it is several labels, write a|b and give --label-separator '|', "
             f"or lists in .jsonl; if not, --classes {name}."
         )
@@ -150,7 +153,8 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
             told = len(several) > len(texts) / 2 or all(single & labels for labels in parts)
         if several and told:
             message = (
-                f"{separator!r} stands in {len(several)} of {len(texts)} labels of {name!r}, such as "
+                f"{separator!r} stands in {len(several)} of {counted(len(texts), 'label')} of {name!r}, "
+                "such as "
                 f"{several[0][:40]!r}, and each text is one class. If it is several labels, "
                 f"give --label-separator '{separator}'; if not, --classes {name}."
             )
@@ -176,14 +180,16 @@ def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | 
     n, K = len(labelled), len(target.class_names)
     if len(measured) > n / 2 and _are_quantities(*zip(*measured, strict=True)):
         message = (
-            f"{len(measured)} of {n} labels of {target.name!r} are numbers and {len(texts)} are not, such as "
+            f"{len(measured)} of {counted(n, 'label')} of {target.name!r} are numbers and {len(texts)} "
+            "are not, such as "
             f"{texts[0]!r}: all are read as names of classes. Correct or empty these cells if they are "
             f"quantities; if not, give --classes {target.name}."
         )
         return [Note("numbers-beside-text", message, True, {"target": target.name, "texts": len(texts)})]
     if n >= FEW_OF_EACH and n / 2 < K:
         message = (
-            f"The {n} labels of {target.name!r} are {K} classes, such as {target.class_names[0][:40]!r}. If "
+            f"The {counted(n, 'label')} of {target.name!r} are {counted(K, 'class', 'classes')}, such as "
+            f"{target.class_names[0][:40]!r}. If "
             "they are quantities, write plain numbers; if they are names of classes, give --classes "
             f"{target.name}."
         )

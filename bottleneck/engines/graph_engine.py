@@ -19,7 +19,7 @@ from bottleneck.engines.int8 import ENOUGH, attempts, describe_calibration, pixe
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
 from bottleneck.engines.reference import Eager, complaint, dependence, measure, refusal
 from bottleneck.engines.runtimes import describe, open_graph
-from bottleneck.errors import BottleneckError, EngineError, Note
+from bottleneck.errors import BottleneckError, EngineError, Note, counted
 from bottleneck.names import ONNXRUNTIME
 from bottleneck.threads import passes_side_by_side
 
@@ -150,7 +150,8 @@ def int8_engine(
     engine.calibration = calibration or details
     if not calibration and details["float_layers"]:
         text = (
-            f"int8: the first {details['float_layers']} convolutions stay in float32, with which features of "
+            f"int8: the first {counted(details['float_layers'], 'convolution')} stay in float32, with "
+            "which features of "
             "the calibration images agree better with those of float32; the network is slower for it."
         )
         engine.notes = (Note("int8-float-layers", text, details={"float_layers": details["float_layers"]}),)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bottleneck.errors import EngineError, Note
+from bottleneck.errors import EngineError, Note, counted
 from bottleneck.threads import use_torch_threads
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,7 +86,7 @@ class TorchEngine:
         if self._pass == self._first_pass:
             return ()
         text = (
-            f"The memory of {self.device} was too small for {self._first_pass} images at once: "
+            f"The memory of {self.device} was too small for {counted(self._first_pass, 'image')} at once: "
             f"{self._pass} are computed at once. Rows do not depend on it."
         )
         return (Note("passes-halved", text, details={"images": self._pass, "of": self._first_pass}),)

@@ -13,7 +13,7 @@ import numpy as np
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.storage import Files, LocalFiles, RemoteFiles
 from bottleneck.data.untrusted import require_trusted_keys, require_trusted_root
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.remote.filesystem import open_url
 from bottleneck.remote.retries import Retrier
 from bottleneck.store.reader import FeatureCache
@@ -50,7 +50,8 @@ def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Pa
     if missing:
         key, reason = next(iter(missing.items()))
         raise CacheError(
-            f"{why}, but {len(missing)} of {len(needed)} images of {cache} are gone: {key} in {source.root} "
+            f"{why}, but {len(missing)} of {counted(len(needed), 'image')} of {cache} are gone: {key} in "
+            f"{source.root} "
             f"({reason}).",
             "Put the images back, or extract again from where they are.",
         )

@@ -44,7 +44,11 @@ def moved_note(cache: FeatureCache, source: Source, stated: bool) -> Note | None
     compared = 0 if stated else _equal_images(cache, source)
     if not stated and not compared:
         return None
-    why = f": all of {compared} images that were compared are the same" if compared else ", as stated"
+    why = (
+        f": {counted(compared, 'image that was compared is', 'images that were compared are')} the same"
+        if compared
+        else ", as stated"
+    )
     return Note(
         "source-moved",
         f"The images of {cache.path} have moved from {cache.source} to {source.location}{why}.",
@@ -94,7 +98,8 @@ def statistics_notes(cache: FeatureCache, source: Source) -> list[Note]:
     if not cache.spec.backbone.get("calibrated") or few >= min(BATCH_SIZE, now):
         return []
     text = (
-        f"The random network keeps the BatchNorm statistics of its first run, which had {few} images; now "
+        "The random network keeps the BatchNorm statistics of its first run, which had "
+        f"{counted(few, 'image')}; now "
         f"there are {now:,}. Write another cache with -o to take them from up to {BATCH_SIZE}."
     )
     return [Note("batchnorm-statistics-kept", text, True, {"images": few})]

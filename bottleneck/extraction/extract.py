@@ -372,7 +372,7 @@ def _refuse_limit(source: Source, plan: Plan, path: Path) -> None:
         if few and source.limit is not None:
             raise CacheError(
                 f"With --limit {source.limit}, the rows of {note.details['removed']} of "
-                f"{note.details['before']} images would be removed from {path}.",
+                f"{counted(note.details['before'], 'image')} would be removed from {path}.",
                 "Leave --limit out, or give another file with -o.",
             )
 

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bottleneck.data.in_memory import ROOT, ContentFiles, as_images, content_source, described
-from bottleneck.errors import BottleneckError, CacheError, ImageError, Note
+from bottleneck.errors import BottleneckError, CacheError, ImageError, Note, counted
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import run_extraction
 from bottleneck.extraction.settings import resolve
@@ -158,7 +158,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         if failures and (self.on_error == "fail" or len(failures) == images.size):
             first = min(failures)
             raise ImageError(
-                f"{len(failures)} of {images.size} images cannot be used; the first is "
+                f"{len(failures)} of {counted(images.size, 'image')} cannot be used; the first is "
                 f"{described(images.flat[first], first)}: {failures[first]}.",
                 "Leave them out, or set on_error='nan' to get rows of NaN where some can be used.",
             )
@@ -204,7 +204,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                 if cache.source_root != ROOT:
                     raise CacheError(
                         f"{path} was extracted from {cache.source} and lacks {len(lacking)} of the "
-                        f"{len(files.readers)} images of X; FeatureExtractor does not change it.",
+                        f"{counted(len(files.readers), 'image')} of X; FeatureExtractor does not change it.",
                         "Give a folder as cache.",
                     )
         except CacheError:
@@ -275,7 +275,8 @@ def _nan_note(failures: Collection[int], images: np.ndarray) -> Note:
     first = min(failures)
     return Note(
         "rows-of-nan",
-        f"{len(failures)} of {images.size} images cannot be used and have features of NaN; the first is "
+        f"{len(failures)} of {counted(images.size, 'image')} cannot be used and have features of NaN; the "
+        "first is "
         f"{described(images.flat[first], first)}.",
         True,
         {"images": sorted(failures)},

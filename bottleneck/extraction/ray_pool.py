@@ -305,7 +305,8 @@ class Pool:
         self._deadly.append(LoadedImage(part.indices[0], part.keys[0], error=reason, passing=True))
         if len(self._deadly) > MOST_DEADLY:
             raise ClusterError(
-                f"{len(self._deadly)} images ended each Ray worker that computed them alone; the last is "
+                f"{counted(len(self._deadly), 'image')} ended each Ray worker that computed them alone; "
+                "the last is "
                 f"{part.keys[0]}, on {slot.place}.",
                 "Run extract without --ray to see why; a worker may have too little memory.",
             )

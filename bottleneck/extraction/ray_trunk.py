@@ -25,7 +25,7 @@ from bottleneck.data.loader import LoadedImage, load_images
 from bottleneck.data.source import Source
 from bottleneck.engines.graph_engine import int8_keys
 from bottleneck.engines.onnx_graph import GraphCache, StoredGraph
-from bottleneck.errors import ClusterError, Note, SourceError
+from bottleneck.errors import ClusterError, Note, SourceError, counted
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import BATCH_SIZE, Batch, Trunk
 from bottleneck.extraction.prepare import Extraction
@@ -198,13 +198,17 @@ class RayTrunk(Trunk):
         room = store // STORE_SHARE // places // each
         if not room:
             raise ClusterError(
-                f"An object store of the Ray cluster has {store >> 20} MiB; {places} batches of one image of "
+                f"An object store of the Ray cluster has {store >> 20} MiB; "
+                f"{counted(places, 'batch', 'batches')} of one image of "
                 f"{each >> 10} KiB need {STORE_SHARE * places * each >> 20} MiB.",
                 STORE_HINT,
             )
         wanted = self.config.batch_size or max(engine.batch for engine in self.engines.values())
         if room < wanted:
-            text = f"Batches have {room} images instead of {wanted}: so many fit the object stores of Ray."
+            text = (
+                f"Batches have {counted(room, 'image')} instead of {wanted}: so many fit the object "
+                "stores of Ray."
+            )
             self._ray_notes.append(Note("ray-batches-reduced", text, details={"images": room, "of": wanted}))
         return room
 

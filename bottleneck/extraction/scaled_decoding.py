@@ -69,13 +69,15 @@ def measure_decoding(trunk: Trunk, names: Sequence[str], source: Source) -> tupl
     cosines = {name: found["cosine"] for name, found in agreements.items()}
     told = ", ".join(f"{cosine:.4f} at {name}" for name, cosine in cosines.items())
     text = (
-        f"Large JPEGs are decoded at part of their size: {len(differ)} of {len(pairs)} images that were "
+        f"Large JPEGs are decoded at part of their size: {len(differ)} of "
+        f"{counted(len(pairs), 'image that was', 'images that were')} "
         f"looked at. Mean cosine of their features with those of exact decoding: {told}."
     )
     below = any(cosine is not None and cosine < LEAST_COSINE for cosine in cosines.values())
     if below and not trunk.config.force:
         raise EngineError(
-            f"--decoding scaled is refused: of {len(differ)} images, the mean cosine with features of exact "
+            f"--decoding scaled is refused: of {counted(len(differ), 'image')}, the mean cosine with "
+            "features of exact "
             f"decoding is {told}; at least {LEAST_COSINE} is needed.",
             "Leave --decoding at exact, or use the features all the same with --force.",
         )

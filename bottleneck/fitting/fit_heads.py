@@ -17,7 +17,7 @@ import numpy as np
 from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.errors import FitError, Note, counted, refuse_strict
 from bottleneck.files import require_file_name
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, shot_record
@@ -342,7 +342,8 @@ def _fewer_shots(config: FitConfig, targets: list[Target]) -> list[Note]:
         few = {name: int(n) for name, n in zip(target.class_names, counts, strict=True) if n <= most}
         if few:
             text = (
-                f"Target {target.name!r}: {shown(list(few))} with no more than {most} training samples. "
+                f"Target {target.name!r}: {shown(list(few))} with no more than "
+                f"{counted(most, 'training sample')}. "
                 "Where that many shots are drawn, all of them are taken and none is left to measure."
             )
             notes.append(Note("fewer-shots", text, True, {"target": target.name, "classes": few}))

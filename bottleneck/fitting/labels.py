@@ -26,7 +26,7 @@ from bottleneck.data.table_file import (
     spelling_note,
 )
 from bottleneck.data.targets import AS_THEY_LOOK, target_from_column
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, counted
 from bottleneck.files import other_than_file
 from bottleneck.samples import SampleTable, Target
 
@@ -132,10 +132,15 @@ def join_labels(
             [str(cells[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
     if unmatched := int((~repeated).sum()) - len(np.unique(row_of[has_row])):
-        message = f"{unmatched} of {len(table[key])} rows of {path.name} name no sample of the cache."
+        message = (
+            f"{unmatched} of {counted(len(table[key]), 'row')} of {path.name} name no sample of the cache."
+        )
         notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
     if missing := int((~has_row).sum()):
-        message = f"{missing} of {len(samples)} samples have no row in {path.name}; they count as unlabelled."
+        message = (
+            f"{missing} of {counted(len(samples), 'sample')} {'has' if missing == 1 else 'have'} no row "
+            f"in {path.name}; they count as unlabelled."
+        )
         notes.append(Note("samples-without-label-row", message, True, {"samples": missing}))
     return replace(samples, targets=joined, group=groups), notes
 
@@ -192,7 +197,7 @@ def _rows_by_sample(
             row_of[sample] = row
     if (row_of < 0).all():
         raise FitError(
-            f"The labels join to nothing: none of {len(cells)} cells of {column} is a "
+            f"The labels join to nothing: none of {counted(len(cells), 'cell')} of {column} is a "
             f"sample or image of the cache. The file has {cells[0]!r}; the cache has {samples.key[0]!r}."
         )
     return row_of

@@ -56,7 +56,10 @@ class LeftOut:
         notes = [Note("samples-left-out", f"{text}{also}.", details=details)]
         if self.unknown:
             shown = ", ".join(self.unknown[:3]) + (" …" if len(self.unknown) > 3 else "")
-            text = f"{len(self.unknown):,} of {self.names:,} names match nothing in {cache.path}: {shown}."
+            text = (
+                f"{len(self.unknown):,} of {counted(self.names, 'name')} match nothing in {cache.path}: "
+                f"{shown}."
+            )
             notes.append(Note("names-not-found", text, True, {"names": list(self.unknown)}))
         calibrated = any(node.calibration for node in cache.nodes.values())
         if cache.spec.backbone.get("calibrated") or calibrated:
@@ -100,7 +103,8 @@ def left_out(cache: FeatureCache, listed: Listed) -> LeftOut:
     if not chosen:
         example = f" The list has {names[0]!r}, the cache {cache.images.key[0]!r}." if names else ""
         raise FitError(
-            f"None of {len(names)} names of {where} is a sample, image or group of {cache.path}.{example}"
+            f"None of {counted(len(names), 'name')} of {where} is a sample, image or group of "
+            f"{cache.path}.{example}"
         )
     digests = {bytes(cache.images.digest[image]) for image in chosen}
     images = np.flatnonzero([digest in digests for digest in cache.images.digests()])

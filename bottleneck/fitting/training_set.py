@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, counted
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.samples import UNLABELLED, SampleTable, Target
@@ -160,12 +160,14 @@ def _require_answers(target: Target, in_train: np.ndarray) -> None:
     values = target.values[in_train & target.labelled]
     if len(values) < 2:
         raise FitError(
-            f"Target {target.name!r} has {len(values)} labelled samples in the train split; 2 are needed.",
+            f"Target {target.name!r} has {counted(len(values), 'labelled sample')} in the train split; 2 "
+            "are needed.",
             HINT_MORE,
         )
     if target.kind == "class" and len(np.unique(values)) < 2:
         raise FitError(
-            f"All {len(values)} labelled samples of target {target.name!r} in the train split are of one "
+            f"All {counted(len(values), 'labelled sample')} of target {target.name!r} in the train split "
+            "are of one "
             f"class, {target.class_names[values[0]]!r}; a head needs two.",
             HINT_MORE,
         )
@@ -204,7 +206,7 @@ def folds_of(
         notes.append(Note("no-cross-validation", text, changes_result=True, details={"target": target.name}))
         return np.full(len(train), NO_FOLD, np.int16)
     if count < cv:
-        text = f"Target {target.name!r} has too few samples for {cv} folds: {count} were used."
+        text = f"Target {target.name!r} has too few samples for {counted(cv, 'fold')}: {count} were used."
         notes.append(Note("fewer-folds", text, True, {"target": target.name, "folds": count}))
     fold = assign_folds(target, count, groups, seed)
     if target.kind == "class":
@@ -223,7 +225,7 @@ def _note_classes(target: Target, cv: int, notes: list[Note]) -> None:
     counts = dict(zip(target.class_names, _counts(target, labelled).tolist(), strict=True))
     rare = [name for name, count in counts.items() if count < cv]
     if rare:
-        text = f"Target {target.name!r}: {shown(rare)} with fewer than {cv} training samples."
+        text = f"Target {target.name!r}: {shown(rare)} with fewer than {counted(cv, 'training sample')}."
         few = {name: counts[name] for name in rare}
         notes.append(Note("rare-classes", text, details={"target": target.name, "classes": few}))
     always = [name for name, count in counts.items() if count == labelled.sum()]

@@ -31,7 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from bottleneck import __version__
-from bottleneck.errors import ArtifactError, Note
+from bottleneck.errors import ArtifactError, Note, counted
 from bottleneck.files import other_than_file, write_whole
 from bottleneck.heads.head_format import (
     BESIDE,
@@ -135,7 +135,8 @@ class HeadArtifact(HeadDescription):
         check_arrays(self.form, self.target_kind, self.arrays)
         if self.novelty and self.novelty.width > self.n_features:
             raise ArtifactError(
-                f"A head of {self.n_features} features has stored rows of {self.novelty.width} features."
+                f"A head of {counted(self.n_features, 'feature')} has stored rows of "
+                f"{counted(self.novelty.width, 'feature')}."
             )
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.config import DECADE, beyond
 from bottleneck.heads.metrics import TINY
@@ -41,7 +41,8 @@ def assign_folds(target: Target, count: int, groups: np.ndarray | None = None, s
     if units < count:
         what = "labelled samples" if groups is None else "groups of labelled samples"
         raise FitError(
-            f"Target {target.name!r} has {units} {what} to train on, fewer than the {count} folds.",
+            f"Target {target.name!r} has {units} {what} to train on, fewer than the "
+            f"{counted(count, 'fold')}.",
             f"Use --cv {units}." if units > 1 else "Cross-validation needs at least two.",
         )
     strata = _strata(target.take(labelled))

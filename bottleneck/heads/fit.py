@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.heads.block_scales import choose_scales
 from bottleneck.heads.config import DEFAULT, SweepConfig
 from bottleneck.heads.cross_validation import HeldOutLogits, cross_validate
@@ -189,8 +189,8 @@ def shot_scores(
     counts = np.bincount(target.values[target.labelled], minlength=1)
     if counts.max() <= max(shots):
         raise FitError(
-            f"The largest class of target {target.name!r} has {counts.max()} samples to train on; "
-            f"{max(shots)} shots would leave none to measure on.",
+            f"The largest class of target {target.name!r} has {counted(counts.max(), 'sample')} to train on; "
+            f"{counted(max(shots), 'shot')} would leave none to measure on.",
             f"Use --shots below {counts.max()}.",
         )
     scores = []

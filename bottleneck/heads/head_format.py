@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, counted
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.names import COMPUTED_IN
 from bottleneck.records import (
@@ -169,7 +169,7 @@ def check_fields(head: Any) -> None:
         raise ArtifactError(f"A head's C is {head.C}; expected a positive number or none.")
     if not 1 <= head.images_per_sample <= MAX_IMAGES:
         raise ArtifactError(
-            f"A head takes {head.images_per_sample} images a sample; expected 1 to {MAX_IMAGES:,}."
+            f"A head takes {counted(head.images_per_sample, 'image')} a sample; expected 1 to {MAX_IMAGES:,}."
         )
     if len(set(head.class_names)) < len(head.class_names):
         twice = next(name for name in head.class_names if head.class_names.count(name) > 1)

@@ -29,7 +29,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.sparse.linalg import LinearOperator, cg
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, counted
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.ridge import answers_of
 from bottleneck.heads.solver.problem import NO_FOLD, TargetProblem
@@ -63,7 +63,8 @@ def require_memory(head: HeadArtifact, n: int) -> None:
     needed = 8 * (2 * n * D + 3 * n * each + K * P * P)
     if needed > MEMORY:
         raise ArtifactError(
-            f"The pulls of {n:,} training samples on {K:,} outputs of {D:,} features take "
+            f"The pulls of {counted(n, 'training sample')} on {counted(K, 'output')} of "
+            f"{counted(D, 'feature')} take "
             f"{needed / 1e9:.1f} GB; at most {MEMORY / 1e9:.1f} GB are used.",
             "Fit a head on fewer samples or classes with `bottleneck fit-head`, and explain that one.",
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.row_blocks import block_size
 
@@ -191,7 +191,7 @@ def one_answer_notes(
         r2 = metrics["r2"]
         if split != "train" or r2 is None or r2 > NO_PART:
             return []
-        text = f"{which} predicts nearly the mean for all {n:,} samples of {split}. {why}".strip()
+        text = f"{which} predicts nearly the mean for all {counted(n, 'sample')} of {split}. {why}".strip()
         return [Note("one-answer", text, details=details)]
     rows = metrics["per_class"]
     varies = any(0 < row["n"] < n for row in rows)
@@ -201,7 +201,7 @@ def one_answer_notes(
     shown, has = ", ".join(map(repr, answer)) or "no label", sum(row["n"] > 0 for row in rows)
     what = "labels" if "exact_match" in metrics else "classes"
     text = (
-        f"{which} predicts {shown} for all {n:,} samples of {split}, which have {has} {what}. {why}".strip()
+        f"{which} predicts {shown} for all {counted(n, 'sample')} of {split}, of {has} {what}. {why}".strip()
     )
     return [Note("one-answer", text, details=details | {"answer": answer})]
 
@@ -240,7 +240,8 @@ def _checked(codes: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
         raise BottleneckError("No labelled sample is left to measure on.")
     if codes.min() < 0 or codes.max() >= probabilities.shape[1]:
         raise BottleneckError(
-            f"Classes {codes.min()} … {codes.max()} meet probabilities of {probabilities.shape[1]} classes."
+            f"Classes {codes.min()} … {codes.max()} meet probabilities of "
+            f"{counted(probabilities.shape[1], 'class', 'classes')}."
         )
     return codes
 

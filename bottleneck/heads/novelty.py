@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, counted
 from bottleneck.heads.row_blocks import block_size
 from bottleneck.records import is_integer, require_fields
 from bottleneck.samples import RowReader
@@ -93,7 +93,8 @@ class Novelty:
         rank = math.ceil((m + 1) * (1 - rate) - 1e-9)
         if rank > m:
             raise ArtifactError(
-                f"--reject {rate:g} needs {math.ceil(1 / rate - 1e-9) - 1:,} scored training samples; the "
+                f"--reject {rate:g} needs "
+                f"{counted(math.ceil(1 / rate - 1e-9) - 1, 'scored training sample')}; the "
                 f"head has {m:,}.",
                 f"Give {math.ceil(1e4 / (m + 1)) / 1e4:g} or more, or fit the head on more samples.",
             )

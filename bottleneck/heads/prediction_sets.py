@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError
+from bottleneck.errors import ArtifactError, counted
 from bottleneck.records import is_integer, is_number, require_fields
 
 RANK, PENALTY = 5, 0.01  # of Angelopoulos et al. on ImageNet
@@ -77,9 +77,9 @@ class Conformal:
         m = len(self.scores)
         rank = math.ceil((m + 1) * coverage - 1e-9)
         if rank > m:
+            least = math.ceil(coverage / (1 - coverage) - 1e-9)
             raise ArtifactError(
-                f"--coverage {coverage:g} needs {math.ceil(coverage / (1 - coverage) - 1e-9):,} held-out "
-                f"samples; the head has {m:,}.",
+                f"--coverage {coverage:g} needs {counted(least, 'held-out sample')}; the head has {m:,}.",
                 f"Give {math.floor(1e4 * m / (m + 1)) / 1e4:g} or less, or fit the head on more samples.",
             )
         return float(self.scores[rank - 1])

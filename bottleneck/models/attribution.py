@@ -31,7 +31,7 @@ from torch import Tensor
 from bottleneck.data.loader import NotedImages, load_images
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source
-from bottleneck.errors import ArtifactError, BottleneckError, Note
+from bottleneck.errors import ArtifactError, BottleneckError, Note, counted
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.classifier import Classifier, mean_scores
 from bottleneck.models.config import ExplainConfig
@@ -130,7 +130,8 @@ class Explainer:
             )
         self._mean_maps = [sums / used for sums in total]
         message = (
-            f"Contributions of places are differences from the mean of {used:,} of {count:,} samples of "
+            f"Contributions of places are differences from the mean of {used:,} of "
+            f"{counted(count, 'sample')} of "
         )
         message += f"{name}."
         self._notes.append(Note("reference-images", message, details={"samples": used, "of": count}))

@@ -23,7 +23,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import MIRROR, Mirror, Preprocess
 from bottleneck.data.source import Source, read_sources
-from bottleneck.errors import ArtifactError, Note
+from bottleneck.errors import ArtifactError, Note, counted
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, load_head
@@ -258,7 +258,8 @@ class Classifier:
         head, M = self.head, samples.image.shape[1]
         if head.images_per_sample != M:
             raise ArtifactError(
-                f"The head takes {head.images_per_sample} images per sample, the source gives {M}.",
+                f"The head takes {counted(head.images_per_sample, 'image')} per sample, the source gives "
+                f"{M}.",
                 "Name the image columns with --image-column.",
             )
         if tuple(samples.covariate_names) != tuple(head.covariate_names):

@@ -20,7 +20,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.data.source import Source, read_source
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import BottleneckError, Note, refuse_strict
+from bottleneck.errors import BottleneckError, Note, counted, refuse_strict
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
@@ -268,7 +268,8 @@ def _notes(head: HeadArtifact, selection: Selection, seen: _Seen, stated: bool) 
         about = "" if seen.exact else "about "
         worth = "say nothing of" if seen.images == seen.of else "are better than on"
         text = (
-            f"The head was fitted on {about}{seen.images:,} of the {seen.of:,} images that are measured: "
+            f"The head was fitted on {about}{seen.images:,} of the "
+            f"{counted(seen.of, 'image that is', 'images that are')} measured: "
             f"these figures {worth} new images."
         )
         asked = stated and selection.split == "train"

@@ -22,7 +22,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.source import Source, read_sources
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import BottleneckError, Note, refuse_strict
+from bottleneck.errors import BottleneckError, Note, counted, refuse_strict
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.models.classifier import Classifier, open_model
@@ -131,7 +131,7 @@ def predict(
     )
     if not predictions:
         reason = f"; the first: {failed[0]['image']}: {failed[0]['error']}" if failed else ""
-        raise BottleneckError(f"None of {images:,} images could be classified{reason}.")
+        raise BottleneckError(f"None of {counted(images, 'image')} could be classified{reason}.")
     if failed:
         first = f"{failed[0]['image']}: {failed[0]['error']}"
         text = f"Images without a prediction, and so without a row: {len(failed):,}; the first is {first}."

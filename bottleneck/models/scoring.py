@@ -18,7 +18,7 @@ import numpy as np
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.table_file import to_number
-from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note
+from bottleneck.errors import ArtifactError, BottleneckError, FingerprintError, Note, counted
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.classifier import Classifier, mean_scores
@@ -64,7 +64,8 @@ def select(head: HeadArtifact, samples: SampleTable, split: str | None) -> Selec
             return Selection(name, rows[known], answers[known], unknown)
     if split is None:
         raise BottleneckError(
-            f"None of the {len(samples)} samples has a label of target {head.target!r} to measure on.",
+            f"None of the {counted(len(samples), 'sample')} has a label of target {head.target!r} to "
+            "measure on.",
             "Give the labels with --labels FILE, or name their column with --label-column.",
         )
     counts = ", ".join(f"{count:,} {name}" for name, count in Counter(samples.split).items())

@@ -18,7 +18,7 @@ from itertools import count
 from socket import EAI_NONAME, gaierror
 from typing import TypeVar
 
-from bottleneck.errors import ImageError, Note
+from bottleneck.errors import ImageError, Note, counted
 from bottleneck.remote.urls import host_of, one_line, without_secrets
 
 TIMEOUT = 15.0  # seconds without an answer, or without another byte
@@ -157,7 +157,7 @@ class Retrier:
         notes = []
         if total := self._retried.total():
             named = "; ".join(f"{reason} ({times:,})" for reason, times in self._retried.most_common(NAMED))
-            message = f"{total:,} requests for files failed and were sent again: {named}."
+            message = f"{counted(total, 'request')} for files failed and were sent again: {named}."
             notes.append(Note("requests-retried", message, details={"requests": total}))
         for host, skipped in self._skipped.items():
             message = (

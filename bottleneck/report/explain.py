@@ -140,7 +140,7 @@ def explain(
     failed, images = explainer.failed, sum(len(source.images) for source in opened)
     if not maps:
         reason = "".join(f"; the first: {key}: {why}" for key, why in [*failed.items()][:1])
-        raise BottleneckError(f"None of {images:,} images could be explained{reason}.")
+        raise BottleneckError(f"None of {counted(images, 'image')} could be explained{reason}.")
     if failed:
         text = f"Images that are not explained: {len(failed):,}; the first is {next(iter(failed))}: "
         notes.append(Note("images-unread", text + f"{next(iter(failed.values()))}.", True))
@@ -251,7 +251,7 @@ class _Sheet:
         shown = sum(len(strip.tiles) - 1 for strip in strips)
         if shown == self._count:
             return []
-        text = f"The sheet shows {shown} of {self._count:,} overlays; {self.folder} has them all."
+        text = f"The sheet shows {shown} of {counted(self._count, 'overlay')}; {self.folder} has them all."
         return [Note("sheet-shortened", text)]
 
 

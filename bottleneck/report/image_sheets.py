@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, image_files
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.files import whole_file
 from bottleneck.report.figures import BLUE, drawable, drawing
@@ -100,13 +100,19 @@ def similar_sheet(result: Similar, path: str | Path) -> dict[str, str]:
         for (image, near), _ in zip(result.neighbours(), range(MOST_LINES), strict=False)
     ]
     strips += [
-        Strip(f"Group {number} of {len(groups)}: {len(group)} images", [Tile(key) for key in group])
+        Strip(
+            f"Group {number} of {len(groups)}: {counted(len(group), 'image')}", [Tile(key) for key in group]
+        )
         for number, group in enumerate(groups[:MOST_LINES], 1)
     ]
     shown = [Strip(strip.title, strip.tiles[:most]) for strip in strips[: MOST_LINES // lines]]
     wanted = {tile.image for strip in shown for tile in strip.tiles}
     pictures = _pictures(result, sorted(wanted))
-    more = [f"{len(shown)} of {total:,} rows are drawn."] if total > len(shown) else []
+    more = (
+        [f"{len(shown)} of {counted(total, 'row')} {'is' if len(shown) == 1 else 'are'} drawn."]
+        if total > len(shown)
+        else []
+    )
     cut = max((len(strip.tiles) for strip in strips), default=0)
     more += [f"Of {cut} images in a row the first {most} are drawn."] if cut > most else []
     contact_sheet(shown, pictures, path, footer=" ".join(more))

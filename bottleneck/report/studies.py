@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
+from bottleneck.errors import counted
 from bottleneck.report.figures import BLUE, GREY, RED, drawable, error_bars, picture
 from bottleneck.studies.advise.image_similarity import DIFFERENT, SIMILAR, Similarity
 from bottleneck.studies.advise.recommendation import Advice
@@ -125,7 +126,7 @@ def _tried(axes: Axes, advice: Advice) -> None:
     names = ["\n".join(textwrap.wrap(drawable(attempt.what, 120), 34)) for attempt in attempts]
     axes.set_yticks(range(len(names)), names, fontsize=9)
     what = "val accuracy, 95 % interval\ndotted: always the commonest class"
-    axes.set(title=f"Tried on {sum(advice.tried.values()):,} samples", xlabel=what)
+    axes.set(title=f"Tried on {counted(sum(advice.tried.values()), 'sample')}", xlabel=what)
 
 
 def transfer_figure(study: TransferStudy, path: str | Path) -> Path:

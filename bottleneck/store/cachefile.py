@@ -18,7 +18,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bottleneck.errors import ArtifactError, BottleneckError, CacheError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, counted
 from bottleneck.names import MEASURES
 from bottleneck.records import require_calibration
 from bottleneck.remote.path import path_of
@@ -234,7 +234,8 @@ class CacheFile:
             raise CacheError(error.message, self.mend) from None
         if sums.shape != (chunks,) or sums.dtype != np.int64:
             raise CacheError(
-                f"{self.path} is damaged: /{path} has no int64 for each of {chunks} chunks.", self.mend
+                f"{self.path} is damaged: /{path} has no int64 for each of {counted(chunks, 'chunk')}.",
+                self.mend,
             )
         return sums
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.files import TEMPORARY, replacing
 from bottleneck.store import layout
 from bottleneck.store.cachefile import CacheFile
@@ -142,7 +142,10 @@ def _write_nodes(
         for views in (False, True) if node.views is not None else (False,):
             rows = catalog.rows(node, images.digest, views)
             if len(rows.absent):
-                raise CacheError(f"Node {node.name!r} lacks {len(rows.absent)} rows that were promised.")
+                raise CacheError(
+                    f"Node {node.name!r} lacks "
+                    f"{counted(len(rows.absent), 'row that was', 'rows that were')} promised."
+                )
             layout.write_rows(
                 file, origin.spec, node, rows.blocks(), views, catalog.engines.get(node.name, ())
             )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.samples import RowReader, SampleTable, Target
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class CacheDataset:
     def __getitem__(self, index: int) -> Item:
         """Return one item; IndexError beyond the last."""
         if not -len(self) <= index < len(self):
-            raise IndexError(f"The dataset has {len(self)} samples; there is no number {index}.")
+            raise IndexError(f"The dataset has {counted(len(self), 'sample')}; there is no number {index}.")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from bottleneck import __version__
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.files import LatchedFile
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json, fingerprint, link_name
 from bottleneck.store.tables import Column
@@ -95,7 +95,7 @@ def write_rows(
         _add_to_sums(sums, step, start, block)
         start += len(block)
     if start != count:
-        raise CacheError(f"{path} was given {start} rows; expected {count}.")
+        raise CacheError(f"{path} was given {counted(start, 'row')}; expected {count}.")
     for name in NODE_TEXTS:
         dataset.attrs[name] = getattr(node, name)
     if node.aliases and not views:

@@ -182,7 +182,7 @@ class _Merge:
         nodes = [*self._nodes, *(parts[0].nodes[name] for name, parts in maps.items())]
         need = sum(node.bytes_of(len(images)) for node in nodes)
         folder = staging_folder(self._out) if isinstance(self._out, RemotePath) else self._out.parent
-        require_space(folder, need + len(images) * TABLE_BYTES, f"Merging {len(images):,} images")
+        require_space(folder, need + len(images) * TABLE_BYTES, f"Merging {counted(len(images), 'image')}")
         if not dry_run:
             self._write(origin, tables, maps)
         return {
@@ -199,7 +199,8 @@ class _Merge:
         """Note what is joined, and that a cache is extended."""
         if self._extends is not None:
             text = (
-                f"{self._out} is extended in its place from {self._extends:,} to {images:,} images, by a new "
+                f"{self._out} is extended in its place from {self._extends:,} to "
+                f"{counted(images, 'image')}, by a new "
                 "file that is moved there when it is complete."
             )
             self._notes.append(

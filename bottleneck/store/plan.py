@@ -76,7 +76,7 @@ class Plan:
 
     def require_space(self, folder: Path) -> None:
         """Raise CacheError if the disk of `folder` has too little room for the run."""
-        require_space(folder, self.disk_bytes, f"Extracting {self.to_read} images")
+        require_space(folder, self.disk_bytes, f"Extracting {counted(self.to_read, 'image')}")
 
 
 def plan_run(
@@ -231,7 +231,7 @@ def _removal_notes(state: CacheState, known: int) -> list[Note]:
         if 2 * removed > before:
             raise CacheError(
                 f"{state.path} is the cache of {cached}; {source} names {known} of "
-                f"its {before} images, so the rows of {removed} would be removed.",
+                f"its {counted(before, 'image')}, so the rows of {removed} would be removed.",
                 f"Give another file with -o, or delete {state.path} to replace it.",
             )
         notes.append(

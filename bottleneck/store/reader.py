@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.names import BOTTLENECK, EXACT, SPLITS, nodes_in
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import RowReader, SampleTable, Target
@@ -168,7 +168,8 @@ class FeatureCache:
         if not len(self.images):
             first = "".join(f"; {key} {reason}" for key, reason in sorted(self.failures.items())[:1])
             raise CacheError(
-                f"{self.path} has no rows: none of {len(self.failures)} images could be used{first}.",
+                f"{self.path} has no rows: none of {counted(len(self.failures), 'image')} could be "
+                f"used{first}.",
                 "Repair or replace the images and run `bottleneck extract` again.",
             )
 
@@ -362,7 +363,7 @@ class FeatureCache:
         if len(rows.absent):
             where = companion_path(self.path, node) if node.is_map else self.path
             raise CacheError(
-                f"{where} lacks the rows of {len(rows.absent)} of {len(rows)} images, "
+                f"{where} lacks the rows of {len(rows.absent)} of {counted(len(rows), 'image')}, "
                 f"{self.images.key[rows.absent[0]]!r} first.",
                 self._add_with(node.name),
             )

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from bottleneck.errors import CacheError
+from bottleneck.errors import CacheError, counted
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.names import MEASURES, SPLITS, TARGET_KINDS
 from bottleneck.samples import MOST_SHARDS, SampleTable, Shard, Target
@@ -278,7 +278,9 @@ def _target_of(name: str, column: Column) -> Target:
     else:
         inside = ~np.isinf(values)
     if not inside.all():
-        raise CacheError(f"the labels {name!r} have values outside their {classes} classes")
+        raise CacheError(
+            f"the labels {name!r} have values outside their {counted(classes, 'class', 'classes')}"
+        )
     return Target(name, kind, values, class_names)
 
 

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5g, h5l, h5o, h5s, h5t, h5z
 
-from bottleneck.errors import CacheError, first_line
+from bottleneck.errors import CacheError, counted, first_line
 from bottleneck.files import other_than_file
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.samples import FINISH
@@ -160,7 +160,7 @@ class _Inspection:
     def _members(self, path: str, group: h5g.GroupID) -> list[bytes]:
         count = group.get_num_objs()
         if count > MAX_MEMBERS:
-            self._refuse(f"{path} holds {count} objects; at most {MAX_MEMBERS} are allowed")
+            self._refuse(f"{path} holds {counted(count, 'object')}; at most {MAX_MEMBERS} are allowed")
         return [bytes(name) for name in group]
 
     def _object(self, path: str, group: h5g.GroupID, name: bytes) -> h5g.GroupID | h5d.DatasetID:
@@ -186,7 +186,7 @@ class _Inspection:
     def _attributes(self, path: str, item: h5g.GroupID | h5d.DatasetID) -> None:
         count = h5py.h5a.get_num_attrs(item)
         if count > MAX_ATTRIBUTES:
-            self._refuse(f"{path} has {count} attributes; at most {MAX_ATTRIBUTES} are allowed")
+            self._refuse(f"{path} has {counted(count, 'attribute')}; at most {MAX_ATTRIBUTES} are allowed")
         for index in range(count):
             attribute = h5py.h5a.open(item, index=index)
             name = attribute.name.decode("utf-8", "replace")

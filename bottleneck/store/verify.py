@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 import bottleneck
-from bottleneck.errors import BottleneckError, first_line
+from bottleneck.errors import BottleneckError, counted, first_line
 from bottleneck.remote.path import RemotePath, path_of
 from bottleneck.store.cachefile import CacheFile, describe_rows, find_companions
 from bottleneck.store.index import Runs, hashes_of, repeated
@@ -197,7 +197,9 @@ class Check:
                         if entry == log.table:  # of a run that finished in its parts
                             self.checked |= {"images": len(part.images), "samples": len(part.samples)}
                         if len(part.images) != entry.rows:
-                            self.problems.append(f"{path} has {len(part.images)} rows, its log {entry.rows}.")
+                            self.problems.append(
+                                f"{path} has {counted(len(part.images), 'row')}, its log {entry.rows}."
+                            )
 
     def file(self, file: CacheFile) -> None:
         """Check one open file: checksums, counts, uniqueness, ranges."""

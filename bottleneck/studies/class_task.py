@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bottleneck.errors import BackboneError, FitError, Note
+from bottleneck.errors import BackboneError, FitError, Note, counted
 from bottleneck.heads.row_blocks import as_rows, blocks
 from bottleneck.names import BOTTLENECK
 from bottleneck.samples import RowReader, Target
@@ -45,7 +45,9 @@ def class_target(cache: FeatureCache, name: str | None) -> Target:
         raise FitError(f"{cache.path} has no {wanted}; its targets are: {known or 'none'}.", hint)
     classes = np.unique(targets[name].values[train_samples(cache, targets[name])])
     if len(classes) < 2:
-        raise FitError(f"Target {name!r} has {len(classes)} classes in train; expected 2 or more.")
+        raise FitError(
+            f"Target {name!r} has {counted(len(classes), 'class', 'classes')} in train; expected 2 or more."
+        )
     return targets[name]
 
 
@@ -60,7 +62,8 @@ def sole_target(cache: FeatureCache, name: str | None) -> str | None:
     known = list(cache.samples.targets)
     if name is None and len(known) > 1:
         raise FitError(
-            f"{cache.path} has {len(known)} targets: {', '.join(known)}.", "Name one of them with --target."
+            f"{cache.path} has {counted(len(known), 'target')}: {', '.join(known)}.",
+            "Name one of them with --target.",
         )
     if name is not None and name not in known:
         raise FitError(f"{cache.path} has no target {name!r}; it has: {', '.join(known) or 'none'}.")
@@ -72,7 +75,10 @@ def target_notes(cache: FeatureCache, chosen: str, requested: str | None) -> lis
     names = [name for name, target in cache.samples.targets.items() if target.kind == "class"]
     if requested is not None or len(names) < 2:
         return []
-    text = f"{chosen!r} is taken, the first of {len(names)} targets with classes. --target names another one."
+    text = (
+        f"{chosen!r} is taken, the first of {counted(len(names), 'target')} with classes. --target names "
+        "another one."
+    )
     return [Note("target-chosen", text, True, {"target": chosen, "targets": names})]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.errors import counted
 from bottleneck.heads.row_blocks import as_rows, standardisation
 from bottleneck.threads import WorkerPool, one_thread
 
@@ -61,9 +62,12 @@ class ShotCurve:
             return "too few images for a curve over the number of images"
         last = self.points[-1]
         if last.mean == 1:
-            return f"no error at {last.shots} images per class, so what more of them would add does not show"
+            return (
+                f"no error at {counted(last.shots, 'image')} per class, so what more of them would add "
+                "does not show"
+            )
         return (
-            f"{last.mean:.3f} at {last.shots} images per class; twice as many would add about "
+            f"{last.mean:.3f} at {counted(last.shots, 'image')} per class; twice as many would add about "
             f"{100 * self.doubling:.1f} points (error falls as images^−{self.exponent:.2f})"
         )
 

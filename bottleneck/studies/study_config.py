@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, counted
 from bottleneck.names import BOTTLENECK, HEADS_FOLDER
 
 LEAST_BUDGET = 40  # samples; fewer cannot show which strategy is better
@@ -27,7 +27,9 @@ class AdviseConfig:
 
     def __post_init__(self) -> None:
         if self.budget < LEAST_BUDGET:
-            raise BottleneckError(f"The budget is {self.budget} samples; expected {LEAST_BUDGET} or more.")
+            raise BottleneckError(
+                f"The budget is {counted(self.budget, 'sample')}; expected {LEAST_BUDGET} or more."
+            )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, counted
 from bottleneck.names import BOTTLENECK, DECODINGS, SMALL_CNN
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -127,7 +127,8 @@ class TrainingConfig(OptimConfig):
         if epochs == self.epochs:
             return []
         text = (
-            f"{n:,} samples make few steps an epoch, so up to {epochs} epochs are trained instead of "
+            f"{counted(n, 'sample makes', 'samples make')} few steps an epoch, so up to "
+            f"{counted(epochs, 'epoch is', 'epochs are')} trained instead of "
             f"{self.epochs}. --epochs sets their number."
         )
         return [Note("epochs-extended", text, details={"epochs": epochs})]

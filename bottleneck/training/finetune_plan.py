@@ -28,7 +28,7 @@ from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import CacheError, FitError, Note
+from bottleneck.errors import CacheError, FitError, Note, counted
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import run_prepared
@@ -156,7 +156,8 @@ def lost_notes(before: int, after: int) -> list[Note]:
     if after >= before:
         return []
     text = (
-        f"{before - after:,} of {before:,} samples are left out: their images could not be read when the "
+        f"{before - after:,} of {counted(before, 'sample')} {'is' if before - after == 1 else 'are'} left "
+        "out: their images could not be read when the "
         "feature map was extracted. `bottleneck cache info` counts the failures."
     )
     return [Note("images-unread", text, True, {"samples": before - after})]
@@ -290,7 +291,8 @@ class MapWork:
 
     def __str__(self) -> str:
         return (
-            f"Extracting {self.node} of {self.images:,} images once: {readable(self.bytes)} on disk, "
+            f"Extracting {self.node} of {counted(self.images, 'image')} once: {readable(self.bytes)} on "
+            "disk, "
             f"about {duration(self.seconds)}."
         )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bottleneck.engines.reference import COSINES, mean_cosine
-from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note
+from bottleneck.errors import ArtifactError, FingerprintError, FitError, Note, counted
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
@@ -72,7 +72,8 @@ def require_same_cache(head: HeadArtifact, cache: FeatureCache, samples: SampleT
         seen, _ = TrainedOn.from_json(head.trained_on).has(cache.images.digest[in_train])
         if not seen.all():
             raise ArtifactError(
-                f"The head was fitted without {head.without['images']:,} images that were left out by "
+                "The head was fitted without "
+                f"{counted(head.without['images'], 'image that was', 'images that were')} left out by "
                 f"a list; training would use images of {cache.path} that it has not seen.",
                 "Extract a cache without those images, and fit a head on it.",
             )

@@ -20,7 +20,7 @@ from bottleneck.backbones.registry import load_from_recipe
 from bottleneck.data.loader import LoadedImage, fill_pixels
 from bottleneck.data.preprocess import Preprocess, ViewRecipe
 from bottleneck.data.source import Source
-from bottleneck.errors import ImageError, Note
+from bottleneck.errors import ImageError, Note, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Trunk
@@ -138,7 +138,7 @@ def decoded(
     """
     shape = (len(keys), preprocess.size, preprocess.size, preprocess.channels)
     folder.mkdir(parents=True, exist_ok=True)
-    require_space(folder, int(np.prod(shape)), f"Decoding {len(keys):,} images")
+    require_space(folder, int(np.prod(shape)), f"Decoding {counted(len(keys), 'image')}")
     with TemporaryDirectory(dir=folder, prefix=".pixels-") as temporary:
         values = np.memmap(Path(temporary) / "pixels", np.uint8, "w+", shape=shape)
         with reporter.step("Decoding", total=len(keys), unit="images") as advance:

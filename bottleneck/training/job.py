@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from bottleneck.engines.device import resolve_device, trains_in_bf16
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, counted
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import RowReader
 from bottleneck.threads import available_cores, use_torch_threads
@@ -207,7 +207,8 @@ def fewest_samples(
             "Use --batch-size 2 or more; `finetune` has --batchnorm fixed, too.",
         )
     text = (
-        f"Some batches have {size + 1} samples instead of {size}: BatchNorm in training mode cannot "
+        f"Some batches have {counted(size + 1, 'sample')} instead of {size}: BatchNorm in training mode "
+        "cannot "
         "normalise the single sample that would be left over. Another --batch-size avoids this."
     )
     return 2, (Note("last-batch-joined", text, True, {"batch_size": size, "largest": size + 1}),)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import FitError, Note, SourceError
+from bottleneck.errors import FitError, Note, SourceError, counted
 from bottleneck.fitting.training_set import shown, with_training_classes
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
@@ -98,18 +98,21 @@ def labelled_splits(
         rows["train"], rows["val"] = _carve(table, target, rows["train"], val_fraction, seed)
     if len(np.unique(chosen.values[rows["train"]])) < 2:
         raise FitError(
-            f"All {len(rows['train'])} train samples are of one class of {target!r}; training needs two."
+            f"All {counted(len(rows['train']), 'train sample is', 'train samples are')} of one class of "
+            f"{target!r}; training needs two."
         )
     rows = {split: indices for split, indices in rows.items() if len(indices)}
     if unlabelled:
         text = (
-            f"{unlabelled:,} of {len(table):,} samples have no label of target {target!r} and are not used."
+            f"{unlabelled:,} of {counted(len(table), 'sample')} {'has' if unlabelled == 1 else 'have'} no "
+            f"label of target {target!r} and are not used."
         )
         notes.append(Note("samples-unlabelled", text, details={"target": target, "samples": unlabelled}))
     if carved:
         val, train = len(rows["val"]), len(rows["train"])
         text = (
-            f"There was no val split: {val:,} of {val + train:,} train samples became it, and nothing was "
+            f"There was no val split: {val:,} of {counted(val + train, 'train sample')} became it, and "
+            "nothing was "
             "fitted on them. --val-fraction sets their share."
         )
         notes.append(Note("val-taken-from-train", text, details={"val": val, "train": train}))
@@ -126,7 +129,8 @@ def _carve(
         split = set_aside(part, val_fraction=fraction, seed=seed)
     except SourceError as error:
         raise FitError(
-            f"There is no val split, and {len(train)} train samples cannot give one: {error.message}",
+            f"There is no val split, and {counted(len(train), 'train sample')} cannot give one: "
+            f"{error.message}",
             "Extract with --val-fraction, or bring more samples.",
         ) from None
     # Whole groups may have taken all samples of a class from train, which must learn every class.
@@ -137,7 +141,8 @@ def _carve(
     split[back] = "train"
     if not (split == "val").any():
         raise FitError(
-            f"There is no val split, and none can be taken from {len(train)} train samples: each group has a "
+            f"There is no val split, and none can be taken from {counted(len(train), 'train sample')}: "
+            "each group has a "
             f"class of {target!r} that no other group has.",
             "Extract with a val split, or bring more samples.",
         )
@@ -151,7 +156,7 @@ def shots_notes(splits: LabelledSplits, target: str, shots: int | str) -> list[N
     fewer = {names[code]: int(n) for code, n in enumerate(counts) if shots != ALL and n < int(shots)}
     if not fewer:
         return []
-    text = f"Fewer than {shots} train samples of {shown(list(fewer))}: all of them are taken."
+    text = f"Fewer than {counted(int(shots), 'train sample')} of {shown(list(fewer))}: all of them are taken."
     return [Note("fewer-shots", text, True, {"shots": shots, "classes": fewer})]
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.inspect import layer_texts
 from bottleneck.backbones.model_file import save_model
-from bottleneck.errors import Note, distinct, refuse_strict
+from bottleneck.errors import Note, counted, distinct, refuse_strict
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.kept_aside import kept_aside
@@ -300,7 +300,8 @@ def model_card(
     ]
     parts = [
         f"# {file_name}",
-        f"Classifies {inputs} by `{_cell(head.target)}` into {len(head.class_names)} classes.",
+        f"Classifies {inputs} by `{_cell(head.target)}` into "
+        f"{counted(len(head.class_names), 'class', 'classes')}.",
         "## Classes\n\n" + ", ".join(names),
         "## Use\n\n```sh\n" + f"bottleneck predict {quote(file_name)} IMAGES\n```",
         "## How good it is\n\n" + _metrics_table(head),

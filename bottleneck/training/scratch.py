@@ -24,7 +24,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.errors import FitError, Note, counted, refuse_strict
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.scaled_decoding import both_decodings, unscaled_note
 from bottleneck.files import require_file_name
@@ -245,7 +245,8 @@ def target_of(samples: SampleTable, name: str | None) -> str:
         return name or next(iter(samples.targets))
     known = ", ".join(samples.targets)
     raise FitError(
-        f"The source has {len(samples.targets)} targets{': ' + known if known else ''}; training needs one.",
+        f"The source has {counted(len(samples.targets), 'target')}{': ' + known if known else ''}; "
+        "training needs one.",
         "Choose one with --target." if known else "Put images in class folders, or name --label-column.",
     )
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bottleneck.errors import counted
+
 NOISE = 0.5  # standard errors of the paired difference
 ROUNDING = 1e-9  # one sample more has a gain and an error of 1 / n
 
@@ -101,7 +103,7 @@ class Step:
         d, verb = self.difference, "replaces" if self.replaces else "does not replace"
         return (
             f"{self.what} {verb} {self.against}: {100 * d.gain:+.2f} points "
-            f"± {100 * d.error:.2f} on {d.n:,} paired samples."
+            f"± {100 * d.error:.2f} on {counted(d.n, 'paired sample')}."
         )
 
 

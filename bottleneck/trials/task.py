@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from bottleneck.errors import BackboneError, FitError, Note
+from bottleneck.errors import BackboneError, FitError, Note, counted
 from bottleneck.files import write_whole
 from bottleneck.fitting.training_set import folds_of, require_labels, training_samples, with_training_classes
 from bottleneck.heads.solver.problem import TargetProblem
@@ -121,7 +121,7 @@ def task_of(cache: FeatureCache, target: str | None, *, cv: int, seed: int) -> T
     name = target or next(iter(samples.targets))
     if target is None and len(samples.targets) > 1:
         others = ", ".join(map(repr, list(samples.targets)[1:6]))
-        message = f"There are {len(samples.targets)} targets: {name!r} is learnt, not {others}."
+        message = f"There are {counted(len(samples.targets), 'target')}: {name!r} is learnt, not {others}."
         notes.append(Note("target-chosen", message, True, {"target": name}))
     samples, unseen = with_training_classes(samples, (name,))
     train, (on_train,) = training_samples(samples, (name,), cache.path)

@@ -278,7 +278,7 @@ def test_a_first_layer_of_four_channels_fits_images_with_alpha(state, load):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(state, load, value):
     broken = {**state, "conv5.0.weight": torch.full_like(state["conv5.0.weight"], value)}
-    with pytest.raises(BackboneError, match=r"NaN or infinite values in 1 entries \(conv5\.0\.weight\)"):
+    with pytest.raises(BackboneError, match=r"NaN or infinite values in 1 entry \(conv5\.0\.weight\)"):
         load(broken)
 
 

@@ -79,7 +79,7 @@ def test_patches_of_a_folder_are_drawn(colours, spots, tmp_path):
 
 def test_a_source_without_a_readable_image_is_refused(colours, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(SourceError, match="None of 1 images"):
+    with pytest.raises(SourceError, match="None of 1 image "):
         patches_of_source(colours, str(tmp_path))
 
 

@@ -510,7 +510,7 @@ def test_the_pixels_of_what_can_be_read_come_without_copies():
     done = []
     pixels = readable_pixels(source, list(source.files), PREPROCESS, workers=2, advance=done.append)
     assert (pixels.shape, pixels[:, 0, 0, 0].tolist(), sum(done)) == ((2, 8, 8, 3), [1, 2], 4)
-    with pytest.raises(SourceError, match=r"None of 1 images of memory can be read; b: is damaged"):
+    with pytest.raises(SourceError, match=r"None of 1 image of memory can be read; b: is damaged"):
         readable_pixels(source, ["b"], PREPROCESS, workers=1)
 
 

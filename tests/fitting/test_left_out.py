@@ -104,7 +104,7 @@ def test_samples_groups_tables_and_copies_are_found(cache, tmp_path):
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"elsewhere/x.png\n", "None of 1 names of .* is a sample, image or group"),
+        (b"elsewhere/x.png\n", "None of 1 name of .* is a sample, image or group"),
         (b"\n \n", "is empty"),
         (b"\xff\xfe\x00", "is not UTF-8"),
         (None, "There is no list"),

@@ -273,7 +273,7 @@ def test_what_cannot_be_explained_is_refused(pictures):
     knn = replace(head, kind="knn", form="knn", arrays=rows, settings={"k": 1})
     with pytest.raises(ArtifactError, match="no sum over places"):
         explainer(knn)
-    with pytest.raises(ArtifactError, match="takes 1 images per sample"):
+    with pytest.raises(ArtifactError, match="takes 1 image per sample"):
         list(explainer(head).explain(source_of(pictures, images=2)))
 
 

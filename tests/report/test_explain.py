@@ -149,7 +149,7 @@ def test_what_is_no_image_is_named(fitted, tmp_path):
     assert list(result.failed) == [str(broken)]
     assert [note.code for note in result.notes if note.changes_result] == ["images-unread"]
     with pytest.raises(
-        BottleneckError, match=r"None of 1 images could be explained; the first: .*broken\.jpg"
+        BottleneckError, match=r"None of 1 image could be explained; the first: .*broken\.jpg"
     ):
         explain(head, broken, output=None)
     with pytest.raises(BottleneckError, match=r"another suffix than \.png"):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bottleneck.backbones.families.architecture import Architecture
 from bottleneck.backbones.listed import Listed
 from bottleneck.data.preprocess import CHANNELS, Preprocess
-from bottleneck.errors import BackboneError
+from bottleneck.errors import BackboneError, counted
 from bottleneck.names import SMALL_CNN, SMALL_CNN_DEPTH
 
 NAME = SMALL_CNN
@@ -59,7 +59,7 @@ class SmallCNN(nn.Module):
             side = (side - 2) // 2
         if side < 1:
             raise BackboneError(
-                f"Images of {size} × {size} pixels are too small for {depth} blocks of small_cnn."
+                f"Images of {size} × {size} pixels are too small for {counted(depth, 'block')} of small_cnn."
             )
         self.depth, self.images, self.covariates = depth, images, covariates
         self.features = nn.Sequential(

@@ -18,7 +18,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.heads.row_blocks import (
     Standardisation,
     block_size,
@@ -255,7 +255,8 @@ def build_design(
         return _resident(z, standard, pool, place, edges), order
     if D > MAX_DECOMPOSITION:
         raise FitError(
-            f"{n} rows of {D} features need {RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
+            f"{counted(n, 'row')} of {counted(D, 'feature')} need "
+            f"{RESIDENT_FACTOR * n * D * 4 / 2**20:.0f} MiB to be fitted, "
             f"of which {memory / 2**20:.0f} MiB are allowed, and are too wide to be streamed "
             f"(at most {MAX_DECOMPOSITION} features).",
             "Raise --memory, or use a node with fewer features (@avg in place of @flatten).",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.errors import counted
 from bottleneck.names import BOTTLENECK, SPLITS
 from bottleneck.records import is_number
 from bottleneck.report.page.blocks import Block, Chart, Interval, Prose, Section, Series, Table
@@ -63,7 +64,7 @@ def _penalty(heads: Sequence[Fitted], main: Fitted | None) -> Chart:
         series.append(Series(_named(each), C.tolist(), mean.tolist(), low, high))
     score = heads[0].head.cv.get("score", "accuracy")
     marks = [(main.head.C, "chosen")] if main is not None and main in shown and main.head.C else []
-    more = f" The best {MOST_LINES} of {len(heads)} heads." if len(heads) > MOST_LINES else ""
+    more = f" The best {MOST_LINES} of {counted(len(heads), 'head')}." if len(heads) > MOST_LINES else ""
     text = f"Mean over the folds of cross-validation; the band is one standard error.{more}"
     return Chart(
         "penalty",

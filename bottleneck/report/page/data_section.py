@@ -85,7 +85,9 @@ def extracted(results: Any, cache: FeatureCache) -> dict[str, Any]:
 
 def _range(name: str, target: Mapping[str, Any]) -> Prose:
     low, high = target.get("range", (None, None))
-    return Prose(f"target-{name}", f"Target {name}", f"{target['labelled']:,} numbers from {low} to {high}.")
+    return Prose(
+        f"target-{name}", f"Target {name}", f"{counted(target['labelled'], 'number')} from {low} to {high}."
+    )
 
 
 def _classes(
@@ -105,14 +107,15 @@ def _classes(
             for split in used
         ]
         rows.append([label, *bars, sum(counts[split] for split in used)])
+    verb = "has" if len(rare) == 1 else "have"
+    thin = f"{len(rare)} of {counted(len(rows), 'class', 'classes')} {verb} fewer than "
+    thin += f"{AuditConfig.thin} training samples"
     table = Table(
         f"classes-{name}",
         f"Classes of {name} by split" if several else "Classes by split",
         columns=("class", *used, "all"),
         rows=rows,
-        note=f"{len(rare)} of {len(rows)} classes have fewer than {AuditConfig.thin} training samples."
-        if rare
-        else "",
+        note=f"{thin}." if rare else "",
     )
     if not rare:
         return table, []
@@ -121,7 +124,7 @@ def _classes(
     return table, [
         Problem(
             0.5 * len(rare) / len(rows) + 0.1,
-            f"{len(rare)} of {len(rows)} classes have fewer than {AuditConfig.thin} training samples",
+            thin,
             f"{named}: {fewest:,} at the least. Their accuracy is uncertain; more images of them help most.",
         )
     ]
@@ -168,7 +171,11 @@ def _pixel_sizes(cache: FeatureCache) -> str:
     small, middle, large = (
         f"{width:,} × {height:,}" for width, height in (ranked[0], ranked[len(ranked) // 2], ranked[-1])
     )
-    of = "" if len(sizes) == len(keys) else f"; of {len(sizes):,} images that were read"
+    of = (
+        ""
+        if len(sizes) == len(keys)
+        else f"; of {counted(len(sizes), 'image that was', 'images that were')} read"
+    )
     return (small if small == large else f"{middle} (from {small} to {large})") + of
 
 
@@ -190,7 +197,7 @@ def _failed(cache: FeatureCache) -> Problem:
     failed, all_images = len(cache.failures), len(cache.failures) + len(cache.images)
     return Problem(
         failed / all_images,
-        f"{failed:,} of {all_images:,} images gave no features",
+        f"{failed:,} of {counted(all_images, 'image')} gave no features",
         "They take part in nothing here. The reasons are listed under Data.",
     )
 
@@ -233,7 +240,11 @@ def _pairs(pairs: list[dict[str, Any]], pictures: Pictures) -> Gallery:
         cosine = "the same bytes" if pair["exact"] else f"cosine {pair['cosine']:.3f}"
         where = " and ".join(map(str, pair["splits"]))
         items.append(Item(one, (where, cosine), ((two, ""),)))
-    more = f" {len(pairs) - MOST_PAIRS:,} more pairs are left out." if len(pairs) > MOST_PAIRS else ""
+    more = (
+        f" {counted(len(pairs) - MOST_PAIRS, 'more pair is', 'more pairs are')} left out."
+        if len(pairs) > MOST_PAIRS
+        else ""
+    )
     text = f"Images that are the same, or nearly, and stand in two splits: {len(pairs):,}.{more}"
     return Gallery("look-alikes", "Look-alikes across splits", text, items=items)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.heads.metrics import ECE_BINS, wilson_interval
 from bottleneck.names import nodes_in
 from bottleneck.report.page.blocks import (
@@ -265,11 +265,14 @@ def groups(found: Judged, group: np.ndarray) -> tuple[Table, list[Problem]]:
             cell = Interval(float(1 - mean[g]), low, high)
             overall = float(1 - found.error.mean())
             if high < overall and not problems:
-                text = f"{names[g]} has {1 - mean[g]:.0%} of {counts[g]:,} samples, all groups {overall:.0%}."
+                text = (
+                    f"{names[g]} has {1 - mean[g]:.0%} of {counted(counts[g], 'sample')}, all groups "
+                    f"{overall:.0%}."
+                )
                 problems.append(Problem(overall - float(1 - mean[g]), f"Group {names[g]} falls behind", text))
         rows.append([names[g], int(counts[g]), cell])
     column = "mean error" if regression else "accuracy"
-    more = f"The worst {MOST_GROUPS} of {len(names):,} groups." if len(names) > MOST_GROUPS else ""
+    more = f"The worst {MOST_GROUPS} of {counted(len(names), 'group')}." if len(names) > MOST_GROUPS else ""
     table = Table("groups", "By group", columns=("group", "samples", column), rows=rows, note=more)
     return table, problems
 
@@ -379,11 +382,14 @@ def _orders(found: Judged) -> list[tuple[str, str, np.ndarray, str]]:
         ]
     if found.head.target_kind == "multilabel":
         order = wrong[np.argsort(-found.error[wrong], kind="stable")]
-        text = f"{len(order):,} of {len(found.rows):,} samples have a wrong label; on {found.of}."
+        text = (
+            f"{len(order):,} of {counted(len(found.rows), 'sample')} "
+            f"{'has' if len(order) == 1 else 'have'} a wrong label; on {found.of}."
+        )
         return [("mistakes", "Samples with most wrong labels", order, text)]
     confidence = found.scores.max(axis=1)
     sure = wrong[np.argsort(-confidence[wrong], kind="stable")]
-    text = f"{min(SHOWN, len(sure)):,} of {len(sure):,} mistakes, the surest first; on {found.of}."
+    text = f"{min(SHOWN, len(sure)):,} of {counted(len(sure), 'mistake')}, the surest first; on {found.of}."
     doubt = np.argsort(confidence, kind="stable")
     return [
         ("mistakes", "Surest mistakes", sure, text),

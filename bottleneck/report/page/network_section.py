@@ -17,7 +17,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.decode import decode_image
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.progress import Reporter
 from bottleneck.report.image_sheets import draw_filters, draw_patches
@@ -93,7 +93,10 @@ def _excitation(
     for patches in found:
         with TemporaryDirectory() as folder:
             sheet = Image.open(draw_patches([patches], Path(folder) / "patches.png")).convert("RGB")
-        text = f"Of {len(pixels):,} images evenly drawn, the patches that excite {CHANNELS} channels of "
+        text = (
+            f"Of {counted(len(pixels), 'image')} evenly drawn, the patches that excite {CHANNELS} "
+            "channels of "
+        )
         text += f"{patches.node} most, the strongest first."
         block = _as_block(f"patches-{patches.node}", f"What excites {patches.node}", text, sheet)
         if (budget := budget - len(block.data) * 4 // 3) >= 0:

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.names import SPLITS
 from bottleneck.progress import printable
 from bottleneck.report.page.blocks import Block, Confusion, Interval, Map, Picture, Section, Share
@@ -209,7 +209,11 @@ def confusion_svg(block: Confusion) -> Markup:
         Markup(
             '<svg class="matrix" width="{0}" height="{0}" viewBox="0 0 {0} {0}" role="group" '
             'aria-label="{1}">'
-        ).format(side, f"Confusion matrix of {K} classes; the most confused pairs are in the table below."),
+        ).format(
+            side,
+            f"Confusion matrix of {counted(K, 'class', 'classes')}; the most confused pairs are in the "
+            "table below.",
+        ),
         Markup('<rect class="frame" x="{0}" y="{0}" width="{1}" height="{1}"/>').format(NAME, K * CELL),
     ]
     for k, name in enumerate(block.classes):

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.models.attribution import Explainer
@@ -101,7 +101,8 @@ class Pictures:
         if shown >= len(self.names):
             return []
         text = (
-            f"{shown:,} of {len(self.names):,} thumbnails are in the page, to keep to the size of the page; "
+            f"{shown:,} of {counted(len(self.names), 'thumbnail')} {'is' if shown == 1 else 'are'} in the "
+            "page, to keep to the size of the page; "
             "--max-size allows more."
         )
         return [Note("thumbnails-left-out", text, details={"shown": shown, "images": len(self.names)})]
@@ -123,7 +124,8 @@ def _unreadable(reasons: dict[str, str], wanted: int) -> Iterable[Note]:
     if reasons:
         name, reason = next(iter(reasons.items()))
         text = (
-            f"{len(reasons):,} of {wanted:,} images cannot be read and are shown by name; {name}: {reason}."
+            f"{len(reasons):,} of {counted(wanted, 'image')} cannot be read and are shown by name; "
+            f"{name}: {reason}."
         )
         yield Note("images-unreadable", text, details={"images": len(reasons)})
 

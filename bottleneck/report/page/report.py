@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import BottleneckError, Note, distinct
+from bottleneck.errors import BottleneckError, Note, counted, distinct
 from bottleneck.files import readable, require_file_name, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.report.page.blocks import Section
@@ -158,10 +158,14 @@ def _lead(main: Fitted | None, cache: FeatureCache | None) -> str:
     parts = []
     if main is not None:
         network = main.head.backbone.get("name", "a network")
-        what = f"{len(main.head.class_names):,} classes" if main.head.class_names else "a quantity"
+        what = (
+            f"{counted(len(main.head.class_names), 'class', 'classes')}"
+            if main.head.class_names
+            else "a quantity"
+        )
         parts.append(f"A {main.head.kind} head on {main.head.node} of {network}, for {what}")
     if cache is not None:
-        parts.append(f"{len(cache.images):,} images of {cache.source}")
+        parts.append(f"{counted(len(cache.images), 'image')} of {cache.source}")
     return ("; ".join(parts) or "Results of studies") + "."
 
 
@@ -185,7 +189,10 @@ def _cache_of(inputs: Inputs, main: Fitted | None) -> tuple[FeatureCache | None,
     if main is not None:
         chosen = next((cache for cache in caches if cache.fingerprint == main.head.fingerprint), chosen)
     if len(caches) > 1:
-        text = f"{len(caches)} caches are given; data and map are those of {chosen.path}."
+        text = (
+            f"{counted(len(caches), 'cache is', 'caches are')} given; data and map are those of "
+            f"{chosen.path}."
+        )
         notes.append(Note("report-of-one-cache", text, details={"cache": str(chosen.path)}))
     return chosen, notes
 

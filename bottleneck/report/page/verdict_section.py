@@ -9,6 +9,7 @@ from shlex import quote
 from typing import Any
 
 from bottleneck import __version__
+from bottleneck.errors import counted
 from bottleneck.names import SPLITS
 from bottleneck.records import is_number
 from bottleneck.report.page.blocks import (
@@ -95,7 +96,7 @@ def _figures(metrics: Mapping[str, Any]) -> list[Figure]:
     """Return the large numbers of a target's kind."""
     if not metrics:
         return []
-    n = f"{metrics['n']:,} samples" if is_number(metrics.get("n")) else ""
+    n = counted(metrics["n"], "sample") if is_number(metrics.get("n")) else ""
     if is_number(metrics.get("accuracy")):
         low, high = metrics.get("accuracy_ci95", (None, None))
         value = float(metrics["accuracy"])
@@ -151,7 +152,10 @@ def _of_measurement(
         problems.append(Problem(0.03, "No split was set aside for a test", text))
     bounds = metrics.get("accuracy_ci95")
     if bounds and is_number(metrics.get("n")) and bounds[1] - bounds[0] > WIDE:
-        text = f"With {metrics['n']:,} samples the accuracy may be from {bounds[0]:.0%} to {bounds[1]:.0%}."
+        text = (
+            f"With {counted(metrics['n'], 'sample')} the accuracy may be from {bounds[0]:.0%} to "
+            f"{bounds[1]:.0%}."
+        )
         problems.append(Problem(float(bounds[1] - bounds[0]), "The measurement is coarse", text))
     counts = metrics.get("confusion")
     if counts and is_number(metrics.get("accuracy")) and len(counts) > 1:
@@ -171,7 +175,8 @@ def _unmeasured(names: Sequence[str], counts: Sequence[Sequence[int]], split: st
         return []
     more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
     text = f"{split[:1].upper()}{split[1:]} has no sample of {', '.join(absent[:SHOWN])}{more}. "
-    headline = f"{len(absent):,} of {len(names):,} classes {'is' if len(absent) == 1 else 'are'} not measured"
+    are = "is" if len(absent) == 1 else "are"
+    headline = f"{len(absent):,} of {counted(len(names), 'class', 'classes')} {are} not measured"
     return [Problem(len(absent) / len(names), headline, text + "The figures say nothing of them.")]
 
 

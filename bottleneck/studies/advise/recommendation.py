@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.studies.advise.image_similarity import Similarity
 from bottleneck.studies.rank.scores import Scores
 from bottleneck.studies.shot_curve import ShotCurve
@@ -93,7 +93,8 @@ class Size:
         """One sentence."""
         word = SIZES[self.per_class >= LARGE]
         return (
-            f"{word}: {self.samples:,} train samples, {self.per_class:g} per class (large from {LARGE}); "
+            f"{word}: {counted(self.samples, 'train sample')}, {self.per_class:g} per class (large from "
+            f"{LARGE}); "
             f"{self.curve.text}"
         )
 
@@ -229,7 +230,8 @@ class Advice:
             near,
             f"Scenario: {self.scenario}.",
             *(f"{text}: {rule.says} ({rule.text}). {SOURCES[text]}" for text, rule in self.rules.items()),
-            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {val} val samples, which chose it together "
+            f"Recommended: {self.chosen.what}, {accuracy:.3f} on {counted(val, 'val sample')}, which "
+            "chose it together "
             "with cross-validation on train: a costlier strategy must be better beyond the noise of paired "
             "samples.",
             *([] if self.beats_guessing else [NOTHING.format(self.guess)]),

@@ -20,7 +20,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.extract import extract
 from bottleneck.names import SPLITS
@@ -115,7 +115,7 @@ def make_trial(
 def _draw_notes(drawn: int, labelled: int, carved: bool) -> Iterator[Note]:
     """Yield what was decided on the samples of the trial."""
     if drawn < labelled:
-        text = f"Strategies are tried on {drawn:,} of {labelled:,} labelled samples, see --budget."
+        text = f"Strategies are tried on {drawn:,} of {counted(labelled, 'labelled sample')}, see --budget."
         yield Note("samples-drawn", text, details={"drawn": drawn, "labelled": labelled})
     if carved:
         text = f"There was no val split: {VAL_FRACTION:.0%} of train became it, for the trial alone."

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.tables import as_bytes
@@ -134,7 +134,7 @@ def labels_note(copies: list[dict[str, Any]]) -> list[Note]:
     pair = " and ".join(
         f"{key} ({label})" for key, label in zip(first["images"], first["labels"], strict=True)
     )
-    pairs = "1 pair of copies has" if len(differing) == 1 else f"{len(differing):,} pairs of copies have"
+    pairs = counted(len(differing), "pair of copies has", "pairs of copies have")
     text = f"{pairs} two labels, such as {pair}: look which is right, or leave one out with --without."
     return [Note("copies-labelled-twice", text, details={"pairs": len(differing)})]
 

@@ -11,7 +11,7 @@ from shlex import quote
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError, FitError, Note
+from bottleneck.errors import ArtifactError, FitError, Note, counted
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.head_fit import HeadFit
@@ -101,11 +101,12 @@ def _fit(
     fit = fit_on(task, node, train, problem, Cs, found.settings.get("scales"), reporter, MANY)
     width = task.cache.sample_rows(node, train[:1]).shape[1]
     text = (
-        f"Train has {n:,} samples: C was chosen on {len(drawn):,} of them, and among {len(Cs)} values near "
+        f"Train has {counted(n, 'sample')}: C was chosen on {len(drawn):,} of them, and among "
+        f"{counted(len(Cs), 'value')} near "
         "it on all"
     )
     if width > (most := MANY.components or width):
-        text += f", with the first {most} principal components of {width:,} features"
+        text += f", with the first {counted(most, 'principal component')} of {counted(width, 'feature')}"
     text += ". A head of fit-head with its out-of-fold file, as --head, judges without this."
     return fit, (Note("judged-approximately", text, details={"samples": n, "C_samples": len(drawn)}),)
 
@@ -185,7 +186,7 @@ def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[in
         return known, (), ()
     names = [target.class_names[code] for code in np.unique(target.values[rows[~known]])]
     text = (
-        f"Not judged: {int((~known).sum()):,} of {len(known):,} labels, as all samples of "
+        f"Not judged: {int((~known).sum()):,} of {counted(len(known), 'label')}, as all samples of "
         f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''} are in one fold; the head "
         "without them does not know the class."
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.studies.audit.label_errors import label_quality
 
 CHANGED = 0.05  # of the labels, in each round
@@ -40,7 +40,8 @@ class SelfTest:
             return ()
         text = (
             f"The head is right in {accuracy:.0%} of held-out labels, too seldom to judge them: of "
-            f"{self.changed:,} labels changed at random as a test, it found {self.found:,}. Others that are "
+            f"{counted(self.changed, 'label')} changed at random as a test, it found {self.found:,}. "
+            "Others that are "
             "wrong stay unseen; bring more samples, or take another node or backbone."
         )
         return (Note("labels-hard-to-judge", text, details={**self.to_json(), "accuracy": accuracy}),)

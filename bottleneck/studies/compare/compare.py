@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note, refuse_strict, reused_note
+from bottleneck.errors import Note, counted, refuse_strict, reused_note
 from bottleneck.files import require_no_url
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
@@ -180,7 +180,8 @@ def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, repo
         reused = len(planned) - len(to_do)
         cost = duration(trials.estimate(to_do))
         reporter.tell(
-            f"{len(to_do)} of {len(planned)} runs are to be done: at most {cost}, less where "
+            f"{len(to_do)} of {counted(len(planned), 'run')} {'is' if len(to_do) == 1 else 'are'} to be "
+            f"done: at most {cost}, less where "
             "val stops improving. What is done is kept, should you stop it."
         )
         with reporter.step("Comparing", total=len(planned), unit="runs") as advance:
@@ -214,10 +215,10 @@ def _run_notes(runs: Sequence[CompareRun], reused: int, folder: Path) -> list[No
         notes.append(reused_note(reused, len(runs), folder))
     for text in dict.fromkeys(run.unread for run in runs if run.unread):
         count = sum(run.unread == text for run in runs)
-        text = f"In {count} of {len(runs)} runs, which are fed with images: {text}"
+        text = f"In {count} of {counted(len(runs), 'run')}, which are fed with images: {text}"
         notes.append(Note("images-unread", text, True, {"runs": count}))
     if diverged := sum(run.stopped == "diverged" for run in runs):
-        text = f"The loss diverged in {diverged} of {len(runs)} runs. Try a lower --lr."
+        text = f"The loss diverged in {diverged} of {counted(len(runs), 'run')}. Try a lower --lr."
         notes.append(Note("loss-diverged", text, True, {"runs": diverged}))
     return notes
 
@@ -320,7 +321,7 @@ def _versus(first: Row, second: Row, split: str) -> str:
 def _name(unfreeze: int | str, init: str, depth: int | None) -> str:
     """The name of a row in tables and answers."""
     if depth:
-        return f"scratch, {depth} blocks"
+        return f"scratch, {counted(depth, 'block')}"
     if unfreeze == 0:
         return "head only"
     blocks = {1: "1 block", ALL: "all blocks"}.get(unfreeze, f"{unfreeze} blocks")

@@ -20,7 +20,7 @@ from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.backbones.section import find_cut
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FitError, Note, distinct
+from bottleneck.errors import FitError, Note, counted, distinct
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.labels import relabelled
@@ -143,7 +143,7 @@ class Trials:
         for shots in self.config.shots:
             if isinstance(shots, int) and shots > most:
                 raise FitError(
-                    f"shots is {shots}, but no class has more than {most} samples to train on.",
+                    f"shots is {shots}, but no class has more than {counted(most, 'sample')} to train on.",
                     f"Ask for up to {most}, or for all.",
                 )
 

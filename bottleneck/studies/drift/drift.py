@@ -204,11 +204,13 @@ def _compared(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, np.ndar
     fresh = np.array([i for i in distinct if contents[i] not in seen], np.int64)
     copies = len(distinct) - len(fresh)
     if copies:
-        text = f"{copies:,} of {len(distinct):,} images of {new.path} are in {old.path} and left out."
+        text = (
+            f"{copies:,} of {counted(len(distinct), 'image')} of {new.path} are in {old.path} and left out."
+        )
         notes.append(Note("copies-left-out", text, details={"images": copies}))
     if not len(fresh):
         raise CacheError(
-            f"All {len(distinct):,} images of {new.path} are in {old.path}; none is new.",
+            f"All {counted(len(distinct), 'image')} of {new.path} are in {old.path}; none is new.",
             "Name images that the cache does not have.",
         )
     return rows, fresh, copies, notes
@@ -220,7 +222,8 @@ def _domain(x: np.ndarray, y: np.ndarray, config: DriftConfig, notes: list[Note]
         return None
     if max(len(x), len(y)) > 5 * min(len(x), len(y)):
         text = (
-            f"{len(x):,} old and {len(y):,} new images are compared: the smaller number limits what is seen."
+            f"{len(x):,} old and {counted(len(y), 'new image is', 'new images are')} compared: the "
+            "smaller number limits what is seen."
         )
         notes.append(Note("sizes-differ", text, details={"old": len(x), "new": len(y)}))
     random, drawn = np.random.default_rng(config.seed), []

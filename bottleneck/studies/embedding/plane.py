@@ -16,7 +16,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from bottleneck.data.splits import strata
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.heads.row_blocks import blocks, read_checked
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, RowReader, SampleTable
@@ -78,7 +78,8 @@ def plane_of(
     if n > MOST:
         fitted = np.unique(np.linspace(0, n - 1, MOST).astype(int))
         text = (
-            f"Positions are fitted on {len(fitted):,} of {n:,} samples; in t-SNE the others stand between "
+            f"Positions are fitted on {len(fitted):,} of {counted(n, 'sample')}; in t-SNE the others "
+            "stand between "
             f"the {NEAREST} fitted ones that are nearest to them."
         )
         notes.append(Note("map-sampled", text, details={"samples": len(fitted), "of": n}))
@@ -92,7 +93,7 @@ def plane_of(
     everything = small if n == len(fitted) else _projected(rows, chosen, pca)
     positions = {PCA_NAME: _unit(_two(everything))}
     if tsne and len(small) >= LEAST and not flat:
-        with reporter.step(f"t-SNE of {len(small):,} samples", total=1, unit="maps") as advance:
+        with reporter.step(f"t-SNE of {counted(len(small), 'sample')}", total=1, unit="maps") as advance:
             at = _tsne(small, seed)
             advance(1)
         positions[TSNE_NAME] = _unit(at if n == len(fitted) else _between(everything, small, at))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import linalg, sparse
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.heads.row_blocks import as_rows, block_size, blocks, read_checked
 from bottleneck.samples import RowReader
 
@@ -94,7 +94,7 @@ def moments(rows: np.ndarray | RowReader, labels: np.ndarray) -> Moments:
         raise FitError(f"Scores compare classes, and the rows have {len(classes)}; expected 2 or more.")
     if N > D > WIDEST or (N <= D and N * D > MOST_HELD):
         raise FitError(
-            f"Rows of {D:,} features are too wide to be scored; expected up to {WIDEST:,}.",
+            f"Rows of {counted(D, 'feature')} are too wide to be scored; expected up to {WIDEST:,}.",
             "Extract the node with a smaller pool, such as NODE@avg.",
         )
     sums = class_sums(rows, codes, len(classes))
@@ -131,7 +131,9 @@ def check_rows(rows: np.ndarray | RowReader, codes: np.ndarray) -> tuple[int, in
             "Name a pooled node, such as NODE@avg.",
         )
     if rows.shape[0] != len(codes):
-        raise FitError(f"There are {rows.shape[0]:,} rows of features but {len(codes):,} labels.")
+        raise FitError(
+            f"There are {counted(rows.shape[0], 'row')} of features but {counted(len(codes), 'label')}."
+        )
     return rows.shape[0], rows.shape[1]
 
 

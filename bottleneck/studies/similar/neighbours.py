@@ -23,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.source import image_files
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.extraction.prepare import open_trunk
@@ -290,7 +290,7 @@ def _unknown_name(name: str, cache: FeatureCache) -> BottleneckError:
     close = close or get_close_matches(name, keys[:MOST_COMPARED], n=3, cutoff=0.5)
     what = "is a folder" if Path(name).is_dir() else "is neither one of them nor a file"
     return BottleneckError(
-        f"{cache.path} holds {len(keys):,} images; {name} {what}.",
+        f"{cache.path} holds {counted(len(keys), 'image')}; {name} {what}.",
         f"Did you mean {', '.join(close)}?" if close else f"They are named like {keys[0]}.",
     )
 

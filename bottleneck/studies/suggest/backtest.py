@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from bottleneck.errors import counted
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
@@ -134,9 +135,12 @@ def _too_few(target: Target, start: int, units: int) -> str:
     n, counts = len(target.values), np.bincount(target.values, minlength=len(target.class_names))
     needed = int(np.minimum(counts, start).sum()) * 2**ROUNDS / (0.8 * (1 - 1 / FOLDS))
     if units < FOLDS:
-        return f"{units} groups of labelled samples are too few for {FOLDS} folds"
+        return f"{counted(units, 'group')} of labelled samples are too few for {FOLDS} folds"
     if n < max(FEWEST, needed):
-        return f"{n} labelled samples of {len(counts)} classes are too few to hide some and hold others aside"
+        return (
+            f"{counted(n, 'labelled sample')} of {counted(len(counts), 'class', 'classes')} are too few "
+            "to hide some and hold others aside"
+        )
     return ""
 
 
@@ -165,7 +169,7 @@ def _judged(accuracy: np.ndarray, labels: Sequence[int], n: int, seed: int) -> B
     half = float(stdtrit(FOLDS - 1, 0.975) * by_fold.std(ddof=1) / np.sqrt(FOLDS))
     low, high = gain - half, gain + half
     helps = True if low > 0 else False if high < 0 else None
-    span = f"from {labels[0]:,} to {labels[-1]:,} of the {n:,} labels"
+    span = f"from {labels[0]:,} to {labels[-1]:,} of the {counted(n, 'label')}"
     figures = f"{100 * gain:+.1f} points of accuracy, 95 % interval {100 * low:+.1f} … {100 * high:+.1f}"
     verdict = {
         True: f"It would have helped here: {figures}, against labels bought at random, {span}.",

@@ -218,7 +218,8 @@ def _candidates(task: Task, cache: FeatureCache, source: object) -> _Candidates:
     ours, theirs = ((each.image.shape[1], each.covariate_names) for each in (task.samples, samples))
     if ours != theirs:
         raise CacheError(
-            f"A sample of {task.cache.path} has {ours[0]} images and {len(ours[1])} covariates, one of "
+            f"A sample of {task.cache.path} has {counted(ours[0], 'image')} and "
+            f"{counted(len(ours[1]), 'covariate')}, one of "
             f"{source} {theirs[0]} and {len(theirs[1])}.",
             "Extract them from a manifest with the same columns, and name that cache.",
         )
@@ -228,7 +229,8 @@ def _candidates(task: Task, cache: FeatureCache, source: object) -> _Candidates:
     notes: list[Note] = []
     if copy.any():
         text = (
-            f"{int(copy.sum()):,} of {len(copy):,} samples of {source} are in {task.cache.path} and left out."
+            f"{int(copy.sum()):,} of {counted(len(copy), 'sample')} of {source} are in {task.cache.path} "
+            "and left out."
         )
         notes.append(Note("copies-left-out", text, details={"samples": int(copy.sum())}))
     if any(target.labelled.any() for target in samples.targets.values()):
@@ -236,7 +238,9 @@ def _candidates(task: Task, cache: FeatureCache, source: object) -> _Candidates:
         notes.append(Note("labels-not-used", text))
     rows = np.flatnonzero(~copy)
     if not len(rows):
-        raise FitError(f"All {len(copy):,} samples of {source} are in {task.cache.path}; none is new.")
+        raise FitError(
+            f"All {counted(len(copy), 'sample')} of {source} are in {task.cache.path}; none is new."
+        )
     return _Candidates(cache, rows, _prefixes(task.cache, cache)[1], tuple(notes))
 
 
@@ -294,7 +298,7 @@ def worth(
     rows, notes = np.sort(task.judged), list[Note]()
     if len(rows) > REPLAYED:
         drawn = np.random.default_rng(config.seed).permutation(len(rows))[:REPLAYED]
-        text = f"The backtest and the curve are of {REPLAYED:,} of {len(rows):,} labelled samples."
+        text = f"The backtest and the curve are of {REPLAYED:,} of {counted(len(rows), 'labelled sample')}."
         notes.append(Note("samples-drawn", text, details={"samples": REPLAYED, "of": len(rows)}))
         rows = rows[np.sort(drawn)]
     target = task.target.take(rows)

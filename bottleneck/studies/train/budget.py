@@ -23,7 +23,7 @@ import numpy as np
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source, evenly
 from bottleneck.data.splits import strata
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, counted
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import survey
 from bottleneck.extraction.prepare import prepare
@@ -61,7 +61,7 @@ class ExtractionCost:
     startup: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.images:,} images through {self.backbone}, {len(self.nodes)} nodes"
+        return f"{counted(self.images, 'image')} through {self.backbone}, {counted(len(self.nodes), 'node')}"
 
 
 def extraction_cost(
@@ -82,7 +82,7 @@ def extraction_cost(
         known_by = "nothing is new"
     elif not per_image:
         per_image, startup, count = seconds_an_image(source, path, config, nodes)
-        known_by = f"measured on {count} images"
+        known_by = f"measured on {counted(count, 'image')}"
     return ExtractionCost(
         backbone=config.backbone or "",
         cache=str(path),
@@ -160,14 +160,16 @@ def within_time(
     kept = min(S, int(S * max(allowed, 0) / seconds))
     if kept < LEAST_OF_EACH * groups:
         raise BottleneckError(
-            f"The time is too short: extraction of all {S:,} samples and a head would take about "
+            f"The time is too short: extraction of all {counted(S, 'sample')} and a head would take about "
             f"{duration(seconds)}, "
-            f"and {max(kept, 0):,} samples in what is given are fewer than {LEAST_OF_EACH} of each class.",
+            f"and {counted(max(kept, 0), 'sample')} in what is given are fewer than {LEAST_OF_EACH} of "
+            "each class.",
             "Give more --minutes, or leave it out.",
         )
     text = (
         f"Extraction and a head would take about {duration(seconds)}, and {duration(60 * minutes)} are left: "
-        f"{kept:,} of {S:,} samples are used, evenly of splits and classes. Without --minutes all are."
+        f"{kept:,} of {counted(S, 'sample')} {'is' if kept == 1 else 'are'} used, evenly of splits and "
+        "classes. Without --minutes all are."
     )
     note = Note("samples-limited", text, True, {"samples": kept, "of": S, "seconds": seconds})
     return evenly(source, kept), [note]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.fitting.head_files import file_name
 from bottleneck.models.scoring import has_mirrors
 from bottleneck.names import nodes_in
@@ -45,7 +45,10 @@ def try_heads(request: Request, tasks: dict[str, Task], clock: Clock) -> tuple[l
             advance(len(MOST_COMBINED) + 1 - len(sets))
     if not skipped:
         return found, []
-    text = f"{len(skipped)} candidates were left out to keep to the minutes: {'; '.join(skipped[:6])}."
+    text = (
+        f"{counted(len(skipped), 'candidate was', 'candidates were')} left out to keep to the minutes: "
+        f"{'; '.join(skipped[:6])}."
+    )
     return found, [Note("candidates-left-out", text, True, {"left_out": skipped})]
 
 
@@ -73,7 +76,7 @@ def head_candidate(request: Request, task: Task, backbone: str, node: str, clock
     clock.learn(width(task, node), tried.seconds)
     order, count = request.backbones.index(backbone), len(nodes_in(node))
     all_of_them = count > 1 and count == sum(not each.is_map for each in task.cache.nodes.values())
-    what = f"head on all {count} nodes" if all_of_them else f"head on {node}"
+    what = f"head on all {counted(count, 'node')}" if all_of_them else f"head on {node}"
     return Candidate(kind_of(node), backbone, order, node, task, tried, what)
 
 

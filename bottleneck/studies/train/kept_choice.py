@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, counted
 from bottleneck.models.scoring import has_mirrors
 from bottleneck.names import nodes_in
 from bottleneck.studies.train.block_tuning import tuned_candidate
@@ -70,7 +70,8 @@ def kept_candidate(
     told = ", ".join(f"{count:,} {what}" for what, count in change.items() if count)
     text = (
         f"The choice of an earlier run is kept, {candidate.what}: {told} since then, at most {KEEP:.0%} of "
-        f"its {of:,} samples. {ANEW[kind]} anew; the other candidates are not tried again, and the table has "
+        f"its {counted(of, 'sample')}. {ANEW[kind]} anew; the other candidates are not tried again, and "
+        "the table has "
         f"their figures of then{_classes_then(values, task)}. Delete {request.records.folder} to choose anew."
     )
     earlier = [{**row, "chosen": False, "earlier": True} for row in values["table"] if not row["chosen"]]
@@ -90,7 +91,7 @@ def _classes_then(values: Mapping[str, Any], task: Task) -> str:
     then, now = values.get("classes"), task.target.class_names
     if then is None or set(then) == set(now):
         return ""
-    return f", of {len(then):,} classes, while those of the model are of {len(now):,}"
+    return f", of {counted(len(then), 'class', 'classes')}, while those of the model are of {len(now):,}"
 
 
 def _moved(before: np.ndarray, now: np.ndarray, test: np.ndarray) -> bool:

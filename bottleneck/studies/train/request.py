@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bottleneck.backbones.registry import outline
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError, FitError, refuse_strict
+from bottleneck.errors import BottleneckError, FitError, counted, refuse_strict
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.prepare import read_model_file
 from bottleneck.extraction.settings import default_cache, source_name
@@ -118,7 +118,7 @@ class Request:
         if given is not None and given.suffix == ".h5":
             if self.several:
                 raise BottleneckError(
-                    f"--cache names one file, {self.cache}, for {len(self.backbones)} backbones.",
+                    f"--cache names one file, {self.cache}, for {counted(len(self.backbones), 'backbone')}.",
                     "Name a folder: there is one cache for each backbone.",
                 )
             return {self.backbones[0]: given}

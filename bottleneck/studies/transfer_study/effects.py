@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from bottleneck.errors import FitError
+from bottleneck.errors import FitError, counted
 from bottleneck.studies.transfer_study.protocol import BASES, KINDS, Run
 from bottleneck.studies.transfer_study.runs import RunResult
 
@@ -274,4 +274,7 @@ def _failed_bases(results: Sequence[RunResult]) -> list[RunResult]:
 def _accuracy(base: RunResult) -> str:
     if base.diverged:
         return "its training diverged"
-    return f"{base.accuracy:.3f} on {base.val_images} val images, where guessing gives {1 / base.classes:.3f}"
+    return (
+        f"{base.accuracy:.3f} on {counted(base.val_images, 'val image')}, where guessing gives "
+        f"{1 / base.classes:.3f}"
+    )

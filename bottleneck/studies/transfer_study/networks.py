@@ -20,7 +20,7 @@ from bottleneck.backbones.blocks import affine_layers
 from bottleneck.backbones.extractor import Normalise
 from bottleneck.backbones.registry import load_backbone
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, first_line
+from bottleneck.errors import BackboneError, counted, first_line
 from bottleneck.studies.study_config import ALEXNET
 
 FEWEST_LAYERS = 3
@@ -140,7 +140,8 @@ def _by_blocks(backbone: Backbone, classes: int, size: int) -> LayeredNetwork:
     blocks = backbone.blocks
     if len(blocks) < FEWEST_LAYERS:
         raise BackboneError(
-            f"{name} has {len(blocks)} layers; the study cuts between layers and needs {FEWEST_LAYERS}.",
+            f"{name} has {counted(len(blocks), 'layer')}; the study cuts between layers and needs "
+            f"{FEWEST_LAYERS}.",
             f"Use --network {ALEXNET}, or see bottleneck inspect {name}.",
         )
     _require_size(backbone, size)

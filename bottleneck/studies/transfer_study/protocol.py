@@ -31,7 +31,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
-from bottleneck.errors import BottleneckError, Note, SourceError
+from bottleneck.errors import BottleneckError, Note, SourceError, counted
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.training.inputs import unread_note
@@ -143,7 +143,9 @@ def class_halves(names: Sequence[str], seed: int, given: Halves | None = None) -
     if len(shared):
         raise SourceError(f"Class {names[shared[0]]!r} is in both halves; expected it in one.")
     if min(len(a), len(b)) < 2:
-        raise SourceError(f"The halves have {len(a)} and {len(b)} classes; expected 2 or more each.")
+        raise SourceError(
+            f"The halves have {len(a)} and {counted(len(b), 'class', 'classes')}; expected 2 or more each."
+        )
     return {"A": a, "B": b}
 
 
@@ -198,7 +200,8 @@ class StudyImages:
                 val = int(self.val[self.codes == code].sum())
                 if train < FEWEST_TRAIN or val < FEWEST_VAL:
                     raise SourceError(
-                        f"Class {self.class_names[code]!r} of half {half} has {train} images to train on "
+                        f"Class {self.class_names[code]!r} of half {half} has {counted(train, 'image')} "
+                        "to train on "
                         f"and {val} for validation; expected {FEWEST_TRAIN} and {FEWEST_VAL} or more.",
                         "Add images, or leave the class out of the halves.",
                     )
@@ -250,7 +253,10 @@ def _notes(source: Source, used: int, failures: dict[str, str], carved: bool) ->
         text = f"There was no val split: {VAL_FRACTION:.0%} of train, stratified by class, became it."
         yield Note("val-taken-from-train", text, details={"fraction": VAL_FRACTION})
     if unused := len(source.samples) - used:
-        text = f"{unused:,} of {len(source.samples):,} samples are not used: they are test, or have no label."
+        text = (
+            f"{unused:,} of {counted(len(source.samples), 'sample')} {'is' if unused == 1 else 'are'} not "
+            "used: they are test, or have no label."
+        )
         yield Note("samples-not-used", text, details={"samples": unused})
     if failures:
         yield unread_note(failures)
@@ -285,6 +291,8 @@ def _labelled(source: Source) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
             "Name a folder with one subfolder a class, or a --label-column of a manifest.",
         )
     if samples.image.shape[1] != 1:
-        raise SourceError(f"Samples have {samples.image.shape[1]} images each; the study takes one each.")
+        raise SourceError(
+            f"Samples have {counted(samples.image.shape[1], 'image')} each; the study takes one each."
+        )
     chosen = np.flatnonzero(target.labelled & (samples.split != "test"))
     return target.class_names, chosen, target.values[chosen]

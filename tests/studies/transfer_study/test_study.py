@@ -287,7 +287,7 @@ def test_a_class_with_too_few_images_is_named(tmp_path):
     for path in (source / "train" / "class2").iterdir():
         if path.name != "0.png":
             path.unlink()
-    with pytest.raises(SourceError, match=r"'class2' of half [AB] has 1 images"):
+    with pytest.raises(SourceError, match=r"'class2' of half [AB] has 1 image "):
         transfer_study(source, tmp_path / "study", seeds=1, **SMALL)
 
 
