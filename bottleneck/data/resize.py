@@ -9,6 +9,9 @@ Shapes: H, W height and width, C channels.
 from __future__ import annotations
 
 import sys
+import time
+from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -41,12 +44,38 @@ def _resized(pixels: np.ndarray, height: int, width: int, interpolation: str) ->
     """Return (H, W, C) uint8 as (height, width, C)."""
     if "torch" not in sys.modules and suffices(*pixels.shape[:2]):
         return resized_without_torch(pixels, height, width, interpolation)
-    import torch
-
+    torch = _torch()
     batch = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))[None].permute(0, 3, 1, 2)
     with one_torch_thread():
         resized = torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
+
+
+class _Importing:
+    """torch, which the first of several threads imports while the others wait.
+
+    seconds : that the import took in this process; 0 where torch was there.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = Lock()
+
+    def __call__(self) -> Any:
+        with self._lock:
+            started = time.perf_counter()
+            import torch
+
+            self.seconds += time.perf_counter() - started
+        return torch
+
+
+_torch = _Importing()
+
+
+def import_seconds() -> float:
+    """Return the seconds that this process has spent on importing torch for a resize."""
+    return _torch.seconds
 
 
 def _torch_can_resize(height: int, width: int, preprocess: Preprocess) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 from bottleneck.data.loader import LoadedImage, NotedImages, load_images
 from bottleneck.data.measures import measure
 from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.resize import import_seconds
 from bottleneck.errors import BottleneckError, EngineError, Note, distinct, first_line
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.settings import ADOPTS
@@ -134,7 +135,7 @@ class Trunk:
         known), or the engine that made them cannot be had, the one of `config` computes them, with a note;
         else that is an error.
     first_notes : hold as soon as an image is computed.
-    startup_seconds : time that loading and engine building took.
+    startup_seconds : time that imports, loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
 
@@ -244,9 +245,9 @@ class Trunk:
         """
         nodes = tuple(sorted(nodes))
         if nodes not in self._engines:
+            started, before = time.perf_counter(), self.startup_seconds  # with the import of what runs it
             from bottleneck.engines.base import build_engine
 
-            started, before = time.perf_counter(), self.startup_seconds
             calibration, engine = self.calibrations.get(nodes[0]), self.config.engine
             precision = self.precisions.get(nodes[0], self.config.precision)
             if nodes[0] in self.calibrations and precision == "bf16" and not calibration:
@@ -354,9 +355,10 @@ class Trunk:
             self._read.append(source)
         waiting: list[LoadedImage] = []
         with closing(_Calls(self._compute)) as calls:
-            for image in load_images(
+            images = load_images(
                 source, keys, self.preprocess, workers=budget.decode, known=known, views=views
-            ):
+            )
+            for image in self._without_imports(images):
                 self.spent["read"] += image.read_seconds
                 self.spent["decode"] += image.decode_seconds
                 self._noted.add(image)
@@ -373,6 +375,16 @@ class Trunk:
                 yield from calls.submit(self._at_once(waiting, nodes), waiting, nodes, size)
             yield from calls.rest()
             self.spent["network"] += calls.busy_seconds
+
+    def _without_imports(self, images: Iterator[LoadedImage]) -> Iterator[LoadedImage]:
+        """Yield the images; what was waited for while a decoder imported torch is time of starting."""
+        while True:
+            started, before = time.perf_counter(), import_seconds()
+            image = next(images, None)
+            self.startup_seconds += min(time.perf_counter() - started, import_seconds() - before)
+            if image is None:
+                return
+            yield image
 
     def _at_once(self, images: list[LoadedImage], nodes: tuple[str, ...]) -> int:
         """Return how many calls the engines of `nodes` take at once; missing engines are built here."""

@@ -139,6 +139,23 @@ def test_nodes_of_one_int8_graph_are_known_by_their_cosines(tmp_path):
     assert trunk([0.99])._groups(("c", "b", "a")) == [("a",), ("b",), ("c",)]
 
 
+def test_the_import_of_torch_while_images_are_waited_for_is_time_of_starting(monkeypatch):
+    clock = SimpleNamespace(now=0.0, imported=0.0)
+
+    def load(*_, **__):
+        for number, (waited, importing) in enumerate([(5.0, 4.0), (1.0, 0.0), (1.0, 3.0)]):
+            clock.now += waited  # the last import goes on while the network runs, and is waited for once
+            clock.imported += importing
+            yield LoadedImage(number, str(number), error="is broken")
+
+    monkeypatch.setattr("bottleneck.extraction.pipeline.load_images", load)
+    monkeypatch.setattr("bottleneck.extraction.pipeline.import_seconds", lambda: clock.imported)
+    monkeypatch.setattr("bottleneck.extraction.pipeline.time.perf_counter", lambda: clock.now)
+    trunk = Trunk(lambda: None, GREY, EngineConfig())
+    assert len([*trunk.stream(SimpleNamespace(), ["0", "1", "2"], ["node"])]) == 3
+    assert trunk.startup_seconds == 4.0 + 1.0
+
+
 def test_loading_within_the_building_of_an_engine_is_counted_once(monkeypatch):
     def load():
         time.sleep(0.05)
