@@ -156,7 +156,7 @@ def shots_notes(splits: LabelledSplits, target: str, shots: int | str) -> list[N
     fewer = {names[code]: int(n) for code, n in enumerate(counts) if shots != ALL and n < int(shots)}
     if not fewer:
         return []
-    text = f"Fewer than {counted(shots, 'train sample')} of {quoted(fewer)}: all of them are taken."
+    text = f"Fewer than {counted(int(shots), 'train sample')} of {quoted(fewer)}: all of them are taken."
     return [Note("fewer-shots", text, True, {"shots": shots, "classes": fewer})]
 
 

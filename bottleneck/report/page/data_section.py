@@ -105,14 +105,14 @@ def _classes(
         ]
         rows.append([label, *bars, sum(counts[split] for split in used)])
     have = "has" if len(rare) == 1 else "have"
-    few = f"{len(rare)} of {counted(len(rows), 'class', 'classes')} {have} fewer than "
-    few += f"{AuditConfig.thin} training samples"
+    thin = f"{len(rare)} of {counted(len(rows), 'class', 'classes')} {have} fewer than "
+    thin += f"{AuditConfig.thin} training samples"
     table = Table(
         f"classes-{name}",
         f"Classes of {name} by split" if several else "Classes by split",
         columns=("class", *used, "all"),
         rows=rows,
-        note=f"{few}." if rare else "",
+        note=f"{thin}." if rare else "",
     )
     if not rare:
         return table, []
@@ -121,7 +121,7 @@ def _classes(
     return table, [
         Problem(
             0.5 * len(rare) / len(rows) + 0.1,
-            few,
+            thin,
             f"{named}: {fewest:,} at the least. Their accuracy is uncertain; more images of them help most.",
         )
     ]
