@@ -24,7 +24,8 @@ DECODINGS = (EXACT, SCALED)
 ONNXRUNTIME, OPENVINO = "onnxruntime", "openvino"  # libraries that run an exported graph on a CPU
 ENGINES = ("auto", ONNXRUNTIME, OPENVINO, "torch", "torch-compiled")
 FAST = "fast"  # 16 bits where the hardware multiplies them faster, else fp32
-PRECISIONS = ("auto", FAST, "fp32", "bf16", "fp16", "int8")
+COMPUTED_IN = ("fp32", "bf16", "fp16", "int8")  # number formats of a network that computes
+PRECISIONS = ("auto", FAST, *COMPUTED_IN)
 
 LINEAR_HEADS = ("logistic", "ridge")  # take any target, and can be trained on cached views
 HEAD_KINDS = (*LINEAR_HEADS, "nearest-mean", "knn", "mlp")

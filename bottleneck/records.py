@@ -75,14 +75,22 @@ def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: 
             raise ArtifactError(f"{what} has {name} {str(record[name])[:60]!r}, which is not of its type.")
 
 
+def require_known_fields(record: Any, checks: Mapping[str, Check], what: str) -> None:
+    """Raise ArtifactError unless `record` is a dict and its fields of `checks`, which may lack, are accepted.
+
+    what : names the record, as the beginning of the message.
+    """
+    known = record if isinstance(record, dict) else {}
+    present = {name: check for name, check in checks.items() if name in known}
+    require_fields(record, present, what, others=True)
+
+
 def require_calibration(record: Any, what: str) -> None:
     """Raise ArtifactError unless `record` is what an engine may have recorded of itself (`NodeSpec`).
 
     what : names the record, as the beginning of the message.
     """
-    known = record if isinstance(record, dict) else {}
-    present = {name: check for name, check in CALIBRATION.items() if name in known}
-    require_fields(record, present, what, others=True)
+    require_known_fields(record, CALIBRATION, what)
 
 
 def is_text(value: Any) -> bool:

@@ -32,7 +32,8 @@ no-label-column no-labels no-neighbours no-test node-alias node-in-fp32
 node-in-other-precision not-converged not-finetuned
 not-installed numbers-beside-text one-answer one-train-sample-left options-unused other-version-installed
 overlay-reduced overlays-of-before page-too-large part-damaged passes-halved
-paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-of-cache
+paths-found-by-other-spelling picture-not-shown plan-kept plan-written precision-not-recorded
+precision-of-cache
 rare-classes ray-batches-reduced ray-local ray-not-used ray-workers ray-workers-lost ray-workers-refused
 ray-workers-unstarted reference-images reject-rate-off remembered-column-missing remembered-columns
 repeated-rows repeats-left-out report-left-out report-not-written report-of-best report-of-one-cache

@@ -221,7 +221,8 @@ engine_options = together(
     _engine(
         "--force",
         is_flag=True,
-        help="Use an int8 engine, or scaled decoding, even if features differ by more than the bound.",
+        help="Use an int8 engine, or scaled decoding, even if features differ by more than the bound; and "
+        "int8 for a model that did not learn in it, calibrated on the images to predict.",
     ),
 )
 

@@ -198,14 +198,27 @@ def readable_pixels(
     workers: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
-    """Return pixels (B, H, W, C) of the images `keys`, without copies and those that cannot be read.
+    """Return pixels (B, H, W, C) of the images `keys`, as `readable_images` does."""
+    return readable_images(source, keys, preprocess, workers=workers, advance=advance)[0]
+
+
+def readable_images(
+    source: Source,
+    keys: Sequence[str],
+    preprocess: Preprocess,
+    *,
+    workers: int,
+    advance: Callable[[int], None] = lambda done: None,
+) -> tuple[np.ndarray, list[bytes]]:
+    """Return pixels (B, H, W, C) and sha256 of the images `keys`, without copies and unreadable ones.
 
     Raises SourceError, with the reason of the first, where that leaves none.
     """
-    pixels, reason = [], None
+    pixels, digests, reason = [], [], None
     for image in load_images(source, keys, preprocess, workers=workers):
         if image.pixels is not None:
             pixels.append(image.pixels)
+            digests.append(image.digest or b"")
         reason = reason or image.error
         advance(1)
     if not pixels:
@@ -213,7 +226,7 @@ def readable_pixels(
             f"None of {len(keys)} images of {source.root} can be read; {keys[0]}: {reason}.",
             "Repair them, or name the place where they are now.",
         )
-    return np.stack(pixels)
+    return np.stack(pixels), digests
 
 
 def fill_pixels(

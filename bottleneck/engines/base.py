@@ -37,7 +37,10 @@ SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
 # fp16 within its bound keeps a cosine of 0.9999 with float32, and features are stored in it; bf16 does not.
 _AUTO_PRECISION = {"cpu": ("fp32",), "cuda": ("fp16", "fp32"), "mps": ("fp32",)}
 _HINT = "Leave --engine and --precision at auto; int8, onnxruntime and openvino are for --device cpu."
-_HINT_CONTINUED = "Go on where the earlier rows were computed, or extract all images again (-o)."
+_HINT_CONTINUED = (
+    "Put images back that are missing, go on where the earlier rows were computed, or extract all images "
+    "again (-o)."
+)
 
 
 class Engine(Protocol):
@@ -86,7 +89,7 @@ def build_engine(
     threads: int | None = None,
     force: bool = False,
     calibration: dict | None = None,
-    calibrated_on: Callable[[], np.ndarray] | None = None,
+    calibrated_on: Callable[[str], np.ndarray] | None = None,
     network: str = "The network",
 ) -> Engine:
     """The fastest engine whose rows agree with eager float32 within its precision's bound (`reference`).
@@ -106,7 +109,7 @@ def build_engine(
     threads : of the network on a CPU; by default from the thread budget
     force : accept an engine whose cosine is below the bound
     calibration : `engine.calibration` of an earlier run, whose rows only the same engine may continue
-    calibrated_on : returns the `example` of that run, in case its int8 graph is no longer stored
+    calibrated_on : returns the `example` of that run for its sha256, in case the graph is no longer stored
     network : its name, for messages
 
     Raises

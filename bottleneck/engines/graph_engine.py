@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import numpy as np
 
@@ -118,13 +117,13 @@ def int8_engine(
     runtime: str,
     *,
     calibration: dict | None = None,
-    calibrated_on: Callable[[], np.ndarray] | None = None,
+    calibrated_on: Callable[[str], np.ndarray] | None = None,
 ) -> GraphEngine:
     """The int8 engine calibrated on three quarters of `example`; its cosine is measured on the last quarter.
 
     A given `calibration` describes the engine of an earlier run, and only that engine is accepted. Where its
-    graph is not stored, it is made again of the images that `calibrated_on` returns. Raises EngineError if it
-    is not available, and as `float_engine` does.
+    graph is not stored, it is made again of the pixels that `calibrated_on` returns for their sha256. Raises
+    EngineError if it is not available, and as `float_engine` does.
     """
     pixels = calibration.get("pixels_sha256", "") if calibration else pixels_sha256(example)
     keys = [(key, *kind) for kind in int8_keys(pixels, calibration)]
@@ -159,18 +158,25 @@ def int8_engine(
 
 
 def _calibration_images(
-    sha256: str, example: np.ndarray, calibrated_on: Callable[[], np.ndarray] | None
+    sha256: str, example: np.ndarray, calibrated_on: Callable[[str], np.ndarray] | None
 ) -> np.ndarray:
     """Return of `example` and what `calibrated_on` returns that of a calibration. sha256 : of its pixels."""
-    if sha256 != pixels_sha256(example) and calibrated_on is not None:
-        with suppress(BottleneckError):  # the images are gone
-            example = calibrated_on()
-    if sha256 != pixels_sha256(example):
-        raise EngineError(
-            "its rows must be calibrated as the earlier ones are, but neither that graph nor its "
-            "calibration images are on this machine"
-        )
-    return example
+    if sha256 == pixels_sha256(example):
+        return example
+    reason = ""
+    if calibrated_on is not None:
+        try:
+            example = calibrated_on(sha256)
+        except BottleneckError as error:
+            reason = f": {error.message.rstrip('.')}"
+        else:
+            if sha256 == pixels_sha256(example):
+                return example
+            reason = ": the images there are others or give other pixels"
+    raise EngineError(
+        "its rows must be calibrated as the earlier ones are, but neither that graph nor its calibration "
+        f"images are on this machine{reason}"
+    )
 
 
 def int8_keys(pixels: str, calibration: dict | None) -> list[tuple[str, ...]]:

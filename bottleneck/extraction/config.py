@@ -20,8 +20,9 @@ class EngineConfig:
     device : "auto", "cpu", "cuda", "cuda:1", "mps" …
     batch_size : images that pass the network at once; None takes the engine's best.
     workers : decoder threads; None takes as many as there are cores.
-    force : use an int8 or bf16 engine although it differs from float32 by more than its bound, and scaled
-        decoding although it differs from exact decoding by more than its own.
+    force : use an int8 or bf16 engine although it differs from float32 by more than its bound, scaled
+        decoding although it differs from exact decoding by more than its own, and int8, calibrated on the
+        images to predict, for a model that did not learn in it.
     """
 
     engine: str = "auto"

@@ -115,10 +115,11 @@ class Trunk:
     calibrations : by node, of the engine that made its rows in the cache; no other may continue them.
     precisions : by node, of its rows in the cache; other nodes have the one of `config`.
     grouped : the nodes of each engine, where that is decided; else precision and calibration decide.
-    calibrated_on : returns pixels (B, H, W, C) of the images of these calibrations, where they can be had.
+    calibrated_on : returns pixels (B, H, W, C) of the images of a calibration for their sha256.
     gives_way : where `config` names another precision than that of the rows of nodes (fp32 where it is not
         known), or the engine that made them cannot be had, the one of `config` computes them, with a note;
         else that is an error.
+    first_notes : hold as soon as an image is computed.
     startup_seconds : time that loading and engine building took.
     spent : seconds by stage; read and decode are summed over their threads, network is while it was busy.
     """
@@ -130,8 +131,9 @@ class Trunk:
     calibrations: Mapping[str, dict[str, Any] | None] = field(default_factory=dict)
     precisions: dict[str, str] = field(default_factory=dict)
     grouped: Sequence[tuple[str, ...]] = ()
-    calibrated_on: Callable[[], np.ndarray] | None = None
+    calibrated_on: Callable[[str], np.ndarray] | None = None
     gives_way: bool = False
+    first_notes: Sequence[Note] = ()
     startup_seconds: float = 0.0
     spent: dict[str, float] = field(default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0})
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
@@ -162,6 +164,7 @@ class Trunk:
         return (
             *loading,
             *self._slow(),
+            *(self.first_notes if self._engines else ()),
             *self._gave_way,
             *self._forced(),
             *engines,
@@ -210,6 +213,11 @@ class Trunk:
             for nodes, one in self._engines.items()
         ]
 
+    @property
+    def precisions_used(self) -> dict[str, str]:
+        """The precision of the engine that ran for a node, by node."""
+        return {name: engine.precision for nodes, engine in self._engines.items() for name in nodes}
+
     def engines_of(self, nodes: Sequence[str]) -> dict[str, str]:
         """Return by node the name of the engine that computes it, of nodes that have one by now."""
         groups = [group for group in self._groups(tuple(nodes)) if group in self._engines]
@@ -243,6 +251,8 @@ class Trunk:
             alike = (learnt, "fp16") if learnt == "fp32" else (learnt,)  # both are finer than what is stored
             if self.gives_way and given not in (*ADOPTS, *alike):
                 why = f"--precision {given} was given."
+                if given == "int8":
+                    why += " It is calibrated on the first of these images, on which the features depend."
             else:
                 try:
                     built = build(

@@ -24,12 +24,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from bottleneck import __version__
-from bottleneck.data.preprocess import Preprocess
+from bottleneck.data.preprocess import Preprocess, views_from_json
 from bottleneck.data.shards import plan_of
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, CacheError, FingerprintError, Note, first_line
 from bottleneck.files import readable, require_no_url, write_whole
-from bottleneck.records import is_integer, is_text, require_fields
+from bottleneck.heads.head_format import BACKBONE
+from bottleneck.records import is_integer, is_text, require_fields, require_known_fields
 from bottleneck.samples import MOST_SHARDS
 from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
@@ -51,7 +52,7 @@ FIELDS = {
     "samples": lambda value: is_integer(value) and value >= 0,
     "shards": lambda value: value is None or (is_integer(value) and 1 <= value <= MOST_SHARDS),
     "parts": lambda value: isinstance(value, dict) and all(map(_is_sha256, value.values())),
-    "backbone": lambda value: isinstance(value, dict),
+    "backbone": lambda value: isinstance(value, dict) and "name" in value,
     "preprocess": lambda value: isinstance(value, dict),
     "nodes": lambda value: isinstance(value, list) and 0 < len(value) <= MOST_NODES,
     "statistics": lambda value: value is None or is_text(value),
@@ -156,8 +157,12 @@ class ExtractionPlan:
     def from_json(record: Any) -> ExtractionPlan:
         """Return the plan that `to_json` described. Raises BottleneckError where a field is not as it was."""
         require_fields(record, FIELDS, "The record")
+        require_known_fields(record["backbone"], BACKBONE, "Its network")
         Preprocess.from_json(record["preprocess"])
         nodes = tuple(NodeSpec.from_json(node) for node in record["nodes"])
+        for node in nodes:
+            if node.views is not None:
+                views_from_json(node.views)
         if len({node.name for node in nodes}) < len(nodes):
             raise CacheError("It names a node twice.")
         try:

@@ -18,11 +18,11 @@ import numpy as np
 
 from bottleneck.backbones.model_file import holds_network
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.data.loader import readable_pixels
+from bottleneck.data.loader import readable_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import EXAMPLES, Source, spread
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, EngineError, Note
+from bottleneck.errors import BackboneError, CacheError, EngineError, Note, counted
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
@@ -137,9 +137,11 @@ def _prepare(
     if any(node.calibration for node in described):
         refuse_for_shard(source, config, f"The measured agreement of {trunk.engine_name} with float32")
     if config.plan_file is not None:
-        trunk.calibrated_on = partial(_example, source, trunk.preprocess, EXAMPLES)
+        trunk.calibrated_on = lambda _: _example(source, trunk.preprocess, EXAMPLES)[0]
     elif like is not None:
-        trunk.calibrated_on = partial(_calibration_images, like.path, trunk.preprocess)
+        trunk.calibrated_on = partial(_calibration_images, like.path, trunk.preprocess, None)
+    elif moved is not None:
+        trunk.calibrated_on = partial(_calibration_images, path, trunk.preprocess, source)
     nodes = (*settings.nodes, *described)
     stored = {node.name: node for node in nodes}
     given = [(name, stored_name(stored, name)) for name in config.node_names]
@@ -181,7 +183,7 @@ def _new_recipe(
         from bottleneck.backbones import batchnorm
 
         refuse_for_shard(source, config, "BatchNorm statistics of a random network")
-        example = _example(source, trunk.preprocess, BATCH_SIZE)
+        example, _ = _example(source, trunk.preprocess, BATCH_SIZE)
         batchnorm.calibrate_batchnorm(backbone, example, trunk.preprocess)
         statistics = batchnorm.statistics(backbone)
     return CacheSpec(backbone=backbone.recipe, preprocess=trunk.preprocess.to_json()), statistics
@@ -202,7 +204,7 @@ def open_trunk(
     if settings.spec is not None:
         preprocess = Preprocess.from_json(settings.spec.preprocess)
         load = partial(_load_recorded, settings.spec.backbone, settings.path, settings.config, statistics)
-        recipe, images = settings.spec.backbone, partial(_calibration_images, settings.path, preprocess)
+        recipe, images = settings.spec.backbone, partial(_calibration_images, settings.path, preprocess, None)
         return Trunk(
             load, preprocess, settings.engine, recipe, calibrations, precisions, calibrated_on=images
         )
@@ -267,9 +269,9 @@ def _describe(
     names, precision = settings.added, settings.engine.precision
     if not names:
         return [], []
-    calibration, notes = None, list[Note]()
+    calibration, calibrated_on, notes = None, tuple[str, ...](), list[Note]()
     if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
-        example = _example(source, trunk.preprocess, EXAMPLES)
+        example, digests = _example(source, trunk.preprocess, EXAMPLES)
         try:
             engine = trunk.engine(names, example)
         except EngineError as error:
@@ -279,6 +281,8 @@ def _describe(
             trunk.precisions |= dict.fromkeys(names, "fp32")
             engine = trunk.engine(names, example)
         precision, calibration = engine.precision, engine.calibration
+        if calibration is not None and "pixels_sha256" in calibration:
+            calibrated_on = tuple(map(bytes.hex, digests))
         if calibration is not None:  # no engine that these nodes share with others may take its place
             trunk.calibrations = {**trunk.calibrations, **dict.fromkeys(names, calibration)}
     agreements: Agreements = {}
@@ -300,6 +304,7 @@ def _describe(
                 layout=outline.layout,
                 views=settings.views,
                 calibration=calibration,
+                calibrated_on=calibrated_on,
                 decoding_agreement=agreements.get(name),
             )
         )
@@ -317,19 +322,43 @@ def _in_fp32(names: Sequence[str], precision: str, error: EngineError) -> Note:
     return Note("node-in-fp32", text, details={"nodes": list(names), "precision": precision})
 
 
-def _calibration_images(path: Path, preprocess: Preprocess) -> np.ndarray:
-    """Return pixels (B, H, W, C) of the images on which the nodes of the cache at `path` were calibrated.
+def _calibration_images(path: Path, preprocess: Preprocess, source: Source | None, pixels: str) -> np.ndarray:
+    """Return pixels (B, H, W, C) of the images on which nodes of the cache at `path` were calibrated.
 
-    Others, where images were added since. Raises CacheError, SourceError where they cannot be had.
+    source : where the images of the cache are now; None where it says. pixels : sha256 of them. A cache of an
+    earlier release does not name the images: others are returned where some were added since.
+
+    Raises CacheError, SourceError where they cannot be had.
     """
     with FeatureCache(path) as cache:
-        return _example(source_of(cache), preprocess, EXAMPLES)
+        source = source or source_of(cache)
+        named = (
+            node.calibrated_on
+            for node in cache.nodes.values()
+            if node.calibrated_on and (node.calibration or {}).get("pixels_sha256") == pixels
+        )
+        digests = [bytes.fromhex(each) for each in next(named, ())]
+        if not digests:
+            return _example(source, preprocess, EXAMPLES)[0]
+        wanted, cached = set(digests), zip(map(bytes, cache.images.digest), cache.images.key, strict=True)
+        key_of = {digest: key for digest, key in cached if digest in wanted}
+    several = counted(len(digests), "calibration image")
+    if removed := len(wanted - key_of.keys()):
+        raise CacheError(f"{removed} of {several} are no longer in {path}.")
+    found, read = readable_images(source, [key_of[each] for each in digests], preprocess, workers=1)
+    wanted -= set(read)
+    if changed := [key_of[each] for each in digests if each in wanted]:
+        raise CacheError(
+            f"{len(changed)} of {several} are gone from {source.root} or have changed; the first is "
+            f"{changed[0]}."
+        )
+    return found
 
 
-def _example(source: Source, preprocess: Preprocess, count: int) -> np.ndarray:
-    """Return pixels (B, H, W, C) of up to `count` readable images, spread evenly over the whole source."""
+def _example(source: Source, preprocess: Preprocess, count: int) -> tuple[np.ndarray, list[bytes]]:
+    """Return pixels (B, H, W, C) and sha256 of up to `count` readable images, spread over the source."""
     keys = spread(source.examples or source.images, count)
-    return readable_pixels(source, keys, preprocess, workers=1)
+    return readable_images(source, keys, preprocess, workers=1)
 
 
 def read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | None]:

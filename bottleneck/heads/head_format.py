@@ -21,7 +21,7 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError
 from bottleneck.heads.trained_on import TrainedOn
-from bottleneck.names import PRECISIONS
+from bottleneck.names import COMPUTED_IN
 from bottleneck.records import (
     are_numbers,
     is_flag,
@@ -31,6 +31,7 @@ from bottleneck.records import (
     is_text,
     require_calibration,
     require_fields,
+    require_known_fields,
 )
 
 FORMAT, FORMAT_VERSION = "bottleneck-head", 3
@@ -105,7 +106,7 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
 }
 WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}
 COMPUTED = {
-    "precision": lambda value: value in PRECISIONS,
+    "precision": lambda value: value in COMPUTED_IN,
     "calibration": lambda value: value is None or is_object(value),
 }
 METRICS = {
@@ -146,9 +147,8 @@ def check_description(metadata: Mapping[str, str]) -> dict[str, Any]:
         raise ArtifactError("Its description is not JSON.") from None
     require_fields(described, FIELDS, "Its description", others=True)
     optional = OPTIONAL | RECORDS
-    present = {name: accepts for name, accepts in optional.items() if name in described}
-    require_fields(described, present, "Its description", others=True)
-    return {name: described[name] for name in (*FIELDS, *present)}
+    require_known_fields(described, optional, "Its description")
+    return {name: described[name] for name in (*FIELDS, *optional) if name in described}
 
 
 def check_fields(head: Any) -> None:
@@ -173,30 +173,24 @@ def check_fields(head: Any) -> None:
         raise ArtifactError(f"A head has the class {twice!r} twice; expected different names.")
     if head.trained_on:
         TrainedOn.from_json(head.trained_on)
-    _check_some(head.without, WITHOUT, "What was left out of a head")
+    require_known_fields(head.without, WITHOUT, "What was left out of a head")
     for node, record in head.computed.items():
         require_fields(record, COMPUTED, f"How features of {node!r} were computed")
         if record["precision"] == "int8" and not record["calibration"]:
             raise ArtifactError(f"A head's features of {node!r} are in int8, but without a calibration.")
         require_calibration(record["calibration"] or {}, f"The calibration of {node!r}")
-    _check_some(head.backbone, BACKBONE, "A head's backbone")
+    require_known_fields(head.backbone, BACKBONE, "A head's backbone")
     try:  # they have fingerprints
         json.dumps([head.backbone, head.preprocess, head.computed], allow_nan=False)
     except (ValueError, RecursionError):
         raise ArtifactError("A head's recipe or calibration holds NaN or infinite numbers.") from None
-    _check_some(head.settings, SETTINGS, "The settings of a head")
+    require_known_fields(head.settings, SETTINGS, "The settings of a head")
     if head.form == "knn" and "k" not in head.settings:
         raise ArtifactError("The settings of a knn head lack k, the number of neighbours.")
     for split, values in head.metrics.items():
         if not isinstance(values, dict):
             raise ArtifactError(f"A head's metrics of {split!r} are {str(values)[:60]!r}, not an object.")
-        _check_some(values, METRICS, f"A head's metrics of {split!r}")
-
-
-def _check_some(record: Mapping[str, Any], checks: Mapping[str, Any], what: str) -> None:
-    """Raise ArtifactError if a field of `checks` that the record has is not of its type."""
-    present = {name: accepts for name, accepts in checks.items() if name in record}
-    require_fields(dict(record), present, what, others=True)
+        require_known_fields(values, METRICS, f"A head's metrics of {split!r}")
 
 
 def check_arrays(form: str, target_kind: str, arrays: Mapping[str, np.ndarray]) -> None:

@@ -31,9 +31,10 @@ from bottleneck.data.loader import NotedImages, load_images
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, Note
-from bottleneck.models.classifier import Classifier, float32_notes, mean_scores
+from bottleneck.models.classifier import Classifier, mean_scores
 from bottleneck.models.config import ExplainConfig
 from bottleneck.models.explanation import Explanation
+from bottleneck.models.learnt_from import float32_notes
 from bottleneck.models.terms import Found, Terms, ways_to
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.threads import thread_budget

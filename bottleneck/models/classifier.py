@@ -28,6 +28,7 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.config import TrustConfig
+from bottleneck.models.learnt_from import how_computed, require_calibration_of, unknown_notes
 from bottleneck.models.trust import Trust
 from bottleneck.names import TOP_CLASSES, nodes_in
 from bottleneck.progress import SILENT, Reporter
@@ -51,7 +52,7 @@ class Outputs:
     failed : reason by image key.
     digests : (I, 32) uint8, sha256 of their images.
     novelty : (B,), where it is wanted.
-    notes : what was decided.
+    precisions : of the features, by node. notes : what was decided.
     """
 
     rows: np.ndarray
@@ -59,6 +60,7 @@ class Outputs:
     failed: dict[str, str]
     digests: np.ndarray
     novelty: np.ndarray | None = None
+    precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -75,15 +77,18 @@ class Classifier:
 
     def __init__(self, head: HeadArtifact, load: Callable[[], Backbone], config: EngineConfig) -> None:
         self.head = head
+        require_calibration_of(head, config)
         recipe = head.backbone if head.node_fingerprint else None  # a trained network has weights of its own
+        computed = how_computed(head) or {}
         self.trunk = Trunk(
             load,
             Preprocess.from_json(head.preprocess),
             config,
             recipe,
-            calibrations={node: record["calibration"] for node, record in head.computed.items()},
-            precisions={node: record["precision"] for node, record in head.computed.items()},
+            calibrations={node: record["calibration"] for node, record in computed.items()},
+            precisions={node: record["precision"] for node, record in computed.items()},
             gives_way=True,
+            first_notes=unknown_notes(head),
         )
 
     @property
@@ -267,23 +272,6 @@ class Classifier:
                 if samples.columns
                 else "Only a manifest has covariates: list the images in one, with these columns.",
             )
-
-
-def float32_notes(head: HeadArtifact, what: str) -> list[Note]:
-    """Return a note for each precision of features that a head learnt from and that `what` has not.
-
-    what : the subject of the note, which computes them in float32 alone
-    """
-    notes = []
-    for precision in sorted({record["precision"] for record in head.computed.values()}):
-        nodes = [node for node, record in head.computed.items() if record["precision"] == precision]
-        text = (
-            f"{what} computes the features of {' and '.join(nodes)} in fp32; those that were learnt from are "
-            f"in {precision}."
-        )
-        details = {"nodes": nodes, "precision": "fp32", "learnt_from": precision}
-        notes.append(Note("node-in-other-precision", text, True, details))
-    return notes
 
 
 def _prediction(head: HeadArtifact, score: np.ndarray, top: int) -> dict[str, Any]:

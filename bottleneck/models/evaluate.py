@@ -106,6 +106,8 @@ def evaluate(
         images the head was not fitted), `failed` [{image, error}], `notes`, `unknown_classes` {name:
         samples}: classes that the head does not know, which no metric includes, and `trained_on`: the number
         of measured images that the head was fitted on, None where its file does not say. `flip` as given.
+        `engines` that computed images, [{engine, precision, nodes}], none where the cache has the features;
+        `precisions` {node: precision} of the features of the measured samples.
         With `reject` also `reject`, `novelty_threshold`, `rejected` (share of the measured samples) with
         `rejected_ci95`; with `coverage` also `coverage`, `measured_coverage` with `measured_coverage_ci95`,
         `mean_set_size` and `set_sizes` {size: samples}; with `unknown` also what
@@ -156,6 +158,8 @@ def evaluate(
         "trained_on": measured.seen.images,
         "flip": call.flip,
         "failed": [{"image": key, "error": reason} for key, reason in failed],
+        "engines": classifier.trunk.engines_used,
+        "precisions": outputs.precisions,
         "notes": [
             *head.notes,
             *classifier.flip_notes(flip),

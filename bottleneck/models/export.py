@@ -29,7 +29,8 @@ from bottleneck.engines.onnx_graph import silence
 from bottleneck.errors import ArtifactError, EngineError, Note, first_line
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.heads.artifact import HeadArtifact, load_head
-from bottleneck.models.classifier import float32_notes, mean_scores
+from bottleneck.models.classifier import mean_scores
+from bottleneck.models.learnt_from import float32_notes
 from bottleneck.names import EXPORT_FORMATS, nodes_in
 from bottleneck.records import Result
 

@@ -101,6 +101,7 @@ def predict(
         `probabilities` {class: probability}; of a manifest `columns` {name: cell}, all columns beside those
         of images, one record for each row in the order of the rows. `failed`: [{image, error}]. `flip`, where
         given `reject` with `novelty_threshold`, and `coverage`; `output`, `seconds`, `images_per_second`,
+        `engines` that computed, [{engine, precision, nodes}], `precisions` {node: precision} of the features,
         `notes` on how the sources were read and on images. Image files keep the names they were given by;
         images of a folder or manifest have the path below it, or the whole path if there are several sources.
 
@@ -140,6 +141,8 @@ def predict(
         "output": None if output is None else str(output),
         "seconds": seconds,
         "images_per_second": (images - len(failed)) / seconds,
+        "engines": classifier.trunk.engines_used,
+        "precisions": classifier.trunk.precisions_used,
         "notes": [*classifier.head.notes, *flip_notes, *notes, *classifier.trunk.notes],
     }
 

@@ -100,7 +100,7 @@ class CacheFile:
             recipe = json.loads(views[link].attrs["views"]) if link in views else None
             records = {
                 name: json.loads(dataset.attrs[name])
-                for name in ("calibration", "decoding_agreement")
+                for name in ("calibration", "decoding_agreement", "calibrated_on")
                 if name in dataset.attrs
             }
             if "calibration" in records:

@@ -102,6 +102,8 @@ def write_rows(
         dataset.attrs["aliases"] = canonical_json(node.aliases)
     if node.decoding_agreement is not None and not views:
         dataset.attrs["decoding_agreement"] = canonical_json(node.decoding_agreement)
+    if node.calibrated_on and not views:
+        dataset.attrs["calibrated_on"] = canonical_json(node.calibrated_on)
     if any(engines) and not views:
         dataset.attrs["engines"] = canonical_json(sorted(set(engines)))
     if node.calibration is not None:

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,7 @@ class _Merge:
             hint = "Only caches made with the same settings can be merged."
             require_equal(first.spec.to_json(), file.spec.to_json(), where, hint)
             require_equal(_nodes(first), _nodes(file), where, hint)
+        self._nodes = [_joined(name, files) for name in first.nodes]
 
     def run(self, dry_run: bool) -> dict[str, Any]:
         """Join the tables, then write the files."""
@@ -177,7 +179,7 @@ class _Merge:
         images = replace(images, measures=catalog.measures(images.digest))
         tables = CacheTables(images, samples, join_failures(files, prefixes, images))
         maps = self._maps()
-        nodes = [*first.nodes.values(), *(parts[0].nodes[name] for name, parts in maps.items())]
+        nodes = [*self._nodes, *(parts[0].nodes[name] for name, parts in maps.items())]
         need = sum(node.bytes_of(len(images)) for node in nodes)
         folder = staging_folder(self._out) if isinstance(self._out, RemotePath) else self._out.parent
         require_space(folder, need + len(images) * TABLE_BYTES, f"Merging {len(images):,} images")
@@ -227,15 +229,14 @@ class _Merge:
 
     def _write(self, origin: Origin, tables: CacheTables, maps: Mapping[str, Sequence[CacheFile]]) -> None:
         """Write the maps that are not there yet, then the main file."""
-        nodes = self._files[0].nodes.values()
         for file in self._files:
-            file.require_sound(nodes)
+            file.require_sound(self._nodes)
         written: list[Path] = []
         try:
             for name, parts in maps.items():
-                self._write_map(origin, parts[0].nodes[name], parts, written)
+                self._write_map(origin, _joined(name, parts), parts, written)
             self._copy_statistics()
-            consolidate.write_main(self._out, origin, nodes, tables=tables, catalog=self._catalog)
+            consolidate.write_main(self._out, origin, self._nodes, tables=tables, catalog=self._catalog)
         except BaseException:
             for path in written if self._extends is None else ():  # maps of a cache that was not written
                 path.unlink(missing_ok=True)
@@ -281,6 +282,11 @@ class _Merge:
                 "Put it back beside its cache.",
             )
         write_whole(statistics_path(self._out), found[0].read_bytes())
+
+
+def _joined(name: str, files: Sequence[CacheFile]) -> NodeSpec:
+    """Return the description of a node that all files have, with what any of them tells of it."""
+    return reduce(NodeSpec.with_facts_of, (file.nodes[name] for file in files))
 
 
 def _nodes(file: CacheFile) -> dict[str, Any]:

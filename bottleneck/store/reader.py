@@ -25,7 +25,7 @@ from bottleneck.store.exchange import CacheDataset, blocks_of_table, import_pyar
 from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide
-from bottleneck.store.spec import NodeSpec, fingerprint, stored_name
+from bottleneck.store.spec import NodeSpec, stored_name, vector_fingerprint
 from bottleneck.store.tables import ImageTable, encode, no_samples
 
 if TYPE_CHECKING:
@@ -213,8 +213,11 @@ class FeatureCache:
 
     def vector_fingerprint(self, name: str) -> str:
         """Return the fingerprint of the rows that a head on `name` takes; errors as from `vectors`."""
-        found = [node.fingerprint(self.spec) for node in self.vectors(name)]
-        return found[0] if len(found) == 1 else fingerprint(found)
+        return vector_fingerprint(self.vectors(name), self.spec)
+
+    def precisions_of(self, name: str) -> dict[str, str]:
+        """Return by node the precision of the rows that a head on `name` takes; errors as from `vectors`."""
+        return {node.name: node.precision for node in self.vectors(name)}
 
     def features(self, name: str) -> FeatureRows:
         """Return the rows of a node, (I, D) or (I, C, H, W) …, in the order of `images`.

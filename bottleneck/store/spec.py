@@ -10,20 +10,22 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import CacheError, FingerprintError, Note
-from bottleneck.names import DTYPES, POOLS, default_pool
+from bottleneck.errors import ArtifactError, CacheError, FingerprintError, Note, first_line
+from bottleneck.names import COMPUTED_IN, DTYPES, POOLS, default_pool
+from bottleneck.records import Check, is_integer, is_text, require_calibration, require_known_fields
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
 CLOSE = 0.8  # of names that may be one, as difflib measures it
 DIGITS = re.compile("[0-9]+")
+SHA256 = re.compile("[0-9a-f]{64}")
 SHOWN = 60  # characters of a value in a message
 
 
@@ -145,6 +147,10 @@ class NodeSpec:
         Where images are not decoded exactly: "cosine", the mean of the features with those of exact decoding
         (None where no image differed), "images" that differed, "of" as many that were looked at. It makes no
         difference between two nodes: the recipe of the preprocessing does.
+    calibrated_on : tuple of str, optional
+        sha256, in hexadecimal, of the image files of an int8 calibration, in its order: its graph can be made
+        again of them. It makes no difference between two nodes: the calibration does. Empty in files of
+        earlier releases.
     """
 
     node: str
@@ -157,6 +163,7 @@ class NodeSpec:
     calibration: dict | None = None
     aliases: tuple[str, ...] = field(default=(), compare=False)
     decoding_agreement: dict | None = field(default=None, compare=False)
+    calibrated_on: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -169,6 +176,9 @@ class NodeSpec:
         for name in ("views", "calibration", "decoding_agreement"):
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
+        object.__setattr__(self, "calibrated_on", tuple(self.calibrated_on))
+        if not all(isinstance(each, str) and SHA256.fullmatch(each) for each in self.calibrated_on):
+            raise ValueError(f"the calibration images of node {self.node!r} are no list of sha256")
         if self.views is not None and int(self.views.get("count", 0)) < 1:
             raise CacheError(f"The views of node {self.node!r} have no positive 'count': {self.views}.")
 
@@ -235,10 +245,19 @@ class NodeSpec:
             }
         )
 
+    def with_facts_of(self, other: NodeSpec) -> NodeSpec:
+        """Return the node with what only the description of the same node `other` tells beside the recipe."""
+        return replace(
+            self,
+            aliases=self.aliases or other.aliases,
+            decoding_agreement=self.decoding_agreement or other.decoding_agreement,
+            calibrated_on=self.calibrated_on or other.calibrated_on,
+        )
+
     def to_json(self) -> dict:
         """Return all fields as JSON, for `from_json`."""
-        measured = self.decoding_agreement
-        return self.recipe() | ({} if measured is None else {"decoding_agreement": measured})
+        optional = {"decoding_agreement": self.decoding_agreement, "calibrated_on": list(self.calibrated_on)}
+        return self.recipe() | {name: value for name, value in optional.items() if value}
 
     def recipe(self) -> dict:
         """Return the fields of two nodes that are compared, as JSON."""
@@ -252,9 +271,31 @@ class NodeSpec:
     def from_json(value: Mapping) -> NodeSpec:
         """Return the node that `to_json` described. Raises CacheError if a field is absent or malformed."""
         try:
+            require_known_fields(value, NODE_FIELDS, "The record")
+            if value.get("calibration") is not None or value["precision"] == "int8":
+                require_calibration(value.get("calibration"), "Its calibration")
             return NodeSpec(**{**value, "shape": tuple(value["shape"])})
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise CacheError(f"A node's description cannot be read: {error}.") from None
+        except (TypeError, KeyError, ValueError, AttributeError, ArtifactError) as error:
+            raise CacheError(f"A node's description cannot be read: {first_line(error)}.") from None
+
+
+def _is_object_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+NODE_FIELDS: dict[str, Check] = {
+    **dict.fromkeys(("node", "pool", "dtype", "layout"), is_text),
+    "precision": lambda value: value in COMPUTED_IN,
+    "shape": lambda value: isinstance(value, list) and all(map(is_integer, value)),
+    **dict.fromkeys(("views", "calibration", "decoding_agreement"), _is_object_or_null),
+    **dict.fromkeys(("aliases", "calibrated_on"), lambda value: isinstance(value, list)),
+}
+
+
+def vector_fingerprint(nodes: Sequence[NodeSpec], cache: CacheSpec) -> str:
+    """Return the fingerprint of the rows of nodes side by side, in a cache with the recipes `cache`."""
+    found = [node.fingerprint(cache) for node in nodes]
+    return found[0] if len(found) == 1 else fingerprint(found)
 
 
 def stored_name(nodes: Mapping[str, NodeSpec], name: str) -> str | None:

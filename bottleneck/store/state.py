@@ -226,12 +226,7 @@ class CacheState:
 def _agreed(cached: NodeSpec, requested: NodeSpec, where: str, hint: str) -> NodeSpec:
     """Return the node that both describe. Views that only one of them has are no difference."""
     views = requested.views if cached.views is None else cached.views
-    ours = replace(
-        cached,
-        views=views,
-        aliases=cached.aliases or requested.aliases,
-        decoding_agreement=cached.decoding_agreement or requested.decoding_agreement,
-    )
+    ours = replace(cached.with_facts_of(requested), views=views)
     theirs = replace(
         requested, views=views if requested.views is None else requested.views, aliases=ours.aliases
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,14 @@ class NewImages:
     """An open cache whose rows of one node were computed as those of another cache.
 
     startup_seconds, extract_seconds : for a folder: of loading the network, and of computing its features.
+    engines : for a folder: those that computed, each {"engine", "precision", "nodes"}.
     """
 
     cache: FeatureCache
     notes: tuple[Note, ...] = ()
     startup_seconds: float = 0.0
     extract_seconds: float = 0.0
+    engines: Sequence[dict[str, Any]] = ()
 
 
 def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
@@ -125,7 +127,7 @@ def _extracted(
     except FingerprintError as error:
         raise FingerprintError(error.message, _rename(path), error.fields) from error
     notes = tuple(note for note in done.notes if note.code != "files-ignored")
-    return NewImages(FeatureCache(path), notes, done.startup_seconds, done.seconds)
+    return NewImages(FeatureCache(path), notes, done.startup_seconds, done.seconds, done.engines)
 
 
 def _rename(path: Path) -> str:

@@ -11,7 +11,7 @@ Shapes: I images, S samples, M images per sample, P covariates, D inputs of the 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,16 +26,18 @@ from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, read_source
 from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.extraction.data_sheet import source_sheet
+from bottleneck.extraction.scaled_decoding import both_decodings, unscaled_note
 from bottleneck.files import require_file_name
 from bottleneck.fitting.head_files import file_name
 from bottleneck.heads.artifact import HeadArtifact, HeadDescription
 from bottleneck.heads.head_fit import HeadFit
 from bottleneck.heads.trained_on import seen_before
-from bottleneck.names import BOTTLENECK, SMALL_CNN
+from bottleneck.names import BOTTLENECK, SCALED, SMALL_CNN
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.samples import ArrayRows, RowReader, SampleTable
 from bottleneck.store.spec import CacheSpec, fingerprint
+from bottleneck.threads import thread_budget
 from bottleneck.training.batches import batch_count
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import ScratchConfig
@@ -136,7 +138,8 @@ def _train(
     require_file_name(path)
     network = new_backbone(config)
     preprocess = network.preprocess.override(config.image_size, config.crop, config.decoding)
-    early = (*source.notes, *_early_notes(source, network, preprocess, target, config))
+    unscaled = list(_unscaled_notes(source, preprocess))
+    early = (*source.notes, *unscaled, *_early_notes(source, network, preprocess, target, config))
     refuse_strict(early, strict, reporter.tell)
     with decoded(source, source.images, preprocess, path.parent, reporter) as pixels:
         samples = readable_samples(source.samples, pixels)
@@ -145,7 +148,7 @@ def _train(
         failures = {source.images[i]: reason for i, reason in pixels.failures.items()}
         unread = [unread_note(failures)] if failures else []
         read = [*source.notes, *source.reading_notes()]
-        notes = [*read, *unread, *splits.notes, *config.epoch_notes(n)]
+        notes = [*read, *unscaled, *unread, *splits.notes, *config.epoch_notes(n)]
         config = config.for_samples(n)
         train: RowReader = pixels
         if config.augment == "live":
@@ -172,6 +175,14 @@ def _train(
         result = conclude(job, draft, started, strict=strict)
     checkpoint.remove()
     return result
+
+
+def _unscaled_notes(source: Source, preprocess: Preprocess) -> Iterator[Note]:
+    """Yield a note where images are decoded at part of their size, which changes none."""
+    if preprocess.decoding == SCALED:
+        pairs = both_decodings(source, preprocess, thread_budget())
+        if all(np.array_equal(a, b) for a, b in pairs):
+            yield unscaled_note(preprocess, len(pairs))
 
 
 def _early_notes(

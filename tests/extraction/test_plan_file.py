@@ -211,6 +211,10 @@ def edited(record, **fields):
     return json.dumps({name: value for name, value in record.items() if value != "absent"})
 
 
+def edited_node(record, **fields):
+    return edited(record, nodes=[record["nodes"][0] | fields])
+
+
 HOSTILE = {
     "no JSON": lambda record: "\x80\x04",
     "deep": lambda record: "[" * 100_000,
@@ -223,6 +227,30 @@ HOSTILE = {
     "no nodes": lambda record: edited(record, nodes=[]),
     "a node of no shape": lambda record: edited(record, nodes=[{"node": "x", "pool": "avg", "shape": []}]),
     "a node that is a text": lambda record: edited(record, nodes=["x"]),
+    "int8 without a calibration": lambda record: edited_node(record, precision="int8"),
+    "a precision that does not exist": lambda record: edited_node(record, precision="int4"),
+    "a precision to be chosen": lambda record: edited_node(record, precision="auto"),
+    "a calibration that is a text": lambda record: edited_node(record, calibration="../../x"),
+    "a number for a sum": lambda record: edited_node(
+        record, precision="int8", calibration={"pixels_sha256": 7}
+    ),
+    "half a sum": lambda record: edited_node(
+        record, precision="int8", calibration={"pixels_sha256": "0" * 32}
+    ),
+    "layers of a text": lambda record: edited_node(
+        record, precision="int8", calibration={"float_layers": "3"}
+    ),
+    "an engine of a list": lambda record: edited_node(
+        record, precision="bf16", calibration={"engine": ["x"]}
+    ),
+    "calibration images of no sum": lambda record: edited_node(record, calibrated_on=["../../x"]),
+    "calibration images of a text": lambda record: edited_node(record, calibrated_on="x"),
+    "views of no recipe": lambda record: edited_node(record, views={"count": 3, "scale": "x"}),
+    "a type that is a list": lambda record: edited_node(record, node=["x"]),
+    "a shape of texts": lambda record: edited_node(record, shape=["8"]),
+    "a network without a name": lambda record: edited(record, backbone={"calibrated": True}),
+    "a network of a list": lambda record: edited(record, backbone=record["backbone"] | {"name": ["x"]}),
+    "a seed of a text": lambda record: edited(record, backbone=record["backbone"] | {"seed": "0"}),
     "preprocessing of no size": lambda record: edited(record, preprocess={}),
     "statistics that are no tensors": lambda record: edited(record, statistics="AAAA"),
     "statistics that are no base64": lambda record: edited(record, statistics="é"),
@@ -239,6 +267,13 @@ def test_a_hostile_plan_is_refused_in_one_line(record, plan, kind):
     with pytest.raises(ArtifactError, match=r"The plan .*plan\.json cannot be used: ") as caught:
         read_plan(plan)
     assert len(caught.value.message) < 500
+
+
+def test_a_plan_of_a_calibration_is_read_as_it_was_written(record, plan):
+    calibration = {"pixels_sha256": "2" * 64, "float_layers": 3, "engine": "openvino 1", "cosine": [0.99]}
+    node = record["nodes"][0] | {"precision": "int8", "calibration": calibration, "calibrated_on": ["3" * 64]}
+    Path(plan).write_text(json.dumps(record | {"nodes": [node]}))
+    assert read_plan(plan).to_json()["nodes"] == [node]
 
 
 def test_a_plan_that_is_none_stops_a_shard_before_its_cache(folder, plan):

@@ -4,10 +4,12 @@ import json
 import re
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from safetensors import safe_open
 
 from bottleneck import FeatureCache, extract, similar
 from bottleneck.cli.main import group
@@ -15,6 +17,8 @@ from bottleneck.engines import base
 from bottleneck.engines.reference import COSINES
 from bottleneck.errors import EngineError, FingerprintError
 from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.layout import seal
+from bottleneck.store.merge import merge
 from bottleneck.store.reader import describe
 
 NETWORK = {"backbone": "small_cnn", "weights": "none", "image_size": 32, "depth": 2}
@@ -64,12 +68,139 @@ def test_an_int8_graph_that_is_gone_is_made_again_of_the_images_of_the_cache(fol
     path = extract(images, tmp_path / "c.h5", precision="int8", force=True, **NETWORK).cache
     shutil.rmtree(tmp_path / "user" / "graphs")
     found = similar(path, [str(last)], count=1, force=True)
+    used = {"engine": "onnxruntime", "precision": "int8", "nodes": ["bottleneck"]}
+    assert (found.to_json()["engines"], found.to_json()["precisions"]) == ([used], {"bottleneck": "int8"})
     shutil.rmtree(tmp_path / "user" / "graphs")
     shutil.move(last, images / "a" / "new.png")
     assert extract(images, path, force=True).computed == 1
     (query,) = similar(path, ["a/new.png"], count=1).neighbours()
     ((_, neighbours),) = found.neighbours()
     assert query[1][0] == pytest.approx(neighbours[0], abs=1e-3)
+
+
+def forget_int8(user):
+    """Delete the int8 graphs of a user's cache folder; exporting the others again would take seconds."""
+    for path in (user / "graphs").iterdir():
+        with safe_open(path, framework="numpy") as file:
+            if "pixels_sha256" in json.loads(file.metadata()["details"]):
+                path.unlink()
+
+
+def without(folder, images, *numbers):
+    """Copy a folder to `images`, and move some of its images out of it."""
+    shutil.copytree(folder, images)
+    for number in numbers:
+        shutil.move(images / "a" / f"{number}.png", images.parent / f"{number}.png")
+    return images
+
+
+@pytest.fixture(scope="module")
+def user(folder, tmp_path_factory):
+    """A user's cache folder with the float32 graph of the network of `grown`."""
+    place = tmp_path_factory.mktemp("warm")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("BOTTLENECK_CACHE", str(place / "user"))
+        extract(without(folder, place / "images", 3, 5), place / "c.h5", **NETWORK)
+    return place / "user"
+
+
+@pytest.fixture
+def grown(folder, user, tmp_path, monkeypatch):
+    """An int8 cache with an image added after its calibration and no graph; its folder, and a new image."""
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(shutil.copytree(user, tmp_path / "user")))
+    images = without(folder, tmp_path / "images", 3, 5)
+    path = extract(images, tmp_path / "c.h5", precision="int8", force=True, **NETWORK).cache
+    shutil.move(tmp_path / "3.png", images / "a" / "3.png")
+    assert extract(images, path, force=True).computed == 1
+    shutil.copy(path, tmp_path / "twin.h5")
+    twin = shutil.copytree(images, tmp_path / "twin")
+    shutil.copy(tmp_path / "5.png", twin / "a" / "5.png")
+    assert extract(twin, tmp_path / "twin.h5", force=True).computed == 1  # by the graph that is still there
+    forget_int8(tmp_path / "user")
+    return path, images, tmp_path / "5.png"
+
+
+def rows_of(path):
+    with FeatureCache(path) as cache:
+        return dict(zip(cache.images.key, cache.to_numpy()[0], strict=True))
+
+
+@pytest.mark.parametrize("place", ["same", "moved"])
+def test_an_int8_cache_that_got_images_since_goes_on_without_its_graph_to_the_same_bits(
+    grown, place, tmp_path
+):
+    path, images, image = grown
+    if place == "moved":
+        images = images.rename(tmp_path / "moved")
+    shutil.copy(image, images / "a" / "5.png")
+    assert extract(images, path, force=True).computed == 1
+    rows, expected = rows_of(path), rows_of(tmp_path / "twin.h5")
+    assert len(rows) == 12
+    assert all(np.array_equal(rows[key], expected[key]) for key in expected)
+
+
+def test_calibration_images_are_found_under_another_name(grown):
+    path, images, image = grown
+    (images / "a" / "7.png").rename(images / "a" / "renamed.png")
+    assert extract(images, path).computed == 0
+    assert similar(path, [str(image)], count=1, force=True).neighbours()
+
+
+def test_calibration_images_that_are_gone_or_changed_are_named(grown):
+    path, images, image = grown
+    shutil.copy(image, images / "a" / "7.png")
+    (images / "a" / "8.png").unlink()
+    with pytest.raises(EngineError, match=r"2 of 10 calibration images are gone from .*a/7\.png") as error:
+        similar(path, [str(image)], count=1, force=True)
+    assert "Put images back that are missing" in str(error.value)
+    with FeatureCache(path) as cache:  # a run that loses a calibration image drops its row
+        assert "a/8.png" in cache.images.key
+    shutil.rmtree(images / "a")
+    with pytest.raises(
+        EngineError, match="neither that graph nor its calibration images are on this machine: "
+    ):
+        similar(path, [str(image)], count=1, force=True)
+
+
+def test_calibration_images_whose_rows_were_removed_are_counted(grown, tmp_path):
+    path, images, image = grown
+    (images / "a" / "8.png").unlink()
+    assert extract(images, path).removed == 1
+    with pytest.raises(EngineError, match=r"1 of 10 calibration images are no longer in "):
+        similar(path, [str(image)], count=1, force=True)
+
+
+def test_an_int8_cache_that_names_no_calibration_images_goes_on_while_none_was_added(
+    folder, user, tmp_path, monkeypatch
+):
+    """So do files of earlier releases; images added since are told by an error."""
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(shutil.copytree(user, tmp_path / "user")))
+    images = without(folder, tmp_path / "images", 3, 5)
+    path = extract(images, tmp_path / "c.h5", precision="int8", force=True, **NETWORK).cache
+    with h5py.File(path, "r+") as file:
+        del file["features/bottleneck"].attrs["calibrated_on"]
+        seal(file)
+    forget_int8(tmp_path / "user")
+    shutil.copy(tmp_path / "3.png", images / "a" / "3.png")
+    assert extract(images, path, force=True).computed == 1
+    forget_int8(tmp_path / "user")
+    with pytest.raises(
+        EngineError, match=r"neither that graph nor .* the images there are others or give other"
+    ):
+        similar(path, [str(tmp_path / "5.png")], count=1, force=True)
+
+
+def test_a_merged_cache_names_the_calibration_images_that_either_names(grown, tmp_path):
+    path, _, _ = grown
+    unnamed = shutil.copy(path, tmp_path / "unnamed.h5")
+    with h5py.File(unnamed, "r+") as file:
+        named = json.loads(file["features/bottleneck"].attrs["calibrated_on"])
+        del file["features/bottleneck"].attrs["calibrated_on"]
+        seal(file)
+    merge([unnamed, path], tmp_path / "both.h5")
+    with FeatureCache(tmp_path / "both.h5") as cache:
+        assert len(named) == 10
+        assert list(cache.nodes["bottleneck"].calibrated_on) == named
 
 
 def test_fast_on_features_in_float32_is_told(folder, tmp_path):

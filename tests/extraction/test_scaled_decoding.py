@@ -274,6 +274,7 @@ def test_heads_and_models_decode_as_their_cache(folder, cache, tmp_path):
 def test_networks_trained_from_nothing_read_images_so_too(folder, cache, tmp_path, monkeypatch):
     new = scratch(folder, tmp_path / "s.safetensors", decoding="scaled", epochs=1, image_size=32, depth=1)
     assert load_model(new.model).trunk.preprocess.decoding == "scaled"
+    assert "decoding-not-scaled" not in [note.code for note in new.notes]
     with pytest.raises(FitError, match=r"decoding.*'coarse'"):
         scratch(folder, decoding="coarse")
     recipes = []
@@ -286,6 +287,20 @@ def test_networks_trained_from_nothing_read_images_so_too(folder, cache, tmp_pat
     monkeypatch.setattr(runs, "decoded", decode_and_note)
     compare(cache.cache, tmp_path / "compared", unfreeze=[0], scratch=[1], epochs=1)
     assert [recipe.decoding for recipe in recipes] == ["scaled"]
+
+
+def test_training_from_nothing_on_images_that_are_all_small_is_told(folder, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "small" / name).mkdir(parents=True)
+        for path in sorted((folder / "a").glob("*small.jpg"))[:4]:
+            pixels = photograph(40, 40, ord(name) + len(path.read_bytes()))
+            (tmp_path / "small" / name / path.name).write_bytes(encoded(pixels))
+    settings = {"epochs": 1, "image_size": 32, "depth": 1, "device": "cpu"}
+    scaled = scratch(tmp_path / "small", tmp_path / "s.safetensors", decoding="scaled", **settings)
+    (note,) = [note for note in scaled.notes if note.code == "decoding-not-scaled"]
+    assert "changes nothing in the 8 images looked at" in note.message
+    exact = scratch(tmp_path / "small", tmp_path / "e.safetensors", **settings)
+    assert "decoding-not-scaled" not in [note.code for note in exact.notes]
 
 
 def test_shards_with_a_plan_share_the_decoding(folder, tmp_path):

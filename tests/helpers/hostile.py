@@ -274,6 +274,12 @@ def rows_of_another_node(file, path):
     reseal(file)
 
 
+@hostile("calibration images of node .* are no list of sha256")
+def calibration_images_that_are_a_number_and_a_word(file, path):
+    file[FEATURES].attrs["calibrated_on"] = '[1, "../../secret"]'
+    reseal(file)
+
+
 @hostile("does not have a row per image")
 def features_of_fewer_images(file, path):
     replace(file, FEATURES, data=np.zeros((7, 5), "f2"), shape=(7, 5), chunks=(7, 5), fletcher32=True)

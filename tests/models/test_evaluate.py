@@ -41,6 +41,7 @@ def test_on_its_map_without_images(trained, made_cache, monkeypatch):
     found = evaluate(model, made_cache)
     assert found["split"] == "test"
     assert found["accuracy"] == result.finetuned_accuracy["test"]
+    assert (found["engines"], found["precisions"]) == ([], {load_head(model).node: "fp32"})
     assert found["log_loss"] == pytest.approx(result.metrics["test"]["log_loss"], rel=1e-4)
     assert "used to choose" in str(evaluate(model, made_cache, split="val")["notes"][0])
 

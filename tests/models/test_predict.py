@@ -272,6 +272,7 @@ def test_int8_for_a_head_that_learnt_in_float32_is_told(tmp_path, monkeypatch):
     told = predict(head, source, precision="int8", force=True)
     (note,) = [note for note in told["notes"] if note.code == "node-in-other-precision"]
     assert note.details == {"nodes": ["bottleneck"], "precision": "int8", "learnt_from": "fp32"}
+    assert note.message.endswith("calibrated on the first of these images, on which the features depend.")
 
 
 def test_what_computes_in_float32_alone_says_so_of_a_head_that_learnt_in_int8(tmp_path, monkeypatch):

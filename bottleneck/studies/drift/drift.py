@@ -60,6 +60,8 @@ class DriftResult(Result):
         and the share of old images that are nearer to theirs.
     foreign_share : of new images that are farther than 99 in 100 old ones are.
     old, new : images compared. copies : images of NEW that are in the cache, left out.
+    engines : that computed images of NEW, each {"engine", "precision", "nodes"}; none where all had rows.
+    precisions : of the features, by node.
     """
 
     cache: str
@@ -82,6 +84,8 @@ class DriftResult(Result):
     seed: int
     seconds: float = 0.0
     extract_seconds: float = 0.0
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -166,6 +170,8 @@ def drift(
                 seed=seed,
                 seconds=time.perf_counter() - started - other.startup_seconds - other.extract_seconds,
                 extract_seconds=other.extract_seconds,
+                engines=list(other.engines),
+                precisions=opened.precisions_of(node),
                 notes=distinct([*lacking, *other.notes, *notes]),
             )
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -22,7 +23,7 @@ from scipy.sparse.csgraph import connected_components
 
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.source import image_files
-from bottleneck.errors import BottleneckError
+from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.pipeline import Batch, Trunk
 from bottleneck.extraction.prepare import open_trunk
@@ -203,6 +204,7 @@ class Queries:
     cached_row : (Q,) int64, the query's row in the cache; NONE for an image from elsewhere.
     failed : reason by the name of an image that cannot be used.
     startup_seconds : time for loading the network.
+    engines : that computed images, each {"engine", "precision", "nodes"}. notes : on that.
     """
 
     images: Sequence[str]
@@ -210,6 +212,8 @@ class Queries:
     cached_row: np.ndarray
     failed: dict[str, str] = field(default_factory=dict)
     startup_seconds: float = 0.0
+    engines: Sequence[dict[str, Any]] = ()
+    notes: Sequence[Note] = ()
 
 
 def every_image(cache: FeatureCache, node: str) -> Queries:
@@ -236,7 +240,7 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
     (node,) = config.nodes
     stored = cache.features(node)
     features = {name: stored.take(np.array([row]))[0] for name, row in cached_row.items()}
-    startup = 0.0
+    startup, engines, notes = 0.0, list[dict[str, Any]](), tuple[Note, ...]()
     if others:
         trunk = open_trunk(resolve(config, cache.path, cache.spec, cache.nodes))
         row_of = dict(_rows(cache))
@@ -245,14 +249,14 @@ def named_images(cache: FeatureCache, images: Sequence[str], config: ExtractConf
                 failed[name] = row
             else:
                 features[name], cached_row[name] = row, _source_row(name, cache, row_of)
-        startup = trunk.startup_seconds
+        startup, engines, notes = trunk.startup_seconds, trunk.engines_used, trunk.notes
     usable = [name for name in names if name in features]
     if names and not usable:
         reason = f"{names[0]} {failed[names[0]]}"
         raise BottleneckError(f"None of the images can be looked for: {reason}.")
     x = np.array([features[name] for name in usable], np.float32).reshape(len(usable), stored.shape[1])
     rows = np.array([cached_row[name] for name in usable], np.int64)
-    return Queries(usable, ArrayRows(x), rows, failed, startup)
+    return Queries(usable, ArrayRows(x), rows, failed, startup, engines, notes)
 
 
 def _rows(cache: FeatureCache) -> Iterator[tuple[str, int]]:

@@ -45,6 +45,8 @@ class Similar:
     pairs : number of pairs of images with a cosine of the threshold or more
     failed : reason by query that could not be used
     seconds : wall time without loading the network
+    engines : that computed images that are not in the cache, each {"engine", "precision", "nodes"}
+    precisions : of the features, by node
     notes : what was decided for the user
     """
 
@@ -58,6 +60,8 @@ class Similar:
     pairs: int = 0
     failed: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    precisions: dict[str, str] = field(default_factory=dict)
     notes: tuple[Note, ...] = ()
 
     def neighbours(self) -> Iterator[tuple[str, list[tuple[str, float]]]]:
@@ -85,6 +89,8 @@ class Similar:
             "pairs": self.pairs,
             "failed": [{"image": image, "error": reason} for image, reason in self.failed.items()],
             "seconds": self.seconds,
+            "engines": self.engines,
+            "precisions": self.precisions,
             "notes": [note.to_json() for note in self.notes],
         }
 
@@ -200,7 +206,9 @@ def similar(
             group=group,
             pairs=pairs,
             failed=queries.failed,
-            notes=(*opened.samples.part_notes(), *notes),
+            engines=list(queries.engines),
+            precisions=opened.precisions_of(name),
+            notes=(*opened.samples.part_notes(), *notes, *queries.notes),
             seconds=time.perf_counter() - started - queries.startup_seconds,
         )
     if output is not None:

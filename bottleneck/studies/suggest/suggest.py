@@ -57,6 +57,8 @@ class SuggestResult(Result):
     candidates : samples without a label. labelled : those that the head learnt from.
     features : the cache that the candidates' features are in.
     failed : [{image, error}] of the images that cannot be suggested.
+    engines : that computed candidates, each {"engine", "precision", "nodes"}; none where they had features.
+    precisions : of the features, by node.
     """
 
     cache: str
@@ -74,6 +76,8 @@ class SuggestResult(Result):
     files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     extract_seconds: float = 0.0
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    precisions: dict[str, str] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
 
 
@@ -176,6 +180,8 @@ def suggest(
             files=written,
             seconds=time.perf_counter() - started - new.startup_seconds - new.extract_seconds,
             extract_seconds=new.extract_seconds,
+            engines=list(new.engines),
+            precisions=opened.precisions_of(node),
             notes=notes,
         )
 

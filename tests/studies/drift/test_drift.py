@@ -196,6 +196,8 @@ def test_a_folder_beside_an_int8_cache_has_the_rows_that_extract_would_add(quant
         shutil.rmtree(tmp_path / "user" / "graphs")
     found = drift(old, new, force=True)
     assert (found.old, found.new) == (16, 48)
+    used = [{"engine": "onnxruntime", "precision": "int8", "nodes": ["bottleneck"]}]
+    assert (found.engines, found.precisions) == (used, {"bottleneck": "int8"})
     copy = shutil.copytree(new.parent / "val", tmp_path / "val")
     added = shutil.copy(old, tmp_path / "added.h5")
     shutil.copytree(new, copy / "new")
@@ -203,7 +205,9 @@ def test_a_folder_beside_an_int8_cache_has_the_rows_that_extract_would_add(quant
     rows, expected = rows_by_digest(found.features), rows_by_digest(added)
     assert all(np.array_equal(rows[digest], expected[digest]) for digest in rows)
     merge([old, found.features], tmp_path / "both.h5")
-    assert [note.code for note in drift(old, new, force=True).notes] == [note.code for note in found.notes]
+    again = drift(old, new, force=True)  # its features are there
+    assert (again.engines, again.precisions) == ([], {"bottleneck": "int8"})
+    assert [note.code for note in again.notes] == [note.code for note in found.notes]
 
 
 def test_without_graph_and_images_an_int8_cache_says_what_is_lacking(quantised, tmp_path):

@@ -55,6 +55,7 @@ def result(labelled, new, folder):
 def test_undecided_images_are_named_each_once(result, new):
     images = [each["image"] for each in result.suggestions]
     assert len(set(images)) == len(images) == 12
+    assert (result.engines, result.precisions) == ([], {result.node: "fp32"})  # the features were there
     assert len({"새/000.png", *(f"새/{i:03d}.png" for i in range(80, 90))} & set(images)) == 1
     scores = [each["score"] for each in result.suggestions]
     assert scores == sorted(scores, reverse=True)
