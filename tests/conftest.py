@@ -30,6 +30,36 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("random" if config.getoption("--random") else "repeatable")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Give all tests of a module to one process, and all of Ray: what their fixtures make is made once."""
+    if config.getoption("dist") != "load":  # which `-n` alone sets
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            module = nodeid.partition("::")[0]
+            return "ray" if "/test_ray" in module else module
+
+    return ByModule(config, log)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A folder of this run of the suite, which all its processes share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def user_folder(run_folder):
+    """The user's folder is one of the run: a graph is exported once for all its processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOTTLENECK_CACHE", str(run_folder / "user"))
+        yield
+
+
 @pytest.fixture(autouse=True, scope="session")
 def trusted():
     """Let caches name images of other temporary folders."""

@@ -37,6 +37,7 @@ IMAGE_NOTES = {
 }
 _SEVERAL = ("GIF", "PNG", "TIFF", "WEBP")  # formats whose further images are frames or pages, not previews
 _ORIENTATION = 0x0112  # EXIF tag
+_ORIENTED = {"exif", "xmp", "XML:com.adobe.xmp"}  # where Pillow finds the orientation of a JPEG
 _BITS_PER_SAMPLE = 258  # TIFF tag
 _ROWS_PER_STRIP = 278
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323
@@ -260,9 +261,12 @@ class EncodedImage:
 
     def _orientation(self) -> int:
         """EXIF orientation 1…8; 1 where the EXIF is unreadable, which is no reason to lose a photograph."""
+        header = self._header
+        if isinstance(header, JpegImagePlugin.JpegImageFile) and not _ORIENTED & header.info.keys():
+            return 1  # at once: looking for it in vain takes as long as reading the file
         try:
             with parsing("has unreadable EXIF"):
-                return self._header.getexif().get(_ORIENTATION, 1)
+                return header.getexif().get(_ORIENTATION, 1)
         except ImageError:
             return 1
 

@@ -301,7 +301,7 @@ class _Run:
         started = time.perf_counter()
         job.image = LoadedImage(job.index, job.key)
         try:
-            job.image = replace(job.image, stat=FileStat(*self.source.stat(job.key)))
+            job.image = LoadedImage(job.index, job.key, FileStat(*self.source.stat(job.key)))
             size = job.image.stat.size
             self.files.take(job, size if size > 0 else UNKNOWN_SIZE)
             job.data = self._read(job.key, size)
@@ -318,15 +318,17 @@ class _Run:
     def decode(self, job: Job) -> LoadedImage:
         """Decode the image of a file that was read."""
         started, image, data = time.perf_counter(), job.image, job.data
+        digest = None
         try:
-            image = replace(image, digest=hashlib.sha256(data).digest())
-            done = self._decoded(image, data, job)
+            digest = hashlib.sha256(data).digest()
+            done = self._decoded(image, digest, data, job)
             whole = not self.remote or image.stat.size > 0  # else no one told how many bytes there are
             return done if whole or done.error is None else replace(done, passing=True)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
-            return replace(_failed(image, error), decode_seconds=time.perf_counter() - started)
+            failed = _failed(replace(image, digest=digest), error)
+            return replace(failed, decode_seconds=time.perf_counter() - started)
         finally:
             job.data = b""
             self.files.release(job)
@@ -337,16 +339,11 @@ class _Run:
             raise ImageError(f"is a file of {size >> 20} MiB; the limit is {limit >> 20}")
         return self.source.read(key)
 
-    def _decoded(self, image: LoadedImage, data: bytes, job: Job) -> LoadedImage:
-        """Return the image with pixels, or as it is where its bytes are known or came earlier."""
+    def _decoded(self, image: LoadedImage, digest: bytes, data: bytes, job: Job) -> LoadedImage:
+        """Return the image with its digest, and with pixels unless its bytes are known or came earlier."""
         started = time.perf_counter()
-        assert image.digest is not None  # the bytes were read
-        if (
-            image.digest in self.known
-            or image.digest in self.returned
-            or not self._claim(image.digest, job.index)
-        ):
-            return image
+        if digest in self.known or digest in self.returned or not self._claim(digest, job.index):
+            return replace(image, digest=digest)
         encoded = EncodedImage(data)
         needed = encoded.memory(self.preprocess) + max(0, len(data) - self.files.memory)
         if needed > self.budget.memory:
@@ -356,18 +353,25 @@ class _Run:
             )
         with self.budget.reserve(job, needed + self.result_bytes):
             try:
-                pixels, views = self._pixels(encoded, image.digest)
+                pixels, views = self._pixels(encoded, digest)
                 image = replace(
-                    image, pixels=pixels, views=views, size=encoded.size, notes=tuple(encoded.notes)
+                    image,
+                    digest=digest,
+                    pixels=pixels,
+                    views=views,
+                    size=encoded.size,
+                    notes=tuple(encoded.notes),
+                    decode_seconds=time.perf_counter() - started,
                 )
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:
-                image = _failed(image, error)
+                failed = _failed(replace(image, digest=digest), error)
+                image = replace(failed, decode_seconds=time.perf_counter() - started)
             encoded.close()
             if needed > TRIMMED:  # while others still wait for this share
                 trim_memory()
-        return replace(image, decode_seconds=time.perf_counter() - started)
+        return image
 
     def _pixels(self, encoded: EncodedImage, digest: bytes) -> tuple[np.ndarray, np.ndarray | None]:
         if self.views is None:

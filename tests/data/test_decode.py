@@ -292,6 +292,13 @@ def oriented(picture, orientation, kind, **options):
     return encoded(picture if turn is None else picture.transpose(turn), kind, exif=exif, **options)
 
 
+def test_the_orientation_of_a_jpeg_is_also_found_in_its_xmp():
+    plain = encoded(smooth(40, 24), "JPEG")
+    turned = encoded(smooth(40, 24), "JPEG", xmp=b'<x:xmpmeta tiff:Orientation="3"/>')
+    upright, half_turn = (EncodedImage(data).array("RGB") for data in (plain, turned))
+    np.testing.assert_array_equal(half_turn, upright[::-1, ::-1])
+
+
 @pytest.mark.parametrize(("kind", "tolerance"), [("JPEG", 40), ("PNG", 0), ("TIFF", 0), ("WEBP", 0)])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_eight_orientations_agree(orientation, kind, tolerance):

@@ -12,14 +12,6 @@ from bottleneck.cli.main import main
 from tests.helpers.photographs import write_photographs
 
 
-@pytest.fixture(scope="session", autouse=True)
-def graph_cache(tmp_path_factory):
-    """Exported graphs are shared by the tests of a run, and kept out of the user's folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BOTTLENECK_CACHE", str(tmp_path_factory.mktemp("graphs")))
-        yield
-
-
 @pytest.fixture
 def run(capsys, monkeypatch) -> Callable[..., SimpleNamespace]:
     """Run a command line in this process: `code`, `out`, `err`, and `json` where stdout is one object."""
@@ -43,7 +35,7 @@ def photographs(tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fitted(tmp_path_factory, graph_cache) -> SimpleNamespace:
+def fitted(tmp_path_factory) -> SimpleNamespace:
     """A source with a validation split, its cache and a head."""
     from bottleneck import extract, fit_heads
 

@@ -17,7 +17,7 @@ EXPECTED = json.loads((GOLDEN / "expected.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory, graph_cache):
+def golden(tmp_path_factory):
     """A copy of the files, since a cache that is opened may get a lock beside it."""
     return Path(shutil.copytree(GOLDEN, tmp_path_factory.mktemp("golden") / "files"))
 
