@@ -131,6 +131,17 @@ class Note:
         }
 
 
+def listed(names: Iterable[object], most: int = 5) -> str:
+    """Return the first `most` names with commas between them, and how many more there are."""
+    texts = list(map(str, names))
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Return `listed` of the names in quotes."""
+    return listed(map(repr, names))
+
+
 def distinct(notes: Iterable[Note]) -> list[Note]:
     """Return the notes without those whose code and message an earlier one has."""
     return list({(note.code, note.message): note for note in reversed(list(notes))}.values())[::-1]

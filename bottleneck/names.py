@@ -42,6 +42,16 @@ HEADS_FOLDER = "heads"  # where heads are written by default
 TOP_CLASSES = 5  # listed per prediction
 DEMO_FOLDER = "bottleneck-demo"
 
+COLUMN_FLAGS = {  # by the role of a manifest's column
+    "image": "--image-column",
+    "label": "--label-column",
+    "split": "--split-column",
+    "group": "--group",
+    "sample": "--sample-column",
+    "covariate": "--covariate",
+    "separator": "--label-separator",
+}
+
 DEFAULT_CHANNELS = 3  # of a network's input: RGB
 SMALL_CNN_DEPTH = 4  # blocks of small_cnn by default
 PATCH_IMAGES = 300  # searched for the strongest patches by default

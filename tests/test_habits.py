@@ -100,6 +100,18 @@ def test_benchmarks_are_modules_of_one_package():
     assert [path.name for path in folder.glob("*.py") if wrong.search(path.read_text("utf-8"))] == []
 
 
+SYSTEM_FILES = {"installation", "lock", "parts", "processor", "ray_cluster", "threads"}  # numbers, addresses
+
+
+def test_texts_are_read_and_written_whatever_the_encoding_of_the_machine():
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            is_method = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+            if is_method and node.func.attr in ("read_text", "write_text") and path.stem not in SYSTEM_FILES:
+                is_named = any(word.arg == "encoding" for word in node.keywords)
+                assert is_named or len(node.args) > (node.func.attr == "write_text"), f"{path}:{node.lineno}"
+
+
 def test_names_imports_nothing():
     tree = ast.parse((PACKAGE / "names.py").read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]

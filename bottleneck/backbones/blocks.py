@@ -89,7 +89,7 @@ def dissect(module: nn.Module, network: NetworkGraph, shapes: Shapes) -> Anatomy
     """
     bottleneck, last_map, native = _bottleneck(module, network, shapes)
     body = network.nodes[1 : network.position[last_map] + 1]
-    starts = _stage_starts(module, network, body) or _starts_after_pooling(module, network, body)
+    starts = _stage_starts(module, network, body) or _starts_after_pooling(module, body)
     ends, paths = _close(network, body, starts)
     if network.output not in ends:
         ends, paths = [*ends, network.output], [*paths, "classifier"]
@@ -208,9 +208,7 @@ def _units(network: NetworkGraph, body: tuple[fx.Node, ...], opened: set[str]) -
     return units
 
 
-def _starts_after_pooling(
-    module: nn.Module, network: NetworkGraph, body: tuple[fx.Node, ...]
-) -> list[tuple[int, str]]:
+def _starts_after_pooling(module: nn.Module, body: tuple[fx.Node, ...]) -> list[tuple[int, str]]:
     """Blocks `block1`, `block2` … that begin with the first affine layer after each pooling layer.
 
     In a network without pooling, every affine layer begins a block.

@@ -11,7 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,35 +26,23 @@ from bottleneck.backbones.weights import (
     load_weights,
     read_checkpoint,
     reshaped_entries,
-    some,
 )
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import BackboneError, Note, listed
 
-_TRAINING_STATE = (
-    "n_averaged",
-    "queue",
-    "queue_ptr",
-    "center",
-    "mask_token",
-)  # tensors beside a network's layers
+_TRAINING_STATE = ("n_averaged", "queue", "queue_ptr", "center", "mask_token")  # beside a network's layers
 _COUNTER = "num_batches_tracked"  # of BatchNorm: old files lack it, and features do not need it
 # Modules that training puts around a part of a network.
 _INNER_WRAPPER = re.compile(r"(^|\.)(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-_AVERAGES = (
-    "teacher",
-    "ema",
-    "momentum",
-    "target",
-)  # in a prefix: of two copies of a network, the averaged one
+_AVERAGES = ("teacher", "ema", "momentum", "target")  # in a prefix: the averaged one of two copies
 
 
 @dataclass(frozen=True)
 class FittedWeights:
-    """A network with the weights of a file.
+    """A network with its weights.
 
     preprocess : of its images; grey if its first layer is.
-    published_classes : whether its last layer is from the file and has the published number of classes.
+    published_classes : whether its last layer has the published classes: of a file, their number.
     untrained : names of the last layer's entries that the file lacks; they are zero.
     notes : what was decided.
     """
@@ -62,8 +50,8 @@ class FittedWeights:
     module: nn.Module
     preprocess: Preprocess
     published_classes: bool
-    untrained: frozenset[str]
-    notes: tuple[Note, ...]
+    untrained: frozenset[str] = frozenset()
+    notes: tuple[Note, ...] = ()
 
 
 def load_file(architecture: Architecture, file: str, in_channels: int) -> FittedWeights:
@@ -97,10 +85,10 @@ def _with_note_of_choice(
     averaged = f"the averaged weights {name} are" if chosen.averaged else f"{name} is"
     note = Note(
         "weights-entry-chosen",
-        f"{file} holds several sets of weights: {averaged} loaded, not {some(others)}.",
+        f"{file} holds several sets of weights: {averaged} loaded, not {listed(others)}.",
         details={"chosen": name, "others": others},
     )
-    return FittedWeights(**{**vars(fitted), "notes": (note, *fitted.notes)})
+    return replace(fitted, notes=(note, *fitted.notes))
 
 
 @dataclass
@@ -182,7 +170,7 @@ def _best_match(
             Note(
                 "weights-entries-ignored",
                 f"Entries of {file} beside the network were ignored ({len(best.ignored)}): "
-                f"{some(best.ignored)}.",
+                f"{listed(best.ignored)}.",
                 details={"entries": best.ignored},
             )
         )
@@ -297,11 +285,11 @@ def _drop_last_layer(
     lacking = _needed(untrained)
     if lacking:
         other = [*theirs, *dropped]
-        what = f"has another last layer ({some(other)}), ignored:" if other else "lacks the last layer:"
+        what = f"has another last layer ({listed(other)}), ignored:" if other else "lacks the last layer:"
         match.notes.append(
             Note(
                 "last-layer-ignored",
-                f"{file} {what} features do not need {some(lacking)} of {architecture.name}, "
+                f"{file} {what} features do not need {listed(lacking)} of {architecture.name}, "
                 "nodes above them cannot be given.",
                 details={"entries": lacking},
             )
@@ -313,7 +301,7 @@ def _drop_last_layer(
             Note(
                 "weights-entries-ignored",
                 f"Entries of {file} that {architecture.name} does not have were ignored ({len(foreign)}): "
-                f"{some(foreign)}.",
+                f"{listed(foreign)}.",
                 details={"entries": foreign},
             )
         )
@@ -345,7 +333,7 @@ def _check_values(
     broken = [name for name, value in floats.items() if not torch.isfinite(value.float()).all()]
     if broken:
         raise BackboneError(
-            f"The weights in {file} hold NaN or infinite values in {len(broken)} entries ({some(broken)}).",
+            f"The weights in {file} hold NaN or infinite values in {len(broken)} entries ({listed(broken)}).",
             "The training that wrote them diverged; give an earlier checkpoint.",
         )
     kinds = sorted({_dtype(value) for value in floats.values()} - {"float32"})

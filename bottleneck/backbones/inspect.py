@@ -133,28 +133,23 @@ def inspect_backbone(
         Unknown nodes or modules, `freeze_to` and `free` together, or a network that refuses the image size.
     """
     preprocess = preprocess or backbone.preprocess
-    if freeze_to is not None and free:
-        raise BackboneError("--freeze-to and --free both choose what is trained; give one of them.")
-    freeze(backbone, freeze_to)
-    if free:
-        _free_only(backbone, free)
-    rows = _block_rows(backbone, preprocess)
+    choose_trained(backbone, freeze_to, free)
+    rows, shown = _block_rows(backbone, preprocess), None
     sizes = {name: parameter.numel() for name, parameter in backbone.module.named_parameters()}
-    features, total, shown = prod(backbone.node_shape(BOTTLENECK, preprocess)[0]), sum(sizes.values()), None
-    free_parameters = sum(sizes[name] for name in trainable(backbone))
+    beside = sum(sizes.values()) - sum(row.parameters for row in rows)  # parameters that are in no block
+    free_beside = sum(sizes[name] for name in trainable(backbone)) - sum(row.trainable for row in rows)
+    features = prod(backbone.node_shape(BOTTLENECK, preprocess)[0])
     if images or covariates or classes:
         layers = new_classifier(backbone.name, (images or 1) * features + (covariates or 0), classes or 2)
         shown, old = layer_texts(layers), rows.pop() if rows[-1].name == "classifier" else None
         rows.append(_classifier_row(len(rows), layers, frozen=old is not None and not old.trainable))
-        total += rows[-1].parameters - (old.parameters if old else 0)
-        free_parameters += rows[-1].trainable - (old.trainable if old else 0)
     return Inspection(
         name=backbone.name,
         weights=backbone.recipe["weights"],
         image_size=preprocess.size,
         in_channels=preprocess.channels,
-        parameters=total,
-        trainable=free_parameters,
+        parameters=beside + sum(row.parameters for row in rows),
+        trainable=free_beside + sum(row.trainable for row in rows),
         macs=(images or 1) * sum(row.macs for row in rows[:-1]) + rows[-1].macs,
         features=features,
         bottleneck_node=backbone.graph.canonical[backbone.anatomy.map],
@@ -201,6 +196,18 @@ def _classifier_row(index: int, classifier: nn.Sequential, frozen: bool) -> Bloc
         macs=sum(layer.in_features * layer.out_features for layer in linear),
         cached_bytes=_FLOAT16 * outputs,
     )
+
+
+def choose_trained(backbone: Backbone, freeze_to: str | int | None, free: Sequence[str]) -> None:
+    """Let what lies above the node `freeze_to` be trained, or the modules and blocks `free`, else everything.
+
+    Raises BackboneError for both together, and for unknown ones.
+    """
+    if freeze_to is not None and free:
+        raise BackboneError("--freeze-to and --free both choose what is trained; give one of them.")
+    freeze(backbone, freeze_to)
+    if free:
+        _free_only(backbone, free)
 
 
 def freeze(backbone: Backbone, up_to: str | int | None) -> None:

@@ -21,7 +21,7 @@ from bottleneck.backbones.backbone import Backbone
 from bottleneck.backbones.extractor import Extractor, Pool
 from bottleneck.data.loader import readable_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import BackboneError
 from bottleneck.names import PATCH_IMAGES
 from bottleneck.progress import SILENT, Reporter

@@ -26,17 +26,8 @@ from bottleneck.errors import BackboneError
 from bottleneck.files import sha256_of_file
 
 _FILE_SUFFIXES = (
-    ".pth",
-    ".pt",
-    ".bin",
-    ".ckpt",
-    ".th",
-    ".tar",
-    ".pkl",
-    ".safetensors",
-    ".npz",
-    ".h5",
-    ".onnx",
+    *(".pth", ".pt", ".bin", ".ckpt", ".th", ".tar", ".pkl", ".safetensors"),
+    *(".npz", ".h5", ".onnx"),
 )
 PUBLISHED = ("DEFAULT", "published")  # weights ids that mean the family's default
 

@@ -23,7 +23,7 @@ from bottleneck.backbones.backbone import Backbone, in_float32, state_sha256
 from bottleneck.backbones.batchnorm import set_statistics
 from bottleneck.backbones.families import efficientnet_lite, small_cnn, timm_models, torchvision_models
 from bottleneck.backbones.families.architecture import USUAL_PREPROCESS, Architecture, Family
-from bottleneck.backbones.fit_weights import load_file
+from bottleneck.backbones.fit_weights import FittedWeights, load_file
 from bottleneck.backbones.graph import on_meta
 from bottleneck.backbones.recipe import (
     NO_OPTIONS,
@@ -35,7 +35,7 @@ from bottleneck.backbones.recipe import (
     split_name,
 )
 from bottleneck.backbones.weights import adapt_channels, load_weights
-from bottleneck.errors import BackboneError, Note
+from bottleneck.errors import BackboneError
 from bottleneck.names import DEFAULT_BACKBONE, DEFAULT_CHANNELS
 
 FAMILIES: tuple[Family, ...] = (efficientnet_lite, small_cnn, torchvision_models, timm_models)
@@ -86,34 +86,43 @@ def load_backbone(
         published = tag if file else weights
         published = None if published == "none" else published
         architecture = _architecture(bare, published, in_channels, depth, image_size, trust_code)
-        class_names = architecture.class_names
-        source: dict[str, Any]
-        preprocess, untrained, notes = architecture.preprocess, frozenset[str](), list[Note]()
-        if file:
-            fitted = load_file(architecture, file, in_channels)
-            module, preprocess, untrained = fitted.module, fitted.preprocess, fitted.untrained
-            class_names = class_names if fitted.published_classes else None
-            notes += fitted.notes
-            source = {"weights": "file", "file_sha256": file_sha256(file)}
-        elif weights == "none" or architecture.published is None:
-            module = architecture.build(None)
-            class_names = class_names if weights is None else None
-            source = {"weights": weights or architecture.weights, "seed": seed}
-        else:
-            module = architecture.build_unfilled()
-            load_weights(module, architecture.published(), architecture.weights, architecture.name)
-            source = {"weights": architecture.weights}
-    notes += in_float32(module)
-    preprocess = adapt_channels(module, preprocess, in_channels)
-    recipe = {"name": architecture.name, **source, "weights_sha256": state_sha256(module)}
-    recipe["in_channels"] = in_channels
-    if architecture.depth is not None:
-        recipe["depth"] = architecture.depth
-    if architecture.image_size is not None:
-        recipe["image_size"] = architecture.image_size
+        fitted, source = _with_weights(architecture, weights, file, seed, in_channels)
+    notes = (*fitted.notes, *in_float32(fitted.module))
+    preprocess = adapt_channels(fitted.module, fitted.preprocess, in_channels)
+    sizes = {"depth": architecture.depth, "image_size": architecture.image_size}
+    recipe = {
+        "name": architecture.name,
+        **source,
+        "weights_sha256": state_sha256(fitted.module),
+        "in_channels": in_channels,
+        **{name: value for name, value in sizes.items() if value is not None},
+    }
+    class_names = architecture.class_names if fitted.published_classes else None
     return Backbone(
-        architecture.name, module, preprocess, recipe, class_names, untrained=untrained, notes=notes
+        architecture.name,
+        fitted.module,
+        preprocess,
+        recipe,
+        class_names,
+        untrained=fitted.untrained,
+        notes=notes,
     )
+
+
+def _with_weights(
+    architecture: Architecture, weights: str | None, file: str | None, seed: int, in_channels: int
+) -> tuple[FittedWeights, dict[str, Any]]:
+    """Return the network with weights of a file, with random or published ones; and what the recipe says."""
+    if file:
+        fitted = load_file(architecture, file, in_channels)
+        return fitted, {"weights": "file", "file_sha256": file_sha256(file)}
+    if weights == "none" or architecture.published is None:
+        module, is_default = architecture.build(None), weights is None
+        recipe = {"weights": weights or architecture.weights, "seed": seed}
+        return FittedWeights(module, architecture.preprocess, published_classes=is_default), recipe
+    module = architecture.build_unfilled()
+    load_weights(module, architecture.published(), architecture.weights, architecture.name)
+    return FittedWeights(module, architecture.preprocess, True), {"weights": architecture.weights}
 
 
 def outline(

@@ -19,7 +19,7 @@ import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BackboneError, first_line
+from bottleneck.errors import BackboneError, first_line, listed
 from bottleneck.heads.head_format import FORMAT
 from bottleneck.heads.tensor_file import PICKLE, ZIP, fault_of, kind_of
 from bottleneck.names import STATE_PREFIX
@@ -42,7 +42,6 @@ from bottleneck.names import STATE_PREFIX
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "teacher")
 _WRAPPERS = (*_AVERAGED, "state_dict", "model_state_dict", "model", "net", "network", "params", "module")
 _DEEPEST = 3  # wrappers within one another
-_SHOWN = 4  # names listed of each kind of misfit
 _MAX_INFLATION = 20  # how much larger than its file a checkpoint may unpack; torch stores uncompressed
 
 # Besides tensors, what training scripts write into checkpoints; none of these runs code when it is rebuilt.
@@ -98,7 +97,7 @@ def read_checkpoint(path: str | Path) -> list[NamedState]:
         odd = [name for name, value in content.items() if not isinstance(value, Tensor)]
         mixed = len(odd) < len(content)
         what = "more than tensors" if mixed else "no tensors by name, but the entries"
-        raise BackboneError(f"The weights file {path} holds {what}: {some(odd)}.", _SAVE_STATE)
+        raise BackboneError(f"The weights file {path} holds {what}: {listed(odd)}.", _SAVE_STATE)
     return states
 
 
@@ -128,7 +127,7 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], origin: str, na
         missing, unexpected = module.load_state_dict(state, strict=False)
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     problems = [
-        f"{len(names)} {kind} ({some(names)})"
+        f"{len(names)} {kind} ({listed(names)})"
         for kind, names in [
             ("missing", missing),
             ("unexpected", unexpected),
@@ -159,12 +158,6 @@ def classes_in(module: nn.Module, state: Mapping[str, Tensor]) -> int | None:
     if theirs is None or theirs.shape == last.shape or theirs.shape[1:] != last.shape[1:]:
         return None
     return len(theirs)
-
-
-def some(names: Sequence[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    more = f", … {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _states(content: Mapping[str, object], path: tuple[str, ...]) -> Iterator[NamedState]:

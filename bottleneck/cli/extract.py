@@ -136,7 +136,8 @@ def command(terminal: Terminal, source: str, cache: str | None, dry_run: bool, *
     SOURCE is a folder (class/x.jpg, split/class/x.jpg or class/split/x.jpg), a manifest (.csv, .jsonl,
     .parquet), tar shards or a URL of any of these. A second run computes only what is new.
     """
-    from bottleneck.extraction.extract import extract, survey
+    from bottleneck.extraction.extract import extract
+    from bottleneck.extraction.survey import survey
 
     if dry_run:
         reading = config_from(ReadConfig, options, seed=options["seed"] or 0)

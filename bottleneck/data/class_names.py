@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import folded, to_number
-from bottleneck.errors import Note
+from bottleneck.errors import Note, quoted
 from bottleneck.samples import Target
 
 _NO_LABEL = (
@@ -72,9 +72,7 @@ def lost_classes(
     for name, target in before.items():
         lost = sorted(_present_classes(target) - _present_classes(after.get(name)))
         if lost:
-            more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-            shown = ", ".join(map(repr, lost[:5])) + more
-            message = f"No sample of {shown} (target {name!r}) is left in {where}: {why}."
+            message = f"No sample of {quoted(lost)} (target {name!r}) is left in {where}: {why}."
             notes.append(Note(code, message, True, {"target": name, "classes": lost}))
     return notes
 

@@ -17,7 +17,7 @@ from bottleneck.data.class_names import name_notes
 from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import folded
 from bottleneck.data.targets import class_target
-from bottleneck.errors import Note, SourceError, counted
+from bottleneck.errors import Note, SourceError, counted, listed, quoted
 from bottleneck.samples import SampleTable
 
 Path = tuple[str, ...]  # names of folders from the top
@@ -140,7 +140,7 @@ def _layout(paths: Sequence[Path], root: str) -> _Layout:
     if any(len(path) > 1 and path[0] in splits for path in inside):
         raise SourceError(
             f"{root} has split folders ({', '.join(sorted(splits))}) beside others "
-            f"({', '.join(sorted(top - splits)[:5])}); expected split/class/image or class/image alone.",
+            f"({listed(sorted(top - splits))}); expected split/class/image or class/image alone.",
             "Move the other folders away, or list the images in a manifest.",
         )
     second = {path for path in inside if len(path) > 1 and split_named(path[1])}
@@ -174,11 +174,11 @@ def _layout_notes(
     classes = {label for label in labels if label is not None}
     beneath = {part for _, _, below in meanings.values() for part in below}
     if like := sorted(name for name in classes | beneath if split_named(name)):
-        message = f"Folders named like splits ({', '.join(like[:5])}) are read as classes or as part of one."
+        message = f"Folders named like splits ({listed(like)}) are read as classes or as part of one."
         message += " If they are splits, use split/class/image."
         notes.append(Note("split-folder-not-used", message, True, {"folders": like}))
     if like := sorted(name for name in classes if _resembles_split(name)):
-        message = f"Folders {', '.join(map(repr, like[:5]))} are read as classes. If they are splits, rename "
+        message = f"Folders {quoted(like)} are read as classes. If they are splits, rename "
         message += "them to train, val or test."
         notes.append(Note("class-named-like-split", message, True, {"folders": like}))
     labelled = [(path, label, below) for path, (_, label, below) in meanings.items() if label is not None]
@@ -217,9 +217,8 @@ def _empty_notes(
     if not contents:
         return []
     shown = [f"{'/'.join(path)!r} ({by_suffix(files)})" for path, files in sorted(contents.items())]
-    more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     names, verb = ("Folders", "yield") if len(shown) > 1 else ("Folder", "yields")
-    message = f"{names} {', '.join(shown[:5])}{more} {verb} no image"
+    message = f"{names} {listed(shown)} {verb} no image"
     message += ", so there is no such class or split." if labelled else "."
     paths_without = ["/".join(path) for path in sorted(contents)]
     return [Note("folders-without-images", message, labelled, {"folders": paths_without})]

@@ -34,7 +34,7 @@ from bottleneck.data.table_file import (
     to_number,
 )
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, listed
 from bottleneck.samples import SampleTable
 
 NONE_READ = "none of their images can be read"
@@ -96,22 +96,38 @@ def read_manifest(
     _require_targets(wanted, name)
     cells = {column: values for column, values in table.items() if config.inputs_only}
     table, columns, told = _present_columns(table, wanted, name)
-    notes += told
     spelt = list(zip(*(_image_keys(table, column, root) for column in wanted.image_columns), strict=True))
-    absent = _absent({key for row in spelt for key in row}, missing)
-    found = _otherwise_spelt(absent, missing)
-    absent = {key: reason for key, reason in absent.items() if key not in found}
-    keys = [tuple(found.get(key, key) for key in row) for row in spelt]
-    notes += _respelt_note(found, name)
+    keys, absent, respelt = _files_of(spelt, missing, name)
     repeated = np.zeros(len(keys), bool) if config.inputs_only else repeated_rows(table)
-    sample_keys = _sample_keys(table, wanted, spelt if config.inputs_only else keys, repeated)
-    targets = {}
-    for label in wanted.label_columns:
-        alone = len(wanted.label_columns) == 1
-        targets[label], told = target_from_column(label, table[label], config.labels, alone)
-        notes += told
     whole = np.array([absent.keys().isdisjoint(row) for row in keys], bool) & ~repeated
     images = sorted({key for row, complete in zip(keys, whole, strict=True) if complete for key in row})
+    sample_keys = _sample_keys(table, wanted, spelt if config.inputs_only else keys, repeated)
+    complete, on_labels = _samples(table, wanted, sample_keys, keys, images)
+    samples = complete.take(whole)
+    notes += [*told, *respelt, *on_labels, *repeated_note(repeated, name)]
+    notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
+    shown = {encodable(key): reason for key, reason in absent.items()}
+    kept = {
+        column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
+        for column, values in cells.items()
+        if column not in columns["image"]
+    }
+    return Manifest(images, samples, shown, columns, tuple(notes), kept)
+
+
+def _samples(
+    table: Table,
+    wanted: ReadConfig,
+    sample_keys: list[str],
+    keys: list[tuple[str, ...]],
+    images: list[str],
+) -> tuple[SampleTable, list[Note]]:
+    """Return all samples of a table, those without all of their images included, and notes on the cells."""
+    targets, notes = {}, list[Note]()
+    for label in wanted.label_columns:
+        alone = len(wanted.label_columns) == 1
+        targets[label], told = target_from_column(label, table[label], wanted.labels, alone)
+        notes += told
     index = {key: number for number, key in enumerate(images)}
     samples = SampleTable(
         key=np.array(sample_keys, object),
@@ -125,16 +141,17 @@ def read_manifest(
     )
     if wanted.split_column is not None:
         notes += merged_notes(table[wanted.split_column])
-    notes += repeated_note(repeated, name)
-    samples, complete = samples.take(whole), samples
-    notes += lost_classes(complete.targets, samples.targets, "classes-without-samples", name, NONE_READ)
-    shown = {encodable(key): reason for key, reason in absent.items()}
-    kept = {
-        column: [value for value, is_whole in zip(values, whole, strict=True) if is_whole]
-        for column, values in cells.items()
-        if column not in columns["image"]
-    }
-    return Manifest(images, samples, shown, columns, tuple(notes), kept)
+    return samples, notes
+
+
+def _files_of(
+    spelt: list[tuple[str, ...]], missing: Callable[[Sequence[str]], dict[str, str]], name: str
+) -> tuple[list[tuple[str, ...]], dict[str, str], list[Note]]:
+    """Return the keys of the files that the rows name; those that cannot be read, and why; and notes."""
+    absent = _absent({key for row in spelt for key in row}, missing)
+    found = _otherwise_spelt(absent, missing)
+    absent = {key: reason for key, reason in absent.items() if key not in found}
+    return [tuple(found.get(key, key) for key in row) for row in spelt], absent, _respelt_note(found, name)
 
 
 def _in_use(wanted: ReadConfig) -> Columns:
@@ -190,7 +207,7 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
         _require_header(table, name)
         close = [column for column in table if _holds_images(table[column])] or _close(table, IMAGE_NAMES)
         raise SourceError(
-            f"The manifest {name} has columns {_listed(table)}; expected 'image' or 'file_name'.",
+            f"The manifest {name} has columns {listed(table, 20)}; expected 'image' or 'file_name'.",
             f"Name the column of image paths: --image-column {_quoted(close[0] if close else 'NAME')}.",
         )
     labels, split = config.label_columns, config.split_column
@@ -261,7 +278,7 @@ def _found(table: Table, column: str, name: str) -> str:
     close = difflib.get_close_matches(folded(column), {folded(other): other for other in table}, n=1)
     offered = [other for other in table if folded(other) in close]
     raise SourceError(
-        f"The manifest {name} has no column {column!r}; it has {_listed(table)}.",
+        f"The manifest {name} has no column {column!r}; it has {listed(table, 20)}.",
         f"Did you mean {offered[0]!r}?" if offered else "",
     )
 
@@ -319,11 +336,6 @@ def _close(columns: Sequence[str] | Table, words: Sequence[str]) -> list[str]:
     inside = [column for word in words for column in columns if len(word) > 1 and word in folded(column)]
     alike = [c for word in words for c in columns if difflib.get_close_matches(folded(c), [word], cutoff=0.7)]
     return list(dict.fromkeys(whole + inside + alike))
-
-
-def _listed(table: Table) -> str:
-    names = list(table)
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
 
 
 def _quoted(column: str) -> str:

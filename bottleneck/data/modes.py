@@ -32,7 +32,7 @@ class Rendering(NamedTuple):
 
 
 def rendering_of(image: Image.Image) -> Rendering:
-    """Return what converts a decoded image, or any part of it, as a whole."""
+    """Return what has to be known of a decoded image to convert any part of it."""
     inverted = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     clear = image.has_transparency_data and all(
         band.convert("RGBA").getchannel("A").getextrema() == (0, 0) for _, band in _bands(image)

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.table_file import Table, find_column, folded
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, listed
 
 ROLES = {  # of `ReadConfig` that name the columns of each role
     "image": "image_columns",
@@ -51,8 +51,8 @@ def recalled(table: Table, config: ReadConfig, name: str) -> tuple[ReadConfig, l
             taken[role] = columns
         elif role == "covariate" or (role == "image" and len(columns) > 1):
             raise SourceError(
-                f"The model takes {_listed(role, columns)}, and {name} has no column {missing[0]!r}; it has "
-                f"{', '.join(list(table)[:20])}.",
+                f"The model takes {_named(role, columns)}, and {name} has no column {missing[0]!r}; it has "
+                f"{listed(table, 20)}.",
                 "Add or rename the column."
                 if role == "covariate"
                 else "Name the columns of the images in that order with --image-column.",
@@ -60,7 +60,7 @@ def recalled(table: Table, config: ReadConfig, name: str) -> tuple[ReadConfig, l
         else:
             notes.append(_missing_note(role, missing[0], name))
     if told := {role: columns for role, columns in taken.items() if not _is_default(role, columns)}:
-        shown = ", ".join(_listed(role, columns) for role, columns in told.items())
+        shown = ", ".join(_named(role, columns) for role, columns in told.items())
         message = f"{name} is read by the columns that the model was made with: {shown}. Flags override them."
         details = {"columns": {role: list(columns) for role, columns in told.items()}}
         notes.append(Note("remembered-columns", message, details=details))
@@ -82,7 +82,7 @@ def _as_field(role: str, columns: tuple[str, ...]) -> str | tuple[str, ...]:
     return columns if ROLES[role].endswith("columns") else columns[0]
 
 
-def _listed(role: str, columns: tuple[str, ...]) -> str:
+def _named(role: str, columns: tuple[str, ...]) -> str:
     return f"{role} {' and '.join(map(repr, columns))}"
 
 

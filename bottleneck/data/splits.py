@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bottleneck.data.class_names import lost_classes
-from bottleneck.errors import Note, SourceError
+from bottleneck.errors import Note, SourceError, quoted
 from bottleneck.samples import SampleTable, Target
 
 ALIASES = {
@@ -123,10 +123,9 @@ def classes_thinned(before: SampleTable, after: SampleTable) -> list[Note]:
             few += [name for name, n, left in zip(target.class_names, had, has, strict=True) if n > left == 1]
     if not few:
         return []
-    shown = ", ".join(map(repr, few[:5])) + (f" and {len(few) - 5} more" if len(few) > 5 else "")
     text = (
-        f"Only one train sample is left of {shown}: cross-validation cannot learn such a class and judge it "
-        "too. Use smaller fractions for val and test."
+        f"Only one train sample is left of {quoted(few)}: cross-validation cannot learn such a class and "
+        "judge it too. Use smaller fractions for val and test."
     )
     return [Note("one-train-sample-left", text, True, {"classes": few})]
 

@@ -1,4 +1,4 @@
-"""Where the bytes of images lie: a folder, a store behind an fsspec URL, tar shards.
+"""Stores that the bytes of images are read from: a folder, an fsspec URL, tar shards.
 
 Keys are paths relative to the root with "/" between their parts, whatever the platform. In a manifest a key
 may also be an absolute path, lead out of the root by "..", or be a URL: the list is the user's own, and

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note, SourceError, counted
+from bottleneck.errors import Note, SourceError, counted, listed
 from bottleneck.remote.urls import one_line
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -97,9 +97,7 @@ def _require_lines(name: str, data: bytes) -> None:
 
 def rows_named(rows: Sequence[int]) -> str:
     """Return "row 3" or "rows 3, 7, 8, 9, 11 and 12 more"."""
-    shown = ", ".join(map(str, rows[:5]))
-    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+    return f"row{'s' if len(rows) > 1 else ''} {listed(rows)}"
 
 
 def folded(text: str) -> str:

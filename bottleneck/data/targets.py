@@ -66,54 +66,82 @@ def target_from_column(
     SourceError
         Lists beside single values, cells that are neither text nor number, infinite numbers: rows named.
     """
-    cells = [None if _is_missing(value) else value for value in values]
-    notes: list[Note] = []
-    if blank := sum(isinstance(cell, str) and not cell.strip() for cell in cells):
-        cells = [None if isinstance(cell, str) and not cell.strip() else cell for cell in cells]
-        labels = counted(blank, f"label of {name!r} is", f"labels of {name!r} are")
-        message = f"{labels} spaces alone, and counted as unlabelled."
-        notes.append(Note("blank-labels", message, details={"target": name, "samples": blank}))
-    if name in config.classes or name in config.regression:
-        pass
-    elif config.label_separator is None:
-        notes += _separator_notes(name, cells)
-    elif alone or any(isinstance(cell, str) and config.label_separator in cell for cell in cells):
-        notes += _separated_notes(name, cells, config.label_separator)
-        cells = [_separated(cell, config.label_separator) for cell in cells]
-    else:
-        message = f"No cell of {name!r} contains {config.label_separator!r}: it has one label a sample."
-        notes.append(Note("label-separator-unused", message, True, {"target": name}))
+    cells, notes = _without_blanks(name, [None if _is_missing(value) else value for value in values])
+    cells, told = _split_cells(name, cells, config, alone)
+    notes += told
     if any(isinstance(cell, list) for cell in cells):
         target = _multilabel(name, cells)
         return target, notes + name_notes(target)
     _refuse(name, cells, lambda cell: isinstance(cell, str | int | float), "text, a number or a list of them")
     _refuse(name, cells, lambda cell: storable(str(cell)), "valid UTF-8 without NUL")
     numbers = [None if cell is None else to_number(cell) for cell in cells]
-    is_number = all(number is not None or cell is None for number, cell in zip(numbers, cells, strict=True))
-    if name in config.classes or (not is_number and name not in config.regression):
-        target = class_target(name, [None if cell is None else _name(cell) for cell in cells], _order(cells))
-        notes += _merged_notes(name, cells)
-        if name not in config.classes:
-            notes += _text_notes(target, cells, numbers)
-        return target, notes + name_notes(target, certain=name in config.classes)
-    if name in config.regression:
-        _refuse(name, cells, _is_numeric, "a number")
+    are_numbers = all(n is not None or cell is None for n, cell in zip(numbers, cells, strict=True))
+    if name in config.classes or (not are_numbers and name not in config.regression):
+        target, told = _of_names(name, cells, numbers, certain=name in config.classes)
+    else:
+        target, told = _of_numbers(name, cells, numbers, certain=name in config.regression)
+    return target, notes + told
+
+
+def _without_blanks(name: str, cells: list[Any]) -> tuple[list[Any], list[Note]]:
+    """Return the cells, None in place of spaces alone, and a note on those."""
+    blank = [isinstance(cell, str) and not cell.strip() for cell in cells]
+    if not any(blank):
+        return cells, []
+    labels = counted(sum(blank), f"label of {name!r} is", f"labels of {name!r} are")
+    message = f"{labels} spaces alone, and counted as unlabelled."
+    note = Note("blank-labels", message, details={"target": name, "samples": sum(blank)})
+    return [None if is_blank else cell for cell, is_blank in zip(cells, blank, strict=True)], [note]
+
+
+def _split_cells(
+    name: str, cells: list[Any], config: LabelConfig, alone: bool
+) -> tuple[list[Any], list[Note]]:
+    """Return the cells, lists where a separator is named and meant for them, and notes on separators."""
+    separator = config.label_separator
+    if name in config.classes or name in config.regression:
+        return cells, []
+    if separator is None:
+        return cells, _separator_notes(name, cells)
+    if alone or any(isinstance(cell, str) and separator in cell for cell in cells):
+        return [_separated(cell, separator) for cell in cells], _separated_notes(name, cells, separator)
+    message = f"No cell of {name!r} contains {separator!r}: it has one label a sample."
+    return cells, [Note("label-separator-unused", message, True, {"target": name})]
+
+
+def _of_names(
+    name: str, cells: list[Any], numbers: Sequence[float | None], certain: bool
+) -> tuple[Target, list[Note]]:
+    """Return the target whose classes the cells name. certain : the user says so."""
+    target = class_target(name, [None if cell is None else _name(cell) for cell in cells], _order(cells))
+    notes = _merged_notes(name, cells)
+    if not certain:
+        notes += _text_notes(target, cells, numbers)
+    return target, notes + name_notes(target, certain)
+
+
+def _of_numbers(
+    name: str, cells: list[Any], numbers: Sequence[float | None], certain: bool
+) -> tuple[Target, list[Note]]:
+    """Return the regression of numbers, or their classes. certain : the user says that it is a regression."""
+    notes: list[Note] = []
+    _refuse(name, cells, _is_numeric, "a number")
     _refuse(name, numbers, lambda number: not math.isinf(number), "a finite number")
     if undefined := sum(number is not None and math.isnan(number) for number in numbers):
         labels = counted(undefined, f"label of {name!r} is", f"labels of {name!r} are")
         message = f"{labels} NaN, and counted as unlabelled."
         notes.append(Note("nan-labels", message, details={"target": name, "samples": undefined}))
     numbers = [None if number is None or math.isnan(number) else number for number in numbers]
-    if name in config.regression or _are_quantities(cells, numbers):
+    if certain or _are_quantities(cells, numbers):
         measured = [math.nan if number is None else number for number in numbers]
-        if name not in config.regression:
-            notes.append(_kind_note(name, "regression", "quantities", "classes"))
+        if not certain:
+            notes.append(_kind_note(name, "regression", "quantities"))
         return Target(name, "regression", np.array(measured, np.float64)), notes
     names = [None if number is None else _name(cell) for cell, number in zip(cells, numbers, strict=True)]
     target = class_target(name, names, _order(cells))
     K, labelled = len(target.class_names), int(target.labelled.sum())
     if any(number % 1 for number in numbers if number is not None) or (K > 20 and labelled < REPEATS * K):
-        notes.append(_kind_note(name, "classes", f"the names of {K} classes", "regression"))
+        notes.append(_kind_note(name, "classes", f"the names of {K} classes"))
     return target, notes + name_notes(target)
 
 
@@ -191,12 +219,13 @@ def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | 
     return []
 
 
-def _kind_note(name: str, kind: str, meaning: str, other: str) -> Note:
+def _kind_note(name: str, kind: str, meaning: str) -> Note:
     """Return the note that the numbers of a column were taken for one kind of target and not the other."""
+    other, if_so = ("classes", "names of classes") if kind == "regression" else ("regression", "quantities")
     return Note(
         f"numbers-read-as-{kind}",
         f"The numbers of {name!r} are read as {meaning}. To confirm, give --{kind} {name}; "
-        f"if they are {'quantities' if other == 'regression' else 'names of classes'}, --{other} {name}.",
+        f"if they are {if_so}, --{other} {name}.",
         True,
         {"target": name},
     )

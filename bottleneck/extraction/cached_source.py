@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.data.storage import Files, LocalFiles, RemoteFiles
 from bottleneck.data.untrusted import require_trusted_keys, require_trusted_root
 from bottleneck.errors import CacheError

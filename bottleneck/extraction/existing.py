@@ -1,4 +1,4 @@
-"""What an extraction finds out about the cache that exists: moved images, other splits, kept statistics.
+"""Compare a source with the cache that exists: moved images, other splits, kept statistics, lost rows.
 
 A source at another place than the cache's is taken for the same if its images are.
 """
@@ -14,7 +14,9 @@ import numpy as np
 from bottleneck.data.source import Source
 from bottleneck.errors import CacheError, ImageError, Note, counted
 from bottleneck.extraction.pipeline import BATCH_SIZE
+from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.store.layout import parts_folder
+from bottleneck.store.plan import Plan
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import Origin
 
@@ -98,3 +100,24 @@ def statistics_notes(cache: FeatureCache, source: Source) -> list[Note]:
         f"there are {now:,}. Write another cache with -o to take them from up to {BATCH_SIZE}."
     )
     return [Note("batchnorm-statistics-kept", text, True, {"images": few})]
+
+
+def refuse_limit(source: Source, plan: Plan, path: Path) -> None:
+    """Raise CacheError where a limit leaves the cache with fewer images than it has."""
+    for note in plan.notes:
+        few = note.code == "rows-removed" and len(source.images) < note.details["before"]
+        if few and source.limit is not None:
+            raise CacheError(
+                f"With --limit {source.limit}, the rows of {note.details['removed']} of "
+                f"{note.details['before']} images would be removed from {path}.",
+                "Leave --limit out, or give another file with -o.",
+            )
+
+
+def keys_and_stats(source: Source, is_new: bool) -> tuple[tuple[str, ...], list[FileStat]]:
+    """Return the keys of all inputs, those known to be absent last, with the file of each.
+
+    is_new : the cache knows no image, so that no file can be unchanged, and none is asked for.
+    """
+    stats = [UNKNOWN_STAT for _ in source.images] if is_new else source.stats(source.images)
+    return (*source.images, *source.absent), [*stats, *(UNKNOWN_STAT for _ in source.absent)]

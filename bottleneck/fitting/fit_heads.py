@@ -17,7 +17,7 @@ import numpy as np
 from bottleneck.backbones.node_names import stored_nodes
 from bottleneck.data.config import LabelConfig
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.errors import FitError, Note, listed, quoted, refuse_strict
 from bottleneck.files import require_file_name
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import HeadFiles, shot_record
@@ -26,7 +26,6 @@ from bottleneck.fitting.left_out import Listed, left_out, without_rows
 from bottleneck.fitting.training_set import (
     folds_of,
     require_classes,
-    shown,
     training_samples,
     with_numbers,
     with_training_classes,
@@ -310,7 +309,7 @@ def _left_out(config: FitConfig, targets: list[Target]) -> list[Note]:
             "Use --head logistic or --head ridge.",
         )
     if others and not_classes:
-        text = f"Heads of kind {', '.join(others)} predict classes: none is fitted to {shown(not_classes)}."
+        text = f"Heads of kind {', '.join(others)} predict classes: none is fitted to {quoted(not_classes)}."
         notes.append(Note("heads-left-out", text, True, {"heads": others, "targets": not_classes}))
     if others and config.views:
         if len(others) == len(config.head):
@@ -337,8 +336,7 @@ def _unused(config: FitConfig, targets: list[Target]) -> list[Note]:
             continue
         names = [f"{kind} of {target.name!r}" for kind, target in heads if not _uses(kind, target, option)]
         if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            text = f"{option} changes nothing in these heads: {', '.join(names[:5])}{more}."
+            text = f"{option} changes nothing in these heads: {listed(names)}."
             notes.append(Note("options-unused", text, True, {"options": [option], "heads": names}))
     return notes
 
@@ -364,7 +362,7 @@ def _fewer_shots(config: FitConfig, targets: list[Target]) -> list[Note]:
         few = {name: int(n) for name, n in zip(target.class_names, counts, strict=True) if n <= most}
         if few:
             text = (
-                f"Target {target.name!r}: {shown(list(few))} with no more than {most} training samples. "
+                f"Target {target.name!r}: {quoted(few)} with no more than {most} training samples. "
                 "Where that many shots are drawn, all of them are taken and none is left to measure."
             )
             notes.append(Note("fewer-shots", text, True, {"target": target.name, "classes": few}))

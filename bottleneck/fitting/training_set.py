@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, quoted
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.samples import UNLABELLED, SampleTable, Target
@@ -135,17 +135,11 @@ def _note_unseen(target: Target, unseen: dict[str, int]) -> Note:
     measured = f", and {left_out:,} answers in other splits are not measured" if left_out else ""
     return Note(
         "classes-without-training-samples",
-        f"Target {target.name!r}: {shown(list(unseen))} with no training sample: these {what} take no part "
+        f"Target {target.name!r}: {quoted(unseen)} with no training sample: these {what} take no part "
         f"in the fit{measured}. Add train samples of them.",
         changes_result=True,
         details={"target": target.name, "unseen": unseen},
     )
-
-
-def shown(names: Sequence[str]) -> str:
-    """Return the first five names, quoted, and how many more there are."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(repr, names[:5])) + more
 
 
 def _require_targets(samples: SampleTable, names: Sequence[str]) -> None:
@@ -223,12 +217,12 @@ def _note_classes(target: Target, cv: int, notes: list[Note]) -> None:
     counts = dict(zip(target.class_names, _counts(target, labelled).tolist(), strict=True))
     rare = [name for name, count in counts.items() if count < cv]
     if rare:
-        text = f"Target {target.name!r}: {shown(rare)} with fewer than {cv} training samples."
+        text = f"Target {target.name!r}: {quoted(rare)} with fewer than {cv} training samples."
         few = {name: counts[name] for name in rare}
         notes.append(Note("rare-classes", text, details={"target": target.name, "classes": few}))
     always = [name for name, count in counts.items() if count == labelled.sum()]
     if always:
-        text = f"Target {target.name!r}: all training samples have {shown(always)}; it is predicted always."
+        text = f"Target {target.name!r}: all training samples have {quoted(always)}; it is predicted always."
         notes.append(Note("labels-of-all-samples", text, details={"target": target.name, "classes": always}))
 
 

@@ -16,7 +16,8 @@ import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import LabelConfig, ReadConfig
-from bottleneck.data.source import Source, read_sources
+from bottleneck.data.read_source import read_sources
+from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, BottleneckError, Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.head_files import blockwise

@@ -22,7 +22,8 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import MIRROR, Mirror, Preprocess
-from bottleneck.data.source import Source, read_sources
+from bottleneck.data.read_source import read_sources
+from bottleneck.data.source import Source
 from bottleneck.errors import ArtifactError, Note
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk

@@ -18,7 +18,8 @@ import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import LabelConfig, ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig

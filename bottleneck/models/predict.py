@@ -19,7 +19,8 @@ from typing import Any
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_sources
+from bottleneck.data.read_source import read_sources
+from bottleneck.data.source import Source
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, Note, refuse_strict
 from bottleneck.extraction.config import EngineConfig

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError, Note
+from bottleneck.errors import BottleneckError, Note, listed
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.models.classifier import Classifier, Outputs
@@ -63,7 +63,7 @@ def measure_unknown(
         details = {"fitted_on": fitted, "measured": measured}
         notes.append(Note("unknown-images-known", text, True, details))
     if classes := sorted(set(head.class_names) & _classes_in(opened, head.target)):
-        text = f"Images given as unknown are of classes that the head knows: {', '.join(classes[:5])}."
+        text = f"Images given as unknown are of classes that the head knows: {listed(classes)}."
         notes.append(Note("unknown-images-of-known-classes", text, True, {"classes": classes}))
     out = trust.rejected(scored.novelty)
     figures = {

@@ -20,7 +20,8 @@ from PIL import Image, ImageOps
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_sources
+from bottleneck.data.read_source import read_sources
+from bottleneck.data.source import Source
 from bottleneck.errors import BottleneckError, Note, counted, distinct, refuse_strict
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig

@@ -9,6 +9,7 @@ import json
 import os
 from collections import OrderedDict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bottleneck.errors import ArtifactError, BottleneckError, CacheError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, listed
 from bottleneck.names import MEASURES
 from bottleneck.records import require_calibration
 from bottleneck.remote.path import path_of
@@ -35,6 +36,8 @@ from bottleneck.store.tables import (
     Column,
     Failure,
     ImageTable,
+    column_flags,
+    columns_of,
     failures_of,
     no_samples,
     samples_of,
@@ -282,7 +285,10 @@ class CacheFile:
         else:
             main, before = self.path, "Run "
         source = self.origin.source if not self.origin.source.startswith("-") else f"./{self.origin.source}"
-        command = f"bottleneck extract {quote(source)} -o {quote(str(main))}"
+        columns: dict[str, tuple[str, ...]] = {}
+        with suppress(KeyError, TypeError, ValueError, CacheError):  # a part or a map, or an odd record
+            columns = columns_of(self.file["samples/key"].attrs["columns"])
+        command = f"bottleneck extract {quote(source)}{column_flags(columns)} -o {quote(str(main))}"
         return f"{before}`{command}`"
 
     def damaged(self, what: str) -> CacheError:
@@ -313,8 +319,7 @@ def describe_rows(dataset: str, rows: np.ndarray) -> str:
     if len(rows) == 1:
         return f"row {rows[0]} of {node} does not match its checksum"
     spans = [str(first) if first == last else f"{first} to {last}" for first, last in spans_of(rows)]
-    more = f" and {len(spans) - 4} more" if len(spans) > 4 else ""
-    return f"rows {', '.join(spans[:4])}{more} of {node} do not match their checksums"
+    return f"rows {listed(spans, 4)} of {node} do not match their checksums"
 
 
 class FilePool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ def blocks_of_table(
     rows: np.ndarray | None = None,
 ) -> Iterator[pyarrow.Table]:
     """Yield a table in blocks of one schema; one empty block if there is no row.
+
+    A target or covariate that is named like another column has `label_` or `covariate_` before its name.
 
     Parameters
     ----------
@@ -84,10 +86,26 @@ def _columns(images: np.ndarray, samples: SampleTable) -> dict[str, list[Any]]:
     }
     if samples.group is not None:
         columns["group"] = list(samples.group)
-    columns |= {name: _label_names(target) for name, target in samples.targets.items()}
+    names = target_columns(samples.targets, {*columns, "group"})
+    columns |= {names[name]: _label_names(target) for name, target in samples.targets.items()}
     for name, values in zip(samples.covariate_names, samples.covariates.T, strict=True):
-        columns[name] = values.tolist()
+        columns[_free(name, "covariate_", {*columns, "group"})] = values.tolist()
     return columns
+
+
+def target_columns(targets: Iterable[str], taken: Collection[str]) -> dict[str, str]:
+    """Return the column of each target: its name, with `label_` before it where another column has that name.
+
+    taken : names of other columns
+    """
+    names = set(targets)
+    return {name: _free(name, "label_", {*taken, *names - {name}}) for name in names}
+
+
+def _free(name: str, prefix: str, taken: Collection[str]) -> str:
+    while name in taken or name.startswith(FEATURES):
+        name = prefix + name
+    return name
 
 
 def _label_names(target: Target) -> list[Any]:

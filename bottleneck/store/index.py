@@ -183,7 +183,7 @@ class Records:
         self._stat.append(images.stat)
 
     def drop(self, positions: np.ndarray) -> None:
-        """Let the records at `positions` no longer count."""
+        """Stop counting the records at `positions`."""
         self._dropped = np.union1d(self._dropped, positions[positions >= 0])
 
     def find(self, hashes: np.ndarray) -> np.ndarray:

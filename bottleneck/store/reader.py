@@ -26,7 +26,7 @@ from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide
 from bottleneck.store.spec import NodeSpec, stored_name, vector_fingerprint
-from bottleneck.store.tables import ImageTable, encode, no_samples
+from bottleneck.store.tables import ImageTable, column_flags, encode, no_samples
 
 if TYPE_CHECKING:
     import pyarrow
@@ -339,14 +339,15 @@ class FeatureCache:
             self.vectors(node)
         rows, left_out = self.select(split, target)
         chosen = None if target is None else self.target(target).take(rows)
-        opener = partial(_open_rows, self.path, node, self._identity())
+        opener = partial(_open_rows, self.path, node, self.identity)
         return CacheDataset(opener, self.samples.key[rows], rows, chosen, left_out)
 
     def _is_map(self, node: str) -> bool:
         return node in self.nodes and self.nodes[node].is_map
 
-    def _identity(self) -> str:
-        """Return a sha256 of what another state of the file would change: recipe, samples and images."""
+    @property
+    def identity(self) -> str:
+        """A sha256 of what another state of the file would change: recipe, samples and images."""
         state = hashlib.sha256(self.fingerprint.encode())
         for array in (encode(self.samples.key), self.samples.image, self.images.digest):
             state.update(np.ascontiguousarray(array).tobytes())
@@ -368,9 +369,18 @@ class FeatureCache:
             )
         return rows
 
+    @property
+    def source_words(self) -> str:
+        """The source as a command names it, with the columns of a manifest, which give the samples labels."""
+        columns = {} if isinstance(self._samples, CacheError) else self._samples.columns
+        return quote(self.source) + column_flags(columns)
+
+    def extract_command(self, flags: str) -> str:
+        """Return the command that extracts the source of the cache into it again, with `flags`."""
+        return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}"
+
     def _add_with(self, node: str) -> str:
-        source, path = quote(self.source), quote(str(self.path))
-        return f"Add them with `bottleneck extract {source} -o {path} --node {node}`."
+        return f"Add them with `{self.extract_command(f'--node {node}')}`."
 
     def close(self) -> None:
         """Close every file."""
@@ -386,7 +396,7 @@ class FeatureCache:
 def _open_rows(path: Path, node: str, identity: str) -> RowReader:
     """Open the cache at `path` and return the rows of its samples, while they are those of `identity`."""
     cache = FeatureCache(path)
-    if cache._identity() != identity:
+    if cache.identity != identity:
         cache.close()
         raise CacheError(
             f"{path} has been written anew since this dataset was made.",

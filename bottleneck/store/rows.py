@@ -26,9 +26,7 @@ from bottleneck.store.tables import MEASURED, Failure
 
 ABSENT = -1  # file number and row of a digest that has no row
 MEASURES_OF = frozenset([MEASURED])  # stands for a dataset: the rows of /images whose pixels were measured
-MOST_COMPARED = (
-    64  # files whose digests are kept beside the index, to be compared with those that are asked for
-)
+MOST_COMPARED = 64  # files whose digests are kept beside the index, and compared with those asked for
 
 
 class FeatureRows(RowReader):
@@ -205,7 +203,7 @@ class _Column:
 
 
 class _Group:
-    """Where the rows of datasets are that the same files hold."""
+    """The places of the rows of datasets that the same files contain."""
 
     def __init__(self) -> None:
         self.runs = Runs()
@@ -305,7 +303,7 @@ class Catalog:
         self._failed_at[failure.key] = len(self.records)
 
     def settle(self) -> None:
-        """Let of a key's records and failures the latest count alone."""
+        """Keep the latest record or failure of each key, and drop the others."""
         keys = list(self.failures)
         at = self.records.find(hashes_of(keys))
         later = at >= np.array([self._failed_at[key] for key in keys], np.int64)

@@ -85,7 +85,7 @@ class CacheSpec:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the rows of a cache come from: the recipes, and the place of the images.
+    """The origin of the rows of a cache: the recipes, and the place of the images.
 
     Parameters
     ----------

@@ -9,12 +9,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from shlex import quote
 
 import numpy as np
 
 from bottleneck.errors import CacheError
 from bottleneck.files import UNKNOWN_STAT, FileStat
-from bottleneck.names import MEASURES, SPLITS, TARGET_KINDS
+from bottleneck.names import COLUMN_FLAGS, MEASURES, SPLITS, TARGET_KINDS
 from bottleneck.samples import MOST_SHARDS, SampleTable, Shard, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
@@ -221,7 +222,7 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         covariates=np.zeros((len(split), 0)) if covariates is None else covariates.values,
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
-        columns=_columns_of(columns["samples/key"].attributes.get("columns", "{}")),
+        columns=columns_of(columns["samples/key"].attributes.get("columns", "{}")),
         shard=shard,
         position=position,
     )
@@ -234,7 +235,21 @@ def _columns_attribute(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
     )
 
 
-def _columns_of(text: str) -> dict[str, tuple[str, ...]]:
+def column_flags(columns: Mapping[str, Sequence[str]]) -> str:
+    """Return the flags of `extract` that name the columns of a manifest, each after a space.
+
+    Without them the samples would lose labels, splits and groups that have columns of other names.
+    """
+    return "".join(
+        f" {COLUMN_FLAGS[role]} {quote(name)}"
+        for role, names in columns.items()
+        if role in COLUMN_FLAGS and tuple(names) != (role,)
+        for name in names
+    )
+
+
+def columns_of(text: str) -> dict[str, tuple[str, ...]]:
+    """Return the columns of a manifest by role, as stored. Raises CacheError or ValueError if damaged."""
     record = json.loads(text)
     if not isinstance(record, dict):
         raise CacheError("the columns of the samples are not an object")

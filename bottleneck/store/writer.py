@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import CacheError, Note
+from bottleneck.errors import CacheError, Note, listed
 from bottleneck.files import UNKNOWN_STAT, FileStat, write_error
 from bottleneck.samples import SampleTable
 from bottleneck.store.committer import Batch, Committer, Taken
@@ -320,8 +320,7 @@ class CacheWriter:
         foreign, folder = self._parts.foreign, self._parts.path
         if not foreign:
             return []
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
-        message = f"{folder} holds what no run has written: {', '.join(foreign[:3])}{more}; it is left there."
+        message = f"{folder} holds what no run has written: {listed(foreign, 3)}; it is left there."
         return [Note("foreign-files-left", message, details={"files": list(foreign)})]
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import MIRROR, Preprocess
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import CacheError, FingerprintError, Note
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import is_cache
@@ -32,6 +34,11 @@ class NewImages:
     startup_seconds: float = 0.0
     extract_seconds: float = 0.0
     engines: Sequence[dict[str, Any]] = ()
+
+    @property
+    def failed(self) -> list[dict[str, str]]:
+        """[{image, error}] of the images that have no row."""
+        return [{"image": key, "error": why} for key, why in self.cache.failures.items()]
 
 
 def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def network_of(cache: FeatureCache, load: LoadOptions) -> dict[str, Any]:
 @contextmanager
 def new_images(
     cache: FeatureCache,
-    new: str | Path,
+    new: str | os.PathLike[str],
     node: str,
     load: LoadOptions,
     engine: EngineConfig,
@@ -88,7 +95,7 @@ def new_images(
 def _extracted(
     cache: FeatureCache,
     node: str,
-    new: str | Path,
+    new: str | os.PathLike[str],
     load: LoadOptions,
     engine: EngineConfig,
     reporter: Reporter,

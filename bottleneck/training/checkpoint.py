@@ -23,7 +23,7 @@ from bottleneck.files import replacing
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of a run is stored.
+    """The file of a run's state.
 
     path : Path
     fingerprint : str

@@ -220,7 +220,7 @@ def _fallback(plan: FinetunePlan, cache: FeatureCache, measured: Measured) -> Fa
 
 
 def _fingerprint(plan: FinetunePlan, cache: FeatureCache, config: FinetuneConfig) -> str:
-    """Of everything that decides the course of a run; a checkpoint is valid for the same one only."""
+    """Fingerprint of everything that a run depends on; a checkpoint is valid for the same one only."""
     digest = hashlib.sha256(torch.__version__.encode())
     for array in (*plan.start.arrays.values(), cache.images.digest, *plan.splits.rows.values()):
         digest.update(np.ascontiguousarray(array).tobytes())

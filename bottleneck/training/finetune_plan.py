@@ -11,7 +11,6 @@ Shapes: I images, C channels, H × W positions, V views.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -61,7 +60,7 @@ TRIED = 16  # images on which the speed is measured
 class FinetunePlan:
     """What is decided before the feature map is read.
 
-    cache : path; identity : of its content (`cache_identity`)
+    cache : path; identity : of its content (`FeatureCache.identity`)
     head : as it came; start : the head that training starts from (see `starting_head`)
     notes : what was decided on labels, samples and options
     map_seconds : that the extraction of the feature map has taken so far
@@ -109,7 +108,7 @@ def plan_finetuning(cache: Path, head_path: Path, config: FinetuneConfig) -> Fin
         splits = labelled_splits(samples, head.target, val_fraction=config.val_fraction, seed=config.seed)
         backbone = backbone_of(opened, config.load)
         start = starting_head(head, opened, splits)
-        identity = cache_identity(opened)
+        identity = opened.identity
     cut = find_cut(backbone, head.node, config.unfreeze)
     fitted = start.notes if start is not head else ()
     decided = (*head.notes, *fitted, *notes, *unseen, *splits.notes, *_plan_notes(head, start, cut, config))
@@ -145,7 +144,7 @@ def with_map(plan: FinetunePlan, head_path: Path, config: FinetuneConfig, report
         plan.cache, plan.cut.node, views=config.views, options=config.load, reporter=reporter
     )
     with FeatureCache(plan.cache) as cache:
-        unchanged = cache_identity(cache) == plan.identity
+        unchanged = cache.identity == plan.identity
     fresh = plan if unchanged else plan_finetuning(plan.cache, head_path, config)
     notes = lost_notes(len(plan.splits.table), len(fresh.splits.table))
     return replace(fresh, notes=(*fresh.notes, *notes), map_seconds=seconds)
@@ -251,17 +250,9 @@ def build_job(
     )
 
 
-def cache_identity(cache: FeatureCache) -> str:
-    """A digest of the images and samples of a cache, which must not change while a run opens it again."""
-    digest = hashlib.sha256(cache.fingerprint.encode())
-    for array in (cache.images.digest, cache.samples.image):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def require_unchanged(cache: FeatureCache, identity: str) -> None:
-    """Raise CacheError where the cache is not the one that `cache_identity` described."""
-    if cache_identity(cache) != identity:
+    """Raise CacheError where the cache is not the one that has this `FeatureCache.identity`."""
+    if cache.identity != identity:
         raise CacheError(
             f"The images of {cache.path} changed while the run was being prepared.",
             "Run the same command again once nothing else writes the cache.",

@@ -1,4 +1,4 @@
-"""Where fine-tuning starts: a head that fits the cache, and the check that the network has the head's logits.
+"""The start of fine-tuning: a head that fits the cache, and the check that the network has its logits.
 
 Shapes: n samples, D inputs of the head, K classes.
 """

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import FitError, Note, SourceError
-from bottleneck.fitting.training_set import shown, with_training_classes
+from bottleneck.errors import FitError, Note, SourceError, quoted
+from bottleneck.fitting.training_set import with_training_classes
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
 from bottleneck.training.batches import SampleSet
@@ -151,7 +151,7 @@ def shots_notes(splits: LabelledSplits, target: str, shots: int | str) -> list[N
     fewer = {names[code]: int(n) for code, n in enumerate(counts) if shots != ALL and n < int(shots)}
     if not fewer:
         return []
-    text = f"Fewer than {shots} train samples of {shown(list(fewer))}: all of them are taken."
+    text = f"Fewer than {shots} train samples of {quoted(fewer)}: all of them are taken."
     return [Note("fewer-shots", text, True, {"shots": shots, "classes": fewer})]
 
 

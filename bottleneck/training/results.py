@@ -140,13 +140,13 @@ def conclude(
     written, where a note changes the result.
     """
     training, state = job.training, job.training.state
-    class_names = draft.head.class_names
+    tensors: Mapping[str, Tensor]
     if fallback and not (state.best_epoch > 0 and training.best.beats(fallback.measured)):
-        kept, best_epoch, metrics, tensors = "head", 0, fallback.metrics, fallback.tensors
+        kept, metrics, tensors = "head", fallback.metrics, fallback.tensors
         head = replace(fallback.head, settings={**fallback.head.settings, "chosen_on": ["val"]})
     else:
-        kept, best_epoch, metrics = draft.kind, state.best_epoch, job.metrics(class_names)
-        head, tensors = _trained_head(draft, job, metrics), _used_state(draft)
+        kept, metrics, tensors = draft.kind, job.metrics(draft.head.class_names), _used_state(draft)
+        head = _trained_head(draft, job, metrics)
     told = [note for split in metrics for note in one_answer_notes("The model", split, metrics[split])]
     notes = distinct([*draft.notes, *job.notes, *job.row_notes(), *told, *_notes(training, draft, kept)])
     refuse_strict(notes, strict)
@@ -155,7 +155,7 @@ def conclude(
         model=str(draft.path),
         kept=kept,
         target=draft.head.target,
-        classes=class_names,
+        classes=draft.head.class_names,
         unfrozen=draft.unfrozen,
         input=draft.input,
         finetuned_accuracy=accuracies(metrics),
@@ -163,7 +163,7 @@ def conclude(
         head_accuracy=accuracies(fallback.metrics) if fallback else {},
         metrics=metrics,
         epochs=tuple(state.history),
-        best_epoch=best_epoch,
+        best_epoch=0 if kept == "head" else state.best_epoch,
         stopped=state.stopped,
         resumed=training.resumed,
         images_per_second=_images_per_second(training),
@@ -181,12 +181,8 @@ def conclude(
     settings = job.config.shown()
     history = json.dumps({**result.to_json(), "settings": settings}, ensure_ascii=False, indent=1)
     write_whole(draft.path.with_suffix(".history.json"), history.encode())
-    save_model(
-        draft.path,
-        head,
-        tensors,
-        model_card(head, draft.path.name, _table_of(result, settings), result.notes),
-    )
+    card = model_card(head, draft.path.name, _table_of(result, settings), result.notes)
+    save_model(draft.path, head, tensors, card)
     return result
 
 

@@ -23,7 +23,8 @@ from bottleneck.backbones.registry import load_backbone, new_classifier
 from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.scaled_decoding import both_decodings, unscaled_note
@@ -290,7 +291,7 @@ def _untrained_head(
 def _fingerprint(
     source: Source, backbone: Backbone, preprocess: Preprocess, splits: LabelledSplits, config: ScratchConfig
 ) -> str:
-    """Of everything that decides the course of a run; a checkpoint is valid for the same one only."""
+    """Fingerprint of everything that a run depends on; a checkpoint is valid for the same one only."""
     return fingerprint(
         {
             "backbone": backbone.recipe,

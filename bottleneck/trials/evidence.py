@@ -52,6 +52,21 @@ class Evidence:
         return ours, theirs
 
 
+def mean_evidence(parts: Sequence[Evidence]) -> Evidence:
+    """Return the mean over `parts` of each sample that all of them have, in the order of the first."""
+    keys = [part.keys.astype(str) for part in parts]
+    shared = keys[0][np.all([np.isin(keys[0], each) for each in keys], axis=0)]
+    orders = [np.argsort(each) for each in keys]
+    rows = [
+        order[np.searchsorted(each, shared, sorter=order)] for each, order in zip(keys, orders, strict=True)
+    ]
+    score, loss = (
+        np.mean([getattr(part, name)[at] for part, at in zip(parts, rows, strict=True)], axis=0)
+        for name in ("score", "loss")
+    )
+    return Evidence(parts[0].keys[rows[0]], score, loss)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Mean paired difference of scores over n samples, and its standard error."""

@@ -31,7 +31,7 @@ from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.finetune_plan import FinetunePlan, build_job, cache_identity, ensure_map
+from bottleneck.training.finetune_plan import FinetunePlan, build_job, ensure_map
 from bottleneck.training.inputs import backbone_of, inputs_of
 from bottleneck.training.job import Inputs, Pace, TrainingJob, pace
 from bottleneck.training.labelled_splits import LabelledSplits
@@ -80,7 +80,7 @@ class FreshNetwork:
 
     Parameters
     ----------
-    path, identity : of the cache (`finetune_plan.cache_identity`)
+    path, identity : of the cache (`FeatureCache.identity`)
     """
 
     def __init__(self, path: Path, identity: str, backbone: Backbone) -> None:
@@ -118,7 +118,7 @@ class OpenTuning:
         self, task: Task, tuning: Tuning, cache: FeatureCache, backbone: Backbone, cut: Cut, inputs: Inputs
     ) -> None:
         self.task, self.tuning, self.cache, self.inputs = task, tuning, cache, inputs
-        self.cut, self.network = cut, FreshNetwork(cache.path, cache_identity(cache), backbone)
+        self.cut, self.network = cut, FreshNetwork(cache.path, cache.identity, backbone)
 
     def job(self, rows: Mapping[str, np.ndarray]) -> tuple[TrainingJob[TransferNetwork], HeadArtifact]:
         """Return a job from the original weights, and the head that it starts from, fitted on its train rows.

@@ -100,7 +100,7 @@ def decode(folder: str, backbone: str, limit: int) -> dict:
     """Images from files to pixels, as extraction loads them, without a network."""
     from bottleneck.backbones.registry import load_backbone
     from bottleneck.data.loader import load_images
-    from bottleneck.data.source import read_source
+    from bottleneck.data.read_source import read_source
     from bottleneck.threads import thread_budget
 
     source, preprocess = read_source(folder), load_backbone(backbone, **_weights(backbone)).preprocess

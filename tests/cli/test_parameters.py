@@ -20,7 +20,8 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.demo import demo
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
-from bottleneck.extraction.extract import extract, survey
+from bottleneck.extraction.extract import extract
+from bottleneck.extraction.survey import survey
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.installation import doctor

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, features
 
 from bottleneck.data.folder_layout import folder_samples
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import SourceError
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import SourceError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import SourceError
 
 NAMES = ("a.png", "b.png", "c.png", "sub/d.png")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.read_source import read_source
 from bottleneck.data.shards import shard_number, shard_of
-from bottleneck.data.source import read_source
 from bottleneck.errors import SourceError
 
 

@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import image_files, read_source, read_sources
+from bottleneck.data.read_source import read_source, read_sources
+from bottleneck.data.source import image_files
 from bottleneck.errors import SourceError
 from tests.helpers.encoded import image, tar_of
 

@@ -17,7 +17,8 @@ import pytest
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, image_files, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source, image_files
 from bottleneck.data.storage import RemoteFiles
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.remote import retries

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import StrictError
 from bottleneck.extraction.data_sheet import source_sheet
-from bottleneck.extraction.extract import survey
+from bottleneck.extraction.survey import survey
 
 ROWS = [
     ("a.png", "ant", "train", "1.5"),

@@ -15,12 +15,13 @@ from bottleneck import extract, train
 from bottleneck.cli.cache import info
 from bottleneck.cli.extract import command
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.data.storage import LocalFiles
 from bottleneck.errors import CacheError, FingerprintError, StrictError
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import survey
 from bottleneck.extraction.settings import default_cache
+from bottleneck.extraction.survey import survey
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
 from tests.helpers.recorder import Recorder
@@ -402,7 +403,7 @@ def test_pixels_are_measured_and_those_of_an_older_cache_on_request(folder, tmp_
     new, old = tmp_path / "new.h5", tmp_path / "old.h5"
     assert extract(folder / "images", new, **SMALL).failed == 1
     with monkeypatch.context() as patch:
-        patch.setattr("bottleneck.extraction.extract.measures_of", lambda images, preprocess: None)
+        patch.setattr("bottleneck.extraction.compute.measures_of", lambda images, preprocess: None)
         extract(folder / "images", old, **SMALL)
     with FeatureCache(new) as cache, FeatureCache(old) as unmeasured:
         found = dict(zip(cache.images.key, cache.images.measures, strict=True))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from bottleneck.data.loader import LoadedImage
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
 from bottleneck.store.spec import NodeSpec

@@ -15,8 +15,8 @@ from bottleneck.cli.extract import command
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.errors import ArtifactError, BackboneError, BottleneckError, CacheError, FingerprintError
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import survey
 from bottleneck.extraction.plan_file import MOST_BYTES, ExtractionPlan, read_plan
+from bottleneck.extraction.survey import survey
 from bottleneck.store.merge import merge
 from bottleneck.store.spec import CacheSpec, NodeSpec
 

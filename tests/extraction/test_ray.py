@@ -25,12 +25,12 @@ import bottleneck
 from bottleneck import extract
 from bottleneck.cli.extract import command
 from bottleneck.data.kept_images import KeptImages
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import BottleneckError, ClusterError
 from bottleneck.extraction import ray_actor, ray_cluster, ray_pool, ray_trunk
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import survey
 from bottleneck.extraction.ray_cluster import ClusterNode, Size, sizes_of
+from bottleneck.extraction.survey import survey
 from tests.helpers.ray_nodes import (
     AfterImages,
     marked,

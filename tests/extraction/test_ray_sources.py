@@ -6,7 +6,7 @@ import fsspec
 import pytest
 
 from bottleneck import extract
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from tests.helpers.encoded import tar_of
 from tests.helpers.ray_nodes import rows_of, write_images
 from tests.helpers.tiny_network import NET

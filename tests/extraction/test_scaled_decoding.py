@@ -13,7 +13,7 @@ from bottleneck.data.decode import EncodedImage, pixels_from_bytes
 from bottleneck.data.loader import load_images
 from bottleneck.data.modes import as_array
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import ArtifactError, EngineError, FingerprintError, FitError, ImageError
 from bottleneck.extraction import scaled_decoding
 from bottleneck.extraction.feature_extractor import FeatureExtractor

@@ -211,7 +211,7 @@ class Tables(Target):
         )
 
     def read(self, data: bytes) -> bool:
-        from bottleneck.data.source import read_source
+        from bottleneck.data.read_source import read_source
 
         kind = next((name for name in self.KINDS if name[:1] == data[:1]), self.KINDS[0]).decode()
         for number in range(9):
@@ -271,7 +271,7 @@ class Tars(Target):
         return st.lists(blocks, max_size=8).map(lambda blocks: b"".join(blocks) + bytes(1024))
 
     def read(self, data: bytes) -> bool:
-        from bottleneck.data.source import read_source
+        from bottleneck.data.read_source import read_source
 
         (self.work / "shard.tar").write_bytes(data)
         source = read_source(self.work / "shard.tar")

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import EngineError
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.models.attribution import Explainer

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.engines.base import SUPPORTED
 from bottleneck.errors import ArtifactError, SourceError, StrictError
 from bottleneck.models.attribution import Explainer

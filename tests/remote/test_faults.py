@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bottleneck import extract
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.remote import retries
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import REMOTE_READS

@@ -11,7 +11,7 @@ import pytest
 
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import ImageError, SourceError
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.remote import http, retries

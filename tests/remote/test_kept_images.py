@@ -10,7 +10,7 @@ import pytest
 from bottleneck import extract
 from bottleneck.data import kept_images
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import SourceError
 from tests.helpers import web_server
 from tests.helpers.encoded import image, tar_of

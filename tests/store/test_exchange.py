@@ -1,6 +1,7 @@
 """A cache as arrays, as an Arrow table and as a dataset: the rows of the samples, in any process."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from torch.utils.data import DataLoader, Subset, random_split
 
 from bottleneck.errors import CacheError
 from bottleneck.samples import Target
+from bottleneck.store.exchange import blocks_of_table
 from bottleneck.store.reader import FeatureCache
 from tests.helpers.caches import class_target, write_cache
 
@@ -157,6 +159,26 @@ def test_the_arrow_table_has_a_row_a_sample_and_is_read_by_polars_without_a_copy
     frame = polars.from_arrow(table)
     np.testing.assert_array_equal(frame["features/bottleneck"].to_numpy(), X[::2])
     assert frame["label"].to_list() == table.column("label").to_pylist()
+
+
+def test_a_target_or_covariate_named_like_another_column_replaces_none(cache):
+    weight = cache.samples.targets["weight"]
+    names = ("split", "label_split", "group", "features/bottleneck")
+    samples = replace(
+        cache.samples,
+        targets={name: replace(weight, name=name) for name in names},
+        covariates=np.arange(2.0 * N).reshape(N, 2),
+        covariate_names=("key", "group"),
+    )
+    (table,) = blocks_of_table(cache.images.key, samples, {"bottleneck": cache.features("bottleneck")})
+    columns = table.to_pydict()
+    assert columns["key"] == samples.key.tolist()
+    assert columns["split"] == SPLIT
+    np.testing.assert_array_equal(columns["features/bottleneck"], X)
+    for name in ("label_label_split", "label_split", "label_group", "label_features/bottleneck"):
+        assert columns[name] == [None if i == 2 else i / 2 for i in range(N)]
+    assert columns["covariate_key"] == samples.covariates[:, 0].tolist()
+    assert columns["covariate_group"] == samples.covariates[:, 1].tolist()
 
 
 def test_a_table_of_several_blocks_is_the_table_of_one(cache, monkeypatch):

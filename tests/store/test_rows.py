@@ -103,7 +103,7 @@ def test_an_unknown_node_is_named_with_those_there_are(cache):
 def test_a_node_without_views_says_how_to_add_them(cache):
     with pytest.raises(CacheError, match="no views") as caught:
         cache.views(A.name)
-    assert "--views 3" in caught.value.hint  # as many as its other node has: a cache has one recipe
+    assert f"--node {A.name} --views 3`" in caught.value.hint  # as many as its other node has: one recipe
 
 
 def test_rows_of_many_parts_are_read_with_few_files_open(tmp_path, monkeypatch):

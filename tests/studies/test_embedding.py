@@ -94,6 +94,17 @@ def test_the_map_file_has_what_viewers_take(cache, tmp_path):
         assert distance[row, record["ids"]] == pytest.approx(record["distances"], abs=1e-4)
 
 
+def test_targets_named_like_columns_have_columns_of_their_own(tmp_path):
+    X, y = blobs()
+    names = ("split", "label_split", "label")
+    targets = [class_target((y + shift) % 3, name) for shift, name in enumerate(names)]
+    result = export_map(write_cache(tmp_path / "c.h5", X, targets), output=tmp_path / "m.parquet")
+    read = pyarrow.parquet.read_table(result.path).to_pydict()
+    assert set(read["split"]) == {"train"}
+    columns = ("label_label_split", "label_split", "label")
+    assert [read[name] for name in columns] == [[f"c{(k + shift) % 3}" for k in y] for shift in range(3)]
+
+
 def test_a_head_of_other_features_is_refused(cache, tmp_path):
     X, y = blobs()
     other = write_cache(tmp_path / "o.h5", X, [class_target(y)], dtype="float16")

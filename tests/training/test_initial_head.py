@@ -14,7 +14,7 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
 from bottleneck.training.config import FinetuneConfig
-from bottleneck.training.finetune_plan import FinetunePlan, cache_identity, open_job
+from bottleneck.training.finetune_plan import FinetunePlan, open_job
 from bottleneck.training.initial_head import StartComparison, logits_on, require_same_cache
 from bottleneck.training.inputs import backbone_of
 from bottleneck.training.labelled_splits import labelled_splits
@@ -91,7 +91,7 @@ def exact_map(path, made_head, weight):
     """What was told, the map's type afterwards, and the node's."""
     with FeatureCache(path) as cache:
         splits, backbone = labelled_splits(cache.samples, "label"), backbone_of(cache)
-        identity = cache_identity(cache)
+        identity = cache.identity
     given, recorder = load_head(made_head), Recorder()
     given = replace(given, arrays={**given.arrays, "coef": weight * given.coef})
     cut = find_cut(backbone, "bottleneck", 1)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.decode import EncodedImage
-from bottleneck.errors import BottleneckError, ImageError, counted
+from bottleneck.errors import BottleneckError, ImageError, counted, listed
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import readable
@@ -113,7 +113,7 @@ def _classes(
     )
     if not rare:
         return table, []
-    named = ", ".join(rare[:3]) + (f" and {len(rare) - 3} more" if len(rare) > 3 else "")
+    named = listed(rare, 3)
     fewest = min(classes[label]["train"] for label in rare)
     return table, [
         Problem(

@@ -57,12 +57,8 @@ def advise(
     output : path, optional
         Folder for everything that is tried; `advice/CACHE` below the current one by default. Features from an
         earlier run are used again.
-    target : str, optional
-        The first one with classes by default.
-    budget : int
-        Samples of train and val that strategies are tried on.
-    seed : int
-        Of every draw of samples and images.
+    target, budget, seed
+        As in `AdviseConfig`.
     weights, trust_code
         The weights file or the permission to import that the cache's network needs.
     strict : bool

@@ -123,7 +123,7 @@ class Similarity:
     """Similarity of some images to a network's training images.
 
     reading : of the images. anchors : readings by name of an anchor.
-    probability : that the images belong with the anchors in SIMILAR rather than with those in DIFFERENT.
+    probability : that the images are like the anchors in SIMILAR rather than like those in DIFFERENT.
     measure : "BatchNorm statistics" or "classifier behaviour".
     """
 

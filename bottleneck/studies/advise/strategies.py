@@ -151,7 +151,8 @@ def _scratch(trial: Trial, folder: Path, reporter: Reporter) -> Attempt:
         reporter=reporter,
     )
     what = f"the small CNN from scratch at {SCRATCH_SIZE} pixels"
-    command = f"bottleneck scratch {quote(trial.user.root)} --image-size {SCRATCH_SIZE}"
+    names = f"{trial.user.source} --target {quote(trial.user.target)}"
+    command = f"bottleneck scratch {names} --image-size {SCRATCH_SIZE}"
     return _network_attempt(SCRATCH, what, result, trial, command)
 
 

@@ -41,11 +41,11 @@ SHARES = {"train": 0.7, "val": 0.3, "test": 0.3}  # of the budget; test is only 
 class UserCache:
     """The cache to advise on, as the recommended commands name it.
 
-    root : of its source. nodes : those that it has. load : what its network needs to be loaded.
+    source : as `FeatureCache.source_words`. nodes : those that it has. load : what its network needs.
     """
 
     path: Path
-    root: str
+    source: str
     target: str
     nodes: tuple[str, ...]
     load: LoadOptions
@@ -57,11 +57,11 @@ class UserCache:
 
     def fit_command(self, node: str) -> str:
         """Return the command that fits a head on `node`, after it extracts the node if the cache lacks it."""
-        cache, root = quote(str(self.path)), quote(self.root)
+        cache = quote(str(self.path))
         fit = f"bottleneck fit-head {cache} --target {quote(self.target)} --node {node}"
         if node in self.nodes:
             return fit
-        return f"bottleneck extract {root} -o {cache} --node {node}{self._load_flags} && {fit}"
+        return f"bottleneck extract {self.source} -o {cache} --node {node}{self._load_flags} && {fit}"
 
     def finetune_command(self, head: dict[str, Any], unfreeze: int) -> str:
         """Return the command that fits the trial's `head` on the whole cache and fine-tunes from there."""
@@ -105,7 +105,7 @@ def make_trial(
         codes = target.values[train_samples(opened, target)]
         chosen = target_notes(opened, target.name, config.target)
         labelled, carved = int(target.labelled.sum()), not (opened.samples.split == "val").any()
-        user = UserCache(cache, opened.source_root, target.name, tuple(opened.nodes), load)
+        user = UserCache(cache, opened.source_words, target.name, tuple(opened.nodes), load)
     with FeatureCache(path) as written:
         counts = {split: int((written.samples.split == split).sum()) for split in SPLITS}
     notes = (*chosen, *_draw_notes(sum(counts.values()), labelled, carved))

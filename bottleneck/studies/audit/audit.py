@@ -23,7 +23,7 @@ from bottleneck.errors import FitError, Note, refuse_strict
 from bottleneck.files import require_file_name
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import Result
+from bottleneck.records import Result, config_from
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.classes import confusable_classes, thin_classes
 from bottleneck.studies.audit.copies import (
@@ -136,37 +136,45 @@ def audit(
         The head has no out-of-fold file, or was fitted on other features or other samples.
     """
     started = time.perf_counter()
-    config = AuditConfig(
-        target, node, doubt, precision, cosine, ratio, fence, confusion, thin, odd or {}, cv, seed
-    )
+    config = config_from(AuditConfig, locals(), odd=odd or {})
     with FeatureCache(cache) as opened:
         if head is None and not opened.samples.targets:
             opened.require_rows()
             if fix is not None or repair is not None:
                 raise FitError(f"{cache} has no labels to fix or to repair.", "Give labels when extracting.")
-            judged = None
+            result = _audited(opened, None, config, reporter)
         else:
-            judge = None if head is None else load_head(head)
-            task = _task(opened, judge, config, strict)
-            if fix is not None:
-                require_classes(task.target)
-                require_file_name(Path(fix))
-            labels = None if repair is None else relabelled_task(task, repair)
-            judged = (
-                fitted(task, config.node, reporter)
-                if judge is None
-                else from_head(task, judge, Path(os.fspath(head or "")))
-            )
-        result = _audited(opened, judged, config, reporter)
-        if judged is not None:
-            done: dict[str, Any] = {}
-            if labels is not None:
-                done["repair"] = repaired(labels, judged.node, reporter)
-            if fix is not None:
-                quality = judged.quality(config.doubt, config.precision)
-                done["files"] = {"fix": write_fix(judged, quality, Path(fix))}
-            result = replace(result, **done)
+            result = _judged(opened, head, config, fix, repair, strict, reporter)
     return replace(result, seconds=time.perf_counter() - started)
+
+
+def _judged(
+    cache: FeatureCache,
+    head: str | os.PathLike[str] | None,
+    config: AuditConfig,
+    fix: str | os.PathLike[str] | None,
+    repair: str | os.PathLike[str] | None,
+    strict: bool,
+    reporter: Reporter,
+) -> AuditResult:
+    """Audit a cache with labels, which a given head or a new one judges; arguments as of `audit`."""
+    judge = None if head is None else load_head(head)
+    task = _task(cache, judge, config, strict)
+    if fix is not None:
+        require_classes(task.target)
+        require_file_name(Path(fix))
+    labels = None if repair is None else relabelled_task(task, repair)
+    if judge is None or head is None:
+        judged = fitted(task, config.node, reporter)
+    else:
+        judged = from_head(task, judge, Path(head))
+    result = _audited(cache, judged, config, reporter)
+    if labels is not None:
+        result = replace(result, repair=repaired(labels, judged.node, reporter))
+    if fix is not None:
+        quality = judged.quality(config.doubt, config.precision)
+        result = replace(result, files={"fix": write_fix(judged, quality, Path(fix))})
+    return result
 
 
 def _task(cache: FeatureCache, judge: HeadArtifact | None, config: AuditConfig, strict: bool) -> Task:

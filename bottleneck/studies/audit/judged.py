@@ -11,7 +11,7 @@ from shlex import quote
 
 import numpy as np
 
-from bottleneck.errors import ArtifactError, FitError, Note
+from bottleneck.errors import ArtifactError, FitError, Note, quoted
 from bottleneck.heads.artifact import HeadArtifact, apply_link
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.head_fit import HeadFit
@@ -185,7 +185,7 @@ def _known_elsewhere(task: Task, rows: np.ndarray) -> tuple[np.ndarray, tuple[in
     names = [target.class_names[code] for code in np.unique(target.values[rows[~known]])]
     text = (
         f"Not judged: {int((~known).sum()):,} of {len(known):,} labels, as all samples of "
-        f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''} are in one fold; the head "
+        f"{quoted(names)} are in one fold; the head "
         "without them does not know the class."
     )
     return known, (), (Note("labels-not-judged", text, details={"classes": names}),)
@@ -200,7 +200,7 @@ def _labels_in_one_fold(task: Task) -> tuple[tuple[int, ...], tuple[Note, ...]]:
         return (), ()
     names = [target.class_names[code] for code in alone]
     text = (
-        f"{', '.join(map(repr, names[:5]))}{' …' if len(names) > 5 else ''}: not judged, as all samples that "
+        f"{quoted(names)}: not judged, as all samples that "
         "have the label are in one fold; the head without them does not know it."
     )
     return alone, (Note("labels-not-judged", text, details={"classes": names}),)

@@ -19,39 +19,19 @@ def label_issues_of(judged: Judged, quality: LabelQuality, reporter: Reporter) -
     """Return the judged labels, the most suspicious first; the flagged ones with their nearest samples."""
     answers, samples = judged.answers, judged.task.samples
     keys, splits, names = samples.key[judged.rows], samples.split[judged.rows], answers.class_names
-    items: list[dict[str, Any]] = []
-    if answers.kind == "class":
-        for i in np.argsort(quality.score, kind="stable"):
-            items.append(
-                {
-                    "sample": keys[i],
-                    "split": splits[i],
-                    "given": names[answers.values[i]],
-                    "suggested": names[quality.suggested[i]],
-                    "score": float(quality.score[i]),
-                    "wrong": float(quality.wrong[i]),
-                    "flag": bool(quality.flag[i]),
-                }
-            )
-    else:
-        order = np.argsort(quality.score, axis=None, kind="stable")
-        for i, k in zip(*np.unravel_index(order, quality.score.shape), strict=True):
-            given, suggested = (
-                ("not " if not bit else "") + names[k]
-                for bit in (answers.values[i, k], quality.suggested[i, k])
-            )
-            items.append(
-                {
-                    "sample": keys[i],
-                    "split": splits[i],
-                    "label": names[k],
-                    "given": given,
-                    "suggested": suggested,
-                    "score": float(quality.score[i, k]),
-                    "wrong": float(quality.wrong[i, k]),
-                    "flag": bool(quality.flag[i, k]),
-                }
-            )
+    items = []
+    order = np.argsort(quality.score, axis=None, kind="stable")
+    for at in zip(*np.unravel_index(order, quality.score.shape), strict=True):
+        item: dict[str, Any] = {"sample": keys[at[0]], "split": splits[at[0]]}
+        given, suggested = answers.values[at], quality.suggested[at]
+        if answers.kind == "class":
+            item |= {"given": names[given], "suggested": names[suggested]}
+        else:
+            name = names[at[1]]
+            given, suggested = (name if bit else f"not {name}" for bit in (given, suggested))
+            item |= {"label": name, "given": given, "suggested": suggested}
+        item["score"], item["wrong"] = float(quality.score[at]), float(quality.wrong[at])
+        items.append(item | {"flag": bool(quality.flag[at])})
     flagged = [item for item in items if item["flag"]]
     _add_neighbours(judged, flagged, reporter)
     return {

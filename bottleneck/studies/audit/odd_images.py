@@ -16,7 +16,6 @@ Shapes: I images.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,6 @@ def _unmeasured(cache: FeatureCache, count: int) -> list[Note]:
     which = "The" if count == len(cache.images) else f"{count:,} of {len(cache.images):,}"
     text = (
         f"{which} images of {cache.path} were computed before pixels were measured: whether they are dark, "
-        "blurred … is not known. "
-        f"Run: bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))} --measure"
+        f"blurred … is not known. Run: {cache.extract_command('--measure')}"
     )
     return [Note("images-not-measured", text, details={"images": count})]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import FitError, Note
+from bottleneck.errors import FitError, Note, listed
 from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.progress import Reporter
@@ -68,12 +67,11 @@ def relabelled_task(task: Task, labels: str | os.PathLike[str]) -> Relabelled:
         )
     unknown = sorted(set(new.class_names) - set(task.target.class_names))
     if unknown:
-        raise FitError(f"{labels} has classes that train of the cache lacks: {', '.join(unknown[:5])}.")
+        raise FitError(f"{labels} has classes that train of the cache lacks: {listed(unknown)}.")
     if "test" not in task.rows:
         raise FitError(
             "There is no test split, on which a repair could be measured.",
-            f"Set one aside, which computes no image: bottleneck extract {quote(task.cache.source)} "
-            f"-o {quote(str(task.cache.path))} --test-fraction 0.2",
+            f"Set one aside, which computes no image: {task.cache.extract_command('--test-fraction 0.2')}",
         )
     codes = np.array([task.target.class_names.index(each) for each in new.class_names], np.int64)
     named = new.labelled

@@ -29,7 +29,7 @@ from bottleneck.remote.path import path_of
 from bottleneck.studies.compare.runs import Trials
 from bottleneck.studies.compare.stored_runs import CompareRun
 from bottleneck.training.config import ALL, CompareConfig
-from bottleneck.trials.evidence import Contender, Evidence, Step, choose, difference
+from bottleneck.trials.evidence import Contender, Evidence, Step, choose, difference, mean_evidence
 
 FROM_SCRATCH = 1000  # tiers above any number of blocks
 
@@ -255,14 +255,10 @@ def summarise(runs: Sequence[CompareRun], measured_on: str, n: int) -> tuple[Row
 
 
 def _mean_evidence(runs: Sequence[Mapping[str, Evidence]]) -> dict[str, Evidence]:
-    """Return each sample's mean over the seeds, by split; the samples of all are the same."""
+    """Return each sample's mean over the seeds, by split, of the samples that all runs could read."""
     return {
-        split: Evidence(
-            first.keys,
-            np.mean([run[split].score for run in runs], axis=0),
-            np.mean([run[split].loss for run in runs], axis=0),
-        )
-        for split, first in runs[0].items()
+        split: mean_evidence([run[split] for run in runs])
+        for split in runs[0]
         if all(split in run for run in runs)
     }
 

@@ -90,7 +90,7 @@ class Trials:
             self.notes += renamed
             self.notes += config.epoch_notes(len(splits.rows["train"]))
             backbone = backbone_of(cache, config.load)
-            self.network = FreshNetwork(path, finetune_plan.cache_identity(cache), backbone)
+            self.network = FreshNetwork(path, cache.identity, backbone)
         depths = [depth for depth in config.unfreeze if depth != 0]
         self.cuts = {depth: find_cut(backbone, config.node, depth) for depth in depths}
         self._heads: dict[tuple[int | str, int], HeadArtifact] = {}
@@ -102,7 +102,7 @@ class Trials:
                 load = self.config.load
                 finetune_plan.ensure_map(self.path, cut.node, options=load, reporter=self.reporter)
         with FeatureCache(self.path) as cache:
-            unchanged = finetune_plan.cache_identity(cache) == self.network.identity
+            unchanged = cache.identity == self.network.identity
         if not unchanged:
             before = len(self.splits.table)
             self._plan_trials()
@@ -307,7 +307,7 @@ class Trials:
         return preprocess.override(min(preprocess.size, cached.size), None, cached.decoding)
 
     def _settings_fingerprint(self) -> str:
-        """Of everything that a run's result depends on beside its trial."""
+        """Fingerprint of everything that a run's result depends on beside its trial."""
         digests = hashlib.sha256(self.cache.images.digest.tobytes())
         for array in (self.splits.labels, *self.splits.rows.values()):
             digests.update(np.ascontiguousarray(array).tobytes())

@@ -81,7 +81,7 @@ def stored_runs(folder: Path, settings: str | None = None) -> list[CompareRun]:
     settings : fingerprint of the settings; runs under others are left out. None takes those that are there.
     """
     try:
-        stored = json.loads((folder / RUNS).read_text())
+        stored = json.loads((folder / RUNS).read_bytes())
         if settings not in (None, stored["fingerprint"]):
             return []
         runs = [CompareRun(**values) for values in stored["runs"]]

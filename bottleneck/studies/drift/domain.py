@@ -1,4 +1,4 @@
-"""How well a head tells two sets of images apart, against chance.
+"""Measure how well a head distinguishes two sets of images, and compare it with chance.
 
 A ridge classifier between old (0) and new (1) is fitted without each fold and scores it. The area under the
 curve (AUC) of these scores is 0.5 where the sets are alike and 1 where each image is told. Its null

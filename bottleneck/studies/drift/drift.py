@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.heads.row_blocks import SelectedRows
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import Result
+from bottleneck.records import Result, config_from
 from bottleneck.samples import ArrayRows, RowReader
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.rows import SideBySide
@@ -36,7 +36,7 @@ from bottleneck.store.tables import as_bytes
 from bottleneck.studies.audit.images import neighbourhood, outlier_scores
 from bottleneck.studies.class_task import sole_target
 from bottleneck.studies.drift.domain import FIGURES, Domain, tell_apart
-from bottleneck.studies.new_images import new_images
+from bottleneck.studies.new_images import NewImages, new_images
 from bottleneck.studies.study_config import DriftConfig
 from bottleneck.studies.suggest.selector import Space
 from bottleneck.threads import one_thread
@@ -130,59 +130,61 @@ def drift(
     SourceError, BackboneError, EngineError
     """
     started = time.perf_counter()
-    config = DriftConfig(target, node, n, permutations, seed)
-    run = EngineConfig(engine, precision, device, batch_size, workers, force)
+    config = config_from(DriftConfig, locals())
+    load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
     with FeatureCache(cache) as opened:
         opened.require_rows()
         name = sole_target(opened, target)
-        load = LoadOptions(weights, trust_code)
-        with new_images(opened, os.fspath(new), node, load, run, reporter) as other:
-            old_rows, new_rows, copies, notes = _compared(opened, other.cache)
-            lacking = [*opened.samples.part_notes(), *other.cache.samples.part_notes()]
-            old = SelectedRows(_features(opened, node), old_rows)
-            fresh = SelectedRows(_features(other.cache, node), new_rows)
-            space = Space.of(old, fresh)  # of both alike, so that chance treats them alike
-            x, y = space.project(old), space.project(fresh)
-            with reporter.step("Telling new from old"), one_thread():
-                domain = _domain(x, y, config, notes)
-            scores, ordinary = _distances(x, y, reporter)
-            classes = _shares(opened, fresh, name, config, notes, reporter)
-            keys = other.cache.images.key[new_rows]
-            worst = np.argsort(-scores, kind="stable")[:n]
-            beyond = np.searchsorted(ordinary, scores) / len(ordinary)
-            return DriftResult(
-                cache=str(cache),
-                features=str(other.cache.path),
-                node=node,
-                target=name if classes else None,
-                verdict=_verdict(domain, len(x), len(y)),
-                **(dict.fromkeys(FIGURES) if domain is None else domain.to_json()),
-                classes=classes,
-                foreign=[
-                    {"image": keys[i], "score": float(scores[i]), "beyond": float(beyond[i])} for i in worst
-                ],
-                foreign_share=float((beyond >= FOREIGN).mean()),
-                old=len(x),
-                new=len(y),
-                copies=copies,
-                failed=[{"image": key, "error": why} for key, why in other.cache.failures.items()],
-                permutations=permutations,
-                seed=seed,
-                seconds=time.perf_counter() - started - other.startup_seconds - other.extract_seconds,
-                extract_seconds=other.extract_seconds,
-                engines=list(other.engines),
-                precisions=opened.precisions_of(node),
-                notes=distinct([*lacking, *other.notes, *notes]),
-            )
+        with new_images(opened, new, node, load, run, reporter) as other:
+            result = _compared(opened, other, name, config, reporter)
+    spent = time.perf_counter() - started - other.startup_seconds - other.extract_seconds
+    return replace(result, cache=str(cache), seconds=spent)
 
 
-def _features(cache: FeatureCache, node: str) -> RowReader:
-    """Return the rows (I, D) of a node, or of several side by side."""
+def _compared(
+    old: FeatureCache, other: NewImages, target: str | None, config: DriftConfig, reporter: Reporter
+) -> DriftResult:
+    """Compare the images of two caches. target : whose predicted classes are counted; None without labels."""
+    new = other.cache
+    old_rows, new_rows, copies, notes = _rows_to_compare(old, new)
+    known, fresh = _features(old, config.node, old_rows), _features(new, config.node, new_rows)
+    space = Space.of(known, fresh)  # of both alike, so that chance treats them alike
+    x, y = space.project(known), space.project(fresh)
+    with reporter.step("Telling new from old"), one_thread():
+        domain = _domain(x, y, config, notes)
+    foreign, share = _foreign(x, y, new.images.key[new_rows], config.n, reporter)
+    classes = _shares(old, fresh, target, config, notes, reporter)
+    lacking = [*old.samples.part_notes(), *new.samples.part_notes()]
+    return DriftResult(
+        cache=str(old.path),
+        features=str(new.path),
+        node=config.node,
+        target=target if classes else None,
+        verdict=_verdict(domain, len(x), len(y)),
+        **(dict.fromkeys(FIGURES) if domain is None else domain.to_json()),
+        classes=classes,
+        foreign=foreign,
+        foreign_share=share,
+        old=len(x),
+        new=len(y),
+        copies=copies,
+        failed=other.failed,
+        permutations=config.permutations,
+        seed=config.seed,
+        extract_seconds=other.extract_seconds,
+        engines=list(other.engines),
+        precisions=old.precisions_of(config.node),
+        notes=distinct([*lacking, *other.notes, *notes]),
+    )
+
+
+def _features(cache: FeatureCache, node: str, rows: np.ndarray) -> SelectedRows:
+    """Return the rows (n, D) of images at a node, or at several side by side."""
     parts = [cache.features(each.name) for each in cache.vectors(node)]
-    return parts[0] if len(parts) == 1 else SideBySide(parts)
+    return SelectedRows(parts[0] if len(parts) == 1 else SideBySide(parts), rows)
 
 
-def _compared(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, np.ndarray, int, list[Note]]:
+def _rows_to_compare(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, np.ndarray, int, list[Note]]:
     """Return rows of old and of new images, each content once, and the number of new ones in the cache."""
     notes: list[Note] = []
     known, contents = as_bytes(old.images.digest), as_bytes(new.images.digest)
@@ -192,20 +194,20 @@ def _compared(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, np.ndar
     if not len(rows):
         raise CacheError(f"{old.path} has no image in train to compare with.")
     rows = rows[np.sort(np.unique([known[i] for i in rows], return_index=True)[1])]
-    distinct = np.sort(np.unique(contents, return_index=True)[1])
-    if len(distinct) < len(contents):
-        repeats = counted(len(contents) - len(distinct), "image")
+    first = np.sort(np.unique(contents, return_index=True)[1])
+    if len(first) < len(contents):
+        repeats = counted(len(contents) - len(first), "image")
         text = f"Left out: {repeats} of {new.path} with the bytes of others of it."
-        notes.append(Note("repeats-left-out", text, details={"images": len(contents) - len(distinct)}))
+        notes.append(Note("repeats-left-out", text, details={"images": len(contents) - len(first)}))
     seen = set(known)
-    fresh = np.array([i for i in distinct if contents[i] not in seen], np.int64)
-    copies = len(distinct) - len(fresh)
+    fresh = np.array([i for i in first if contents[i] not in seen], np.int64)
+    copies = len(first) - len(fresh)
     if copies:
-        text = f"{copies:,} of {len(distinct):,} images of {new.path} are in {old.path} and left out."
+        text = f"{copies:,} of {len(first):,} images of {new.path} are in {old.path} and left out."
         notes.append(Note("copies-left-out", text, details={"images": copies}))
     if not len(fresh):
         raise CacheError(
-            f"All {len(distinct):,} images of {new.path} are in {old.path}; none is new.",
+            f"All {len(first):,} images of {new.path} are in {old.path}; none is new.",
             "Name images that the cache does not have.",
         )
     return rows, fresh, copies, notes
@@ -230,13 +232,19 @@ def _domain(x: np.ndarray, y: np.ndarray, config: DriftConfig, notes: list[Note]
     return tell_apart(np.concatenate(drawn), new, permutations=config.permutations, seed=config.seed)
 
 
-def _distances(x: np.ndarray, y: np.ndarray, reporter: Reporter) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance (m,) of each new image from old ones, and sorted (n,) that of old ones."""
+def _foreign(
+    x: np.ndarray, y: np.ndarray, keys: np.ndarray, n: int, reporter: Reporter
+) -> tuple[list[dict[str, Any]], float]:
+    """Return the `n` new images y (m, d) that are farthest from old ones x, and the share of foreign ones."""
     if len(x) > MOST:
         x = x[np.unique(np.linspace(0, len(x) - 1, MOST).astype(int))]
     near = neighbourhood(ArrayRows(np.concatenate([x, y])), np.arange(len(x)), reporter)
     distance = outlier_scores(near)
-    return distance[len(x) :], np.sort(distance[: len(x)])
+    scores, ordinary = distance[len(x) :], np.sort(distance[: len(x)])
+    beyond = np.searchsorted(ordinary, scores) / len(ordinary)
+    farthest = np.argsort(-scores, kind="stable")[:n]
+    foreign = [{"image": keys[i], "score": float(scores[i]), "beyond": float(beyond[i])} for i in farthest]
+    return foreign, float((beyond >= FOREIGN).mean())
 
 
 def _shares(

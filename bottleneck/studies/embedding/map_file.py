@@ -26,7 +26,7 @@ from bottleneck.models.scoring import cached_inputs, has_mirrors, require_fitted
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, Target
-from bottleneck.store.exchange import import_pyarrow
+from bottleneck.store.exchange import import_pyarrow, target_columns
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.embedding.plane import PCA_NAME, TSNE_NAME, plane_of
 from bottleneck.studies.similar.neighbours import nearest
@@ -85,8 +85,8 @@ def export_map(
         artifact = None if head is None else load_head(head)
         if artifact is not None:
             require_fitted_on(artifact, opened)
-        names = opened.vector_names
-        node = BOTTLENECK if BOTTLENECK in names else next(iter(names), BOTTLENECK)
+        vectors = opened.vector_names
+        node = BOTTLENECK if BOTTLENECK in vectors else next(iter(vectors), BOTTLENECK)
         node = node if artifact is None else artifact.node
         rows = opened.sample_rows(node)
         plane = plane_of(rows, np.arange(len(samples)), seed, reporter)
@@ -100,8 +100,9 @@ def export_map(
         columns["split"] = pyarrow.array(_texts(samples.split))
         if samples.group is not None:
             columns["group"] = pyarrow.array(_texts(samples.group))
+        names = target_columns(samples.targets, TAKEN)
         for name, target in samples.targets.items():
-            columns[f"label_{name}" if name in TAKEN else name] = pyarrow.array(_labels(target))
+            columns[names[name]] = pyarrow.array(_labels(target))
         if artifact is not None:
             columns |= {key: pyarrow.array(value) for key, value in _predicted(artifact, opened).items()}
     table = pyarrow.table(columns)

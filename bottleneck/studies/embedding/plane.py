@@ -17,7 +17,7 @@ from sklearn.manifold import TSNE
 
 from bottleneck.data.splits import strata
 from bottleneck.errors import Note
-from bottleneck.heads.row_blocks import blocks, read_checked
+from bottleneck.heads.row_blocks import SelectedRows, blocks, read_checked
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.samples import ArrayRows, RowReader, SampleTable
 from bottleneck.studies.similar.neighbours import nearest
@@ -101,20 +101,9 @@ def plane_of(
 
 
 def _projected(rows: RowReader, chosen: np.ndarray, pca: PCA) -> np.ndarray:
-    reader = _Chosen(rows, chosen)
+    reader = SelectedRows(rows, chosen)
     parts = [pca.transform(read_checked(reader, *bound)) for bound in blocks(reader, 4096)]
     return np.concatenate(parts).astype(np.float32)
-
-
-class _Chosen(RowReader):
-    """The rows `chosen` of a reader."""
-
-    def __init__(self, rows: RowReader, chosen: np.ndarray) -> None:
-        self._rows, self._chosen = rows, chosen
-        self.shape, self.dtype = (len(chosen), *rows.shape[1:]), rows.dtype
-
-    def take(self, indices: np.ndarray) -> np.ndarray:
-        return self._rows.take(self._chosen[indices])
 
 
 def _tsne(x: np.ndarray, seed: int) -> np.ndarray:

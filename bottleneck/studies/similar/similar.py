@@ -9,10 +9,9 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,16 @@ from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.files import whole_file
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.records import config_from
 from bottleneck.store.reader import FeatureCache
-from bottleneck.studies.similar.neighbours import NONE, every_image, look_alikes, named_images, nearest
+from bottleneck.studies.similar.neighbours import (
+    NONE,
+    Queries,
+    every_image,
+    look_alikes,
+    named_images,
+    nearest,
+)
 from bottleneck.studies.study_config import SimilarConfig
 
 
@@ -176,10 +183,9 @@ def similar(
     BottleneckError
         No query can be used, or there is neither a query nor a threshold.
     """
-    config = SimilarConfig(all_images, node, count, threshold, output, raw)
+    config = config_from(SimilarConfig, locals())
     if not (images or all_images or threshold is not None) or (images and all_images):
         raise BottleneckError("Name images, or ask for all of them, or give a threshold.")
-    run = EngineConfig(engine, precision, device, batch_size, workers, force)
     with FeatureCache(cache) as opened:
         names, notes = stored_nodes(opened, [] if node is None else [node])
         name = _vector_node(opened, names[0] if names else None)
@@ -187,33 +193,40 @@ def similar(
         if all_images:
             queries = every_image(opened, name)
         else:
-            extraction = ExtractConfig(nodes=(name,), weights=weights, trust_code=trust_code, engine=run)
-            queries = named_images(opened, images, extraction)
-        rows = opened.features(name)
-        with reporter.step("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
-            index, cosine = nearest(rows, queries.rows, config.count, queries.cached_row, advance)
-        group, pairs = None, 0
-        if threshold is not None:
-            with reporter.step("Grouping", unit="pairs") as advance:
-                group, pairs = look_alikes(rows, threshold, advance)
-        result = Similar(
-            cache=str(cache),
-            node=name,
-            keys=opened.images.key,
-            images=queries.images,
-            index=index,
-            cosine=cosine,
-            group=group,
-            pairs=pairs,
-            failed=queries.failed,
-            engines=list(queries.engines),
-            precisions=opened.precisions_of(name),
-            notes=(*opened.samples.part_notes(), *notes, *queries.notes),
-            seconds=time.perf_counter() - started - queries.startup_seconds,
-        )
+            queries = named_images(opened, images, config_from(ExtractConfig, locals(), nodes=(name,)))
+        result = _compared(opened, name, queries, config, reporter)
+        notes = [*opened.samples.part_notes(), *notes, *queries.notes]
+    spent = time.perf_counter() - started - queries.startup_seconds
+    result = replace(result, cache=str(cache), notes=tuple(notes), seconds=spent)
     if output is not None:
         result.write(output, raw)
     return result
+
+
+def _compared(
+    cache: FeatureCache, node: str, queries: Queries, config: SimilarConfig, reporter: Reporter
+) -> Similar:
+    """Return the neighbours of the queries and, with a threshold, groups of images."""
+    rows, group, pairs = cache.features(node), None, 0
+    with reporter.step("Comparing", total=len(queries.images) * len(rows), unit="pairs") as advance:
+        index, cosine = nearest(rows, queries.rows, config.count, queries.cached_row, advance)
+    if config.threshold is not None:
+        with reporter.step("Grouping", unit="pairs") as advance:
+            group, pairs = look_alikes(rows, config.threshold, advance)
+    keys = cache.images.key
+    return Similar(
+        str(cache.path),
+        node,
+        keys,
+        queries.images,
+        index,
+        cosine,
+        group,
+        pairs,
+        queries.failed,
+        engines=list(queries.engines),
+        precisions=cache.precisions_of(node),
+    )
 
 
 def _vector_node(cache: FeatureCache, name: str | None) -> str:
@@ -226,5 +239,5 @@ def _vector_node(cache: FeatureCache, name: str | None) -> str:
     raise CacheError(
         f"Cosines need a vector for each image; {cache.path} has maps at {name or ', '.join(cache.nodes)} "
         f"and vectors at {', '.join(vectors) or 'no node'}.",
-        f"Add one: bottleneck extract {quote(cache.source)} -o {quote(str(cache.path))} --node bottleneck",
+        f"Add one: {cache.extract_command('--node bottleneck')}",
     )

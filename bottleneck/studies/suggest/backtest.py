@@ -1,4 +1,4 @@
-"""Would the selector have helped? Labels that exist are hidden and bought again, by it and at random.
+"""Test the selector on labels that exist: they are hidden and bought again, by it and at random.
 
 Every sample is held aside in one of ten folds, and the heads are measured on it. For each fold the rest is
 the pool. Several times a few samples of each class are drawn from it as a start; then the labels are doubled,

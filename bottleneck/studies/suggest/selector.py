@@ -1,4 +1,4 @@
-"""Choose samples whose labels would teach most: those that a head is undecided on, and unlike each other.
+"""Choose samples to label: those that a head is uncertain of, and that differ from each other.
 
 One after the other, the sample with the largest
 

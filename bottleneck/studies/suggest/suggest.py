@@ -14,8 +14,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from bottleneck.fitting.head_files import blockwise
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.progress import SILENT, Reporter
-from bottleneck.records import Result
+from bottleneck.records import Result, config_from
 from bottleneck.samples import RowReader
 from bottleneck.store.join import common_root
 from bottleneck.store.reader import FeatureCache
@@ -145,45 +145,53 @@ def suggest(
         The features of `unlabelled` were computed in another way.
     CacheError, SourceError, BackboneError, EngineError, StrictError
     """
-    config = SuggestConfig(target, node, n, cv, seed, output)
+    config = config_from(SuggestConfig, locals())
+    load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
     if output is not None:
         require_file_name(Path(output))
     started = time.perf_counter()
-    run = EngineConfig(engine, precision, device, batch_size, workers, force)
-    with ExitStack() as stack:
-        opened = stack.enter_context(FeatureCache(cache))
+    with FeatureCache(cache) as opened:
         task = _class_task(opened, config)
         refuse_strict(task.notes, strict)
-        new = NewImages(opened)
+        source: AbstractContextManager[NewImages] = nullcontext(NewImages(opened))
         if unlabelled is not None:
-            load = LoadOptions(weights, trust_code)
-            new = stack.enter_context(new_images(opened, os.fspath(unlabelled), node, load, run, reporter))
-        candidates = _candidates(task, new.cache, unlabelled)
-        head = fitted_head(task, config, reporter)
-        suggestions, space = _suggestions(task, candidates, head, config)
-        tested, curve, ahead, drawn = worth(task, space, head, config, reporter)
-        written = {} if output is None else {"output": _write(Path(output), task, candidates, suggestions)}
-        notes = [*task.notes, *new.notes, *candidates.notes, *drawn, *_short(suggestions, candidates, config)]
-        return SuggestResult(
-            cache=str(cache),
-            features=str(new.cache.path),
-            target=task.target.name,
-            node=node,
-            labelled=len(task.judged),
-            candidates=len(candidates.rows),
-            suggestions=suggestions,
-            backtest=tested.to_json(),
-            curve=curve.to_json(),
-            outlook=None if ahead is None else vars(ahead),
-            failed=[{"image": key, "error": why} for key, why in new.cache.failures.items()],
-            seed=seed,
-            files=written,
-            seconds=time.perf_counter() - started - new.startup_seconds - new.extract_seconds,
-            extract_seconds=new.extract_seconds,
-            engines=list(new.engines),
-            precisions=opened.precisions_of(node),
-            notes=notes,
-        )
+            source = new_images(opened, unlabelled, node, load, run, reporter)
+        with source as new:
+            result = _suggested(task, new, unlabelled, config, reporter)
+    spent = time.perf_counter() - started - new.startup_seconds - new.extract_seconds
+    return replace(result, cache=str(cache), seconds=spent)
+
+
+def _suggested(
+    task: Task, new: NewImages, source: object, config: SuggestConfig, reporter: Reporter
+) -> SuggestResult:
+    """Choose among the images of `new`, which are of `source`, and say what the choice is worth."""
+    candidates = _candidates(task, new.cache, source)
+    head = fitted_head(task, config, reporter)
+    suggestions, space = _suggestions(task, candidates, head, config)
+    tested, curve, ahead, drawn = worth(task, space, head, config, reporter)
+    files = {}
+    if config.output is not None:
+        files["output"] = _write(Path(config.output), task, candidates, suggestions)
+    return SuggestResult(
+        cache=str(task.cache.path),
+        features=str(new.cache.path),
+        target=task.target.name,
+        node=config.node,
+        labelled=len(task.judged),
+        candidates=len(candidates.rows),
+        suggestions=suggestions,
+        backtest=tested.to_json(),
+        curve=curve.to_json(),
+        outlook=None if ahead is None else vars(ahead),
+        failed=new.failed,
+        seed=config.seed,
+        files=files,
+        extract_seconds=new.extract_seconds,
+        engines=list(new.engines),
+        precisions=task.cache.precisions_of(config.node),
+        notes=[*task.notes, *new.notes, *candidates.notes, *drawn, *_short(suggestions, candidates, config)],
+    )
 
 
 def _class_task(cache: FeatureCache, config: SuggestConfig) -> Task:

@@ -25,8 +25,8 @@ from bottleneck.data.source import Source, evenly
 from bottleneck.data.splits import strata
 from bottleneck.errors import BottleneckError, Note
 from bottleneck.extraction.config import ExtractConfig
-from bottleneck.extraction.extract import survey
 from bottleneck.extraction.prepare import prepare
+from bottleneck.extraction.survey import survey
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import duration
 from bottleneck.samples import Target

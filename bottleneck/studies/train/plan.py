@@ -46,17 +46,17 @@ class TrainPlan:
 
     @property
     def startup_seconds(self) -> float:
-        """Of loading libraries and networks, building engines, and writing the model."""
+        """Seconds of loading libraries and networks, building engines, and writing the model."""
         return STARTUP + sum(cost.startup for cost in self.extraction)
 
     @property
     def seconds(self) -> float:
-        """Of the whole run without fine-tuning."""
+        """Seconds of the whole run without fine-tuning."""
         return self.startup_seconds + self.head_seconds + sum(cost.seconds for cost in self.extraction)
 
     @property
     def bytes(self) -> int:
-        """On disk."""
+        """Bytes that the caches take on the disk."""
         return sum(cost.bytes for cost in self.extraction)
 
     def to_json(self) -> dict[str, Any]:

@@ -135,7 +135,7 @@ class Request:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what the user asked for."""
+        """Fingerprint of what the user asked for."""
         names = ("weights", "flip", "image_size", "crop", "in_channels", "depth", "dtype")
         features = {name: getattr(self.extraction, name) for name in names}
         if self.extraction.decoding is not None:  # choices of before there was one stay valid

@@ -1,4 +1,4 @@
-"""From images to the best classifier that they allow: the public functions. The method is in `route`."""
+"""Train the best classifier that images allow: the public functions. `route` has the method."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bottleneck.data.config import ReadConfig
-from bottleneck.data.source import Source, read_source
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import SILENT, Reporter
@@ -65,8 +66,7 @@ def train(
 
     The choice is by the rule of `trials.evidence`: cross-validation on train and val are pooled, and a
     candidate replaces a simpler one only if it is better by more than the noise of paired samples. Test is
-    read once, by the model that is written. What time is saved on first where `minutes` are short, is said in
-    `plan`.
+    read once, by the model that is written. `budget` says what is left out first where `minutes` are short.
 
     Parameters
     ----------

@@ -30,8 +30,9 @@ import numpy as np
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.data.source import Source, read_source
-from bottleneck.errors import BottleneckError, Note, SourceError
+from bottleneck.data.read_source import read_source
+from bottleneck.data.source import Source
+from bottleneck.errors import BottleneckError, Note, SourceError, listed
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.training.inputs import unread_note
@@ -135,7 +136,7 @@ def class_halves(names: Sequence[str], seed: int, given: Halves | None = None) -
     unknown = [name for half in given for name in half if name not in code]
     if unknown:
         raise SourceError(
-            f"The source has no class {unknown[0]!r}; its classes are {_listed(names)}.",
+            f"The source has no class {unknown[0]!r}; its classes are {listed(names, 12)}.",
             "Write one class a line into the files of the halves.",
         )
     a, b = (np.array(sorted({code[name] for name in half}), dtype=np.int64) for half in given)
@@ -145,11 +146,6 @@ def class_halves(names: Sequence[str], seed: int, given: Halves | None = None) -
     if min(len(a), len(b)) < 2:
         raise SourceError(f"The halves have {len(a)} and {len(b)} classes; expected 2 or more each.")
     return {"A": a, "B": b}
-
-
-def _listed(names: Sequence[str], longest: int = 12) -> str:
-    shown = ", ".join(names[:longest])
-    return shown if len(names) <= longest else f"{shown} and {len(names) - longest} more"
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ class Runner:
     def result(self, run: Run) -> RunResult | None:
         """Return the stored result of `run`, or None if it has not been trained."""
         try:
-            return RunResult(**json.loads(self._path(run, "json").read_text()))
+            return RunResult(**json.loads(self._path(run, "json").read_bytes()))
         except (FileNotFoundError, TypeError, ValueError):
             return None
 

@@ -266,8 +266,8 @@ def _require_same_study(runner: Runner, halves: Halves | None) -> None:
     path = runner.folder / "study.json"
     if path.exists():
         try:
-            existing = json.loads(path.read_text())
-        except ValueError:
+            existing = dict(json.loads(path.read_bytes()))
+        except (TypeError, ValueError):
             raise BottleneckError(f"{path} is damaged.", "Name another folder with -o.") from None
         require_equal(existing, recipe, f"The study in {runner.folder}", "Name another folder with -o.")
         return

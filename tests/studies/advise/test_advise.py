@@ -15,12 +15,15 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.cli.main import group
 from bottleneck.errors import BottleneckError, CacheError, FitError
 from bottleneck.extraction.extract import extract
+from bottleneck.progress import SILENT
+from bottleneck.store.cachefile import CacheFile
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise import strategies
 from bottleneck.studies.advise.advise import advise
 from bottleneck.studies.advise.recommendation import EARLY, FINETUNE, HEAD, RULES, SCENARIOS, SCRATCH
-from bottleneck.studies.advise.trial import UserCache, trial_source
+from bottleneck.studies.advise.trial import UserCache, make_trial, trial_source
 from bottleneck.studies.class_task import class_target
+from bottleneck.studies.study_config import AdviseConfig
 from tests.helpers.stripes import write_stripes
 
 
@@ -64,10 +67,36 @@ def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classi
 
 
 def test_commands_can_be_given_to_a_shell_whatever_the_names():
-    user = UserCache(Path("my cache.h5"), "/our photos", "the label", ("bottleneck",), LoadOptions())
+    user = UserCache(Path("my cache.h5"), "'/our photos'", "the label", ("bottleneck",), LoadOptions())
     head = {"path": "advice/trial--x y.safetensors", "node": "blocks.3"}
     words = shlex.split(user.finetune_command(head, 1))
     assert {"my cache.h5", "/our photos", "the label", "heads/my cache--x y.safetensors"} <= set(words)
+
+
+def test_commands_name_the_manifest_and_its_columns_so_that_no_sample_loses_its_label(tmp_path, monkeypatch):
+    monkeypatch.setattr("bottleneck.engines.base._candidates", lambda *asked: [[("torch", "fp32")]])
+    write_stripes(tmp_path / "stripes", images=4, val=2)
+    files = sorted((tmp_path / "stripes").rglob("*.png"))
+    lines = [f"{file.relative_to(tmp_path)},{file.parent.name},{file.parent.parent.name}" for file in files]
+    (tmp_path / "my list.csv").write_text("\n".join(["image,kind of stripe,part", *lines]) + "\n")
+    path, columns = tmp_path / "list.h5", {"label_columns": ["kind of stripe"], "split_column": "part"}
+    extract(tmp_path / "my list.csv", path, backbone="small_cnn", weights="none", image_size=32, **columns)
+    trial = make_trial(path, tmp_path / "advice", AdviseConfig(), LoadOptions(), SILENT)
+    node = next(node for node in trial.nodes if node != "bottleneck")
+    with FeatureCache(path) as before:
+        samples = before.samples
+    with CacheFile(path) as file:
+        assert "--label-column 'kind of stripe' --split-column part -o" in file.mend
+    command, *_ = trial.user.fit_command(node).split(" && ")
+    shown = CliRunner().invoke(group, shlex.split(command)[1:], catch_exceptions=False)
+    assert shown.exit_code == 0, shown.output
+    with FeatureCache(path) as after:
+        assert node in after.nodes
+        assert after.samples.split.tolist() == samples.split.tolist()
+        target, old = after.samples.targets["kind of stripe"], samples.targets["kind of stripe"]
+        assert [target.answer(row) for row in range(len(samples))] == list(
+            map(old.answer, range(len(samples)))
+        )
 
 
 def test_advice_has_what_was_promised(advised):

@@ -1,7 +1,10 @@
 """Comparisons: every trial is run once, kept, and chosen among on val."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +18,7 @@ from bottleneck.progress import SILENT
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.compare.compare import answers, choose_row, compare, summarise
 from bottleneck.studies.compare.runs import Trials
-from bottleneck.studies.compare.stored_runs import CompareRun, stored_runs
+from bottleneck.studies.compare.stored_runs import CompareRun, store_run, stored_runs
 from bottleneck.training.config import LEAST_STEPS, CompareConfig
 from bottleneck.trials.evidence import Evidence
 from tests.helpers.recorder import Recorder
@@ -153,12 +156,46 @@ def test_means_and_intervals_over_seeds():
     assert rows[0].interval[0] < 0.85 < rows[0].interval[1]
 
 
+def test_stored_runs_are_read_whatever_the_encoding_of_the_machine(tmp_path):
+    unread = replace(run(1), unread="1 image could not be read: 그림/개.png", evidence={})
+    store_run(tmp_path, "settings", unread, [unread])
+    code = (
+        "import sys; from pathlib import Path; from bottleneck.studies.compare.stored_runs import stored_runs"
+    )
+    code += "; print(ascii(stored_runs(Path(sys.argv[1]))[0].unread))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-X", "utf8=0", "-c", code, str(tmp_path)]
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert shown.stdout.strip() == ascii(unread.unread), shown.stderr
+
+
 def test_the_interval_is_of_the_samples_that_a_run_could_read():
     few = run(1, test=0.8)
     judged = few.evidence["test"]
     part = Evidence(judged.keys[:50], judged.score[:50], judged.loss[:50])
     rows = summarise([replace(few, evidence={**few.evidence, "test": part})], "test", 200)
     assert rows[0].interval == wilson_interval(40, 50)
+
+
+def test_seeds_are_averaged_sample_by_sample_also_where_other_images_could_be_read():
+    first, second = run(1, val=0.5), run(1, val=0.5, seed=1)
+    kept = {
+        0: slice(20, None),
+        1: np.r_[150:200, 0:150],
+    }  # the second run has other samples, in another order
+    parts = [
+        replace(
+            one,
+            evidence={"val": Evidence(*(getattr(one.evidence["val"], name)[kept[seed]] for name in names))},
+        )
+        for seed, one in enumerate((first, second))
+        for names in [("keys", "score", "loss")]
+    ]
+    (row,) = summarise(parts, "val", 200)
+    judged = row.evidence["val"]
+    assert judged.keys.tolist() == first.evidence["val"].keys[20:].tolist()
+    assert judged.score.tolist() == first.evidence["val"].score[20:].tolist()
+    assert judged.loss.tolist() == first.evidence["val"].loss[20:].tolist()
 
 
 @pytest.mark.parametrize(

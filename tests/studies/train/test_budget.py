@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bottleneck.data.source import read_source
+from bottleneck.data.read_source import read_source
 from bottleneck.studies.train import budget
 from bottleneck.studies.train.budget import (
     EXTRACTION_SHARE,
