@@ -188,14 +188,16 @@ def score(
 
     The outputs' rows are indices of `rows`.
     """
+    head = classifier.head
     if isinstance(opened, Source):
-        return classifier.outputs(opened.take(rows), flip, trust, reporter)
+        outputs = classifier.outputs(opened.take(rows), flip, trust, reporter)
+        return replace(outputs, precisions=classifier.trunk.precisions_used)
     blocks = _cached_blocks(classifier, opened, rows, flip)
     if isinstance(blocks, str):
         source = source_of(opened)
         require_images(source, rows, blocks, opened.path)
-        outputs = classifier.outputs(source.take(rows), flip, trust, reporter)
-        if not classifier.head.node_fingerprint:
+        outputs = score(classifier, source, rows, flip, reporter, trust)
+        if not head.node_fingerprint:
             return outputs
         message = f"{opened.path} has no mirrored views, so its images were run through the network. "
         message += "`bottleneck extract --flip` stores them."
@@ -204,7 +206,7 @@ def score(
     novelty: list[np.ndarray] = []
     with reporter.step("Evaluating", total=len(rows), unit="samples") as advance:
         for block in blocks:
-            scores.append(mean_scores(classifier.head, block))
+            scores.append(mean_scores(head, block))
             if trust is not None and (values := trust.novelty(block)) is not None:
                 novelty.append(values)
             advance(len(block))

@@ -1,5 +1,6 @@
 """Fixtures: a folder of coloured noise, its feature cache, and a logistic head on it."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from bottleneck.trials.heads import head_on
 from bottleneck.trials.task import task_of
 
 COLOURS = {"blue": (60, 80, 170), "green": (70, 150, 80), "red": (170, 70, 60)}
+NODES = ("bottleneck", "block3@none")  # the second is the map below the last block
 COUNTS = {"train": 14, "val": 8, "test": 5}
 
 
@@ -39,9 +41,32 @@ def images(tmp_path_factory):
 def made_cache(images, tmp_path_factory):
     """Its cache by the small CNN with random weights, with the map below the last block."""
     path = tmp_path_factory.mktemp("cache") / "c.h5"
-    nodes = ("bottleneck", "block3@none")
-    extract(images, path, backbone="small_cnn", nodes=nodes, engine="torch", dtype="float32")
+    extract(images, path, backbone="small_cnn", nodes=NODES, engine="torch", dtype="float32")
     return path
+
+
+@pytest.fixture(scope="session")
+def half_cache(images, tmp_path_factory):
+    """The same in float16."""
+    path = tmp_path_factory.mktemp("half") / "c.h5"
+    extract(images, path, backbone="small_cnn", nodes=NODES, engine="torch")
+    return path
+
+
+@pytest.fixture(scope="session")
+def viewed_cache(images, tmp_path_factory):
+    """The same in float16 with two views of each image."""
+    path = tmp_path_factory.mktemp("viewed") / "c.h5"
+    extract(images, path, backbone="small_cnn", nodes=NODES, engine="torch", views=2)
+    return path
+
+
+def copied(cache, folder):
+    """Copy the files of a cache, which a test may then change."""
+    for path in cache.parent.iterdir():
+        if path.is_file():
+            shutil.copy(path, folder / path.name)
+    return folder / cache.name
 
 
 @pytest.fixture(scope="session")

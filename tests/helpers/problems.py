@@ -3,6 +3,8 @@
 Shapes: n samples, D features, K classes.
 """
 
+from hashlib import sha256
+
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
@@ -43,12 +45,19 @@ def objective(X, y, coef, intercept, C, weights=None):
     return C * (weights * loss).sum() + 0.5 * np.square(coef, dtype=np.float64).sum()
 
 
+BEST = {}  # by problem: the solver's tests ask for each of them with two libraries
+
+
 def judge(X, y, C, weights=None):
     """Standardised features, and scikit-learn's least objective on them."""
     Z = StandardScaler().fit_transform(X.astype(np.float64))
-    model = LogisticRegression(C=C, tol=1e-8, max_iter=10000)
-    model.fit(Z, y, sample_weight=weights)
-    return Z, objective(Z, y, model.coef_, model.intercept_, C, weights)
+    arrays = [Z, y] if weights is None else [Z, y, weights]
+    problem = (C, sha256(b"".join(array.tobytes() for array in arrays)).digest())
+    if problem not in BEST:
+        model = LogisticRegression(C=C, tol=1e-8, max_iter=10000)
+        model.fit(Z, y, sample_weight=weights)
+        BEST[problem] = objective(Z, y, model.coef_, model.intercept_, C, weights)
+    return Z, BEST[problem]
 
 
 def standardised_coef(coef, intercept, mean, scale):

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from bottleneck import extract, fit_heads
+from tests.helpers.torch_engine import torch_computes
+
+__all__ = ["COLUMNS", "listed", "torch_computes", "write_rows"]
 
 COLUMNS = {
     "image_columns": ["Photo"],

@@ -20,6 +20,7 @@ from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import Classifier
 from bottleneck.models.config import ExplainConfig
+from tests.helpers.contributions import by_pixel
 
 SIZE, S = 32, 3
 PREPROCESS = Preprocess(SIZE, SIZE, "bilinear", (0.5,) * 3, (0.25,) * 3)
@@ -164,8 +165,8 @@ def test_the_terms_are_the_logit(pictures, nodes, images, covariates, kind, flip
         assert one.logit == pytest.approx(expected[row, code], abs=1e-4, rel=1e-4)
         total = one.intercept + sum(one.sums) + sum(one.unplaced.values())
         assert total == pytest.approx(one.logit, abs=1e-4, rel=1e-4)
-        assert one.contributions().sum() == pytest.approx(one.sums[0], abs=1e-6)
-        assert one.contributions().shape == (SIZE, SIZE)
+        assert by_pixel(one).sum() == pytest.approx(one.sums[0], abs=1e-6)
+        assert by_pixel(one).shape == (SIZE, SIZE)
         assert list(one.unplaced) == list(head.covariate_names)
         assert len(one.maps) == images
 

@@ -15,11 +15,11 @@ from bottleneck.errors import ArtifactError, EngineError
 from bottleneck.heads.artifact import HeadArtifact
 from bottleneck.models.export import METADATA, Deployed, export
 
-SIZE, D = 128, 64 * 6 * 6
+SIZE, D = 32, 16 * 6 * 6
 
 
 def head(backbone, hidden=0, images=1, covariates=(), classes=("ant", "bee", "ë²Œ"), **options):
-    """A head with random weights on the small CNN."""
+    """A head with random weights on the small CNN of two blocks."""
     random = np.random.default_rng(0)
     width, K = images * D + len(covariates), len(classes)
     arrays = {
@@ -46,7 +46,7 @@ def head(backbone, hidden=0, images=1, covariates=(), classes=("ant", "bee", "ë²
 
 @pytest.fixture(scope="module")
 def backbone():
-    return load_backbone("small_cnn", weights="none")
+    return load_backbone("small_cnn", weights="none", depth=2, image_size=SIZE)
 
 
 def saved(backbone, artifact, folder):

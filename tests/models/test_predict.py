@@ -226,10 +226,9 @@ def test_image_files_keep_the_names_that_they_were_given_by(made_cache, images, 
     assert [record["sample"] for record in result["predictions"]] == names
 
 
-@pytest.mark.parametrize("precision", ["int8", "bf16"])
-def test_features_are_computed_as_those_that_the_head_learnt_from(precision, tmp_path, monkeypatch):
-    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
-    source = write_stripes(tmp_path / "images", images=8)
+def learnt_in(precision, folder):
+    """Stripes, their cache in float32, computed in `precision`, and the path of a head on it."""
+    source = write_stripes(folder / "images", images=8)
     engine = {"engine": "torch"} if precision == "bf16" else {}
     options = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": precision, **engine}
     nodes = ("bottleneck", "features.block1")  # of one int8 graph, of which the head takes one
@@ -276,12 +275,8 @@ def test_int8_for_a_head_that_learnt_in_float32_is_told(tmp_path, monkeypatch):
     assert note.message.endswith("calibrated on the first of these images, on which the features depend.")
 
 
-def test_what_computes_in_float32_alone_says_so_of_a_head_that_learnt_in_int8(tmp_path, monkeypatch):
-    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
-    source = write_stripes(tmp_path / "images", images=8)
-    options = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": "int8", "force": True}
-    cache = extract(source, tmp_path / "c.h5", **options).cache
-    head = fit_heads(cache, output=tmp_path / "heads").heads[0]["path"]
+def test_what_computes_in_float32_alone_says_so_of_a_head_that_learnt_in_int8(int8, tmp_path):
+    head = int8[1][-1]
     exported = export(head, format="onnx", output=tmp_path / "m.onnx")
     explained = Explainer(load_model(head))
     for subject, notes in (("exported file", exported.notes), ("explanation", explained.notes)):

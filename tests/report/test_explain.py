@@ -18,6 +18,7 @@ from bottleneck.heads.artifact import load_head
 from bottleneck.models.attribution import Explainer
 from bottleneck.models.classifier import load_model
 from bottleneck.report.overlays import laid_over, overlay
+from tests.helpers.contributions import by_pixel
 
 ORIENTATION = 0x0112
 SQUARE = Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -180,19 +181,6 @@ def _images_decided_by_a_quadrant(folder, ground, mark, count, seed):
         Image.fromarray(np.clip(image, 0, 255).astype(np.uint8)).save(path)
 
 
-def _by_pixel(one):
-    """The contribution of each pixel, (size, size): a place spreads its own evenly over what it covers."""
-    total = np.zeros((one.size, one.size))
-    for values in one.maps[0].values():
-        sides = []
-        for count in values.shape:  # the share of each place that is in each pixel, (size, count)
-            ends, part = np.arange(one.size + 1) * count / one.size, np.arange(count)
-            sides.append(np.minimum(ends[1:, None], part + 1) - np.maximum(ends[:-1, None], part))
-        rows, columns = (np.clip(side, 0, None) for side in sides)
-        total += rows @ values @ columns.T
-    return total
-
-
 def _share_in_quadrant(values):
     """Return the share of the positive contributions (n, n) that is in the lower left quarter."""
     positive, half = np.maximum(values, 0), len(values) // 2
@@ -220,7 +208,7 @@ def test_the_quadrant_that_decides_has_the_contribution(tmp_path, mark):
             assert len({round(one.intercept, 4) for one in found.maps}) == 2  # one for each class
             for one in found.maps:
                 assert one.intercept + sum(one.sums) == pytest.approx(one.logit, abs=1e-4)
-                cells = _by_pixel(one)
+                cells = by_pixel(one)
                 if ground:
                     cells = cells.reshape(4, 24, 4, 24).sum((1, 3))
                 assert _share_in_quadrant(cells) >= 0.95

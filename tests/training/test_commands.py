@@ -185,13 +185,6 @@ def test_predict_from_web_addresses(trained, images, tmp_path):
     assert "404" in failed["error"]
 
 
-def test_a_learning_rate_is_found_and_drawn(made_cache, made_head, tmp_path):
-    found = answer("finetune", made_cache, "--head", made_head, "--find-lr", tmp_path / "lr.png", *EPOCH)
-    assert 1e-7 <= found["lr"] <= 1
-    with Image.open(tmp_path / "lr.png") as picture:
-        assert picture.format == "PNG"
-
-
 def test_scratch_shows_its_table(images, tmp_path):
     path = tmp_path / "my models" / "my model.safetensors"
     result = run("scratch", images, "-o", path, "--image-size", "48", "--depth", "2", *EPOCH)
@@ -242,7 +235,7 @@ def test_val_that_cannot_be_carved(made_head, tmp_path):
 
 
 @pytest.mark.parametrize("more", [[], ["--augment", "live", "--memory", "2000000"]])
-def test_the_process_of_a_search_ends_once_it_has_answered(made_cache, made_head, tmp_path, more, long):
+def test_a_rate_is_found_and_drawn_by_a_process_that_ends(made_cache, made_head, tmp_path, more, long):
     if more and not long:
         pytest.skip("runs the whole network in every step: run with --long")
     words = ["finetune", made_cache, "--head", made_head, "--find-lr", tmp_path / "lr.png", *EPOCH, *more]
@@ -252,4 +245,6 @@ def test_the_process_of_a_search_ends_once_it_has_answered(made_cache, made_head
         command, cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["lr"] > 0
+    assert 1e-7 <= json.loads(ended.stdout)["lr"] <= 1
+    with Image.open(tmp_path / "lr.png") as picture:
+        assert picture.format == "PNG"

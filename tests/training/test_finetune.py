@@ -3,11 +3,8 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -31,7 +28,9 @@ from bottleneck.training.finetune_plan import open_job, plan_finetuning
 from bottleneck.training.inputs import backbone_of
 from bottleneck.trials.heads import head_on
 from bottleneck.trials.task import task_of
-from tests.helpers.fitted_cache import write_images
+from tests.helpers.fitted_cache import copied, write_images
+from tests.helpers.forked import exit_code
+from tests.helpers.killed_training import FRESH, RESUMED, finetuned
 from tests.helpers.recorder import Recorder
 
 QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
@@ -40,10 +39,7 @@ QUICK = {"epochs": 3, "batch_size": 8, "device": "cpu"}
 @pytest.fixture
 def cache(made_cache, tmp_path):
     """A copy of the cache that a test may change."""
-    for path in made_cache.parent.iterdir():
-        if path.is_file():
-            shutil.copy(path, tmp_path / path.name)
-    return tmp_path / made_cache.name
+    return copied(made_cache, tmp_path)
 
 
 def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_path):
@@ -60,7 +56,7 @@ def test_it_starts_at_the_heads_logits_and_is_never_worse(cache, made_head, tmp_
 
 def test_it_starts_from_features_in_int8_with_the_map_that_int8_cannot_give(images, tmp_path, monkeypatch):
     path = tmp_path / "c.h5"
-    extract(images, path, backbone="small_cnn", precision="int8", force=True)
+    extract(images, path, backbone="small_cnn", depth=2, image_size=32, precision="int8", force=True)
     (head,) = fit_heads(path, output=tmp_path / "heads").heads
     monkeypatch.setitem(COSINES, "int8", 1.1)  # no engine reaches it
     result = finetune(path, head["path"], tmp_path / "m.safetensors", **QUICK)
@@ -135,33 +131,12 @@ def test_the_saved_model_says_of_images_what_training_said(cache, made_head, ima
 
 
 def test_a_killed_run_comes_to_the_same_bits(cache, made_head, tmp_path):
-    script = """
-import os, signal, sys
-from bottleneck.training.finetune import finetune
-import bottleneck.training.loop as loop
-kill = int(sys.argv[4])
-loop.Training.checkpoint_seconds = 0.0
-update, steps = loop.Training.update, 0
-def counted(self, batch):
-    global steps
-    self.checkpoint_seconds = 0.0
-    if steps == kill:
-        os.kill(os.getpid(), signal.SIGKILL)
-    steps += 1
-    return update(self, batch)
-loop.Training.update = counted
-result = finetune(*sys.argv[1:4], epochs=3, batch_size=8, lr=0.03, label_smoothing=0.1, batchnorm="train")
-print(result.resumed)
-"""
-    root = Path(__file__).parents[2]
+    def run(name, kill=None):
+        return exit_code(finetuned, cache, made_head, tmp_path / name, kill)
 
-    def run(name, kill):
-        command = [sys.executable, "-c", script, str(cache), str(made_head), str(tmp_path / name), str(kill)]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-
-    assert run("whole.safetensors", -1).stdout.strip() == "False"
-    assert run("cut.safetensors", 9).returncode == -9
-    assert run("cut.safetensors", -1).stdout.strip() == "True"
+    assert run("whole.safetensors") == FRESH
+    assert run("cut.safetensors", kill=9) == -9
+    assert run("cut.safetensors") == RESUMED
     whole, cut = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     assert not (tmp_path / "cut.checkpoint.safetensors").exists()
@@ -182,11 +157,8 @@ def test_a_diverging_run_stops_and_says_what_to_try(cache, made_head, tmp_path):
 @pytest.mark.parametrize(
     "options", [{"views": 2}, {"augment": "live"}, {"unfreeze": "all"}, {"memory": 50_000}]
 )
-def test_other_feeds_start_at_the_head_as_well(cache, made_head, tmp_path, options, images):
-    if "views" in options:
-        nodes = ("bottleneck", "block3@none")
-        cache = tmp_path / "views.h5"
-        extract(images, cache, backbone="small_cnn", nodes=nodes, engine="torch", views=2)
+def test_other_feeds_start_at_the_head_as_well(made_cache, viewed_cache, made_head, tmp_path, options):
+    cache = copied(viewed_cache if "views" in options else made_cache, tmp_path)
     result = finetune(cache, made_head, tmp_path / "m.safetensors", **{**QUICK, **options, "epochs": 1})
     assert result.max_logit_difference_at_start <= 2e-2
     assert result.input == ("pixels" if "unfreeze" in options else "features.block3@none")

@@ -2,8 +2,6 @@
 
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
@@ -14,16 +12,17 @@ from bottleneck.store.lock import CacheLock
 from bottleneck.store.reader import FeatureCache
 from bottleneck.training import finetune_plan
 from bottleneck.training.finetune_plan import ensure_map
+from tests.helpers.fitted_cache import copied
+from tests.helpers.forked import exit_code
+from tests.helpers.killed_training import killed_before_the_new_map
 
 NODE = "features.block3@none"
 
 
 @pytest.fixture
-def cache(images, tmp_path):
+def cache(half_cache, tmp_path):
     """A cache with a float16 map."""
-    path = tmp_path / "c.h5"
-    extract(images, path, backbone="small_cnn", nodes=("bottleneck", NODE), engine="torch")
-    return path
+    return copied(half_cache, tmp_path)
 
 
 def stored(cache):
@@ -80,17 +79,7 @@ def test_what_a_kill_left_is_used_or_removed(cache, finished):
 
 
 def test_a_kill_before_the_new_map_was_there_costs_nothing(cache):
-    script = """
-import os, signal, sys
-from pathlib import Path
-from bottleneck.remote.urls import allow
-from bottleneck.training import finetune_plan
-finetune_plan.run_prepared = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
-with allow(local=True):
-    finetune_plan.ensure_map(Path(sys.argv[1]), sys.argv[2], dtype="float32")
-"""
-    killed = subprocess.run([sys.executable, "-c", script, str(cache), NODE], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    assert exit_code(killed_before_the_new_map, cache, NODE) == -signal.SIGKILL
     with FeatureCache(cache) as opened:
         assert NODE not in opened.nodes
     assert ensure_map(cache, NODE, dtype="float32") > 0
@@ -114,9 +103,8 @@ def test_a_map_that_another_run_has_set_aside_is_left_to_it(cache):
     assert aside.exists()
 
 
-def test_other_views_than_those_cached_are_refused(images, tmp_path):
-    path = tmp_path / "v.h5"
-    extract(images, path, backbone="small_cnn", nodes=("bottleneck", NODE), engine="torch", views=2)
+def test_other_views_than_those_cached_are_refused(viewed_cache, tmp_path):
+    path = copied(viewed_cache, tmp_path)
     assert ensure_map(path, NODE, views=2) == 0
     with pytest.raises(FingerprintError, match="count"):
         ensure_map(path, NODE, views=5)

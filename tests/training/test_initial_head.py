@@ -1,6 +1,5 @@
 """Where training starts: the head's own logits, on a map that is exact enough for that."""
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +8,6 @@ import torch
 
 from bottleneck.backbones.section import find_cut
 from bottleneck.errors import ArtifactError, CacheError, FitError
-from bottleneck.extraction.extract import extract
 from bottleneck.heads.artifact import load_head
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import NodeSpec
@@ -18,6 +16,7 @@ from bottleneck.training.finetune_plan import FinetunePlan, open_job
 from bottleneck.training.initial_head import StartComparison, logits_on, require_same_cache
 from bottleneck.training.inputs import backbone_of
 from bottleneck.training.labelled_splits import labelled_splits
+from tests.helpers.fitted_cache import copied
 from tests.helpers.heads import head
 from tests.helpers.recorder import Recorder
 
@@ -71,20 +70,10 @@ def test_features_computed_in_int8_are_compared_as_their_engine_was():
         start(-INPUTS, **INT8)
 
 
-@pytest.fixture(scope="module")
-def made_coarse(images, tmp_path_factory):
-    """A cache in float16 with a map."""
-    path = tmp_path_factory.mktemp("coarse") / "c.h5"
-    extract(images, path, backbone="small_cnn", nodes=("bottleneck", "block3@none"), engine="torch")
-    return path
-
-
 @pytest.fixture
-def coarse(made_coarse, tmp_path):
-    """A copy of it that a test may change."""
-    for path in made_coarse.parent.iterdir():
-        shutil.copy(path, tmp_path / path.name)
-    return tmp_path / "c.h5"
+def coarse(half_cache, tmp_path):
+    """A cache in float16 with a map, which a test may change."""
+    return copied(half_cache, tmp_path)
 
 
 def exact_map(path, made_head, weight):

@@ -1,9 +1,5 @@
 """The epoch loop: it learns, keeps the best, stops when it should, and survives being killed."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +9,7 @@ from bottleneck.training import loop
 from bottleneck.training.checkpoint import Checkpoint
 from bottleneck.training.config import TrainingConfig
 from bottleneck.training.loss import Measured, Objective, logits_of, measure
+from tests.helpers.forked import exit_code
 from tests.helpers.killed_training import run
 from tests.helpers.tiny_training import training
 
@@ -95,10 +92,7 @@ def test_a_learning_rate_that_works_is_not_called_divergence():
 @pytest.mark.parametrize(("kill_at", "precision"), [((1, 0), "fp32"), ((3, 2), "fp32"), ((3, 2), "bf16")])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, kill_at, precision):
     whole, records = run(tmp_path / "whole", precision=precision)
-    script = "tests.helpers.killed_training"
-    command = [sys.executable, "-m", script, str(tmp_path / "cut"), *map(str, kill_at), precision]
-    killed = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
-    assert killed.returncode == -9
+    assert exit_code(run, tmp_path / "cut", kill_at, precision) == -9
     resumed, resumed_records = run(tmp_path / "cut", precision=precision)
     assert resumed.resumed
     assert not whole.resumed

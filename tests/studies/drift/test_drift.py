@@ -173,15 +173,27 @@ def test_a_folder_is_computed_by_the_random_network_of_the_cache(tmp_path, monke
     assert found.features in str(error.value)
 
 
-@pytest.fixture
-def quantised(tmp_path, monkeypatch):
-    """A cache in int8 of 16 images, and a folder of others."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
-    whole = write_stripes(tmp_path / "whole", images=12)
+@pytest.fixture(scope="module")
+def made_in_int8(tmp_path_factory):
+    """A folder with a cache in int8 of 16 images, with others and with the graph; and a copy of it all."""
+    folder = tmp_path_factory.mktemp("int8") / "here"
     settings = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": "int8"}
-    old = extract(whole / "val", tmp_path / "old.h5", force=True, **settings).cache
-    return old, whole / "train"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOTTLENECK_CACHE", str(folder / "user"))
+        whole = write_stripes(folder / "whole", images=12)
+        extract(whole / "val", folder / "old.h5", force=True, **settings)
+    return folder, shutil.copytree(folder, folder.with_name("kept"))
+
+
+@pytest.fixture
+def quantised(made_in_int8, tmp_path, monkeypatch):
+    """The cache and the folder of others, as they were made; the cache names its images by their path."""
+    folder, kept = made_in_int8
+    shutil.rmtree(folder)
+    shutil.copytree(kept, folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(folder / "user"))
+    return folder / "old.h5", folder / "whole" / "train"
 
 
 def rows_by_digest(path):
@@ -193,7 +205,7 @@ def rows_by_digest(path):
 def test_a_folder_beside_an_int8_cache_has_the_rows_that_extract_would_add(quantised, is_stored, tmp_path):
     old, new = quantised
     if not is_stored:  # the graph is made again of the images that it was calibrated on
-        shutil.rmtree(tmp_path / "user" / "graphs")
+        shutil.rmtree(old.parent / "user" / "graphs")
     found = drift(old, new, force=True)
     assert (found.old, found.new) == (16, 48)
     used = [{"engine": "onnxruntime", "precision": "int8", "nodes": ["bottleneck"]}]
@@ -210,9 +222,9 @@ def test_a_folder_beside_an_int8_cache_has_the_rows_that_extract_would_add(quant
     assert [note.code for note in again.notes] == [note.code for note in found.notes]
 
 
-def test_without_graph_and_images_an_int8_cache_says_what_is_lacking(quantised, tmp_path):
+def test_without_graph_and_images_an_int8_cache_says_what_is_lacking(quantised):
     old, new = quantised
-    shutil.rmtree(tmp_path / "user" / "graphs")
+    shutil.rmtree(old.parent / "user" / "graphs")
     shutil.rmtree(new.parent / "val")
     with pytest.raises(EngineError, match=r"neither that graph nor.*extract all images again"):
         drift(old, new)
