@@ -190,8 +190,7 @@ def score(
     """
     head = classifier.head
     if isinstance(opened, Source):
-        outputs = classifier.outputs(opened.take(rows), flip, trust, reporter)
-        return replace(outputs, precisions=classifier.trunk.precisions_used)
+        return classifier.outputs(opened.take(rows), flip, trust, reporter)
     blocks = _cached_blocks(classifier, opened, rows, flip)
     if isinstance(blocks, str):
         source = source_of(opened)
@@ -213,7 +212,6 @@ def score(
     digests = opened.images.digest[np.unique(opened.samples.image[rows])]
     new = np.concatenate(novelty) if novelty else None
     # A head without a fingerprint has a trained network, which computes in float32 from the map on.
-    head = classifier.head
     precisions = opened.precisions_of(head.node) if head.node_fingerprint else {head.node: "fp32"}
     return Outputs(np.arange(len(rows)), np.concatenate(scores), {}, digests, new, precisions)
 
