@@ -12,13 +12,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatch
-from importlib.metadata import version
 from pathlib import Path
 
 from bottleneck import __version__
 from bottleneck.backbones.listed import DAMAGED, TIMM, Listed
 from bottleneck.errors import BackboneError, WriteError
 from bottleneck.files import user_cache, write_whole
+from bottleneck.versions import package_version
 
 # Feature width and timm's parameter counts need a built network, which takes up to a second each.
 MOST_OPENED = 24
@@ -102,5 +102,5 @@ def _store(known: _Known) -> None:
 
 def _file() -> Path:
     """The file of a list: with another version of a library the list is another one."""
-    versions = [__version__, *(f"{name} {version(name)}" for name in ("torchvision", "timm"))]
+    versions = [__version__, *(f"{name} {package_version(name)}" for name in ("torchvision", "timm"))]
     return user_cache() / "listings" / f"{hashlib.sha256(json.dumps(versions).encode()).hexdigest()}.json"

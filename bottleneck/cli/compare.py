@@ -15,9 +15,9 @@ from bottleneck.cli.options import (
     loading_options,
     regression_option,
     strict_option,
-    training_options,
 )
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
+from bottleneck.cli.training_options import training_options
 from bottleneck.names import SMALL_CNN_DEPTH
 from bottleneck.training.config import ALL, INITS, CompareConfig
 

@@ -10,11 +10,10 @@ from bottleneck.cli.options import (
     flags_of,
     labels_options,
     loading_options,
-    single_run_options,
     strict_option,
-    training_options,
 )
 from bottleneck.cli.terminal import Command, Terminal, show_result, shows_results
+from bottleneck.cli.training_options import single_run_options, training_options
 from bottleneck.training.config import AUGMENTS, BATCHNORMS, FinetuneConfig
 
 flag = flags_of(FinetuneConfig)

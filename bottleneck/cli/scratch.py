@@ -13,13 +13,12 @@ from bottleneck.cli.options import (
     flags_of,
     input_options,
     limit_option,
-    single_run_options,
     strict_option,
     test_fraction_option,
-    training_options,
     trust_code_option,
 )
 from bottleneck.cli.terminal import Command, Terminal, show_result, shows_results
+from bottleneck.cli.training_options import single_run_options, training_options
 from bottleneck.training.config import AUGMENTS, ScratchConfig
 
 flag = flags_of(ScratchConfig)

@@ -44,6 +44,8 @@ from bottleneck.remote.urls import allow
 from bottleneck.report.glyphs import take_note
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from bottleneck.training.results import TrainingResult
 
 FILE_WIDTH = 80  # columns of a table that goes to a file or a pipe
@@ -62,7 +64,7 @@ class Terminal(Reporter):
         self.err = Console(stderr=True)
         self.log_epoch: Callable[[Any], None] = lambda record: None  # set for TensorBoard
         self._name = ""  # of the command, while it runs
-        self._loading = self.err.status("")
+        self._loading: Status | None = None  # made when it is first shown
         self._drawing = False  # a bar, beside which a line may be told
 
     @contextmanager
@@ -73,20 +75,25 @@ class Terminal(Reporter):
         try:
             yield
         finally:
-            self._loading.stop()
+            self._stop_waiting()
 
     def _wait(self, what: str) -> None:
         """Show on a terminal that something is being done, until the next report."""
         if self._name and self.err.is_terminal and not self._drawing:
+            self._loading = self._loading or self.err.status("")
             self._loading.update(Text(printable(f"{self._name}: {what} …")))
             self._loading.start()
+
+    def _stop_waiting(self) -> None:
+        if self._loading is not None:
+            self._loading.stop()
 
     @contextmanager
     def step(
         self, name: str, total: int | None = None, unit: str = "images"
     ) -> Iterator[Callable[[int], None]]:
         """Show one bar on stderr with the rate and the time left."""
-        self._loading.stop()
+        self._stop_waiting()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit)]
         with Bars(*columns, TimeRemainingColumn(), console=self.err) as bars:
             task, self._drawing = bars.add_task(escape(printable(name)), total=total), True
@@ -98,7 +105,7 @@ class Terminal(Reporter):
 
     def tell(self, text: str) -> None:
         """Print one line on stderr, with brackets in a path as they are."""
-        self._loading.stop()
+        self._stop_waiting()
         self.err.print(printable(text), markup=False, highlight=False, soft_wrap=True)
         self._wait("working")
 
@@ -113,7 +120,7 @@ class Terminal(Reporter):
 
         A note on characters that the figures drawn so far lack is added to them.
         """
-        self._loading.stop()
+        self._stop_waiting()
         if lacking := take_note():
             values = {**values, "notes": [*values.get("notes", ()), lacking]}
         if self.as_json:

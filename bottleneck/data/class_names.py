@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
-
 from bottleneck.data.table_file import folded, to_number
 from bottleneck.errors import Note, quoted
 from bottleneck.samples import Target
@@ -84,7 +82,7 @@ def _present_classes(target: Target | None) -> set[str]:
     if target.kind == "multilabel":
         present = (target.values == 1).any(axis=0)
         return {name for name, is_present in zip(target.class_names, present, strict=True) if is_present}
-    return {target.class_names[code] for code in np.unique(target.values[target.labelled])}
+    return {target.class_names[code] for code in {*target.values[target.labelled].tolist()}}
 
 
 def _alike(names: Sequence[str], key: Callable[[str], Any]) -> list[tuple[str, ...]]:

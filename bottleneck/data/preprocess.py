@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from PIL import Image
 from bottleneck.errors import ArtifactError, BottleneckError, counted
 from bottleneck.names import DECODINGS, EXACT
 from bottleneck.records import are_numbers, is_flag, is_integer, is_number, is_text, require_fields
+from bottleneck.versions import package_version
 
 CHANNELS = {"L": 1, "RGB": 3, "RGBA": 4}
 INTERPOLATIONS = {
@@ -254,7 +254,8 @@ class ViewRecipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", tuple(float(value) for value in self.scale))
         object.__setattr__(self, "ratio", tuple(float(value) for value in self.ratio))
-        object.__setattr__(self, "torchvision", self.torchvision or version("torchvision").partition("+")[0])
+        installed = self.torchvision or (package_version("torchvision") or "").partition("+")[0]
+        object.__setattr__(self, "torchvision", installed)
         if not 1 <= self.count <= 1000:
             raise BottleneckError(
                 f"{counted(self.count, 'view is', 'views are')} asked for; expected 1 to 1000."

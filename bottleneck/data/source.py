@@ -155,7 +155,10 @@ class Source:
 
 def spread(keys: Sequence[str], count: int) -> tuple[str, ...]:
     """Return up to `count` of the keys, evenly spaced, the first and the last among them."""
-    return tuple(keys[i] for i in np.unique(np.linspace(0, len(keys) - 1, count).astype(int))) if keys else ()
+    if not keys:
+        return ()
+    # np.unique would import numpy.ma.
+    return tuple(keys[i] for i in dict.fromkeys(np.linspace(0, len(keys) - 1, count).astype(int)))
 
 
 def image_files(paths: Sequence[str]) -> Source:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from bottleneck.engines.reference import Eager, complaint, dependence, measure, 
 from bottleneck.engines.runtimes import describe, open_graph
 from bottleneck.errors import BottleneckError, EngineError, Note, counted
 from bottleneck.names import ONNXRUNTIME
+from bottleneck.processor import processor_name
 from bottleneck.threads import passes_side_by_side
 
 _log = logging.getLogger("bottleneck")
@@ -28,6 +30,8 @@ _log = logging.getLogger("bottleneck")
 # Images per pass. From 1 to 8 the rate is the same; small passes need little memory and shorten the wait at
 # the end of a call.
 _PASS = 4
+# In a stored float32 graph: on which runtimes and processors its rows were found independent of their batch.
+_INDEPENDENT = "independent_in"
 
 
 class GraphEngine:
@@ -204,13 +208,20 @@ def _has_layers(stored: StoredGraph, calibration: dict | None) -> bool:
 def _float_graph(
     eager: Eager, key: str, graphs: GraphCache, threads: int, runtime: str
 ) -> tuple[bytes, GraphEngine]:
-    """The float32 graph and its engine, which is within the bound."""
+    """The float32 graph and its engine, which is within the bound.
+
+    Whether the rows of a stored graph depend on their batch is checked once on each runtime and processor: it
+    takes twice the passes of the probe.
+    """
     stored = graphs.load(key, "fp32")
     if stored is not None:
         try:
             engine = _float_within_bounds(stored, threads, runtime)
-            if problem := dependence(engine, stored.probe):  # stored before this was checked
-                raise EngineError(problem)
+            checked, here = stored.details.get(_INDEPENDENT, []), f"{describe(runtime)}, {processor_name()}"
+            if here not in checked:
+                if problem := dependence(engine, stored.probe):
+                    raise EngineError(problem)
+                graphs.store(replace(stored, details={_INDEPENDENT: [*checked, here]}), key, "fp32")
             return stored.graph, engine
         except EngineError as error:
             if runtime != ONNXRUNTIME:  # the graph may be right

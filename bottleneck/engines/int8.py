@@ -18,13 +18,13 @@ import platform
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from bottleneck.engines.onnx_graph import INPUT
 from bottleneck.processor import vector_units
+from bottleneck.versions import package_version
 
 # Kernels that are faster in int8. Others (sigmoids, scalings) lose accuracy, and conversions cost their gain.
 _OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "Concat", "Relu", "Clip"]
@@ -111,7 +111,7 @@ def describe_calibration(
         "weights": "int8 per channel" + (" in 7 bits" if _products_saturate() else ""),
         "activations": "uint8 per tensor",
         "float_layers": float_layers,
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": package_version("onnxruntime"),
         "pixels_sha256": pixels_sha256(example),
         "images": seen,
         "images_held_out": len(example) - seen,

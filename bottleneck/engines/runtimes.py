@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import version
 from importlib.util import find_spec
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from bottleneck.engines.onnx_graph import INPUT
 from bottleneck.errors import EngineError
 from bottleneck.files import user_cache
 from bottleneck.names import ONNXRUNTIME, OPENVINO
+from bottleneck.versions import package_version
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
@@ -38,7 +38,7 @@ def is_installed(runtime: str) -> bool:
 
 def describe(runtime: str) -> str:
     """Return the library's name and version."""
-    return f"{runtime} {version(runtime)}"
+    return f"{runtime} {package_version(runtime)}"
 
 
 @cache

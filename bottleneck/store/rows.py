@@ -85,7 +85,7 @@ class FeatureRows(RowReader):
 
     def _gather(self, files: np.ndarray, row: np.ndarray) -> np.ndarray:
         out = np.empty((len(row), *self.shape[1:]), self.dtype)
-        for number in np.unique(files):
+        for number in sorted({*files.tolist()}):
             file = self._pool.get(self._paths[number])
             target = np.flatnonzero(files == number)
             target = target[np.argsort(row[target], kind="stable")]

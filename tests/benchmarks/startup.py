@@ -187,6 +187,7 @@ def _start(code: str) -> Start:
     """Run Python code in a process of its own. Raises RuntimeError with its last line where that fails."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # as the command sets it before its imports
+    environment["PYTHONDONTWRITEBYTECODE"] = ""  # pip compiles modules; here the first of several runs does
     began = time.time()
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     lines = run.stderr.strip().splitlines()

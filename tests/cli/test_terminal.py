@@ -90,7 +90,6 @@ def test_what_is_being_done_is_shown_on_a_terminal_alone(on_a_terminal, monkeypa
     """While it loads, and whenever nothing else is reported."""
     terminal, stream = Terminal(as_json=False), io.StringIO()
     monkeypatch.setattr(terminal, "err", Console(file=stream, force_terminal=on_a_terminal, width=80))
-    monkeypatch.setattr(terminal, "_loading", terminal.err.status(""))
     with terminal.loading("report"):
         terminal.tell("One line.")
         with terminal.step("Drawing", total=1) as advance:

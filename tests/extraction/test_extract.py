@@ -123,7 +123,7 @@ def test_another_source_with_most_of_the_images_is_told(folder, tmp_path):
     before = rows_of(cache)
     grown = (folder / "train.csv").read_text().replace("images/00.png,0\n", "") + "images/11.png,1\n"
     (folder / "more.csv").write_text(grown)
-    result = extract(folder / "more.csv", cache)
+    result = extract(folder / "more.csv", cache, engine="torch")
     assert (result.computed, result.reused, result.removed) == (1, 9, 1)
     assert names_of(result.notes) == ["cache-source-changed", "rows-removed"]
     assert result.notes[1].details == {"removed": 1, "before": 10}
@@ -202,7 +202,7 @@ def test_files_that_change_behind_their_size_and_time_get_their_own_features(tmp
         a.write_bytes(b.read_bytes())
     for path, stat in stats.items():
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    result = extract(folder, cache)
+    result = extract(folder, cache, engine="torch")
     assert result.computed == (1 if change == "replace" else 0)  # other features are known by their digest
     digests = [hashlib.sha256(path.read_bytes()).digest() for path in (a, b)]
     with FeatureCache(cache) as opened:
@@ -288,7 +288,7 @@ def test_an_interrupted_run_goes_on_after_its_images_moved(folder, tmp_path):
         extract(folder / "images", cache, on_error="fail", batch_size=2, **SMALL)
     bad.write_bytes(good)
     moved = (folder / "images").rename(tmp_path / "moved")
-    result = extract(moved, cache, source_moved=True)
+    result = extract(moved, cache, source_moved=True, engine="torch")
     assert result.images == 12
     assert result.computed < 12
     assert verify(cache).ok
@@ -363,7 +363,7 @@ def test_new_samples_change_no_split(folder, tmp_path):
     path, source = tmp_path / "c.h5", folder / "train.csv"
     extract(source, path, **SMALL)
     source.write_text(source.read_text() + "images/10.png,0\n")
-    assert notes_of(extract(source, path), "splits-changed") == []
+    assert notes_of(extract(source, path, engine="torch"), "splits-changed") == []
 
 
 @pytest.mark.parametrize(("limit", "told"), [(4, [4]), (None, [])])
@@ -371,7 +371,8 @@ def test_statistics_of_a_first_run_on_few_images_are_told(folder, tmp_path, limi
     """`small_cnn` normalises by batch; its random network takes the statistics from the first run."""
     path = tmp_path / "c.h5"
     extract(folder / "train.csv", path, **SMALL, limit=limit)
-    notes = notes_of(extract(folder / "train.csv", path), "batchnorm-statistics-kept")
+    result = extract(folder / "train.csv", path, engine="torch")
+    notes = notes_of(result, "batchnorm-statistics-kept")
     assert [note.details["images"] for note in notes] == told
 
 

@@ -5,7 +5,7 @@ An import of torch takes seconds of processor time; a fork of what has imported 
 
 from multiprocessing import get_context
 
-IMPORTED = ["tests.helpers.killed_training"]
+IMPORTED = ["bottleneck.studies.transfer_study.study", "tests.helpers.killed_training"]
 
 
 def started(function, *arguments, **options):

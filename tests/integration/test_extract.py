@@ -88,10 +88,11 @@ def test_another_source_into_the_same_cache_is_refused(fitted, tmp_path, run):
 
 def test_adding_a_node_leaves_the_others_as_they_are(photographs, tmp_path):
     cache = tmp_path / "x.h5"
-    extract(photographs, cache)
+    extract(photographs, cache, limit=6)
     with h5py.File(cache) as file:
         before = file["features/bottleneck"][...]
-    result = extract(photographs, cache, nodes=("blocks.4@avg2", "blocks.5@none"), engine="torch")
+    nodes = ("blocks.4@avg2", "blocks.5@none")
+    result = extract(photographs, cache, nodes=nodes, engine="torch", limit=6)
     assert result.nodes == {"bottleneck": (1280,), "blocks.4@avg2": (448,), "blocks.5@none": (192, 7, 7)}
     assert cache.with_name("x--blocks.5.h5").exists()
     with h5py.File(cache) as file:
@@ -126,7 +127,8 @@ def test_views_stand_beside_the_plain_features_and_repeat(photographs, tmp_path)
 def test_views_can_be_asked_for_later(photographs, tmp_path, run):
     """Of a cache without views they are computed; of one that has others they are refused, not left out."""
     cache, at_once = tmp_path / "c.h5", tmp_path / "at once.h5"
-    small = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "limit": 6}
+    network = {"backbone": "small_cnn", "weights": "none", "image_size": 64}
+    small = {**network, "engine": "torch", "limit": 6}
     extract(photographs, cache, **small)
     assert extract(photographs, cache, views=2, engine="torch").computed == 30
     extract(photographs, at_once, **{**small, "limit": None}, views=2)
@@ -140,7 +142,7 @@ def test_views_can_be_asked_for_later(photographs, tmp_path, run):
         assert "views.count is 2 there, 3 here" in refused.err
     shutil.copy(photographs / "bees" / "000.jpg", photographs / "bees" / "copy.jpg")
     photograph(1, 99).save(photographs / "bees" / "new.jpg")
-    assert extract(photographs, cache, views=2).images == 32
+    assert extract(photographs, cache, views=2, engine="torch").images == 32
     with FeatureCache(cache) as grown:
         assert grown.views("bottleneck").shape[:2] == (32, 2)
         assert [node.views["count"] for node in grown.nodes.values()] == [2, 2]

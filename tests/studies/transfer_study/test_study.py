@@ -2,10 +2,8 @@
 
 import csv
 import json
-import subprocess
-import sys
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +12,6 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-import bottleneck
 from bottleneck.cli.main import group
 from bottleneck.data.config import ReadConfig
 from bottleneck.errors import (
@@ -31,6 +28,7 @@ from bottleneck.studies.transfer_study.networks import build_network
 from bottleneck.studies.transfer_study.protocol import Run, class_halves, plan_runs, read_images
 from bottleneck.studies.transfer_study.runs import Runner
 from bottleneck.studies.transfer_study.study import transfer_study
+from tests.helpers.forked import started
 from tests.helpers.stripes import write_stripes
 
 SMALL = {
@@ -123,14 +121,12 @@ def test_nothing_is_left_but_results_and_base_networks(study):
 
 
 def test_a_study_that_is_killed_goes_on_with_the_next_run(study, source, tmp_path):
-    words = [sys.executable, "-m", "bottleneck", "transfer-study", source, "-o", tmp_path, "--seeds", "1"]
-    process = subprocess.Popen(
-        [*map(str, words), *FLAGS], stderr=subprocess.DEVNULL, cwd=Path(bottleneck.__file__).parents[1]
-    )
-    while len(kept := list(tmp_path.glob("seed*.json"))) < 6 and process.poll() is None:
+    process = started(transfer_study, source, tmp_path, seeds=1, **SMALL)
+    while len(list(tmp_path.glob("seed*.json"))) < 6 and process.is_alive():
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("seed*.json")}
     again = transfer_study(source, tmp_path, seeds=1, **SMALL)
     assert len(kept) + again.trained == len(again.results) == len(study.results) / 2
