@@ -205,9 +205,11 @@ def _ignored_notes(listing: Listing) -> list[Note]:
     if not others:
         return []
     count = others.total()
-    message = f"{count:,} files are not read, being no images by their names: {by_suffix(others)}."
-    if count == 1:
-        message = f"1 file is not read, being no image by its name: {by_suffix(others)}."
+    one, several = (
+        "file is not read, being no image by its name",
+        "files are not read, being no images by their names",
+    )
+    message = f"{counted(count, one, several)}: {by_suffix(others)}."
     if listing.shards:
         message += " Shards are read where they have no images beside them."
     elif any(suffix in TABLE_SUFFIXES for suffix in others):

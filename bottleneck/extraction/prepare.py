@@ -266,9 +266,13 @@ def _describe(
     settings: Settings, trunk: Trunk, source: Source, network: RememberedNetwork | None
 ) -> tuple[list[NodeSpec], list[Note]]:
     """Return descriptions of the nodes that the cache lacks, and notes on their precision and decoding."""
-    names, precision = settings.added, settings.engine.precision
-    if not names:
+    asked, precision = settings.added, settings.engine.precision
+    if not asked:
         return [], []
+    plain = [_node_of(name, settings, trunk, network) for name in asked]
+    names = tuple(
+        node.name for node in plain
+    )  # as they are stored: graphs and calibrations are found by these
     calibration, calibrated_on, notes = None, tuple[str, ...](), list[Note]()
     if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
         example, digests = _example(source, trunk.preprocess, EXAMPLES)
@@ -289,28 +293,35 @@ def _describe(
     if trunk.preprocess.decoding == SCALED:
         agreements, note = measure_decoding(trunk, names, source)
         notes.append(note)
-    specs = []
-    for name in names:
-        outline = network.node(name, trunk.preprocess) if network is not None else None
-        outline = outline or NodeOutline.of(trunk.backbone, name, trunk.preprocess)
-        specs.append(
-            NodeSpec(
-                node=outline.node,
-                aliases=outline.aliases,
-                pool=name.partition("@")[2] or default_pool(outline.node),
-                shape=outline.shape,
-                dtype=settings.config.dtype or DTYPES[0],
-                precision="fp32" if precision == "auto" else precision,
-                layout=outline.layout,
-                views=settings.views,
-                calibration=calibration,
-                calibrated_on=calibrated_on,
-                decoding_agreement=agreements.get(name),
-            )
-        )
     if network is not None and trunk.is_loaded:
-        network.keep(trunk.backbone, names, trunk.preprocess)
-    return specs, notes
+        network.keep(trunk.backbone, asked, trunk.preprocess)
+    described = [
+        replace(
+            node,
+            precision="fp32" if precision == "auto" else precision,
+            calibration=calibration,
+            calibrated_on=calibrated_on,
+            decoding_agreement=agreements.get(node.name),
+        )
+        for node in plain
+    ]
+    return described, notes
+
+
+def _node_of(name: str, settings: Settings, trunk: Trunk, network: RememberedNetwork | None) -> NodeSpec:
+    """Return the description of a new node, as it is in float32."""
+    outline = network.node(name, trunk.preprocess) if network is not None else None
+    outline = outline or NodeOutline.of(trunk.backbone, name, trunk.preprocess)
+    return NodeSpec(
+        node=outline.node,
+        aliases=outline.aliases,
+        pool=name.partition("@")[2] or default_pool(outline.node),
+        shape=outline.shape,
+        dtype=settings.config.dtype or DTYPES[0],
+        precision="fp32",
+        layout=outline.layout,
+        views=settings.views,
+    )
 
 
 def _in_fp32(names: Sequence[str], precision: str, error: EngineError) -> Note:

@@ -232,13 +232,31 @@ def learnt_in(precision, folder):
     engine = {"engine": "torch"} if precision == "bf16" else {}
     options = {"backbone": "small_cnn", "depth": 1, "image_size": 16, "precision": precision, **engine}
     nodes = ("bottleneck", "features.block1")  # of one int8 graph, of which the head takes one
-    cache = extract(source, tmp_path / "c.h5", force=True, dtype="float32", nodes=nodes, **options).cache
-    (head,) = [each["path"] for each in fit_heads(cache, output=tmp_path / "heads", nodes=nodes[:1]).heads]
+    cache = extract(source, folder / "c.h5", force=True, dtype="float32", nodes=nodes, **options).cache
+    return source, cache, fit_heads(cache, output=folder / "heads", nodes=nodes[:1]).heads[0]["path"]
+
+
+@pytest.fixture(scope="module")
+def int8(tmp_path_factory):
+    """The folder of the user with the graph of int8, and `learnt_in` of it."""
+    folder = tmp_path_factory.mktemp("int8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BOTTLENECK_CACHE", str(folder / "user"))
+        return folder / "user", learnt_in("int8", folder)
+
+
+@pytest.mark.parametrize("precision", ["int8", "bf16"])
+def test_features_are_computed_as_those_that_the_head_learnt_from(precision, int8, tmp_path, monkeypatch):
+    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "user"))
+    if precision == "int8":
+        shutil.copytree(int8[0], tmp_path / "user")
+    source, cache, head = int8[1] if precision == "int8" else learnt_in(precision, tmp_path)
     model = load_model(head, force=True)
     with FeatureCache(cache) as opened:
         cached = dict(zip(opened.images.key, opened.to_numpy()[0], strict=True))
         recorded = {"precision": precision, "calibration": opened.node("bottleneck").calibration}
-        assert model.head.computed == dict.fromkeys(nodes if precision == "int8" else nodes[:1], recorded)
+        nodes = opened.nodes if precision == "int8" else ["bottleneck"]
+        assert model.head.computed == dict.fromkeys(nodes, recorded)
     opened = read_source(source)
     rows, features, _ = model.inputs(opened)
     keys = [opened.images[opened.samples.image[row, 0]] for row in rows]
