@@ -219,12 +219,12 @@ class WorkerPool:
     Attributes
     ----------
     device : str, a torch device
-    size : int, calls that run at the same time
+    size : int, calls that run at the same time; by default the cores that are available
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", size: int | None = None) -> None:
         self.device = device
-        self.size = available_cores() if device == "cpu" else 1
+        self.size = size or (available_cores() if device == "cpu" else 1)
         self._stack = ExitStack()
         self._pool: ThreadPoolExecutor | None = None
         self._serial = False

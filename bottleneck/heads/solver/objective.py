@@ -33,6 +33,8 @@ from bottleneck.heads.solver.problem import NO_FOLD, TaskGroup
 from bottleneck.heads.solver.products import times_transposed
 from bottleneck.threads import WorkerPool
 
+MIN_SHARED = 100_000_000  # products of two numbers in a pass; with fewer, threads take longer than one does
+
 
 @quiet
 def loss_and_residual(logits: Array, codes: Array, weights: Array) -> Array:
@@ -120,6 +122,16 @@ class Passes:
 
     def __init__(self, design: Design, pool: WorkerPool) -> None:
         self.design, self.pool = design, pool
+
+    def over(self, groups: Sequence[TaskGroup]) -> Passes:
+        """Return passes for the heads of `groups`: small ones are made by the calling thread alone.
+
+        To give a block to another thread, and to wait for it, costs up to a millisecond of processor time.
+        """
+        columns = sum(group.n_heads * max(1, group.columns - 1) for group in groups)
+        if self.design.n * self.design.width * columns >= MIN_SHARED:
+            return self
+        return Passes(self.design, WorkerPool(self.pool.device, size=1))
 
     def gradients(self, evaluations: Sequence[Evaluation]) -> list[tuple[Array, Array]]:
         """Return the loss (A,) and gradient (A, K, P), float64, of each evaluation."""

@@ -90,6 +90,7 @@ def solve_path(
     tol : as in `BatchedLBFGS`. memory : bytes for work beside the rows. Where heads are many, fewer steps are
     remembered and the preconditioner's blocks are smaller.
     """
+    passes = passes.over(groups)
     design, pool = passes.design, passes.pool
     steps = _history_size(groups, design, memory)
     batches = [
@@ -140,6 +141,7 @@ def refit(passes: Passes, choices: Sequence[Choice], *, tol: float, memory: int)
     Returns for each choice coefficients (t, K, P), and whether each task converged to `tol`, (t,) bool.
     """
     groups = [choice.group.without_folds(choice.tasks) for choice in choices]
+    passes = passes.over(groups)
     steps = _history_size(groups, passes.design, memory)
     batches, solvers = [], []
     for choice, whole in zip(choices, groups, strict=True):
