@@ -354,10 +354,8 @@ class Trunk:
         if not any(source is other for other in self._read):
             self._read.append(source)
         waiting: list[LoadedImage] = []
-        with closing(_Calls(self._compute)) as calls:
-            images = load_images(
-                source, keys, self.preprocess, workers=budget.decode, known=known, views=views
-            )
+        images = load_images(source, keys, self.preprocess, workers=budget.decode, known=known, views=views)
+        with closing(_Calls(self._compute)) as calls, closing(images):
             for image in self._without_imports(images):
                 self.spent["read"] += image.read_seconds
                 self.spent["decode"] += image.decode_seconds

@@ -77,9 +77,12 @@ def test_rows_stay_beside_their_images_when_calls_overlap(tmp_path, calls):
 
 def test_an_error_of_the_network_reaches_the_caller_and_ends_the_threads(tmp_path):
     _, items = stream(tmp_path, SlowEngine(2, fails_at=3))
-    with pytest.raises(RuntimeError, match="the network broke"):
+    with pytest.raises(RuntimeError, match="the network broke") as raised:
         list(items)
-    assert not [t for t in threading.enumerate() if t.name.startswith("bottleneck-call")]
+    assert raised.traceback, "its frames are alive, and end no thread by being freed"
+    assert not [
+        t for t in threading.enumerate() if t.name.startswith(("bottleneck-call", "bottleneck-decode"))
+    ]
 
 
 @pytest.mark.parametrize("position", [0, 5, 29])
