@@ -12,21 +12,22 @@ from bottleneck.names import DTYPES, default_pool, nodes_in
 from bottleneck.store.spec import CacheSpec, NodeSpec, vector_fingerprint
 
 UNCALIBRATED = ("fp32", "fp16", "bf16")  # precisions of features that may have no calibration
-MOST_NODES = 3  # side by side, of which all combinations of precision and type are tried
+MOST_NODES = 3  # of which all combinations of precision and type are tried; of more, one for all nodes alike
 
 
 def how_computed(head: HeadArtifact) -> dict[str, dict[str, Any]] | None:
     """Return `head.computed`, or what the fingerprint of a head of an earlier release tells in its place.
 
-    None where it tells nothing: features in int8, or in bf16 of OpenVINO, have a calibration in theirs.
+    None where it tells nothing: features in int8, or in bf16 of OpenVINO, have a calibration in theirs, and
+    more than `MOST_NODES` nodes may differ from each other.
     """
     nodes = nodes_in(head.node)
     if head.computed or not head.node_fingerprint:
         return head.computed
     spec = CacheSpec(head.backbone, head.preprocess)
-    ways = [_uncalibrated(name) for name in nodes] if len(nodes) <= MOST_NODES else []
-    for parts in product(*ways):
-        if parts and vector_fingerprint(parts, spec) == head.node_fingerprint:
+    ways = [_uncalibrated(name) for name in nodes]
+    for parts in product(*ways) if len(nodes) <= MOST_NODES else zip(*ways, strict=True):
+        if vector_fingerprint(parts, spec) == head.node_fingerprint:
             return {
                 part.name: {"precision": part.precision, "calibration": None}
                 for part in parts
@@ -53,8 +54,8 @@ def require_calibration_of(head: HeadArtifact, config: EngineConfig) -> None:
     if any(computed.get(node, {}).get("precision") != "int8" for node in nodes_in(head.node)):
         raise EngineError(
             "--precision int8 is calibrated on the images that a head learns from, and this one did not "
-            "learn in it. Calibrated on the images to predict, a prediction would depend on the "
-            "other images.",
+            "learn in it. Here it would be calibrated on the images to predict, and each prediction would "
+            "depend on the other images.",
             "Leave --precision out; or `bottleneck extract` the training images with --precision int8 into "
             "another cache and fit a head there, which computes int8 by itself. --force calibrates on the "
             "images to predict.",
@@ -66,9 +67,9 @@ def unknown_notes(head: HeadArtifact) -> list[Note]:
     if how_computed(head) is not None:
         return []
     text = (
-        f"In which precision the features of {' and '.join(nodes_in(head.node))} were computed that the head "
-        "learnt from is not known: an earlier release wrote its file, and they are of none without a "
-        "calibration, so of int8 or bf16. Those that are computed now may differ: fit the head again with "
+        "The head's file does not say in which precision the features that it learnt from were computed, at "
+        f"{' and '.join(nodes_in(head.node))}: an earlier release wrote it. They may be in int8, or in bf16 "
+        "of OpenVINO, and differ from those that are computed now: fit the head again with "
         "`bottleneck fit-head`."
     )
     return [Note("precision-not-recorded", text, True, {"node": head.node})]

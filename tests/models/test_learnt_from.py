@@ -109,8 +109,16 @@ def test_int8_is_not_calibrated_on_the_images_to_predict(precision, tmp_path):
         assert load_model(path, precision="int8", force=True)
 
 
-def test_many_nodes_side_by_side_are_not_tried_for_ever():
-    assert how_computed(old_head(*((f"n{i}", "float16", "fp32", None) for i in range(40)))) is None
+@pytest.mark.parametrize("count", [4, 40])
+def test_of_many_nodes_side_by_side_those_alike_are_known(count):
+    """All combinations would be tried for ever; mostly one cache has all nodes in one precision."""
+    nodes = [(f"n{i}", "float16", "fp32", None) for i in range(count)]
+    assert (how_computed(old_head(*nodes)), unknown_notes(old_head(*nodes))) == ({}, [])
+    in_bf16 = [(name, dtype, "bf16", None) for name, dtype, *_ in nodes]
+    assert how_computed(old_head(*in_bf16)) == {name: BF16 for name, *_ in nodes}
+    mixed = old_head(*nodes[1:], in_bf16[0])
+    assert how_computed(mixed) is None
+    assert "may be in int8" in unknown_notes(mixed)[0].message
 
 
 def rewritten(head, path, **fields):
