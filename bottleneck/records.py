@@ -76,7 +76,7 @@ def require_fields(record: Any, checks: Mapping[str, Check], what: str, others: 
 
 
 def require_known_fields(record: Any, checks: Mapping[str, Check], what: str) -> None:
-    """Raise ArtifactError unless `record` is a dict and its fields of `checks`, which may lack, are accepted.
+    """Raise ArtifactError unless `record` is a dict and its fields of `checks`, if present, are accepted.
 
     what : names the record, as the beginning of the message.
     """

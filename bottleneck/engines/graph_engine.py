@@ -221,7 +221,9 @@ def _float_graph(
             if here not in checked:
                 if problem := dependence(engine, stored.probe):
                     raise EngineError(problem)
-                graphs.store(replace(stored, details={_INDEPENDENT: [*checked, here]}), key, "fp32")
+                graphs.store(
+                    replace(stored, details={**stored.details, _INDEPENDENT: [*checked, here]}), key, "fp32"
+                )
             return stored.graph, engine
         except EngineError as error:
             if runtime != ONNXRUNTIME:  # the graph may be right

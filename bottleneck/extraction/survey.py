@@ -17,6 +17,7 @@ from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.existing import keys_and_stats, refuse_limit
 from bottleneck.extraction.prepare import prepare
 from bottleneck.extraction.settings import cache_path
+from bottleneck.records import Result
 from bottleneck.remote.path import RemotePath
 from bottleneck.store.plan import plan_run
 from bottleneck.store.spec import Origin
@@ -25,7 +26,7 @@ from bottleneck.store.state import CacheState
 
 
 @dataclass(frozen=True)
-class Survey:
+class Survey(Result):
     """What `extract` would do.
 
     to_read : images to be read; a rename or a copy among them computes nothing. bytes_to_write : at most.
@@ -44,10 +45,6 @@ class Survey:
     nodes: dict[str, tuple[int, ...]]
     data: dict[str, Any] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON object of `bottleneck extract --dry-run --json`."""
-        return {**vars(self), "notes": [note.to_json() for note in self.notes]}
 
 
 def survey(
