@@ -38,6 +38,11 @@ def counted(number: int, one: str, several: str = "") -> str:
     return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
+def verb(number: int, one: str = "is", several: str = "are") -> str:
+    """Return the verb of a number of things: 1 of 5 images is, 2 of 5 images are."""
+    return one if number == 1 else several
+
+
 class SourceError(BottleneckError):
     """The source of images (folder, manifest, shard, URL) cannot be read."""
 
@@ -150,7 +155,7 @@ def distinct(notes: Iterable[Note]) -> list[Note]:
 def reused_note(reused: int, total: int, folder: object) -> Note:
     """Return a note on runs that an earlier call did."""
     text = (
-        f"{reused} of {counted(total, 'run')} {'is' if reused == 1 else 'are'} those of an earlier call "
+        f"{reused} of {counted(total, 'run')} {verb(reused)} those of an earlier call "
         f"with the same settings, from {folder}."
     )
     return Note("runs-reused", text, details={"runs": reused})

@@ -1,7 +1,8 @@
 """Messages count one thing as one: a number before the name of many things goes through `errors.counted`.
 
 What is looked for is `{len(…)}` or `{…:,}` before a plural in an f-string. A number in a plain name
-(`{n} rows`) cannot be told from a text here, and is for the reader of a change.
+(`{n} rows`) cannot be told from a text here, and is for the reader of a change. Of `{n} of {counted(…)}`, the
+verb goes through `errors.verb`.
 """
 
 import ast
@@ -10,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import bottleneck
-from bottleneck.errors import counted
+from bottleneck.errors import counted, verb
 
 THINGS = """
 architectures attributes backbones batches blocks caches candidates cells chunks classes columns copies
@@ -38,6 +39,27 @@ def uncounted(text: str) -> list[str]:
     return found
 
 
+PLURAL_VERB = re.compile(r"(?<!that) (?:are|have|were|do|match|look|name)\b")
+
+
+def disagreeing(text: str) -> list[str]:
+    """The numbers of `{n} of {counted(…)}` in f-strings whose verb is that of several, whatever n is."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        values = node.values if isinstance(node, ast.JoinedStr) else []
+        for at, (value, of, all_of_them) in enumerate(zip(values, values[1:], values[2:], strict=False)):
+            if not isinstance(value, ast.FormattedValue) or not isinstance(of, ast.Constant):
+                continue
+            if of.value not in (" of ", " of the ") or "counted(" not in ast.unparse(all_of_them):
+                continue
+            rest = values[at + 3 :]
+            until = next((i for i, each in enumerate(rest) if "verb(" in ast.unparse(each)), len(rest))
+            said = "".join(each.value if isinstance(each, ast.Constant) else "…" for each in rest[:until])
+            if PLURAL_VERB.search(re.split(r"[.;:,]", said)[0]):
+                found.append(ast.unparse(value.value))
+    return found
+
+
 def is_constant(shown: str) -> bool:
     return shown.rpartition(".")[2].isupper() or shown in TWO_OR_MORE
 
@@ -46,6 +68,16 @@ def test_numbers_of_things_are_counted():
     sources = sorted(Path(bottleneck.__file__).parent.rglob("*.py"))
     found = {(path.name, shown) for path in sources for shown in uncounted(path.read_text("utf-8"))}
     assert {each for each in found if not is_constant(each[1])} == set()
+
+
+def test_verbs_agree_with_the_number_before_of():
+    sources = sorted(Path(bottleneck.__file__).parent.rglob("*.py"))
+    found = {(path.name, shown) for path in sources for shown in disagreeing(path.read_text("utf-8"))}
+    assert found == set()
+    assert disagreeing("f\"{n} of {counted(m, 'row')} of {file} have no name\"") == ["n"]
+    assert disagreeing("f\"{n} of {counted(m, 'row')} {verb(n)} left out, which are old\"") == []
+    assert [verb(n) for n in (0, 1, 2)] == ["are", "is", "are"]
+    assert [verb(n, "has", "have") for n in (1, 2)] == ["has", "have"]
 
 
 def test_what_is_looked_for_is_found():

@@ -25,9 +25,8 @@ def command(terminal: Terminal, pattern: str | None) -> None:
         "Use one with --backbone NAME, other weights with --backbone NAME:WEIGHTS (timm/NAME.WEIGHTS).",
     ]
     if not pattern:
-        shown.append(
-            f"{counted(timm_count(), 'architecture')} more with timm: bottleneck backbones 'timm/*'."
-        )
+        more = counted(timm_count(), "more architecture comes", "more architectures come")
+        shown.append(f"{more} with timm: bottleneck backbones 'timm/*'.")
     if matches[0].features is None:
         shown.append(
             f"Feature widths are shown for up to {MOST_OPENED} architectures: give a narrower PATTERN."

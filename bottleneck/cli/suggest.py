@@ -85,8 +85,8 @@ def _next(result: SuggestResult) -> list[str]:
     if path is None:
         return ["Next: the same command with -o to_label.csv"]
     lines = [
-        f"{path} has the suggested images first, then {counted(result.labelled, 'given label')}. Fill in the "
-        f"column {result.target!r}."
+        f"{path} has the suggested images first, then the labels that are given: "
+        f"{result.labelled:,}. Fill in the column {result.target!r}."
     ]
     learn = f"fit-head {{}} --labels {quote(path)} --target {quote(result.target)}"
     if result.features == result.cache:

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from bottleneck.errors import Note, SourceError, counted
+from bottleneck.errors import Note, SourceError, counted, verb
 from bottleneck.files import EARLIEST, TEMPORARY, FileStat, readable, require_no_url
 from bottleneck.remote.urls import without_secrets
 
@@ -96,14 +96,13 @@ class KeptImages:
         details = {"read": self._read, "added": self._kept, "damaged": self._damaged}
         message = (
             f"Of the images read, {self._read:,} came from {self.path} and {self._kept:,} "
-            f"({readable(self._bytes)}) were added to it."
+            f"({readable(self._bytes)}) {verb(self._kept, 'was', 'were')} added to it."
         )
         if self._damaged:
-            message += (
-                f" {counted(self._damaged, 'kept file was', 'kept files were')} damaged and were read anew."
-            )
+            message += f" {counted(self._damaged, 'kept file was', 'kept files were')} damaged and read anew."
         if self._untold:
-            message += f" {self._untold:,} are not kept: nothing tells whether they have changed."
+            changed = verb(self._untold, "it has changed", "they have changed")
+            message += f" {self._untold:,} {verb(self._untold)} not kept: nothing tells whether {changed}."
         if self._refused:
             message += f" No more were added: {self._refused}."
         return [Note("images-kept", message, details=details)]

@@ -19,7 +19,7 @@ from bottleneck.data.shards import plan_of, shard_number, shard_of, shards_of, s
 from bottleneck.data.splits import strata
 from bottleneck.data.storage import SUFFIXES, Files, LocalFiles, RemoteFiles
 from bottleneck.data.table_file import encodable
-from bottleneck.errors import ImageError, Note, SourceError, counted
+from bottleneck.errors import ImageError, Note, SourceError, counted, verb
 from bottleneck.files import UNKNOWN_STAT, FileStat
 from bottleneck.remote.filesystem import is_remote, open_url
 from bottleneck.remote.retries import Retrier
@@ -217,7 +217,7 @@ def take_shard(source: Source, text: str) -> Source:
     notes = [Note("shard-taken", message, details={"shard": number, "of": of})]
     if shared := shared_images(samples, inside):
         text = (
-            f"{shared:,} of its {counted(len(taken.images), 'image')} {'is' if shared == 1 else 'are'} "
+            f"{shared:,} of its {counted(len(taken.images), 'image')} {verb(shared)} "
             "also of samples in other shards, and are "
             "computed there too; merging keeps one row of each. A --group-column that joins such samples "
             "avoids this."

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note, SourceError, counted, listed
+from bottleneck.errors import Note, SourceError, counted, listed, verb
 from bottleneck.remote.urls import one_line
 
 TABLE_SUFFIXES = (".csv", ".jsonl", ".parquet")
@@ -185,8 +185,9 @@ def _read_csv(name: str, text: str) -> Table:
         raise SourceError(f"The table {name} has two columns named {twice[0]!r}.")
     if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
         raise SourceError(
-            f"The table {name} has {counted(len(header), 'column')}, "
-            f"but {counted(len(rows[odd[0] - 1]), 'cell')} in {rows_named(odd)}."
+            f"The table {name} has {counted(len(header), 'column')}, but {rows_named(odd)} "
+            f"{verb(len(odd), 'has', 'have')} another number of cells; {rows_named(odd[:1])} has "
+            f"{len(rows[odd[0] - 1])}."
         )
     return {column: [row[index] or None for row in rows] for index, column in enumerate(header)}
 
@@ -209,7 +210,7 @@ def _read_jsonl(name: str, text: str) -> Table:
     if cells > max(MOST_CELLS, SPARSEST * present):
         raise SourceError(
             f"The rows of {name} have few columns in common: {present:,} of {counted(cells, 'cell')} "
-            f"{'is' if present == 1 else 'are'} given.",
+            f"{verb(present)} given.",
             "Write the same columns in each row.",
         )
     return {column: [row.get(column) for row in rows] for column in columns}

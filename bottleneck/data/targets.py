@@ -15,7 +15,7 @@ import numpy as np
 from bottleneck.data.class_names import name_notes
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.table_file import rows_named, storable, to_number
-from bottleneck.errors import Note, SourceError, counted
+from bottleneck.errors import Note, SourceError, counted, verb
 from bottleneck.samples import UNLABELLED, Target
 
 _WHOLE = re.compile(r"[+-]?\d{1,1000}", re.ASCII)
@@ -163,8 +163,8 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
     lists = [text for text in texts if _LIST.fullmatch(text.strip())]
     if len(lists) > len(texts) / 2:
         message = (
-            f"{len(lists)} of {counted(len(texts), 'label')} of {name!r} look like lists, such as "
-            f"{lists[0][:40]!r}, "
+            f"{len(lists)} of {counted(len(texts), 'label')} of {name!r} "
+            f"{verb(len(lists), 'looks like a list', 'look like lists')}, such as {lists[0][:40]!r}, "
             "and each text is one class. If it is several labels, write a|b and give --label-separator '|', "
             f"or lists in .jsonl; if not, --classes {name}."
         )
@@ -206,9 +206,9 @@ def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | 
     n, K = len(labelled), len(target.class_names)
     if len(measured) > n / 2 and _are_quantities(*zip(*measured, strict=True)):
         message = (
-            f"{len(measured)} of {counted(n, 'label')} of {target.name!r} are numbers and {len(texts)} "
-            "are not, such as "
-            f"{texts[0]!r}: all are read as names of classes. Correct or empty these cells if they are "
+            f"{len(measured)} of {counted(n, 'label')} of {target.name!r} {verb(len(measured))} numbers "
+            f"and {len(texts)} {verb(len(texts))} not, such as {texts[0]!r}: all are read as names of "
+            "classes. Correct or empty these cells if they are "
             f"quantities; if not, give --classes {target.name}."
         )
         return [Note("numbers-beside-text", message, True, {"target": target.name, "texts": len(texts)})]

@@ -38,8 +38,7 @@ SUPPORTED: dict[str, dict[str, tuple[str, ...]]] = {
 _AUTO_PRECISION = {"cpu": ("fp32",), "cuda": ("fp16", "fp32"), "mps": ("fp32",)}
 _HINT = "Leave --engine and --precision at auto; int8, onnxruntime and openvino are for --device cpu."
 _HINT_CONTINUED = (
-    "Put images back that are missing, go on where the earlier rows were computed, or extract all images "
-    "again (-o)."
+    "Put missing images back, go on where the earlier rows were computed, or extract all images again (-o)."
 )
 
 

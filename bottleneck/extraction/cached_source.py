@@ -14,7 +14,7 @@ from bottleneck.data.read_source import read_source
 from bottleneck.data.source import Source
 from bottleneck.data.storage import Files, LocalFiles, RemoteFiles
 from bottleneck.data.untrusted import require_trusted_keys, require_trusted_root
-from bottleneck.errors import CacheError, counted
+from bottleneck.errors import CacheError, counted, verb
 from bottleneck.remote.filesystem import open_url
 from bottleneck.remote.retries import Retrier
 from bottleneck.store.reader import FeatureCache
@@ -51,9 +51,8 @@ def require_images(source: Source, rows: np.ndarray | slice, why: str, cache: Pa
     if missing:
         key, reason = next(iter(missing.items()))
         raise CacheError(
-            f"{why}, but {len(missing)} of {counted(len(needed), 'image')} of {cache} are gone: {key} in "
-            f"{source.root} "
-            f"({reason}).",
+            f"{why}, but {len(missing)} of {counted(len(needed), 'image')} of {cache} "
+            f"{verb(len(missing))} gone: {key} in {source.root} ({reason}).",
             "Put the images back, or extract again from where they are.",
         )
 

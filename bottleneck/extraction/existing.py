@@ -47,7 +47,7 @@ def moved_note(cache: FeatureCache, source: Source, stated: bool) -> Note | None
     if not stated and not compared:
         return None
     why = (
-        f": {counted(compared, 'image that was compared is', 'images that were compared are')} the same"
+        f": {counted(compared, 'image was compared and is', 'images were compared and all are')} the same"
         if compared
         else ", as stated"
     )

@@ -19,7 +19,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
 from bottleneck.data.in_memory import ROOT, ContentFiles, as_images, content_source, described
-from bottleneck.errors import BottleneckError, CacheError, ImageError, Note, counted
+from bottleneck.errors import BottleneckError, CacheError, ImageError, Note, counted, verb
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.extraction.extract import run_extraction
 from bottleneck.extraction.settings import resolve
@@ -275,8 +275,8 @@ def _nan_note(failures: Collection[int], images: np.ndarray) -> Note:
     first = min(failures)
     return Note(
         "rows-of-nan",
-        f"{len(failures)} of {counted(images.size, 'image')} cannot be used and have features of NaN; the "
-        "first is "
+        f"{len(failures)} of {counted(images.size, 'image')} cannot be used and "
+        f"{verb(len(failures), 'has', 'have')} features of NaN; the first is "
         f"{described(images.flat[first], first)}.",
         True,
         {"images": sorted(failures)},

@@ -22,7 +22,7 @@ from bottleneck.data.loader import readable_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import EXAMPLES, Source, spread
 from bottleneck.engines.device import resolve_device
-from bottleneck.errors import BackboneError, CacheError, EngineError, Note, counted
+from bottleneck.errors import BackboneError, CacheError, EngineError, Note, counted, verb
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.existing import moved_note, open_existing, resplit_notes, statistics_notes
@@ -269,10 +269,9 @@ def _describe(
     asked, precision = settings.added, settings.engine.precision
     if not asked:
         return [], []
-    plain = [_node_of(name, settings, trunk, network) for name in asked]
-    names = tuple(
-        node.name for node in plain
-    )  # as they are stored: graphs and calibrations are found by these
+    # By their names in the cache, by which graphs and calibrations are found; two names may be of one node.
+    plain = {node.name: node for node in (_node_of(name, settings, trunk, network) for name in asked)}
+    names = tuple(plain)
     calibration, calibrated_on, notes = None, tuple[str, ...](), list[Note]()
     if precision not in ("fp32", "auto") or resolve_device(settings.engine.device) != "cpu":
         example, digests = _example(source, trunk.preprocess, EXAMPLES)
@@ -303,7 +302,7 @@ def _describe(
             calibrated_on=calibrated_on,
             decoding_agreement=agreements.get(node.name),
         )
-        for node in plain
+        for node in plain.values()
     ]
     return described, notes
 
@@ -355,13 +354,13 @@ def _calibration_images(path: Path, preprocess: Preprocess, source: Source | Non
         key_of = {digest: key for digest, key in cached if digest in wanted}
     several = counted(len(digests), "calibration image")
     if removed := len(wanted - key_of.keys()):
-        raise CacheError(f"{removed} of {several} are no longer in {path}.")
+        raise CacheError(f"{removed} of {several} {verb(removed)} no longer in {path}.")
     found, read = readable_images(source, [key_of[each] for each in digests], preprocess, workers=1)
     wanted -= set(read)
     if changed := [key_of[each] for each in digests if each in wanted]:
         raise CacheError(
-            f"{len(changed)} of {several} are gone from {source.root} or have changed; the first is "
-            f"{changed[0]}."
+            f"{len(changed)} of {several} {verb(len(changed), 'is', 'are')} gone from {source.root} or "
+            f"{verb(len(changed), 'has', 'have')} changed; the first is {changed[0]}."
         )
     return found
 

@@ -26,7 +26,7 @@ from bottleneck.data.table_file import (
     spelling_note,
 )
 from bottleneck.data.targets import AS_THEY_LOOK, target_from_column
-from bottleneck.errors import FitError, Note, counted
+from bottleneck.errors import FitError, Note, counted, verb
 from bottleneck.files import other_than_file
 from bottleneck.samples import SampleTable, Target
 
@@ -215,10 +215,11 @@ class _LabelTable:
         notes, named = [], row_of[row_of >= 0]
         if unmatched := int((~self.repeated).sum()) - len(np.unique(named)):
             rows = counted(len(self.repeated), "row")
-            message = f"{unmatched} of {rows} of {self.file} name no sample of the cache."
+            name = verb(unmatched, "names", "name")
+            message = f"{unmatched} of {rows} of {self.file} {name} no sample of the cache."
             notes.append(Note("label-rows-without-sample", message, True, {"rows": unmatched}))
         if missing := len(row_of) - len(named):
-            have = "has" if missing == 1 else "have"
+            have = verb(missing, "has", "have")
             samples = counted(len(row_of), "sample")
             message = f"{missing} of {samples} {have} no row in {self.file}; they count as unlabelled."
             notes.append(Note("samples-without-label-row", message, True, {"samples": missing}))

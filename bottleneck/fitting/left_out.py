@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import find_column, read_table
-from bottleneck.errors import FitError, Note, counted
+from bottleneck.errors import FitError, Note, counted, verb
 from bottleneck.files import other_than_file
 from bottleneck.fitting.labels import KEY_COLUMNS, in_order_of, plain_key
 from bottleneck.heads.artifact import load_head
@@ -57,8 +57,8 @@ class LeftOut:
         if self.unknown:
             shown = ", ".join(self.unknown[:3]) + (" …" if len(self.unknown) > 3 else "")
             text = (
-                f"{len(self.unknown):,} of {counted(self.names, 'name')} match nothing in {cache.path}: "
-                f"{shown}."
+                f"{len(self.unknown):,} of {counted(self.names, 'name')} "
+                f"{verb(len(self.unknown), 'matches', 'match')} nothing in {cache.path}: {shown}."
             )
             notes.append(Note("names-not-found", text, True, {"names": list(self.unknown)}))
         calibrated = any(node.calibration for node in cache.nodes.values())

@@ -199,10 +199,8 @@ def one_answer_notes(
         return []
     answer = [row["name"] for row, count in zip(rows, metrics["predicted"], strict=True) if count]
     shown, has = ", ".join(map(repr, answer)) or "no label", sum(row["n"] > 0 for row in rows)
-    what = "labels" if "exact_match" in metrics else "classes"
-    text = (
-        f"{which} predicts {shown} for all {counted(n, 'sample')} of {split}, of {has} {what}. {why}".strip()
-    )
+    what = counted(has, "label") if "exact_match" in metrics else counted(has, "class", "classes")
+    text = f"{which} predicts {shown} for all {counted(n, 'sample')} of {split}, with {what}. {why}".strip()
     return [Note("one-answer", text, details=details | {"answer": answer})]
 
 

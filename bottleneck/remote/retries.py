@@ -157,7 +157,8 @@ class Retrier:
         notes = []
         if total := self._retried.total():
             named = "; ".join(f"{reason} ({times:,})" for reason, times in self._retried.most_common(NAMED))
-            message = f"{counted(total, 'request')} for files failed and were sent again: {named}."
+            failed = "request for a file failed and was", "requests for files failed and were"
+            message = f"{counted(total, *failed)} sent again: {named}."
             notes.append(Note("requests-retried", message, details={"requests": total}))
         for host, skipped in self._skipped.items():
             message = (

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import Source, image_files
-from bottleneck.errors import BottleneckError, counted
+from bottleneck.errors import BottleneckError, counted, verb
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.files import whole_file
 from bottleneck.report.figures import BLUE, drawable, drawing
@@ -109,9 +109,7 @@ def similar_sheet(result: Similar, path: str | Path) -> dict[str, str]:
     wanted = {tile.image for strip in shown for tile in strip.tiles}
     pictures = _pictures(result, sorted(wanted))
     more = (
-        [f"{len(shown)} of {counted(total, 'row')} {'is' if len(shown) == 1 else 'are'} drawn."]
-        if total > len(shown)
-        else []
+        [f"{len(shown)} of {counted(total, 'row')} {verb(len(shown))} drawn."] if total > len(shown) else []
     )
     cut = max((len(strip.tiles) for strip in strips), default=0)
     more += [f"Of {cut} images in a row the first {most} are drawn."] if cut > most else []

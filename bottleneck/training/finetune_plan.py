@@ -27,7 +27,7 @@ from bottleneck.backbones.section import Cut, Section, find_cut
 from bottleneck.data.config import LabelConfig
 from bottleneck.data.loader import load_images
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import CacheError, FitError, Note, counted
+from bottleneck.errors import CacheError, FitError, Note, counted, verb
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.extract import run_prepared
@@ -155,7 +155,7 @@ def lost_notes(before: int, after: int) -> list[Note]:
     if after >= before:
         return []
     text = (
-        f"{before - after:,} of {counted(before, 'sample')} {'is' if before - after == 1 else 'are'} left "
+        f"{before - after:,} of {counted(before, 'sample')} {verb(before - after)} left "
         "out: their images could not be read when the "
         "feature map was extracted. `bottleneck cache info` counts the failures."
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bottleneck.data.splits import set_aside
-from bottleneck.errors import FitError, Note, SourceError, counted, quoted
+from bottleneck.errors import FitError, Note, SourceError, counted, quoted, verb
 from bottleneck.fitting.training_set import with_training_classes
 from bottleneck.names import SPLITS
 from bottleneck.samples import SampleTable
@@ -104,8 +104,8 @@ def labelled_splits(
     rows = {split: indices for split, indices in rows.items() if len(indices)}
     if unlabelled:
         text = (
-            f"{unlabelled:,} of {counted(len(table), 'sample')} {'has' if unlabelled == 1 else 'have'} no "
-            f"label of target {target!r} and are not used."
+            f"{unlabelled:,} of {counted(len(table), 'sample')} {verb(unlabelled, 'has', 'have')} no "
+            f"label of target {target!r} and {verb(unlabelled)} not used."
         )
         notes.append(Note("samples-unlabelled", text, details={"target": target, "samples": unlabelled}))
     if carved:

@@ -168,6 +168,22 @@ def test_a_node_alone_has_the_rows_of_the_graph_that_made_it_with_others(
     assert len([*(tmp_path / "user" / "graphs").iterdir()]) == graphs == 2  # in float32 and in int8
 
 
+def test_two_names_of_a_node_are_one_output_of_its_int8_graph(folder, tmp_path, monkeypatch):
+    """The graph had the node twice, with a cosine for each: it was not found by the nodes of the cache."""
+    built = []
+    build = base.build_engine
+    monkeypatch.setattr(
+        base, "build_engine", lambda *given, **named: built.append(1) or build(*given, **named)
+    )
+    names = ("features", "features.block2", "bottleneck")
+    path = tmp_path / "c.h5"
+    extract(folder, path, nodes=names, precision="int8", force=True, **NETWORK)
+    with FeatureCache(path) as cache:
+        assert sorted(cache.nodes) == ["bottleneck", "features"]
+        assert {len(node.calibration["cosine"]) for node in cache.nodes.values()} == {2}
+    assert len(built) == 1
+
+
 def test_calibration_images_are_found_under_another_name(grown):
     path, images, image = grown
     (images / "a" / "7.png").rename(images / "a" / "renamed.png")
@@ -181,7 +197,7 @@ def test_calibration_images_that_are_gone_or_changed_are_named(grown):
     (images / "a" / "8.png").unlink()
     with pytest.raises(EngineError, match=r"2 of 10 calibration images are gone from .*a/7\.png") as error:
         similar(path, [str(image)], count=1, force=True)
-    assert "Put images back that are missing" in str(error.value)
+    assert "Put missing images back" in str(error.value)
     with FeatureCache(path) as cache:  # a run that loses a calibration image drops its row
         assert "a/8.png" in cache.images.key
     shutil.rmtree(images / "a")
@@ -195,7 +211,7 @@ def test_calibration_images_whose_rows_were_removed_are_counted(grown, tmp_path)
     path, images, image = grown
     (images / "a" / "8.png").unlink()
     assert extract(images, path).removed == 1
-    with pytest.raises(EngineError, match=r"1 of 10 calibration images are no longer in "):
+    with pytest.raises(EngineError, match=r"1 of 10 calibration images is no longer in "):
         similar(path, [str(image)], count=1, force=True)
 
 

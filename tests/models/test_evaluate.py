@@ -65,7 +65,7 @@ def test_images_that_are_gone_are_named(trained, without_map, images):
     kept = gone.read_bytes()
     gone.unlink()
     try:
-        with pytest.raises(CacheError, match=r"1 of 15 images .* are gone: test/blue/2\.png"):
+        with pytest.raises(CacheError, match=r"1 of 15 images .* is gone: test/blue/2\.png"):
             evaluate(trained[0], without_map)
     finally:
         gone.write_bytes(kept)

@@ -103,7 +103,7 @@ def test_a_damaged_file_is_read_again_and_told(web, tmp_path, damage):
         data, details = read_all(found)
         assert data == [image(number) for number in range(6)]
         assert details["damaged"] == damaged
-        assert ("kept files were damaged" in found.reading_notes()[-1].message) == bool(damaged)
+        assert ("kept file was damaged" in found.reading_notes()[-1].message) == bool(damaged)
 
 
 def test_a_full_disk_ends_keeping_and_not_reading(web, tmp_path, monkeypatch):

@@ -186,7 +186,7 @@ def test_a_missing_map_of_images_that_are_gone(made_head, tmp_path):
     with FeatureCache(cache) as opened:
         task = task_of(opened, None, cv=5, seed=0)
         head = head_on(task, "bottleneck", task.rows["train"], 1e-2).save(tmp_path / "h.safetensors")
-    with pytest.raises(CacheError, match=r"1 of 81 images .* are gone: train/red/3.png"):
+    with pytest.raises(CacheError, match=r"1 of 81 images .* is gone: train/red/3.png"):
         finetune(cache, head, **QUICK)
     with FeatureCache(cache) as opened:
         assert len(opened.images.key) == 81
@@ -259,7 +259,7 @@ def test_labels_of_a_file_are_fitted_tuned_and_measured_alike(cache, images, tmp
     assert (result.target, result.classes) == ("warmth", ("cold", "warm"))
     assert result.max_logit_difference_at_start <= 1e-4
     assert result.head_accuracy == pytest.approx(head["accuracy"])
-    assert any("1 of 82 rows of warmth.csv name no sample" in str(note) for note in result.notes)
+    assert any("1 of 82 rows of warmth.csv names no sample" in str(note) for note in result.notes)
     found = evaluate(model, cache, labels=labels, split="test")
     assert found["accuracy"] == pytest.approx(result.finetuned_accuracy["test"])
 

@@ -106,7 +106,7 @@ def test_a_coarse_map_stays_where_its_images_are_gone(coarse, made_head, images)
     kept = gone.read_bytes()
     gone.unlink()
     try:
-        with pytest.raises(CacheError, match="are gone"):
+        with pytest.raises(CacheError, match="is gone"):
             exact_map(coarse, made_head, 3000.0)
     finally:
         gone.write_bytes(kept)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.decode import EncodedImage
-from bottleneck.errors import BottleneckError, ImageError, counted, listed
+from bottleneck.errors import BottleneckError, ImageError, counted, listed, verb
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.data_sheet import data_sheet
 from bottleneck.files import readable
@@ -104,7 +104,7 @@ def _classes(
             for split in used
         ]
         rows.append([label, *bars, sum(counts[split] for split in used)])
-    have = "has" if len(rare) == 1 else "have"
+    have = verb(len(rare), "has", "have")
     thin = f"{len(rare)} of {counted(len(rows), 'class', 'classes')} {have} fewer than "
     thin += f"{AuditConfig.thin} training samples"
     table = Table(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from bottleneck.errors import BottleneckError, Note, counted
+from bottleneck.errors import BottleneckError, Note, counted, verb
 from bottleneck.names import BOTTLENECK, nodes_in
 from bottleneck.progress import Reporter
 from bottleneck.report.page.blocks import Map, Section
@@ -49,7 +49,7 @@ def map_section(
     text = f"By the features of {node}. PCA shows {sum(plane.explained):.0%} of their variance."
     if len(chosen) < len(samples):
         drawn = (
-            f"{len(chosen):,} of {counted(len(samples), 'sample')} {'is' if len(chosen) == 1 else 'are'} "
+            f"{len(chosen):,} of {counted(len(samples), 'sample')} {verb(len(chosen))} "
             "drawn, mistakes first, evenly of the classes."
         )
         notes.append(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import BottleneckError, Note, counted
+from bottleneck.errors import BottleneckError, Note, counted, verb
 from bottleneck.heads.metrics import ECE_BINS, wilson_interval
 from bottleneck.names import nodes_in
 from bottleneck.report.page.blocks import (
@@ -385,7 +385,7 @@ def _orders(found: Judged) -> list[tuple[str, str, np.ndarray, str]]:
         order = wrong[np.argsort(-found.error[wrong], kind="stable")]
         text = (
             f"{len(order):,} of {counted(len(found.rows), 'sample')} "
-            f"{'has' if len(order) == 1 else 'have'} a wrong label; on {found.of}."
+            f"{verb(len(order), 'has', 'have')} a wrong label; on {found.of}."
         )
         return [("mistakes", "Samples with most wrong labels", order, text)]
     confidence = found.scores.max(axis=1)

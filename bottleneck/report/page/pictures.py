@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import BottleneckError, Note, counted
+from bottleneck.errors import BottleneckError, Note, counted, verb
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.models.attribution import Explainer
@@ -94,8 +94,8 @@ class Pictures:
         reasons = [(name, picture) for name, picture in read.items() if isinstance(picture, str)]
         if not reasons:
             return pixels, []
-        text = f"{len(reasons):,} of {counted(len(wanted), 'image')} cannot be read and are shown by name; "
-        text += "{}: {}.".format(*reasons[0])
+        text = f"{len(reasons):,} of {counted(len(wanted), 'image')} cannot be read and "
+        text += f"{verb(len(reasons))} shown by name; {reasons[0][0]}: {reasons[0][1]}."
         return pixels, [Note("images-unreadable", text, details={"images": len(reasons)})]
 
     def left_out(self, shown: int) -> list[Note]:
@@ -103,7 +103,7 @@ class Pictures:
         if shown >= len(self.names):
             return []
         text = (
-            f"{shown:,} of {counted(len(self.names), 'thumbnail')} {'is' if shown == 1 else 'are'} in the "
+            f"{shown:,} of {counted(len(self.names), 'thumbnail')} {verb(shown)} in the "
             "page, to keep to the size of the page; "
             "--max-size allows more."
         )

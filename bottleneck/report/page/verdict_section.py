@@ -9,7 +9,7 @@ from shlex import quote
 from typing import Any
 
 from bottleneck import __version__
-from bottleneck.errors import counted
+from bottleneck.errors import counted, verb
 from bottleneck.names import SPLITS
 from bottleneck.records import is_number
 from bottleneck.report.page.blocks import (
@@ -175,7 +175,7 @@ def _unmeasured(names: Sequence[str], counts: Sequence[Sequence[int]], split: st
         return []
     more = f" and {len(absent) - SHOWN:,} more" if len(absent) > SHOWN else ""
     text = f"{split[:1].upper()}{split[1:]} has no sample of {', '.join(absent[:SHOWN])}{more}. "
-    are = "is" if len(absent) == 1 else "are"
+    are = verb(len(absent))
     headline = f"{len(absent):,} of {counted(len(names), 'class', 'classes')} {are} not measured"
     return [Problem(len(absent) / len(names), headline, text + "The figures say nothing of them.")]
 

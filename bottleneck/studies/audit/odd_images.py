@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, verb
 from bottleneck.names import MEASURES
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.audit.copies import Issue
@@ -86,7 +86,7 @@ def _unmeasured(cache: FeatureCache, count: int) -> list[Note]:
         return []
     which = "The" if count == len(cache.images) else f"{count:,} of {len(cache.images):,}"
     text = (
-        f"{which} images of {cache.path} were computed before pixels were measured: whether they are dark, "
-        f"blurred … is not known. Run: {cache.extract_command('--measure')}"
+        f"{which} images of {cache.path} {verb(count, 'was', 'were')} computed before pixels were "
+        f"measured: whether they are dark, blurred … is not known. Run: {cache.extract_command('--measure')}"
     )
     return [Note("images-not-measured", text, details={"images": count})]

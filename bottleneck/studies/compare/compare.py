@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import Note, counted, refuse_strict, reused_note
+from bottleneck.errors import Note, counted, refuse_strict, reused_note, verb
 from bottleneck.files import require_no_url
 from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
@@ -180,7 +180,7 @@ def _compare(path: Path, folder: Path, config: CompareConfig, strict: bool, repo
         reused = len(planned) - len(to_do)
         cost = duration(trials.estimate(to_do))
         reporter.tell(
-            f"{len(to_do)} of {counted(len(planned), 'run')} {'is' if len(to_do) == 1 else 'are'} to be "
+            f"{len(to_do)} of {counted(len(planned), 'run')} {verb(len(to_do))} to be "
             f"done: at most {cost}, less where "
             "val stops improving. What is done is kept, should you stop it."
         )

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
-from bottleneck.errors import CacheError, FitError, Note, counted, distinct
+from bottleneck.errors import CacheError, FitError, Note, counted, distinct, verb
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.config import FitConfig
 from bottleneck.fitting.head_files import blockwise
@@ -203,7 +203,8 @@ def _rows_to_compare(old: FeatureCache, new: FeatureCache) -> tuple[np.ndarray, 
     fresh = np.array([i for i in first if contents[i] not in seen], np.int64)
     copies = len(first) - len(fresh)
     if copies:
-        text = f"{copies:,} of {counted(len(first), 'image')} of {new.path} are in {old.path} and left out."
+        text = f"{copies:,} of {counted(len(first), 'image')} of {new.path} {verb(copies)} in {old.path} "
+        text += "and left out."
         notes.append(Note("copies-left-out", text, details={"images": copies}))
     if not len(fresh):
         raise CacheError(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
-from bottleneck.errors import counted
+from bottleneck.errors import counted, verb
 from bottleneck.heads.artifact import apply_link
 from bottleneck.heads.config import SweepConfig
 from bottleneck.heads.cross_validation import assign_folds
@@ -135,11 +135,12 @@ def _too_few(target: Target, start: int, units: int) -> str:
     n, counts = len(target.values), np.bincount(target.values, minlength=len(target.class_names))
     needed = int(np.minimum(counts, start).sum()) * 2**ROUNDS / (0.8 * (1 - 1 / FOLDS))
     if units < FOLDS:
-        return f"{counted(units, 'group')} of labelled samples are too few for {FOLDS} folds"
+        groups = counted(units, "group of labelled samples is", "groups of labelled samples are")
+        return f"{groups} too few for {FOLDS} folds"
     if n < max(FEWEST, needed):
         return (
-            f"{counted(n, 'labelled sample')} of {counted(len(counts), 'class', 'classes')} are too few "
-            "to hide some and hold others aside"
+            f"{counted(n, 'labelled sample')} of {counted(len(counts), 'class', 'classes')} "
+            f"{verb(n)} too few to hide some and hold others aside"
         )
     return ""
 

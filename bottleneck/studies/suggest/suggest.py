@@ -23,7 +23,7 @@ import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import CacheError, FitError, Note, counted, refuse_strict
+from bottleneck.errors import CacheError, FitError, Note, counted, refuse_strict, verb
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.head_files import blockwise
@@ -234,8 +234,8 @@ def _candidates(task: Task, cache: FeatureCache, source: object) -> _Candidates:
     notes: list[Note] = []
     if copy.any():
         text = (
-            f"{int(copy.sum()):,} of {counted(len(copy), 'sample')} of {source} are in {task.cache.path} "
-            "and left out."
+            f"{int(copy.sum()):,} of {counted(len(copy), 'sample')} of {source} {verb(copy.sum())} in "
+            f"{task.cache.path} and left out."
         )
         notes.append(Note("copies-left-out", text, details={"samples": int(copy.sum())}))
     if any(target.labelled.any() for target in samples.targets.values()):

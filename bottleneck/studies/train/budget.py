@@ -23,7 +23,7 @@ import numpy as np
 from bottleneck.data.preprocess import MIRROR
 from bottleneck.data.source import Source, evenly
 from bottleneck.data.splits import strata
-from bottleneck.errors import BottleneckError, Note, counted
+from bottleneck.errors import BottleneckError, Note, counted, verb
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.prepare import prepare
 from bottleneck.extraction.survey import survey
@@ -168,7 +168,7 @@ def within_time(
         )
     text = (
         f"Extraction and a head would take about {duration(seconds)}, and {duration(60 * minutes)} are left: "
-        f"{kept:,} of {counted(S, 'sample')} {'is' if kept == 1 else 'are'} used, evenly of splits and "
+        f"{kept:,} of {counted(S, 'sample')} {verb(kept)} used, evenly of splits and "
         "classes. Without --minutes all are."
     )
     note = Note("samples-limited", text, True, {"samples": kept, "of": S, "seconds": seconds})

@@ -32,7 +32,7 @@ from bottleneck.data.loader import fill_pixels
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.read_source import read_source
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError, Note, SourceError, counted, listed
+from bottleneck.errors import BottleneckError, Note, SourceError, counted, listed, verb
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.studies.study_config import StudyConfig
 from bottleneck.training.inputs import unread_note
@@ -250,7 +250,7 @@ def _notes(source: Source, used: int, failures: dict[str, str], carved: bool) ->
         yield Note("val-taken-from-train", text, details={"fraction": VAL_FRACTION})
     if unused := len(source.samples) - used:
         text = (
-            f"{unused:,} of {counted(len(source.samples), 'sample')} {'is' if unused == 1 else 'are'} not "
+            f"{unused:,} of {counted(len(source.samples), 'sample')} {verb(unused)} not "
             "used: they are test, or have no label."
         )
         yield Note("samples-not-used", text, details={"samples": unused})

@@ -162,7 +162,7 @@ def test_images_that_are_gone_are_named(cache):
     image = cache.parent / "stripes" / "train" / "class0" / "0.png"
     hidden = image.rename(image.with_suffix(".hidden"))
     try:
-        with pytest.raises(CacheError, match=r"1 of \d+ images .* are gone: train/class0/0\.png"):
+        with pytest.raises(CacheError, match=r"1 of \d+ images .* is gone: train/class0/0\.png"):
             advise(cache, budget=60)
     finally:
         hidden.rename(image)

@@ -83,7 +83,7 @@ def test_labels_of_a_file_are_compared_on(made_cache, tmp_path):
     result = compare(made_cache, tmp_path / "runs", **options)
     assert len(result.runs) == 2
     assert min(run.accuracy["val"] for run in result.runs) > 0.6, "two classes, one of them two thirds"
-    assert "name no sample" in str(result.notes[0])
+    assert "names no sample" in str(result.notes[0])
 
 
 def test_a_cache_without_labels_is_told_where_they_may_come_from(images, tmp_path):
