@@ -14,7 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from bottleneck.data.class_names import lost_classes
-from bottleneck.errors import Note, SourceError, quoted
+from bottleneck.errors import Note, SourceError, counted, quoted
 from bottleneck.samples import SampleTable, Target
 
 ALIASES = {
@@ -143,7 +143,8 @@ def _check(wanted: dict[str, float], split: np.ndarray) -> None:
             raise SourceError(f"--{name}-fraction is {fraction:g}; expected a number between 0 and 1.")
         if present := int((split == name).sum()):
             raise SourceError(
-                f"--{name}-fraction is given, but the source has {present} {name} samples of its own.",
+                f"--{name}-fraction is given, but the source has {counted(present, f'{name} sample')} "
+                "of its own.",
                 f"Leave --{name}-fraction out.",
             )
     if sum(wanted.values()) >= 1:

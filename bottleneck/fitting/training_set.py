@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bottleneck.errors import FitError, Note, counted, quoted
+from bottleneck.errors import FitError, Note, counted, quoted, verb
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.samples import UNLABELLED, SampleTable, Target
@@ -131,12 +131,14 @@ def _counts(target: Target, among: np.ndarray) -> np.ndarray:
 
 def _note_unseen(target: Target, unseen: dict[str, int]) -> Note:
     left_out = sum(unseen.values())
-    what = "classes" if target.kind == "class" else "labels"
-    measured = f", and {left_out:,} answers in other splits are not measured" if left_out else ""
+    noun = ("class", "classes") if target.kind == "class" else ("label", "labels")
+    these = verb(len(unseen), f"this {noun[0]} takes", f"these {noun[1]} take")
+    answers = counted(left_out, "answer in another split is", "answers in other splits are")
+    measured = f", and {answers} not measured" if left_out else ""
     return Note(
         "classes-without-training-samples",
-        f"Target {target.name!r}: {quoted(unseen)} with no training sample: these {what} take no part "
-        f"in the fit{measured}. Add train samples of them.",
+        f"Target {target.name!r}: {quoted(unseen)} with no training sample: {these} no part in the "
+        f"fit{measured}. Add train samples of {verb(len(unseen), 'it', 'them')}.",
         changes_result=True,
         details={"target": target.name, "unseen": unseen},
     )

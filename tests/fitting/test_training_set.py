@@ -148,12 +148,17 @@ def test_the_head_is_scikit_learns_on_the_classes_of_train(wide, tmp_path):
     expected = judge.predict_proba(Z)
     assert np.allclose(apply_link(head.decision(X), head.link), expected, atol=2e-3)
     assert result.heads[0]["unseen"] == {"a": 0, "b": 1}
+    (text,) = (note.message for note in result.notes if note.code == "classes-without-training-samples")
+    assert "these classes take no part in the fit, and 1 answer in another split is not measured." in text
 
 
 def test_strict_refuses_to_leave_classes_out(wide, tmp_path):
     cache, _, y = wide
     cells = [f"c{code}" for code in y[:60]] + ["b"] * 30
-    with pytest.raises(StrictError, match="'b' with no training sample"):
+    with pytest.raises(
+        StrictError,
+        match=r"'b' with no training sample: this class takes no part .* 30 answers in other splits are",
+    ):
         fitted(cache, tmp_path, list(zip(keys(90), cells, strict=True)), strict=True)
     assert not (tmp_path / "heads").exists()
 
