@@ -17,8 +17,8 @@ THINGS = """
 answers architectures attributes backbones batches blocks caches candidates cells chunks classes columns
 copies covariates draws entries epochs features figures files folders folds groups heads images keys labels
 layers lines maps members mistakes names nodes objects outputs overlays pages pairs parts pictures
-queries records requests rows runs samples scores shards shots splits steps targets tensors thumbnails tokens values
-views workers
+queries records requests rows runs samples scores shards shots splits steps targets tensors thumbnails
+tokens values views workers
 """
 PLURAL = re.compile(rf" (?:[a-z-]+ )?(?:{'|'.join(THINGS.split())})\b")
 TWO_OR_MORE = {"len(AUTO_C)", "len(inputs.fitted)"}  # by a constant, and by the condition before it
