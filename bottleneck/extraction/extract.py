@@ -217,8 +217,8 @@ def _planned(extraction: Extraction, writer: CacheWriter, strict: bool, reporter
         writer.fail(key, reason, passing=True)
     keys = keys_and_stats(source, writer.is_new)
     plan = writer.plan(*keys, reread=config.reread, measure=config.measure)
+    refuse_limit(source, plan, extraction.path)  # before a note tells that rows are removed
     refuse_strict([*extraction.notes, *plan.notes], strict, reporter.tell)
-    refuse_limit(source, plan, extraction.path)
     return plan
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bottleneck.errors import Note
+from bottleneck.errors import Note, listed
 
-ADVICE = "no font here has this character. Install one of its script, such as Noto Sans CJK or NanumGothic."
+ADVICE = "no font here has such characters. Install one, such as Noto Sans CJK or NanumGothic."
 SHOWN = 8  # characters that the note names
 
 _lacking: set[str] = set()
@@ -26,6 +26,5 @@ def take_note() -> Note | None:
     _lacking.clear()
     if not codes:
         return None
-    more = f" and {len(codes) - SHOWN:,} more" if len(codes) > SHOWN else ""
-    text = f"Figures show {', '.join(codes[:SHOWN])}{more} as code points: {ADVICE}"
+    text = f"Figures show {listed(codes, SHOWN)} as code points: {ADVICE}"
     return Note("characters-not-drawn", text, details={"characters": codes})

@@ -22,6 +22,7 @@ from bottleneck.errors import CacheError, FingerprintError, StrictError
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.settings import default_cache
 from bottleneck.extraction.survey import survey
+from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
 from tests.helpers.recorder import Recorder
@@ -304,6 +305,10 @@ def test_a_limit_removes_no_rows_of_a_full_cache(folder, tmp_path):
     for run in (extract, survey_with):
         with pytest.raises(CacheError, match=r"With --limit 4, the rows of 6 of 10 images would be removed"):
             run(folder / "train.csv", path, limit=4)
+    reporter = Reporter()
+    reporter.tell = lambda text: pytest.fail(f"It tells what it does not do: {text}")
+    with pytest.raises(CacheError, match="would be removed"):
+        extract(folder / "train.csv", path, limit=4, reporter=reporter)
     assert rows_of(path).keys() == before.keys()
     assert extract(folder / "train.csv", path, limit=40, engine="torch").computed == 0
     extract(folder / "images", tmp_path / "d.h5", limit=12, **SMALL)
