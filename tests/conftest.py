@@ -11,6 +11,8 @@ import pytest
 
 pytest_plugins = ["tests.helpers.fitted_cache"]
 
+ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
 os.environ.setdefault("MPLBACKEND", "agg")
 # Read when torch is imported: threads that wait sleep. Where several processes share the cores, as under
 # `-n auto`, threads that spin instead make the training tests several times slower.
@@ -28,6 +30,10 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     hypothesis.settings.load_profile("random" if config.getoption("--random") else "repeatable")
+    if ALL_CORES and (worker := getattr(config, "workerinput", None)):
+        # Each process of `-n` has cores of its own: threads of two on one core take a quarter more of it.
+        cores, number = sorted(ALL_CORES), int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, cores[number :: worker["workercount"]] or {cores[number % len(cores)]})
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -79,6 +85,18 @@ def strangers(request):
     else:
         with allow(local=False):
             yield
+
+
+@pytest.fixture
+def all_cores():
+    """Let a test of threads use all cores, which processes of `-n` share otherwise."""
+    if not ALL_CORES:
+        yield
+        return
+    share = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, share)
 
 
 @pytest.fixture(scope="session")

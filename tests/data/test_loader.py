@@ -21,6 +21,8 @@ from bottleneck.data.workers import Job, MemoryBudget
 from bottleneck.errors import SourceError
 from bottleneck.files import FileStat
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # decoders and passes run side by side
+
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 

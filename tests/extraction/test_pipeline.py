@@ -15,6 +15,8 @@ from bottleneck.extraction.config import EngineConfig
 from bottleneck.extraction.pipeline import Batch, Trunk, without_unstorable
 from bottleneck.store.spec import NodeSpec
 
+pytestmark = pytest.mark.usefixtures("all_cores")  # decoders and passes run side by side
+
 GREY = Preprocess(size=8, resize=8, interpolation="bilinear", mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
