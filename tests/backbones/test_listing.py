@@ -80,6 +80,6 @@ def test_a_damaged_list_is_made_again(folder, content):
 def test_another_version_of_a_library_is_another_list(folder, monkeypatch):
     available("squeezenet1_?")
     before = set(folder.iterdir())
-    monkeypatch.setattr(listing, "version", lambda name: "0.0")
+    monkeypatch.setattr(listing, "package_version", lambda name: "0.0")
     available("squeezenet1_?")
     assert len(set(folder.iterdir()) - before) == 1

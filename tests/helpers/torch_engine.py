@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def torch_computes():
     """Let "auto" compute float32 in torch. An engine that is named is taken, and int8 has its graph."""
     with pytest.MonkeyPatch.context() as patch:

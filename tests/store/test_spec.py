@@ -33,7 +33,7 @@ def test_a_tuple_and_the_list_read_back_are_one_recipe():
     [
         {"pool": "max"},
         {"dtype": "float32"},
-        {"precision": "int8"},
+        {"precision": "bf16"},
         {"layout": "NLC"},
         {"node": "x"},
         {"calibration": {"n": 1}},

@@ -76,7 +76,7 @@ def test_classes_that_train_lacks_are_left_out_and_counted():
     assert {part: rows.tolist() for part, rows in sets.rows.items()} == {"train": [0, 1, 2, 3], "val": [5, 6]}
     classes, unlabelled = sets.notes
     assert classes.details["unseen"] == {"only in val": 2, "nowhere": 0}
-    assert unlabelled.message.startswith("1 of 9 samples have no label")
+    assert unlabelled.message.startswith("1 of 9 samples has no label")
 
 
 def test_val_taken_from_train_leaves_every_class_in_train():

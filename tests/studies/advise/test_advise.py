@@ -80,7 +80,15 @@ def test_commands_name_the_manifest_and_its_columns_so_that_no_sample_loses_its_
     lines = [f"{file.relative_to(tmp_path)},{file.parent.name},{file.parent.parent.name}" for file in files]
     (tmp_path / "my list.csv").write_text("\n".join(["image,kind of stripe,part", *lines]) + "\n")
     path, columns = tmp_path / "list.h5", {"label_columns": ["kind of stripe"], "split_column": "part"}
-    extract(tmp_path / "my list.csv", path, backbone="small_cnn", weights="none", image_size=32, **columns)
+    extract(
+        tmp_path / "my list.csv",
+        path,
+        backbone="small_cnn",
+        weights="none",
+        depth=1,
+        image_size=32,
+        **columns,
+    )
     trial = make_trial(path, tmp_path / "advice", AdviseConfig(), LoadOptions(), SILENT)
     node = next(node for node in trial.nodes if node != "bottleneck")
     with FeatureCache(path) as before:
