@@ -33,7 +33,7 @@ from bottleneck.heads.solver.problem import NO_FOLD, TaskGroup
 from bottleneck.heads.solver.products import times_transposed
 from bottleneck.threads import WorkerPool
 
-MIN_SHARED = 100_000_000  # products of two numbers in a pass; with fewer, threads take longer than one does
+MIN_SHARED = 100_000_000  # products of two numbers in a pass; with fewer, two threads are no faster than one
 
 
 @quiet
