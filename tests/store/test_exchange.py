@@ -107,6 +107,7 @@ def test_batches_are_tensors_of_the_type_that_a_loss_takes(cache, target, dtype)
     assert (features.dtype, features.shape, values.dtype, len(values)) == (torch.float32, (4, D), dtype, 4)
 
 
+@pytest.mark.usefixtures("all_cores")  # torch warns of more workers than cores
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")
 @pytest.mark.parametrize(("context", "workers"), [("fork", 4), ("spawn", 2), ("forkserver", 2)])
 def test_workers_read_what_one_process_reads(cache, context, workers):
