@@ -75,6 +75,16 @@ def test_no_test_module_imports_another():
         assert not [module for module in imported if ".test_" in module], path
 
 
+def test_fixtures_of_a_package_do_not_claim_its_scope():
+    """They last until the end of the run: what they change would be changed for the tests of all packages."""
+    for path in (REPOSITORY / "tests").rglob("*.py"):
+        text = path.read_text("utf-8")
+        assert not re.search(r"^@pytest\.fixture\(.*scope=.package", text, re.MULTILINE), path
+        if path != REPOSITORY / "tests" / "conftest.py":
+            for line in re.findall(r"^@pytest\.fixture\(.*autouse.*$", text, re.MULTILINE):
+                assert "session" not in line, path
+
+
 def test_benchmarks_import_what_exists():
     """No test runs most of them, since they measure for minutes."""
     missing = []

@@ -151,6 +151,8 @@ def complaint(agreement: dict[int, float], precision: str, *, as_cosine: bool = 
     worst = max(agreement.values(), default=0.0)
     bound = BOUNDS[precision]
     problem = f"relative difference {worst:.1e} from eager float32, at most {bound:.0e} is allowed"
+    if worst == np.inf:
+        problem += ": rows have another shape, are zero, or have values that are not finite"
     return "" if worst <= bound else problem
 
 

@@ -51,6 +51,7 @@ def test_other_shapes_are_out_of_bounds(precision, as_cosine):
 def test_each_precision_has_its_bound(precision, within, beyond):
     assert complaint({0: within}, precision) == ""
     assert f"{beyond:.1e}" in complaint({0: within, 1: beyond}, precision)
+    assert "not finite" in complaint({0: np.inf}, precision)
 
 
 @pytest.mark.parametrize(("precision", "within", "beyond"), [("int8", 0.981, 0.979), ("bf16", 0.996, 0.994)])

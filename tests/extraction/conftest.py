@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def started(tmp_path_factory):
     """A cluster of two nodes on this machine, with faults that a test switches on."""
     pytest.importorskip("ray", reason="needs the extra ray")

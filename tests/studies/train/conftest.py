@@ -8,7 +8,7 @@ from tests.helpers.stripes import write_stripes
 TINY = {"backbone": "small_cnn", "weights": "none", "depth": 2, "image_size": 32, "engine": "torch"}
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def source(tmp_path_factory):
     """Four classes of stripes in train, val and test; the first two images of each have another's label."""
     folder = write_stripes(tmp_path_factory.mktemp("source") / "줄무늬", images=12, val=6)
@@ -24,6 +24,6 @@ def source(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def trained(source, tmp_path_factory):
     return train(source, tmp_path_factory.mktemp("trained") / "m.safetensors", **TINY)
