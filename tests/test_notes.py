@@ -17,7 +17,7 @@ dependencies-missing disk-nearly-full
 engine-forced epochs-extended explained-approximately extraction-unfinished fast-is-fp32 fewer-folds
 fewer-shots fewer-suggestions file-kept-aside files-ignored first-node-alone fitted-on-val flip-computed
 flip-left-out flip-of-the-model fold-with-one-class folders-within-classes folders-not-writable
-folders-without-images foreign-files-left head-kept head-without-checksum
+file-beside-damaged folders-without-images foreign-files-left head-kept head-without-checksum
 heads-left-out host-given-up images-failed images-in-other-shards
 images-kept images-not-kept images-not-measured images-not-shown images-outside-classes
 images-unread images-unreadable images-without-prediction input-scales int8-float-layers joined-as-json

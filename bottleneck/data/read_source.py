@@ -86,7 +86,7 @@ def read_sources(
             opened.append(image_files([os.fspath(path) for path in group if not isinstance(path, Source)]))
         else:
             opened += [read_source(one, config) for one in group]
-    return opened
+    return opened if len(opened) == 1 else [replace(one, one_of_several=True) for one in opened]
 
 
 def _is_image_file(named: str | os.PathLike | Source) -> bool:

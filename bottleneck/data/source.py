@@ -5,11 +5,14 @@ Shapes: I images, S samples.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from bottleneck.samples import SampleTable, Shard
 from bottleneck.threads import REMOTE_READS
 
 EXAMPLES = 128  # images on which an engine is calibrated
+LONGEST_NAME = 120  # bytes of a source's part in the name of a file
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Source:
         Of the requests to the network, which counts them.
     kept : KeptImages or None
         The folder through which files are read over a network.
+    one_of_several : bool
+        Whether other sources are read beside it, which may have the same keys.
     """
 
     root: str
@@ -87,6 +93,7 @@ class Source:
     examples: tuple[str, ...] = ()
     retrier: Retrier = field(default_factory=Retrier, repr=False, compare=False)
     kept: KeptImages | None = None
+    one_of_several: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "location", self.location or self.root)
@@ -98,6 +105,12 @@ class Source:
         """Return the bytes of an image. Raises ImageError or OSError."""
         files = self._files(key)
         return self.kept.read(files, key) if self.kept and is_remote(files.root) else files.read(key)
+
+    def shown(self, key: str) -> str:
+        """Return the name of an image in results: of one of several sources its whole path, else its key."""
+        if not self.one_of_several or "://" in key or key.startswith("/"):
+            return key
+        return f"{self.root.rstrip('/')}/{key}"
 
     def stat(self, key: str) -> FileStat:
         """Return what tells whether an image has changed. Raises ImageError or OSError."""
@@ -233,3 +246,11 @@ def take_shard(source: Source, text: str) -> Source:
         examples=source.examples,
         notes=(*source.notes, *notes),
     )
+
+
+def source_name(location: str) -> str:
+    """Return the whole name of a folder, file or URL as a part of the names of files made of it."""
+    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", PurePath(location).name).strip("-") or "images"
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return name

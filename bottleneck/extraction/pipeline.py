@@ -503,7 +503,8 @@ def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.nda
 def _gave_way_note(nodes: Sequence[str], wanted: str, precision: str, why: str) -> Note:
     text = (
         f"The features of {' and '.join(nodes)} that were learnt from are in {wanted}; those of these images "
-        f"are computed in {precision}: {why}"
+        f"are computed in {precision}: {why.rstrip('.')}. If {wanted} cannot be had again, extract the "
+        f"training images with --precision {precision} and fit the head on those features."
     )
     details = {"nodes": list(nodes), "precision": precision, "learnt_from": wanted}
     return Note("node-in-other-precision", text, True, details)

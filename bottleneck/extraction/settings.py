@@ -5,7 +5,6 @@ Flags left out take the cache's values. Flags that differ are refused, all of th
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,14 +13,13 @@ from typing import Any
 
 from bottleneck.backbones.recipe import request_differences
 from bottleneck.data.preprocess import MIRROR, Preprocess, ViewRecipe
-from bottleneck.data.source import Source
+from bottleneck.data.source import Source, source_name
 from bottleneck.errors import SourceError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import BOTTLENECK, DEFAULT_BACKBONE, FAST
 from bottleneck.remote.path import output_path
 from bottleneck.store.spec import CacheSpec, NodeSpec, require_equal, stored_name
 
-LONGEST_NAME = 120  # bytes of the source's part in the name of a cache
 ADOPTS = ("auto", FAST)  # precisions of the user that take the existing cache's
 HINT_OTHER_CACHE = "Leave the flag out to use the cache's own setting, or write another cache with -o."
 HINT_OTHER_PLAN = "Leave the flag out to use the plan's setting, or make another plan."
@@ -176,7 +174,7 @@ def _refuse_differences(
 def default_cache(source: Source, config: ExtractConfig) -> Path:
     """`cache/SOURCE--BACKBONE.h5` below the current folder; SOURCE is the source's whole name."""
     backbone = re.sub(r"[^\w.-]+", "-", config.backbone or DEFAULT_BACKBONE)
-    return Path("cache") / f"{source_name(source)}--{backbone}.h5"
+    return Path("cache") / f"{source_name(source.location)}--{backbone}.h5"
 
 
 def cache_path(source: Source, cache: str | Path | None, config: ExtractConfig) -> Path:
@@ -199,11 +197,3 @@ def refuse_for_shard(source: Source, config: ExtractConfig, what: str) -> None:
             f"{what} would be of one process, and shards of different ones cannot be merged.",
             "Give all shards one --plan-file, which fixes it; or trained --weights and --precision fp32.",
         )
-
-
-def source_name(source: Source) -> str:
-    """Return the name of a source's folder, file or URL as a part of a file name."""
-    name = re.sub(r'[\\:*?"<>|\x00-\x1f]+', "-", Path(source.location).name).strip("-") or "images"
-    if len(name.encode()) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME // 4]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name

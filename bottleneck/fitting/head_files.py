@@ -29,6 +29,7 @@ from bottleneck.heads.solver.problem import TargetProblem
 from bottleneck.heads.trained_on import seen_before
 from bottleneck.names import SIDE_BY_SIDE, SPLITS
 from bottleneck.samples import ArrayRows, RowReader, SampleTable, Target
+from bottleneck.store.layout import cache_name
 from bottleneck.store.reader import FeatureCache
 from bottleneck.threads import trim_memory
 
@@ -112,7 +113,7 @@ class HeadFiles:
         seed: int | None = None,
     ) -> None:
         self.cache, self.samples, self.folder, self.unseen = cache, samples, folder, unseen
-        self.stem = cache.path.name.removesuffix(".parts").removesuffix(".h5")
+        self.stem = cache_name(cache.path)
         self._without, self._seed = without, seed
         self._written: set[str] = set()
         self._novelty: tuple[str, np.ndarray, Novelty | None] = ("", np.zeros(0, np.int64), None)

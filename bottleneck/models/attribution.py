@@ -53,7 +53,7 @@ class Explainer:
 
     Attributes
     ----------
-    failed : reason by key of images that cannot be read. exact : whether the maps are.
+    failed : reason by name of images that cannot be read. exact : whether the maps are.
 
     Raises
     ------
@@ -153,7 +153,7 @@ class Explainer:
         Raises ArtifactError as `Classifier.outputs` does.
         """
         self.classifier.require_form(source.samples)
-        self.failed |= source.absent
+        self.failed |= {source.shown(key): reason for key, reason in source.absent.items()}
         with reporter.step("Explaining", total=len(source.samples), unit="samples") as advance:
             for start in range(0, len(source.samples), BLOCK):
                 rows = np.arange(start, min(start + BLOCK, len(source.samples)))
@@ -179,7 +179,7 @@ class Explainer:
         for image in load_images(source, source.images, preprocess, workers=workers, views=views):
             self._noted.add(image)
             if image.error is not None:
-                self.failed[image.key] = image.error
+                self.failed[source.shown(image.key)] = image.error
                 continue
             if image.pixels is not None:  # a copy comes without pixels
                 mirrored = [] if image.views is None else [*image.views]

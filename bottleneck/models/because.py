@@ -105,9 +105,9 @@ def because(
     for source in read_sources(sources, classifier.reading(reading or ReadConfig(), inputs_only=True)):
         notes += source.notes
         rows, inputs, bad = classifier.inputs(source, reporter)
-        failed |= bad
+        failed |= {source.shown(key): reason for key, reason in bad.items()}
         for row, features in zip(rows, inputs, strict=True):
-            image = source.images[source.samples.image[row, 0]]
+            image = source.shown(source.images[source.samples.image[row, 0]])
             named = {"image": image, "sample": source.samples.key[row]}
             pulls += [named | pull for pull in training.pulls_on(features, codes)]
     if not pulls:

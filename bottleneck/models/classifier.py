@@ -161,11 +161,11 @@ class Classifier:
         trust: Trust | None = None,
         reporter: Reporter = SILENT,
     ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-        """Return one record per classified sample, in order, and the reason of each failed image by key."""
+        """Return one record per classified sample, in order, and the reason of each failed image by name."""
         outputs = self.outputs(source, flip, trust, reporter)
         records = []
         for row, score in zip(outputs.rows.tolist(), outputs.scores, strict=True):
-            images = [source.images[image] for image in source.samples.image[row]]
+            images = [source.shown(source.images[image]) for image in source.samples.image[row]]
             record: dict[str, Any] = {"image": images[0]} | ({"images": images} if len(images) > 1 else {})
             record |= {"sample": source.samples.key[row]} | _prediction(self.head, score, top)
             if probabilities:
@@ -175,7 +175,7 @@ class Classifier:
             records.append(record)
         if trust is not None:
             trust.add_to(records, outputs.scores, outputs.novelty)
-        return records, outputs.failed
+        return records, {source.shown(key): reason for key, reason in outputs.failed.items()}
 
     def outputs(
         self, source: Source, flip: bool = False, trust: Trust | None = None, reporter: Reporter = SILENT

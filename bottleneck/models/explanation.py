@@ -15,7 +15,7 @@ from PIL import Image
 class Explanation:
     """The terms of one logit of one sample: logit = intercept + Σ maps + Σ unplaced + remainder.
 
-    sample : its name. images : keys of its M images.
+    sample : its name. images : keys of its M images, or their whole paths, of one of several sources.
     label : the class or label that is explained; of a regression the target.
     predicted : whether the model predicts it. confidence : its probability; None for a regression.
     logit : before the temperature; of a regression the value.

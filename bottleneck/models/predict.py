@@ -156,11 +156,8 @@ def _classified(
     failed: list[dict[str, str]] = []
     for source in sources:
         records, reasons = classify(source)
-        failures = [{"image": key, "error": reason} for key, reason in reasons.items()]
-        if len(sources) > 1:
-            _name_by_whole_path([*records, *failures], source.root)
         predictions += records
-        failed += failures
+        failed += [{"image": name, "error": reason} for name, reason in reasons.items()]
     return predictions, failed
 
 
@@ -173,18 +170,6 @@ def _failure_notes(failed: Sequence[dict[str, str]], images: int, any_predicted:
     text = f"Images without a prediction, and so without a row: {len(failed):,}; the first is {first}."
     details = {"failed": len(failed)}
     return [Note("images-without-prediction", text, True, details)] if failed else []
-
-
-def _name_by_whole_path(records: Iterable[dict[str, Any]], root: str) -> None:
-    """Name the images of records by their whole paths, which differ between sources."""
-    for record in records:
-        record["image"] = _whole_path(root, record["image"])
-        if "images" in record:
-            record["images"] = [_whole_path(root, key) for key in record["images"]]
-
-
-def _whole_path(root: str, key: str) -> str:
-    return key if "://" in key or key.startswith("/") else f"{root.rstrip('/')}/{key}"
 
 
 def write_table(path: Path, predictions: Records, raw: bool) -> list[Note]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def explain(
     paths: list[list[str]] = []
     for source in opened:
         for one in explainer.explain(source, reporter):
-            maps.append(one)
+            maps.append(replace(one, images=tuple(map(source.shown, one.images))))
             paths += [sheet.add(one, source, classifier.trunk.preprocess)] if sheet else []
     notes += _unread(explainer.failed, bool(maps), sum(len(source.images) for source in opened))
     refuse_strict(notes, strict)
@@ -225,24 +225,26 @@ class _Sheet:
             picture, reduced = upright(source, key, preprocess)
             if reduced:
                 size = f"{picture.width} × {picture.height}"
-                text = f"{key} is very large; its overlay has {size} pixels."
+                text = f"{source.shown(key)} is very large; its overlay has {size} pixels."
                 self.notes.append(Note("overlay-reduced", text))
             path = self.folder / f"{self._count:04}-{_safe(Path(key).stem)}--{_safe(one.label)}.png"
             _write(laid_over(one.smooth(number), picture, preprocess), path)
             paths.append(str(path))
-            self._keep(one, number, picture, preprocess)
+            self._keep(one, number, source.shown(key), picture, preprocess)
         return paths
 
-    def _keep(self, one: Explanation, number: int, picture: Image.Image, preprocess: Preprocess) -> None:
-        """Remember the small pictures of one overlay for the sheet."""
-        name = f"{one.sample}\0{one.images[number]}\0{number}"
+    def _keep(
+        self, one: Explanation, number: int, image: str, picture: Image.Image, preprocess: Preprocess
+    ) -> None:
+        """Remember the small pictures of one overlay for the sheet. image : its name."""
+        name = f"{one.sample}\0{image}\0{number}"
         strip = self._strips.get(name)
         if strip is None:
             if len(self._strips) == MOST_LINES:
                 return
             self._pictures[name] = _framed(picture)
             first = Tile(name, marked=True, caption=[f"{picture.width} × {picture.height} pixels"])
-            strip = self._strips[name] = Strip(one.images[number], [first])
+            strip = self._strips[name] = Strip(image, [first])
         if len(strip.tiles) <= MOST_TILES:
             key = f"{name}\0{one.label}"
             self._pictures[key] = _framed(laid_over(one.smooth(number), picture, preprocess, SIDE))

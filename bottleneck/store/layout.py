@@ -19,6 +19,7 @@ import numpy as np
 from bottleneck import __version__
 from bottleneck.errors import CacheError, counted
 from bottleneck.files import LatchedFile
+from bottleneck.names import CACHE_SUFFIXES
 from bottleneck.store.spec import CacheSpec, NodeSpec, Origin, canonical_json, fingerprint, link_name
 from bottleneck.store.tables import Column
 
@@ -187,6 +188,12 @@ def row_bytes(dataset: h5py.Dataset) -> int:
 def chunk_rows(bytes_per_row: int) -> int:
     """Return the number of rows in one chunk."""
     return max(1, CHUNK_BYTES // max(1, bytes_per_row))
+
+
+def cache_name(path: Path) -> str:
+    """Return the name of a cache without .h5, .hdf5 or .parts, from which files made of it have theirs."""
+    name = path.name.removesuffix(".parts")
+    return next((name.removesuffix(end) for end in CACHE_SUFFIXES if name.endswith(end)), name)
 
 
 def companion_path(path: Path, node: NodeSpec) -> Path:

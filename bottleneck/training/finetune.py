@@ -34,6 +34,7 @@ from bottleneck.heads.trained_on import seen_before
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import Result, config_from
 from bottleneck.remote.path import path_of
+from bottleneck.store.layout import cache_name
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.spec import fingerprint
 from bottleneck.training.batches import Batch, Batches
@@ -179,7 +180,8 @@ def checked_start(
 
 def default_model(plan: FinetunePlan) -> Path:
     """`models/CACHE--TARGET--LOWEST_UNFROZEN_BLOCK.safetensors` below the current folder."""
-    return Path("models") / f"{file_name(plan.cache.stem, plan.head.target, plan.cut.blocks[-1])}.safetensors"
+    name = file_name(cache_name(plan.cache), plan.head.target, plan.cut.blocks[-1])
+    return Path("models") / f"{name}.safetensors"
 
 
 def _draft(

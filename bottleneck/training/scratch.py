@@ -24,7 +24,7 @@ from bottleneck.backbones.section import Section, find_cut
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.read_source import read_source
-from bottleneck.data.source import Source
+from bottleneck.data.source import Source, source_name
 from bottleneck.errors import FitError, Note, counted, refuse_strict
 from bottleneck.extraction.data_sheet import source_sheet
 from bottleneck.extraction.scaled_decoding import both_decodings, unscaled_note
@@ -260,7 +260,7 @@ def readable_samples(samples: SampleTable, pixels: PixelRows) -> SampleTable:
 
 def default_model(source: Source, target: str) -> Path:
     """`models/SOURCE--TARGET--scratch.safetensors` below the current folder."""
-    name = file_name(Path(source.root.rstrip("/")).stem or "images", target, "scratch")
+    name = file_name(source_name(source.location), target, "scratch")
     return Path("models") / f"{name}.safetensors"
 
 

@@ -23,8 +23,10 @@ from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.settings import default_cache
 from bottleneck.extraction.survey import survey
 from bottleneck.progress import Reporter
+from bottleneck.store.layout import cache_name
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.verify import verify
+from bottleneck.studies.transfer_study.study import default_folder
 from tests.helpers.recorder import Recorder
 
 SMALL = {"backbone": "small_cnn", "weights": "none", "engine": "torch", "image_size": 64, "depth": 1}
@@ -74,6 +76,31 @@ def test_sources_that_lie_together_have_different_default_names(folder):
     sources = [folder / name for name in sorted(os.listdir(folder))]
     names = [default_cache(read_source(source), ExtractConfig()).name for source in sources]
     assert names == [f"{source.name}--efficientnet_lite0.h5" for source in sources]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("photos.v2", "photos.v2"),
+        ("lists/train.csv", "train.csv"),
+        (".", "study 1"),
+        ("..", "parent.d"),
+        ("https://host/photos.v2/", "photos.v2"),
+    ],
+)
+def test_a_study_has_the_whole_name_of_its_source(source, name, tmp_path, monkeypatch):
+    """The part before the last dot made one folder of photos.v1 and photos.v2; ".." left studies/."""
+    here = tmp_path / "parent.d" / "study 1"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    assert default_folder(source) == Path("studies") / name
+
+
+@pytest.mark.parametrize(
+    ("cache", "name"), [("a.v2.h5", "a.v2"), ("a.hdf5", "a"), ("a.h5.parts", "a"), ("a.v2", "a.v2")]
+)
+def test_files_made_of_a_cache_have_its_name(cache, name):
+    assert cache_name(Path("cache") / cache) == name
 
 
 @pytest.mark.parametrize(

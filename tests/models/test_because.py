@@ -79,6 +79,18 @@ def test_what_was_decided_about_the_images_is_noted(made_cache, images, tmp_path
     assert "files-ignored" in [note.code for note in found.notes]
 
 
+def test_images_of_the_same_name_in_two_folders_are_told_apart(made_cache, images, tmp_path):
+    (head,) = fit_heads(made_cache, C=0.1, output=tmp_path).heads
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, path in zip(folders, sorted(images.rglob("*.png")), strict=False):
+        folder.mkdir()
+        (folder / "1.png").write_bytes(path.read_bytes())
+        (folder / "2.png").write_bytes(b"broken")
+    found = because(head["path"], *folders, cache=made_cache)
+    assert [one["image"] for one in found.pulls] == [str(folder / "1.png") for folder in folders]
+    assert list(found.failed) == [str(folder / "2.png") for folder in folders]
+
+
 def test_a_class_of_a_head_of_numbers_is_refused_as_one(listed, few):
     with pytest.raises(ArtifactError, match="a quantity, and has no class 'bee'"):
         because(listed.heads["weight"], few, cache=listed.cache, class_names=["bee"])

@@ -1,6 +1,7 @@
 """`explain`: overlays at the image's own size and orientation, the sheet, the JSON, and what is refused."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -261,3 +262,23 @@ def test_a_sheet_that_is_not_whole_says_so(fitted, tmp_path):
     (note,) = (note for note in result.notes if note.code == "sheet-shortened")
     assert "20 of 24 overlays" in note.message
     assert len(list((tmp_path / "s").iterdir())) == 24
+
+
+def test_images_of_the_same_name_in_two_folders_are_told_apart(fitted, tmp_path):
+    """Their pictures were drawn in one strip, and the failures of both were one."""
+    _, head, images = fitted
+    for folder, path in zip("ab", images[:2], strict=True):
+        (tmp_path / folder).mkdir()
+        shutil.copy(path, tmp_path / folder / "1.png")
+        (tmp_path / folder / "2.png").write_bytes(b"broken")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    result = explain(head, *folders, output=tmp_path / "s.png")
+    alone = [explain(head, folder, output=None).maps[0] for folder in folders]
+    assert [one.images for one in alone] == [("1.png",)] * 2
+    assert [one.images for one in result.maps] == [(str(folder / "1.png"),) for folder in folders]
+    assert [one.logit for one in result.maps] == [one.logit for one in alone]
+    assert list(result.failed) == [str(folder / "2.png") for folder in folders]
+    with Image.open(tmp_path / "s.png") as both:
+        explain(head, folders[0], output=tmp_path / "one.png")
+        with Image.open(tmp_path / "one.png") as one:
+            assert both.height > 1.5 * one.height  # a strip for each

@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from bottleneck.backbones.model_file import read_network
+from bottleneck.data.config import ReadConfig
+from bottleneck.data.read_source import read_source
 from bottleneck.errors import FitError, StrictError
 from bottleneck.heads.artifact import load_head
 from bottleneck.models.evaluate import evaluate
-from bottleneck.training.scratch import scratch
+from bottleneck.training.scratch import default_model, scratch
 from tests.helpers.fitted_cache import write_images
 from tests.helpers.stripes import write_stripes
 
@@ -142,3 +144,12 @@ def test_a_single_sample_that_is_left_over_is_learnt_from_too_unless_this_is_ref
     monkeypatch.setattr("bottleneck.training.scratch.decoded", None)
     with pytest.raises(StrictError, match="Some batches have 3 samples instead of 2"):
         scratch(folder, tmp_path / "n.safetensors", strict=True, **options)
+
+
+def test_two_manifests_of_a_folder_have_models_of_their_own(pairs):
+    """The default name was that of the folder: the second run replaced the first one's model."""
+    path, columns = pairs
+    other = path.with_name("others.v2.csv")
+    other.write_bytes(path.read_bytes())
+    names = [default_model(read_source(each, ReadConfig(**columns)), "colour").name for each in (path, other)]
+    assert names == [f"{each.name}--colour--scratch.safetensors" for each in (path, other)]

@@ -179,8 +179,8 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
 
 
 def _add_head(inputs: Inputs, path: Path) -> None:
-    history = _optional(path.with_suffix(".history.json"), _is_history)
-    candidates = _optional(path.with_suffix(".candidates.json"), are_objects)
+    history = _optional(inputs, path.with_suffix(".history.json"), _is_history)
+    candidates = _optional(inputs, path.with_suffix(".candidates.json"), are_objects)
     inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
     # CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors; the name of a cache may have a "--".
     curves = [
@@ -199,13 +199,20 @@ def _is_history(value: Any) -> bool:
     )
 
 
-def _optional(path: Path, accepts: Check) -> Any:
-    """Return the JSON of a file beside a head, or None where there is none that is accepted."""
-    try:
-        value = read_json(path) if path.is_file() else None
-    except BottleneckError:
+def _optional(inputs: Inputs, path: Path, accepts: Check) -> Any:
+    """Return the JSON of a file beside a head; None where there is none, or with a note a damaged one."""
+    if not path.is_file():
         return None
-    return value if accepts(value) else None
+    try:
+        value = read_json(path)
+        problem = "" if accepts(value) else "it has another form than this command reads."
+    except BottleneckError as error:
+        problem = error.message
+    if not problem:
+        return value
+    text = f"{path.name} beside the model is damaged, so that what it has is not shown: {problem}"
+    inputs.notes.append(Note("file-beside-damaged", text, details={"path": str(path)}))
+    return None
 
 
 def read_json(path: Path) -> Any:

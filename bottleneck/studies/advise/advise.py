@@ -22,6 +22,7 @@ from bottleneck.errors import distinct, refuse_strict
 from bottleneck.files import require_no_url
 from bottleneck.names import BOTTLENECK
 from bottleneck.progress import SILENT, Reporter
+from bottleneck.store.layout import cache_name
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise.image_similarity import Similarity, similarity
 from bottleneck.studies.advise.recommendation import Advice, Size
@@ -75,7 +76,7 @@ def advise(
     """
     started = time.perf_counter()
     config = AdviseConfig(target, budget, seed)
-    folder = Path(output) if output is not None else Path("advice") / Path(cache).stem
+    folder = Path(output) if output is not None else Path("advice") / cache_name(Path(cache))
     require_no_url(folder)
     trial = make_trial(Path(cache), folder, config, LoadOptions(weights, trust_code), reporter)
     refuse_strict(trial.notes, strict)

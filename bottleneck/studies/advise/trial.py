@@ -26,6 +26,7 @@ from bottleneck.extraction.extract import extract
 from bottleneck.names import SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable
+from bottleneck.store.layout import cache_name
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.class_task import class_target, target_notes, train_samples
 from bottleneck.studies.new_images import network_of
@@ -65,7 +66,7 @@ class UserCache:
 
     def finetune_command(self, head: dict[str, Any], unfreeze: int) -> str:
         """Return the command that fits the trial's `head` on the whole cache and fine-tunes from there."""
-        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{self.path.stem}--", 1)
+        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{cache_name(self.path)}--", 1)
         names = f"{quote(str(self.path))} --head {quote(str(path))}"
         tune = f"bottleneck finetune {names} --unfreeze {unfreeze}{self._load_flags}"
         return f"{self.fit_command(head['node'])} && {tune}"

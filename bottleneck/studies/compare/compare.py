@@ -26,6 +26,7 @@ from bottleneck.heads.metrics import wilson_interval
 from bottleneck.progress import SILENT, Reporter, duration
 from bottleneck.records import config_from
 from bottleneck.remote.path import path_of
+from bottleneck.store.layout import cache_name
 from bottleneck.studies.compare.runs import Trials
 from bottleneck.studies.compare.stored_runs import CompareRun
 from bottleneck.training.config import ALL, CompareConfig
@@ -163,7 +164,7 @@ def compare(
     chosen_epochs = CompareConfig.epochs if epochs is None else epochs
     config = config_from(CompareConfig, locals(), epochs=chosen_epochs, extend=epochs is None)
     path = path_of(cache)
-    kept = Path(folder) if folder else Path("compare") / path.stem
+    kept = Path(folder) if folder else Path("compare") / cache_name(path)
     require_no_url(kept)
     return _compare(path, kept, config, strict, reporter)
 

@@ -7,11 +7,11 @@ from functools import cached_property
 from pathlib import Path
 
 from bottleneck.backbones.registry import outline
-from bottleneck.data.source import Source
+from bottleneck.data.source import Source, source_name
 from bottleneck.errors import BottleneckError, FitError, counted, refuse_strict
 from bottleneck.extraction.config import ExtractConfig
 from bottleneck.extraction.prepare import read_model_file
-from bottleneck.extraction.settings import default_cache, source_name
+from bottleneck.extraction.settings import default_cache
 from bottleneck.files import require_file_name
 from bottleneck.names import DEFAULT_BACKBONE
 from bottleneck.progress import Reporter
@@ -96,7 +96,7 @@ class Request:
     def model(self) -> Path:
         """The model's file: `output`, or `models/SOURCE.safetensors` below the current folder."""
         if self.output is None:
-            return Path(MODELS_FOLDER) / f"{source_name(self.source)}.safetensors"
+            return Path(MODELS_FOLDER) / f"{source_name(self.source.location)}.safetensors"
         path = Path(self.output)
         if path.suffix != ".safetensors":
             raise BottleneckError(

@@ -9,6 +9,7 @@ was stopped continues with the next run; one that is given more seeds trains onl
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,9 +19,10 @@ from typing import Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from bottleneck.data.config import ReadConfig
+from bottleneck.data.source import source_name
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import BottleneckError, Note, refuse_strict, reused_note
-from bottleneck.files import require_no_url, write_whole
+from bottleneck.files import URL, require_no_url, write_whole
 from bottleneck.progress import SILENT, Reporter
 from bottleneck.records import config_from
 from bottleneck.store.spec import canonical_json, require_equal
@@ -224,7 +226,8 @@ def _run(
 
 def default_folder(source: str | Path) -> Path:
     """Return `studies/SOURCE` below the current folder."""
-    return Path("studies") / (Path(str(source).rstrip("/")).stem or "images")
+    location = str(source) if URL.match(str(source)) else os.path.abspath(source)
+    return Path("studies") / source_name(location)
 
 
 def _train(runner: Runner, runs: Sequence[Run], reporter: Reporter) -> tuple[list[RunResult], int]:

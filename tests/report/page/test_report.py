@@ -339,6 +339,9 @@ def test_numbers_that_json_lacks_and_files_of_another_form_beside_a_head_are_lef
     (tmp_path / "t.json").write_text(json.dumps(tried))
     result = write_report([head, tmp_path / "s.json", tmp_path / "t.json"], output=tmp_path / "r.html")
     assert result.sections["network"]["transfer-study"][0]["x"] == [1]
+    damaged = [note.details["path"] for note in result.notes if note.code == "file-beside-damaged"]
+    beside = tmp_path / "heads" / head
+    assert damaged == [str(beside.with_suffix(end)) for end in (".history.json", ".candidates.json")]
 
 
 @pytest.mark.parametrize("content", ["a" * 200_000, "target,node\n\0", "target,node,shots\nlabel,a,x\n"])
