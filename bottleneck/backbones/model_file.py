@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions
+from bottleneck.backbones.recipe import NO_OPTIONS, LoadOptions, require_recipe
 from bottleneck.errors import ArtifactError, counted
 from bottleneck.files import write_whole
 from bottleneck.heads.artifact import HeadArtifact
@@ -130,6 +130,7 @@ def backbone_of(head: HeadArtifact, path: str | Path, options: LoadOptions = NO_
     if not _is_whole(state):
         statistics = {name: tensor.numpy() for name, tensor in state.items()} or None
         return load_from_recipe(recipe, options, statistics=statistics)
+    require_recipe(recipe, f"The recipe in {path},")
     variant = {name: recipe[name] for name in ("in_channels", "depth", "image_size") if name in recipe}
     backbone = load_backbone(recipe["name"], weights="none", trust_code=options.trust_code, **variant)
     expected = backbone.module.state_dict()

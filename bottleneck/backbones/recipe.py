@@ -19,11 +19,15 @@ This module imports no torch: a second run of `extract` only compares recipes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bottleneck.errors import BackboneError
+from bottleneck.errors import ArtifactError, BackboneError
 from bottleneck.files import sha256_of_file
+from bottleneck.heads.head_format import BACKBONE
+from bottleneck.records import require_known_fields
 
 _FILE_SUFFIXES = (
     *(".pth", ".pt", ".bin", ".ckpt", ".th", ".tar", ".pkl", ".safetensors"),
@@ -63,6 +67,19 @@ def names_code(name: str) -> bool:
     head, colon, tail = name.partition(":")
     published = tail.isupper() or tail in ("none", "embedded")
     return bool(colon) and not head.startswith("timm/") and not published
+
+
+def require_recipe(recipe: Mapping[str, Any], what: str = "The recipe") -> None:
+    """Raise BackboneError unless a recorded recipe names a network and weights, by fields of their types.
+
+    what : says whose recipe it is, as the beginning of the message.
+    """
+    if not {"name", "weights"} <= recipe.keys():
+        raise BackboneError(f"{what} {str(dict(recipe))[:200]} names no backbone and weights.")
+    try:
+        require_known_fields(recipe, BACKBONE, what)
+    except ArtifactError as error:
+        raise BackboneError(error.message) from None
 
 
 def request_differences(

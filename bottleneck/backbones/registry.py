@@ -32,6 +32,7 @@ from bottleneck.backbones.recipe import (
     file_sha256,
     is_weights_file,
     names_code,
+    require_recipe,
     split_name,
 )
 from bottleneck.backbones.weights import adapt_channels, load_weights
@@ -172,9 +173,8 @@ def load_from_recipe(
     BackboneError
         It cannot be built, or the result differs from the recipe.
     """
-    name, recorded = recipe.get("name"), recipe.get("weights")
-    if not isinstance(name, str) or not isinstance(recorded, str):
-        raise BackboneError(f"The recipe {recipe} names no backbone and weights.")
+    require_recipe(recipe)
+    name, recorded = recipe["name"], recipe["weights"]
     if recorded == "file" and options.weights is None:
         raise BackboneError(
             f"The weights of {name} came from a file (sha256 {recipe.get('file_sha256')}).",

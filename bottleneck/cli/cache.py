@@ -28,8 +28,8 @@ def info(terminal: Terminal, cache: str) -> None:
         values["notes"] = [note.to_json() for note in opened.samples.part_notes()]
         values["data"] = data_sheet(opened.samples, opened.failures, opened.samples.columns)
     shown = {
-        "backbone": values["backbone"]["name"],
-        "weights": values["backbone"]["weights"],
+        "backbone": values["backbone"].get("name", "not recorded"),
+        "weights": values["backbone"].get("weights", "not recorded"),
         "decoding": values["decoding"],
         "source": values["source"],
         "images": values["images"],
@@ -39,7 +39,7 @@ def info(terminal: Terminal, cache: str) -> None:
         "created with": values["created_with"],
     }
     for name, node in values["nodes"].items():
-        if (measured := node["decoding_agreement"]) and measured["cosine"] is not None:
+        if (measured := node["decoding_agreement"]) and measured.get("cosine") is not None:
             shown[f"{name}: cosine with exact decoding"] = f"{measured['cosine']:.4f}"
         calibration = node["calibration"]
         cosines = calibration.get("cosine") if isinstance(calibration, dict) else None

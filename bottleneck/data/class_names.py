@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from bottleneck.data.table_file import folded, to_number
+from bottleneck.data.table_file import as_argument, folded, to_number
 from bottleneck.errors import Note, quoted
 from bottleneck.samples import Target
 
@@ -54,7 +54,10 @@ def name_notes(target: Target, certain: bool = False) -> list[Note]:
     if len(negative) == 1 and negative[0].strip() in _NO_NUMBER:
         missing += negative
     if missing:
-        message = f"is a class; leave the cell empty if it means no label, or give --classes {target.name}."
+        message = (
+            "is a class; leave the cell empty if it means no label, or give --classes "
+            f"{as_argument(target.name)}."
+        )
         notes.append(told("class-named-like-no-label", missing, message))
     return notes
 

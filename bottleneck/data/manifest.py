@@ -23,6 +23,7 @@ from bottleneck.data.remembered import ROLES, recalled
 from bottleneck.data.splits import ALIASES, merged_notes, split_named
 from bottleneck.data.table_file import (
     Table,
+    as_argument,
     encodable,
     find_column,
     folded,
@@ -34,7 +35,7 @@ from bottleneck.data.table_file import (
     to_number,
 )
 from bottleneck.data.targets import target_from_column
-from bottleneck.errors import Note, SourceError, counted, listed
+from bottleneck.errors import Note, SourceError, counted, listed, verb
 from bottleneck.samples import SampleTable
 
 NONE_READ = "none of their images can be read"
@@ -191,10 +192,13 @@ def _respelt_note(found: Mapping[str, str], name: str) -> list[Note]:
     if not found:
         return []
     first, file = next(iter(found.items()))
-    message = (
-        f"{len(found)} paths of {name} differ from the files' in Unicode form, outer spaces or slashes, "
+    differ = counted(
+        len(found), f"path of {name} differs from the file's", f"paths of {name} differ from the files'"
     )
-    message += f"and are read as those: {first!a} as {file!a}."
+    message = (
+        f"{differ} in Unicode form, outer spaces or slashes, and {verb(len(found))} read as "
+        f"{verb(len(found), 'that', 'those')}: {first!a} as {file!a}."
+    )
     return [Note("paths-found-by-other-spelling", message, details={"paths": len(found)})]
 
 
@@ -208,7 +212,7 @@ def _with_defaults(table: Table, config: ReadConfig, name: str) -> ReadConfig:
         close = [column for column in table if _holds_images(table[column])] or _close(table, IMAGE_NAMES)
         raise SourceError(
             f"The manifest {name} has columns {listed(table, 20)}; expected 'image' or 'file_name'.",
-            f"Name the column of image paths: --image-column {_quoted(close[0] if close else 'NAME')}.",
+            f"Name the column of image paths: --image-column {as_argument(close[0] if close else 'NAME')}.",
         )
     labels, split = config.label_columns, config.split_column
     if not config.inputs_only:
@@ -239,7 +243,7 @@ def _require_targets(wanted: ReadConfig, name: str) -> None:
             raise SourceError(
                 f"{flag} names {unknown[0]!r}, but the targets read from {name} are "
                 f"{', '.join(wanted.label_columns) or 'none'}.",
-                f"Read it with --label-column {_quoted(unknown[0])}, or leave {flag} out.",
+                f"Read it with --label-column {as_argument(unknown[0])}, or leave {flag} out.",
             )
 
 
@@ -288,7 +292,7 @@ def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str)
     notes, unused = [], columns["unused"]
     if not wanted.label_columns and unused and not wanted.inputs_only:
         close = _close(unused, LABEL_NAMES)
-        advice = f"--label-column {_quoted(close[0])}" if close else "--label-column NAME"
+        advice = f"--label-column {as_argument(close[0])}" if close else "--label-column NAME"
         message = f"{name} has no column 'label', so its samples have no labels; to read some, give {advice}."
         notes.append(Note("no-label-column", message, details={"unused": list(unused)}))
     if wanted.split_column is None and not wanted.inputs_only:
@@ -321,7 +325,7 @@ def _unused_split_note(column: str, cells: Sequence[object], name: str) -> Note:
         message += f"To use it, write train, val or test in each row (it has {got}), and "
     else:
         message += "To use it, "
-    message += f"give --split-column {_quoted(column)}."
+    message += f"give --split-column {as_argument(column)}."
     return Note("split-column-unused", message, True, {"column": column})
 
 
@@ -336,10 +340,6 @@ def _close(columns: Sequence[str] | Table, words: Sequence[str]) -> list[str]:
     inside = [column for word in words for column in columns if len(word) > 1 and word in folded(column)]
     alike = [c for word in words for c in columns if difflib.get_close_matches(folded(c), [word], cutoff=0.7)]
     return list(dict.fromkeys(whole + inside + alike))
-
-
-def _quoted(column: str) -> str:
-    return column if column.isidentifier() else f'"{column}"'
 
 
 def _image_keys(table: Table, column: str, root: str) -> list[str]:

@@ -44,6 +44,8 @@ def recalled(table: Table, config: ReadConfig, name: str) -> tuple[ReadConfig, l
     taken: dict[str, tuple[str, ...]] = {}
     notes = []
     for role, columns in config.remembered.items():
+        if role not in ROLES:  # of a later release, or of no one
+            continue
         if getattr(config, ROLES[role]) or not columns or not _is_needed(role, config):
             continue
         missing = [] if role == "separator" else [c for c in columns if find_column(table, c, name) is None]

@@ -224,16 +224,14 @@ def take_shard(source: Source, text: str) -> Source:
     taken = source.take(rows)
     message = (
         f"Shard {number} of {of}, by {where}: {len(rows):,} of {counted(S, 'sample')}. Splits and classes "
-        "are those "
-        "of the whole source."
+        "are those of the whole source."
     )
     notes = [Note("shard-taken", message, details={"shard": number, "of": of})]
     if shared := shared_images(samples, inside):
         text = (
-            f"{shared:,} of its {counted(len(taken.images), 'image')} {verb(shared)} "
-            "also of samples in other shards, and are "
-            "computed there too; merging keeps one row of each. A --group-column that joins such samples "
-            "avoids this."
+            f"{shared:,} of its {counted(len(taken.images), 'image')} {verb(shared)} also of samples in "
+            f"other shards, and {verb(shared)} computed there too; merging keeps one row of each. A --group "
+            "column that joins such samples avoids this."
         )
         notes.append(Note("images-in-other-shards", text, details={"images": shared}))
     return replace(

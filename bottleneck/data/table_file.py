@@ -17,6 +17,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,11 @@ def rows_named(rows: Sequence[int]) -> str:
 def folded(text: str) -> str:
     """Return a name as it is compared: composed letters, no spaces around it, without case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).strip().casefold())
+
+
+def as_argument(name: str) -> str:
+    """Return the name of a column as a command takes it: in quotes where a shell would read it otherwise."""
+    return name if name.isidentifier() else quote(name)
 
 
 def find_column(table: Table, name: str, file: str) -> str | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from bottleneck.data.class_names import name_notes
 from bottleneck.data.config import LabelConfig
-from bottleneck.data.table_file import rows_named, storable, to_number
+from bottleneck.data.table_file import as_argument, rows_named, storable, to_number
 from bottleneck.errors import Note, SourceError, counted, verb
 from bottleneck.samples import UNLABELLED, Target
 
@@ -166,7 +167,7 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
             f"{len(lists)} of {counted(len(texts), 'label')} of {name!r} "
             f"{verb(len(lists), 'looks like a list', 'look like lists')}, such as {lists[0][:40]!r}, "
             "and each text is one class. If it is several labels, write a|b and give --label-separator '|', "
-            f"or lists in .jsonl; if not, --classes {name}."
+            f"or lists in .jsonl; if not, --classes {as_argument(name)}."
         )
         return [Note("labels-look-like-several", message, True, {"target": name, "separator": None})]
     for separator in (*SEPARATORS, *WEAKER):
@@ -182,7 +183,7 @@ def _separator_notes(name: str, cells: Sequence[Any]) -> list[Note]:
                 f"{separator!r} stands in {len(several)} of {counted(len(texts), 'label')} of {name!r}, "
                 "such as "
                 f"{several[0][:40]!r}, and each text is one class. If it is several labels, "
-                f"give --label-separator '{separator}'; if not, --classes {name}."
+                f"give --label-separator {quote(separator)}; if not, --classes {as_argument(name)}."
             )
             return [Note("labels-look-like-several", message, True, {"target": name, "separator": separator})]
     return []
@@ -209,7 +210,7 @@ def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | 
             f"{len(measured)} of {counted(n, 'label')} of {target.name!r} {verb(len(measured))} numbers "
             f"and {len(texts)} {verb(len(texts))} not, such as {texts[0]!r}: all are read as names of "
             "classes. Correct or empty these cells if they are "
-            f"quantities; if not, give --classes {target.name}."
+            f"quantities; if not, give --classes {as_argument(target.name)}."
         )
         return [Note("numbers-beside-text", message, True, {"target": target.name, "texts": len(texts)})]
     if n >= FEW_OF_EACH and n / 2 < K:
@@ -217,7 +218,7 @@ def _text_notes(target: Target, cells: Sequence[Any], numbers: Sequence[float | 
             f"The {counted(n, 'label')} of {target.name!r} are {counted(K, 'class', 'classes')}, such as "
             f"{target.class_names[0][:40]!r}. If "
             "they are quantities, write plain numbers; if they are names of classes, give --classes "
-            f"{target.name}."
+            f"{as_argument(target.name)}."
         )
         return [Note("class-for-most-samples", message, True, {"target": target.name, "classes": K})]
     return []
@@ -228,8 +229,8 @@ def _kind_note(name: str, kind: str, meaning: str) -> Note:
     other, if_so = ("classes", "names of classes") if kind == "regression" else ("regression", "quantities")
     return Note(
         f"numbers-read-as-{kind}",
-        f"The numbers of {name!r} are read as {meaning}. To confirm, give --{kind} {name}; "
-        f"if they are {if_so}, --{other} {name}.",
+        f"The numbers of {name!r} are read as {meaning}. To confirm, give --{kind} {as_argument(name)}; "
+        f"if they are {if_so}, --{other} {as_argument(name)}.",
         True,
         {"target": name},
     )
@@ -289,10 +290,16 @@ def _name(cell: object) -> str:
 
 
 def _order(cells: Sequence[Any]) -> Callable[[str], Any] | None:
-    """Return the sort key of class names: numbers by their value, where all are numbers."""
+    """Return the sort key of class names: numbers by their value and NaN last, where all are numbers."""
     if not all(cell is None or _is_numeric(cell) for cell in cells):
         return None
-    return lambda text: (int(text) if _WHOLE.fullmatch(text.strip()) else float(text), text)
+
+    def place(text: str) -> tuple[bool, float, str]:
+        number = int(text) if _WHOLE.fullmatch(text.strip()) else float(text)
+        undefined = number != number  # NaN, which is in no order with other numbers
+        return undefined, 0 if undefined else number, text
+
+    return place
 
 
 def _multilabel(name: str, cells: list[Any]) -> Target:

@@ -260,7 +260,7 @@ class Trunk:
                     key=self.graph_key(nodes),
                     device=self.config.device,
                     force=self.config.force,
-                    network=self.network["name"],
+                    network=str(self.network.get("name", "The network")),
                     **settings,
                 )
 

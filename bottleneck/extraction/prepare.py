@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from bottleneck.backbones.model_file import holds_network
-from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.backbones.recipe import LoadOptions, require_recipe
 from bottleneck.data.loader import readable_images
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.source import EXAMPLES, Source, spread
@@ -380,12 +381,18 @@ def read_model_file(config: ExtractConfig) -> tuple[ExtractConfig, Preprocess | 
         return config, None
     head = load_head(config.backbone)
     recipe, weights = head.backbone, config.backbone
+    require_recipe(recipe, f"The recipe in {config.backbone},")
     if not holds_network(config.backbone):
         weights = recipe["weights"]
-        if weights in ("none", "file", "module"):
+        flags = {
+            "none": f"--weights none --seed {recipe.get('seed', 0)}",
+            "file": "--weights FILE",
+            "module": "--trust-code",
+        }
+        if weights in flags:
             raise BackboneError(
                 f"{config.backbone} holds a head and no network; that of {recipe['name']} is not published.",
-                f"Name it: --backbone {recipe['name']} --weights {'none' if weights == 'none' else 'FILE'}.",
+                f"Name it: --backbone {quote(recipe['name'])} {flags[weights]}.",
             )
     config = replace(
         config,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bottleneck.data.table_file import as_argument
 from bottleneck.errors import FitError, Note, counted, quoted, verb
 from bottleneck.heads.cross_validation import assign_folds
 from bottleneck.heads.solver.problem import NO_FOLD
@@ -76,7 +77,8 @@ def require_classes(samples: SampleTable, names: Sequence[str]) -> None:
         if samples.targets[name].kind == "regression":
             raise FitError(
                 f"--classes names {name!r}, which the cache holds as quantities; their spelling is gone.",
-                f"Run extract again with --classes {name}: no image is computed. Or give --labels FILE.",
+                f"Run extract again with --classes {as_argument(name)}: no image is computed. "
+                "Or give --labels FILE.",
             )
 
 

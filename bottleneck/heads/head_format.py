@@ -102,6 +102,7 @@ BACKBONE = {  # fields of a recipe that are used before it is compared with the 
     "seed": lambda value: value is None or _is_count(value),
     "in_channels": lambda value: _is_count(value) and value > 0,
     "depth": lambda value: value is None or _is_count(value),
+    "image_size": lambda value: value is None or _is_count(value),
     "calibrated": is_flag,
 }
 WITHOUT = {"names": _is_count, "images": _is_count, "samples": _is_count, "sha256": is_text}

@@ -169,7 +169,7 @@ class CacheFile:
             raise CacheError(error.message, f"{self._again}: it writes samples and labels anew.") from None
         try:
             samples = samples_of(columns)
-        except (BottleneckError, KeyError, ValueError, TypeError, AttributeError) as error:
+        except (BottleneckError, KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise self.damaged(f"its samples cannot be read: {str(error).rstrip('.')}") from None
         if samples.image.size and not 0 <= samples.image.min() <= samples.image.max() < len(self.images):
             raise self.damaged("a sample points at an image that is not there")
@@ -286,11 +286,21 @@ class CacheFile:
         else:
             main, before = self.path, "Run "
         source = self.origin.source if not self.origin.source.startswith("-") else f"./{self.origin.source}"
-        columns: dict[str, tuple[str, ...]] = {}
-        with suppress(KeyError, TypeError, ValueError, CacheError):  # a part or a map, or an odd record
-            columns = columns_of(self.file["samples/key"].attrs["columns"])
-        command = f"bottleneck extract {quote(source)}{column_flags(columns)} -o {quote(str(main))}"
-        return f"{before}`{command}`"
+        flags = column_flags(self._columns(main))
+        return f"{before}`bottleneck extract {quote(source)}{flags} -o {quote(str(main))}`"
+
+    def _columns(self, main: Path) -> dict[str, tuple[str, ...]]:
+        """Return the columns of a manifest by role, which the file `main` has where this is a map or a part.
+
+        None where they cannot be read: the file may be damaged.
+        """
+        with suppress(KeyError, TypeError, ValueError, OSError, RuntimeError, CacheError):
+            if "samples/key" in self.file:
+                return columns_of(self.file["samples/key"].attrs["columns"])
+            if main != self.path and main.is_file():
+                with open_untrusted(main) as file:
+                    return columns_of(file["samples/key"].attrs["columns"])
+        return {}
 
     def damaged(self, what: str) -> CacheError:
         """Return the error for a damaged file."""

@@ -263,7 +263,7 @@ def read_log(folder: Path) -> LogState | None:
         return None
     try:
         return _state(path, objects, length)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise _damaged(path, f"a line lacks a field or has one of another type ({error})") from None
 
 
@@ -297,7 +297,10 @@ def _parse(line: bytes, number: int) -> dict[str, Any] | None:
     digits, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or hashlib.sha256(text).hexdigest().encode() != digits:
         return None
-    value = json.loads(text.decode())
+    try:
+        value = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
     return value if isinstance(value, dict) and value.get("n") == number else None
 
 

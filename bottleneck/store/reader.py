@@ -238,7 +238,7 @@ class FeatureCache:
             count = next((other.views["count"] for other in self.nodes.values() if other.views), VIEWS)
             raise CacheError(
                 f"{self.path} has no views of node {name!r}.",
-                self._add_with(f"{name} --views {count}"),
+                self._add_with(name, f" --views {count}"),
             )
         return self._rows(node, views=True)
 
@@ -380,8 +380,9 @@ class FeatureCache:
         """Return the command that extracts the source of the cache into it again, with `flags`."""
         return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}"
 
-    def _add_with(self, node: str) -> str:
-        return f"Add them with `{self.extract_command(f'--node {node}')}`."
+    def _add_with(self, node: str, flags: str = "") -> str:
+        command = self.extract_command(f"--node {quote(node)}{flags}")
+        return f"Add them with `{command}`."
 
     def close(self) -> None:
         """Close every file."""

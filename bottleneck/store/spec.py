@@ -19,7 +19,14 @@ import numpy as np
 
 from bottleneck.errors import ArtifactError, CacheError, FingerprintError, Note, first_line
 from bottleneck.names import COMPUTED_IN, DTYPES, POOLS, default_pool
-from bottleneck.records import Check, is_integer, is_text, require_calibration, require_known_fields
+from bottleneck.records import (
+    Check,
+    is_integer,
+    is_number,
+    is_text,
+    require_calibration,
+    require_known_fields,
+)
 
 SURROGATE = re.compile("[\ud800-\udfff]")
 OTHER_SOURCE = "If the images have moved there, add --source-moved; else give another file with -o."
@@ -175,7 +182,10 @@ class NodeSpec:
         object.__setattr__(self, "aliases", tuple(map(str, self.aliases)))
         for name in ("views", "calibration", "decoding_agreement"):
             value = getattr(self, name)
+            if not _is_object_or_null(value):
+                raise ValueError(f"{name} of node {self.node!r} is {str(value)[:SHOWN]!r}, no object")
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
+        require_known_fields(self.decoding_agreement or {}, AGREEMENT, "An agreement of both decodings")
         object.__setattr__(self, "calibrated_on", tuple(self.calibrated_on))
         if not all(isinstance(each, str) and SHA256.fullmatch(each) for each in self.calibrated_on):
             raise ValueError(f"the calibration images of node {self.node!r} are no list of sha256")
@@ -280,8 +290,14 @@ class NodeSpec:
 
 
 def _is_object_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, dict)
+    return value is None or isinstance(value, Mapping)
 
+
+AGREEMENT: dict[str, Check] = {  # fields of `NodeSpec.decoding_agreement`
+    "cosine": lambda value: value is None or is_number(value),
+    "images": is_integer,
+    "of": is_integer,
+}
 
 NODE_FIELDS: dict[str, Check] = {
     **dict.fromkeys(("node", "pool", "dtype", "layout"), is_text),

@@ -15,7 +15,7 @@ import numpy as np
 
 from bottleneck.errors import CacheError, counted
 from bottleneck.files import UNKNOWN_STAT, FileStat
-from bottleneck.names import COLUMN_FLAGS, MEASURES, SPLITS, TARGET_KINDS
+from bottleneck.names import COLUMN_FLAGS, FOUND_BY_ROLE, MEASURES, SPLITS, TARGET_KINDS
 from bottleneck.samples import MOST_SHARDS, SampleTable, Shard, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
@@ -243,7 +243,7 @@ def column_flags(columns: Mapping[str, Sequence[str]]) -> str:
     return "".join(
         f" {COLUMN_FLAGS[role]} {quote(name)}"
         for role, names in columns.items()
-        if role in COLUMN_FLAGS and tuple(names) != (role,)
+        if role in COLUMN_FLAGS and not (role in FOUND_BY_ROLE and tuple(names) == (role,))
         for name in names
     )
 

@@ -11,6 +11,7 @@ import os
 from glob import escape
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import NoReturn
 
 import h5py
@@ -111,7 +112,7 @@ def no_cache(path: Path) -> CacheError:
     shards = path.parent.glob(f"{escape(path.stem)}--shard-*-of-*{escape(path.suffix)}")
     if first := min(map(str, shards), default=None):
         what = f"There is no feature cache {path}, but shards of one, such as {first}."
-        return CacheError(what, f"Merge all of them: bottleneck cache merge SHARDS -o {path}")
+        return CacheError(what, f"Merge all of them: bottleneck cache merge SHARDS -o {quote(str(path))}")
     return CacheError(f"There is no feature cache {path}.", MAKE_ONE)
 
 

@@ -172,6 +172,16 @@ def test_recipe_is_refused_where_the_rebuilt_network_differs():
         load_from_recipe({"weights": "none"})
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", 5), ("weights", [1]), ("seed", "x"), ("seed", 2**70), ("depth", "x"), ("image_size", [1])],
+)
+def test_a_recipe_with_a_field_of_another_type_is_refused(field, value):
+    recipe = {"name": "small_cnn", "weights": "none", "seed": 0, "in_channels": 3}
+    with pytest.raises(BackboneError, match=f"The recipe has {field} "):
+        load_from_recipe(recipe | {field: value})
+
+
 @pytest.fixture
 def user_net(tmp_path, monkeypatch):
     (tmp_path / "my_net_module.py").write_text(NET)

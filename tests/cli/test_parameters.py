@@ -1,15 +1,18 @@
 """Every flag of a command is a parameter of the library function that it calls, with the same default."""
 
+import ast
 import inspect
 import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
+import bottleneck
 from bottleneck.backbones.inspect import inspect_backbone
 from bottleneck.backbones.listing import available
 from bottleneck.backbones.patches import patches_of_source
@@ -207,6 +210,23 @@ def test_an_option_of_one_value_is_refused_when_it_is_given_twice(name):
                 click.UsageError, match=f"{item.opts[-1]}( or --[a-z-]+)? is given more than once"
             ):
                 command.make_context(name, arguments)
+
+
+FOREIGN = {"--array", "--help", "--neighbors", "--object-store-memory"}  # of Slurm, embedding-atlas, Ray
+SUFFIXES = {"--out-of-fold", "--probe-curve", "--shot-curve"}  # of files beside a head
+
+
+def test_every_flag_that_a_message_names_exists():
+    flags = FOREIGN | SUFFIXES
+    for command in LEAVES.values():
+        flags |= {flag for option in command.params for flag in (*option.opts, *option.secondary_opts)}
+    named = {}
+    for path in Path(bottleneck.__file__).parent.rglob("*.py"):
+        for item in ast.walk(ast.parse(path.read_text())):
+            if isinstance(item, ast.Constant) and isinstance(item.value, str):
+                named |= dict.fromkeys(re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", item.value), path)
+    assert len(named) > 100
+    assert named.keys() - flags - {"--flag"} == set()  # which stands for any in a docstring
 
 
 def test_the_two_sides_of_a_switch_are_one_option():

@@ -3,6 +3,7 @@
 import csv as csv_module
 import io
 import json
+import re
 import sys
 
 import numpy as np
@@ -185,13 +186,14 @@ def test_two_columns_of_one_name_but_for_case(folder):
         ("path,label", "path"),
         ("label,where", "where"),  # by its cells
         ("imgage,label", "imgage"),
-        ("file path,label", '"file path"'),
+        ("file path,label", "'file path'"),
+        ("file `id`,label", "'file `id`'"),  # a shell would run it in double quotes
     ],
 )
 def test_without_an_image_column_close_names_are_offered(folder, header, offered):
     row = {"label": "x"}
     rows = ",".join(row.get(name, "a.png") for name in header.split(","))
-    with pytest.raises(SourceError, match=f"--image-column {offered}\\."):
+    with pytest.raises(SourceError, match=re.escape(f"--image-column {offered}.")):
         csv(folder, f"{header}\n{rows}\n")
 
 
@@ -223,6 +225,22 @@ def test_a_user_or_a_head_decides_whether_numbers_are_classes(folder):
     assert csv(folder, "image\na.png\n", head_target=("label", "class")).samples.targets == {}
     with pytest.raises(SourceError, match=r"--classes names 'age'.*--label-column age"):
         csv(folder, text, classes=["age"])
+
+
+def test_a_column_of_an_unknown_role_that_a_head_remembers_is_left_out(folder):
+    source = csv(folder, "image,label\na.png,x\n", remembered={"mask": ("image",), "label": ("label",)})
+    assert source.samples.targets["label"].class_names == ("x",)
+
+
+@pytest.mark.parametrize(
+    "cells", [("1.1", "1.25"), ("1.1", "1.2") * 5, ("none", "ant"), ("ant,red", "bee,red"), ("[1]", "[2]")]
+)
+def test_a_note_names_a_column_as_a_shell_takes_it(folder, cells):
+    rows = "".join(f'{"ab"[i % 2]}.png,"{cell}",{i}\n' for i, cell in enumerate(cells))
+    source = csv(
+        folder, f"image,the class,number\n{rows}", label_columns=["the class"], sample_column="number"
+    )
+    assert any("'the class'" in word for note in source.notes for word in note.message.split("--")[1:])
 
 
 def test_true_is_one_class_in_every_format(folder):

@@ -173,6 +173,13 @@ def test_a_user_decides_whether_numbers_are_classes():
         LabelConfig(classes=("t",), regression=("t",))
 
 
+def test_numbers_are_in_order_also_beside_nan():
+    cells = ["10", "nan", "2", "NaN", "-3", "1e1"]
+    for values in (cells, cells[::-1], cells[3:] + cells[:3]):
+        target, _ = target_from_column("t", values, LabelConfig(classes=("t",)))
+        assert target.class_names == ("-3", "2", "10", "1e1", "NaN", "nan")
+
+
 @given(st.lists(st.text("0123456789.eE+-", min_size=1, max_size=4), min_size=1))
 def test_two_different_texts_are_two_classes(values):
     target, _ = target_from_column("t", values, LabelConfig(classes=("t",)))

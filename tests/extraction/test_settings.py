@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 
 from bottleneck.data.preprocess import Preprocess
-from bottleneck.errors import FingerprintError
+from bottleneck.errors import BackboneError, FingerprintError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
+from bottleneck.extraction.prepare import read_model_file
 from bottleneck.extraction.settings import resolve, shared_views
 from bottleneck.store.spec import CacheSpec, NodeSpec
+from tests.helpers.heads import head
 
 PATH = Path("x.h5")
 PREPROCESS = Preprocess(8, 8, "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -17,6 +19,26 @@ SPEC = CacheSpec({"name": "small_cnn", "weights": "none", "seed": 3, "depth": 2}
 VIEWS = {"count": 2, "seed": 0}
 HEAD = NodeSpec("bottleneck", "native", (4,), dtype="float32", precision="int8")
 BLOCK = NodeSpec("block1", "avg", (4,), dtype="float32", precision="int8", views=VIEWS)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "said"),
+    [
+        ({"name": "my_code:net", "weights": "module"}, r"--backbone my_code:net --trust-code\."),
+        ({"name": "a; b", "weights": "file"}, r"--backbone 'a; b' --weights FILE\."),
+        (
+            {"name": "resnet18", "weights": "none", "seed": 7},
+            r"--backbone resnet18 --weights none --seed 7\.",
+        ),
+        ({"name": "resnet18"}, "names no backbone and weights"),
+        ({"weights": "DEFAULT"}, "names no backbone and weights"),
+    ],
+)
+def test_a_head_without_a_network_names_the_flags_that_give_it(recipe, said, tmp_path):
+    path = tmp_path / "head.safetensors"
+    head(backbone=recipe).save(path)
+    with pytest.raises(BackboneError, match=said):
+        read_model_file(ExtractConfig(backbone=str(path)))
 
 
 def against_cache(config):

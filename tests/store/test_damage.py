@@ -1,5 +1,6 @@
 """A zeroed or changed chunk is never used in silence, and `extract` computes its rows again and no others."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,20 @@ def test_two_chunks_that_changed_places_are_refused_and_computed_again(path):
     world.extract(path, NODES)
     assert {digest for _, digest in world.computed} <= damaged
     assert content(path) == world.expected(NODES)
+
+
+@pytest.mark.parametrize("name", [COMPANION, "cache.h5"])
+def test_the_command_that_mends_a_file_keeps_the_columns_of_the_manifest(path, name):
+    columns = {"image": ["photo"], "label": ["the class"]}
+    with h5py.File(path, "r+") as file:
+        file["samples/key"].attrs["columns"] = json.dumps(columns)
+        seal(file)
+    dataset = "features/blocks.3@none" if name == COMPANION else "features/blocks.5"
+    zero(path.with_name(name), dataset)
+    command = f"extract {ROOT} --image-column photo --label-column 'the class' -o {path}`"
+    with FeatureCache(path) as cache, pytest.raises(CacheError) as caught:
+        cache.features(MAP.name if name == COMPANION else A.name).read(0, 9)
+    assert command in caught.value.hint
 
 
 def test_damaged_checksums_are_made_anew_and_nothing_is_computed(path):

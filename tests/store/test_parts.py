@@ -1,5 +1,7 @@
 """The commit log says what happened: torn ends never did, damage in the middle is refused."""
 
+import hashlib
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -30,6 +32,10 @@ def data(tmp_path_factory):
 def state_of(data, folder):
     (folder / "log").write_bytes(data)
     return read_log(folder)
+
+
+def sealed_line(text):
+    return hashlib.sha256(text).hexdigest().encode() + b" " + text + b"\n"
 
 
 def test_what_was_appended_is_read(tmp_path):
@@ -112,6 +118,21 @@ def test_a_file_elsewhere_is_refused(tmp_path):
     log.close()
     with pytest.raises(CacheError, match="elsewhere"):
         read_log(tmp_path)
+
+
+@pytest.mark.parametrize("text", [b"no JSON", b"[" * 100_000, b"\xff", b'{"n":3'])
+def test_a_line_that_is_no_json_is_refused_although_its_checksum_is_right(data, tmp_path, text):
+    lines = data.splitlines(keepends=True)
+    lines[3] = sealed_line(text)
+    with pytest.raises(CacheError, match="line 4 of"):
+        state_of(b"".join(lines), tmp_path)
+
+
+def test_an_infinite_length_is_refused(data, tmp_path):
+    text = b'{"n":2,"part":"part-0.h5","bytes":1e999,"sha256":"","rows":1}'
+    lines = [*data.splitlines(keepends=True)[:2], sealed_line(text)]
+    with pytest.raises(CacheError, match="of another type"):
+        state_of(b"".join(lines), tmp_path)
 
 
 def test_another_version_is_refused(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from bottleneck.store.tables import (
     IMAGE_COLUMNS,
     Failure,
     ImageTable,
+    column_flags,
     decode,
     encode,
     failure_columns,
@@ -27,6 +28,19 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 INT64 = st.integers(-(2**63), 2**63 - 1)
 STATS = st.builds(FileStat, INT64, INT64, INT64, INT64)
 ROWS = st.lists(st.tuples(NAMES, st.binary(min_size=32, max_size=32), STATS), max_size=6)
+
+
+def test_flags_name_the_columns_that_no_default_finds():
+    usual = {"image": ("image",), "label": ("label",), "split": ("split",)}
+    assert column_flags(usual) == ""
+    rest = {"group": ("group",), "sample": ("sample",), "covariate": ("covariate",), "separator": ("|",)}
+    assert column_flags(usual | rest) == (
+        " --group group --sample-column sample --covariate covariate --label-separator '|'"
+    )
+    others = {"image": ("file_name",), "label": ("label", "the class"), "split": ("fold",)}
+    assert column_flags(others) == (
+        " --image-column file_name --label-column label --label-column 'the class' --split-column fold"
+    )
 
 
 @given(st.lists(NAMES))

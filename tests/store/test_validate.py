@@ -12,7 +12,7 @@ from bottleneck.store.layout import seal
 from bottleneck.store.reader import FeatureCache
 from bottleneck.store.validate import open_untrusted
 from tests.helpers.hostile import HOSTILE, make
-from tests.helpers.world import A, B, world_of
+from tests.helpers.world import VIEWED, A, B, world_of
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +75,51 @@ def test_unknown_but_harmless_content_is_ignored(tmp_path):
         seal(file)
     with FeatureCache(path) as cache:
         assert list(cache.nodes) == [A.name]
+
+
+@pytest.mark.parametrize("name", ["columns", "shard"])
+def test_samples_with_a_deeply_nested_attribute_are_damaged(name, tmp_path):
+    path = tmp_path / "c.h5"
+    world_of(3).extract(path, [A])
+    with h5py.File(path, "r+") as file:
+        file["samples/key"].attrs[name] = "[" * 100_000
+        seal(file)
+    with FeatureCache(path) as cache, pytest.raises(CacheError, match="its samples cannot be read"):
+        _ = cache.samples
+
+
+@pytest.mark.parametrize("value", [5, [1], "x"])
+def test_views_that_are_no_object_are_refused(value, tmp_path):
+    path = tmp_path / "c.h5"
+    world_of(3).extract(path, [VIEWED])
+    with h5py.File(path, "r+") as file:
+        file[VIEWED.dataset(views=True)].attrs["views"] = json.dumps(value)
+        seal(file)
+    with pytest.raises(CacheError, match="a recipe cannot be read"):
+        FeatureCache(path)
+
+
+@pytest.mark.parametrize("value", [[1], {"cosine": "high"}, {"cosine": 0.9, "images": "all"}])
+def test_an_agreement_of_decodings_that_no_run_measured_is_refused(value, tmp_path):
+    path = tmp_path / "c.h5"
+    world_of(3).extract(path, [A])
+    with h5py.File(path, "r+") as file:
+        file[A.dataset()].attrs["decoding_agreement"] = json.dumps(value)
+        seal(file)
+    with pytest.raises(CacheError, match="a recipe cannot be read"):
+        FeatureCache(path)
+
+
+def test_a_command_in_a_hint_quotes_what_a_stranger_named(tmp_path):
+    path = tmp_path / "c.h5"
+    world_of(3).extract(path, [A])
+    with FeatureCache(path) as cache, pytest.raises(CacheError) as caught:
+        cache.views("bottleneck; echo")
+    assert "--node 'bottleneck; echo'`" in caught.value.hint
+    (tmp_path / "my cache--shard-1-of-2.h5").touch()
+    with pytest.raises(CacheError) as caught:
+        FeatureCache(tmp_path / "my cache.h5")
+    assert caught.value.hint.endswith(f"-o '{tmp_path}/my cache.h5'")
 
 
 @pytest.mark.parametrize("value", [{"pixels_sha256": 5}, {"pixels_sha256": "\ud800"}, {"engine": 3}, []])
