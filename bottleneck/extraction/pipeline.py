@@ -286,7 +286,10 @@ class Trunk:
                 except EngineError as error:
                     if not self.gives_way or given not in ADOPTS or nodes[0] not in self.precisions:
                         raise
-                    why = error.message
+                    why = (
+                        f"{error.message.rstrip('.')}. If {learnt} cannot be had again, extract the training "
+                        "images with --precision fp32 and fit the head on those features."
+                    )
             if why:
                 built = build(nodes, engine=self.config.engine, precision=given)
                 self._gave_way.append(_gave_way_note(nodes, learnt, built.precision, why))
@@ -503,8 +506,7 @@ def measures_of(images: Sequence[LoadedImage], preprocess: Preprocess) -> np.nda
 def _gave_way_note(nodes: Sequence[str], wanted: str, precision: str, why: str) -> Note:
     text = (
         f"The features of {' and '.join(nodes)} that were learnt from are in {wanted}; those of these images "
-        f"are computed in {precision}: {why.rstrip('.')}. If {wanted} cannot be had again, extract the "
-        f"training images with --precision {precision} and fit the head on those features."
+        f"are computed in {precision}: {why}"
     )
     details = {"nodes": list(nodes), "precision": precision, "learnt_from": wanted}
     return Note("node-in-other-precision", text, True, details)

@@ -182,7 +182,7 @@ class NodeSpec:
         object.__setattr__(self, "aliases", tuple(map(str, self.aliases)))
         for name in ("views", "calibration", "decoding_agreement"):
             value = getattr(self, name)
-            if not _is_object_or_null(value):
+            if name != "calibration" and not _is_object_or_null(value):  # which has checks of its own
                 raise ValueError(f"{name} of node {self.node!r} is {str(value)[:SHOWN]!r}, no object")
             object.__setattr__(self, name, None if value is None else json.loads(canonical_json(value)))
         require_known_fields(self.decoding_agreement or {}, AGREEMENT, "An agreement of both decodings")

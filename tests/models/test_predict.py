@@ -277,6 +277,7 @@ def test_features_are_computed_as_those_that_the_head_learnt_from(precision, int
     told = predict(head, source)
     (note,) = [note for note in told["notes"] if note.code == "node-in-other-precision"]
     assert note.details == {"nodes": ["bottleneck"], "precision": "fp32", "learnt_from": precision}
+    assert f"If {precision} cannot be had again, extract the training images" in note.message
     first, second = ([each["confidence"] for each in one["predictions"]] for one in (plain, told))
     assert first == pytest.approx(second, abs=1e-4)
 
