@@ -20,11 +20,6 @@ def photographs(tmp_path_factory):
     return write_photographs(tmp_path_factory.mktemp("gpu") / "photographs", 12)
 
 
-@pytest.fixture(autouse=True)
-def graphs(monkeypatch, tmp_path):
-    monkeypatch.setenv("BOTTLENECK_CACHE", str(tmp_path / "graphs"))
-
-
 @pytest.fixture
 def on(photographs):
     return {"folder": str(photographs), "limit": 8, "device": "cpu"}
