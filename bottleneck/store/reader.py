@@ -376,9 +376,9 @@ class FeatureCache:
         columns = {} if isinstance(self._samples, CacheError) else self._samples.columns
         return quote(self.source) + column_flags(columns)
 
-    def extract_command(self, flags: str) -> str:
+    def extract_command(self, flags: str = "") -> str:
         """Return the command that extracts the source of the cache into it again, with `flags`."""
-        return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}"
+        return f"bottleneck extract {self.source_words} -o {quote(str(self.path))} {flags}".rstrip()
 
     def _add_with(self, node: str, flags: str = "") -> str:
         command = self.extract_command(f"--node {quote(node)}{flags}")

@@ -24,7 +24,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import HEADS_FOLDER, is_cache
 from bottleneck.records import Check, are_objects, is_number, is_object, is_text, require_fields
-from bottleneck.store.layout import companion_path, statistics_path
+from bottleneck.store.layout import PARTS, companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
 HEADS = ".safetensors"
@@ -120,12 +120,21 @@ def read_inputs(paths: Sequence[str | os.PathLike[str]]) -> Inputs:
     """Open what the paths name. Raises BottleneckError for a path that is none of it, or is damaged."""
     inputs, seen = Inputs(given=[os.fspath(path) for path in paths]), set[Path]()
     try:
-        for path in map(Path, paths):
+        for path in _main_first([Path(path) for path in paths]):
             _add(inputs, path, seen)
     except BaseException:
         inputs.close()
         raise
     return inputs
+
+
+def _main_first(paths: Sequence[Path]) -> list[Path]:
+    """Return paths in their order, those of files that may belong to a cache after it.
+
+    Sorted names, as a shell gives them, have NAME--NODE.h5 before NAME.h5.
+    """
+    mains = [f"{_main(path).with_suffix('')}--" for path in paths if is_cache(path)]
+    return sorted(paths, key=lambda path: any(str(path).startswith(main) for main in mains))
 
 
 def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
@@ -136,14 +145,17 @@ def _add(inputs: Inputs, path: Path, seen: set[Path]) -> None:
     suffix = path.suffix.lower()
     if is_cache(path):
         inputs.caches.append(cache := FeatureCache(path))
-        maps = [companion_path(path, node) for node in cache.nodes.values() if node.is_map]
-        seen.update(each.resolve() for each in (*maps, statistics_path(path)))  # they belong to the cache
+        maps = [companion_path(_main(path), node) for node in cache.nodes.values() if node.is_map]
+        # They belong to the cache.
+        seen.update(each.resolve() for each in (*maps, statistics_path(_main(path))))
     elif not path.exists():
         raise BottleneckError(f"There is no file or folder {path}.", "Name a cache, a head or a model.")
     elif path.is_dir():
         _add_folder(inputs, path, seen)
     elif suffix == HEADS:
         _add_head(inputs, path)
+        if curve := _curve_beside(path):
+            _add(inputs, curve, seen)
     elif suffix == ".json":
         _add_result(inputs, path)
     elif path.name.endswith(SHOTS):
@@ -165,10 +177,7 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
     if (folder / "runs.json").is_file():
         inputs.results.setdefault("compare", []).append(_comparison(folder))
         return
-    # By stem: a cache is before the files that belong to it.
-    inside = sorted(
-        (path for path in folder.iterdir() if path.suffix in (HEADS, ".h5")), key=lambda path: path.stem
-    )
+    inside = _main_first([path for path in sorted(folder.iterdir()) if _is_shown(path)])
     if not inside:
         raise BottleneckError(
             f"{folder} contains no head, model, cache, comparison or study.",
@@ -178,19 +187,34 @@ def _add_folder(inputs: Inputs, folder: Path, seen: set[Path]) -> None:
         _add(inputs, path, seen)
 
 
+def _main(cache: Path) -> Path:
+    """Return the path of a cache's main file, which may be that of its parts folder."""
+    return cache.with_name(cache.name.removesuffix(PARTS))
+
+
+def _is_shown(path: Path) -> bool:
+    """Return whether a path within a folder is a head, a model or a cache; of a cache with a file, that."""
+    unfinished = _main(path) != path
+    return path.suffix.lower() == HEADS or (is_cache(path) and not (unfinished and _main(path).exists()))
+
+
 def _add_head(inputs: Inputs, path: Path) -> None:
     history = _optional(inputs, path.with_suffix(".history.json"), _is_history)
     candidates = _optional(inputs, path.with_suffix(".candidates.json"), are_objects)
     inputs.fitted.append(Fitted(path, load_head(path), history or {}, candidates or []))
-    # CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors; the name of a cache may have a "--".
+
+
+def _curve_beside(head: Path) -> Path | None:
+    """Return CACHE--shot-curve.csv beside CACHE--TARGET--NODE--HEAD.safetensors, where there is one.
+
+    The name of a cache may have a "--".
+    """
     curves = [
         each
-        for each in path.parent.glob(f"*{SHOTS}")
-        if path.stem.startswith(f"{each.name.removesuffix(SHOTS)}--")
+        for each in head.parent.glob(f"*{SHOTS}")
+        if head.stem.startswith(f"{each.name.removesuffix(SHOTS)}--") and each.is_file()
     ]
-    curve = max(curves, key=lambda each: len(each.name), default=None)
-    if curve and not any(each["path"] == str(curve) for each in inputs.shots):
-        inputs.shots += read_shots(curve)
+    return max(curves, key=lambda each: len(each.name), default=None)
 
 
 def _is_history(value: Any) -> bool:

@@ -25,7 +25,8 @@ def map_section(
         return Section("map", "Map", missing="No cache with samples is among the paths.")
     node = _node(cache, found)
     if node is None:
-        missing = "The cache has no vectors, only maps: bottleneck extract --node bottleneck adds them."
+        command = cache.extract_command(f"--node {BOTTLENECK}")
+        missing = f"The cache has no vectors, only maps. This adds them: {command}"
         return Section("map", "Map", missing=missing)
     samples = cache.samples
     wrong = np.zeros(0, np.int64)

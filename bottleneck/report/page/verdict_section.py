@@ -83,7 +83,7 @@ def _of_data(inputs: Inputs, cache: FeatureCache | None, problems: Sequence[Prob
             f"bottleneck fit-head {path}" if labels else f"bottleneck similar {path} --all --threshold 0.98"
         )
         if labels and classes == 1:
-            command = f"bottleneck extract {quote(cache.source)}"
+            command = cache.extract_command()
             blocks.append(
                 Prose("one-class", text="There is one class only: a classifier needs a second one.")
             )
@@ -141,7 +141,7 @@ def _of_measurement(
                 2.0,
                 "Measured on images that it has learnt from",
                 "The figures say nothing of new images. Set some aside with --test-fraction 0.2.",
-                f"bottleneck extract {quote(cache.source)} --test-fraction 0.2" if cache else "",
+                cache.extract_command("--test-fraction 0.2") if cache else "",
             )
         )
     elif found is not None and found.split in main.head.settings.get("chosen_on", ()):

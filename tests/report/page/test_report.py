@@ -423,6 +423,37 @@ def test_a_folder_is_read_where_its_cache_has_two_dashes_in_its_name(flipped, tm
     result = write_report([tmp_path], output=tmp_path / "r.html")
     assert [name for name in result.sections["provenance"] if name.startswith("cache")] == ["cache"]
     assert "shots" in result.sections["choice"]
+    # As a shell writes the names: the map, the curve and the statistics are before the cache.
+    named = sorted(path for path in tmp_path.iterdir() if path.suffix in (".h5", ".csv", ".safetensors"))
+    assert named[-1].name == "pets--small.h5"
+    again = write_report(named, output=tmp_path / "r.html")
+    assert list(again.sections["provenance"]) == list(result.sections["provenance"])
+    assert again.sections["choice"]["shots"] == result.sections["choice"]["shots"]
+
+
+@pytest.mark.parametrize("name", ["c.hdf5", "c.H5"])
+def test_a_folder_is_read_whatever_the_suffix_of_its_cache(name, tmp_path):
+    blobs(tmp_path / name)
+    result = write_report([tmp_path], output=tmp_path / "r.html")
+    assert "cache" in result.sections["provenance"]
+
+
+def test_commands_to_extract_again_name_the_columns_and_the_cache(images, tmp_path):
+    photos = sorted((images / "test" / "blue").iterdir())
+    rows = "".join(f"{photo},one\n" for photo in photos)
+    (tmp_path / "list.csv").write_text(f"photo,kind\n{rows}")
+    cache = tmp_path / "my cache.h5"
+    columns = {"image_columns": ["photo"], "label_columns": ["kind"]}
+    extract(tmp_path / "list.csv", cache, backbone="small_cnn", engine="torch", **columns)
+    result = write_report([cache], output=tmp_path / "r.html")
+    command = (
+        f"bottleneck extract {tmp_path / 'list.csv'} --image-column photo --label-column kind -o '{cache}'"
+    )
+    assert result.sections["verdict"]["next"] == command
+    main = SimpleNamespace(head=SimpleNamespace(settings={}, class_names=()))
+    with FeatureCache(cache) as opened:
+        (problem,) = verdict_section._of_measurement(main, None, "the train split", {}, opened)
+    assert problem.command == f"{command} --test-fraction 0.2"
 
 
 def test_neighbours_have_the_labels_of_the_head_s_target(tmp_path):
