@@ -109,8 +109,8 @@ def is_integer(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a field is an int or float and no bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a field is a float, or an int that a float can hold, and no bool."""
+    return isinstance(value, float) or (is_integer(value) and abs(value) < 2**1023)
 
 
 def is_object(value: Any) -> bool:

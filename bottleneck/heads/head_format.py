@@ -24,6 +24,7 @@ from bottleneck.heads.trained_on import TrainedOn
 from bottleneck.names import COMPUTED_IN
 from bottleneck.records import (
     are_numbers,
+    are_objects,
     is_flag,
     is_integer,
     is_number,
@@ -64,6 +65,25 @@ def _is_finite(value: Any) -> bool:
 
 def _is_finite_or_null(value: Any) -> bool:
     return value is None or _is_finite(value)
+
+
+def _are_finite_or_null(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_finite_or_null, value))
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(map(_is_count, value))
+
+
+def _is_of_class(value: dict[str, Any]) -> bool:
+    """Return whether figures of a class are its name, a count, and scores; these where it has samples."""
+    scores = [value.get(name) for name in ("precision", "recall", "f1")]
+    return (
+        is_text(value.get("name"))
+        and _is_count(value.get("n"))
+        and _are_finite_or_null(scores)
+        and (not value["n"] or None not in scores)
+    )
 
 
 FIELDS = {  # of the description, in the order of the file
@@ -110,12 +130,20 @@ COMPUTED = {
     "precision": lambda value: value in COMPUTED_IN,
     "calibration": lambda value: value is None or is_object(value),
 }
+FIGURES = ("accuracy", "balanced_accuracy", "exact_match", "log_loss", "r2", "mae", "rmse")
 METRICS = {
-    "accuracy": _is_finite_or_null,
+    **dict.fromkeys(FIGURES, _is_finite_or_null),
     "accuracy_ci95": lambda value: are_numbers(value) and len(value) == 2 and all(map(_is_finite, value)),
-    "log_loss": _is_finite_or_null,
-    "r2": _is_finite_or_null,
     "n": _is_count,
+    "classes": _are_texts,
+    "per_class": lambda value: are_objects(value) and all(map(_is_of_class, value)),
+    "confusion": lambda value: isinstance(value, list) and all(map(_are_counts, value)),
+}
+CV = {  # scores of cross-validation by C
+    "C": lambda value: are_numbers(value) and all(_is_finite(C) and C > 0 for C in value),
+    "score": is_text,
+    "mean": lambda value: are_numbers(value) and all(map(_is_finite, value)),
+    "folds": lambda value: isinstance(value, list) and all(map(_are_finite_or_null, value)),
 }
 SETTINGS = {
     "k": lambda value: is_integer(value) and value > 0,
@@ -192,6 +220,29 @@ def check_fields(head: Any) -> None:
         if not isinstance(values, dict):
             raise ArtifactError(f"A head's metrics of {split!r} are {str(values)[:60]!r}, not an object.")
         require_known_fields(values, METRICS, f"A head's metrics of {split!r}")
+        _check_confusions(values, f"A head's metrics of {split!r}")
+    require_known_fields(head.cv, CV, "A head's cross-validation")
+    _check_folds(head.cv)
+
+
+def _check_confusions(metrics: Mapping[str, Any], what: str) -> None:
+    """Raise ArtifactError unless a matrix of confusions has a row and a column for each class."""
+    counts, K = metrics.get("confusion", []), len(metrics.get("classes", ()))
+    if counts and {len(counts), *map(len, counts)} != {K}:
+        raise ArtifactError(
+            f"{what} have confusions in {counted(len(counts), 'row')}; expected {K} × {K}, as they have "
+            f"{counted(K, 'class', 'classes')}."
+        )
+
+
+def _check_folds(cv: Mapping[str, Any]) -> None:
+    """Raise ArtifactError unless all scores of cross-validation are of the same values of C and folds."""
+    G, means, folds = len(cv.get("C", ())), len(cv.get("mean", ())), cv.get("folds", [])
+    if means != G or (folds and (len(folds) != G or len(set(map(len, folds))) > 1)):
+        raise ArtifactError(
+            f"A head's cross-validation has {counted(G, 'value')} of C, {counted(means, 'mean')}, and scores "
+            f"of folds for {len(folds)}; expected as many of each."
+        )
 
 
 def check_arrays(form: str, target_kind: str, arrays: Mapping[str, np.ndarray]) -> None:
