@@ -154,7 +154,8 @@ class Trunk:
     _engines: dict[tuple[str, ...], Engine] = field(default_factory=dict)
     _noted: NotedImages = field(default_factory=NotedImages)
     _read: list[Source] = field(default_factory=list)
-    _gave_way: list[Note] = field(default_factory=list)
+    _gave_way: dict[tuple[str, ...], Note] = field(default_factory=dict)
+    _ran: set[tuple[str, ...]] = field(default_factory=set)  # engines of this run, by their nodes
     _works: bool = False  # the network has taken an image
 
     @cached_property
@@ -174,13 +175,13 @@ class Trunk:
     def notes(self) -> tuple[Note, ...]:
         """What was decided when the network was loaded, as soon as it was needed, and of its images."""
         loading = self.backbone.notes if self.is_loaded else ()
-        engines = [note for engine in self._engines.values() for note in engine.notes]
+        engines = [note for engine in self._used.values() for note in engine.notes]
         reading = distinct(note for source in self._read for note in source.reading_notes())
         return (
             *loading,
             *self._slow(),
-            *(self.first_notes if self._engines else ()),
-            *self._gave_way,
+            *(self.first_notes if self._used else ()),
+            *(note for nodes, note in self._gave_way.items() if nodes in self._ran),
             *self._forced(),
             *engines,
             *self._noted.notes(),
@@ -189,7 +190,7 @@ class Trunk:
 
     def _slow(self) -> Iterator[Note]:
         """Yield a note where `fast` is fp32, which says why."""
-        on = [engine.device for engine in self._engines.values() if engine.precision == "fp32"]
+        on = [engine.device for engine in self._used.values() if engine.precision == "fp32"]
         if self.config.precision == FAST and on:
             from bottleneck.engines.runtimes import computes_bf16
 
@@ -202,7 +203,7 @@ class Trunk:
 
     def _forced(self) -> Iterator[Note]:
         """Yield a note on each engine that is out of its bound and was used all the same, by --force."""
-        for engine in self._engines.values():
+        for engine in self._used.values():
             from bottleneck.engines.reference import complaint
 
             if engine.calibration is not None and (
@@ -211,9 +212,14 @@ class Trunk:
                 text = f"--force: the features are from {engine.name} in {engine.precision}, {problem}."
                 yield Note("engine-forced", text, True)
 
-    def clear_image_notes(self) -> None:
-        """Forget the notes on images so far: a new run begins."""
-        self._noted, self._read = NotedImages(), []
+    def begin_run(self) -> None:
+        """Forget the notes on images so far, and which engines ran."""
+        self._noted, self._read, self._ran = NotedImages(), [], set()
+
+    @property
+    def _used(self) -> dict[tuple[str, ...], Engine]:
+        """The engines that ran, by their nodes."""
+        return {nodes: engine for nodes, engine in self._engines.items() if nodes in self._ran}
 
     @property
     def engine_name(self) -> str | None:
@@ -225,13 +231,13 @@ class Trunk:
         """The engines that ran, each {"engine", "precision", "nodes"}."""
         return [
             {"engine": one.name, "precision": one.precision, "nodes": list(nodes)}
-            for nodes, one in self._engines.items()
+            for nodes, one in self._used.items()
         ]
 
     @property
     def precisions_used(self) -> dict[str, str]:
         """The precision of the engine that ran for a node, by node."""
-        return {name: engine.precision for nodes, engine in self._engines.items() for name in nodes}
+        return {name: engine.precision for nodes, engine in self._used.items() for name in nodes}
 
     def engines_of(self, nodes: Sequence[str]) -> dict[str, str]:
         """Return by node the name of the engine that computes it, of nodes that have one by now."""
@@ -292,9 +298,10 @@ class Trunk:
                     )
             if why:
                 built = build(nodes, engine=self.config.engine, precision=given)
-                self._gave_way.append(_gave_way_note(nodes, learnt, built.precision, why))
+                self._gave_way[nodes] = _gave_way_note(nodes, learnt, built.precision, why)
             self._engines[nodes] = built
             self.startup_seconds = before + time.perf_counter() - started  # loading, if any, lies within
+        self._ran.add(nodes)
         return self._engines[nodes]
 
     def made_with(self, nodes: Sequence[str]) -> tuple[str, ...]:

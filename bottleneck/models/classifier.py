@@ -376,8 +376,9 @@ def load_model(
 
 
 def open_model(model: str | Path | Classifier, options: LoadOptions, config: EngineConfig) -> Classifier:
-    """Open the file `model` as `load_model` does; return an open Classifier as it is."""
+    """Open the file `model` as `load_model` does; return an open Classifier, with which a new run begins."""
     if isinstance(model, Classifier):
+        model.trunk.begin_run()
         return model
     head = load_head(model)
     return Classifier(head, partial(backbone_of, head, model, options), config)

@@ -119,9 +119,8 @@ def predict(
     classifier = open_model(model, LoadOptions(weights, trust_code), running)
     classifier.require_probabilities(probabilities)
     trust = Trust.of(classifier.head, TrustConfig(reject, coverage))
-    classifier.trunk.clear_image_notes()
     flip_notes = [*classifier.flip_notes(flip), *trust.notes(flip)]
-    started = time.perf_counter()
+    started, startup = time.perf_counter(), classifier.trunk.startup_seconds
     opened = read_sources(sources, classifier.reading(reading, inputs_only=True))
     notes = [note for source in opened for note in source.notes]
     refuse_strict(notes, strict)
@@ -133,7 +132,7 @@ def predict(
     refuse_strict(notes, strict)
     if output is not None:
         notes += write_table(Path(output), predictions, raw)
-    seconds = time.perf_counter() - started - classifier.trunk.startup_seconds
+    seconds = time.perf_counter() - started - (classifier.trunk.startup_seconds - startup)
     return {
         "predictions": predictions,
         "failed": failed,

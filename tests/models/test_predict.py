@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
 from bottleneck import FeatureCache, evaluate, extract, fit_heads, load_model, predict
@@ -214,6 +215,23 @@ def test_cache_info_shows_the_columns_that_it_was_made_from(listed):
         "covariate": ["age"],
         "separator": ["|"],
     }
+
+
+def test_an_open_classifier_begins_a_new_run(made_cache, tmp_path):
+    """Times, engines and notes are of that run, not of those before."""
+    Image.new("RGBA", (60, 50), (200, 30, 40, 0)).save(tmp_path / "seen through.png")
+    head = fit_heads(made_cache, output=tmp_path / "heads", C=0.1, cv=3).heads[0]["path"]
+    classifier = load_model(head, engine="torch")
+    classifier.trunk.startup_seconds = 1000.0
+    first = predict(classifier, tmp_path / "seen through.png")
+    assert 0 < first["seconds"] < 1000
+    assert first["images_per_second"] > 0
+    told = [note for note in first["notes"] if "seen through.png" in note.message]
+    assert told
+    cached = evaluate(classifier, made_cache)
+    assert cached["engines"] == []
+    assert not {note.code for note in told} & set(codes(cached))
+    assert predict(classifier, tmp_path / "seen through.png")["engines"] == first["engines"]
 
 
 def test_image_files_keep_the_names_that_they_were_given_by(made_cache, images, tmp_path, monkeypatch):
