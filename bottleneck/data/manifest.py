@@ -27,6 +27,7 @@ from bottleneck.data.table_file import (
     encodable,
     find_column,
     folded,
+    is_blank,
     repeated_note,
     repeated_rows,
     rows_named,
@@ -312,7 +313,7 @@ def _unused_notes(table: Table, wanted: ReadConfig, columns: Columns, name: str)
 
 def _mostly_splits(cells: Sequence[object]) -> bool:
     """Return whether at least half of the cells that are not blank name splits."""
-    filled = [cell for cell in cells if not _is_blank(cell)]
+    filled = [cell for cell in cells if not is_blank(cell)]
     return bool(filled) and 2 * sum(map(_names_split, filled)) >= len(filled)
 
 
@@ -321,7 +322,7 @@ def _unused_split_note(column: str, cells: Sequence[object], name: str) -> Note:
     odd = next((cell for cell in cells if not _names_split(cell)), None)
     message = f"Column {column!r} of {name} seems to name splits but is not used; all samples are train. "
     if any(not _names_split(cell) for cell in cells):
-        got = "a blank cell" if _is_blank(odd) else repr(odd)[:40]
+        got = "a blank cell" if is_blank(odd) else repr(odd)[:40]
         message += f"To use it, write train, val or test in each row (it has {got}), and "
     else:
         message += "To use it, "
@@ -373,7 +374,7 @@ def _sample_keys(
     column, named = wanted.sample_column, ["|".join(row) for row in images]
     if wanted.inputs_only:
         cells = [None] * len(named) if column is None else table[column]
-        return [key if _is_blank(cell) else str(cell) for cell, key in zip(cells, named, strict=True)]
+        return [key if is_blank(cell) else str(cell) for cell, key in zip(cells, named, strict=True)]
     keys = named if column is None else list(_names(table, column, "sample"))
     rows: dict[str, list[int]] = {}
     for row, key in enumerate(keys, 1):
@@ -392,16 +393,12 @@ def _sample_keys(
 def _names(table: Table, column: str, what: str) -> np.ndarray:
     """Return the cells of a column as (S,) object array of str; SourceError unless every row has a name."""
     cells = table[column]
-    good = [cell is not None and cell != "" and storable(str(cell)) for cell in cells]
+    good = [not is_blank(cell) and storable(str(cell)) for cell in cells]
     if bad := [row for row, is_good in enumerate(good, 1) if not is_good]:
         raise SourceError(
             f"Column {column!r} names no {what} in {rows_named(bad)}; expected one in each row."
         )
     return np.array([str(cell) for cell in cells], object)
-
-
-def _is_blank(cell: object) -> bool:
-    return cell is None or (isinstance(cell, str) and not cell.strip())
 
 
 def _names_split(cell: object) -> bool:
@@ -416,7 +413,7 @@ def _splits(table: Table, column: str | None, rows: int) -> np.ndarray:
     bad = [row for row, cell in enumerate(cells, 1) if not _names_split(cell)]
     if not bad:
         return np.array([split_named(cell) for cell in cells], object)
-    got = ["a blank cell" if _is_blank(cells[row - 1]) else repr(cells[row - 1])[:40] for row in bad]
+    got = ["a blank cell" if is_blank(cells[row - 1]) else repr(cells[row - 1])[:40] for row in bad]
     shown = ", ".join(list(dict.fromkeys(got))[:3])
     raise SourceError(
         f"Column {column!r} has {shown} in {rows_named(bad)}; expected one of {', '.join(ALIASES)}.",
@@ -433,7 +430,7 @@ def _covariates(table: Table, names: tuple[str, ...], rows: int) -> np.ndarray:
         bad = [row for row, number in enumerate(numbers, 1) if number is None or not math.isfinite(number)]
         if bad:
             cell = table[name][bad[0] - 1]
-            got = "blank" if _is_blank(cell) else repr(cell)[:40]
+            got = "blank" if is_blank(cell) else repr(cell)[:40]
             raise SourceError(
                 f"Covariate {name!r} is {got} in {rows_named(bad)}; expected finite numbers.",
                 "Fill the values in, or leave the covariate out.",

@@ -111,6 +111,11 @@ def as_argument(name: str) -> str:
     return name if name.isidentifier() else quote(name)
 
 
+def is_blank(cell: object) -> bool:
+    """Return whether a cell has no value."""
+    return cell is None or (isinstance(cell, str) and not cell.strip())
+
+
 def find_column(table: Table, name: str, file: str) -> str | None:
     """Return the column of this name, else the only one that differs from it in case and outer spaces alone.
 

@@ -19,6 +19,7 @@ from bottleneck.data.table_file import (
     Table,
     find_column,
     folded,
+    is_blank,
     read_table,
     repeated_note,
     repeated_rows,
@@ -107,7 +108,7 @@ def join_labels(
         notes += told
     groups = samples.group
     if group is not None:
-        cells = table.cells(group)
+        cells = table.groups(group, row_of)
         groups = np.array(
             [str(cells[row]) if row >= 0 else f"\0{sample}" for sample, row in enumerate(row_of)], object
         )
@@ -151,6 +152,20 @@ class _LabelTable:
     def cells(self, name: str) -> Sequence:
         """Return the cells of the column that is called `name`."""
         return self.columns[self.column(name)]
+
+    def groups(self, name: str, row_of: np.ndarray) -> Sequence:
+        """Return the cells of a column of groups; FitError where a row that names a sample has a blank one.
+
+        Samples without a group would be one group. row_of : (S,) rows that name samples, −1 for none.
+        """
+        cells = self.cells(name)
+        if blank := [row + 1 for row in np.unique(row_of[row_of >= 0]).tolist() if is_blank(cells[row])]:
+            raise FitError(
+                f"Column {self.column(name)!r} of {self.file} names no group in {rows_named(blank)}; "
+                "expected one in each row.",
+                "Fill them in: a sample that is like no other one has a group of its own.",
+            )
+        return cells
 
     @property
     def split(self) -> str | None:

@@ -409,6 +409,8 @@ def test_unknown_splits_and_missing_groups_are_named_by_row(folder):
         csv(folder, "image,part\na.png,train\nb.png,holdout\n", split_column="part")
     with pytest.raises(SourceError, match=r"'who' names no group in row 1"):
         csv(folder, "image,who\na.png,\nb.png,x\n", group_column="who")
+    with pytest.raises(SourceError, match=r"'who' names no group in row 2"):
+        csv(folder, "image,who\na.png,x\nb.png,  \n", group_column="who")
 
 
 def test_a_manifest_that_does_not_exist(folder):

@@ -100,6 +100,17 @@ class TestLabelsFile:
             with pytest.raises(FitError, match="the cache has no samples"):
                 relabelled(none, opened.images.key, path)
 
+    def test_samples_without_a_group_are_refused(self, cache, tmp_path):
+        """They would be one group. Rows that name no sample need none."""
+        rows = [("image", "sex", "site")]
+        rows += [(f"그림/{i:03d}.png", "fm"[i % 2], f"s{i % 9}") for i in range(90)]
+        rows[3] = (*rows[3][:2], "")
+        rows[5] = (*rows[5][:2], " ")
+        rows.append(("elsewhere.png", "f", ""))
+        labels = self.write(tmp_path, rows)
+        with pytest.raises(FitError, match=r"'site' of labels\.csv names no group in rows 3, 5; expected"):
+            fit_heads(cache, labels=labels, group="site", output=tmp_path / "heads")
+
     def test_no_such_file_or_group(self, cache, tmp_path):
         with pytest.raises(FitError, match="no labels file"):
             fit_heads(cache, labels=tmp_path / "gone.csv", output=tmp_path)
