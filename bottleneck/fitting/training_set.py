@@ -14,6 +14,7 @@ import numpy as np
 from bottleneck.data.table_file import as_argument
 from bottleneck.errors import FitError, Note, counted, quoted, verb
 from bottleneck.heads.cross_validation import assign_folds
+from bottleneck.heads.head_format import LARGEST
 from bottleneck.heads.solver.problem import NO_FOLD
 from bottleneck.samples import UNLABELLED, SampleTable, Target
 
@@ -173,6 +174,13 @@ def _require_answers(target: Target, in_train: np.ndarray) -> None:
         raise FitError(
             f"All values of target {target.name!r} in the train split are {values[0]:g}; a head needs two.",
             HINT_MORE,
+        )
+    largest = np.abs(target.values[target.labelled]).max() if target.kind == "regression" else 0
+    if largest > LARGEST:
+        raise FitError(
+            f"Target {target.name!r} has values up to {largest:.3g}; expected at most {LARGEST:g}, as a head "
+            "is stored in float32.",
+            "Write it in a larger unit, or its logarithm; --classes takes numbers for names.",
         )
     if target.kind == "multilabel" and not target.class_names:
         raise FitError(f"Target {target.name!r} has no label at all.", HINT_MORE)

@@ -30,6 +30,18 @@ def test_one_class(tmp_path):
         fit(tmp_path, X, np.zeros(20, int))
 
 
+@pytest.mark.parametrize("row", [0, 9])
+def test_quantities_that_no_head_can_store(row, tmp_path):
+    """Their squares overflow, in train as in a split that is measured."""
+    X, _ = features(10, D, 2)
+    values = np.arange(10) + 0.5
+    values[row] = -1e200
+    target = Target("weight", "regression", values)
+    cache = write_cache(tmp_path / "x.h5", X, [target], split=["train"] * 8 + ["val"] * 2)
+    with pytest.raises(FitError, match=r"'weight' has values up to 1e\+200; expected at most 1e\+24"):
+        fit_heads(cache, output=tmp_path / "heads")
+
+
 def test_fewer_samples_than_folds(tmp_path):
     X, y = features(4, D, 2)
     y[:] = [0, 1, 0, 1]
