@@ -51,6 +51,7 @@ COLUMN_FLAGS = {  # by the role of a manifest's column
     "covariate": "--covariate",
     "separator": "--label-separator",
 }
+ASIDE_FLAGS = {"val": "--val-fraction", "test": "--test-fraction", "seed": "--seed"}
 FOUND_BY_ROLE = ("image", "label", "split")  # roles whose column needs no flag where it has the role's name
 
 DEFAULT_CHANNELS = 3  # of a network's input: RGB

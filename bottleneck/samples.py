@@ -180,6 +180,8 @@ class SampleTable:
     columns : dict of str to tuple of str
         Where the table was read from a manifest: its columns by role ("image", "label", "split", "group",
         "sample", "covariate"), and the "separator" between labels of a cell.
+    set_aside : dict of str to number
+        Where samples were set aside from train: the fractions of "val" and "test", and the "seed".
     shard : Shard, or None
         Where the table holds some shards of a source; None where it holds all of it.
     position : (S,) int64, or None
@@ -196,6 +198,7 @@ class SampleTable:
     covariate_names: tuple[str, ...] = ()
     group: np.ndarray | None = None
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    set_aside: Mapping[str, float] = field(default_factory=dict)
     shard: Shard | None = None
     position: np.ndarray | None = None
     finished: bool = True

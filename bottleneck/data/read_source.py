@@ -52,7 +52,10 @@ def read_source(source: str | os.PathLike[str] | Source, config: ReadConfig | No
     config = config or ReadConfig()
     whole = _locate(os.fspath(source), config)
     split = set_aside(whole.samples, config.val_fraction, config.test_fraction, config.seed)
-    samples = replace(whole.samples, split=split)
+    fractions = {"val": config.val_fraction, "test": config.test_fraction}
+    fractions = {name: fraction for name, fraction in fractions.items() if fraction}
+    aside = fractions | {"seed": config.seed} if fractions else {}
+    samples = replace(whole.samples, split=split, set_aside=aside)
     lost = (*classes_set_aside(whole.samples, samples), *classes_thinned(whole.samples, samples))
     notes = (*whole.notes, *lost)
     whole = replace(whole, samples=samples, notes=notes)

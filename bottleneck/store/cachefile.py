@@ -36,11 +36,12 @@ from bottleneck.store.tables import (
     Column,
     Failure,
     ImageTable,
-    column_flags,
     columns_of,
     failures_of,
     no_samples,
+    sample_flags,
     samples_of,
+    set_aside_of,
 )
 from bottleneck.store.validate import open_untrusted
 
@@ -286,21 +287,21 @@ class CacheFile:
         else:
             main, before = self.path, "Run "
         source = self.origin.source if not self.origin.source.startswith("-") else f"./{self.origin.source}"
-        flags = column_flags(self._columns(main))
+        flags = self._sample_flags(main)
         return f"{before}`bottleneck extract {quote(source)}{flags} -o {quote(str(main))}`"
 
-    def _columns(self, main: Path) -> dict[str, tuple[str, ...]]:
-        """Return the columns of a manifest by role, which the file `main` has where this is a map or a part.
+    def _sample_flags(self, main: Path) -> str:
+        """Return the flags that give the samples again; the file `main` knows, where this is a map or a part.
 
         None where they cannot be read: the file may be damaged.
         """
         with suppress(KeyError, TypeError, ValueError, OSError, RuntimeError, CacheError):
             if "samples/key" in self.file:
-                return columns_of(self.file["samples/key"].attrs["columns"])
+                return _flags_in(self.file)
             if main != self.path and main.is_file():
                 with open_untrusted(main) as file:
-                    return columns_of(file["samples/key"].attrs["columns"])
-        return {}
+                    return _flags_in(file)
+        return ""
 
     def damaged(self, what: str) -> CacheError:
         """Return the error for a damaged file."""
@@ -319,6 +320,11 @@ class CacheFile:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _flags_in(file: h5py.File) -> str:
+    columns, splits = file["samples/key"].attrs, file["samples/split"].attrs
+    return sample_flags(columns_of(columns.get("columns", "{}")), set_aside_of(splits.get("set_aside", "{}")))
 
 
 def describe_rows(dataset: str, rows: np.ndarray) -> str:

@@ -130,6 +130,7 @@ def join_samples(files: list[CacheFile], prefixes: list[str], row_of: list[np.nd
         covariate_names=tables[0].covariate_names,
         group=np.concatenate([table.group for table in tables]),
         columns=tables[0].columns if all(t.columns == tables[0].columns for t in tables) else {},
+        set_aside=tables[0].set_aside if all(t.set_aside == tables[0].set_aside for t in tables) else {},
         position=_join_positions(tables),
     )
     if all(file.samples.group is None for file in files):

@@ -26,7 +26,7 @@ from bottleneck.store.layout import companion_path, parts_folder
 from bottleneck.store.parts import read_log
 from bottleneck.store.rows import Catalog, FeatureRows, SampleMaps, SampleRows, SideBySide
 from bottleneck.store.spec import NodeSpec, stored_name, vector_fingerprint
-from bottleneck.store.tables import ImageTable, column_flags, encode, no_samples
+from bottleneck.store.tables import ImageTable, encode, no_samples, sample_flags
 
 if TYPE_CHECKING:
     import pyarrow
@@ -372,9 +372,9 @@ class FeatureCache:
 
     @property
     def source_words(self) -> str:
-        """The source as a command names it, with the columns of a manifest, which give the samples labels."""
-        columns = {} if isinstance(self._samples, CacheError) else self._samples.columns
-        return quote(self.source) + column_flags(columns)
+        """The source as a command names it, with the flags that give the samples their labels and splits."""
+        known = no_samples() if isinstance(self._samples, CacheError) else self._samples
+        return quote(self.source) + sample_flags(known.columns, known.set_aside)
 
     def extract_command(self, flags: str = "") -> str:
         """Return the command that extracts the source of the cache into it again, with `flags`."""
@@ -415,7 +415,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict with cache, finished, backbone, preprocess, decoding, fingerprint, source_root, source, created_with,
-    images, samples, images_per_sample, splits {name: samples}, shards {of, numbers, plan} or None,
+    images, samples, images_per_sample, splits {name: samples}, set_aside {val, test, seed},
+    shards {of, numbers, plan} or None,
     nodes {name: {shape, dtype, precision, pool, layout, map, views, recipe, calibration,
     decoding_agreement}},
     targets {name: {kind, classes, class_names, labelled}}, covariates,
@@ -438,6 +439,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
             "samples": len(samples),
             "images_per_sample": samples.image.shape[1],
             "splits": {split: count for split, count in counts.items() if count},
+            "set_aside": dict(samples.set_aside),
             "shards": None if samples.shard is None else vars(samples.shard),
             "nodes": {
                 name: {

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from shlex import quote
+from typing import Any
 
 import numpy as np
 
 from bottleneck.errors import CacheError, counted
 from bottleneck.files import UNKNOWN_STAT, FileStat
-from bottleneck.names import COLUMN_FLAGS, FOUND_BY_ROLE, MEASURES, SPLITS, TARGET_KINDS
+from bottleneck.names import ASIDE_FLAGS, COLUMN_FLAGS, FOUND_BY_ROLE, MEASURES, SPLITS, TARGET_KINDS
+from bottleneck.records import is_integer, is_number
 from bottleneck.samples import MOST_SHARDS, SampleTable, Shard, Target
 from bottleneck.store.spec import canonical_json, link_name, name_of_link
 
@@ -183,7 +185,7 @@ def sample_columns(samples: SampleTable) -> dict[str, Column]:
     columns = {
         "samples/key": Column(encode(samples.key), _columns_attribute(samples.columns) | shard),
         "samples/image": Column(samples.image.astype(np.int64)),
-        "samples/split": Column(encode(samples.split)),
+        "samples/split": Column(encode(samples.split), _set_aside_attribute(samples.set_aside)),
     }
     if samples.group is not None:
         columns["samples/group"] = Column(encode(samples.group), {})
@@ -223,6 +225,7 @@ def samples_of(columns: Mapping[str, Column]) -> SampleTable:
         covariate_names=() if covariates is None else _names_of(covariates.attributes["names"]),
         group=decode_repeated(stored["samples/group"]) if "samples/group" in stored else None,
         columns=columns_of(columns["samples/key"].attributes.get("columns", "{}")),
+        set_aside=set_aside_of(columns["samples/split"].attributes.get("set_aside", "{}")),
         shard=shard,
         position=position,
     )
@@ -235,12 +238,18 @@ def _columns_attribute(columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
     )
 
 
-def column_flags(columns: Mapping[str, Sequence[str]]) -> str:
-    """Return the flags of `extract` that name the columns of a manifest, each after a space.
+def _set_aside_attribute(set_aside: Mapping[str, float]) -> dict[str, str]:
+    return {"set_aside": canonical_json(dict(set_aside))} if set_aside else {}
 
-    Without them the samples would lose labels, splits and groups that have columns of other names.
+
+def sample_flags(columns: Mapping[str, Sequence[str]], set_aside: Mapping[str, float]) -> str:
+    """Return the flags of `extract` that give the samples again, each after a space.
+
+    Without them samples would lose labels, splits and groups that have columns of other names, and those of
+    val and test that were set aside would be of train.
     """
-    return "".join(
+    aside = "".join(f" {ASIDE_FLAGS[name]} {number}" for name, number in set_aside.items() if number)
+    return aside + "".join(
         f" {COLUMN_FLAGS[role]} {quote(name)}"
         for role, names in columns.items()
         if role in COLUMN_FLAGS and not (role in FOUND_BY_ROLE and tuple(names) == (role,))
@@ -254,6 +263,21 @@ def columns_of(text: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(record, dict):
         raise CacheError("the columns of the samples are not an object")
     return {role: _names_of(json.dumps(names)) for role, names in record.items()}
+
+
+def set_aside_of(text: str) -> dict[str, float]:
+    """Return `SampleTable.set_aside`, as stored. Raises CacheError or ValueError if damaged."""
+    record = json.loads(text)
+    checks = {"val": _is_fraction, "test": _is_fraction, "seed": is_integer}
+    if not isinstance(record, dict) or not all(
+        name in checks and checks[name](record[name]) for name in record
+    ):
+        raise CacheError(f"what was set aside is {text[:80]}; expected fractions of val and test and a seed")
+    return record
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 < value < 1
 
 
 def _shard_of(text: str | None) -> Shard | None:

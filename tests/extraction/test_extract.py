@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -363,6 +364,25 @@ def test_what_changes_the_result_is_told_before_the_first_image_is_read(work, fo
     (told,) = recorder.told
     assert told.startswith("Note: '|' stands in 10 of 10 labels")
     assert "give --label-separator '|'" in told
+
+
+def test_the_command_that_a_hint_proposes_keeps_labels_groups_and_splits(folder, tmp_path):
+    rows = [line.split(",")[0] for line in (folder / "train.csv").read_text().splitlines()[1:]]
+    lines = "".join(f"{image},{'ab'[i % 2]},g{i // 2}\n" for i, image in enumerate(rows))
+    (folder / "the list.csv").write_text(f"image,the class,group\n{lines}")
+    path, columns = tmp_path / "x.h5", {"label_columns": ["the class"], "group_column": "group"}
+    extract(folder / "the list.csv", path, val_fraction=0.3, seed=2, **columns, **SMALL)
+    with FeatureCache(path) as cache:
+        before, proposed = cache.samples, shlex.split(cache.extract_command("--node block1"))
+    assert {*before.split} == {"train", "val"}
+    assert proposed[:2] == ["bottleneck", "extract"]
+    result = CliRunner().invoke(command, [*proposed[2:], "--json"], catch_exceptions=False)
+    assert "splits-changed" not in result.stdout
+    with FeatureCache(path) as cache:
+        assert cache.stored_name("block1") is not None
+        for name in ("key", "split", "group"):
+            assert list(getattr(cache.samples, name)) == list(getattr(before, name))
+        assert list(cache.samples.targets) == ["the class"]
 
 
 def splits_in(path):

@@ -1,5 +1,7 @@
 """Tables come back from their columns as they were, whatever the names."""
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
@@ -13,13 +15,13 @@ from bottleneck.store.tables import (
     IMAGE_COLUMNS,
     Failure,
     ImageTable,
-    column_flags,
     decode,
     encode,
     failure_columns,
     failures_of,
     objects,
     sample_columns,
+    sample_flags,
     samples_of,
     without_failed,
 )
@@ -32,15 +34,33 @@ ROWS = st.lists(st.tuples(NAMES, st.binary(min_size=32, max_size=32), STATS), ma
 
 def test_flags_name_the_columns_that_no_default_finds():
     usual = {"image": ("image",), "label": ("label",), "split": ("split",)}
-    assert column_flags(usual) == ""
+    assert sample_flags(usual, {}) == ""
     rest = {"group": ("group",), "sample": ("sample",), "covariate": ("covariate",), "separator": ("|",)}
-    assert column_flags(usual | rest) == (
+    assert sample_flags(usual | rest, {}) == (
         " --group group --sample-column sample --covariate covariate --label-separator '|'"
     )
     others = {"image": ("file_name",), "label": ("label", "the class"), "split": ("fold",)}
-    assert column_flags(others) == (
+    assert sample_flags(others, {}) == (
         " --image-column file_name --label-column label --label-column 'the class' --split-column fold"
     )
+
+
+def test_what_was_set_aside_comes_back_and_is_named_by_flags():
+    aside = {"val": 0.2, "test": 0.1, "seed": 3}
+    table = SampleTable(objects(["s"]), np.array([[0]]), objects(["val"]), set_aside=aside)
+    assert samples_of(sample_columns(table)).set_aside == aside
+    assert sample_flags({}, aside) == " --val-fraction 0.2 --test-fraction 0.1 --seed 3"
+    assert sample_flags({}, {"test": 0.25, "seed": 0}) == " --test-fraction 0.25"
+
+
+@pytest.mark.parametrize(
+    "record", ["[]", '{"val": 2}', '{"val": "0.2"}', '{"dev": 0.2}', '{"seed": "1; echo"}']
+)
+def test_what_cannot_have_been_set_aside_is_damage(record):
+    columns = sample_columns(SampleTable(objects(["s"]), np.array([[0]]), objects(["val"])))
+    columns["samples/split"] = replace(columns["samples/split"], attributes={"set_aside": record})
+    with pytest.raises(CacheError, match="what was set aside is"):
+        samples_of(columns)
 
 
 @given(st.lists(NAMES))

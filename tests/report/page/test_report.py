@@ -257,6 +257,8 @@ def test_one_class_is_told(tmp_path):
     cache = blobs(tmp_path / "c.h5", classes=1, n=12)
     result = write_report([cache], output=tmp_path / "r.html")
     assert "one class" in result.sections["verdict"]["one-class"]
+    with FeatureCache(cache) as opened:
+        assert f"bottleneck extract {opened.source} -o {cache}" in result.sections["verdict"]["next"]
 
 
 def test_classes_without_a_sample_in_what_is_measured_are_a_problem():
