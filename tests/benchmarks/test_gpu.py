@@ -26,6 +26,7 @@ def on(photographs):
 
 
 def test_float32_agrees_and_bfloat16_differs_a_little(on):
+    on["limit"] = 2  # bfloat16 takes seconds an image where a processor has no unit for it
     assert gpu_checks.agreement(**on, precision="fp32")["difference"] < 1e-5
     half = gpu_checks.agreement(**on, precision="bf16")
     assert 1e-4 < half["difference"] < 0.3
