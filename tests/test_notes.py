@@ -26,7 +26,8 @@ label-separator-unused labels-hard-to-judge labels-look-like-several labels-not-
 labels-of-all-samples last-batch-joined last-layer-ignored last-layer-of-other-classes
 layout-class-split lease-taken-over leep-not-computed left-out-in-features
 loss-diverged map-in-float32 map-of-stopped-merge map-precision
-map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found namesake-installed
+map-sampled measured-on-train mistakes-not-explained model-not-measured names-not-found names-of-several
+namesake-installed
 nan-labels neighbours-sampled network-converted-to-float32 network-not-shown no-cross-validation
 no-label-column no-labels no-neighbours no-test node-alias node-in-fp32
 node-in-other-precision not-converged not-finetuned

@@ -204,9 +204,11 @@ class _LabelTable:
                 row_of[sample] = row
         if (row_of < 0).all():
             example = repr(samples.key[0]) if len(samples) else "no samples"
+            others = "".join(f"Remove that column to join by {name!r}." for name in self.keys[1:2])
             raise FitError(
                 f"The labels join to nothing: none of {counted(len(cells), 'cell')} of {where} is a "
-                f"sample or image of the cache. The file has {cells[0]!r}; the cache has {example}."
+                f"sample or image of the cache. The file has {cells[0]!r}; the cache has {example}.",
+                others or "Name samples as the cache does: in full, with their folders.",
             )
         return row_of
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.data.table_file import find_column, read_table
-from bottleneck.errors import FitError, Note, counted, verb
+from bottleneck.errors import FitError, Note, counted, quoted, verb
 from bottleneck.files import other_than_file
 from bottleneck.fitting.labels import KEY_COLUMNS, in_order_of, plain_key
 from bottleneck.heads.artifact import load_head
@@ -37,13 +37,15 @@ class LeftOut:
 
     rows : samples that have an image of the list. images : (m,) rows of these images in the cache, copies of
     the same bytes included. copies : how many of the m are copies that the list does not name.
-    unknown : names that match nothing. names : how many the list has.
+    unknown : names that match nothing. ambiguous : names of an image or a sample that a group or another
+    sample has, too, which stays. names : how many the list has.
     """
 
     rows: np.ndarray
     images: np.ndarray
     copies: int
     unknown: tuple[str, ...]
+    ambiguous: tuple[str, ...]
     names: int
 
     def notes(self, cache: FeatureCache) -> list[Note]:
@@ -61,6 +63,13 @@ class LeftOut:
                 f"{verb(len(self.unknown), 'matches', 'match')} nothing in {cache.path}: {shown}."
             )
             notes.append(Note("names-not-found", text, True, {"names": list(self.unknown)}))
+        if self.ambiguous:
+            text = (
+                f"{len(self.ambiguous):,} of {counted(self.names, 'name')} {verb(len(self.ambiguous))} of an "
+                f"image or a sample, which is left out, and of a group or sample that stays: "
+                f"{quoted(self.ambiguous)}. List the images of the latter as well to leave them out."
+            )
+            notes.append(Note("names-of-several", text, True, {"names": list(self.ambiguous)}))
         calibrated = any(node.calibration for node in cache.nodes.values())
         if cache.spec.backbone.get("calibrated") or calibrated:
             text = (
@@ -91,12 +100,13 @@ def left_out(cache: FeatureCache, listed: Listed) -> LeftOut:
     samples = cache.samples
     images_of, samples_of = _rows_by_name(cache.images.key), _rows_by_name(samples.key)
     members = _rows_by_name(() if samples.group is None else samples.group)
-    chosen, unknown = set[int](), []
+    chosen, unknown, named = set[int](), [], dict[str, set[int]]()
     for name in names:
         key = _relative(name, cache.source_root)
         of = samples_of.get(key) or members.get(key, [])
         found = images_of.get(key) or samples.image[of].ravel().tolist()
         chosen.update(found)
+        named[name] = {*of, *members.get(key, [])}
         unknown += [] if found else [name]
     if not chosen:
         example = f" The list has {names[0]!r}, the cache {cache.images.key[0]!r}." if names else ""
@@ -107,7 +117,9 @@ def left_out(cache: FeatureCache, listed: Listed) -> LeftOut:
     digests = {bytes(cache.images.digest[image]) for image in chosen}
     images = np.flatnonzero([digest in digests for digest in cache.images.digests()])
     rows = np.flatnonzero(np.isin(samples.image, images).any(axis=1))
-    return LeftOut(rows, images, len(images) - len(chosen), tuple(unknown), len(names))
+    left = set(rows.tolist())
+    ambiguous = tuple(name for name, of in named.items() if not of <= left)
+    return LeftOut(rows, images, len(images) - len(chosen), tuple(unknown), ambiguous, len(names))
 
 
 def without_rows(samples: SampleTable, rows: np.ndarray) -> SampleTable:
@@ -145,7 +157,7 @@ def seen_images(
         found = left_out(opened, listed)
         digests = opened.images.digest[found.images]
         keys = opened.images.key[found.images]
-        notes = [note for note in found.notes(opened) if note.code == "names-not-found"]
+        notes = [note for note in found.notes(opened) if note.code in ("names-not-found", "names-of-several")]
     seen, decided = trained.has(digests)
     _, first = np.unique(digests, axis=0, return_index=True)
     undecided = int((~decided[first]).sum())
@@ -193,16 +205,19 @@ def _column(path: Path) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text("utf-8-sig").splitlines()
+        return path.read_text("utf-8-sig").split("\n")  # a name may have other ends of lines, as U+2028
     except UnicodeDecodeError:
         raise FitError(f"{path} is not UTF-8 text; expected one name a line.", "Save it as UTF-8.") from None
 
 
 def _rows_by_name(names: Iterable[object]) -> dict[str, list[int]]:
-    """Return the rows of each name as it is compared: names of two files may be the same one."""
+    """Return the rows of each name as it is compared: names of two files may be the same one.
+
+    Outer spaces do not count, since a list has none.
+    """
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows.setdefault(plain_key(str(name)), []).append(row)
+        rows.setdefault(plain_key(str(name)).strip(), []).append(row)
     return rows
 
 

@@ -100,6 +100,15 @@ class TestLabelsFile:
             with pytest.raises(FitError, match="the cache has no samples"):
                 relabelled(none, opened.images.key, path)
 
+    def test_what_joins_to_nothing_says_how_to_go_on(self, cache, tmp_path):
+        rows = [(i, f"그림/{i:03d}.png", "fm"[i % 2]) for i in range(90)]
+        labels = self.write(tmp_path, [("sample", "image", "sex"), *rows])
+        with pytest.raises(FitError, match="Remove that column to join by 'image'"):
+            fit_heads(cache, labels=labels, output=tmp_path / "heads")
+        labels = self.write(tmp_path, [("image", "sex"), *((name[3:], sex) for _, name, sex in rows)])
+        with pytest.raises(FitError, match="in full, with their folders"):
+            fit_heads(cache, labels=labels, output=tmp_path / "heads")
+
     def test_samples_without_a_group_are_refused(self, cache, tmp_path):
         """They would be one group. Rows that name no sample need none."""
         rows = [("image", "sex", "site")]

@@ -103,6 +103,32 @@ def test_samples_groups_tables_and_copies_are_found(cache, tmp_path):
         assert (found.rows.tolist(), found.copies) == ([7, 60], 1)
 
 
+def test_names_with_outer_spaces_and_other_ends_of_lines_are_found(tmp_path):
+    group = np.array(["Anna " if i < 3 else "Be\u2028a" if i < 5 else f"{i}" for i in range(N)], object)
+    cache = write_cache(tmp_path / "c.h5", X, [class_target(Y)], split=SPLIT, group=group)
+    (tmp_path / "list.txt").write_bytes("Anna \r\nBe\u2028a\r\n".encode())
+    with FeatureCache(cache) as opened:
+        found = left_out(opened, tmp_path / "list.txt")
+    assert (found.rows.tolist(), found.unknown) == ([0, 1, 2, 3, 4], ())
+
+
+def test_a_name_of_an_image_that_is_also_a_group_s_is_told(tmp_path):
+    """The image is left out, and the group stays."""
+    named = np.array([key(5) if i in (8, 9) else key(i) if i == 6 else "사람" for i in range(N)], object)
+    cache = write_cache(tmp_path / "c.h5", X, [class_target(Y)], split=SPLIT, group=named)
+    with FeatureCache(cache) as opened:
+        found = left_out(opened, [key(5), key(6), "사람"])
+        assert found.ambiguous == (key(5),)
+        assert 8 not in found.rows
+        (note,) = (note for note in found.notes(opened) if note.code == "names-of-several")
+    text = "1 of 3 names is of an image or a sample, which is left out, and of a group or sample that stays: "
+    assert note.message.startswith(f"{text}'{key(5)}'.")
+    (head,) = fit_heads(cache, output=tmp_path / "heads").heads
+    assert "names-of-several" in {
+        note["code"] for note in seen_images(head["path"], cache, [key(5)])["notes"]
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
