@@ -8,7 +8,7 @@ A `Note` is not an error: it reports a decision that was taken for the user, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +159,16 @@ def reused_note(reused: int, total: int, folder: object) -> Note:
         f"with the same settings, from {folder}."
     )
     return Note("runs-reused", text, details={"runs": reused})
+
+
+def unread_notes(what: str, reasons: Mapping[str, str]) -> list[Note]:
+    """Return a note on images that could not be read, and so take no part; none where there are none.
+
+    what : begins the sentence. reasons : by image.
+    """
+    first = "".join(f"{image}: {why}" for image, why in [*reasons.items()][:1])
+    text = f"{what}: {len(reasons):,}; the first is {first}."
+    return [Note("images-unread", text, True, {"failed": len(reasons)})] if reasons else []
 
 
 def refuse_strict(notes: Iterable[Note], strict: bool, tell: Callable[[str], None] | None = None) -> None:

@@ -18,7 +18,7 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.data.read_source import read_sources
 from bottleneck.data.source import Source
-from bottleneck.errors import ArtifactError, BottleneckError, Note
+from bottleneck.errors import ArtifactError, BottleneckError, Note, unread_notes
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.head_files import blockwise
 from bottleneck.fitting.labels import relabelled
@@ -114,7 +114,11 @@ def because(
         first = "".join(f"; the first: {key} {why}" for key, why in [*failed.items()][:1])
         raise BottleneckError(f"None of the images could be explained{first}.")
     seconds = time.perf_counter() - started
-    notes = [*classifier.trunk.notes, *notes]
+    notes = [
+        *classifier.trunk.notes,
+        *notes,
+        *unread_notes("Images that are not explained", failed),
+    ]
     return Because(str(cache), head.kind == "ridge", pulls, failed, seconds, notes)
 
 

@@ -21,7 +21,7 @@ from bottleneck.data.config import LabelConfig, ReadConfig
 from bottleneck.data.read_source import read_source
 from bottleneck.data.source import Source
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import BottleneckError, Note, counted, refuse_strict
+from bottleneck.errors import BottleneckError, Note, counted, refuse_strict, unread_notes
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, write_whole
 from bottleneck.fitting.labels import relabelled
@@ -147,7 +147,8 @@ def evaluate(
     failed = list(outputs.failed.items())
     if unknown is not None:
         figures, others, told = call.compared_with(unknown, outputs)
-        notes += told
+        what = "Images given as unknown that are not measured"
+        notes += [*told, *unread_notes(what, others)]
         refuse_strict(notes, strict)
         doubts |= figures
         failed += others.items()
@@ -184,12 +185,14 @@ def _require_errors_of(head: HeadArtifact, path: Path) -> None:
 class _Measured:
     """The n samples that were scored.
 
-    selection : that they are of. answers : (n, …) in the head's codes. images : (n,) keys of their first
-    images. seen : how many of the images the head was fitted on. where : names the samples in a sentence.
+    selection : that they are of. answers : (n, …) in the head's codes. samples, images : (n,) their keys, and
+    those of their first images. seen : how many of the images the head was fitted on. where : names the
+    samples in a sentence.
     """
 
     selection: Selection
     answers: np.ndarray
+    samples: np.ndarray
     images: np.ndarray
     outputs: Outputs
     seen: _Seen
@@ -227,10 +230,11 @@ class _Call:
         if self.split is None and foreign and (samples.split == "train").all():
             selection = replace(selection, split=ALL_SAMPLES)
         notes += [*outputs.notes, *_notes(head, selection, seen, self.split is not None)]
+        notes += unread_notes("Images that are not measured", outputs.failed)
         refuse_strict(notes, self.strict)
-        images = keys[samples.image[selection.rows[outputs.rows], 0]]
-        answers = selection.answers[outputs.rows]
-        return _Measured(selection, answers, images, outputs, seen, where), notes
+        rows, answers = selection.rows[outputs.rows], selection.answers[outputs.rows]
+        images = keys[samples.image[rows, 0]]
+        return _Measured(selection, answers, samples.key[rows], images, outputs, seen, where), notes
 
     def _labelled(
         self, opened: FeatureCache | Source, keys: np.ndarray, labels: str | Path | None
@@ -345,12 +349,19 @@ def _notes(head: HeadArtifact, selection: Selection, seen: _Seen, stated: bool) 
 
 
 def _errors_csv(measured: _Measured, class_names: Sequence[str], raw: bool) -> bytes:
-    """Return the misclassified samples as CSV, the most confident mistakes first."""
+    """Return the misclassified samples as CSV, the most confident mistakes first.
+
+    Their names are a column where they are others than those of their images.
+    """
     scores, answers = measured.outputs.scores, measured.answers
     predicted, confidence = scores.argmax(axis=1), scores.max(axis=1)
     wrong = np.flatnonzero(predicted != answers)
-    lines = [("image", "true", "predicted", "confidence")]
+    named = not np.array_equal(measured.samples, measured.images)
+    lines: list[tuple[str, ...]] = [
+        ("image", "true", "predicted", "confidence", *(["sample"] if named else []))
+    ]
     for row in wrong[np.argsort(-confidence[wrong], kind="stable")]:
         names = (class_names[answers[row]], class_names[predicted[row]])
-        lines.append((measured.images[row], *names, f"{confidence[row]:.4f}"))
+        sample = [measured.samples[row]] if named else []
+        lines.append((measured.images[row], *names, f"{confidence[row]:.4f}", *sample))
     return "".join(csv_lines(lines, raw)).encode()

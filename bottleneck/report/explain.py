@@ -22,7 +22,7 @@ from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import Preprocess
 from bottleneck.data.read_source import read_sources
 from bottleneck.data.source import Source
-from bottleneck.errors import BottleneckError, Note, counted, distinct, refuse_strict
+from bottleneck.errors import BottleneckError, Note, counted, distinct, refuse_strict, unread_notes
 from bottleneck.extraction.cached_source import source_of
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.files import require_file_name, whole_file
@@ -157,8 +157,7 @@ def _unread(failed: dict[str, str], any_explained: bool, images: int) -> list[No
     if not any_explained:
         reason = f"; the first: {first}" if first else ""
         raise BottleneckError(f"None of {counted(images, 'image')} could be explained{reason}.")
-    text = f"Images that are not explained: {len(failed):,}; the first is {first}."
-    return [Note("images-unread", text, True)] if failed else []
+    return unread_notes("Images that are not explained", failed)
 
 
 def _own_output(path: Path) -> tuple[Path, list[Note]]:

@@ -89,6 +89,8 @@ def test_images_of_the_same_name_in_two_folders_are_told_apart(made_cache, image
     found = because(head["path"], *folders, cache=made_cache)
     assert [one["image"] for one in found.pulls] == [str(folder / "1.png") for folder in folders]
     assert list(found.failed) == [str(folder / "2.png") for folder in folders]
+    (note,) = (note for note in found.notes if note.code == "images-unread")
+    assert note.message.startswith(f"Images that are not explained: 2; the first is {folders[0] / '2.png'}: ")
 
 
 def test_a_class_of_a_head_of_numbers_is_refused_as_one(listed, few):

@@ -152,6 +152,18 @@ def test_evaluate_by_remembered_columns(listed):
     assert tags["classes"] == ["blue", "even", "green", "red"]
 
 
+def test_the_list_of_mistakes_names_samples_that_are_not_called_as_their_images(listed, tmp_path):
+    all_red = write_rows(
+        tmp_path / "l.csv", [{"sample": row["name"], "species": "red"} for row in listed.rows]
+    )
+    found = evaluate(listed.heads["species"], listed.cache, labels=all_red, errors=tmp_path / "e.csv")
+    with open(tmp_path / "e.csv", newline="", encoding="utf-8") as file:
+        wrong = list(csv.DictReader(file))
+    assert len(wrong) == found["n"] - np.trace(found["confusion"]) > 0
+    image_of = {row["name"]: row["Photo"] for row in listed.rows}
+    assert [image_of[row["sample"]].endswith(row["image"]) for row in wrong] == [True] * len(wrong)
+
+
 def test_flags_override_what_is_remembered(listed, tmp_path):
     rows = [{**row, "truth": "red", "cut": "val" if i % 2 else "test"} for i, row in enumerate(listed.rows)]
     manifest = write_rows(tmp_path / "l.csv", rows)

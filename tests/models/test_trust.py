@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from bottleneck import FeatureCache, evaluate, fit_heads, load_model, predict
 from bottleneck.cli.main import group
-from bottleneck.errors import ArtifactError, BottleneckError, CacheError
+from bottleneck.errors import ArtifactError, BottleneckError, CacheError, StrictError
 from bottleneck.fitting.calibrated import novelty_on
 from bottleneck.heads.artifact import load_head
 from bottleneck.heads.novelty import fit_novelty
@@ -119,9 +119,17 @@ def test_failed_images_of_one_name_are_listed_for_both_sources(fitted, images, t
     broken.write_bytes(b"")
     key = broken.relative_to(tmp_path / "known").as_posix()
     monkeypatch.setattr("bottleneck.models.evaluate.measure_unknown", lambda *_: ({}, {key: "lost"}, []))
-    found = evaluate(head, tmp_path / "known", unknown=others, **RUN)["failed"]
+    result = evaluate(head, tmp_path / "known", unknown=others, **RUN)
+    found = result["failed"]
     assert [each["image"] for each in found] == [key, key]
     assert found[1]["error"] == "lost"
+    told = [note.message for note in result["notes"] if note.code == "images-unread"]
+    assert told == [
+        f"Images that are not measured: 1; the first is {key}: {found[0]['error']}.",
+        f"Images given as unknown that are not measured: 1; the first is {key}: lost.",
+    ]
+    with pytest.raises(StrictError, match="Images that are not measured: 1"):
+        evaluate(head, tmp_path / "known", strict=True, **RUN)
 
 
 @pytest.mark.parametrize(
