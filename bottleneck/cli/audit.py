@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bottleneck.studies.audit.audit import AuditResult
 
 SHOWN = 10
+JUDGED_BY = ("head", "target", "node", "doubt", "precision", "cv", "seed")  # options that a next run repeats
 flag = flags_of(AuditConfig)
 
 
@@ -102,11 +103,13 @@ def command(terminal: Terminal, cache: str, odd: tuple[tuple[str, float], ...], 
     from bottleneck.studies.audit.audit import audit
 
     result = audit(cache, odd=dict(odd), reporter=terminal, **options)
-    terminal.result(result.to_json(), *_shown(result, cache))
+    given = {name: options[name] for name in JUDGED_BY if options[name] != getattr(AuditConfig, name, None)}
+    words = [quote(cache), *(f"--{name} {quote(str(value))}" for name, value in given.items())]
+    terminal.result(result.to_json(), *_shown(result, cache, f"bottleneck audit {' '.join(words)}"))
 
 
-def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
-    """Return a summary, and the worst of each kind."""
+def _shown(result: AuditResult, cache: str, again: str) -> list[RenderableType]:
+    """Return a summary, and the worst of each kind. again : the command without --fix and --repair."""
     summary = [
         ("labels that are probably wrong", result.label_issues["flag"], result.samples),
         ("pairs of copies", result.duplicates["flag"], None),
@@ -154,7 +157,7 @@ def _shown(result: AuditResult, cache: str) -> list[RenderableType]:
     if confusable:
         rows = [[*item["classes"], item["score"]] for item in confusable[:SHOWN]]
         parts.append(table("Classes that cannot be told apart", ("class", "and", "score"), rows))
-    parts += _figures(result, cache)
+    parts += _figures(result, again)
     return parts
 
 
@@ -165,7 +168,7 @@ def _cell(item: dict[str, Any], column: str) -> Any:
     return ", ".join(f"{kind} {item['scores'][kind]:.2g}" for kind in item["kinds"])
 
 
-def _figures(result: AuditResult, cache: str) -> list[str]:
+def _figures(result: AuditResult, again: str) -> list[str]:
     lines = []
     if result.label_issues["flag"]:
         share, expected = result.label_issues["share"], result.label_issues["expected_wrong"]
@@ -198,13 +201,15 @@ def _figures(result: AuditResult, cache: str) -> list[str]:
     if fix := result.files.get("fix"):
         lines.append(f"{fix} has {_labels(result.label_issues['flag'])} first: look before you use it.")
         if "test_accuracy" in result.leaks:
-            lines.append(f"Next: bottleneck audit {quote(cache)} --repair {quote(fix)}")
+            lines.append(f"Next: {again} --repair {quote(fix)}")
         else:
             lines.append(
                 "--repair measures what they bring on a test split: extract with --test-fraction 0.2."
             )
-    elif result.label_issues["flag"]:
-        lines.append(f"Next: bottleneck audit {quote(cache)} --fix labels.csv")
+    elif (
+        result.label_issues["flag"] and "label" not in result.label_issues["items"][0]
+    ):  # no multi-label target
+        lines.append(f"Next: {again} --fix labels.csv")
     return lines
 
 

@@ -8,7 +8,7 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.completion import complete_node
-from bottleneck.cli.options import engine_options, flags_of, loading_options
+from bottleneck.cli.options import engine_options, flags_of, input_column_options, loading_options
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.errors import counted
 from bottleneck.studies.study_config import DriftConfig
@@ -34,6 +34,7 @@ flag = flags_of(DriftConfig)
 @flag("--seed", type=int, help="Seed of the folds, of draws and of the permutations.")
 @loading_options
 @engine_options
+@input_column_options
 @shows_results
 def command(terminal: Terminal, cache: str, new: str, **options: Any) -> None:
     """Say whether the images of NEW are like those of CACHE that heads learn from.

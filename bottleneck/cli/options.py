@@ -239,14 +239,26 @@ separator_option = setting(
     help="Character between several labels in one cell, such as |.",
 )
 
+image_column_option = _reading(
+    "--image-column",
+    "image_columns",
+    multiple=True,
+    show_default="image, else file_name",
+    help="Manifest column of image paths; repeat the flag for several images per sample.",
+)
+sample_column_option = _reading(
+    "--sample-column", show_default="the image path", help="Manifest column of unique sample names."
+)
+covariate_option = _reading(
+    "--covariate",
+    "covariate_columns",
+    multiple=True,
+    help="Manifest column of numbers that the head takes beside the features; may be repeated.",
+)
+input_column_options = together(image_column_option, sample_column_option, covariate_option)
+
 column_options = together(
-    _reading(
-        "--image-column",
-        "image_columns",
-        multiple=True,
-        show_default="image, else file_name",
-        help="Manifest column of image paths; repeat the flag for several images per sample.",
-    ),
+    image_column_option,
     _reading(
         "--label-column",
         "label_columns",
@@ -264,15 +276,8 @@ column_options = together(
         "group_column",
         help="Manifest column of groups: samples with equal values stay in one split and fold.",
     ),
-    _reading(
-        "--sample-column", show_default="the image path", help="Manifest column of unique sample names."
-    ),
-    _reading(
-        "--covariate",
-        "covariate_columns",
-        multiple=True,
-        help="Manifest column of numbers that the head takes beside the features; may be repeated.",
-    ),
+    sample_column_option,
+    covariate_option,
     classes_option,
     regression_option,
     separator_option,

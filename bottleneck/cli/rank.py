@@ -39,9 +39,10 @@ def command(terminal: Terminal, caches: tuple[str, ...], **options: Any) -> None
         for each in ranking.ranked
     ]
     taus = [table("Kendall's τ with accuracy", ("score", "τ"), ranking.tau.items())] if ranking.tau else []
+    target = f" --target {quote(options['target'])}" if options["target"] else ""
     terminal.result(
         ranking.to_json(),
         table(f"Best first by {ranking.by}", ("cache", "LogME", "H-score", "LEEP", "kNN", "accuracy"), rows),
         *taus,
-        f"Next: bottleneck advise {quote(ranking.ranked[0].cache)}",
+        f"Next: bottleneck advise {quote(ranking.ranked[0].cache)}{target}",
     )

@@ -9,7 +9,13 @@ import click
 from rich.console import RenderableType
 
 from bottleneck.cli.completion import complete_node
-from bottleneck.cli.options import engine_options, flags_of, loading_options, strict_option
+from bottleneck.cli.options import (
+    engine_options,
+    flags_of,
+    input_column_options,
+    loading_options,
+    strict_option,
+)
 from bottleneck.cli.terminal import Command, Terminal, shows_results, table
 from bottleneck.errors import counted
 from bottleneck.studies.study_config import SuggestConfig
@@ -33,6 +39,7 @@ flag = flags_of(SuggestConfig)
 @strict_option
 @loading_options
 @engine_options
+@input_column_options
 @shows_results
 def command(terminal: Terminal, cache: str, unlabelled: str | None, **options: Any) -> None:
     """Say which images of UNLABELLED to label next, after a backtest on the labels of CACHE.
@@ -85,11 +92,12 @@ def _next(result: SuggestResult) -> list[str]:
     if path is None:
         return ["Next: the same command with -o to_label.csv"]
     lines = [
-        f"{path} has the suggested images first, then the labels that are given: "
-        f"{result.labelled:,}. Fill in the column {result.target!r}."
+        f"{path} has the suggested images first, then all that have a label. Fill in the column "
+        f"{result.target!r}."
     ]
-    learn = f"fit-head {{}} --labels {quote(path)} --target {quote(result.target)}"
+    target = quote(result.target)  # its names may be numbers, which are read as quantities without --classes
+    learn = f"--labels {quote(path)} --target {target} --classes {target}"
     if result.features == result.cache:
-        return [*lines, f"Next: bottleneck {learn.format(quote(result.cache))}"]
+        return [*lines, f"Next: bottleneck fit-head {quote(result.cache)} {learn}"]
     merge = f"bottleneck cache merge {quote(result.cache)} {quote(result.features)} -o merged.h5"
-    return [*lines, f"Next: {merge}", f"      bottleneck {learn.format('merged.h5')}"]
+    return [*lines, f"Next: {merge}", f"      bottleneck fit-head merged.h5 {learn}"]

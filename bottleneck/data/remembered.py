@@ -1,4 +1,4 @@
-"""Read a manifest by the columns that a model was made with, where the user names no others.
+"""Read a manifest by the columns that a model or cache was made with, where the user names no others.
 
 {"image": ("photo",), "split": ("fold",), "covariate": ("age",), "separator": ("|",)}
 """
@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.table_file import Table, find_column, folded
 from bottleneck.errors import Note, SourceError, listed
+from bottleneck.samples import SampleTable
 
 ROLES = {  # of `ReadConfig` that name the columns of each role
     "image": "image_columns",
@@ -20,6 +22,7 @@ ROLES = {  # of `ReadConfig` that name the columns of each role
     "covariate": "covariate_columns",
     "separator": "label_separator",
 }
+ASIDE = {"val": "val_fraction", "test": "test_fraction", "seed": "seed"}  # fields for `SampleTable.set_aside`
 DEFAULTS = {"image": ("image", "file_name"), "label": ("label",), "split": ("split",)}  # found without memory
 ANSWERS = ("label", "separator", "split", "group")  # which predictions do not need
 INSTEAD = {
@@ -53,8 +56,8 @@ def recalled(table: Table, config: ReadConfig, name: str) -> tuple[ReadConfig, l
             taken[role] = columns
         elif role == "covariate" or (role == "image" and len(columns) > 1):
             raise SourceError(
-                f"The model takes {_named(role, columns)}, and {name} has no column {missing[0]!r}; it has "
-                f"{listed(table, 20)}.",
+                f"The training data has {_named(role, columns)}, and {name} has no column {missing[0]!r}; it "
+                f"has {listed(table, 20)}.",
                 "Add or rename the column."
                 if role == "covariate"
                 else "Name the columns of the images in that order with --image-column.",
@@ -63,11 +66,29 @@ def recalled(table: Table, config: ReadConfig, name: str) -> tuple[ReadConfig, l
             notes.append(_missing_note(role, missing[0], name))
     if told := {role: columns for role, columns in taken.items() if not _is_default(role, columns)}:
         shown = ", ".join(_named(role, columns) for role, columns in told.items())
-        message = f"{name} is read by the columns that the model was made with: {shown}. Flags override them."
+        message = f"{name} is read by the columns of the training data: {shown}. Flags override them."
         details = {"columns": {role: list(columns) for role, columns in told.items()}}
         notes.append(Note("remembered-columns", message, details=details))
     named = {ROLES[role]: _as_field(role, columns) for role, columns in taken.items()}
     return replace(config, **named), notes  # type: ignore[arg-type]  # each of its own type
+
+
+def as_before(samples: SampleTable, config: ReadConfig) -> ReadConfig:
+    """Return `config` with what `samples` were read by: columns that it does not name, kinds, fractions.
+
+    The same source then has the same labels and splits.
+    """
+    values: dict[str, Any] = {
+        ROLES[role]: _as_field(role, names)
+        for role, names in samples.columns.items()
+        if role in ROLES and not getattr(config, ROLES[role])
+    }
+    values |= {ASIDE[name]: number for name, number in samples.set_aside.items()}
+    kinds = {name: target.kind for name, target in samples.targets.items()}
+    from_columns = samples.columns.get("label", ())
+    classes = tuple(name for name, kind in kinds.items() if kind == "class" and name in from_columns)
+    regression = tuple(name for name, kind in kinds.items() if kind == "regression")
+    return replace(config, remembered={}, classes=classes, regression=regression, **values)
 
 
 def _is_needed(role: str, config: ReadConfig) -> bool:
@@ -89,7 +110,5 @@ def _named(role: str, columns: tuple[str, ...]) -> str:
 
 
 def _missing_note(role: str, column: str, name: str) -> Note:
-    message = (
-        f"{name} has no column {column!r}, the {role} column that the model was made with: {INSTEAD[role]}."
-    )
+    message = f"{name} has no column {column!r}, the {role} column of the training data: {INSTEAD[role]}."
     return Note("remembered-column-missing", message, details={"role": role, "column": column})

@@ -323,8 +323,13 @@ class CacheFile:
 
 
 def _flags_in(file: h5py.File) -> str:
-    columns, splits = file["samples/key"].attrs, file["samples/split"].attrs
-    return sample_flags(columns_of(columns.get("columns", "{}")), set_aside_of(splits.get("set_aside", "{}")))
+    columns, splits, labels = file["samples/key"].attrs, file["samples/split"].attrs, file.get("labels", {})
+    targets = [
+        (name_of_link(link), str(labels[link].attrs["kind"]), json.loads(labels[link].attrs["class_names"]))
+        for link in labels
+    ]
+    aside = set_aside_of(splits.get("set_aside", "{}"))
+    return sample_flags(columns_of(columns.get("columns", "{}")), aside, targets)
 
 
 def describe_rows(dataset: str, rows: np.ndarray) -> str:

@@ -374,7 +374,8 @@ class FeatureCache:
     def source_words(self) -> str:
         """The source as a command names it, with the flags that give the samples their labels and splits."""
         known = no_samples() if isinstance(self._samples, CacheError) else self._samples
-        return quote(self.source) + sample_flags(known.columns, known.set_aside)
+        targets = [(each.name, each.kind, each.class_names) for each in known.targets.values()]
+        return quote(self.source) + sample_flags(known.columns, known.set_aside, targets)
 
     def extract_command(self, flags: str = "") -> str:
         """Return the command that extracts the source of the cache into it again, with `flags`."""

@@ -6,7 +6,7 @@ Shapes: I images, F failures, S samples, M images per sample, L labels of a mult
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from shlex import quote
@@ -242,19 +242,42 @@ def _set_aside_attribute(set_aside: Mapping[str, float]) -> dict[str, str]:
     return {"set_aside": canonical_json(dict(set_aside))} if set_aside else {}
 
 
-def sample_flags(columns: Mapping[str, Sequence[str]], set_aside: Mapping[str, float]) -> str:
+def sample_flags(
+    columns: Mapping[str, Sequence[str]],
+    set_aside: Mapping[str, float],
+    targets: Iterable[tuple[str, str, Sequence[str]]] = (),
+) -> str:
     """Return the flags of `extract` that give the samples again, each after a space.
 
-    Without them samples would lose labels, splits and groups that have columns of other names, and those of
-    val and test that were set aside would be of train.
+    Without them samples would lose labels, splits and groups that have columns of other names, those of val
+    and test that were set aside would be of train, and numbers could be read as targets of another kind.
+
+    targets : name, kind and class names of each.
     """
     aside = "".join(f" {ASIDE_FLAGS[name]} {number}" for name, number in set_aside.items() if number)
-    return aside + "".join(
+    separator = next(iter(columns.get("separator", ())), "")
+    kinds = ""
+    for target, kind, classes in targets:
+        if kind == "regression":
+            kinds += f" --regression {quote(target)}"
+        elif kind == "class" and target in columns.get("label", ()) and _is_unclear(classes, separator):
+            kinds += f" --classes {quote(target)}"
+    return f"{aside}{kinds}" + "".join(
         f" {COLUMN_FLAGS[role]} {quote(name)}"
         for role, names in columns.items()
         if role in COLUMN_FLAGS and not (role in FOUND_BY_ROLE and tuple(names) == (role,))
         for name in names
     )
+
+
+def _is_unclear(classes: Sequence[str], separator: str) -> bool:
+    """Return whether cells with these names may be read as quantities, or as several labels each."""
+    if separator and any(separator in name for name in classes):
+        return True
+    try:
+        return any(float(name) % 1 for name in classes)
+    except ValueError:
+        return False
 
 
 def columns_of(text: str) -> dict[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,19 @@ from bottleneck.backbones.recipe import LoadOptions
 from bottleneck.data.config import ReadConfig
 from bottleneck.data.preprocess import MIRROR, Preprocess
 from bottleneck.data.read_source import read_source
-from bottleneck.data.source import Source
-from bottleneck.errors import CacheError, FingerprintError, Note
+from bottleneck.data.remembered import as_before
+from bottleneck.errors import CacheError, FingerprintError, Note, SourceError
 from bottleneck.extraction.config import EngineConfig, ExtractConfig
 from bottleneck.names import is_cache
 from bottleneck.progress import Reporter
 from bottleneck.store.reader import FeatureCache
+
+INPUTS = ("image", "sample", "covariate")  # roles of a manifest's columns that new images have
+UNASKED = (
+    "files-ignored",
+    "no-label-column",
+    "split-column-unused",
+)  # notes on what new images need not have
 
 
 @dataclass(frozen=True)
@@ -65,12 +72,16 @@ def new_images(
     node: str,
     load: LoadOptions,
     engine: EngineConfig,
+    reading: ReadConfig,
     reporter: Reporter,
 ) -> Iterator[NewImages]:
     """Open a cache, or extract any other source that `extract` takes, with the network of `cache`.
 
     The features of a source are kept in `cache/SOURCE--BACKBONE.h5` below the current folder, where another
     call finds them: all vector nodes of `cache` in the precision of `node`, so that `cache merge` takes both.
+    Where that file is there, from another call or from `extract`, its labels and splits stay as they are.
+
+    reading : the columns of a manifest that the user names; others are those of `cache`.
 
     Raises
     ------
@@ -81,9 +92,11 @@ def new_images(
     SourceError, BackboneError, EngineError
     """
     if is_cache(new):
+        if reading.names_columns:
+            raise SourceError(f"Columns are named, but {new} is a cache.", "Leave the column flags out.")
         found = NewImages(FeatureCache(new))
     else:
-        found = _extracted(cache, node, new, load, engine, reporter)
+        found = _extracted(cache, node, new, load, engine, reading, reporter)
     with found.cache:
         if found.cache.path.resolve() == cache.path.resolve():
             raise CacheError(f"{new} is {cache.path} itself; expected other images.")
@@ -98,9 +111,11 @@ def _extracted(
     new: str | os.PathLike[str],
     load: LoadOptions,
     engine: EngineConfig,
+    reading: ReadConfig,
     reporter: Reporter,
 ) -> NewImages:
     # Networks take seconds to import, and a cache needs none.
+    from bottleneck.extraction.existing import open_existing
     from bottleneck.extraction.extract import run_prepared
     from bottleneck.extraction.prepare import prepare
     from bottleneck.extraction.settings import ADOPTS, default_cache
@@ -115,7 +130,8 @@ def _extracted(
             "Leave --precision out.",
             ("precision",),
         )
-    source: Source = read_source(new, ReadConfig())
+    inputs = {role: names for role, names in cache.samples.columns.items() if role in INPUTS}
+    source = read_source(new, replace(reading, remembered=inputs))
     config = ExtractConfig(
         nodes=tuple(node.name for node in nodes),
         dtype=nodes[0].dtype,
@@ -129,11 +145,15 @@ def _extracted(
             f"{cache.path} was made from {new}; its features would be written over it.",
             "Name a folder of other images, or give that folder another name.",
         )
+    if (own := open_existing(path)) is not None:
+        with own:
+            if own.source == source.location:
+                source = read_source(new, as_before(own.samples, reading))
     try:
         done = run_prepared(prepare(config, source, path, like=cache), reporter)
     except FingerprintError as error:
         raise FingerprintError(error.message, _rename(path), error.fields) from error
-    notes = tuple(note for note in done.notes if note.code != "files-ignored")
+    notes = tuple(note for note in done.notes if note.code not in UNASKED)
     return NewImages(FeatureCache(path), notes, done.startup_seconds, done.seconds, done.engines)
 
 

@@ -135,13 +135,14 @@ def _of_measurement(
 ) -> list[Problem]:
     """Return what is wrong with the measurement itself."""
     problems = []
+    has_test = cache is not None and (cache.samples.split == "test").any()
     if (found is not None and found.learnt) or (found is None and split == "the train split"):
         problems.append(
             Problem(
                 2.0,
                 "Measured on images that it has learnt from",
                 "The figures say nothing of new images. Set some aside with --test-fraction 0.2.",
-                cache.extract_command("--test-fraction 0.2") if cache else "",
+                cache.extract_command("--test-fraction 0.2") if cache and not has_test else "",
             )
         )
     elif found is not None and found.split in main.head.settings.get("chosen_on", ()):

@@ -23,7 +23,8 @@ from bottleneck.data.splits import set_aside
 from bottleneck.errors import Note, counted
 from bottleneck.extraction.cached_source import require_images, source_of
 from bottleneck.extraction.extract import extract
-from bottleneck.names import SPLITS
+from bottleneck.fitting.head_files import file_name
+from bottleneck.names import HEADS_FOLDER, SPLITS
 from bottleneck.progress import Reporter
 from bottleneck.samples import SampleTable
 from bottleneck.store.layout import cache_name
@@ -66,8 +67,8 @@ class UserCache:
 
     def finetune_command(self, head: dict[str, Any], unfreeze: int) -> str:
         """Return the command that fits the trial's `head` on the whole cache and fine-tunes from there."""
-        path = Path("heads") / Path(head["path"]).name.replace("trial--", f"{cache_name(self.path)}--", 1)
-        names = f"{quote(str(self.path))} --head {quote(str(path))}"
+        name = file_name(cache_name(self.path), self.target, head["node"], head["head"])
+        names = f"{quote(str(self.path))} --head {quote(f'{HEADS_FOLDER}/{name}.safetensors')}"
         tune = f"bottleneck finetune {names} --unfreeze {unfreeze}{self._load_flags}"
         return f"{self.fit_command(head['node'])} && {tune}"
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.errors import FitError, Note, refuse_strict
+from bottleneck.errors import FitError, Note, distinct, refuse_strict
 from bottleneck.files import require_file_name
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.progress import SILENT, Reporter
@@ -164,13 +164,15 @@ def _judged(
         require_classes(task.target)
         require_file_name(Path(fix))
     labels = None if repair is None else relabelled_task(task, repair)
+    refuse_strict(() if labels is None else labels.notes, strict)
     if judge is None or head is None:
         judged = fitted(task, config.node, reporter)
     else:
         judged = from_head(task, judge, Path(head))
     result = _audited(cache, judged, config, reporter)
     if labels is not None:
-        result = replace(result, repair=repaired(labels, judged.node, reporter))
+        notes = distinct([*result.notes, *labels.notes])
+        result = replace(result, repair=repaired(labels, judged.node, reporter), notes=notes)
     if fix is not None:
         quality = judged.quality(config.doubt, config.precision)
         result = replace(result, files={"fix": write_fix(judged, quality, Path(fix))})

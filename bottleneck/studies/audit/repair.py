@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.data.config import LabelConfig
 from bottleneck.data.table_file import csv_lines
-from bottleneck.errors import FitError, Note, listed
+from bottleneck.errors import FitError, Note, counted, listed, quoted, verb
 from bottleneck.files import write_whole
 from bottleneck.fitting.labels import relabelled
 from bottleneck.progress import Reporter
@@ -59,30 +60,52 @@ class Relabelled:
 def relabelled_task(task: Task, labels: str | os.PathLike[str]) -> Relabelled:
     """Read a labels file for a task. Raises FitError where a head on its labels could not be compared."""
     name = task.target.name
-    samples, notes = relabelled(task.samples, task.cache.images.key, labels, targets=(name,))
+    # As the cache has them: names of classes may be numbers or contain a separator.
+    separator = next(iter(task.samples.columns.get("separator", ())), None)
+    kind = LabelConfig(classes=(name,) if task.target.kind == "class" else (), label_separator=separator)
+    samples, notes = relabelled(task.samples, task.cache.images.key, labels, targets=(name,), config=kind)
     new = samples.targets[name]
     if new.kind != task.target.kind:
         raise FitError(
             f"{labels} makes {name!r} a {new.kind} target; the cache has a {task.target.kind} one."
         )
-    unknown = sorted(set(new.class_names) - set(task.target.class_names))
-    if unknown:
-        raise FitError(f"{labels} has classes that train of the cache lacks: {listed(unknown)}.")
+    known = {*task.cache.samples.targets[name].class_names, *task.target.class_names}
+    if unknown := sorted(set(new.class_names) - known):
+        raise FitError(f"{labels} has classes that the cache lacks: {listed(unknown)}.")
     if "test" not in task.rows:
         raise FitError(
             "There is no test split, on which a repair could be measured.",
             f"Set one aside, which computes no image: {task.cache.extract_command('--test-fraction 0.2')}",
         )
-    codes = np.array([task.target.class_names.index(each) for each in new.class_names], np.int64)
-    named = new.labelled
-    values = task.target.values.copy()
+    values = _values_of(new, task.target)
     if new.kind == "class":
-        values[named] = codes[new.values[named]]
-    else:
-        values[named] = 0
-        values[np.ix_(named, codes)] = new.values[named]
+        in_train = np.isin(new.class_names, task.target.class_names)[new.values]
+        kept = np.flatnonzero(new.labelled & task.target.labelled & ~in_train)
+        if len(kept):
+            names = [new.class_names[code] for code in np.unique(new.values[kept])]
+            text = (
+                f"{counted(len(kept), 'label')} of {labels} {verb(len(kept))} of {quoted(names)}, of which "
+                f"train has no sample: {verb(len(kept), 'this sample keeps', 'these samples keep')} the "
+                "label of the cache."
+            )
+            details = {"target": name, "classes": names}
+            notes.append(Note("classes-without-training-samples", text, True, details))
     new_task = replace(task, target=replace(task.target, values=values))
     return Relabelled(str(labels), task, new_task, tuple(notes))
+
+
+def _values_of(new: Target, old: Target) -> np.ndarray:
+    """Return the values of `new` in the classes of `old`, and those of `old` where it has none of these."""
+    names = list(old.class_names)
+    codes = np.array([names.index(each) if each in names else -1 for each in new.class_names], np.int64)
+    named, values = new.labelled, old.values.copy()
+    if new.kind == "class":
+        there = named & (codes[new.values] >= 0)
+        values[there] = codes[new.values[there]]
+    else:
+        values[named] = 0
+        values[np.ix_(named, codes[codes >= 0])] = new.values[named][:, codes >= 0]
+    return values
 
 
 def repaired(labels: Relabelled, node: str, reporter: Reporter) -> dict[str, Any]:

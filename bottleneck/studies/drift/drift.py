@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.config import ReadConfig
 from bottleneck.errors import CacheError, FitError, Note, counted, distinct, verb
 from bottleneck.extraction.config import EngineConfig
 from bottleneck.fitting.config import FitConfig
@@ -106,6 +107,9 @@ def drift(
     batch_size: int | None = EngineConfig.batch_size,
     workers: int | None = EngineConfig.workers,
     force: bool = EngineConfig.force,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
     reporter: Reporter = SILENT,
 ) -> DriftResult:
     """Compare new images with those of the train split of a cache.
@@ -118,6 +122,8 @@ def drift(
     target, node, n, permutations, seed : see `DriftConfig`.
     weights, trust_code, engine, precision, device, batch_size, workers, force
         As in `extract`, for images whose features have to be computed.
+    image_columns, sample_column, covariate_columns
+        Columns of a manifest, see `ReadConfig`; those of `cache` by default.
 
     Raises
     ------
@@ -132,10 +138,11 @@ def drift(
     started = time.perf_counter()
     config = config_from(DriftConfig, locals())
     load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
+    reading = config_from(ReadConfig, locals(), seed=0)
     with FeatureCache(cache) as opened:
         opened.require_rows()
         name = sole_target(opened, target)
-        with new_images(opened, new, node, load, run, reporter) as other:
+        with new_images(opened, new, node, load, run, reading, reporter) as other:
             result = _compared(opened, other, name, config, reporter)
     spent = time.perf_counter() - started - other.startup_seconds - other.extract_seconds
     return replace(result, cache=str(cache), seconds=spent)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.backbones.recipe import LoadOptions
+from bottleneck.data.config import ReadConfig
 from bottleneck.data.table_file import csv_lines
 from bottleneck.errors import CacheError, FitError, Note, counted, refuse_strict, verb
 from bottleneck.extraction.config import EngineConfig
@@ -121,6 +122,9 @@ def suggest(
     batch_size: int | None = EngineConfig.batch_size,
     workers: int | None = EngineConfig.workers,
     force: bool = EngineConfig.force,
+    image_columns: Sequence[str] = ReadConfig.image_columns,
+    sample_column: str | None = ReadConfig.sample_column,
+    covariate_columns: Sequence[str] = ReadConfig.covariate_columns,
     reporter: Reporter = SILENT,
 ) -> SuggestResult:
     """Say which images to label next, after a backtest of that choice on the labels that there are.
@@ -136,6 +140,8 @@ def suggest(
     strict : refuse decisions that change what is learnt.
     weights, trust_code, engine, precision, device, batch_size, workers, force
         As in `extract`, for images whose features have to be computed.
+    image_columns, sample_column, covariate_columns
+        Columns of a manifest, see `ReadConfig`; those of `cache` by default.
 
     Raises
     ------
@@ -147,6 +153,7 @@ def suggest(
     """
     config = config_from(SuggestConfig, locals())
     load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
+    reading = config_from(ReadConfig, locals(), seed=0)
     if output is not None:
         require_file_name(Path(output))
     started = time.perf_counter()
@@ -155,11 +162,12 @@ def suggest(
         refuse_strict(task.notes, strict)
         source: AbstractContextManager[NewImages] = nullcontext(NewImages(opened))
         if unlabelled is not None:
-            source = new_images(opened, unlabelled, node, load, run, reporter)
+            source = new_images(opened, unlabelled, node, load, run, reading, reporter)
         with source as new:
             result = _suggested(task, new, unlabelled, config, reporter)
     spent = time.perf_counter() - started - new.startup_seconds - new.extract_seconds
-    return replace(result, cache=str(cache), seconds=spent)
+    features = str(cache) if unlabelled is None else result.features
+    return replace(result, cache=str(cache), features=features, seconds=spent)
 
 
 def _suggested(

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from bottleneck.errors import BottleneckError, CacheError, FitError
 from bottleneck.extraction.extract import extract
 from bottleneck.progress import SILENT
 from bottleneck.store.cachefile import CacheFile
+from bottleneck.store.layout import statistics_path
 from bottleneck.store.reader import FeatureCache
 from bottleneck.studies.advise import strategies
 from bottleneck.studies.advise.advise import advise
@@ -68,9 +70,26 @@ def test_a_network_without_batchnorm_from_a_weights_file_is_judged_by_its_classi
 
 def test_commands_can_be_given_to_a_shell_whatever_the_names():
     user = UserCache(Path("my cache.h5"), "'/our photos'", "the label", ("bottleneck",), LoadOptions())
-    head = {"path": "advice/trial--x y.safetensors", "node": "blocks.3"}
+    head = {"target": "the label", "node": "blocks.3", "head": "logistic"}
     words = shlex.split(user.finetune_command(head, 1))
-    assert {"my cache.h5", "/our photos", "the label", "heads/my cache--x y.safetensors"} <= set(words)
+    assert {"my cache.h5", "/our photos", "the label"} <= set(words)
+
+
+def test_the_head_that_is_proposed_for_fine_tuning_is_the_one_that_is_fitted_before(
+    cache, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    path = Path("우리 사진 (1).h5")
+    shutil.copy(cache, path)
+    shutil.copy(statistics_path(cache), statistics_path(path))
+    user = UserCache(path, "stripes", "label", ("bottleneck",), LoadOptions())
+    head = {"node": "bottleneck", "head": "logistic"}
+    fit, tune = user.finetune_command(head, 1).split(" && ")
+    shown = CliRunner().invoke(
+        group, [*shlex.split(fit)[1:], "--C", "1", "--cv", "2"], catch_exceptions=False
+    )
+    assert shown.exit_code == 0, shown.output
+    assert Path(shlex.split(tune)[4]).is_file()
 
 
 def test_commands_name_the_manifest_and_its_columns_so_that_no_sample_loses_its_label(tmp_path, monkeypatch):

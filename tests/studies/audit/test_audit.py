@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -209,6 +211,35 @@ def test_a_class_that_no_other_fold_has_is_not_judged_and_keeps_its_labels(featu
     with open(tmp_path / "fix.csv", encoding="utf-8", newline="") as file:
         fixed = {row["sample"]: row["label"] for row in csv.DictReader(file)}
     assert (len(fixed), fixed[key(0)], fixed[key(3)]) == (N, "alone", "unseen")
+    repair = audit(path, repair=tmp_path / "fix.csv").repair
+    assert repair["changed"] == found.label_issues["flag"]
+    lines = [("sample", "label"), (key(1), "unseen"), (key(2), NAMES[2])]
+    (tmp_path / "other.csv").write_text("".join(f"{','.join(line)}\n" for line in lines), "utf-8")
+    repair = audit(path, repair=tmp_path / "other.csv").repair
+    (note,) = [note for note in repair["notes"] if note["code"] == "classes-without-training-samples"]
+    assert (repair["changed"], note["classes"]) == (0, ["unseen"])
+    (tmp_path / "other.csv").write_text(f"sample,label\n{key(1)},nowhere\n", "utf-8")
+    with pytest.raises(FitError, match="classes that the cache lacks: nowhere"):
+        audit(path, repair=tmp_path / "other.csv")
+
+
+def test_proposed_commands_judge_the_same_target_and_read_names_that_are_numbers(cache, tmp_path):
+    with FeatureCache(cache) as opened:
+        x, labels = opened.features("bottleneck").read(0, N), opened.samples.targets["label"].values
+    names, path = ("0.5", "1.25", "2.75"), tmp_path / "두 표.h5"
+    write_cache(path, x, [class_target(labels % 2, "a"), class_target(labels, "내 표", names)], split=SPLIT)
+
+    def call(words):
+        return CliRunner().invoke(group, [*words, "--json"] if "--repair" in words else words)
+
+    lines = call(["audit", str(path), "--target", "내 표", "--doubt", "0.1"]).stdout
+    (line,) = re.findall("^Next: bottleneck (.*)", lines, re.MULTILINE)
+    fixed = tmp_path / "고침.csv"
+    lines = call([str(fixed) if word == "labels.csv" else word for word in shlex.split(line)]).stdout
+    (line,) = re.findall("^Next: bottleneck (.*)", lines, re.MULTILINE)
+    found = json.loads(call(shlex.split(line)).stdout)
+    assert found["target"] == "내 표"
+    assert found["repair"]["changed"] == found["label_issues"]["flag"] > 0
 
 
 def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path):
@@ -220,6 +251,7 @@ def test_multilabel_targets_are_judged_label_by_label(features, truth, tmp_path)
     found = audit(write_cache(tmp_path / "m.h5", features, [target], split=SPLIT))
     wrong = {(item["sample"], item["given"]) for item in flagged(found.label_issues)}
     assert wrong == {(key(60), f"not {'abc'[truth[60]]}")}
+    assert "--fix" not in CliRunner().invoke(group, ["audit", str(tmp_path / "m.h5")]).stdout
     lines = [
         {"sample": key(i), "marks": ["abc"[k] for k in np.flatnonzero(bits[i, 1:]) + 1]} for i in range(N)
     ]

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -103,6 +105,22 @@ def test_samples_of_the_cache_without_a_label_are_candidates_but_those_of_test(f
     assert found.labelled == 120
     assert {each["image"] for each in found.suggestions} <= {f"그림/{i:03d}.png" for i in range(120, 150)}
     assert {"test-not-suggested", "fewer-suggestions"} <= {note.code for note in found.notes}
+
+
+def test_the_proposed_command_learns_from_the_list_whatever_the_names(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    x, codes = clusters(N, 2)
+    codes[150:] = -1
+    names = ("0.5", "1.25", "2.75")
+    write_cache(folder / "{} 표.h5", x, [class_target(codes, "the {kind}", names=names)])
+    words = ["suggest", "./{} 표.h5", "--n", "5", "-o", "to_{label}.csv"]
+    shown = CliRunner().invoke(group, words)
+    assert shown.exit_code == 0, shown.output
+    (line,) = re.findall("^Next: bottleneck (.*)", shown.stdout, re.MULTILINE)
+    learnt = CliRunner().invoke(group, [*shlex.split(line), "--C", "1", "--cv", "2", "--json"])
+    assert learnt.exit_code == 0, learnt.output
+    (head,) = json.loads(learnt.stdout)["heads"]
+    assert (head["target_kind"], head["n"]) == ("class", 150)
 
 
 def test_images_that_the_cache_has_are_left_out(labelled, folder):
