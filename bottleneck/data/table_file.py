@@ -193,12 +193,14 @@ def _read_csv(name: str, text: str) -> Table:
         raise SourceError(f"The table {name} is not CSV (line {reader.line_num}): {error}.") from error
     _require_columns(name, len(header))
     if twice := [column for column, count in Counter(header).items() if count > 1]:
-        raise SourceError(f"The table {name} has two columns named {twice[0]!r}.")
+        raise SourceError(f"The table {name} has two columns named {twice[0]!r}.", "Rename one of them.")
     if odd := [number for number, row in enumerate(rows, 1) if len(row) != len(header)]:
         raise SourceError(
             f"The table {name} has {counted(len(header), 'column')}, but {rows_named(odd)} "
             f"{verb(len(odd), 'has', 'have')} another number of cells; {rows_named(odd[:1])} has "
-            f"{len(rows[odd[0] - 1])}."
+            f"{len(rows[odd[0] - 1])}.",
+            "Give each row as many cells, and put double quotes around a text with a comma. Rows are counted "
+            "without the header and empty lines.",
         )
     return {column: [row[index] or None for row in rows] for index, column in enumerate(header)}
 

@@ -359,7 +359,10 @@ def test_names_that_are_not_unicode_are_failures(folder):
         ("", "no rows"),
         ("image\n", "no rows"),
         ("image,image\na.png,b.png\n", "two columns named 'image'"),
-        ("image,label\na.png\nb.png,x,y\n", r"but rows 1, 2 have another number of cells; row 1 has 1\."),
+        (
+            "image,label\na.png\nb.png,x,y\n",
+            r"but rows 1, 2 have another number of cells; row 1 has 1\. Give .* quotes",
+        ),
         ("path,label\na.png,x\n", r"columns path, label.*--image-column"),
         ('image\n"a.png\n', "not CSV"),
         ("image\na.png\n,\n", "rows? 2|cells"),
