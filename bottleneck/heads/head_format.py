@@ -148,6 +148,7 @@ CV = {  # scores of cross-validation by C
 SETTINGS = {
     "k": lambda value: is_integer(value) and value > 0,
     "chosen_on": _are_texts,
+    "fitted_on": _are_texts,
     "scales": lambda value: is_object(value) and all(_is_finite(s) and s >= 0 for s in value.values()),
     "flip": is_flag,
     "finetuned": lambda value: is_object(value) and is_text(value.get("input", "")),

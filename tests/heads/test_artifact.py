@@ -316,6 +316,7 @@ IMPOSSIBLE = {
     "name of the backbone": ({"backbone": {"name": 7}}, "name '7'"),
     "depth": ({"backbone": {"name": "x", "depth": "deep"}}, "depth 'deep'"),
     "chosen_on": ({"settings": {"chosen_on": 3}}, "chosen_on '3'"),
+    "fitted_on": ({"settings": {"fitted_on": 3}}, "fitted_on '3'"),
     "finetuned": ({"settings": {"finetuned": ["layer4"]}}, "finetuned"),
     "classes twice": ({"class_names": ["a", "b", "a"]}, "class 'a' twice"),
     "images per sample": ({"images_per_sample": 10**9}, "images a sample; expected 1 to"),
