@@ -183,17 +183,24 @@ def _recoded(target: Target | None, joined: Target, count: int) -> np.ndarray:
 
 
 def _without_repeats(samples: SampleTable) -> SampleTable:
-    """Drop samples that occur again with the same content. Raises CacheError if the contents differ."""
+    """Drop samples that occur again with the same content. Raises CacheError if the contents differ.
+
+    A sample whose key is its group has none in its cache; it gets the one that it has in another.
+    """
     first = first_equal(hashes_of(samples.key))
     again = np.flatnonzero(first != np.arange(len(first)))
+    group = None if samples.group is None else samples.group.copy()
     for index in again.tolist():
-        if _content(samples, first[index]) != _content(samples, index):
+        key, before = samples.key[index], first[index]
+        given = set() if group is None else {group[before], group[index]} - {key}
+        if _content(samples, before) != _content(samples, index) or len(given) > 1:
             raise CacheError(
-                f"The sample {samples.key[index]!r} occurs in two caches with different images, labels or "
-                "split.",
+                f"The sample {key!r} occurs in two caches with different images, labels, group or split.",
                 "Extract both sources again, so that they agree, then merge.",
             )
-    return samples.take(np.delete(np.arange(len(first)), again))
+        if group is not None and given:
+            group[before] = given.pop()
+    return replace(samples, group=group).take(np.delete(np.arange(len(first)), again))
 
 
 def _content(samples: SampleTable, index: int) -> tuple[object, ...]:

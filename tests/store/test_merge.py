@@ -126,6 +126,23 @@ def test_groups_and_covariates_come_along(tmp_path):
         assert cache.samples.covariates.tolist() == [[2.0], [2.0]]
 
 
+@pytest.mark.parametrize("groups", [("g", None), (None, "g"), ("g", "g")])
+def test_a_sample_of_two_caches_has_the_group_that_any_of_them_gives(tmp_path, groups):
+    paths = [
+        write(tmp_path / f"{number}.h5", table(group=None if group is None else objects([group])))
+        for number, group in enumerate(groups)
+    ]
+    merge(paths, tmp_path / "out.h5")
+    with FeatureCache(tmp_path / "out.h5") as cache:
+        assert list(cache.samples.group) == ["g"]
+
+
+def test_a_sample_with_two_groups_is_refused(tmp_path):
+    paths = [write(tmp_path / f"{group}.h5", table(group=objects([group]))) for group in "gh"]
+    with pytest.raises(CacheError, match="different images, labels, group or split"):
+        merge(paths, tmp_path / "out.h5")
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
