@@ -185,7 +185,7 @@ def test_missing_remembered_columns(listed, tmp_path):
     result = predict(head, manifest("name"), engine="torch")
     assert [record["sample"] for record in result["predictions"]] == [row["Photo"] for row in listed.rows]
     assert "has no column 'name', the sample column" in " ".join(map(str, result["notes"]))
-    with pytest.raises(SourceError, match=r"takes covariate 'age', and l\.csv has no column 'age'"):
+    with pytest.raises(SourceError, match=r"has covariate 'age', and l\.csv has no column 'age'"):
         predict(head, manifest("age"))
     with pytest.raises(SourceError, match="--image-column"):
         predict(head, manifest("Photo"))
