@@ -233,7 +233,7 @@ def test_a_file_without_a_network_stands_for_the_one_that_it_names(fitted, tmp_p
 
 def test_a_head_of_other_features_is_refused(fitted, tmp_path, run):
     other = tmp_path / "other.h5"
-    extract(fitted.source, other, image_size=96, limit=6)
+    extract(fitted.source, other, image_size=96, limit=6, engine="torch")
     result = run("evaluate", fitted.head, other, "--split", "train")
     assert result.code == 1
     assert "preprocess.size" in result.err
