@@ -274,14 +274,12 @@ def apply_link(logits: np.ndarray, link: str, temperature: float = 1.0) -> np.nd
     if link == "identity":
         return np.asarray(logits, np.float64)[:, 0]
     z = np.asarray(logits, np.float64) / temperature
-    if link == "softmax":
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return z / z.sum(axis=1, keepdims=True)
-    p = 0.5 * (1 + np.tanh(0.5 * z))  # the sigmoid, without overflow
+    if link == "sigmoid":
+        return 0.5 * (1 + np.tanh(0.5 * z))  # without overflow
     if link == "ovr":
-        p = p + np.finfo(np.float64).tiny
-        p /= p.sum(axis=1, keepdims=True)
-    return p
+        z = -np.logaddexp(0, -z)  # logarithms of the sigmoids, which may all be too small for a float
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
 
 
 def load_head(path: str | os.PathLike[str]) -> HeadArtifact:

@@ -109,10 +109,9 @@ class Deployed(nn.Module):
         if self.link == "identity":
             return z
         z = z / self.temperature
-        if self.link == "softmax":
-            return torch.softmax(z, dim=1)
-        p = torch.sigmoid(z)
-        return p / p.sum(dim=1, keepdim=True) if self.link == "ovr" else p
+        if self.link == "sigmoid":
+            return torch.sigmoid(z)
+        return torch.softmax(nn.functional.logsigmoid(z) if self.link == "ovr" else z, dim=1)
 
 
 def _linear(coef: np.ndarray, intercept: np.ndarray) -> nn.Linear:

@@ -106,6 +106,7 @@ def test_links():
     assert np.allclose(apply_link(z, "softmax"), [[1, 0], [0.5, 0.5]])
     assert np.allclose(apply_link(z, "sigmoid"), [[1, 0], [0.5, 0.5]])
     assert np.allclose(apply_link(-abs(z), "ovr"), 0.5)
+    assert np.allclose(apply_link(np.array([[-1000.0, -1001.0]]), "ovr"), [[0.731059, 0.268941]])
     assert np.allclose(apply_link(z[:, :1], "identity"), [1000, 0])
 
 

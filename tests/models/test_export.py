@@ -103,6 +103,16 @@ def test_links_at_the_heads_temperature(backbone, link, kind):
     np.testing.assert_allclose(found, expected(backbone, artifact, pixels), atol=1e-5)
 
 
+def test_one_against_the_rest_has_probabilities_where_every_sigmoid_is_zero(backbone):
+    artifact = head(backbone, link="ovr", target_kind="class")
+    artifact = replace(artifact, arrays=artifact.arrays | {"intercept": artifact.intercept - np.float32(500)})
+    pixels = np.random.default_rng(5).integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8)
+    with torch.no_grad():
+        found = Deployed(backbone, artifact)(torch.from_numpy(pixels)).numpy()
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(found, expected(backbone, artifact, pixels), atol=1e-3)
+
+
 def test_a_file_that_says_something_else_is_not_written(backbone, tmp_path, monkeypatch):
     original = Deployed.forward
     monkeypatch.setattr(Deployed, "forward", lambda self, pixels: original(self, pixels) + 1e-2)
