@@ -202,7 +202,8 @@ def _failed(cache: FeatureCache) -> Problem:
 def look_alikes(cache: FeatureCache, audits: Any) -> list[dict[str, Any]]:
     """Return pairs of images that are the same, or nearly, in two splits: {images, splits, cosine}.
 
-    audits : results of `audit`; without one only files of the same bytes are found.
+    audits : results of `audit`; without one only files of the same bytes are found. The splits are those of
+    the cache: an audit may be older, or of another cache of the images.
     """
     splits: dict[int, set[str]] = {}
     for images, split in zip(cache.samples.image, cache.samples.split, strict=True):
@@ -216,16 +217,15 @@ def look_alikes(cache: FeatureCache, audits: Any) -> list[dict[str, Any]]:
         both = splits.get(other, set()) | splits.get(row, set())
         if other != row and len(both) > 1:
             pairs[keys[other], keys[row]] = {"splits": sorted(both), "cosine": 1.0, "exact": True}
-    known = set(keys)
+    row_of = {key: row for row, key in enumerate(keys)}
     for audit in audits:
         for item in audit["leaks"].get("items", ()):
             images = tuple(item.get("images", ()))
-            if len(images) == 2 and set(images) <= known:
-                values = {
-                    "splits": item.get("splits", []),
-                    "cosine": item.get("cosine"),
-                    "exact": item.get("exact"),
-                }
+            if len(images) != 2 or not set(images) <= row_of.keys():
+                continue
+            both = set[str]().union(*(splits.get(row_of[image], set()) for image in images))
+            if len(both) > 1:
+                values = {"splits": sorted(both), "cosine": item.get("cosine"), "exact": item.get("exact")}
                 pairs.setdefault(images, values)
     return [{"images": list(images), **values} for images, values in pairs.items()]
 

@@ -21,7 +21,7 @@ from bottleneck.extraction.extract import extract
 from bottleneck.fitting.fit_heads import fit_heads
 from bottleneck.heads.artifact import load_head
 from bottleneck.progress import SILENT
-from bottleneck.report.page import held_out, verdict_section
+from bottleneck.report.page import data_section, held_out, verdict_section
 from bottleneck.report.page.model_section import Neighbours
 from bottleneck.report.page.pictures import Pictures
 from bottleneck.report.page.report import write_report
@@ -287,6 +287,16 @@ def test_the_same_file_in_two_splits_is_a_pair_and_a_problem(tmp_path):
     result = write_report([cache], output=tmp_path / "r.html")
     assert "look-alikes" in result.sections["data"]
     assert result.sections["verdict"]["problems"][0]["headline"] == "1 pair of images is in two splits"
+
+
+def test_pairs_of_an_audit_have_the_splits_of_the_cache(tmp_path):
+    """Those of the audit may be of another cache of the same images, or older."""
+    with FeatureCache(blobs(tmp_path / "c.h5")) as cache:
+        test, first, second = (str(cache.images.key[row]) for row in (0, 1, 2))
+        told = {"splits": ["test", "val"], "cosine": 0.99, "exact": False}
+        items = [{"images": [first, one], **told} for one in (test, second)]
+        (pair,) = data_section.look_alikes(cache, [{"leaks": {"items": items}}])
+    assert pair == {"images": [first, test], "splits": ["test", "train"], "cosine": 0.99, "exact": False}
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_work(made_cache, tmp_path):
