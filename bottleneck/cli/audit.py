@@ -198,17 +198,18 @@ def _figures(result: AuditResult, again: str) -> list[str]:
             f"{repair['test_accuracy_before']:.4f} before, {repair['test_accuracy_after']:.4f} after "
             f"(gain {repair['gain']:+.4f}, 95 % interval {low:+.4f} … {high:+.4f})."
         )
-    if fix := result.files.get("fix"):
-        lines.append(f"{fix} has {_labels(result.label_issues['flag'])} first: look before you use it.")
+    flagged, fix = result.label_issues["flag"], result.files.get("fix")
+    if fix and not flagged:
+        lines.append(f"{fix} has all labels as they are: none is probably wrong.")
+    elif fix:
+        lines.append(f"{fix} has {_labels(flagged)} first: look before you use it.")
         if "test_accuracy" in result.leaks:
             lines.append(f"Next: {again} --repair {quote(fix)}")
         else:
             lines.append(
                 "--repair measures what they bring on a test split: extract with --test-fraction 0.2."
             )
-    elif (
-        result.label_issues["flag"] and "label" not in result.label_issues["items"][0]
-    ):  # no multi-label target
+    elif flagged and "label" not in result.label_issues["items"][0]:  # no multi-label target
         lines.append(f"Next: {again} --fix labels.csv")
     return lines
 

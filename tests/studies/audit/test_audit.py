@@ -355,6 +355,17 @@ def test_an_audit_without_labels_says_that_it_saw_a_part_of_the_images(features,
         audit(tmp_path / "c.h5", fix=tmp_path / "fix.csv")
 
 
+def test_a_fix_of_labels_that_are_right_proposes_no_repair(tmp_path):
+    y = np.arange(60) % 3
+    X = (np.random.default_rng(0).normal(size=(60, 10)) + 9 * np.eye(10)[y]).astype(np.float32)
+    path = write_cache(
+        tmp_path / "c.h5", X, [class_target(y)], split=np.where(np.arange(60) % 5, "train", "test")
+    )
+    shown = CliRunner().invoke(group, ["audit", str(path), "--fix", str(tmp_path / "fix.csv")]).output
+    assert "none is probably wrong" in shown.replace("\n", " ")
+    assert "--repair" not in shown
+
+
 def test_the_command_prints_tables_and_json(cache, tmp_path):
     shown = CliRunner().invoke(group, ["audit", str(cache), "--fix", str(tmp_path / "fix.csv")])
     assert shown.exit_code == 0, shown.output
