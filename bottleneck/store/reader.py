@@ -170,7 +170,7 @@ class FeatureCache:
             raise CacheError(
                 f"{self.path} has no rows: none of {counted(len(self.failures), 'image')} could be "
                 f"used{first}.",
-                "Repair or replace the images and run `bottleneck extract` again.",
+                "Repair or replace the images, and extract them again.",
             )
 
     def stored_name(self, name: str) -> str | None:

@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bottleneck import FeatureCache, train
 from bottleneck.cli.main import group
-from bottleneck.errors import StrictError
+from bottleneck.errors import CacheError, StrictError
 from tests.helpers.stripes import write_stripes
 from tests.studies.train.conftest import TINY
 
@@ -54,3 +54,13 @@ def test_strict_refuses_before_rows_are_removed_and_a_failed_image_is_named(sour
         train(photos, tmp_path / "m.safetensors", finetune="never", strict=True, **TINY)
     with FeatureCache(cache) as opened:
         assert len(opened.images) == before
+
+
+def test_images_of_which_none_can_be_read_are_to_be_replaced(tmp_path):
+    """The hint was to delete the cache, after which the same images fail again."""
+    photos = write_stripes(tmp_path / "photos", classes=2, images=2, val=0)
+    for path in photos.rglob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(CacheError, match="none of 4 images could be used") as error:
+        train(photos, tmp_path / "m.safetensors", image_size=64, engine="torch")
+    assert error.value.hint == "Repair or replace the images, and extract them again."
