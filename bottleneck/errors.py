@@ -166,9 +166,11 @@ def unread_notes(what: str, reasons: Mapping[str, str]) -> list[Note]:
 
     what : begins the sentence. reasons : by image.
     """
-    first = "".join(f"{image}: {why}" for image, why in [*reasons.items()][:1])
-    text = f"{what}: {len(reasons):,}; the first is {first}."
-    return [Note("images-unread", text, True, {"failed": len(reasons)})] if reasons else []
+    if not reasons:
+        return []
+    image, why = next(iter(reasons.items()))
+    text = f"{what}: {len(reasons):,}; the first is {image}: {why}."
+    return [Note("images-unread", text, True, {"failed": len(reasons)})]
 
 
 def refuse_strict(notes: Iterable[Note], strict: bool, tell: Callable[[str], None] | None = None) -> None:

@@ -293,7 +293,7 @@ class CacheFile:
     def _sample_flags(self, main: Path) -> str:
         """Return the flags that give the samples again; the file `main` knows, where this is a map or a part.
 
-        None where they cannot be read: the file may be damaged.
+        "" where they cannot be read: the file may be damaged.
         """
         with suppress(KeyError, TypeError, ValueError, OSError, RuntimeError, CacheError):
             if "samples/key" in self.file:

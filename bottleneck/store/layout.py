@@ -191,9 +191,9 @@ def chunk_rows(bytes_per_row: int) -> int:
 
 
 def cache_name(path: Path) -> str:
-    """Return the name of a cache without .h5, .hdf5 or .parts, from which files made of it have theirs."""
-    name = path.name.removesuffix(".parts")
-    return next((name.removesuffix(end) for end in CACHE_SUFFIXES if name.endswith(end)), name)
+    """Return the name of a cache without .h5, .hdf5 or .parts in any case: files made of it begin with it."""
+    name = path.name.removesuffix(PARTS)
+    return next((name[: -len(end)] for end in CACHE_SUFFIXES if name.lower().endswith(end)), name)
 
 
 def companion_path(path: Path, node: NodeSpec) -> Path:

@@ -98,7 +98,8 @@ def test_a_study_has_the_whole_name_of_its_source(source, name, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("cache", "name"), [("a.v2.h5", "a.v2"), ("a.hdf5", "a"), ("a.h5.parts", "a"), ("a.v2", "a.v2")]
+    ("cache", "name"),
+    [("a.v2.h5", "a.v2"), ("a.hdf5", "a"), ("a.h5.parts", "a"), ("a.H5", "a"), ("a.v2", "a.v2")],
 )
 def test_files_made_of_a_cache_have_its_name(cache, name):
     assert cache_name(Path("cache") / cache) == name

@@ -24,7 +24,7 @@ from bottleneck.errors import ArtifactError, BottleneckError, Note, first_line
 from bottleneck.heads.artifact import HeadArtifact, load_head
 from bottleneck.names import HEADS_FOLDER, is_cache
 from bottleneck.records import Check, are_objects, is_number, is_object, is_text, require_fields
-from bottleneck.store.layout import PARTS, companion_path, statistics_path
+from bottleneck.store.layout import PARTS, cache_name, companion_path, statistics_path
 from bottleneck.store.reader import FeatureCache
 
 HEADS = ".safetensors"
@@ -133,7 +133,7 @@ def _main_first(paths: Sequence[Path]) -> list[Path]:
 
     Sorted names, as a shell gives them, have NAME--NODE.h5 before NAME.h5.
     """
-    mains = [f"{_main(path).with_suffix('')}--" for path in paths if is_cache(path)]
+    mains = [str(path.with_name(f"{cache_name(path)}--")) for path in paths if is_cache(path)]
     return sorted(paths, key=lambda path: any(str(path).startswith(main) for main in mains))
 
 

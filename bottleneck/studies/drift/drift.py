@@ -138,7 +138,7 @@ def drift(
     started = time.perf_counter()
     config = config_from(DriftConfig, locals())
     load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
-    reading = config_from(ReadConfig, locals(), seed=0)
+    reading = config_from(ReadConfig, locals(), seed=0)  # `seed` is of the study, not of splits
     with FeatureCache(cache) as opened:
         opened.require_rows()
         name = sole_target(opened, target)

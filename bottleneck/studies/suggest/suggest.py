@@ -153,7 +153,7 @@ def suggest(
     """
     config = config_from(SuggestConfig, locals())
     load, run = config_from(LoadOptions, locals()), config_from(EngineConfig, locals())
-    reading = config_from(ReadConfig, locals(), seed=0)
+    reading = config_from(ReadConfig, locals(), seed=0)  # `seed` is of the study, not of splits
     if output is not None:
         require_file_name(Path(output))
     started = time.perf_counter()
